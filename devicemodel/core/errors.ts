@@ -1,0 +1,59 @@
+/**
+ * Errors by who must act: the user (ConfigError), the administrator (HostError, HsmError), or us (BugError).
+ * What the guest does wrong is never thrown through the request loop.
+ */
+
+/** Process exit codes, after sysexits.h; listed in docs/exit-codes.md. */
+export const ExitCode = {
+  Ok: 0,
+  Usage: 64,
+  DataError: 65,
+  NoInput: 66,
+  Unavailable: 69,
+  Software: 70,
+  OsError: 71,
+  CannotCreate: 73,
+  IoError: 74,
+  NoPermission: 77,
+  Config: 78,
+} as const;
+export type ExitCode = (typeof ExitCode)[keyof typeof ExitCode];
+
+export interface DmErrorOptions extends ErrorOptions {
+  /** What the reader should do next; printed on a line of its own. */
+  readonly hint?: string;
+  readonly exitCode?: ExitCode;
+}
+
+export class DmError extends Error {
+  readonly hint: string | undefined;
+  readonly exitCode: ExitCode;
+  constructor(message: string, options: DmErrorOptions = {}) {
+    super(message, options.cause === undefined ? undefined : { cause: options.cause });
+    this.name = new.target.name;
+    this.hint = options.hint;
+    this.exitCode = options.exitCode ?? ExitCode.Software;
+  }
+}
+
+/** The command line, a configuration file or an image is wrong. Nothing on the host was touched yet. */
+export class ConfigError extends DmError {
+  constructor(message: string, options: DmErrorOptions = {}) {
+    super(message, { exitCode: ExitCode.Usage, ...options });
+  }
+}
+
+/** The host refused something: a file, a device node, memory. */
+export class HostError extends DmError {
+  readonly errno: number;
+  constructor(message: string, errno: number, options: DmErrorOptions = {}) {
+    super(message, { exitCode: ExitCode.Unavailable, ...options });
+    this.errno = errno;
+  }
+}
+
+/** Our own mistake. */
+export class BugError extends DmError {}
+
+/** The guest gave an address that is not RAM. Caught where the guest's request is served, never by the loop. */
+export class GuestFault extends DmError {}

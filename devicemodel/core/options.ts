@@ -1,0 +1,107 @@
+/**
+ * One valibot schema per driver, four uses: the text after `-s SLOT,driver,`, a config file's object, the usage line,
+ * and the TypeScript type of the options.
+ */
+import * as v from 'valibot';
+import { ConfigError } from './errors.ts';
+
+/** What `v.metadata` of an option may carry. */
+export interface OptionMeta {
+  /** How the value is shown in the usage line; default: the key in capitals. */
+  readonly arg?: string;
+  readonly help?: string;
+  /** Option is written `key=value` or as a bare word, never by position. */
+  readonly named?: boolean;
+}
+
+export type OptionSchema = v.StrictObjectSchema<v.ObjectEntries, undefined>;
+
+/** Metadata of one entry, looking through optional and pipe wrappers. */
+export function optionMeta(schema: unknown): OptionMeta {
+  const s = schema as { type?: string; wrapped?: unknown; pipe?: readonly unknown[]; metadata?: OptionMeta };
+  if (s.pipe !== undefined) {
+    for (const part of s.pipe) {
+      const p = part as { type?: string; metadata?: OptionMeta };
+      if (p.type === 'metadata' && p.metadata !== undefined) return p.metadata;
+    }
+  }
+  return s.wrapped === undefined ? {} : optionMeta(s.wrapped);
+}
+
+function isOptional(schema: unknown): boolean {
+  return (schema as { type?: string }).type === 'optional';
+}
+
+/**
+ * `a,b,k=v,flag` → object for the schema: options without `=` fill the positional keys in schema order, a bare word
+ * that names a `named` key is that flag set to `true`.
+ */
+export function optionsFromText(schema: OptionSchema, text: string): Record<string, unknown> {
+  const out: Record<string, unknown> = {};
+  if (text === '') return out;
+  const keys = Object.keys(schema.entries);
+  const positional = keys.filter((k) => optionMeta(schema.entries[k]).named !== true);
+  for (const item of text.split(',')) {
+    const eq = item.indexOf('=');
+    const key = eq < 0 ? item : item.slice(0, eq);
+    if (eq >= 0 && keys.includes(key)) {
+      out[key] = item.slice(eq + 1);
+    } else if (eq < 0 && keys.includes(key) && optionMeta(schema.entries[key]).named === true) {
+      out[key] = true;
+    } else {
+      const next = positional.find((k) => !(k in out));
+      if (next === undefined) throw new ConfigError(`unknown option "${item}"`);
+      out[next] = item;
+    }
+  }
+  return out;
+}
+
+/** Check an object against the schema. @throws ConfigError `key: what is wrong, got value`. */
+export function checkOptions<S extends OptionSchema>(schema: S, input: Record<string, unknown>): v.InferOutput<S> {
+  const result = v.safeParse(schema, input);
+  if (result.success) return result.output;
+  const issue = result.issues[0];
+  const path = issue.path?.map((p) => String(p.key)).join('.') ?? '';
+  const missing = issue.input === undefined && path !== '';
+  const what = missing ? 'is missing' : issue.message;
+  throw new ConfigError(path === '' ? what : `${path}: ${what}`);
+}
+
+/** `ivshmem,{hv|dm}:/NAME,SIZE_MIB[,REGION_ID]` */
+export function optionUsage(driver: string, schema: OptionSchema): string {
+  let text = driver;
+  for (const [key, entry] of Object.entries(schema.entries)) {
+    const meta = optionMeta(entry);
+    const arg = meta.arg ?? (meta.named === true ? `${key}=${key.toUpperCase()}` : key.toUpperCase());
+    text += isOptional(entry) ? `[,${arg}]` : `,${arg}`;
+  }
+  return text;
+}
+
+/** One line per option that has a help text. */
+export function optionHelp(schema: OptionSchema): string[] {
+  return Object.entries(schema.entries).flatMap(([key, entry]) => {
+    const meta = optionMeta(entry);
+    return meta.help === undefined ? [] : [`  ${(meta.arg ?? key).padEnd(24)} ${meta.help}`];
+  });
+}
+
+/** A decimal (or 0x) whole number given as text or number. */
+export function integer(range: { min?: number; max?: number } = {}) {
+  const min = range.min ?? 0;
+  const max = range.max ?? Number.MAX_SAFE_INTEGER;
+  return v.pipe(
+    v.union([v.string(), v.number()]),
+    v.rawTransform(({ dataset, addIssue, NEVER }) => {
+      const raw = dataset.value;
+      const value = typeof raw === 'number' ? raw : /^(0x[0-9a-fA-F]+|\d+)$/.test(raw) ? Number(raw) : Number.NaN;
+      if (!Number.isSafeInteger(value) || value < min || value > max) {
+        const limit = range.max === undefined ? `${min} or more` : `${min} to ${max}`;
+        addIssue({ message: `must be a whole number, ${limit}, got "${raw}"` });
+        return NEVER;
+      }
+      return value;
+    }),
+  );
+}

@@ -1,0 +1,52 @@
+/** One object per driver: its name on the command line, its options, and how a function is made from them. */
+import type * as v from 'valibot';
+import type { Bdf } from '../../core/address.ts';
+import type { Clock } from '../../core/clock.ts';
+import type { InterruptLine, MsiSink, PowerControl } from '../../core/device.ts';
+import type { Hsm } from '../../core/hsm/hsm.ts';
+import type { Log } from '../../core/log.ts';
+import type { GuestMemory } from '../../core/memory.ts';
+import type { OptionSchema } from '../../core/options.ts';
+import type { CharBackend } from '../uart/backend.ts';
+import type { PciFunction } from './function.ts';
+
+/** The wires of one PCI function. */
+export interface PciEnv {
+  readonly bdf: Bdf;
+  readonly hsm: Hsm;
+  readonly memory: GuestMemory;
+  readonly clock: Clock;
+  readonly log: Log;
+  readonly msi: MsiSink;
+  readonly power: PowerControl;
+  /** Legacy interrupt: takes a pin (INTA# first) and a line on first call; the same line on later calls. Level, active low at the IOAPIC. */
+  intx(): InterruptLine;
+  /** Open a character back end by its option text: `stdio`, `pty`, `tcp:PORT`, a path… */
+  charBackend(text: string): CharBackend;
+  /** Machine-wide choices that some drivers follow. */
+  readonly machine: {
+    readonly vmName: string;
+    readonly windows: boolean;
+    readonly virtioMsi: boolean;
+    readonly virtioPollNs: number | undefined;
+    readonly hasOvmf: boolean;
+    readonly isRtvm: boolean;
+  };
+}
+
+export interface PciDriver<S extends OptionSchema = OptionSchema> {
+  readonly name: string;
+  /** Other names it is known by. */
+  readonly aliases?: readonly string[];
+  readonly summary: string;
+  readonly options: S;
+  /** For grammars the comma rule does not cover. Everything after `driver,`. */
+  parseText?(text: string): Record<string, unknown>;
+  /** Nothing on the host is touched here: files and taps open in `start`. */
+  create(options: v.InferOutput<S>, env: PciEnv): PciFunction;
+}
+
+/** Keeps the options' type between schema and `create`. */
+export function definePciDriver<S extends OptionSchema>(driver: PciDriver<S>): PciDriver<S> {
+  return driver;
+}

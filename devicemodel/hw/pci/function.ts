@@ -1,0 +1,62 @@
+/**
+ * A PCI function says what it is and what it needs; the PCI host places it, writes its header and routes accesses.
+ */
+import type { AccessSize, Bdf, Gpa, Port } from '../../core/address.ts';
+import type { Device } from '../../core/device.ts';
+import type { HvVdev } from '../../core/hsm/vdev.ts';
+import type { ConfigSpace } from './config-space.ts';
+
+export interface PciIdentity {
+  readonly vendorId: number;
+  readonly deviceId: number;
+  readonly revisionId?: number;
+  /** Class code 23:16, subclass 15:8, programming interface 7:0. */
+  readonly classCode: number;
+  readonly subsystemVendorId?: number;
+  readonly subsystemId?: number;
+  /** Header type register 0x0e without the multifunction bit (the host sets that). */
+  readonly headerType?: number;
+}
+
+export type BarIndex = 0 | 1 | 2 | 3 | 4 | 5;
+
+export interface BarSpec {
+  readonly index: BarIndex;
+  readonly kind: 'io' | 'mem32' | 'mem64';
+  readonly sizeBytes: number;
+  readonly prefetchable?: boolean;
+}
+
+/** Where the host put the function. BAR addresses are read live: the guest may move them. */
+export interface PciPlacement {
+  readonly bdf: Bdf;
+  barAddress(index: BarIndex): Gpa | Port;
+}
+
+interface PciFunctionBase {
+  readonly identity: PciIdentity;
+  readonly bars: readonly BarSpec[];
+}
+
+/** A function emulated here. */
+export interface EmulatedPciFunction extends PciFunctionBase, Device {
+  readonly backing: 'device-model';
+  /** Called once when the header is written and BARs are placed, before the guest runs: add capabilities, special registers. */
+  configure?(config: ConfigSpace, placement: PciPlacement): void;
+  readBar(index: BarIndex, offset: number, size: AccessSize): number;
+  writeBar(index: BarIndex, offset: number, size: AccessSize, value: number): void;
+  /** 64-bit BAR accesses that must not tear. */
+  readBarU64?(index: BarIndex, offset: number): bigint;
+  writeBarU64?(index: BarIndex, offset: number, value: bigint): void;
+  /** A BAR got a new address, or decoding was switched on (address) or off (undefined). */
+  barMoved?(index: BarIndex, address: Gpa | Port | undefined): void;
+}
+
+/** A function the hypervisor emulates: it is only described. */
+export interface HypervisorPciFunction extends PciFunctionBase {
+  readonly backing: 'hypervisor';
+  /** Pure: options + placement → what CREATE_VDEV needs. */
+  describe(at: PciPlacement): HvVdev;
+}
+
+export type PciFunction = EmulatedPciFunction | HypervisorPciFunction;
