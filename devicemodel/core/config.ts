@@ -1,0 +1,79 @@
+/**
+ * What a User VM is made of, checked and typed: the command line and a configuration file both end here. Building one
+ * touches nothing on the host.
+ */
+import type { Bdf } from './address.ts';
+
+export interface VmConfig {
+  /** 1..15 bytes. */
+  readonly name: string;
+  readonly hypervisor: 'auto' | 'acrn' | 'soft';
+  /** Scenario file of the embedded hypervisor, or undefined: derived from this configuration. */
+  readonly scenarioPath: string | undefined;
+  readonly memoryBytes: number;
+  readonly boot: BootConfig | undefined;
+  readonly pci: readonly PciSlotConfig[];
+  readonly com: readonly ComConfig[];
+  /** Local APIC ids of the Service VM CPUs given to this VM, as on the command line; empty: the scenario decides. */
+  readonly cpuAffinity: readonly number[];
+  readonly rtvm: boolean;
+  readonly lapicPt: boolean;
+  readonly trusty: boolean;
+  /** virtio devices use Oracle's PCI ids. */
+  readonly windows: boolean;
+  readonly virtioMsi: boolean;
+  readonly virtioPollNs: number | undefined;
+  readonly debugExit: boolean;
+  readonly cmdMonitorPath: string | undefined;
+  readonly intrMonitor: IntrMonitorConfig | undefined;
+  readonly logger: readonly LoggerConfig[];
+  readonly pmNotifyChannel: 'ioc' | 'power_button' | 'uart' | 'uart,allow_trigger_s5' | undefined;
+  /** `--acpidev_pt HID[,UID]`. */
+  readonly acpidevPt: string | undefined;
+  readonly mmiodevPt: readonly { readonly base: number; readonly sizeBytes: number }[];
+  readonly vtpm2SocketPath: string | undefined;
+}
+
+export type BootConfig =
+  | {
+      readonly kind: 'bzimage';
+      readonly kernelPath: string;
+      readonly ramdiskPath: string | undefined;
+      readonly bootargs: string | undefined;
+    }
+  | { readonly kind: 'elf'; readonly imagePath: string; readonly bootargs: string | undefined }
+  | { readonly kind: 'ovmf'; readonly image: OvmfImage };
+
+export type OvmfImage =
+  | { readonly form: 'single'; readonly path: string; readonly writeBack: boolean }
+  | { readonly form: 'split'; readonly codePath: string; readonly varsPath: string; readonly writeBack: boolean };
+
+export interface PciSlotConfig {
+  readonly bdf: Bdf;
+  readonly driver: string;
+  /** Checked by the driver's schema. */
+  readonly options: unknown;
+  /** The option text as given, for messages and for digests some drivers make of it. */
+  readonly text: string;
+}
+
+export interface ComConfig {
+  /** 1..5; 5 is the S5 vUART with a port and irq of its own. */
+  readonly index: 1 | 2 | 3 | 4 | 5;
+  /** `stdio`, `tcp:PORT`, `pty`, a TTY path…; empty: nothing is connected. */
+  readonly backend: string;
+  readonly port?: number;
+  readonly irq?: number;
+}
+
+export interface IntrMonitorConfig {
+  readonly thresholdPerSecond: number;
+  readonly probePeriodS: number;
+  readonly delayMs: number;
+  readonly delayDurationMs: number;
+}
+
+export interface LoggerConfig {
+  readonly sink: 'console' | 'kmsg' | 'disk';
+  readonly level: number;
+}
