@@ -170,3 +170,9 @@ export function viewOf(address: bigint, sizeBytes: number): Uint8Array<ArrayBuff
 export function addressOf(bytes: Uint8Array): bigint {
   return koffi.address(bytes);
 }
+
+/** Call back on the event loop whenever the descriptor is readable. @returns how to stop. Keeps the process alive until then. */
+export function watchFd(fd: number, onReadable: () => void): () => void {
+  const handle = koffi.node.poll(fd, { readable: true }, onReadable);
+  return () => handle.close();
+}

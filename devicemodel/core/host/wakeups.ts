@@ -1,0 +1,108 @@
+/**
+ * How the outside world reaches a thread that sits in a blocking ioctl.
+ *
+ * The device model runs on one thread: the one that waits for the guest also owns Node's event loop. While it waits, a
+ * watcher thread polls the event loop's own descriptor (uv_backend_fd, libuv's interface for embedding) and *kicks*:
+ * a directed signal makes the blocking call return, and the loop gives the event loop a turn. Timers kick the same way,
+ * by a POSIX timer aimed at this thread.
+ *
+ * A signal that lands just before the blocking call is entered is lost. So a kick is a number: the watcher bumps it and
+ * signals again until this thread has copied it; a timer repeats until it was served.
+ */
+import { Worker } from 'node:worker_threads';
+import { Eventfd } from './eventfd.ts';
+import { libc, native, nativeAddress, watchFd } from './libc.ts';
+import { type WatcherData, Word, watcherThread } from './watcher-thread.ts';
+
+/** SIGRTMIN+6: free in Node, and not SIGUSR1, which starts the inspector. */
+export const KICK_SIGNAL = 40;
+const SIGACTION_BYTES = 152;
+
+/**
+ * The kick signal must interrupt and do nothing else. Its handler is a C function without side effects; SA_RESTART is
+ * not set, so that a blocked call returns.
+ */
+export function installKickSignal(): void {
+  const action = new DataView(new ArrayBuffer(SIGACTION_BYTES));
+  action.setBigUint64(0, nativeAddress('abs'), true); // sa_handler; mask, flags and restorer stay 0
+  native('int sigaction(int, const void *, void *)')(KICK_SIGNAL, new Uint8Array(action.buffer), null);
+}
+
+export class Wakeups {
+  readonly #words = new Int32Array(new SharedArrayBuffer(Word.Count * Int32Array.BYTES_PER_ELEMENT));
+  readonly #backendTimeout = native('int uv_backend_timeout(void *)');
+  readonly #loop = (native('uintptr_t uv_default_loop()') as () => unknown)();
+  /** Brings a turn of the event loop to its end: readable as soon as the loop polls. */
+  readonly #turnEnd = new Eventfd();
+  #endTurn: () => void = () => {};
+  #unwatch: () => void = () => {};
+  #worker: Worker | undefined;
+  #stopFd = -1;
+
+  /** Start watching. From now on {@link pending} becomes true when the event loop has something to do. */
+  start(koffiPath: string): void {
+    if (this.#worker !== undefined) return;
+    this.#stopFd = libc.eventfd(0);
+    this.#unwatch = watchFd(this.#turnEnd.fd, () => {
+      this.#turnEnd.take();
+      this.#endTurn();
+    });
+    // Not published yet: the descriptor just added is registered only in the first turn.
+    Atomics.store(this.#words, Word.TimeoutMs, 0);
+    const data: WatcherData = {
+      words: this.#words,
+      koffiPath,
+      backendFd: native('int uv_backend_fd(uintptr_t)')(this.#loop),
+      stopFd: this.#stopFd,
+      pid: process.pid,
+      tid: libc.gettid(),
+      signal: KICK_SIGNAL,
+    };
+    // The thread's code is one self-contained function: its source is all it needs, bundled or not.
+    this.#worker = new Worker(`(${watcherThread.toString()})()`, { eval: true, workerData: data, stdin: false });
+    this.#worker.unref();
+  }
+
+  /** Whether a kick waits for its answer: give the event loop a turn. Cheap enough for every request. */
+  get pending(): boolean {
+    return Atomics.load(this.#words, Word.Kicked) !== Atomics.load(this.#words, Word.Answered);
+  }
+
+  /**
+   * One turn of the event loop: what is due runs, then this thread's work goes on from inside the loop's poll phase.
+   * (From a setImmediate it would go on with Node's idle handle active, and libuv would never report a time to sleep.)
+   * What a callback of this turn leaves to be done makes the descriptor ready again, or the time to sleep 0.
+   */
+  async turn(): Promise<void> {
+    const kick = Atomics.load(this.#words, Word.Kicked);
+    await new Promise<void>((resolve) => {
+      this.#endTurn = resolve;
+      this.#turnEnd.signal();
+    });
+    this.#publishTimeout();
+    Atomics.store(this.#words, Word.Answered, kick);
+    Atomics.notify(this.#words, Word.Answered);
+  }
+
+  /** Stop watching; the thread ends by itself. Safe twice. */
+  async stop(): Promise<void> {
+    const worker = this.#worker;
+    if (worker === undefined) return;
+    this.#worker = undefined;
+    const ended = new Promise((resolve) => worker.once('exit', resolve));
+    worker.ref();
+    Atomics.store(this.#words, Word.Stop, 1);
+    Atomics.store(this.#words, Word.Answered, Atomics.load(this.#words, Word.Kicked));
+    Atomics.notify(this.#words, Word.Answered);
+    native('int64_t write(int, const void *, size_t)')(this.#stopFd, Uint8Array.of(1, 0, 0, 0, 0, 0, 0, 0), 8);
+    await ended;
+    libc.close(this.#stopFd);
+    this.#unwatch();
+    this.#turnEnd.dispose();
+  }
+
+  /** Node's own timers are not in the descriptor: tell the watcher how long it may sleep (-1: no timer). */
+  #publishTimeout(): void {
+    Atomics.store(this.#words, Word.TimeoutMs, this.#backendTimeout(this.#loop));
+  }
+}

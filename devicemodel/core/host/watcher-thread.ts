@@ -1,0 +1,48 @@
+/** The watcher thread of {@link Wakeups}. It must not use anything outside itself: its source text is what runs. */
+
+/** Indexes into the shared words. */
+export const Word = { Kicked: 0, Answered: 1, TimeoutMs: 2, Stop: 3, Count: 4 } as const;
+
+export interface WatcherData {
+  readonly words: Int32Array;
+  readonly koffiPath: string;
+  readonly backendFd: number;
+  readonly stopFd: number;
+  readonly pid: number;
+  readonly tid: number;
+  readonly signal: number;
+}
+
+export function watcherThread(): void {
+  const { workerData } = require('node:worker_threads') as { workerData: WatcherData };
+  const { words, koffiPath, backendFd, stopFd, pid, tid, signal } = workerData;
+  const library = require(koffiPath).load(null);
+  const poll = library.func('int poll(void *, unsigned long, int)') as (...args: unknown[]) => number;
+  const syscall = library.func('long syscall(long, long, long, long)') as (...args: unknown[]) => number;
+  const SYS_TGKILL = 234;
+  const POLLIN = 1;
+  /** Until the kick is answered it is repeated this often. */
+  const REPEAT_MS = 0.2;
+  const [KICKED, ANSWERED, TIMEOUT_MS, STOP] = [0, 1, 2, 3];
+
+  // struct pollfd { int fd; short events; short revents; }
+  const fds = new DataView(new ArrayBuffer(16));
+  fds.setInt32(0, backendFd, true);
+  fds.setInt16(4, POLLIN, true);
+  fds.setInt32(8, stopFd, true);
+  fds.setInt16(12, POLLIN, true);
+  const bytes = new Uint8Array(fds.buffer);
+
+  while (Atomics.load(words, STOP as number) === 0) {
+    poll(bytes, 2, Atomics.load(words, TIMEOUT_MS as number));
+    if (Atomics.load(words, STOP as number) !== 0) break;
+    const kick = (Atomics.load(words, KICKED as number) + 1) | 0;
+    Atomics.store(words, KICKED as number, kick);
+    for (;;) {
+      const answered = Atomics.load(words, ANSWERED as number);
+      if (answered === kick || Atomics.load(words, STOP as number) !== 0) break;
+      syscall(SYS_TGKILL, pid, tid, signal);
+      Atomics.wait(words, ANSWERED as number, answered, REPEAT_MS);
+    }
+  }
+}
