@@ -1,0 +1,283 @@
+/**
+ * Guest RAM from the host: huge pages of 1 GiB and 2 MiB as ACRN wants them (EPT mappings stay large, page tables small),
+ * taken from memfds that no other process can open. 4 KiB pages are the fallback, with a warning.
+ *
+ * All segments share one reservation of address space, so that host address minus guest address is one constant.
+ * Pages are not touched here: a shared hugetlb mapping reserves its pages at mmap, the kernel clears each at its first
+ * use, and the HSM faults all of them in when it pins a segment.
+ */
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import type { Gpa } from './address.ts';
+import { HostError } from './errors.ts';
+import { Errno, libc, MapFlag, MemfdFlag, OpenFlag, Protection, viewOf } from './host/libc.ts';
+import type { RamMapping } from './hsm/hsm.ts';
+import type { Log } from './log.ts';
+import type { RamChunk } from './memory.ts';
+import { alignUp, formatSize, GiB, MiB } from './units.ts';
+
+export interface RamRequest {
+  readonly base: Gpa;
+  readonly sizeBytes: number;
+}
+
+export interface GuestRam {
+  /** For the device model: views of at most 1 GiB. */
+  readonly chunks: readonly RamChunk[];
+  /** For the hypervisor: one per region, or several where pages are small. */
+  readonly segments: readonly RamMapping[];
+  dispose(): void;
+}
+
+const SMALL_PAGE = 4096;
+const HUGE_2M = 2 * MiB;
+const HUGE_1G = GiB;
+/** A typed array on Node 20 ends at 4 GiB; 1 GiB leaves room and matches the largest page. */
+const CHUNK_BYTES = GiB;
+/** With 4 KiB pages the HSM's page list is one kmalloc: segments must stay well below 512 MiB. */
+const SMALL_PAGE_SEGMENT_BYTES = 256 * MiB;
+/** F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW: nobody can cut the guest's memory away. */
+const SEALS = 0x1 | 0x2 | 0x4;
+/** Shared with the C device model, so that both kinds can start VMs at the same time. */
+const LOCK_DIR = '/run/hugepage/acrn';
+
+/** One kind of huge page on this host, by its sysfs counters. */
+class PagePool {
+  readonly pageBytes: number;
+  readonly #dir: string;
+  /** Pages this process added to the pool, given back at the end. */
+  added = 0;
+
+  constructor(pageBytes: number) {
+    this.pageBytes = pageBytes;
+    this.#dir = `/sys/kernel/mm/hugepages/hugepages-${pageBytes / 1024}kB`;
+  }
+
+  #read(name: string): number {
+    try {
+      return Number.parseInt(readFileSync(`${this.#dir}/${name}`, 'utf8'), 10) || 0;
+    } catch {
+      return 0; // no such page size on this CPU
+    }
+  }
+
+  /** Pages nobody uses or has reserved. */
+  get available(): number {
+    return this.#read('free_hugepages') - this.#read('resv_hugepages');
+  }
+
+  /** Ask the kernel for a larger (or smaller) pool; how far it got shows in `available`. */
+  grow(pages: number): void {
+    const before = this.#read('nr_hugepages');
+    try {
+      writeFileSync(`${this.#dir}/nr_hugepages`, String(before + pages));
+    } catch {
+      return; // not root, or no such pool
+    }
+    this.added += this.#read('nr_hugepages') - before;
+  }
+}
+
+/** How many bytes of each region each kind of page backs; large pages first, from the region's base. */
+interface Backing {
+  readonly base: Gpa;
+  readonly gigabyteBytes: number;
+  readonly megabyteBytes: number;
+}
+
+/**
+ * Map the regions. They must not overlap, and be multiples of 2 MiB.
+ * @param allowSmallPages 4 KiB pages when there are not enough huge ones
+ * @throws HostError with the command that makes room
+ */
+export function allocateGuestRam(regions: readonly RamRequest[], allowSmallPages: boolean, log: Log): GuestRam {
+  const unlock = lockHugePages(log);
+  const gigabytes = new PagePool(HUGE_1G);
+  const megabytes = new PagePool(HUGE_2M);
+  try {
+    const plan = planHugePages(regions, gigabytes, megabytes);
+    if (plan !== undefined) {
+      const ram = mapHuge(plan, regions);
+      return {
+        ...ram,
+        dispose: () => {
+          ram.dispose();
+          giveBack(gigabytes, megabytes);
+        },
+      };
+    }
+  } catch (error) {
+    giveBack(gigabytes, megabytes);
+    // ENOMEM here is a race for the pages with another process; anything else is not about pages at all.
+    if (!(error instanceof HostError) || error.errno !== Errno.ENOMEM || !allowSmallPages) throw error;
+  } finally {
+    unlock();
+  }
+  giveBack(gigabytes, megabytes);
+  const total = regions.reduce((sum, r) => sum + r.sizeBytes, 0);
+  const pages = Math.ceil(total / HUGE_2M);
+  const hint = `sysctl vm.nr_hugepages=${pages}`;
+  const what = `${formatSize(total)} of guest memory need ${pages} huge pages of 2 MiB, ${Math.max(0, megabytes.available)} are free`;
+  if (!allowSmallPages) throw new HostError(what, Errno.ENOMEM, { hint });
+  log.warn(`${what}: using 4 KiB pages, the guest will be slower (${hint})`);
+  return mapSmall(regions);
+}
+
+/** @returns undefined when even after asking the kernel there are too few pages. */
+function planHugePages(
+  regions: readonly RamRequest[],
+  gigabytes: PagePool,
+  megabytes: PagePool,
+): Backing[] | undefined {
+  let wantGigabytes = regions.reduce((sum, r) => sum + Math.floor(r.sizeBytes / HUGE_1G), 0);
+  if (wantGigabytes > gigabytes.available) gigabytes.grow(wantGigabytes - gigabytes.available);
+  wantGigabytes = Math.min(wantGigabytes, Math.max(0, gigabytes.available));
+
+  const plan: Backing[] = [];
+  let wantMegabytes = 0;
+  for (const region of regions) {
+    const large = Math.min(Math.floor(region.sizeBytes / HUGE_1G), wantGigabytes);
+    wantGigabytes -= large;
+    const rest = region.sizeBytes - large * HUGE_1G;
+    plan.push({ base: region.base, gigabyteBytes: large * HUGE_1G, megabyteBytes: rest });
+    wantMegabytes += rest / HUGE_2M;
+  }
+  if (wantMegabytes > megabytes.available) megabytes.grow(wantMegabytes - megabytes.available);
+  // Idle gigabyte pages are memory, too: turn them into small huge pages one by one.
+  const neededGigabytes = plan.reduce((sum, b) => sum + b.gigabyteBytes / HUGE_1G, 0);
+  while (wantMegabytes > megabytes.available && gigabytes.available > neededGigabytes) {
+    const before = gigabytes.available;
+    gigabytes.grow(-1);
+    megabytes.grow(wantMegabytes - megabytes.available);
+    if (gigabytes.available >= before) break;
+  }
+  return wantMegabytes <= megabytes.available ? plan : undefined;
+}
+
+function mapHuge(plan: readonly Backing[], regions: readonly RamRequest[]): GuestRam {
+  const usesGigabytes = plan.some((b) => b.gigabyteBytes > 0);
+  const space = reserveAddressSpace(regions, usesGigabytes ? HUGE_1G : HUGE_2M);
+  let fd = -1;
+  try {
+    const kinds = [
+      { flag: MemfdFlag.Huge1Gib, bytesOf: (b: Backing) => b.gigabyteBytes, offsetOf: (_: Backing) => 0 },
+      { flag: MemfdFlag.Huge2Mib, bytesOf: (b: Backing) => b.megabyteBytes, offsetOf: (b: Backing) => b.gigabyteBytes },
+    ];
+    for (const kind of kinds) {
+      const total = plan.reduce((sum, b) => sum + kind.bytesOf(b), 0);
+      if (total === 0) continue;
+      fd = libc.memfdCreate(
+        'acrn_memfd',
+        MemfdFlag.CloseOnExec | MemfdFlag.AllowSealing | MemfdFlag.HugeTlb | kind.flag,
+      );
+      libc.ftruncate(fd, total, 'guest memory');
+      libc.addSeals(fd, SEALS, 'guest memory');
+      let fileOffset = 0;
+      for (const backing of plan) {
+        const size = kind.bytesOf(backing);
+        if (size === 0) continue;
+        const at = space.hostBase + BigInt(backing.base + kind.offsetOf(backing));
+        libc.mmap(
+          size,
+          Protection.Read | Protection.Write,
+          MapFlag.Shared | MapFlag.Fixed,
+          fd,
+          fileOffset,
+          'guest memory',
+          at,
+        );
+        fileOffset += size;
+      }
+      libc.close(fd); // the mappings keep the memory
+      fd = -1;
+    }
+  } catch (error) {
+    if (fd >= 0) libc.close(fd);
+    space.dispose();
+    throw error;
+  }
+  return describe(regions, space, Number.POSITIVE_INFINITY);
+}
+
+function mapSmall(regions: readonly RamRequest[]): GuestRam {
+  const space = reserveAddressSpace(regions, HUGE_2M);
+  try {
+    for (const region of regions) {
+      const flags = MapFlag.Shared | MapFlag.Fixed | MapFlag.Anonymous | MapFlag.NoReserve;
+      const at = space.hostBase + BigInt(region.base);
+      libc.mmap(region.sizeBytes, Protection.Read | Protection.Write, flags, -1, 0, 'guest memory', at);
+    }
+  } catch (error) {
+    space.dispose();
+    throw error;
+  }
+  return describe(regions, space, SMALL_PAGE_SEGMENT_BYTES);
+}
+
+interface AddressSpace {
+  /** Host address of guest-physical address 0. */
+  readonly hostBase: bigint;
+  dispose(): void;
+}
+
+/** One inaccessible mapping that covers guest addresses 0 to the end of the last region, aligned for its pages. */
+function reserveAddressSpace(regions: readonly RamRequest[], alignment: number): AddressSpace {
+  const end = Math.max(...regions.map((r) => r.base + r.sizeBytes));
+  const size = alignUp(end, SMALL_PAGE) + alignment;
+  const flags = MapFlag.Private | MapFlag.Anonymous | MapFlag.NoReserve;
+  const address = libc.mmap(size, Protection.None, flags, -1, 0, 'address space for guest memory');
+  const mask = BigInt(alignment) - 1n;
+  let live = true;
+  return {
+    hostBase: (address + mask) & ~mask,
+    dispose: () => {
+      if (live) libc.munmap(address, size);
+      live = false;
+    },
+  };
+}
+
+function describe(regions: readonly RamRequest[], space: AddressSpace, segmentBytes: number): GuestRam {
+  const cut = (limit: number): RamMapping[] =>
+    regions.flatMap((region) => {
+      const parts: RamMapping[] = [];
+      for (let offset = 0; offset < region.sizeBytes; offset += limit) {
+        const sizeBytes = Math.min(limit, region.sizeBytes - offset);
+        const gpa = region.base + offset;
+        const hostAddress = space.hostBase + BigInt(gpa);
+        // A segment of more than a chunk shows its first chunk: its hypervisor maps it by address.
+        const bytes = viewOf(hostAddress, Math.min(sizeBytes, CHUNK_BYTES));
+        parts.push({ gpa, sizeBytes, hostAddress, bytes, writable: true });
+      }
+      return parts;
+    });
+  return {
+    chunks: cut(CHUNK_BYTES).map((m) => ({ base: m.gpa, bytes: m.bytes, hostAddress: m.hostAddress })),
+    segments: cut(segmentBytes),
+    dispose: () => space.dispose(),
+  };
+}
+
+function giveBack(...pools: readonly PagePool[]): void {
+  for (const pool of pools) {
+    const added = pool.added;
+    pool.added = 0;
+    if (added !== 0) pool.grow(-added);
+    pool.added = 0;
+  }
+}
+
+/** Two device models that reserve at once would each find the pages free. @returns how to unlock. */
+function lockHugePages(log: Log): () => void {
+  try {
+    mkdirSync(LOCK_DIR, { recursive: true, mode: 0o755 });
+    const fd = libc.open(`${LOCK_DIR}/lock`, OpenFlag.ReadWrite | OpenFlag.Create | OpenFlag.CloseOnExec);
+    libc.lockFile(fd, `${LOCK_DIR}/lock`);
+    return () => {
+      libc.unlockFile(fd);
+      libc.close(fd);
+    };
+  } catch (error) {
+    log.debug(`huge pages are not locked: ${(error as Error).message}`);
+    return () => {};
+  }
+}

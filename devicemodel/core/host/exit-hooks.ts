@@ -1,0 +1,55 @@
+/**
+ * Last steps that must happen however the process ends: a terminal left in raw mode, or output still in a buffer, is
+ * what the user sees of a crash. Covers process.exit, a natural end, uncaught exceptions, and every signal that would
+ * otherwise end the process with nobody listening. SIGKILL and faults in native code cannot be caught here.
+ */
+
+/** Signals whose default action ends the process and that a user or a supervisor sends. */
+const FATAL_SIGNALS = ['SIGHUP', 'SIGINT', 'SIGQUIT', 'SIGTERM', 'SIGALRM', 'SIGUSR2'] as const;
+
+const hooks = new Set<() => void>();
+let installed = false;
+
+function runAll(): void {
+  // Last in, first out, as every teardown here; a hook that fails must not keep the others from running.
+  for (const hook of [...hooks].reverse()) {
+    try {
+      hook();
+    } catch {
+      // The process is ending: there is nobody left to tell.
+    }
+  }
+}
+
+function onSignal(signal: NodeJS.Signals): void {
+  // Somebody else handles it, and will end the process in good order.
+  if (process.listenerCount(signal) > 1) return;
+  runAll();
+  process.removeListener(signal, onSignal);
+  process.kill(process.pid, signal);
+}
+
+function install(): void {
+  installed = true;
+  process.on('exit', runAll);
+  for (const signal of FATAL_SIGNALS) process.on(signal, onSignal);
+}
+
+function uninstall(): void {
+  installed = false;
+  process.removeListener('exit', runAll);
+  for (const signal of FATAL_SIGNALS) process.removeListener(signal, onSignal);
+}
+
+/**
+ * Run `hook` when the process ends. It must be synchronous, quick, and harmless when it runs twice.
+ * @returns removes the hook again; signal handlers are only installed while there is a hook.
+ */
+export function onProcessEnd(hook: () => void): () => void {
+  hooks.add(hook);
+  if (!installed) install();
+  return () => {
+    hooks.delete(hook);
+    if (hooks.size === 0 && installed) uninstall();
+  };
+}

@@ -1,0 +1,125 @@
+/**
+ * Serves the guest's accesses: looks at every slot of the request page that waits for the device model, gives the access
+ * to the bus it belongs to, and tells the hypervisor that it is done.
+ */
+import { type AccessSize, allOnes, type Bdf, hex } from './address.ts';
+import type { PciConfigAccess } from './device.ts';
+import type { Hsm } from './hsm/hsm.ts';
+import type { MmioBus, PioBus } from './io-bus.ts';
+import { IoreqPage, IoreqType } from './ioreq-page.ts';
+import type { Log } from './log.ts';
+
+export interface IoreqServerParts {
+  readonly hsm: Hsm;
+  readonly pio: PioBus;
+  readonly mmio: MmioBus;
+  readonly pci: PciConfigAccess;
+  readonly vcpuCount: number;
+  readonly log: Log;
+}
+
+const ALL_ONES_U64 = 0xffff_ffff_ffff_ffffn;
+const CONFIG_SPACE_BYTES = 4096;
+
+export class IoreqServer {
+  readonly #page: IoreqPage;
+  readonly #parts: IoreqServerParts;
+  /** Reused for every config access. */
+  readonly #bdf: { bus: number; device: number; function: number } = { bus: 0, device: 0, function: 0 };
+  /** Set while a reset or suspend is asked for: the vCPU must not run on, so its request stays open. */
+  holdCompletions = false;
+
+  constructor(parts: IoreqServerParts) {
+    this.#parts = parts;
+    this.#page = new IoreqPage(parts.hsm.ioreqPage);
+  }
+
+  /** Serve every pending slot once. @returns how many were served. */
+  readonly serve = (): number => {
+    const page = this.#page;
+    let served = 0;
+    for (let vcpu = 0; vcpu < this.#parts.vcpuCount; vcpu++) {
+      if (!page.isPending(vcpu)) continue;
+      served++;
+      switch (page.type(vcpu)) {
+        case IoreqType.PortIo:
+          this.#portIo(vcpu);
+          break;
+        case IoreqType.Mmio:
+          this.#mmio(vcpu);
+          break;
+        case IoreqType.PciConfig:
+          this.#pciConfig(vcpu);
+          break;
+        default:
+          // Compat: the C device model exits here. A request nobody understands is completed as if nobody answered.
+          this.#parts.log.guest(() => `request of unknown type ${page.type(vcpu)} from vCPU ${vcpu}`);
+          page.setValueU64(vcpu, ALL_ONES_U64);
+      }
+      if (!this.holdCompletions) this.#parts.hsm.notifyIoreqDone(vcpu);
+    }
+    return served;
+  };
+
+  /** Whether anything waits, without serving it. */
+  get hasPending(): boolean {
+    for (let vcpu = 0; vcpu < this.#parts.vcpuCount; vcpu++) if (this.#page.isPending(vcpu)) return true;
+    return false;
+  }
+
+  #portIo(vcpu: number): void {
+    const page = this.#page;
+    const port = page.address(vcpu);
+    const size = page.size(vcpu) as AccessSize;
+    const inRange = (size === 1 || size === 2 || size === 4) && port + size <= 0x1_0000;
+    if (page.isWrite(vcpu)) {
+      if (!inRange || !this.#parts.pio.write(port, size, mask(page.value(vcpu), size))) {
+        this.#parts.log.debug(`nobody at port ${hex(port)} takes a write`);
+      }
+    } else {
+      page.setValue(vcpu, inRange ? (this.#parts.pio.read(port, size) ?? allOnes(size)) : 0xffffffff);
+    }
+  }
+
+  #mmio(vcpu: number): void {
+    const page = this.#page;
+    const address = page.address(vcpu);
+    const size = page.size(vcpu);
+    const { mmio } = this.#parts;
+    if (size === 8) {
+      if (page.isWrite(vcpu)) mmio.writeU64(address, page.valueU64(vcpu));
+      else page.setValueU64(vcpu, mmio.readU64(address) ?? ALL_ONES_U64);
+    } else if (size === 1 || size === 2 || size === 4) {
+      if (page.isWrite(vcpu)) mmio.write(address, size, mask(page.value(vcpu), size));
+      else page.setValue(vcpu, mmio.read(address, size) ?? allOnes(size));
+    } else if (!page.isWrite(vcpu)) {
+      page.setValueU64(vcpu, ALL_ONES_U64);
+    }
+  }
+
+  #pciConfig(vcpu: number): void {
+    const page = this.#page;
+    const bdf = this.#bdf;
+    bdf.bus = page.pciBus(vcpu);
+    bdf.device = page.pciDevice(vcpu);
+    bdf.function = page.pciFunction(vcpu);
+    const offset = page.pciRegister(vcpu);
+    const size = page.size(vcpu) as AccessSize;
+    const valid =
+      (size === 1 || size === 2 || size === 4) && offset >= 0 && offset + size <= CONFIG_SPACE_BYTES && isBdf(bdf);
+    if (page.isWrite(vcpu)) {
+      if (valid) this.#parts.pci.writeConfig(bdf, offset, size, mask(page.value(vcpu), size));
+    } else {
+      page.setValue(vcpu, valid ? this.#parts.pci.readConfig(bdf, offset, size) : 0xffffffff);
+    }
+  }
+}
+
+function isBdf(bdf: Bdf): boolean {
+  return (bdf.bus & ~0xff) === 0 && (bdf.device & ~0x1f) === 0 && (bdf.function & ~7) === 0;
+}
+
+/** The bytes of an access; the rest of the field is whatever the register held. */
+function mask(value: number, size: AccessSize): number {
+  return size === 4 ? value : size === 2 ? value & 0xffff : value & 0xff;
+}
