@@ -179,7 +179,10 @@ export class AcrnHsm implements Hsm {
       'SET_MEMSEG',
       AcrnVmMemmap.encode({
         type: MemmapType.Ram,
-        attr: MemmapAttr.Read | (mapping.writable ? MemmapAttr.Write : 0) | MemmapAttr.Execute,
+        attr:
+          MemmapAttr.Read |
+          (mapping.writable ? MemmapAttr.Write : 0) |
+          (mapping.executable === false ? 0 : MemmapAttr.Execute),
         userVmPa: mapping.gpa,
         hostAddress: mapping.hostAddress,
         len: mapping.sizeBytes,

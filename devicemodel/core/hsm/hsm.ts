@@ -70,6 +70,8 @@ export interface RamMapping {
   /** Their address in this process. */
   readonly hostAddress: bigint;
   readonly writable: boolean;
+  /** Default true; shared memory of a device is not for code. */
+  readonly executable?: boolean;
 }
 
 /** Physical device memory mapped into the guest (passthrough). */
@@ -145,6 +147,8 @@ export interface Hsm {
   close(): void;
 
   // Optional abilities: looked up, never stubbed.
+  /** Take a mapping of `mapRam` away again, for device memory that moves. ACRN keeps RAM until the VM is destroyed. */
+  unmapRam?(mapping: RamMapping): void;
   readonly engineRam?: EngineRam;
   readonly passthrough?: PassthroughAbility;
   readonly vmEvents?: VmEventAbility;

@@ -10,6 +10,29 @@ import type { OptionSchema } from '../../core/options.ts';
 import type { CharBackend } from '../uart/backend.ts';
 import type { PciFunction } from './function.ts';
 
+/** POSIX shared memory of the host, mapped into this process. */
+export interface SharedMemory {
+  readonly bytes: Uint8Array;
+  readonly hostAddress: bigint;
+  /** Unmap and close; the object itself stays for its other users. */
+  dispose(): void;
+}
+
+export interface SharedMemoryProvider {
+  /**
+   * Open `/dev/shm/NAME` (owner only), creating it with this size if it is not there.
+   * @throws HostError if it cannot be opened or has another size.
+   */
+  openSharedMemory(name: string, sizeBytes: number): SharedMemory;
+}
+
+/** The PIRQ link registers behind the LPC bridge's configuration space. */
+export interface PirqLinks {
+  /** @param link 1..8, PIRQA first. @returns 0x80 if disabled, else the ISA irq. */
+  readLink(link: number): number;
+  writeLink(link: number, value: number): void;
+}
+
 /** The wires of one PCI function. */
 export interface PciEnv {
   readonly bdf: Bdf;
@@ -23,6 +46,10 @@ export interface PciEnv {
   intx(): InterruptLine;
   /** Open a character back end by its option text: `stdio`, `pty`, `tcp:PORT`, a path… */
   charBackend(text: string): CharBackend;
+  /** Absent where the host has none. */
+  readonly sharedMemory?: SharedMemoryProvider;
+  /** Absent where nothing routes legacy interrupts. */
+  readonly pirqLinks?: PirqLinks;
   /** Machine-wide choices that some drivers follow. */
   readonly machine: {
     readonly vmName: string;

@@ -50,6 +50,13 @@ export interface EmulatedPciFunction extends PciFunctionBase, Device {
   writeBarU64?(index: BarIndex, offset: number, value: bigint): void;
   /** A BAR got a new address, or decoding was switched on (address) or off (undefined). */
   barMoved?(index: BarIndex, address: Gpa | Port | undefined): void;
+  /**
+   * Hypervisor calls the function needs before the guest runs, such as mapping memory of its own; in device order
+   * among the CREATE_VDEVs. May be called again after `detach`.
+   */
+  attach?(): void;
+  /** Undo `attach`. Safe twice, and without it. */
+  detach?(): void;
 }
 
 /** A function the hypervisor emulates: it is only described. */
@@ -57,6 +64,8 @@ export interface HypervisorPciFunction extends PciFunctionBase {
   readonly backing: 'hypervisor';
   /** Pure: options + placement → what CREATE_VDEV needs. */
   describe(at: PciPlacement): HvVdev;
+  /** What this model answers where the hypervisor passes an access on to it. Default: all ones. */
+  readBar?(index: BarIndex, offset: number, size: AccessSize): number;
 }
 
 export type PciFunction = EmulatedPciFunction | HypervisorPciFunction;
