@@ -13,6 +13,8 @@ export const Layout = {
   ovmfE820Base: 0xef000,
   /** ACPI tables: RSDP here, the others at fixed distances [basl]. */
   acpiBase: 0xf2400,
+  /** Firmware waking vector in the FACS, which lies 0x3c0 after the RSDP (ACPI 6.4 §5.2.10: offset 12). */
+  acpiWakingVector: 0xf2400 + 0x3c0 + 12,
 
   /** Where a bzImage's protected-mode kernel goes [KERNEL_LOAD_OFF]. */
   kernelLoadBase: 16 * MiB,

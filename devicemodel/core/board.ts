@@ -1,0 +1,47 @@
+/**
+ * What a virtual machine needs of its board: the devices around the CPU. The board is built in hw/, which core does not
+ * know; it is handed in as a factory and lives for one VM life.
+ */
+import type { Clock } from './clock.ts';
+import type { VmConfig } from './config.ts';
+import type { PciConfigAccess, PowerControl } from './device.ts';
+import type { Disposer } from './disposer.ts';
+import type { Hsm } from './hsm/hsm.ts';
+import type { MmioBus, PioBus } from './io-bus.ts';
+import type { Log } from './log.ts';
+import type { GuestMemory } from './memory.ts';
+
+export interface BoardParts {
+  readonly config: VmConfig;
+  readonly hsm: Hsm;
+  readonly memory: GuestMemory;
+  readonly pio: PioBus;
+  readonly mmio: MmioBus;
+  readonly clock: Clock;
+  readonly power: PowerControl;
+  readonly vcpuCount: number;
+  readonly log: Log;
+  /** Everything the board acquires is undone through this. */
+  readonly undo: Disposer;
+}
+
+export interface Board {
+  readonly pciConfig: PciConfigAccess;
+  /** Place every device, register it with the hypervisor, open what it needs on the host. */
+  start(): Promise<void>;
+  /** MP and ACPI tables into guest memory; again after a system reset, when lines may have been routed anew. */
+  writeTables(): void;
+  /** Bytes that wait for the host: console output of this turn. */
+  flush(): void;
+  /** First half of a reset, VM paused: devices back to power-on state, hypervisor devices taken away. */
+  reset(): Promise<void>;
+  /** Second half, VM created again: hypervisor devices registered anew. */
+  restore(): void;
+  /** S3, VM paused. */
+  suspend(): void;
+  resume(): void;
+  /** The host asks the guest to shut down. @returns false if the guest has not enabled ACPI: nobody would listen. */
+  pressPowerButton(): boolean;
+}
+
+export type BoardFactory = (parts: BoardParts) => Promise<Board>;

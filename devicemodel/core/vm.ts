@@ -1,0 +1,409 @@
+/**
+ * One User VM from its configuration to its end. A *life* is what one HSM descriptor stands for: a full reset ends a
+ * life and begins another in the same process, a system reset and a suspend stay within one.
+ *
+ *   created → running ⇄ (paused: reset | suspended) → ended
+ *
+ * Everything acquired is pushed to one undo stack at once, and undone in reverse on every way out.
+ */
+import { EventEmitter } from 'eventemitter3';
+import type { Board, BoardFactory } from './board.ts';
+import type { VmConfig } from './config.ts';
+import type { PowerControl, PowerEvent } from './device.ts';
+import { Disposer } from './disposer.ts';
+import { ExitCode, HostError } from './errors.ts';
+import { allocateGuestRam, type RamRequest } from './guest-ram.ts';
+import { type Mapping, map } from './host/mapping.ts';
+import { GuestFlag, type Hsm, type VcpuRegs } from './hsm/hsm.ts';
+import type { HsmOpener } from './hsm/open.ts';
+import { initSharedBuffer } from './hsm/shared-buffer.ts';
+import { MmioBus, PioBus } from './io-bus.ts';
+import { IOREQ_SLOTS } from './ioreq-page.ts';
+import { IoreqServer } from './ioreq-server.ts';
+import { Layout } from './layout.ts';
+import type { Log } from './log.ts';
+import { GuestMemory } from './memory.ts';
+import type { TimerQueue } from './timer-queue.ts';
+
+/** How the event loop gets its share of the thread; see host/wakeups.ts. */
+export interface HostTurns {
+  readonly pending: boolean;
+  turn(): Promise<void>;
+}
+
+/** Software in guest memory and the state the boot CPU starts it with. */
+export interface SoftwareLoader {
+  /** Memory outside RAM that the image needs (firmware below 4 GiB). */
+  readonly regions: readonly RamRequest[];
+  load(memory: GuestMemory): VcpuRegs;
+  /** Save what the guest changed in firmware variables. Called before memory goes. */
+  save?(memory: GuestMemory): void;
+}
+
+export interface VmParts {
+  readonly openHsm: HsmOpener;
+  readonly makeBoard: BoardFactory;
+  readonly software: SoftwareLoader;
+  readonly cpuAffinity: bigint;
+  readonly clock: TimerQueue;
+  readonly turns: HostTurns;
+  readonly log: Log;
+}
+
+export type VmState = 'created' | 'running' | 'paused' | 'suspended' | 'ended';
+
+interface VmEvents {
+  state: [VmState];
+  /** A new life begins to run: the guest was started for the first time, or anew after a full reset. */
+  started: [];
+}
+
+const PAGE_BYTES = 4096;
+/** Real-mode start at the ACPI waking vector (ACPI 6.4 §16.3.1.1): CS:IP = vector>>4 : 0, flat descriptor tables. */
+const REAL_MODE = { csAttributes: 0x9f, limit: 0xffff, cr0: 0x30n } as const;
+
+export class Vm extends EventEmitter<VmEvents> {
+  readonly config: VmConfig;
+  readonly #parts: VmParts;
+  readonly #log: Log;
+  #life: Life | undefined;
+  #state: VmState = 'created';
+
+  constructor(config: VmConfig, parts: VmParts) {
+    super();
+    this.config = config;
+    this.#parts = parts;
+    this.#log = parts.log.child('vm');
+  }
+
+  get state(): VmState {
+    return this.#state;
+  }
+
+  /** The board of the running life, for control commands. */
+  get board(): Board | undefined {
+    return this.#life?.board;
+  }
+
+  /** Ends, resets or suspends the VM from outside; takes effect after the request being served. */
+  readonly power: PowerControl = { request: (event) => this.#life?.power.request(event) };
+
+  /** Ends S3. No effect in any other state. */
+  wake(): void {
+    this.#life?.wake();
+  }
+
+  /**
+   * Run until the guest powers off or someone asks for it. Full resets begin new lives inside.
+   * @throws DmError after everything was released.
+   */
+  async run(): Promise<PowerEvent> {
+    for (;;) {
+      const life = new Life(this.config, this.#parts, (state) => this.#enter(state));
+      this.#life = life;
+      let event: PowerEvent;
+      try {
+        await life.configure();
+        life.start();
+        this.emit('started');
+        event = await life.run();
+      } catch (error) {
+        await this.#end(life, false);
+        throw error;
+      }
+      this.#log.notice(`${event.kind}: ${event.reason}`);
+      await this.#end(life, event.kind === 'full-reset');
+      if (event.kind !== 'full-reset') return event;
+    }
+  }
+
+  /**
+   * Last resort when the process is about to go: pause and destroy the VM, now, without waiting for anything. A VM that
+   * outlives its device model unpaused damages the driver's list of VMs.
+   */
+  abandon(): void {
+    this.#life?.abandon();
+    this.#life = undefined;
+  }
+
+  async #end(life: Life, isReset: boolean): Promise<void> {
+    try {
+      await life.end(isReset);
+    } catch (error) {
+      // The guest is gone whatever failed here; what could not be released is said, and nothing is left out.
+      const failures = error instanceof AggregateError ? error.errors : [error];
+      for (const failure of failures) this.#log.error((failure as Error).message);
+    } finally {
+      this.#life = undefined;
+      if (!isReset) this.#enter('ended');
+    }
+  }
+
+  #enter(state: VmState): void {
+    if (state === this.#state) return;
+    this.#log.debug(`${this.#state} -> ${state}`);
+    this.#state = state;
+    this.emit('state', state);
+  }
+}
+
+/** One life: one HSM descriptor, from CREATE_VM to DESTROY_VM. */
+class Life {
+  readonly #config: VmConfig;
+  readonly #parts: VmParts;
+  readonly #enter: (state: VmState) => void;
+  readonly #undo = new Disposer();
+  #hsm: Hsm | undefined;
+  #memory: GuestMemory | undefined;
+  #server: IoreqServer | undefined;
+  #board: Board | undefined;
+  #startRegs: VcpuRegs | undefined;
+  #event: PowerEvent | undefined;
+  #wakeUp: (() => void) | undefined;
+  /** PAUSE_VM was done and the VM did not run since. */
+  #isPaused = false;
+  #isReset = false;
+
+  constructor(config: VmConfig, parts: VmParts, enter: (state: VmState) => void) {
+    this.#config = config;
+    this.#parts = parts;
+    this.#enter = enter;
+  }
+
+  get board(): Board | undefined {
+    return this.#board;
+  }
+
+  readonly power: PowerControl = {
+    request: (event) => {
+      // The first one counts, but power-off from outside overrides a reset that is not under way yet.
+      if (this.#event !== undefined && event.kind !== 'poweroff') return;
+      this.#event = event;
+      // The vCPU that asked must not run on: its request is dropped by CLEAR_VM_IOREQ instead of completed.
+      if (this.#server !== undefined)
+        this.#server.holdCompletions = event.kind === 'system-reset' || event.kind === 'suspend';
+      this.#wakeUp?.();
+    },
+  };
+
+  wake(): void {
+    this.#wakeUp?.();
+  }
+
+  /** From nothing to a VM that could be started: the order is the C device model's. */
+  async configure(): Promise<void> {
+    const { log, clock } = this.#parts;
+    const regions = this.#ramRegions();
+    const hsm = await this.#parts.openHsm();
+    this.#hsm = hsm;
+    const ram = hsm.engineRam === undefined ? allocateGuestRam(regions, !this.#config.rtvm, log) : undefined;
+    if (ram !== undefined) this.#undo.add(ram);
+    this.#undo.defer(() => hsm.close());
+
+    const { vcpuCount } = await hsm.createVm({
+      name: this.#config.name,
+      flags: vmFlags(this.#config),
+      cpuAffinity: this.#parts.cpuAffinity,
+    });
+    this.#undo.defer(() => this.#destroy(hsm));
+    if (vcpuCount < 1 || vcpuCount > IOREQ_SLOTS) {
+      throw new HostError(`the hypervisor gave this VM ${vcpuCount} vCPUs, 1 to ${IOREQ_SLOTS} can run`, 0, {
+        exitCode: ExitCode.Unavailable,
+        hint: 'check --cpu_affinity (local APIC ids of this machine) and the cpu_affinity of the scenario',
+      });
+    }
+    if (hsm.asyncio !== undefined) {
+      const page = this.#sharedPage('asyncio page', 8);
+      if (!hsm.asyncio.setup(page.address)) log.info('asyncio is not offered by this kernel or hypervisor');
+    }
+
+    const chunks =
+      ram?.chunks ?? hsm.engineRam?.allocate(regions.map((r) => ({ base: r.base, size: r.sizeBytes }))) ?? [];
+    for (const segment of ram?.segments ?? []) hsm.mapRam(segment);
+    const memory = new GuestMemory(chunks);
+    this.#memory = memory;
+    this.#undo.defer(() => this.#parts.software.save?.(memory));
+
+    const pio = new PioBus();
+    const mmio = new MmioBus();
+    const board = await this.#parts.makeBoard({
+      config: this.#config,
+      hsm,
+      memory,
+      pio,
+      mmio,
+      clock,
+      vcpuCount,
+      log,
+      power: this.power,
+      undo: this.#undo,
+    });
+    this.#board = board;
+    await board.start();
+    board.writeTables();
+    this.#startRegs = this.#parts.software.load(memory);
+    hsm.setVcpuRegs(0, this.#startRegs);
+    this.#server = new IoreqServer({ hsm, pio, mmio, pci: board.pciConfig, vcpuCount, log: log.child('ioreq') });
+  }
+
+  start(): void {
+    const hsm = this.#hsm as Hsm;
+    hsm.createIoreqClient();
+    this.#undo.defer(() => {
+      this.#pause(hsm);
+      hsm.destroyIoreqClient();
+    });
+    this.#run(hsm);
+  }
+
+  /** Serve the guest until an event ends this life. */
+  async run(): Promise<PowerEvent> {
+    const hsm = this.#hsm as Hsm;
+    const server = this.#server as IoreqServer;
+    const board = this.#board as Board;
+    const { clock, turns } = this.#parts;
+    const serve = () => void server.serve();
+    for (;;) {
+      while (this.#event === undefined) {
+        const waited = hsm.waitForIoreqs(serve);
+        // Awaiting a plain value would cost a turn of the microtask queue for every request.
+        const result = waited instanceof Promise ? await waited : waited;
+        if (result === 'closed') throw new HostError('the hypervisor closed the request client while the VM ran', 0);
+        server.serve();
+        clock.runDue();
+        board.flush();
+        if (turns.pending) await turns.turn();
+      }
+      const event: PowerEvent = this.#event;
+      this.#event = undefined;
+      if (event.kind === 'system-reset') await this.#systemReset(event.reason);
+      else if (event.kind === 'suspend') await this.#suspend();
+      else return event;
+    }
+  }
+
+  /** Release everything. @throws AggregateError with what could not be. */
+  async end(isReset: boolean): Promise<void> {
+    this.#isReset = isReset;
+    await this.#undo.run();
+  }
+
+  /** Synchronous, for a process that dies; failures do not matter any more. */
+  abandon(): void {
+    const hsm = this.#hsm;
+    this.#hsm = undefined;
+    for (const step of [() => hsm?.pauseVm(), () => hsm?.destroyVm(), () => hsm?.close()]) {
+      try {
+        step();
+      } catch {
+        // there is nobody left to tell
+      }
+    }
+  }
+
+  /** CF9 = 6 and the like: same VM, same memory contents, devices and CPU from the start. */
+  async #systemReset(reason: string): Promise<void> {
+    this.#parts.log.notice(`system reset: ${reason}`);
+    const hsm = this.#hsm as Hsm;
+    const board = this.#board as Board;
+    const memory = this.#memory as GuestMemory;
+    this.#pause(hsm);
+    hsm.clearIoreqs();
+    await board.reset();
+    // Compat: C re-creates its hypervisor devices while the VM is paused, which the hypervisor refuses: they are lost.
+    // RESET_VM first brings the VM back to the state in which devices may be created.
+    hsm.resetVm();
+    board.restore();
+    board.writeTables();
+    this.#startRegs = this.#parts.software.load(memory);
+    hsm.setVcpuRegs(0, this.#startRegs);
+    (this.#server as IoreqServer).holdCompletions = false;
+    this.#run(hsm);
+  }
+
+  /** S3: pause until someone wakes the VM, then start it at the waking vector the guest left in the FACS. */
+  async #suspend(): Promise<void> {
+    const hsm = this.#hsm as Hsm;
+    const board = this.#board as Board;
+    this.#pause(hsm);
+    board.suspend();
+    hsm.clearIoreqs();
+    this.#enter('suspended');
+    await new Promise<void>((resolve) => {
+      this.#wakeUp = resolve;
+    });
+    this.#wakeUp = undefined;
+    // Asked to power off while asleep: nothing to resume.
+    if (this.#event !== undefined) return;
+    board.resume();
+    hsm.resetVm();
+    hsm.setVcpuRegs(0, this.#wakeRegs());
+    (this.#server as IoreqServer).holdCompletions = false;
+    this.#run(hsm);
+  }
+
+  /** Firmware starts at its reset vector again and finds its own way; a kernel is entered where it asked. */
+  #wakeRegs(): VcpuRegs {
+    const start = this.#startRegs as VcpuRegs;
+    if (this.#config.boot?.kind === 'ovmf') return start;
+    const vector = (this.#memory as GuestMemory).readU32(Layout.acpiWakingVector);
+    const selector = (vector >>> 4) & 0xffff;
+    return {
+      ...start,
+      rip: 0n,
+      cr0: REAL_MODE.cr0,
+      cs: { selector, base: BigInt(selector) << 4n, limit: REAL_MODE.limit, attributes: REAL_MODE.csAttributes },
+      gdt: { base: 0n, limit: REAL_MODE.limit },
+      idt: { base: 0n, limit: REAL_MODE.limit },
+    };
+  }
+
+  #run(hsm: Hsm): void {
+    hsm.startVm();
+    this.#isPaused = false;
+    this.#enter('running');
+  }
+
+  #pause(hsm: Hsm): void {
+    if (this.#isPaused) return;
+    hsm.pauseVm();
+    this.#isPaused = true;
+    this.#enter('paused');
+  }
+
+  /**
+   * The hypervisor destroys only what is paused; after a failed start it is not yet. Like C, pause once more unless the
+   * VM is about to be created again.
+   */
+  #destroy(hsm: Hsm): void {
+    try {
+      if (!this.#isReset) hsm.pauseVm();
+    } finally {
+      this.#hsm = undefined;
+      hsm.destroyVm();
+    }
+  }
+
+  #ramRegions(): RamRequest[] {
+    const { memoryBytes } = this.#config;
+    const low = Math.min(memoryBytes, Layout.lowRamLimit);
+    const regions: RamRequest[] = [{ base: 0, sizeBytes: low }, ...this.#parts.software.regions];
+    if (memoryBytes > low) regions.push({ base: Layout.highRamBase, sizeBytes: memoryBytes - low });
+    return regions;
+  }
+
+  #sharedPage(what: string, elementBytes: number): Mapping {
+    const page = this.#undo.add(map(PAGE_BYTES, what));
+    initSharedBuffer(page.bytes, elementBytes);
+    return page;
+  }
+}
+
+function vmFlags(config: VmConfig): bigint {
+  let flags = 0n;
+  if (config.trusty) flags |= GuestFlag.SecureWorldEnabled;
+  // --rtvm implies local APIC passthrough in C as well; a "soft" RTVM cannot be asked for.
+  if (config.lapicPt) flags |= GuestFlag.LapicPassthrough | GuestFlag.PmuPassthrough;
+  if (config.lapicPt || config.rtvm) flags |= GuestFlag.Rt | GuestFlag.IoCompletionPolling;
+  return flags;
+}
