@@ -1,0 +1,79 @@
+/**
+ * npm run bench [-- PART...]
+ *
+ *   start     start-up times of the program beside those of a bare node
+ *   micro     bench/*.bench.ts: parts of the device model inside this process (vitest bench)
+ *   hsmrec    round trips and start-up against a recorded hypervisor, when a recorder is there (as root, huge pages)
+ */
+import { spawnSync } from 'node:child_process';
+import { existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { prepare, root, run } from './prepare.mjs';
+
+/** Interleaved, so that what else the machine does hits all alike. */
+function startTimes(commands, rounds) {
+  const times = commands.map(() => []);
+  for (let round = 0; round < rounds; round++) {
+    for (const [index, command] of commands.entries()) {
+      const startMs = performance.now();
+      const { status } = spawnSync(process.execPath, command.args, { cwd: root, stdio: 'ignore' });
+      if (status !== 0) throw new Error(`${command.name} ended with status ${status}`);
+      times[index].push(performance.now() - startMs);
+    }
+  }
+  for (const [index, command] of commands.entries()) {
+    const sorted = times[index].sort((a, b) => a - b);
+    const [min, median] = [sorted[0], sorted[rounds >> 1]].map((ms) => ms.toFixed(1).padStart(6));
+    console.log(`${command.name.padEnd(28)} min ${min} ms   median ${median} ms`);
+  }
+}
+
+function benchStart() {
+  const vm = '--dry-run -m 256M -s 0:0,hostbridge -s 1:0,lpc -l com1,stdio -s 5,ivshmem,hv:/shm,2'.split(' ');
+  startTimes(
+    [
+      { name: 'node -e 0', args: ['-e', '0'] },
+      { name: 'acrn-dm --version', args: ['dist/acrn-dm.js', '--version'] },
+      { name: 'acrn-dm --help', args: ['dist/acrn-dm.js', '--help'] },
+      {
+        name: 'acrn-dm --dry-run',
+        args: ['dist/acrn-dm.js', ...vm, '-k', 'examples/guest/demo.bzimage', '-B', 'console=ttyS0', 'vm1'],
+      },
+    ],
+    20,
+  );
+}
+
+function benchMicro() {
+  if (!readdirSync(join(root, 'bench')).some((name) => name.endsWith('.bench.ts'))) return 0;
+  return run(process.execPath, [join(root, 'node_modules/vitest/vitest.mjs'), 'bench', '--run', '--dir', 'bench']);
+}
+
+function benchHsmrec() {
+  const recorder = process.env.HSMREC_DIR ?? join(root, '../shared/tools/hsmrec');
+  if (!existsSync(recorder) || process.getuid() !== 0) {
+    console.log(`hsmrec: skipped (${existsSync(recorder) ? 'needs root' : `no ${recorder}`})`);
+    return 0;
+  }
+  const work = mkdtempSync(join(tmpdir(), 'acrn-dm-bench-'));
+  try {
+    const program = `make -s -C '${recorder}' OUT='${work}' && '${recorder}/mkfixtures.py' '${work}/fx' >/dev/null`;
+    const dm = `node '${join(root, 'dist/acrn-dm.js')}'`;
+    const bench = `HSMREC='${work}/hsmrec' NOVIRTIO=1 '${recorder}/bench.sh' '${work}/fx' ${dm}`;
+    return run('bash', ['-c', `${program} && ${bench}`]);
+  } finally {
+    rmSync(work, { recursive: true, force: true });
+  }
+}
+
+const parts = { start: benchStart, micro: benchMicro, hsmrec: benchHsmrec };
+await prepare();
+let status = 0;
+for (const name of process.argv.length > 2 ? process.argv.slice(2) : Object.keys(parts)) {
+  const part = parts[name];
+  if (part === undefined) throw new Error(`no bench part "${name}"; there are ${Object.keys(parts).join(', ')}`);
+  console.log(`\n--- ${name}`);
+  status = part() || status;
+}
+process.exit(status);

@@ -1,0 +1,119 @@
+/**
+ * npm run build [-- --force]
+ *
+ *   dist/acrn-dm.js             the program: a few lines that load the bundle from V8's code cache
+ *   dist/acrn-dm.bundle.cjs     cmd/acrn-dm.ts and all it imports, one file; packages with native parts stay outside
+ *   dist/acrn-dm.VERSION.cache  compiled code for the V8 this was built with
+ *   dist/lib/                   the library, one file per module, with types
+ *
+ * Does nothing when no source is newer than the last build.
+ */
+import { spawnSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import {
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
+import { join } from 'node:path';
+import { pathToFileURL } from 'node:url';
+import { root } from './prepare.mjs';
+
+const dist = join(root, 'dist');
+const stamp = join(dist, '.built');
+
+/** Sources by path, time and size; with the Node version, since the code cache belongs to it. */
+function fingerprint() {
+  const hash = createHash('sha256').update(process.version);
+  const visit = (path) => {
+    const stat = statSync(join(root, path));
+    if (stat.isDirectory()) for (const name of readdirSync(join(root, path)).sort()) visit(join(path, name));
+    else hash.update(`${path} ${stat.mtimeMs} ${stat.size}\n`);
+  };
+  for (const path of ['cmd', 'devicemodel', 'hypervisor', 'tools', 'package.json', 'package-lock.json']) visit(path);
+  for (const path of ['tsconfig.json', 'tsconfig.build.json']) visit(path);
+  return hash.digest('hex');
+}
+
+/** A reader never sees half a file. */
+function replaceFile(path, text) {
+  writeFileSync(`${path}.new`, text);
+  renameSync(`${path}.new`, path);
+}
+
+async function bundle() {
+  const { build: esbuild } = await import('esbuild');
+  const version = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')).version;
+  const result = await esbuild({
+    absWorkingDir: root,
+    entryPoints: ['cmd/acrn-dm.ts'],
+    bundle: true,
+    write: false,
+    platform: 'node',
+    format: 'cjs',
+    target: 'node20.19',
+    // import() would need a loader hook that V8's code cache does not go with; require() loads ES modules as well.
+    supported: { 'dynamic-import': false },
+    external: ['v86', '@koromix/*', 'koffi-package'],
+    alias: { koffi: './tools/bundle/koffi.cjs', 'string-width': './tools/bundle/string-width.cjs' },
+    define: { 'import.meta.url': '__bundleUrl', ACRN_DM_VERSION: JSON.stringify(version) },
+    banner: { js: 'const __bundleUrl = require("node:url").pathToFileURL(__filename).href;' },
+    legalComments: 'inline',
+    logLevel: 'warning',
+  });
+  // The loader reads it as Latin-1, which is quicker than UTF-8; esbuild escapes everything else.
+  const code = result.outputFiles[0].text.replaceAll('require("koffi-package")', 'require("koffi")');
+  replaceFile(
+    join(dist, 'acrn-dm.bundle.cjs'),
+    `(function (require, module, __filename, __dirname) { "use strict"; ${code}\n})`,
+  );
+  replaceFile(join(dist, 'acrn-dm.js'), readFileSync(join(root, 'tools/bundle/acrn-dm.js')));
+  chmodSync(join(dist, 'acrn-dm.js'), 0o755);
+  replaceFile(join(dist, 'package.json'), '{ "type": "commonjs" }\n');
+}
+
+/** The run whose compiled code goes into the cache: a usual configuration, as far as it goes without a hypervisor. */
+function codeCache() {
+  for (const name of readdirSync(dist)) if (name.endsWith('.cache')) rmSync(join(dist, name));
+  const usual =
+    '--dry-run -m 256M -s 0:0,hostbridge -s 1:0,lpc -l com1,stdio -s 5,ivshmem,hv:/shm_region_0,2 -s 6,uart,vuart_idx:1';
+  const kernel = ['-k', join(root, 'examples/guest/demo.bzimage'), '-B', 'console=ttyS0', 'vm'];
+  const result = spawnSync(
+    process.execPath,
+    [join(root, 'tools/bundle/write-code-cache.cjs'), dist, ...usual.split(' '), ...kernel],
+    { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] },
+  );
+  if (result.status !== 0) console.error(`build: the program failed while its code cache was made:\n${result.stderr}`);
+}
+
+/** Types are checked by `npm run check`, not here. */
+function library() {
+  const tsc = join(root, 'node_modules/.bin/tsc');
+  rmSync(join(dist, 'lib'), { recursive: true, force: true });
+  const result = spawnSync(tsc, ['-p', 'tsconfig.build.json', '--noCheck'], { cwd: root, stdio: 'inherit' });
+  if (result.status !== 0) throw new Error('build: tsc failed');
+  replaceFile(join(dist, 'lib/package.json'), '{ "type": "module" }\n');
+}
+
+export async function build({ force = false } = {}) {
+  const now = fingerprint();
+  if (!force && existsSync(stamp) && readFileSync(stamp, 'utf8') === now) return;
+  const startMs = Date.now();
+  mkdirSync(dist, { recursive: true });
+  rmSync(stamp, { force: true });
+  await bundle();
+  codeCache();
+  library();
+  replaceFile(stamp, now);
+  console.log(`acrn-dm: built dist/ in ${((Date.now() - startMs) / 1000).toFixed(1)} s`);
+}
+
+if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) {
+  await build({ force: process.argv.includes('--force') });
+}
