@@ -32,6 +32,8 @@ export interface VmConfig {
   readonly acpidevPt: string | undefined;
   readonly mmiodevPt: readonly { readonly base: number; readonly sizeBytes: number }[];
   readonly vtpm2SocketPath: string | undefined;
+  /** Software SRAM regions; an empty list: the option without regions; absent: none. */
+  readonly ssram?: readonly SsramConfig[];
 }
 
 export type BootConfig =
@@ -76,4 +78,10 @@ export interface IntrMonitorConfig {
 export interface LoggerConfig {
   readonly sink: 'console' | 'kmsg' | 'disk';
   readonly level: number;
+}
+
+export interface SsramConfig {
+  readonly cacheLevel: 2 | 3;
+  readonly vcpus: readonly number[] | 'all';
+  readonly sizeBytes: number;
 }

@@ -1,0 +1,94 @@
+#!/usr/bin/env node
+/** The program: command line → VM → exit status. The only file that ends the process. */
+import { ExitCode } from '../devicemodel/core/errors.ts';
+import type { Log } from '../devicemodel/core/log.ts';
+import { pciDrivers } from '../devicemodel/hw/registry.ts';
+import { parseCommandLine, type VmOrder } from './cli.ts';
+import { errorLines, exitCodeOf, writeLines } from './report.ts';
+
+/** Width of help where there is no terminal to ask. */
+const DEFAULT_COLUMNS = 100;
+
+const argv = process.argv.slice(2);
+/** Asked before the command line is parsed: its own mistakes are reported too. */
+const debug = argv.includes('--debug');
+
+function fail(error: unknown): ExitCode {
+  writeLines(process.stderr, errorLines(error, { debug }));
+  return exitCodeOf(error);
+}
+
+async function main(): Promise<ExitCode> {
+  const order = parseCommandLine(argv, pciDrivers);
+  switch (order.action) {
+    case 'version': {
+      const { version } = await import('./version.ts');
+      writeLines(process.stdout, [`acrn-dm ${version()}`]);
+      return ExitCode.Ok;
+    }
+    case 'help': {
+      const { helpText } = await import('./help.ts');
+      const text = await helpText(order.topic, pciDrivers, process.stdout.columns ?? DEFAULT_COLUMNS);
+      writeLines(process.stdout, text.trimEnd().split('\n'));
+      return ExitCode.Ok;
+    }
+    case 'dry-run':
+      return dryRun(order);
+    case 'run':
+      return run(order);
+  }
+}
+
+async function dryRun(order: VmOrder): Promise<ExitCode> {
+  const [{ describeVm, formatDryRun }, { problemsOf }] = await Promise.all([
+    import('./dry-run.ts'),
+    import('./preflight.ts'),
+  ]);
+  writeLines(
+    process.stderr,
+    order.notices.map((notice) => `acrn-dm: ${notice.level === 'warn' ? 'warning: ' : ''}${notice.text}`),
+  );
+  const plan = describeVm(order.config, { drivers: pciDrivers, later: order.later });
+  writeLines(process.stdout, order.format === 'json' ? [JSON.stringify(plan, undefined, 2)] : formatDryRun(plan));
+  const problems = problemsOf(order);
+  for (const problem of problems) writeLines(process.stderr, errorLines(problem, { debug }));
+  return problems[0]?.exitCode ?? ExitCode.Ok;
+}
+
+async function run(order: VmOrder): Promise<ExitCode> {
+  const [{ createLog }, { checkBootFiles, problemsOf }] = await Promise.all([
+    import('./logger.ts'),
+    import('./preflight.ts'),
+  ]);
+  const { config, notices } = order;
+  const log: Log = createLog({ vmName: config.name, settings: config.logger, debug: order.debug });
+  for (const notice of notices) log[notice.level](notice.text);
+  const [problem] = problemsOf(order);
+  if (problem !== undefined) throw problem;
+  if (config.boot !== undefined) checkBootFiles(config.boot);
+
+  const { abandonVm, runVm } = await import('./run.ts');
+  abandon = abandonVm;
+  return runVm(config, log);
+}
+
+/** Undo of last resort, once there may be a VM. */
+let abandon: () => void = () => {};
+
+function onUnforeseen(error: unknown): void {
+  try {
+    abandon();
+  } finally {
+    process.exit(fail(error));
+  }
+}
+process.on('uncaughtException', onUnforeseen);
+process.on('unhandledRejection', onUnforeseen);
+// A reader of our output that went away (`acrn-dm --help | head -1`) is its own affair.
+process.stdout.on('error', () => {});
+process.stderr.on('error', () => {});
+
+main().then(
+  (code) => process.exit(code),
+  (error: unknown) => process.exit(fail(error)),
+);

@@ -1,0 +1,342 @@
+/**
+ * The command line → what to do. Pure: nothing on the host is touched, nothing is printed.
+ */
+import type { BootConfig, ComConfig, OvmfImage, SsramConfig, VmConfig } from '../devicemodel/core/config.ts';
+import { ConfigError } from '../devicemodel/core/errors.ts';
+import { getoptLong } from './getopt.ts';
+import { type OptionId, optionTable } from './option-table.ts';
+import {
+  DEFAULT_MEMORY_BYTES,
+  type Notice,
+  parseAcpidevPt,
+  parseBootargs,
+  parseCpuAffinity,
+  parseHypervisor,
+  parseIntrMonitor,
+  parseLoggerSetting,
+  parseMemsize,
+  parseMmiodevPt,
+  parseOvmf,
+  parsePath,
+  parsePmNotifyChannel,
+  parseSocketPath,
+  parseSsram,
+  parseVirtioPoll,
+  parseVmName,
+  parseVtpm2,
+} from './option-values.ts';
+import {
+  at,
+  type DriverInfo,
+  findDriver,
+  parseLpc,
+  parseSlots,
+  parseSlotText,
+  type SlotText,
+  unknownDriver,
+} from './slot.ts';
+
+/** What `--help`, `-s help`, `-l help` or `-s DRIVER,help` asks for. */
+export type HelpTopic =
+  | { readonly kind: 'options' }
+  | { readonly kind: 'drivers' }
+  | { readonly kind: 'lpc' }
+  | { readonly kind: 'driver'; readonly driver: DriverInfo };
+
+/** A VM as ordered on the command line. */
+export interface VmOrder {
+  readonly action: 'run' | 'dry-run';
+  readonly format: 'text' | 'json';
+  readonly config: VmConfig;
+  readonly debug: boolean;
+  /** To be said before anything is done. */
+  readonly notices: readonly Notice[];
+  /** Slots whose driver does not exist yet. Such a VM can be looked at but not run. */
+  readonly later: readonly SlotText[];
+}
+
+export type CommandLine =
+  | { readonly action: 'help'; readonly topic: HelpTopic }
+  | { readonly action: 'version' }
+  | VmOrder;
+
+/** Values collected in one pass; what an option means beside the others is decided afterwards. */
+interface Collected {
+  memoryBytes: number;
+  hypervisor: VmConfig['hypervisor'];
+  scenarioPath: string | undefined;
+  kernelPath: string | undefined;
+  ramdiskPath: string | undefined;
+  bootargs: string | undefined;
+  elfPath: string | undefined;
+  ovmf: OvmfImage | undefined;
+  readonly slots: string[];
+  readonly com: ComConfig[];
+  cpuAffinity: readonly number[];
+  rtvm: boolean;
+  lapicPt: boolean;
+  trusty: boolean;
+  windows: boolean;
+  virtioMsi: boolean;
+  virtioPollNs: number | undefined;
+  debugExit: boolean;
+  cmdMonitorPath: string | undefined;
+  intrMonitor: VmConfig['intrMonitor'];
+  logger: VmConfig['logger'];
+  pmNotifyChannel: VmConfig['pmNotifyChannel'];
+  acpidevPt: string | undefined;
+  readonly mmiodevPt: { base: number; sizeBytes: number }[];
+  vtpm2SocketPath: string | undefined;
+  ssram: SsramConfig[] | undefined;
+  dryRun: 'text' | 'json' | undefined;
+  debug: boolean;
+  readonly notices: Notice[];
+}
+
+/** `value` is a text for every option that needs one (getopt has seen to that), but for a bare --ssram or --dry-run. */
+type Apply = (into: Collected, value: string, spelled: string) => void;
+
+/** mmio devices of one VM. [MAX_MMIO_DEV_NUM] */
+const MAX_MMIODEV = 2;
+
+const obsolete: Apply = (into, _value, spelled) => {
+  const option = optionTable.find((o) => spelled === `--${o.name}` || spelled === `-${o.short}`);
+  into.notices.push({ level: 'warn', text: `${spelled}: obsolete, ignored: ${option?.help ?? ''}` });
+};
+
+/** Later values of an option replace earlier ones, as in the C program, but for those that are lists. */
+const apply: Record<Exclude<OptionId, 'help' | 'version'>, Apply> = {
+  memsize: (c, value) => void (c.memoryBytes = parseMemsize(value)),
+  cpu_affinity: (c, value, spelled) => void (c.cpuAffinity = parseCpuAffinity(value, notify(c, spelled))),
+  hypervisor: (c, value) => void (c.hypervisor = parseHypervisor(value)),
+  scenario: (c, value) => void (c.scenarioPath = parsePath(value)),
+  config: () => {
+    throw new ConfigError('configuration files come later', { hint: 'give the options on the command line' });
+  },
+  kernel: (c, value) => void (c.kernelPath = parsePath(value)),
+  ramdisk: (c, value) => void (c.ramdiskPath = parsePath(value)),
+  bootargs: (c, value) => void (c.bootargs = parseBootargs(value)),
+  ovmf: (c, value) => void (c.ovmf = parseOvmf(value)),
+  elf_file: (c, value) => void (c.elfPath = parsePath(value)),
+  pci_slot: (c, value) => void c.slots.push(value),
+  lpc: (c, value) => {
+    const com = parseLpc(value);
+    const earlier = c.com.findIndex((other) => other.index === com.index);
+    if (earlier >= 0) {
+      c.com.splice(earlier, 1);
+      c.notices.push({ level: 'warn', text: `-l ${value}: replaces an earlier com${com.index}` });
+    }
+    c.com.push(com);
+  },
+  windows: (c) => void (c.windows = true),
+  virtio_msi: (c) => void (c.virtioMsi = true),
+  virtio_poll: (c, value) => void (c.virtioPollNs = parseVirtioPoll(value)),
+  acpidev_pt: (c, value) => void (c.acpidevPt = parseAcpidevPt(value)),
+  mmiodev_pt: (c, value) => void c.mmiodevPt.push(parseMmiodevPt(value)),
+  vtpm2: (c, value) => void (c.vtpm2SocketPath = parseVtpm2(value)),
+  debugexit: (c) => void (c.debugExit = true),
+  rtvm: (c) => void (c.rtvm = true),
+  lapic_pt: (c) => void (c.lapicPt = true),
+  ssram: (c, value) => void (c.ssram = parseSsram(value)),
+  intr_monitor: (c, value) => void (c.intrMonitor = parseIntrMonitor(value)),
+  enable_trusty: (c) => void (c.trusty = true),
+  cmd_monitor: (c, value) => void (c.cmdMonitorPath = parseSocketPath(value)),
+  logger_setting: (c, value, spelled) => void (c.logger = parseLoggerSetting(value, notify(c, spelled))),
+  'dry-run': (c, value) => {
+    const format = value === '' ? 'text' : value;
+    if (format !== 'text' && format !== 'json') throw new ConfigError(`"${value}" is not a format, it is json or text`);
+    c.dryRun = format;
+  },
+  debug: (c) => void (c.debug = true),
+
+  acpi: obsolete,
+  mptgen: obsolete,
+  iasl: (c, _value, spelled) => {
+    c.notices.push({ level: 'info', text: `${spelled}: not needed, ACPI tables are made without a compiler` });
+  },
+  mac_seed: obsolete,
+  pm_notify_channel: (c, value, spelled) => {
+    c.pmNotifyChannel = parsePmNotifyChannel(value);
+    const text =
+      c.pmNotifyChannel === 'power_button'
+        ? `${spelled}: obsolete, power_button is what every VM has`
+        : `${spelled}: obsolete, "${value}" is ignored: the guest is told by its ACPI power button`;
+    c.notices.push({ level: 'warn', text });
+  },
+  pm_by_vuart: obsolete,
+  vsbl: obsolete,
+  part_info: obsolete,
+  ioc_node: obsolete,
+  gvtargs: obsolete,
+  uuid: obsolete,
+  ncpus: obsolete,
+  privil_vm: obsolete,
+  '-W': obsolete,
+  '-C': obsolete,
+  '-x': obsolete,
+};
+
+function notify(into: Collected, spelled: string) {
+  return (notice: Notice) => void into.notices.push({ ...notice, text: `${spelled}: ${notice.text}` });
+}
+
+/**
+ * @param argv without the program's name.
+ * @param drivers the PCI drivers there are.
+ * @throws ConfigError: one line that says where, what and, in its hint, what to write instead.
+ */
+export function parseCommandLine(argv: readonly string[], drivers: readonly DriverInfo[]): CommandLine {
+  const collected = emptyCollected();
+  const names: string[] = [];
+  for (const item of getoptLong(argv, optionTable)) {
+    if (item.kind === 'positional') {
+      names.push(item.text);
+      continue;
+    }
+    const { spelled, value } = item;
+    const id = item.option.id;
+    if (id === 'help') return { action: 'help', topic: { kind: 'options' } };
+    if (id === 'version') return { action: 'version' };
+    const topic = helpTopic(id, value, drivers);
+    if (topic !== undefined) return { action: 'help', topic };
+    // There may be several -l, so the line says which one it means; parseSlots does the same for -s.
+    const where = id === 'lpc' ? `${spelled} ${value}` : spelled;
+    at(where, () => apply[id](collected, value ?? '', spelled));
+  }
+  return orderOf(collected, names, drivers);
+}
+
+/** `-s help`, `-s DRIVER,help`, `-s SLOT,DRIVER,help`, `-l help`. */
+function helpTopic(id: OptionId, value: string | undefined, drivers: readonly DriverInfo[]): HelpTopic | undefined {
+  if (id === 'lpc') return value === 'help' ? { kind: 'lpc' } : undefined;
+  if (id !== 'pci_slot' || value === undefined) return undefined;
+  if (value === 'help') return { kind: 'drivers' };
+  if (!value.endsWith(',help')) return undefined;
+  const words = value.split(',');
+  if (words.length > 3) return undefined;
+  const name = words.at(-2) as string;
+  if (words.length === 3) parseSlotText(value);
+  const driver = findDriver(drivers, name);
+  if (driver === undefined) throw unknownDriver(name, drivers);
+  return { kind: 'driver', driver };
+}
+
+function orderOf(c: Collected, names: readonly string[], drivers: readonly DriverInfo[]): VmOrder {
+  const notices = [...c.notices];
+  const warn = (text: string) => void notices.push({ level: 'warn', text });
+
+  if (names.length > 1) {
+    throw new ConfigError(`${names.length} VM names are given: ${names.map((n) => `"${n}"`).join(', ')}`, {
+      hint: 'give one; a value with spaces needs quotes',
+    });
+  }
+  const [givenName] = names;
+  if (givenName === undefined) {
+    throw new ConfigError('the name of the VM is missing', {
+      hint: 'usage: acrn-dm [OPTIONS] NAME; acrn-dm --help lists the options',
+    });
+  }
+  const name = parseVmName(givenName);
+  const slots = parseSlots(c.slots, drivers);
+  for (const line of slots.obsolete) warn(line);
+
+  if (c.lapicPt && !c.rtvm)
+    warn('--lapic_pt: ignored, only a real-time VM (--rtvm) can have the local APIC passed through');
+  if (c.mmiodevPt.length + (c.acpidevPt === undefined ? 0 : 1) > MAX_MMIODEV) {
+    throw new ConfigError(`--mmiodev_pt: a VM has at most ${MAX_MMIODEV} of them, --acpidev_pt included`);
+  }
+  if (c.vtpm2SocketPath !== undefined && c.acpidevPt !== undefined) {
+    throw new ConfigError('--vtpm2 and --acpidev_pt: a VM has one TPM', { hint: 'give one of the two' });
+  }
+  const hasLpc = slots.pci.some((slot) => slot.driver === 'lpc');
+  if (c.com.length > 0 && !hasLpc) warn('-l: has no effect without the LPC bridge, -s 1:0,lpc');
+
+  const config: VmConfig = {
+    name,
+    hypervisor: c.hypervisor,
+    scenarioPath: c.scenarioPath,
+    memoryBytes: c.memoryBytes,
+    boot: bootOf(c, warn),
+    pci: slots.pci,
+    com: c.com,
+    cpuAffinity: c.cpuAffinity,
+    rtvm: c.rtvm,
+    lapicPt: c.rtvm,
+    trusty: c.trusty,
+    windows: c.windows,
+    virtioMsi: c.virtioMsi,
+    virtioPollNs: c.virtioPollNs,
+    debugExit: c.debugExit,
+    cmdMonitorPath: c.cmdMonitorPath,
+    intrMonitor: c.intrMonitor,
+    logger: c.logger,
+    pmNotifyChannel: c.pmNotifyChannel,
+    acpidevPt: c.acpidevPt,
+    mmiodevPt: c.mmiodevPt,
+    vtpm2SocketPath: c.vtpm2SocketPath,
+    ...(c.ssram === undefined ? {} : { ssram: c.ssram }),
+  };
+  return {
+    action: c.dryRun === undefined ? 'run' : 'dry-run',
+    format: c.dryRun ?? 'text',
+    config,
+    debug: c.debug,
+    notices,
+    later: slots.later,
+  };
+}
+
+/** Firmware goes before a kernel, a kernel before an ELF image, as in the C program. */
+function bootOf(c: Collected, warn: (text: string) => void): BootConfig | undefined {
+  const ignored = (options: Record<string, unknown>, chosen: string) => {
+    const given = Object.keys(options).filter((name) => options[name] !== undefined);
+    if (given.length > 0) warn(`${given.join(', ')}: ignored, ${chosen} is what boots`);
+  };
+  if (c.ovmf !== undefined) {
+    ignored({ '--kernel': c.kernelPath, '--elf_file': c.elfPath, '--ramdisk': c.ramdiskPath }, '--ovmf');
+    return { kind: 'ovmf', image: c.ovmf };
+  }
+  if (c.kernelPath !== undefined) {
+    ignored({ '--elf_file': c.elfPath }, '--kernel');
+    return { kind: 'bzimage', kernelPath: c.kernelPath, ramdiskPath: c.ramdiskPath, bootargs: c.bootargs };
+  }
+  if (c.elfPath !== undefined) {
+    ignored({ '--ramdisk': c.ramdiskPath }, '--elf_file');
+    return { kind: 'elf', imagePath: c.elfPath, bootargs: c.bootargs };
+  }
+  return undefined;
+}
+
+function emptyCollected(): Collected {
+  return {
+    memoryBytes: DEFAULT_MEMORY_BYTES,
+    hypervisor: 'auto',
+    scenarioPath: undefined,
+    kernelPath: undefined,
+    ramdiskPath: undefined,
+    bootargs: undefined,
+    elfPath: undefined,
+    ovmf: undefined,
+    slots: [],
+    com: [],
+    cpuAffinity: [],
+    rtvm: false,
+    lapicPt: false,
+    trusty: false,
+    windows: false,
+    virtioMsi: false,
+    virtioPollNs: undefined,
+    debugExit: false,
+    cmdMonitorPath: undefined,
+    intrMonitor: undefined,
+    logger: [],
+    pmNotifyChannel: undefined,
+    acpidevPt: undefined,
+    mmiodevPt: [],
+    vtpm2SocketPath: undefined,
+    ssram: undefined,
+    dryRun: undefined,
+    debug: false,
+    notices: [],
+  };
+}

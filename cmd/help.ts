@@ -1,0 +1,98 @@
+/** Help texts. The only user of yargs, which takes longer to load than everything else here: import it lazily. */
+import yargs from 'yargs';
+import { optionHelp, optionUsage } from '../devicemodel/core/options.ts';
+import type { HelpTopic } from './cli.ts';
+import { type OptionSpec, optionGroups, optionTable } from './option-table.ts';
+import type { DriverInfo } from './slot.ts';
+
+/** Widest help; a wider terminal would only make lines harder to read. */
+const MAX_COLUMNS = 110;
+
+export async function helpText(topic: HelpTopic, drivers: readonly DriverInfo[], columns: number): Promise<string> {
+  switch (topic.kind) {
+    case 'options':
+      return optionsHelp(columns);
+    case 'drivers':
+      return driversHelp(drivers);
+    case 'driver':
+      return driverHelp(topic.driver);
+    case 'lpc':
+      return lpcHelp;
+  }
+}
+
+function optionsHelp(columns: number): Promise<string> {
+  const program = yargs([])
+    .locale('en')
+    .scriptName('acrn-dm')
+    .usage(
+      'Usage: $0 [OPTIONS] NAME\n\nStart a User VM: NAME is its name in the hypervisor scenario, at most 15 bytes.',
+    )
+    .exitProcess(false)
+    .help(false)
+    .version(false)
+    .wrap(Math.min(columns, MAX_COLUMNS))
+    .example(
+      '$0 -m 512m -s 0:0,hostbridge -s 1:0,lpc -l com1,stdio -k bzImage --cpu_affinity 0,1 vm1',
+      'Linux, on COM1',
+    )
+    .epilogue(
+      'Long options may be abbreviated and take their value behind = or as the next word. docs/option-reference.md ' +
+        'has every option, docs/exit-codes.md what the exit status means.',
+    );
+  for (const group of optionGroups) {
+    for (const option of optionTable.filter((o) => o.group === group)) addOption(program, option);
+  }
+  return program.getHelp();
+}
+
+function addOption(program: ReturnType<typeof yargs>, option: OptionSpec): void {
+  const key = option.name ?? option.short;
+  if (key === undefined) return;
+  const isObsolete = option.group === 'Obsolete';
+  program.option(key, {
+    ...(option.name !== undefined && option.short !== undefined ? { alias: option.short } : {}),
+    describe: option.metavar === undefined ? option.help : `${option.metavar}\n${option.help}`,
+    group: isObsolete ? 'Obsolete, accepted with a warning:' : `${option.group}:`,
+    // yargs would append [boolean] and [string], which say less than the placeholder.
+    skipValidation: true,
+  });
+}
+
+export function driversHelp(drivers: readonly DriverInfo[]): string {
+  const width = Math.max(0, ...drivers.map((d) => d.name.length));
+  const lines = drivers.map((d) => {
+    const aliases = d.aliases === undefined || d.aliases.length === 0 ? '' : ` (also ${d.aliases.join(', ')})`;
+    return `  ${d.name.padEnd(width)}  ${d.summary}${aliases}`;
+  });
+  return [
+    'PCI devices: -s [BUS:]SLOT[:FUNCTION],DRIVER[,OPTIONS], numbers in decimal',
+    '',
+    ...lines,
+    '',
+    '-s DRIVER,help shows the options of one.',
+  ].join('\n');
+}
+
+export function driverHelp(driver: DriverInfo): string {
+  const help = optionHelp(driver.options);
+  return [
+    `${driver.name}: ${driver.summary}`,
+    `usage: -s SLOT,${optionUsage(driver.name, driver.options)}`,
+    ...help,
+  ].join('\n');
+}
+
+export const lpcHelp = [
+  'Serial ports of the LPC bridge: -l comN[,BACKEND], with -s 1:0,lpc',
+  '',
+  '  com1  port 0x3f8, IRQ 4        com3  port 0x3e8, IRQ 6',
+  '  com2  port 0x2f8, IRQ 3        com4  port 0x2e8, IRQ 7',
+  '  com5  port 0x9000, IRQ 10, or as in -l com5,BACKEND,PORT,IRQ',
+  '',
+  'BACKEND is where the characters go; without one nothing is connected:',
+  '  stdio      this terminal, put back as it was on exit',
+  '  pty        a new pseudo terminal, its name is logged',
+  '  tcp:PORT   a listening socket on 127.0.0.1',
+  '  PATH       a terminal device, as in /dev/ttyS1',
+].join('\n');

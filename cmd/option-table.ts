@@ -1,0 +1,134 @@
+/** Every option the program knows, in the order --help lists them. Parsing, help and docs/option-reference.md read this. */
+import type { GetoptOption } from './getopt.ts';
+
+export const optionGroups = ['Machine', 'Boot', 'Devices', 'Real time', 'Running', 'Information', 'Obsolete'] as const;
+export type OptionGroup = (typeof optionGroups)[number];
+
+export interface OptionSpec<Id extends string = string> extends GetoptOption {
+  readonly id: Id;
+  /** How the value is shown; flags have none. */
+  readonly metavar?: string;
+  readonly help: string;
+  readonly group: OptionGroup;
+}
+
+/** Ranks of abbreviation: what the C program knows comes first, so that a prefix means what it always meant. */
+const Rank = { acrnDm: 0, ours: 1 } as const;
+
+type Entry<Id extends string> = Omit<OptionSpec<Id>, 'group'>;
+type Extra = Pick<GetoptOption, 'short' | 'argPattern'>;
+
+/** `--name VALUE`, known to the C program. */
+function value<const Id extends string>(id: Id, metavar: string, help: string, extra: Extra = {}): Entry<Id> {
+  return { id, name: id, arg: 'required', rank: Rank.acrnDm, metavar, help, ...extra };
+}
+/** `--name`, known to the C program. */
+function flag<const Id extends string>(id: Id, help: string, extra: Extra = {}): Entry<Id> {
+  return { id, name: id, arg: 'none', rank: Rank.acrnDm, help, ...extra };
+}
+/** An option the C program does not have. */
+function ours<const Id extends string>(entry: Entry<Id>): Entry<Id> {
+  return { ...entry, rank: Rank.ours };
+}
+/** An option the C program once had: only its full name counts. */
+function removed<const Id extends string>(entry: Entry<Id>): Entry<Id> {
+  const { rank: _, ...exact } = entry;
+  return exact;
+}
+/** A flag the C program once had, with a letter and no name. */
+function removedLetter<const Letter extends string>(letter: Letter, help: string): Entry<`-${Letter}`> {
+  return { id: `-${letter}`, short: letter, arg: 'none', help };
+}
+function group<Id extends string>(name: OptionGroup, entries: readonly Entry<Id>[]): OptionSpec<Id>[] {
+  return entries.map((entry) => ({ ...entry, group: name }));
+}
+
+export const optionTable = [
+  ...group('Machine', [
+    value('memsize', 'SIZE', 'guest memory: a number and g, m or k, a multiple of 2m, at least 128m (default 256m)', {
+      short: 'm',
+    }),
+    value('cpu_affinity', 'ID[,ID...]', 'Service VM CPUs given to this VM, by local APIC id'),
+    ours(
+      value('hypervisor', 'auto|acrn|soft', 'ACRN, or the embedded software CPU; auto: ACRN where its device exists'),
+    ),
+    ours(value('scenario', 'FILE', 'ivshmem regions and vUARTs of the embedded hypervisor (default: what is used)')),
+    ours(value('config', 'FILE', 'take the configuration from a file (comes later)')),
+  ]),
+  ...group('Boot', [
+    value('kernel', 'FILE', 'Linux bzImage', { short: 'k' }),
+    value('ramdisk', 'FILE', 'initial RAM disk for --kernel', { short: 'r' }),
+    value('bootargs', 'TEXT', 'kernel command line, at most 2047 bytes', { short: 'B' }),
+    value('ovmf', '[w,]FILE', 'UEFI firmware, or [w,]code=FILE,vars=FILE; w: changed variables are written back'),
+    value('elf_file', 'FILE', '32-bit ELF or multiboot image', { short: 'E' }),
+  ]),
+  ...group('Devices', [
+    value(
+      'pci_slot',
+      '[BUS:]SLOT[:FN],DRIVER[,...]',
+      'a PCI device; -s help: the drivers, -s DRIVER,help: its options',
+      {
+        short: 's',
+      },
+    ),
+    value('lpc', 'COMn[,BACKEND]', 'a serial port of the LPC bridge (-s 1:0,lpc); -l help: more', { short: 'l' }),
+    flag('windows', "virtio devices use Oracle's PCI ids"),
+    flag('virtio_msi', 'virtio devices use MSI with one vector instead of MSI-X'),
+    value('virtio_poll', 'NS', 'poll virtio queues every 1 to 10000000 ns instead of waiting for the guest'),
+    value('acpidev_pt', 'HID[,UID]', 'pass an ACPI device through (a TPM: MSFT0101)'),
+    value('mmiodev_pt', 'BASE,SIZE', 'pass device memory through (hexadecimal, whole pages, at most twice)'),
+    value('vtpm2', 'sock_path=PATH', 'TPM 2.0 backed by swtpm'),
+    flag('debugexit', 'a debug exit port at 0xf4, for test guests'),
+  ]),
+  ...group('Real time', [
+    flag('rtvm', 'real-time VM, with its local APIC passed through'),
+    flag('lapic_pt', 'part of --rtvm, ignored without it'),
+    value('ssram', '{L2|L3},vcpu=N,size=SIZE[;...]', 'software SRAM: cache reserved for vCPUs', {
+      // Generated launch scripts have a bare --ssram, which must not swallow what follows.
+      argPattern: /^[lL][23](,|$)/,
+    }),
+    value(
+      'intr_monitor',
+      'PER_S,PERIOD_S,DELAY_MS,DURATION_MS',
+      'slow down a passed-through device that storms interrupts',
+    ),
+  ]),
+  ...group('Running', [
+    flag('enable_trusty', 'secure world for the guest'),
+    value('cmd_monitor', 'PATH', 'Unix socket for JSON commands'),
+    value(
+      'logger_setting',
+      'SINK,level=N[;...]',
+      'console, kmsg and disk; levels 1 (errors) to 5; default console,level=4',
+    ),
+    ours({
+      id: 'dry-run',
+      name: 'dry-run',
+      arg: 'optional',
+      metavar: 'json',
+      help: 'print what would be created and touch nothing; works on any machine',
+    }),
+    ours(flag('debug', 'log everything, show the stack of an error')),
+  ]),
+  ...group('Information', [flag('help', 'this text', { short: 'h' }), flag('version', 'the version', { short: 'v' })]),
+  ...group('Obsolete', [
+    flag('acpi', 'ACPI tables are always there', { short: 'A' }),
+    flag('mptgen', 'the MP table is always there', { short: 'Y' }),
+    value('iasl', 'PATH', 'no compiler is needed, ACPI tables are made in memory'),
+    value('mac_seed', 'TEXT', 'use -s SLOT,virtio-net,tap=NAME,mac_seed=TEXT'),
+    value('pm_notify_channel', 'ioc|power_button|uart', 'the guest is told by its ACPI power button'),
+    value('pm_by_vuart', 'TEXT', 'the guest is told by its ACPI power button'),
+    value('vsbl', 'FILE', 'the virtual bootloader is gone, use --ovmf or --kernel'),
+    value('part_info', 'FILE', 'belonged to the virtual bootloader'),
+    value('ioc_node', 'TEXT', 'the IOC mediator is gone', { short: 'i' }),
+    value('gvtargs', 'TEXT', 'GVT-g is gone, a GPU is passed through by -s 2,passthru,0/2/0', { short: 'G' }),
+    removed(value('uuid', 'UUID', 'the scenario knows a VM by its name', { short: 'U' })),
+    removed(value('ncpus', 'N', 'the number of vCPUs follows from --cpu_affinity', { short: 'c' })),
+    removed(flag('privil_vm', 'there are no privileged VMs any more')),
+    removedLetter('W', 'use --virtio_msi'),
+    removedLetter('C', 'guest memory is never part of a core dump'),
+    removedLetter('x', 'the hypervisor decides on x2APIC'),
+  ]),
+];
+
+export type OptionId = (typeof optionTable)[number]['id'];

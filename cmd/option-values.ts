@@ -1,0 +1,324 @@
+/**
+ * The values of single options. Each function takes the text behind an option and returns what VmConfig holds, or
+ * throws a ConfigError whose message goes on after "--option: ". Nothing on the host is looked at.
+ */
+import type { IntrMonitorConfig, LoggerConfig, OvmfImage, SsramConfig, VmConfig } from '../devicemodel/core/config.ts';
+import { ConfigError } from '../devicemodel/core/errors.ts';
+import { Layout } from '../devicemodel/core/layout.ts';
+import { LogLevel } from '../devicemodel/core/log.ts';
+import { alignDown, alignUp, formatSize, GiB, KiB, MiB } from '../devicemodel/core/units.ts';
+import { didYouMean } from './suggest.ts';
+
+/** Something to tell the user that does not stop the VM from starting. */
+export interface Notice {
+  readonly level: 'warn' | 'info';
+  readonly text: string;
+}
+export type Notify = (notice: Notice) => void;
+
+const MIN_MEMORY_BYTES = 128 * MiB;
+const DEFAULT_MEMORY_BYTES = 256 * MiB;
+/** Guest memory is mapped in huge pages. */
+const MEMORY_UNIT_BYTES = 2 * MiB;
+/** Where RAM above 4 GiB would reach the 64-bit PCI window. */
+const MAX_MEMORY_BYTES = Layout.lowRamLimit + (Layout.pciMem64.base - Layout.highRamBase);
+
+export { DEFAULT_MEMORY_BYTES };
+
+/**
+ * `256M`, `1g`, `262144k`, `0x100M`.
+ * Compat: C means to take a plain number as bytes and `b` as a unit, but refuses both by a missing `break`; a plain
+ * number is refused here too, since scripts that have one mean MiB as often as bytes.
+ */
+export function parseMemsize(text: string): number {
+  const match = /^(0[xX][0-9a-fA-F]+|[1-9]\d*|0)([a-zA-Z]*)$/.exec(text);
+  if (match === null) {
+    throw new ConfigError(`"${text}" is not a size`, { hint: 'write a whole number and a unit, as in 512m or 4g' });
+  }
+  const number = Number(match[1]);
+  const unitBytes = { k: KiB, m: MiB, g: GiB }[/^([kmg])(i?b)?$/i.exec(match[2] as string)?.[1]?.toLowerCase() ?? ''];
+  if (unitBytes === undefined) {
+    if (match[2] !== '' && match[2]?.toLowerCase() !== 'b') {
+      throw new ConfigError(`"${match[2]}" is not a unit`, { hint: 'the units are k, m and g' });
+    }
+    const mebibytes = number >= MIN_MEMORY_BYTES ? Math.ceil(number / MiB) : number;
+    const hint = Number.isSafeInteger(mebibytes) && mebibytes > 0 ? `write ${mebibytes}m` : 'write it as in 512m';
+    throw new ConfigError(`"${text}" has no unit`, { hint: `${hint} (the units are k, m and g)` });
+  }
+  const bytes = number * unitBytes;
+  if (bytes < MIN_MEMORY_BYTES) {
+    throw new ConfigError(`${text} is too little, a VM has at least ${formatSize(MIN_MEMORY_BYTES)}`);
+  }
+  if (bytes > MAX_MEMORY_BYTES) {
+    throw new ConfigError(`${text} is too much, memory above ${formatSize(MAX_MEMORY_BYTES)} has no room`);
+  }
+  if (bytes % MEMORY_UNIT_BYTES !== 0) {
+    const below = alignDown(bytes, MEMORY_UNIT_BYTES) / MiB;
+    const above = alignUp(bytes, MEMORY_UNIT_BYTES) / MiB;
+    throw new ConfigError(`${text} is not a multiple of 2 MiB`, { hint: `write ${below}m or ${above}m` });
+  }
+  return bytes;
+}
+
+/** CPUs the hypervisor can name in an affinity bitmap. */
+const MAX_AFFINITY_IDS = 64;
+
+/**
+ * `0,2,4` → local APIC ids, in the order given, each once.
+ * Compat: C stops at the first thing that is not a digit and starts the VM on the CPUs it has seen so far.
+ */
+export function parseCpuAffinity(text: string, notify: Notify): number[] {
+  const words = text.split(',');
+  // A list built by a shell loop ends in a comma.
+  if (words.length > 1 && words.at(-1) === '') words.pop();
+  const ids: number[] = [];
+  for (const word of words) {
+    if (!/^\d{1,9}$/.test(word)) {
+      const what = word === '' ? 'an id is missing' : `"${word}" is not a local APIC id`;
+      throw new ConfigError(`${what} in "${text}"`, {
+        hint: 'write decimal ids without spaces, as in 0,2; grep apicid /proc/cpuinfo shows them',
+      });
+    }
+    const id = Number(word);
+    if (ids.includes(id)) notify({ level: 'warn', text: `local APIC id ${id} is given twice, it counts once` });
+    else ids.push(id);
+  }
+  if (ids.length > MAX_AFFINITY_IDS)
+    throw new ConfigError(`${ids.length} CPUs, at most ${MAX_AFFINITY_IDS} are possible`);
+  return ids;
+}
+
+export function parseHypervisor(text: string): VmConfig['hypervisor'] {
+  if (text === 'auto' || text === 'acrn' || text === 'soft') return text;
+  if (text === 'kvm')
+    throw new ConfigError('kvm comes later', { hint: 'use --hypervisor soft where there is no ACRN' });
+  const guess = didYouMean(text, ['auto', 'acrn', 'soft']);
+  throw new ConfigError(`"${text}" is not a hypervisor`, {
+    hint: guess === undefined ? 'it is auto, acrn or soft' : `did you mean ${guess}?`,
+  });
+}
+
+/** Bytes of a kernel command line, without its end. [BOOT_ARG_LEN] */
+const MAX_BOOTARGS_BYTES = 2047;
+
+export function parseBootargs(text: string): string {
+  const sizeBytes = Buffer.byteLength(text);
+  if (sizeBytes > MAX_BOOTARGS_BYTES) {
+    throw new ConfigError(`${sizeBytes} bytes, a kernel command line has at most ${MAX_BOOTARGS_BYTES}`);
+  }
+  return text;
+}
+
+/** Longest path of an image. [STR_LEN] */
+const MAX_PATH_BYTES = 1023;
+
+export function parsePath(text: string): string {
+  if (text === '') throw new ConfigError('the file name is empty');
+  if (Buffer.byteLength(text) > MAX_PATH_BYTES)
+    throw new ConfigError(`the path is longer than ${MAX_PATH_BYTES} bytes`);
+  return text;
+}
+
+/** sockaddr_un has 108 bytes for a path and its end (unix(7)). */
+const MAX_SOCKET_PATH_BYTES = 107;
+
+/** Compat: C takes paths of up to 1023 bytes and then fails, or not, when the socket is bound. */
+export function parseSocketPath(text: string): string {
+  if (text === '') throw new ConfigError('the path of the socket is empty');
+  const sizeBytes = Buffer.byteLength(text);
+  if (sizeBytes > MAX_SOCKET_PATH_BYTES) {
+    throw new ConfigError(`the path has ${sizeBytes} bytes, a Unix socket allows ${MAX_SOCKET_PATH_BYTES}`);
+  }
+  return text;
+}
+
+/**
+ * `[w,]FILE` or `[w,]code=FILE,vars=FILE`, in any order.
+ * Compat: C takes the last of several images, and an image next to one half of a pair.
+ */
+export function parseOvmf(text: string): OvmfImage {
+  let writeBack = false;
+  const found: { path?: string; code?: string; vars?: string } = {};
+  const set = (key: 'path' | 'code' | 'vars', value: string) => {
+    if (found[key] !== undefined) {
+      throw new ConfigError(`two ${{ path: 'images', code: 'code= files', vars: 'vars= files' }[key]} in "${text}"`);
+    }
+    found[key] = parsePath(value);
+  };
+  for (const word of text.split(',')) {
+    if (word === 'w') writeBack = true;
+    else if (word.startsWith('code=')) set('code', word.slice('code='.length));
+    else if (word.startsWith('vars=')) set('vars', word.slice('vars='.length));
+    else set('path', word);
+  }
+  const { path, code, vars } = found;
+  if (path !== undefined) {
+    if (code !== undefined || vars !== undefined) {
+      throw new ConfigError(`"${text}" has an image and a code= or vars= file`, {
+        hint: 'give either one image or the pair',
+      });
+    }
+    return { form: 'single', path, writeBack };
+  }
+  if (code !== undefined && vars !== undefined) return { form: 'split', codePath: code, varsPath: vars, writeBack };
+  const missing = code !== undefined ? 'vars=FILE' : vars !== undefined ? 'code=FILE' : 'the image';
+  throw new ConfigError(`${missing} is missing in "${text}"`, {
+    hint: 'write --ovmf [w,]FILE or --ovmf [w,]code=FILE,vars=FILE',
+  });
+}
+
+const logSinks = ['console', 'kmsg', 'disk'] as const;
+
+/**
+ * `console,level=4;kmsg,level=3;disk,level=5`. Level 0 silences a sink. Quotes around the whole are dropped: libvirt
+ * passed them on.
+ */
+export function parseLoggerSetting(text: string, notify: Notify): LoggerConfig[] {
+  const hint = `write SINK,level=N[;SINK,level=N...], SINK one of ${logSinks.join(', ')}, N from 1 to 5`;
+  const bare = /^(["'])(.*)\1$/s.exec(text)?.[2] ?? text;
+  const settings: LoggerConfig[] = [];
+  for (const element of bare.split(';')) {
+    if (element === '') continue;
+    const comma = element.indexOf(',');
+    const name = comma < 0 ? element : element.slice(0, comma);
+    const sink = logSinks.find((s) => s === name);
+    if (sink === undefined) {
+      const guess = didYouMean(name, logSinks);
+      throw new ConfigError(`"${name}" is not a log sink`, {
+        hint: guess === undefined ? hint : `did you mean ${guess}?`,
+      });
+    }
+    const level = /^level=(\d{1,9})$/.exec(comma < 0 ? '' : element.slice(comma + 1))?.[1];
+    if (level === undefined) throw new ConfigError(`level=N is missing in "${element}"`, { hint });
+    let maxLevel = Number(level);
+    if (maxLevel > LogLevel.debug) {
+      notify({ level: 'warn', text: `${sink}: level ${maxLevel} does not exist, taken as ${LogLevel.debug} (all)` });
+      maxLevel = LogLevel.debug;
+    }
+    const earlier = settings.findIndex((s) => s.sink === sink);
+    if (earlier >= 0) settings.splice(earlier, 1);
+    settings.push({ sink, level: maxLevel });
+  }
+  if (settings.length === 0) throw new ConfigError('no log sink is given', { hint });
+  return settings;
+}
+
+/**
+ * `10000,10,1,100`.
+ * Compat: C takes a probe period of 0 and then probes without a pause.
+ */
+export function parseIntrMonitor(text: string): IntrMonitorConfig {
+  const match = /^(\d{1,9}),(\d{1,9}),(\d{1,9}),(\d{1,9})$/.exec(text);
+  const [thresholdPerSecond, probePeriodS, delayMs, delayDurationMs] = (match ?? []).slice(1).map(Number);
+  if (
+    thresholdPerSecond === undefined ||
+    probePeriodS === undefined ||
+    delayMs === undefined ||
+    delayDurationMs === undefined
+  ) {
+    throw new ConfigError(`"${text}" is not four numbers with commas`, {
+      hint: 'write interrupts per second, probe period in s, delay in ms, duration in ms: 10000,10,1,100',
+    });
+  }
+  if (thresholdPerSecond === 0 || probePeriodS === 0) {
+    throw new ConfigError(`${thresholdPerSecond === 0 ? 'the threshold' : 'the probe period'} must not be 0`);
+  }
+  return { thresholdPerSecond, probePeriodS, delayMs, delayDurationMs };
+}
+
+/** 1 ns to 10 ms. */
+export function parseVirtioPoll(text: string): number {
+  const pollNs = parseCNumber(text);
+  if (pollNs === undefined || pollNs < 1 || pollNs > 10_000_000) {
+    throw new ConfigError(`"${text}" is not an interval from 1 to 10000000 ns`);
+  }
+  return pollNs;
+}
+
+const PAGE_BYTES = 4 * KiB;
+
+/** `0xfe000000,0x4000`, hexadecimal with or without 0x. Compat: C only logs a bad value and starts without the range. */
+export function parseMmiodevPt(text: string): { base: number; sizeBytes: number } {
+  const match = /^(?:0x)?([0-9a-f]{1,13}),(?:0x)?([0-9a-f]{1,13})$/i.exec(text);
+  if (match === null) {
+    throw new ConfigError(`"${text}" is not BASE,SIZE in hexadecimal`, { hint: 'write it as in 0xfed40000,0x5000' });
+  }
+  const base = Number.parseInt(match[1] as string, 16);
+  const sizeBytes = Number.parseInt(match[2] as string, 16);
+  // The hypervisor maps pages (assign_mmio_dev).
+  if (base % PAGE_BYTES !== 0 || base === 0)
+    throw new ConfigError(`base 0x${base.toString(16)} is not the address of a page`);
+  if (sizeBytes % PAGE_BYTES !== 0 || sizeBytes === 0) {
+    throw new ConfigError(`size 0x${sizeBytes.toString(16)} is not a number of 4 KiB pages`);
+  }
+  return { base, sizeBytes };
+}
+
+/** `MSFT0101`, `MSFT0101,00`. */
+export function parseAcpidevPt(text: string): string {
+  if (!/^[A-Za-z0-9]{7,8}(,\d{1,4})?$/.test(text)) {
+    throw new ConfigError(`"${text}" is not an ACPI device id`, { hint: 'write HID or HID,UID, as in MSFT0101,00' });
+  }
+  return text;
+}
+
+/** Compat: C starts without a TPM when `sock_path=` is missing. */
+export function parseVtpm2(text: string): string {
+  const path = /^sock_path=(.*)$/s.exec(text)?.[1];
+  if (path === undefined)
+    throw new ConfigError(`sock_path= is missing in "${text}"`, { hint: 'write --vtpm2 sock_path=PATH' });
+  return parseSocketPath(path);
+}
+
+/** Software SRAM one VM may have in all. [VSSRAM_MAX_SIZE] */
+const MAX_SSRAM_BYTES = 8 * MiB;
+
+/** `L2,vcpu=0,1,size=4K;L3,vcpu=all,size=2M`; nothing at all is an empty list. */
+export function parseSsram(text: string | undefined): SsramConfig[] {
+  const hint = 'write {L2|L3},vcpu=N[,N...],size=SIZE with k or m, several separated by ;';
+  const regions: SsramConfig[] = [];
+  for (const element of (text ?? '').split(';')) {
+    if (element === '') continue;
+    const match = /^l([23]),vcpu=(all|\d{1,2}(?:,\d{1,2})*),size=(\d{1,9})([km])$/i.exec(element);
+    if (match === null) throw new ConfigError(`"${element}" is not a cache region`, { hint });
+    const sizeBytes = Number(match[3]) * (match[4]?.toLowerCase() === 'm' ? MiB : KiB);
+    if (sizeBytes === 0 || sizeBytes % PAGE_BYTES !== 0 || sizeBytes > MAX_SSRAM_BYTES) {
+      throw new ConfigError(`size ${match[3]}${match[4]} is not a multiple of 4k up to 8m in "${element}"`);
+    }
+    const vcpus = match[2]?.toLowerCase() === 'all' ? 'all' : (match[2] as string).split(',').map(Number);
+    regions.push({ cacheLevel: match[1] === '2' ? 2 : 3, vcpus, sizeBytes });
+  }
+  return regions;
+}
+
+/**
+ * Compat: C takes `uart` and then ends in an assertion, since the option that named the UART is ignored; here it is
+ * accepted, and the guest is told by its power button.
+ */
+export function parsePmNotifyChannel(text: string): NonNullable<VmConfig['pmNotifyChannel']> {
+  const channels = ['ioc', 'power_button', 'uart', 'uart,allow_trigger_s5'] as const;
+  const channel = channels.find((c) => c === text);
+  if (channel !== undefined) return channel;
+  const guess = didYouMean(text, channels);
+  throw new ConfigError(`"${text}" is not a channel`, {
+    hint: guess === undefined ? `the channels are ${channels.join(' | ')}` : `did you mean ${guess}?`,
+  });
+}
+
+/** Bytes of a VM name; the hypervisor's field has 16 with its end. [MAX_VM_NAME_LEN] */
+const MAX_VM_NAME_BYTES = 15;
+
+export function parseVmName(text: string): string {
+  const sizeBytes = Buffer.byteLength(text);
+  if (sizeBytes === 0) throw new ConfigError('the VM name is empty');
+  if (sizeBytes > MAX_VM_NAME_BYTES) {
+    throw new ConfigError(`VM name "${text}": ${sizeBytes} bytes, at most ${MAX_VM_NAME_BYTES} are possible`);
+  }
+  return text;
+}
+
+/** A number as strtoul(…, 0) reads it, without the octal form: decimal or 0x. */
+export function parseCNumber(text: string): number | undefined {
+  if (!/^(0[xX][0-9a-fA-F]{1,13}|[1-9]\d{0,14}|0)$/.test(text)) return undefined;
+  return Number(text);
+}

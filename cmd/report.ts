@@ -1,0 +1,114 @@
+/** An error → the lines a user sees and the status the process ends with. */
+import { BugError, ConfigError, DmError, ExitCode } from '../devicemodel/core/errors.ts';
+
+/** Lines of `cause:` that are worth reading. */
+const MAX_CAUSES = 4;
+/** Longest line; what a user typed is repeated in it and may be kilobytes. */
+const MAX_LINE_CHARS = 600;
+
+export interface ReportOptions {
+  /** Add stacks. */
+  readonly debug?: boolean;
+}
+
+/**
+ * One line for the error, one for each cause that says something new, one with the hint. Without line ends.
+ * A stack is shown with `debug` only.
+ */
+export function errorLines(error: unknown, options: ReportOptions = {}): string[] {
+  const lines: string[] = [];
+  const isOurs = error instanceof DmError && !(error instanceof BugError);
+  const first = messageOf(error);
+  lines.push(isOurs ? `acrn-dm: ${first}` : `acrn-dm: internal error: ${first}`);
+  let said = first;
+  for (const cause of causesOf(error)) {
+    const message = messageOf(cause);
+    if (said.includes(message)) continue;
+    lines.push(`cause: ${message}`);
+    said += message;
+  }
+  const hint = hintOf(error) ?? (isOurs ? undefined : 'please report this; --debug shows where it happened');
+  if (hint !== undefined) lines.push(`hint: ${hint}`);
+  const shown = lines.map(oneLine);
+  if (options.debug === true) shown.push(...stackLines(error));
+  return shown;
+}
+
+/** sysexits status of an error; anything that is not ours is a bug of ours. */
+export function exitCodeOf(error: unknown): ExitCode {
+  if (error instanceof DmError) return error.exitCode;
+  if (error instanceof AggregateError) {
+    const first = error.errors.find((e) => e instanceof DmError) as DmError | undefined;
+    return first?.exitCode ?? ExitCode.Software;
+  }
+  return ExitCode.Software;
+}
+
+/** A stream lines can be written to. */
+export interface ReportStream {
+  readonly isTTY?: boolean;
+  write(text: string): unknown;
+}
+
+/**
+ * Write whole lines. A guest's console may have put the terminal in raw mode, where a line feed alone does not return
+ * the carriage; a carriage return too many does no harm.
+ */
+export function writeLines(stream: ReportStream, lines: readonly string[]): void {
+  if (lines.length === 0) return;
+  const end = stream.isTTY === true ? '\r\n' : '\n';
+  try {
+    stream.write(lines.join(end) + end);
+  } catch {
+    // Nobody is left to tell: the other end is closed.
+  }
+}
+
+function messageOf(error: unknown): string {
+  if (error instanceof AggregateError) {
+    const parts = error.errors.slice(0, MAX_CAUSES).map(messageOf);
+    return [error.message, ...parts].filter((part) => part !== '').join('; ');
+  }
+  if (error instanceof Error) return error.message === '' ? error.name : error.message;
+  try {
+    return String(error);
+  } catch {
+    return 'something that cannot be shown was thrown';
+  }
+}
+
+function* causesOf(error: unknown): Generator<unknown> {
+  let current = error;
+  for (let depth = 0; depth < MAX_CAUSES; depth++) {
+    if (!(current instanceof Error) || current.cause === undefined) return;
+    current = current.cause;
+    yield current;
+  }
+}
+
+/** The outermost hint: the nearer to what the user did, the better it fits. */
+function hintOf(error: unknown): string | undefined {
+  for (const candidate of [error, ...causesOf(error)]) {
+    if (candidate instanceof DmError && candidate.hint !== undefined) return candidate.hint;
+  }
+  return undefined;
+}
+
+function stackLines(error: unknown): string[] {
+  const lines: string[] = [];
+  for (const candidate of [error, ...causesOf(error)]) {
+    if (candidate instanceof Error && candidate.stack !== undefined) lines.push(...candidate.stack.split('\n'));
+  }
+  return lines;
+}
+
+/** Text from outside must not break out of its line or steer the terminal. */
+export function oneLine(text: string): string {
+  const clean = text.replace(/\s*[\r\n]+\s*/g, ' ').replace(/\p{Cc}/gu, '?');
+  return clean.length <= MAX_LINE_CHARS ? clean : `${clean.slice(0, MAX_LINE_CHARS - 3)}...`;
+}
+
+/** Whether an error is the user's, found before anything was done. */
+export function isUsageError(error: unknown): boolean {
+  return error instanceof ConfigError && error.exitCode === ExitCode.Usage;
+}

@@ -1,0 +1,236 @@
+/** `-s [bus:]slot[:func],driver[,options]` and `-l comN[,backend]`: text → VmConfig entries. Touches nothing on the host. */
+import type { Bdf } from '../devicemodel/core/address.ts';
+import type { ComConfig, PciSlotConfig } from '../devicemodel/core/config.ts';
+import { ConfigError, DmError } from '../devicemodel/core/errors.ts';
+import { checkOptions, type OptionSchema, optionsFromText, optionUsage } from '../devicemodel/core/options.ts';
+import type { PciDriver } from '../devicemodel/hw/pci/driver.ts';
+import { parseCNumber } from './option-values.ts';
+import { didYouMean } from './suggest.ts';
+
+/** What the command line needs of a driver; hw/registry.ts has the list. */
+export type DriverInfo = Pick<PciDriver<OptionSchema>, 'name' | 'aliases' | 'summary' | 'options' | 'parseText'>;
+
+/** A `-s` value taken apart, its driver not yet looked up. */
+export interface SlotText {
+  readonly bdf: Bdf;
+  readonly driver: string;
+  /** Everything behind `driver,`; empty if there is nothing. */
+  readonly text: string;
+}
+
+/** Drivers the C program once had, whose `-s` is dropped: nothing answers in the guest, as with the last C releases that ran. */
+const obsoleteDrivers: Readonly<Record<string, string>> = {
+  'pci-gvt': 'GVT-g is gone, a GPU is passed through by -s 2,passthru,0/2/0',
+  npk: 'the trace hub mediator is gone',
+  'virtio-hdcp': 'its back end in the kernel is gone',
+  'virtio-coreu': 'its back end in the kernel is gone',
+  'virtio-hyper_dmabuf': 'its back end in the kernel is gone',
+  'virtio-ipu': 'its back end in the kernel is gone',
+  'virtio-audio': 'its back end in the kernel is gone',
+};
+
+/** Drivers that are to come: known by name until they stand in the registry. */
+const laterDrivers: readonly string[] = [
+  'ahci',
+  'ahci-cd',
+  'ahci-hd',
+  'amd_hostbridge',
+  'dummy',
+  'igd-lpc',
+  'passthru',
+  'vhost-vsock',
+  'virtio-blk',
+  'virtio-console',
+  'virtio-gpio',
+  'virtio-gpu',
+  'virtio-heci',
+  'virtio-i2c',
+  'virtio-input',
+  'virtio-net',
+  'virtio-rnd',
+  'virtio-rpmb',
+  'wdt-i6300esb',
+  'xhci',
+];
+
+const slotHint = 'write -s [BUS:]SLOT[:FUNCTION],DRIVER[,OPTIONS] in decimal, as in -s 3,virtio-blk,disk.img';
+
+/**
+ * Take a `-s` value apart. Numbers are decimal and may be separated by `:`, `/` or `.`.
+ * Compat: C overlooks what follows a number (`3x` is slot 3) and a fourth number.
+ * @throws ConfigError
+ */
+export function parseSlotText(slotText: string): SlotText {
+  const comma = slotText.indexOf(',');
+  if (comma < 0) throw new ConfigError('the driver is missing', { hint: slotHint });
+  const numbers = slotText.slice(0, comma).split(/[:/.]/);
+  const [bus, device, func] =
+    numbers.length === 3 ? numbers : numbers.length === 2 ? ['0', ...numbers] : ['0', numbers[0], '0'];
+  const bdf = {
+    bus: slotNumber('bus', bus, 255),
+    device: slotNumber('slot', device, 31),
+    function: slotNumber('function', func, 7),
+  };
+  if (numbers.length > 3)
+    throw new ConfigError(`"${numbers.join(':')}" has more than three numbers`, { hint: slotHint });
+  const rest = slotText.slice(comma + 1);
+  const driverEnd = rest.indexOf(',');
+  const driver = driverEnd < 0 ? rest : rest.slice(0, driverEnd);
+  if (driver === '') throw new ConfigError('the driver is missing', { hint: slotHint });
+  const text = driverEnd < 0 ? '' : rest.slice(driverEnd + 1);
+  // `b,` once marked the disk to boot from.
+  return { bdf, driver, text: text.startsWith('b,') ? text.slice(2) : text };
+}
+
+function slotNumber(what: string, text: string | undefined, max: number): number {
+  if (text === undefined || !/^\d{1,9}$/.test(text)) {
+    throw new ConfigError(`${what} "${text ?? ''}" is not a number`, { hint: slotHint });
+  }
+  const value = Number(text);
+  if (value > max) throw new ConfigError(`${what} ${value} does not exist, it is 0 to ${max}`);
+  return value;
+}
+
+/** The shortest text that {@link parseSlotText} reads as `slot`. */
+export function formatSlotText(slot: SlotText): string {
+  const { bus, device, function: func } = slot.bdf;
+  const where = bus !== 0 ? `${bus}:${device}:${func}` : func !== 0 ? `${device}:${func}` : `${device}`;
+  const options = slot.text.startsWith('b,') ? `b,${slot.text}` : slot.text;
+  return options === '' ? `${where},${slot.driver}` : `${where},${slot.driver},${options}`;
+}
+
+export interface SlotsResult {
+  readonly pci: readonly PciSlotConfig[];
+  /** `-s …: why`, one line for each dropped slot. */
+  readonly obsolete: readonly string[];
+  /** Slots of drivers that do not exist yet, as given. */
+  readonly later: readonly SlotText[];
+}
+
+/**
+ * All `-s` values of a command line, in order.
+ * @throws ConfigError naming the value, for the first that is wrong.
+ */
+export function parseSlots(values: readonly string[], drivers: readonly DriverInfo[]): SlotsResult {
+  const pci: PciSlotConfig[] = [];
+  const obsolete: string[] = [];
+  const later: SlotText[] = [];
+  const taken = new Map<string, string>();
+  for (const value of values) {
+    at(`-s ${value}`, () => {
+      const slot = parseSlotText(value);
+      const why = Object.hasOwn(obsoleteDrivers, slot.driver) ? obsoleteDrivers[slot.driver] : undefined;
+      if (why !== undefined) {
+        obsolete.push(`-s ${value}: obsolete, ignored: ${why}`);
+        return;
+      }
+      const { bus, device, function: func } = slot.bdf;
+      const key = `${bus}:${device}:${func}`;
+      const holder = taken.get(key);
+      if (holder !== undefined) throw new ConfigError(`pci slot ${device}:${func} is already occupied by -s ${holder}`);
+      taken.set(key, value);
+
+      const driver = findDriver(drivers, slot.driver);
+      if (driver === undefined) {
+        if (!laterDrivers.includes(slot.driver)) throw unknownDriver(slot.driver, drivers);
+        later.push(slot);
+        return;
+      }
+      // The MP table cannot describe further buses, so the C program ends here too.
+      if (bus !== 0) throw new ConfigError(`bus ${bus} does not exist, devices are on bus 0`);
+      if (driver.name === 'lpc') {
+        const other = pci.find((p) => p.driver === 'lpc');
+        if (other !== undefined)
+          throw new ConfigError(`there is one LPC bridge only, it is at slot ${other.bdf.device}`);
+      }
+      pci.push({ bdf: slot.bdf, driver: driver.name, options: parseDriverOptions(driver, slot.text), text: slot.text });
+    });
+  }
+  return { pci, obsolete, later };
+}
+
+export function findDriver<D extends DriverInfo>(drivers: readonly D[], name: string): D | undefined {
+  return drivers.find((d) => d.name === name || d.aliases?.includes(name));
+}
+
+/** Option text → checked options. @throws ConfigError with the driver's usage as hint. */
+export function parseDriverOptions(driver: DriverInfo, text: string): unknown {
+  try {
+    const raw = driver.parseText === undefined ? optionsFromText(driver.options, text) : driver.parseText(text);
+    return checkOptions(driver.options, raw);
+  } catch (error) {
+    if (!(error instanceof ConfigError) || error.hint !== undefined) throw error;
+    throw new ConfigError(error.message, { hint: `usage: -s SLOT,${optionUsage(driver.name, driver.options)}` });
+  }
+}
+
+export function unknownDriver(name: string, drivers: readonly DriverInfo[]): ConfigError {
+  const known = [...drivers.flatMap((d) => [d.name, ...(d.aliases ?? [])]), ...laterDrivers];
+  const guess = didYouMean(name, known);
+  return new ConfigError(`unknown device "${name}"`, {
+    hint: guess === undefined ? '-s help lists the drivers' : `did you mean ${guess}?`,
+  });
+}
+
+/** COM1 to COM5. */
+const COM_COUNT = 5;
+const lpcHint = 'write -l comN[,BACKEND] with N from 1 to 4, or -l com5[,BACKEND[,PORT,IRQ]]';
+
+/** I/O ports of one 16550. */
+const UART_PORTS = 8;
+/** Highest line of the two PICs; the guest's ACPI names an ISA interrupt by a bit of 16. */
+const MAX_ISA_IRQ = 15;
+
+/**
+ * One `-l` value.
+ * Compat: an empty back end (`com5,,0x9000,5`) is refused here; C finds out after the VM was created.
+ * @throws ConfigError
+ */
+export function parseLpc(lpcText: string): ComConfig {
+  const comma = lpcText.indexOf(',');
+  const name = comma < 0 ? lpcText : lpcText.slice(0, comma);
+  const index = Number(/^com([1-5])$/i.exec(name)?.[1]) as ComConfig['index'];
+  if (Number.isNaN(index)) {
+    const guess = didYouMean(
+      name,
+      Array.from({ length: COM_COUNT }, (_, i) => `com${i + 1}`),
+    );
+    // Every comN is one edit from every other: only a slip in the letters is worth a guess.
+    const hint = guess === undefined || /^com\d+$/i.test(name) ? lpcHint : `did you mean ${guess}? ${lpcHint}`;
+    throw new ConfigError(`there is no LPC device "${name}"`, { hint });
+  }
+  if (comma < 0) return { index, backend: '' };
+  const rest = lpcText.slice(comma + 1);
+  if (index !== 5) return { index, backend: nonEmptyBackend(rest) };
+
+  const [backend, port, irq, ...more] = rest.split(',');
+  if (port === undefined) return { index, backend: nonEmptyBackend(backend) };
+  if (irq === undefined) throw new ConfigError('the IRQ is missing', { hint: lpcHint });
+  if (more.length > 0) throw new ConfigError(`"${more.join(',')}" is too much`, { hint: lpcHint });
+  const portNumber = parseCNumber(port);
+  if (portNumber === undefined || portNumber === 0 || portNumber > 0x1_0000 - UART_PORTS) {
+    throw new ConfigError(`"${port}" is not an I/O port`, { hint: 'write it as in 0x9000' });
+  }
+  const irqNumber = parseCNumber(irq);
+  if (irqNumber === undefined || irqNumber === 0 || irqNumber > MAX_ISA_IRQ) {
+    throw new ConfigError(`"${irq}" is not an interrupt from 1 to ${MAX_ISA_IRQ}`);
+  }
+  return { index, backend: nonEmptyBackend(backend), port: portNumber, irq: irqNumber };
+}
+
+function nonEmptyBackend(text: string | undefined): string {
+  if (text === undefined || text === '')
+    throw new ConfigError('the back end behind the comma is empty', { hint: lpcHint });
+  return text;
+}
+
+/** Run `check`, and put `where: ` before the message of what it throws. */
+export function at<T>(where: string, check: () => T): T {
+  try {
+    return check();
+  } catch (error) {
+    if (!(error instanceof DmError)) throw error;
+    const { hint, exitCode, cause } = error;
+    throw new ConfigError(`${where}: ${error.message}`, { exitCode, cause, ...(hint === undefined ? {} : { hint }) });
+  }
+}

@@ -1,0 +1,14 @@
+/** The program's version: put in by the bundler, or read from package.json when the sources run. */
+import fs from 'node:fs';
+
+declare const ACRN_DM_VERSION: string | undefined;
+
+export function version(): string {
+  if (typeof ACRN_DM_VERSION === 'string') return ACRN_DM_VERSION;
+  try {
+    const text = fs.readFileSync(new URL('../package.json', import.meta.url), 'utf8');
+    return String((JSON.parse(text) as { version?: unknown }).version);
+  } catch {
+    return 'unknown';
+  }
+}
