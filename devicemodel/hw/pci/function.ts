@@ -36,6 +36,8 @@ export interface PciPlacement {
 interface PciFunctionBase {
   readonly identity: PciIdentity;
   readonly bars: readonly BarSpec[];
+  /** Default 256; 4096 with extended capabilities. */
+  readonly configBytes?: 256 | 4096;
 }
 
 /** A function emulated here. */
@@ -50,6 +52,8 @@ export interface EmulatedPciFunction extends PciFunctionBase, Device {
   writeBarU64?(index: BarIndex, offset: number, value: bigint): void;
   /** A BAR got a new address, or decoding was switched on (address) or off (undefined). */
   barMoved?(index: BarIndex, address: Gpa | Port | undefined): void;
+  /** All INTx pins have their PIRQ links now; part of the power-on state. */
+  interruptsRouted?(): void;
   /**
    * Hypervisor calls the function needs before the guest runs, such as mapping memory of its own; in device order
    * among the CREATE_VDEVs. May be called again after `detach`.

@@ -1,0 +1,598 @@
+/**
+ * The PCI host: places functions, writes their headers, serves configuration accesses (by PCICFG request and by ECAM)
+ * and keeps the buses in step with what the guest does to BARs and the command register. Spec: PCI Local Bus 3.0
+ * chapters 3 and 6; PCI Express 4.0 §7.2.2 (ECAM).
+ */
+import {
+  type AccessSize,
+  allOnes,
+  type Bdf,
+  bdfToNumber,
+  formatBdf,
+  type Gpa,
+  hex,
+  type Port,
+} from '../../core/address.ts';
+import type { PciSlotConfig } from '../../core/config.ts';
+import type { Device, IoRegion, PciConfigAccess } from '../../core/device.ts';
+import { Disposer } from '../../core/disposer.ts';
+import { BugError, ConfigError } from '../../core/errors.ts';
+import type { HvVdev } from '../../core/hsm/vdev.ts';
+import type { IoBus, Registration } from '../../core/io-bus.ts';
+import { Layout } from '../../core/layout.ts';
+import { GiB } from '../../core/units.ts';
+import { BarAllocator, type BusWindows, barName, type PlacedBar } from './bar-allocator.ts';
+import { Cfg, Command, ConfigSpace } from './config-space.ts';
+import type { PciDriver, PciEnv } from './driver.ts';
+import type { BarIndex, PciFunction, PciIdentity, PciPlacement } from './function.ts';
+import { IntxLine, type IntxRouter, type SlotPin } from './intx.ts';
+
+/** Ports of configuration mechanism 1: never a BAR's. */
+const CONFIG_PORTS = { base: 0xcf8, end: 0xd00 } as const;
+/** Beyond this no guest has address bits. */
+const ADDRESS_LIMIT = 2 ** 52;
+/** Interrupt Line of a function without a pin: "unknown or no connection" (PCI 3.0 §6.2.4). */
+const NO_INTERRUPT_LINE = 0xff;
+const PINS_PER_SLOT = 4;
+const LINKS = [1, 2, 3, 4, 5, 6, 7, 8] as const;
+
+export interface PciHostOptions extends Omit<PciEnv, 'bdf' | 'intx' | 'pirqLinks'> {
+  readonly pio: IoBus;
+  readonly mmio: IoBus;
+  /** Reservations of ISA irqs are made before {@link PciHost.configure}. */
+  readonly router: IntxRouter;
+}
+
+/** One function, for `--dry-run`, ACPI and the log. */
+export interface PciFunctionReport {
+  readonly bdf: Bdf;
+  readonly driver: string;
+  readonly identity: PciIdentity;
+  readonly bars: readonly {
+    readonly index: BarIndex;
+    readonly kind: string;
+    readonly address: number;
+    readonly sizeBytes: number;
+  }[];
+  /** Legacy interrupt: pin 1..4 and its IOAPIC input. */
+  readonly intx: { readonly pin: number; readonly gsi: number } | undefined;
+  /** What the hypervisor is asked to emulate. */
+  readonly vdev: HvVdev | undefined;
+}
+
+/** One row of the ACPI interrupt routing table. */
+export interface InterruptRoute {
+  readonly bus: number;
+  readonly device: number;
+  /** 1..4, INTA# first. */
+  readonly pin: number;
+  readonly gsi: number;
+  /** PIRQ link 1..8, PIRQA first. */
+  readonly link: number;
+}
+
+interface BarSlot {
+  readonly owner: Slot;
+  readonly placed: PlacedBar;
+  readonly region: IoRegion;
+  registration: Registration | undefined;
+  /** Where the guest put it when it could not be decoded there. */
+  blockedAt: number | undefined;
+}
+
+interface Slot extends PciPlacement {
+  readonly bdf: Bdf;
+  readonly driver: PciDriver;
+  readonly options: unknown;
+  readonly text: string;
+  function: PciFunction | undefined;
+  config: ConfigSpace | undefined;
+  line: IntxLine | undefined;
+  bars: BarSlot[];
+}
+
+export class PciHost implements Device, PciConfigAccess {
+  readonly #options: PciHostOptions;
+  readonly #allocator: BarAllocator;
+  /** By {@link bdfToNumber}. */
+  readonly #slots = new Map<number, Slot>();
+  readonly #pins = new Map<number, SlotPin[]>();
+  readonly #busWindows = new Map<number, BusWindows>();
+  readonly #blocked = new Set<BarSlot>();
+  readonly #created: HvVdev[] = [];
+  readonly #started = new Disposer();
+  /** In the order of initialisation. */
+  #order: Slot[] = [];
+  #links: number[] = [];
+  #ecam: Registration | undefined;
+  #isConfigured = false;
+
+  constructor(options: PciHostOptions) {
+    this.#options = options;
+    this.#allocator = new BarAllocator({ hasOvmf: options.machine.hasOvmf });
+  }
+
+  /** Where BARs are placed; passthrough reserves host ranges here before `configure`. */
+  get allocator(): BarAllocator {
+    return this.#allocator;
+  }
+
+  // Building, in this order: add…, configure, createVdevs, start.
+
+  /**
+   * Plug a function in. Touches nothing yet.
+   * @throws ConfigError if the place is taken or does not exist.
+   */
+  add(slot: PciSlotConfig, driver: PciDriver): void {
+    const { bus, device, function: fn } = slot.bdf;
+    if (!(bus >= 0 && bus < 256 && device >= 0 && device < 32 && fn >= 0 && fn < 8)) {
+      throw new ConfigError(`PCI address ${bus}:${device}.${fn} does not exist: device is 0..31, function 0..7`);
+    }
+    const key = bdfToNumber(slot.bdf);
+    const other = this.#slots.get(key);
+    if (other !== undefined) {
+      throw new ConfigError(`PCI slot ${formatBdf(slot.bdf)}: ${driver.name} cannot go where ${other.driver.name} is`);
+    }
+    this.#slots.set(key, {
+      bdf: slot.bdf,
+      driver,
+      options: slot.options,
+      text: slot.text,
+      function: undefined,
+      config: undefined,
+      line: undefined,
+      bars: [],
+      barAddress(index: BarIndex): Gpa | Port {
+        return this.config?.barAddress(index) ?? 0;
+      },
+    });
+  }
+
+  /**
+   * Make the functions, place BARs, write headers, route interrupts, register on the buses. No hypervisor call and
+   * nothing on the host is touched, so that a dry run can stop here.
+   * @throws ConfigError from a driver, or if a window is full.
+   */
+  configure(): void {
+    if (this.#isConfigured) throw new BugError('PCI host configured twice');
+    this.#isConfigured = true;
+    // Passthrough functions come first on each bus: their I/O BARs must be where they are on the host.
+    const rank = (s: Slot) =>
+      (s.bdf.bus << 9) | (s.driver.name === 'passthru' ? 0 : 1 << 8) | (bdfToNumber(s.bdf) & 0xff);
+    this.#order = [...this.#slots.values()].sort((a, b) => rank(a) - rank(b));
+    for (const [i, slot] of this.#order.entries()) {
+      this.#place(slot);
+      if (this.#order[i + 1]?.bdf.bus !== slot.bdf.bus) this.#busWindows.set(slot.bdf.bus, this.#allocator.finishBus());
+    }
+    this.#markMultifunction();
+    this.#route();
+    for (const slot of this.#order) {
+      configOf(slot).seal();
+      this.#updateDecoding(slot);
+      configOf(slot).onControlWritten = () => {
+        this.#updateDecoding(slot);
+        slot.line?.update();
+      };
+    }
+    const range = { base: Layout.ecam.base, size: Layout.ecam.size, name: 'PCI ECAM' };
+    this.#ecam = this.#options.mmio.register(range, new EcamRegion(this));
+  }
+
+  /**
+   * The hypervisor's part: CREATE_VDEV and memory of devices in device order, then every INTx pin to its idle level.
+   * ACRN takes vdevs only between CREATE_VM (or RESET_VM) and START_VM. Call it again after `destroyVdevs`.
+   * @throws HsmError; what this call created is destroyed again.
+   */
+  createVdevs(): void {
+    try {
+      for (const slot of this.#order) {
+        const fn = functionOf(slot);
+        if (fn.backing === 'device-model') {
+          fn.attach?.();
+        } else {
+          const vdev = fn.describe(slot);
+          this.#options.hsm.createVdev(vdev);
+          this.#created.push(vdev);
+        }
+      }
+    } catch (error) {
+      this.destroyVdevs();
+      throw error;
+    }
+    for (const slot of this.#byAddress()) {
+      if (slot.line !== undefined) this.#drive(slot.line.slotPin);
+    }
+  }
+
+  /** DESTROY_VDEV for what is there, in the order of creation. Never throws; safe twice. */
+  destroyVdevs(): void {
+    for (const vdev of this.#created.splice(0)) {
+      try {
+        this.#options.hsm.destroyVdev(vdev);
+      } catch (error) {
+        // The hypervisor drops it with the VM; the teardown goes on.
+        this.#options.log.warn(`${vdev.type} at ${formatBdf(vdev.bdf)} is not destroyed: ${messageOf(error)}`);
+      }
+    }
+  }
+
+  /** Take device memory away from the guest again. Only when no VM uses it: after DESTROY_VM. Safe twice. */
+  detach(): void {
+    for (const slot of this.#order) {
+      if (slot.function?.backing === 'device-model') slot.function.detach?.();
+    }
+  }
+
+  // Life cycle.
+
+  async start(): Promise<void> {
+    for (const slot of this.#order) {
+      const fn = functionOf(slot);
+      if (fn.backing !== 'device-model') continue;
+      this.#started.defer(() => fn.stop?.());
+      await fn.start?.();
+    }
+  }
+
+  /** Power-on state of every function: header, BARs, PIRQ links, devices. The hypervisor is not called. */
+  reset(): void {
+    for (const link of LINKS) this.#options.router.writeLink(link, this.#links[link - 1] as number);
+    for (const slot of this.#order) {
+      slot.line?.reset();
+      configOf(slot).reset();
+      const fn = functionOf(slot);
+      if (fn.backing === 'device-model') fn.reset();
+    }
+  }
+
+  suspend(): void {
+    for (const slot of this.#order) {
+      if (slot.function?.backing === 'device-model') slot.function.suspend?.();
+    }
+  }
+
+  resume(): void {
+    for (const slot of this.#order) {
+      if (slot.function?.backing === 'device-model') slot.function.resume?.();
+    }
+  }
+
+  /** Stop what `start` started, last first. Safe twice. @throws AggregateError after every device was tried. */
+  async stop(): Promise<void> {
+    await this.#started.run();
+  }
+
+  /** Off the buses, for a host that is replaced. */
+  dispose(): void {
+    this.#ecam?.dispose();
+    this.#ecam = undefined;
+    this.#blocked.clear();
+    for (const slot of this.#order) {
+      if (slot.config !== undefined) slot.config.onControlWritten = undefined;
+      for (const bar of slot.bars) {
+        bar.registration?.dispose();
+        bar.registration = undefined;
+      }
+    }
+  }
+
+  // What others need to know.
+
+  /** Every function in order of its address. */
+  report(): PciFunctionReport[] {
+    return this.#byAddress().map((slot) => {
+      const fn = functionOf(slot);
+      return {
+        bdf: slot.bdf,
+        driver: slot.driver.name,
+        identity: fn.identity,
+        bars: slot.bars.map(({ placed: { spec, address } }) => ({
+          index: spec.index,
+          kind: spec.kind,
+          address,
+          sizeBytes: spec.sizeBytes,
+        })),
+        intx: slot.line === undefined ? undefined : { pin: slot.line.slotPin.pin, gsi: slot.line.gsi },
+        vdev: fn.backing === 'hypervisor' ? fn.describe(slot) : undefined,
+      };
+    });
+  }
+
+  /** The function at an address, for control commands that name a slot. */
+  functionAt(bdf: Bdf): PciFunction | undefined {
+    return this.#slots.get(bdfToNumber(bdf))?.function;
+  }
+
+  /** For the ACPI _PRT: by bus, device and pin. */
+  interruptRoutes(): InterruptRoute[] {
+    const routes: InterruptRoute[] = [];
+    for (const key of [...this.#pins.keys()].sort((a, b) => a - b)) {
+      for (const pin of this.#pins.get(key) as SlotPin[]) {
+        if (pin.gsi === undefined) continue;
+        routes.push({ bus: key >>> 5, device: key & 0x1f, pin: pin.pin, gsi: pin.gsi, link: pin.link as number });
+      }
+    }
+    return routes;
+  }
+
+  /** What each bus with functions decodes, for the ACPI _CRS. */
+  busWindows(): ReadonlyMap<number, BusWindows> {
+    return this.#busWindows;
+  }
+
+  // Configuration accesses.
+
+  readConfig(bdf: Bdf, offset: number, size: AccessSize): number {
+    return this.readConfigAt(bdfToNumber(bdf), offset, size);
+  }
+
+  writeConfig(bdf: Bdf, offset: number, size: AccessSize, value: number): void {
+    this.writeConfigAt(bdfToNumber(bdf), offset, size, value);
+  }
+
+  /** As `readConfig`, by the packed address. A function that is not there reads as all ones. */
+  readConfigAt(bdf: number, offset: number, size: AccessSize): number {
+    return this.#slots.get(bdf)?.config?.read(offset, size) ?? allOnes(size);
+  }
+
+  writeConfigAt(bdf: number, offset: number, size: AccessSize, value: number): void {
+    this.#slots.get(bdf)?.config?.write(offset, size, value);
+  }
+
+  // Placing.
+
+  #place(slot: Slot): void {
+    const where = `-s ${slot.bdf.bus}:${slot.bdf.device}:${slot.bdf.function},${slot.driver.name}`;
+    const fn = this.#create(slot, where);
+    const config = new ConfigSpace(fn.configBytes);
+    slot.function = fn;
+    slot.config = config;
+    writeHeader(config, fn.identity);
+    for (const spec of fn.bars) {
+      const placed = this.#allocator.allocate(spec, where);
+      config.defineBar(placed.spec, placed.address);
+      slot.bars.push({
+        owner: slot,
+        placed,
+        region: new BarRegion(fn, spec.index, placed.spec.sizeBytes),
+        registration: undefined,
+        blockedAt: undefined,
+      });
+    }
+    if (fn.backing === 'device-model') fn.configure?.(config, slot);
+    config.set8(Cfg.InterruptPin, slot.line?.slotPin.pin ?? 0);
+  }
+
+  #create(slot: Slot, where: string): PciFunction {
+    const { pio: _pio, mmio: _mmio, router, ...shared } = this.#options;
+    const env: PciEnv = {
+      ...shared,
+      bdf: slot.bdf,
+      log: shared.log.child(`pci.${formatBdf(slot.bdf)}.${slot.driver.name}`),
+      intx: () => this.#lineOf(slot),
+      pirqLinks: router,
+    };
+    try {
+      return slot.driver.create(slot.options as never, env);
+    } catch (error) {
+      if (!(error instanceof ConfigError) || error.message.startsWith('-s ')) throw error;
+      const hint = error.hint === undefined ? {} : { hint: error.hint };
+      throw new ConfigError(`${where}: ${error.message}`, { cause: error, ...hint });
+    }
+  }
+
+  /** Multi-function devices use the least loaded pin of their slot, INTA# first. */
+  #lineOf(slot: Slot): IntxLine {
+    if (slot.line !== undefined) return slot.line;
+    if (this.#links.length > 0) throw new BugError(`pci ${formatBdf(slot.bdf)}: INTx asked for after routing`);
+    const key = (slot.bdf.bus << 5) | slot.bdf.device;
+    let pins = this.#pins.get(key);
+    if (pins === undefined) {
+      pins = Array.from({ length: PINS_PER_SLOT }, (_, i) => ({
+        pin: i + 1,
+        functions: 0,
+        gsi: undefined,
+        link: undefined,
+        asserting: 0,
+      }));
+      this.#pins.set(key, pins);
+    }
+    const best = pins.reduce((least, pin) => (pin.functions < least.functions ? pin : least));
+    best.functions++;
+    const isPermitted = () => slot.config?.isIntxPermitted ?? false;
+    slot.line = new IntxLine(best, isPermitted, (pin) => this.#drive(pin));
+    return slot.line;
+  }
+
+  #byAddress(): Slot[] {
+    return [...this.#order].sort((a, b) => bdfToNumber(a.bdf) - bdfToNumber(b.bdf));
+  }
+
+  #markMultifunction(): void {
+    const functions = new Map<number, number>();
+    const deviceOf = (slot: Slot) => bdfToNumber(slot.bdf) >>> 3;
+    for (const slot of this.#order) functions.set(deviceOf(slot), (functions.get(deviceOf(slot)) ?? 0) + 1);
+    for (const slot of this.#order) configOf(slot).setMultifunction((functions.get(deviceOf(slot)) as number) > 1);
+  }
+
+  #route(): void {
+    const { router } = this.#options;
+    for (const slot of this.#byAddress()) {
+      const pin = slot.line?.slotPin;
+      if (pin !== undefined) {
+        pin.gsi ??= router.allocateGsi();
+        pin.link ??= router.allocateLink();
+      }
+      const irq = pin?.link === undefined ? NO_INTERRUPT_LINE : router.readLink(pin.link) & 0xf;
+      configOf(slot).set8(Cfg.InterruptLine, irq);
+    }
+    this.#links = LINKS.map((link) => router.readLink(link));
+    for (const slot of this.#order) {
+      if (slot.function?.backing === 'device-model') slot.function.interruptsRouted?.();
+    }
+  }
+
+  /** Active low: an asserted pin pulls its IOAPIC input down. */
+  #drive(pin: SlotPin): void {
+    if (pin.gsi === undefined) return;
+    try {
+      this.#options.hsm.setIrqLine(pin.gsi, pin.asserting > 0 ? 'low' : 'high');
+    } catch (error) {
+      // An interrupt that cannot be delivered does not end the VM.
+      this.#options.log.guest(() => `INTx on line ${pin.gsi}: ${messageOf(error)}`);
+    }
+  }
+
+  // Decoding.
+
+  #updateDecoding(slot: Slot): void {
+    const config = configOf(slot);
+    let hasFreed = false;
+    for (const bar of slot.bars) {
+      const { index, kind } = bar.placed.spec;
+      const isDecoding = config.isDecoding(kind);
+      // Some drivers size BARs while they decode: what they write then is no address, and the old one stays.
+      if (isDecoding && config.isBarProbed(index)) continue;
+      const address = isDecoding ? config.barAddress(index) : undefined;
+      if (address === (bar.registration?.range.base ?? bar.blockedAt)) continue;
+      if (bar.registration !== undefined) hasFreed = true;
+      bar.registration?.dispose();
+      bar.registration = undefined;
+      this.#unblock(bar);
+      if (address !== undefined) this.#decode(bar, address);
+      notifyMoved(bar);
+    }
+    if (hasFreed) this.#retryBlocked();
+  }
+
+  #decode(bar: BarSlot, address: number): boolean {
+    const { spec } = bar.placed;
+    const name = barName(bar.owner.bdf, spec.index);
+    const obstacle = this.#obstacle(spec.kind === 'io', address, spec.sizeBytes);
+    if (obstacle !== undefined) {
+      if (bar.blockedAt !== address) {
+        this.#options.log.guest(() => `${name} at ${hex(address)}+${hex(spec.sizeBytes)} is not decoded: ${obstacle}`);
+      }
+      bar.blockedAt = address;
+      this.#blocked.add(bar);
+      return false;
+    }
+    const bus = spec.kind === 'io' ? this.#options.pio : this.#options.mmio;
+    bar.registration = bus.register({ base: address, size: spec.sizeBytes, name }, bar.region);
+    this.#unblock(bar);
+    return true;
+  }
+
+  /** Why a range cannot be decoded, or undefined if it can. A guest may ask for any. */
+  #obstacle(isIo: boolean, base: number, sizeBytes: number): string | undefined {
+    const end = base + sizeBytes;
+    if (base === 0) return 'it is address 0';
+    if (isIo) {
+      if (end > Layout.pciIo.end) return 'it is beyond the last port';
+      if (base < CONFIG_PORTS.end && CONFIG_PORTS.base < end) return 'configuration ports are there';
+    } else {
+      const isLow = base >= Layout.pciMem32.base && end <= Layout.pciMem32.end;
+      if (!isLow && !(base >= 4 * GiB && end <= ADDRESS_LIMIT)) return 'no PCI memory is there';
+      if (this.#options.memory.regions.some((ram) => base < ram.base + ram.size && ram.base < end))
+        return 'RAM is there';
+    }
+    const bus = isIo ? this.#options.pio : this.#options.mmio;
+    const other = bus.findOverlap(base, sizeBytes);
+    return other === undefined ? undefined : `${other.name} is there`;
+  }
+
+  #unblock(bar: BarSlot): void {
+    bar.blockedAt = undefined;
+    this.#blocked.delete(bar);
+  }
+
+  /** A range became free: a BAR that had to wait for it is decoded now. */
+  #retryBlocked(): void {
+    for (const bar of [...this.#blocked]) {
+      if (this.#decode(bar, bar.blockedAt as number)) notifyMoved(bar);
+    }
+  }
+}
+
+/** PCI Express 4.0 §7.2.2: bus 27:20, device 19:15, function 14:12, register 11:0. */
+class EcamRegion implements IoRegion {
+  readonly #host: PciHost;
+
+  constructor(host: PciHost) {
+    this.#host = host;
+  }
+
+  read(offset: number, size: AccessSize): number {
+    return this.#host.readConfigAt(offset >>> 12, offset & 0xfff, size);
+  }
+  write(offset: number, size: AccessSize, value: number): void {
+    this.#host.writeConfigAt(offset >>> 12, offset & 0xfff, size, value);
+  }
+  /** Configuration registers are accessed by at most a dword (§7.2.2.2). */
+  readU64(): bigint {
+    return 0xffff_ffff_ffff_ffffn;
+  }
+  writeU64(): void {}
+}
+
+/** One BAR on its bus. */
+class BarRegion implements IoRegion {
+  readonly #function: PciFunction;
+  readonly #index: BarIndex;
+  readonly #sizeBytes: number;
+  /** Only there if the function takes 64 bits at once. */
+  readU64?: (offset: number) => bigint;
+  writeU64?: (offset: number, value: bigint) => void;
+
+  constructor(fn: PciFunction, index: BarIndex, sizeBytes: number) {
+    this.#function = fn;
+    this.#index = index;
+    this.#sizeBytes = sizeBytes;
+    if (fn.backing !== 'device-model') return;
+    if (fn.readBarU64 !== undefined) this.readU64 = (offset) => fn.readBarU64?.(index, offset) as bigint;
+    if (fn.writeBarU64 !== undefined) this.writeU64 = (offset, value) => fn.writeBarU64?.(index, offset, value);
+  }
+
+  read(offset: number, size: AccessSize): number {
+    // A port access may start in the BAR and end behind it.
+    if (offset + size > this.#sizeBytes) return allOnes(size);
+    return this.#function.readBar?.(this.#index, offset, size) ?? allOnes(size);
+  }
+
+  write(offset: number, size: AccessSize, value: number): void {
+    const fn = this.#function;
+    if (fn.backing !== 'device-model' || offset + size > this.#sizeBytes) return;
+    fn.writeBar(this.#index, offset, size, value);
+  }
+}
+
+function writeHeader(config: ConfigSpace, identity: PciIdentity): void {
+  config.set16(Cfg.VendorId, identity.vendorId);
+  config.set16(Cfg.DeviceId, identity.deviceId);
+  config.set8(Cfg.RevisionId, identity.revisionId ?? 0);
+  config.set8(Cfg.ClassCode, identity.classCode & 0xff);
+  config.set16(Cfg.ClassCode + 1, identity.classCode >>> 8);
+  config.set8(Cfg.HeaderType, identity.headerType ?? 0);
+  config.set16(Cfg.SubsystemVendorId, identity.subsystemVendorId ?? 0);
+  config.set16(Cfg.SubsystemId, identity.subsystemId ?? 0);
+  config.set16(Cfg.Command, Command.IoSpace | Command.MemorySpace | Command.BusMaster);
+}
+
+function notifyMoved(bar: BarSlot): void {
+  const fn = functionOf(bar.owner);
+  if (fn.backing === 'device-model') fn.barMoved?.(bar.placed.spec.index, bar.registration?.range.base);
+}
+
+function functionOf(slot: Slot): PciFunction {
+  if (slot.function === undefined) throw new BugError(`pci ${formatBdf(slot.bdf)} is not configured`);
+  return slot.function;
+}
+
+function configOf(slot: Slot): ConfigSpace {
+  if (slot.config === undefined) throw new BugError(`pci ${formatBdf(slot.bdf)} is not configured`);
+  return slot.config;
+}
+
+function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
