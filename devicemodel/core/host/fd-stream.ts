@@ -70,6 +70,12 @@ export function streamOverFd(fd: number, what: string, options: FdStreamOptions)
   return stream;
 }
 
+/** Another descriptor of the same open file. @throws HostError */
+export function duplicate(fd: number, what: string): number {
+  const copy = native('int fcntl(int, int, unsigned long)')(fd, F_DUPFD_CLOEXEC, 3);
+  return copy < 0 ? fail('fcntl', what) : copy;
+}
+
 /**
  * Open the same terminal, pipe or file again. The result has flags of its own, so that making it non-blocking does
  * not change the descriptor that the shell, or another process of the same session, holds. Where the kernel refuses
@@ -81,8 +87,6 @@ export function reopen(fd: number, access: 'read' | 'write'): { readonly fd: num
   try {
     return { fd: libc.open(`/proc/self/fd/${fd}`, flags), shared: false };
   } catch {
-    const copy = native('int fcntl(int, int, unsigned long)')(fd, F_DUPFD_CLOEXEC, 3);
-    if (copy < 0) return fail('fcntl', `descriptor ${fd}`);
-    return { fd: copy, shared: true };
+    return { fd: duplicate(fd, `descriptor ${fd}`), shared: true };
   }
 }

@@ -108,9 +108,9 @@ export class RawTerminal {
     if (this.#saved === undefined) {
       this.#saved = getTermios(this.#fd, this.#what);
       countRawTerminal(1);
+      // What was typed before the console was there belongs to nobody; the C device model throws it away too.
+      native('int tcflush(int, int)')(this.#fd, TCIFLUSH);
     }
-    // What was typed before belongs to nobody; the C device model throws it away too.
-    native('int tcflush(int, int)')(this.#fd, TCIFLUSH);
     setTermios(this.#fd, rawTermios(this.#saved, this.#options), this.#what);
   }
 

@@ -1,0 +1,241 @@
+/**
+ * Where log lines go: the console, /dev/kmsg, files with rotation (`--logger_setting`). Every write is synchronous, so
+ * that the last words before a crash are there, and nothing here ever throws: a log that fails must not stop a VM.
+ *
+ * Compat: the console is stderr (the C device model prints to stdout, in between the guest's own output).
+ */
+import { closeSync, constants, fstatSync, mkdirSync, openSync, readdirSync, rmSync, writeSync } from 'node:fs';
+import { join } from 'node:path';
+import { hrtime } from 'node:process';
+import { isatty } from 'node:tty';
+import type { LoggerConfig } from './config.ts';
+import { LogLevel, type LogLevelName, type LogSink } from './log.ts';
+import { isTerminalRaw } from './terminal-state.ts';
+
+const { O_WRONLY, O_CREAT, O_APPEND, O_TRUNC, O_NONBLOCK } = constants;
+
+/** Level of the console where `--logger_setting` does not name it [DEFAULT_LOG_LEVEL]. */
+const DEFAULT_CONSOLE_LEVEL = LogLevel.info;
+const DISK_DIRECTORY = '/var/log/acrn-dm';
+/** One file is full at this size [LOG_SIZE_LIMIT]. */
+const DISK_FILE_BYTES = 2 * 1024 * 1024;
+/** Files kept [LOG_FILES_COUNT]. */
+const DISK_FILES = 8;
+/** File numbers are 16 bits and wrap [cur_file_index]. */
+const INDEX_MASK = 0xffff;
+const NEW_INSTANCE = '\n\n----------------new vm instance------------------\n\n';
+/** The kernel refuses longer records (LOG_LINE_MAX, kernel/printk). */
+const KMSG_TEXT_BYTES = 900;
+/** A line longer than this is cut; guests and files can put anything into messages. */
+const MAX_LINE_CHARS = 4000;
+
+export interface ClosableSink extends LogSink {
+  close(): void;
+}
+
+export interface SinkOptions {
+  /** Default 2, stderr. */
+  readonly consoleFd?: number;
+  readonly kmsgPath?: string;
+  readonly diskDirectory?: string;
+  /** Whether the terminal needs carriage returns; default: what the terminal code says. */
+  readonly isRaw?: () => boolean;
+}
+
+/** Control characters as `\xNN`: a guest must not move the reader's cursor or forge a second line. */
+function printable(line: string): string {
+  const cut = line.length > MAX_LINE_CHARS ? `${line.slice(0, MAX_LINE_CHARS)}…` : line;
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what this is about
+  return cut.replace(/[\x00-\x08\x0b-\x1f\x7f-\x9f]/g, (c) => `\\x${c.charCodeAt(0).toString(16).padStart(2, '0')}`);
+}
+
+/** Write all of it. A descriptor somebody made non-blocking gets a few tries. @returns false when it cannot be written. */
+function writeAll(fd: number, bytes: Uint8Array): boolean {
+  let tries = 0;
+  for (let at = 0; at < bytes.length; ) {
+    try {
+      at += writeSync(fd, bytes, at);
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'EAGAIN' || ++tries > 100) return false;
+    }
+  }
+  return true;
+}
+
+const LEVEL_PREFIX: Readonly<Record<LogLevelName, string>> = {
+  error: 'error: ',
+  warn: 'warning: ',
+  notice: '',
+  info: '',
+  debug: '',
+};
+
+/** Lines on stderr, `acrn-dm: ` before each; with carriage returns while the terminal is raw. */
+export class ConsoleSink implements ClosableSink {
+  readonly maxLevel: number;
+  readonly #fd: number;
+  readonly #needsReturn: () => boolean;
+
+  constructor(level: number, options: SinkOptions = {}) {
+    this.maxLevel = level;
+    this.#fd = options.consoleFd ?? 2;
+    const isRaw = options.isRaw ?? isTerminalRaw;
+    const isTerminal = isatty(this.#fd);
+    this.#needsReturn = () => isTerminal && isRaw();
+  }
+
+  write(level: LogLevelName, line: string): void {
+    const [before, after] = this.#needsReturn() ? ['\r', '\r\n'] : ['', '\n'];
+    const text = printable(line).replaceAll('\n', `${after}  `);
+    writeAll(this.#fd, Buffer.from(`${before}acrn-dm: ${LEVEL_PREFIX[level]}${text}${after}`));
+  }
+
+  close(): void {}
+}
+
+/** Records in the kernel's log, `acrn_dm: ` before each. */
+export class KmsgSink implements ClosableSink {
+  readonly maxLevel: number;
+  #fd: number | undefined;
+
+  constructor(level: number, options: SinkOptions = {}) {
+    this.maxLevel = level;
+    try {
+      this.#fd = openSync(options.kmsgPath ?? '/dev/kmsg', O_WRONLY | O_APPEND | O_NONBLOCK);
+    } catch {
+      // Without it (a container, no permission) the other sinks remain.
+    }
+  }
+
+  write(_level: LogLevelName, line: string): void {
+    if (this.#fd === undefined) return;
+    for (const part of printable(line).split('\n')) {
+      // One write is one record. Nothing to do about a full kernel buffer.
+      writeAll(this.#fd, Buffer.concat([Buffer.from('acrn_dm: '), cut(part, KMSG_TEXT_BYTES), Buffer.from('\n')]));
+    }
+  }
+
+  close(): void {
+    if (this.#fd !== undefined) closeSync(this.#fd);
+    this.#fd = undefined;
+  }
+}
+
+function cut(text: string, maxBytes: number): Uint8Array {
+  return Buffer.from(text).subarray(0, maxBytes);
+}
+
+const two = (n: number) => String(n).padStart(2, '0');
+
+/** `[2024-02-29 12:34:56][ 1234.567890] `: local time, and seconds since the host started. */
+function timestamp(): string {
+  const now = new Date();
+  const date = `${now.getFullYear()}-${two(now.getMonth() + 1)}-${two(now.getDate())}`;
+  const time = `${two(now.getHours())}:${two(now.getMinutes())}:${two(now.getSeconds())}`;
+  const micros = hrtime.bigint() / 1000n;
+  const seconds = String(micros / 1_000_000n).padStart(5);
+  return `[${date} ${time}][${seconds}.${String(micros % 1_000_000n).padStart(6, '0')}] `;
+}
+
+/** `<vm>_log_N` files of 2 MiB, the last 8 of them; a new run continues the newest. Opened at the first line. */
+export class DiskSink implements ClosableSink {
+  readonly maxLevel: number;
+  readonly #directory: string;
+  readonly #prefix: string;
+  #fd: number | undefined;
+  #index = 0;
+  #sizeBytes = 0;
+  #isOff = false;
+
+  constructor(level: number, vmName: string, options: SinkOptions = {}) {
+    this.maxLevel = level;
+    this.#directory = options.diskDirectory ?? DISK_DIRECTORY;
+    this.#prefix = `${vmName}_log_`;
+  }
+
+  write(_level: LogLevelName, line: string): void {
+    if (this.#isOff) return;
+    try {
+      const fd = this.#fd ?? this.#openNewest();
+      this.#append(fd, `${timestamp()}${printable(line)}\n`);
+      if (this.#sizeBytes > DISK_FILE_BYTES) this.#rotate(fd);
+    } catch {
+      // No directory, no space: this sink is done, the VM is not.
+      this.#isOff = true;
+      this.close();
+    }
+  }
+
+  close(): void {
+    const fd = this.#fd;
+    this.#fd = undefined;
+    if (fd === undefined) return;
+    try {
+      closeSync(fd);
+    } catch {
+      // Nothing more to be done.
+    }
+  }
+
+  #path(index: number): string {
+    return join(this.#directory, `${this.#prefix}${index & INDEX_MASK}`);
+  }
+
+  #openNewest(): number {
+    mkdirSync(this.#directory, { recursive: true });
+    const indexes = readdirSync(this.#directory)
+      .filter((name) => name.startsWith(this.#prefix) && /^\d+$/.test(name.slice(this.#prefix.length)))
+      .map((name) => Number(name.slice(this.#prefix.length)) & INDEX_MASK);
+    // "Newer" in 16-bit arithmetic: file 0 follows file 65535.
+    const isNewer = (a: number, b: number) => ((a - b) & INDEX_MASK) < 0x8000;
+    this.#index = indexes.reduce((newest, index) => (isNewer(index, newest) ? index : newest), indexes[0] ?? 0);
+    const fd = openSync(this.#path(this.#index), O_WRONLY | O_CREAT | O_APPEND, 0o644);
+    this.#fd = fd;
+    this.#sizeBytes = fstatSync(fd).size;
+    this.#append(fd, NEW_INSTANCE);
+    return fd;
+  }
+
+  #append(fd: number, text: string): void {
+    const bytes = Buffer.from(text);
+    for (let at = 0; at < bytes.length; ) at += writeSync(fd, bytes, at);
+    this.#sizeBytes += bytes.length;
+  }
+
+  #rotate(fd: number): void {
+    this.#fd = undefined;
+    closeSync(fd);
+    this.#index = (this.#index + 1) & INDEX_MASK;
+    rmSync(this.#path(this.#index - DISK_FILES), { force: true });
+    this.#fd = openSync(this.#path(this.#index), O_WRONLY | O_CREAT | O_APPEND | O_TRUNC, 0o644);
+    this.#sizeBytes = 0;
+  }
+}
+
+/**
+ * The sinks of `--logger_setting`. The console is always there, at level 4 where it is not named, as in the C device
+ * model. Nothing is opened for a level that cannot log anything.
+ */
+export function createSinks(
+  loggers: readonly LoggerConfig[],
+  vmName: string,
+  options: SinkOptions = {},
+): ClosableSink[] {
+  // The same logger named twice: the last one counts.
+  const levels = new Map<LoggerConfig['sink'], number>([['console', DEFAULT_CONSOLE_LEVEL]]);
+  for (const { sink, level } of loggers) levels.set(sink, level);
+  return [...levels]
+    .filter(([, level]) => level >= LogLevel.error)
+    .map(([sink, level]) => createSink(sink, level, vmName, options));
+}
+
+function createSink(sink: LoggerConfig['sink'], level: number, vmName: string, options: SinkOptions): ClosableSink {
+  switch (sink) {
+    case 'console':
+      return new ConsoleSink(level, options);
+    case 'kmsg':
+      return new KmsgSink(level, options);
+    case 'disk':
+      return new DiskSink(level, vmName, options);
+  }
+}

@@ -1,0 +1,15 @@
+/**
+ * Whether the user's terminal is in raw mode now. Raw mode switches off the terminal's newline translation, so that
+ * everything else that writes to it (log lines) has to send a carriage return of its own. Kept apart from
+ * host/tty.ts, which needs the FFI library.
+ */
+let rawUsers = 0;
+
+export function isTerminalRaw(): boolean {
+  return rawUsers > 0;
+}
+
+/** For host/tty.ts alone. */
+export function countRawTerminal(delta: 1 | -1): void {
+  rawUsers = Math.max(0, rawUsers + delta);
+}

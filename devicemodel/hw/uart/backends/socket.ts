@@ -1,0 +1,136 @@
+/** Consoles over TCP and Unix sockets: raw bytes, one client at a time, who may leave and come back. */
+import { createConnection, createServer, isIPv6, type Server, type Socket } from 'node:net';
+import { constants } from 'node:os';
+import { listenUnix, type UnixListener } from '../../../core/control/unix-listener.ts';
+import { HostError } from '../../../core/errors.ts';
+import { type CharBackendEnv, StreamBackend } from './stream-backend.ts';
+import { reason } from './tty.ts';
+
+/** A listening back end. Output while no client is there is dropped, as on a line nobody listens to. */
+abstract class ServerBackend extends StreamBackend {
+  protected accept(client: Socket): void {
+    if (this.isAttached) {
+      this.env.log.info(`${this.env.user}: ${this.name} has a client already, another one was turned away`);
+      client.on('error', () => {});
+      client.destroy();
+      return;
+    }
+    this.env.log.info(`${this.env.user}: client on ${this.name}`);
+    this.attach(client);
+  }
+
+  protected override onClosed(): void {
+    if (!this.isAttached) return;
+    // A client that sent its end is gone: the next one must not wait for it.
+    this.detach();
+    this.env.log.info(`${this.env.user}: the client of ${this.name} left`);
+  }
+}
+
+export class TcpBackend extends ServerBackend {
+  readonly #address: string;
+  #port: number;
+  #server: Server | undefined;
+
+  constructor(address: string, port: number, env: CharBackendEnv) {
+    super(env);
+    this.#address = address;
+    this.#port = port;
+  }
+
+  get name(): string {
+    return `tcp ${isIPv6(this.#address) ? `[${this.#address}]` : this.#address}:${this.#port}`;
+  }
+
+  /** The port; with 0 asked for, the one the system chose, known once started. */
+  get port(): number {
+    return this.#port;
+  }
+
+  /** @throws HostError */
+  async start(): Promise<void> {
+    if (this.#server !== undefined) return;
+    const server = createServer({ allowHalfOpen: true, noDelay: true, keepAlive: true }, (client) =>
+      this.accept(client),
+    );
+    await new Promise<void>((resolve, reject) => {
+      server.once('error', (error) => {
+        const { errno, message } = error as NodeJS.ErrnoException;
+        reject(new HostError(`${this.name}: ${message}`, Math.abs(errno ?? constants.errno.EIO), { cause: error }));
+      });
+      server.listen({ host: this.#address, port: this.#port, backlog: 1 }, resolve);
+    });
+    server.on('error', () => {}); // an accept that fails must not take the VM down
+    this.#server = server;
+    const bound = server.address();
+    if (bound !== null && typeof bound === 'object') this.#port = bound.port;
+    this.env.log.notice(`${this.env.user}: listening on ${this.name}`);
+  }
+
+  protected override close(): void {
+    this.#server?.close();
+    this.#server = undefined;
+  }
+}
+
+export class UnixServerBackend extends ServerBackend {
+  readonly #path: string;
+  #listener: UnixListener | undefined;
+
+  constructor(path: string, env: CharBackendEnv) {
+    super(env);
+    this.#path = path;
+  }
+
+  get name(): string {
+    return `unix ${this.#path}`;
+  }
+
+  /** @throws ConfigError, HostError */
+  async start(): Promise<void> {
+    if (this.#listener !== undefined) return;
+    this.#listener = await listenUnix(this.#path, (client) => this.accept(client));
+    this.env.log.notice(`${this.env.user}: listening on ${this.name}`);
+  }
+
+  protected override close(): void {
+    this.#listener?.close();
+    this.#listener = undefined;
+  }
+}
+
+/** Connects to somebody else's socket (virtio-console `socket:…:client`). Not tried again once it is closed. */
+export class UnixClientBackend extends StreamBackend {
+  readonly #path: string;
+
+  constructor(path: string, env: CharBackendEnv) {
+    super(env);
+    this.#path = path;
+  }
+
+  get name(): string {
+    return `unix ${this.#path} (client)`;
+  }
+
+  /** @throws HostError */
+  async start(): Promise<void> {
+    if (this.isAttached) return;
+    const socket = createConnection(this.#path);
+    await new Promise<void>((resolve, reject) => {
+      socket.once('connect', resolve);
+      socket.once('error', (error) => {
+        const { errno, message } = error as NodeJS.ErrnoException;
+        reject(new HostError(`${this.name}: ${message}`, Math.abs(errno ?? constants.errno.EIO), { cause: error }));
+      });
+    });
+    this.attach(socket);
+  }
+
+  protected override close(): void {}
+
+  protected override onClosed(_direction: 'input' | 'output', error: Error | undefined): void {
+    if (!this.isAttached) return;
+    this.detach();
+    this.env.log.warn(`${this.env.user}: ${this.name} was closed by the other side${reason(error)}`);
+  }
+}
