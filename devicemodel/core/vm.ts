@@ -12,7 +12,7 @@ import type { VmConfig } from './config.ts';
 import type { PowerControl, PowerEvent } from './device.ts';
 import { Disposer } from './disposer.ts';
 import { ExitCode, HostError } from './errors.ts';
-import { allocateGuestRam, type RamRequest } from './guest-ram.ts';
+import { allocateGuestRam, type GuestRam, type RamRequest } from './guest-ram.ts';
 import { type Mapping, map } from './host/mapping.ts';
 import { GuestFlag, type Hsm, type VcpuRegs } from './hsm/hsm.ts';
 import type { HsmOpener } from './hsm/open.ts';
@@ -45,6 +45,8 @@ export interface VmParts {
   readonly makeBoard: BoardFactory;
   readonly software: SoftwareLoader;
   readonly cpuAffinity: bigint;
+  /** Where guest RAM comes from unless the engine has its own; default: the host's huge pages. */
+  readonly allocateRam?: (regions: readonly RamRequest[]) => GuestRam;
   readonly clock: TimerQueue;
   readonly turns: HostTurns;
   readonly log: Log;
@@ -196,9 +198,10 @@ class Life {
     const regions = this.#ramRegions();
     const hsm = await this.#parts.openHsm();
     this.#hsm = hsm;
-    const ram = hsm.engineRam === undefined ? allocateGuestRam(regions, !this.#config.rtvm, log) : undefined;
-    if (ram !== undefined) this.#undo.add(ram);
     this.#undo.defer(() => hsm.close());
+    const allocate = this.#parts.allocateRam ?? ((wanted) => allocateGuestRam(wanted, !this.#config.rtvm, log));
+    const ram = hsm.engineRam === undefined ? allocate(regions) : undefined;
+    if (ram !== undefined) this.#undo.add(ram);
 
     const { vcpuCount } = await hsm.createVm({
       name: this.#config.name,
@@ -249,10 +252,8 @@ class Life {
   start(): void {
     const hsm = this.#hsm as Hsm;
     hsm.createIoreqClient();
-    this.#undo.defer(() => {
-      this.#pause(hsm);
-      hsm.destroyIoreqClient();
-    });
+    this.#undo.defer(() => hsm.destroyIoreqClient());
+    this.#undo.defer(() => this.#pause(hsm));
     this.#run(hsm);
   }
 

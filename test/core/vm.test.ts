@@ -1,0 +1,262 @@
+/** The life of a VM on the fake hypervisor: order of calls, unwinding from a failure of any call, resets, S3. */
+import { constants } from 'node:os';
+import { describe, expect, test } from 'vitest';
+import type { Board, BoardParts } from '../../devicemodel/core/board.ts';
+import type { VmConfig } from '../../devicemodel/core/config.ts';
+import { HsmError } from '../../devicemodel/core/hsm/errors.ts';
+import type { HvVdev } from '../../devicemodel/core/hsm/vdev.ts';
+import { Log } from '../../devicemodel/core/log.ts';
+import { EventLoopClock } from '../../devicemodel/core/timer-queue.ts';
+import { Vm } from '../../devicemodel/core/vm.ts';
+import { FakeHsm, type HsmMethod } from '../support/fake-hsm.ts';
+
+const config: VmConfig = {
+  name: 'vm1',
+  hypervisor: 'auto',
+  scenarioPath: undefined,
+  memoryBytes: 1 << 20,
+  boot: { kind: 'bzimage', kernelPath: 'unused', ramdiskPath: undefined, bootargs: undefined },
+  pci: [],
+  com: [],
+  cpuAffinity: [],
+  rtvm: false,
+  lapicPt: false,
+  trusty: false,
+  windows: false,
+  virtioMsi: false,
+  virtioPollNs: undefined,
+  debugExit: false,
+  cmdMonitorPath: undefined,
+  intrMonitor: undefined,
+  logger: [],
+  pmNotifyChannel: undefined,
+  acpidevPt: undefined,
+  mmiodevPt: [],
+  vtpm2SocketPath: undefined,
+};
+
+const vuart: HvVdev = {
+  type: 'vuart',
+  bdf: { bus: 0, device: 5, function: 0 },
+  registersBar: 0x8000_0000,
+  msixBar: 0x8000_1000,
+  vuartIndex: 1,
+};
+
+/** Port 0x10: power off; 0x11: system reset; 0x12: full reset; 0x13: suspend. Reads count. */
+function makeBoard(parts: BoardParts, trace: string[]): Board {
+  let reads = 0;
+  const kinds = ['poweroff', 'system-reset', 'full-reset', 'suspend'] as const;
+  parts.undo.add(
+    parts.pio.register(
+      { base: 0x10, size: 4, name: 'test' },
+      {
+        read: () => reads++,
+        write: (offset) => parts.power.request({ kind: kinds[offset] as (typeof kinds)[number], reason: 'the guest' }),
+      },
+    ),
+  );
+  return {
+    pciConfig: { readConfig: () => 0x1234, writeConfig: () => {} },
+    start: async () => {
+      parts.hsm.createVdev(vuart);
+      parts.undo.defer(() => parts.hsm.destroyVdev(vuart));
+    },
+    writeTables: () => void trace.push('tables'),
+    flush: () => {},
+    reset: async () => {
+      trace.push('reset');
+      reads = 0;
+      parts.hsm.destroyVdev(vuart);
+    },
+    restore: () => parts.hsm.createVdev(vuart),
+    suspend: () => void trace.push('suspend'),
+    resume: () => void trace.push('resume'),
+    pressPowerButton: () => false,
+  };
+}
+
+function makeVm(prepare: (hsm: FakeHsm, life: number) => void) {
+  const trace: string[] = [];
+  const errors: string[] = [];
+  const lives: FakeHsm[] = [];
+  let ramOut = 0;
+  const clock = new EventLoopClock();
+  const vm = new Vm(config, {
+    openHsm: async () => {
+      const hsm = new FakeHsm({ serving: lives.length % 2 === 0 ? 'from-page' : 'inside' });
+      lives.push(hsm);
+      prepare(hsm, lives.length);
+      return hsm;
+    },
+    makeBoard: async (parts) => makeBoard(parts, trace),
+    software: {
+      regions: [],
+      load: (memory) => {
+        trace.push('load');
+        memory.writeU32(0xf27cc, 0x9a010); // FACS waking vector
+        return {
+          rip: 0x100_0000n,
+          cr0: 0x31n,
+          cs: { selector: 0x10, base: 0n, limit: 0xffffffff, attributes: 0xc09b },
+        };
+      },
+    },
+    cpuAffinity: 0n,
+    allocateRam: (regions) => {
+      ramOut++;
+      return {
+        chunks: regions.map((r) => ({ base: r.base, bytes: new Uint8Array(r.sizeBytes), hostAddress: 0n })),
+        segments: regions.map((r) => ({
+          gpa: r.base,
+          sizeBytes: r.sizeBytes,
+          bytes: new Uint8Array(r.sizeBytes),
+          hostAddress: 0x1000n,
+          writable: true,
+        })),
+        dispose: () => void ramOut--,
+      };
+    },
+    clock,
+    turns: { pending: true, turn: () => new Promise((resolve) => setImmediate(resolve)) },
+    log: new Log([{ maxLevel: 1, write: (_level, line) => void errors.push(line) }]),
+  });
+  return { vm, trace, errors, lives, ramOut: () => ramOut };
+}
+
+const methods = (hsm: FakeHsm | undefined) => (hsm as FakeHsm).calls.map((c) => c.method);
+const START: HsmMethod[] = ['createVm', 'mapRam', 'createVdev', 'setVcpuRegs', 'createIoreqClient', 'startVm'];
+const END: HsmMethod[] = ['pauseVm', 'destroyIoreqClient', 'destroyVdev', 'pauseVm', 'destroyVm', 'close'];
+
+describe('order of calls', () => {
+  test('start and power-off', async () => {
+    const { vm, trace, lives, ramOut } = makeVm((hsm) => void hsm.guest.outb(0x10, 1));
+    const states: string[] = [];
+    vm.on('state', (state) => states.push(state));
+    const event = await vm.run();
+    expect(event.kind).toBe('poweroff');
+    expect(methods(lives[0])).toEqual([...START, ...END]);
+    expect(trace).toEqual(['tables', 'load']);
+    expect(states).toEqual(['running', 'paused', 'ended']);
+    expect(ramOut()).toBe(0);
+  });
+
+  test('a full reset is a new life on a new descriptor; the VM is paused once', async () => {
+    const { vm, lives, ramOut } = makeVm((hsm, life) => void hsm.guest.outb(life === 1 ? 0x12 : 0x10, 1));
+    await vm.run();
+    expect(lives.length).toBe(2);
+    expect(methods(lives[0])).toEqual([...START, 'pauseVm', 'destroyIoreqClient', 'destroyVdev', 'destroyVm', 'close']);
+    expect(methods(lives[1])).toEqual([...START, ...END]);
+    expect(ramOut()).toBe(0);
+  });
+
+  test('a system reset creates vdevs again where the hypervisor accepts it: after RESET_VM', async () => {
+    const { vm, trace, lives } = makeVm((hsm) => {
+      void hsm.guest.outb(0x11, 1);
+      void hsm.guest.outb(0x10, 1);
+    });
+    await vm.run();
+    expect(methods(lives[0])).toEqual([
+      ...START,
+      'pauseVm',
+      'clearIoreqs',
+      'destroyVdev',
+      'resetVm',
+      'createVdev',
+      'setVcpuRegs',
+      'startVm',
+      ...END,
+    ]);
+    expect(trace).toEqual(['tables', 'load', 'reset', 'tables', 'load']);
+  });
+
+  test('S3 waits for a wake-up and starts in real mode at the waking vector', async () => {
+    const { vm, trace, lives } = makeVm((hsm) => {
+      void hsm.guest.outb(0x13, 1);
+      void hsm.guest.outb(0x10, 1);
+    });
+    vm.on('state', (state) => {
+      if (state === 'suspended') setImmediate(() => vm.wake());
+    });
+    await vm.run();
+    expect(methods(lives[0])).toEqual([
+      ...START,
+      'pauseVm',
+      'clearIoreqs',
+      'resetVm',
+      'setVcpuRegs',
+      'startVm',
+      ...END,
+    ]);
+    expect(trace).toEqual(['tables', 'load', 'suspend', 'resume']);
+    const regs = (lives[0] as FakeHsm).calls.filter((c) => c.method === 'setVcpuRegs')[1]?.args[1];
+    // 0x9a010 >> 4 = 0x9a01: the guest's real-mode code segment.
+    expect(regs).toMatchObject({
+      rip: 0n,
+      cr0: 0x30n,
+      cs: { selector: 0x9a01, base: 0x9a010n, limit: 0xffff, attributes: 0x9f },
+    });
+  });
+
+  test('power-off while suspended ends the VM without starting it again', async () => {
+    const { vm, trace, lives } = makeVm((hsm) => void hsm.guest.outb(0x13, 1));
+    vm.on('state', (state) => {
+      if (state === 'suspended') setImmediate(() => vm.power.request({ kind: 'poweroff', reason: 'SIGINT' }));
+    });
+    expect((await vm.run()).kind).toBe('poweroff');
+    expect(trace).not.toContain('resume');
+    expect(methods(lives[0]).filter((m) => m === 'startVm')).toHaveLength(1);
+  });
+});
+
+/** Every call up to the running guest, failing with what a hypervisor answers. */
+const failing: ReadonlyArray<readonly [HsmMethod, number]> = START.flatMap((method) =>
+  [constants.errno.EINVAL, constants.errno.EPERM, constants.errno.ENOMEM, constants.errno.ENOTTY].map(
+    (errno) => [method, errno] as const,
+  ),
+);
+
+describe('a call that fails unwinds in order', () => {
+  test.each(failing)('%s with errno %i', async (method, errno) => {
+    const { vm, lives, ramOut } = makeVm((hsm) => hsm.fail(method, 1, errno));
+    await expect(vm.run()).rejects.toBeInstanceOf(HsmError);
+    const done = methods(lives[0]);
+    // What was done before the failing call is undone, once, in reverse; nothing else is called.
+    expect(done.slice(0, START.indexOf(method) + 1)).toEqual(START.slice(0, START.indexOf(method) + 1));
+    const undo = done.slice(START.indexOf(method) + 1);
+    const expected: HsmMethod[] = [];
+    if (START.indexOf(method) > START.indexOf('createIoreqClient')) expected.push('pauseVm', 'destroyIoreqClient');
+    if (START.indexOf(method) > START.indexOf('createVdev')) expected.push('destroyVdev');
+    if (START.indexOf(method) > START.indexOf('createVm')) expected.push('pauseVm', 'destroyVm');
+    expect(undo).toEqual([...expected, 'close']);
+    expect(ramOut()).toBe(0);
+    expect((lives[0] as FakeHsm).vdevs).toHaveLength(0);
+  });
+
+  test.each(END.filter((m) => m !== 'close'))(
+    '%s at the end does not keep the others from being done',
+    async (method) => {
+      const { vm, lives, errors, ramOut } = makeVm((hsm) => {
+        void hsm.guest.outb(0x10, 1);
+        hsm.fail(method, 1, constants.errno.EINVAL);
+      });
+      expect((await vm.run()).kind).toBe('poweroff');
+      expect(methods(lives[0]).slice(-1)).toEqual(['close']);
+      expect(new Set(methods(lives[0]))).toContain('destroyVm');
+      expect(errors.length).toBe(1);
+      expect(ramOut()).toBe(0);
+    },
+  );
+});
+
+test('abandon pauses and destroys at once, whatever fails', async () => {
+  const { vm, lives } = makeVm(() => {});
+  vm.on('started', () => {
+    setImmediate(() => vm.power.request({ kind: 'poweroff', reason: 'end of test' }));
+    (lives[0] as FakeHsm).fail('pauseVm', 1, constants.errno.EPERM);
+    vm.abandon();
+    expect(methods(lives[0]).slice(-3)).toEqual(['pauseVm', 'destroyVm', 'close']);
+  });
+  await vm.run().catch(() => {});
+  expect(methods(lives[0]).filter((m) => m === 'close').length).toBeGreaterThan(0);
+});
