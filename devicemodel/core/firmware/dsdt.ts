@@ -58,11 +58,11 @@ import type { CpuStates, CState, PState } from './cpu-states.ts';
 export interface IntxRoute {
   readonly device: number;
   /** 1 = INTA# … 4 = INTD#. */
-  readonly pin: 1 | 2 | 3 | 4;
+  readonly pin: number;
   /** Input of the IOAPIC. */
   readonly gsi: Gsi;
   /** PIRQ link of the ISA bridge, 1 = A … 8 = H. */
-  readonly pirq: number;
+  readonly link: number;
 }
 
 /** AML that a PCI function adds to the scope of its bus. */
@@ -134,8 +134,8 @@ function interruptRouting(bus: PciBusInput, hasIsaBridge: boolean): Aml[] {
   if (bus.routes.length === 0) return [];
   const everyFunction = (route: IntxRoute) => route.device * 0x1_0000 + 0xffff;
   const byLink = (route: IntxRoute) => {
-    if (route.pirq < 1 || route.pirq > PIRQ_LINKS) throw new BugError(`there is no PIRQ link ${route.pirq}`);
-    return pkg([everyFunction(route), route.pin - 1, `ISA.LNK${letter(route.pirq - 1)}`, 0]);
+    if (!(route.link >= 1 && route.link <= PIRQ_LINKS)) throw new BugError(`there is no PIRQ link ${route.link}`);
+    return pkg([everyFunction(route), route.pin - 1, `ISA.LNK${letter(route.link - 1)}`, 0]);
   };
   const byGsi = (route: IntxRoute) => pkg([everyFunction(route), route.pin - 1, 0, route.gsi]);
   return [

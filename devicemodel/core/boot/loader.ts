@@ -1,0 +1,63 @@
+/** What the boot options put into guest memory, whichever form the image has. */
+import type { Gpa } from '../address.ts';
+import type { BootConfig } from '../config.ts';
+import { BugError } from '../errors.ts';
+import type { E820Input } from '../firmware/e820.ts';
+import type { VcpuRegs } from '../hsm/hsm.ts';
+import { Layout } from '../layout.ts';
+import type { Log } from '../log.ts';
+import type { GuestMemory } from '../memory.ts';
+import { checkBzImage, loadBzImage } from './bzimage.ts';
+import { checkElf, loadElf } from './elf.ts';
+import { OvmfFirmware } from './ovmf.ts';
+
+/** Software for one User VM; lives as long as the process, through resets. */
+export interface GuestSoftware {
+  /** Guest memory outside RAM that the image needs. */
+  readonly regions: readonly { readonly base: Gpa; readonly sizeBytes: number }[];
+  /**
+   * Put everything into guest memory; again after every reset. @returns how the boot CPU starts.
+   * @throws ConfigError if a file cannot be read any more or does not fit.
+   */
+  load(memory: GuestMemory): VcpuRegs;
+  /**
+   * Keep firmware variables, where asked for. Before memory goes and before `load` is called again.
+   * @throws HostError if they cannot be written; the file is then as it was.
+   */
+  save(memory: GuestMemory): void;
+  /** Files closed, locks given up. Safe twice. */
+  close(): void;
+}
+
+/** RAM below and above the PCI hole of a VM of `memoryBytes`. */
+export function splitRam(memoryBytes: number): Pick<E820Input, 'lowRamBytes' | 'highRamBytes'> {
+  const lowRamBytes = Math.min(memoryBytes, Layout.lowRamLimit);
+  return { lowRamBytes, highRamBytes: memoryBytes - lowRamBytes };
+}
+
+/**
+ * Look at the images, and lock what will be written: all that can fail without a VM fails here.
+ * @throws ConfigError that names the option, the file and what is wrong with it.
+ */
+export function openSoftware(boot: BootConfig, ram: E820Input, log: Log): GuestSoftware {
+  const nothing = { regions: [], save: () => undefined, close: () => undefined };
+  switch (boot.kind) {
+    case 'bzimage':
+      checkBzImage(boot);
+      return { ...nothing, load: (memory) => loadBzImage(boot, memory, ram, log) };
+    case 'elf':
+      checkElf(boot);
+      return { ...nothing, load: (memory) => loadElf(boot, memory, ram, log) };
+    case 'ovmf': {
+      const firmware = new OvmfFirmware(boot, log);
+      return {
+        regions: [firmware.region],
+        load: (memory) => firmware.load(memory, ram),
+        save: (memory) => firmware.save(memory),
+        close: () => firmware.close(),
+      };
+    }
+    default:
+      throw new BugError(`boot form ${(boot as { kind: string }).kind}`);
+  }
+}
