@@ -1,0 +1,31 @@
+#!/bin/bash
+# mkinitramfs.sh DIR [MODULE...]: packs busybox, ./init and the named kernel modules (with what they depend on) of what
+# fetch.sh put into DIR to DIR/initramfs.gz. busybox and init are all a boot to a shell needs.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+dir=$(cd "${1:?usage: mkinitramfs.sh DIR [MODULE...]}" && pwd)
+shift
+root=$(mktemp -d)
+trap 'rm -rf "$root"' EXIT
+mkdir -p "$root"/{bin,lib,dev}
+cp "$dir/busybox" "$root/bin/busybox"
+install -m 755 "$here/init" "$root/init"
+
+version=$(ls "$dir/modules")
+# Prints a module's file after those it depends on (modules.dep lists them last to first).
+with_dependencies() {
+  local line
+  line=$(grep -E "/$(echo "$1" | sed 's/[-_]/[-_]/g')\.ko[^:]*:" "$dir/modules/$version/modules.dep" | head -1)
+  [ -n "$line" ] || return 0
+  echo "$line" | tr -d ':' | tr ' ' '\n' | tac
+}
+[ -e "$dir/modules/$version/modules.dep" ] || [ $# = 0 ] || {
+  mkdir -p "$dir/tree/lib" && ln -sfn "$dir/modules" "$dir/tree/lib/modules" && /sbin/depmod -b "$dir/tree" "$version"
+}
+for module in "$@"; do with_dependencies "$module"; done | awk '!seen[$0]++' | while read -r file; do
+  cp "$dir/modules/$version/$file" "$root/lib/"
+  echo "${file##*/}" >> "$root/lib/order"
+done
+
+(cd "$root" && find . | LC_ALL=C sort | cpio -o -H newc --quiet -R 0:0 | gzip -9n) > "$dir/initramfs.gz"
+ls -l "$dir/initramfs.gz"

@@ -1,0 +1,40 @@
+#!/bin/bash
+# A Linux User VM from a disk image with UEFI firmware on ACRN, in the form of ACRN's own launch scripts: only the
+# program's path differs. Run as root on the Service VM.
+#   acrn-linux.sh [VM_NAME]     the name as in the scenario
+set -euo pipefail
+
+dm=${DM:-acrn-dm}                             # before: /usr/bin/acrn-dm
+vm_name=${1:-POST_STD_VM1}
+disk=${DISK:-/home/acrn/UserVM.img}
+firmware=${OVMF:-/usr/share/acrn/bios/OVMF.fd}
+tap=${TAP:-tap0}
+cpus=${CPUS:-0,2}                             # local APIC ids of the CPUs this VM gets
+
+# The CPUs leave the Service VM: offline, then handed to the hypervisor.
+for apic_id in ${cpus//,/ }; do
+  for cpu in /sys/devices/system/cpu/cpu[0-9]*; do
+    number=${cpu##*cpu}
+    [ "$number" != 0 ] && [ -e "$cpu/online" ] || continue
+    id=$(awk -v n="$number" '/^processor/ { p = $3 } /^initial apicid/ && p == n { print $4 }' /proc/cpuinfo)
+    [ "$id" = "$apic_id" ] || continue
+    echo 0 > "$cpu/online"
+    echo "$number" > /sys/devices/virtual/misc/acrn_hsm/remove_cpu
+  done
+done
+
+# A tap on the bridge of the Service VM.
+if ! ip link show "$tap" > /dev/null 2>&1; then
+  ip tuntap add dev "$tap" mode tap
+  ip link set dev "$tap" master acrn-br0 2> /dev/null || echo "no bridge acrn-br0: $tap stays by itself"
+  ip link set dev "$tap" up
+fi
+
+exec $dm -m 1024M --cpu_affinity "$cpus" --ovmf "$firmware" \
+  -s 0:0,hostbridge \
+  -s 1:0,lpc -l com1,stdio \
+  -s 3,virtio-blk,"$disk" \
+  -s 4,virtio-net,tap="$tap" \
+  -s 5,virtio-console,@pty:pty_port \
+  --logger_setting "console,level=4;kmsg,level=3" \
+  "$vm_name"
