@@ -58,6 +58,8 @@ export interface PciEnv {
     readonly virtioPollNs: number | undefined;
     readonly hasOvmf: boolean;
     readonly isRtvm: boolean;
+    /** Virtual CPUs, where known: devices make no more queues than that. */
+    readonly vcpuCount?: number;
   };
 }
 

@@ -1,0 +1,203 @@
+/**
+ * Block requests (Virtio 1.2 §5.2.6): from chains of a queue to the image and back. Knows no transport and no thread:
+ * the device thread or a data thread runs it on a queue.
+ */
+import type { Log } from '../../../core/log.ts';
+import type { BlockBackend } from './block-backend.ts';
+import { SECTOR_BYTES } from './block-options.ts';
+import type { Chain, Virtqueue } from './virtqueue.ts';
+
+/** §5.2.6, request types. */
+const RequestType = { In: 0, Out: 1, Flush: 4, FlushOut: 5, GetId: 8, Discard: 11 } as const;
+/** Legacy drivers may OR this into the type; it means nothing here (§5.2.6.4). */
+const BARRIER = 0x80000000;
+const BlkStatus = { Ok: 0, IoError: 1, Unsupported: 2 } as const;
+/** u32 type, u32 reserved, u64 sector. */
+const HEADER_BYTES = 16;
+/** §5.2.6, struct virtio_blk_discard_write_zeroes: u64 sector, u32 num_sectors, u32 flags. */
+const DISCARD_SEGMENT_BYTES = 16;
+const DISCARD_UNMAP = 1;
+/** Serial numbers are this long; longer buffers are cleared up to here. */
+const MAX_ID_FILL = 4096;
+/** One call of `serve` takes no more than this many times the queue's size, however fast the guest refills it. */
+const BUDGET_FACTOR = 2;
+
+/** What the device decides about requests. */
+export interface BlockRequestState {
+  /** Undefined: `nodisk`. */
+  readonly backend: BlockBackend | undefined;
+  /** Writes stay in the host's cache until a flush: only if the driver knows how to flush. */
+  readonly isWriteback: boolean;
+  /** Compat: legacy drivers see a used length of 1 for every request, as from the C device model. */
+  readonly reportsLength: boolean;
+  /** 20 bytes of ASCII. */
+  readonly serial: Uint8Array;
+}
+
+export class BlockRequests {
+  readonly #state: BlockRequestState;
+  readonly #log: Log;
+  /** Requests that are done but for the sync they wait for. */
+  readonly #waiting: Chain[] = [];
+
+  constructor(state: BlockRequestState, log: Log) {
+    this.#state = state;
+    this.#log = log;
+  }
+
+  /**
+   * Serve what the driver made available, and complete it: when this returns nothing is in flight.
+   * @returns false if there may be more, which the guest made while this ran: call again after other work had its turn.
+   */
+  serve(queue: Virtqueue): boolean {
+    let budget = BUDGET_FACTOR * queue.size;
+    do {
+      queue.suppressNotify();
+      for (let chain = queue.pop(); chain !== undefined; chain = queue.pop()) {
+        this.#request(queue, chain);
+        // The guest can bring requests forever, but only a ring full is waiting for one sync.
+        if (--budget === 0 || this.#waiting.length >= queue.size) break;
+      }
+      this.#syncWaiting(queue);
+      queue.publish();
+      if (budget <= 0) return false;
+    } while (queue.allowNotify());
+    return true;
+  }
+
+  #request(queue: Virtqueue, chain: Chain): void {
+    if (chain.writableBytes === 0 || chain.readableBytes < HEADER_BYTES) {
+      this.#log.guest(() => `block request of ${chain.readableBytes} and ${chain.writableBytes} bytes`);
+      // No room for a status, or no header. §5.2.6.2 has no answer to that; Compat: the used length is 1 all the same.
+      queue.push(chain, this.#state.reportsLength ? 0 : 1);
+      return;
+    }
+    const type = (chain.readU32(0) & ~BARRIER) >>> 0;
+    const sector = chain.readU32(8) + chain.readU32(12) * 0x1_0000_0000;
+    const outBytes = chain.readableBytes - HEADER_BYTES;
+    const inBytes = chain.writableBytes - 1;
+    const { backend } = this.#state;
+    const isWrite = type === RequestType.Out || type === RequestType.Discard;
+    if (backend === undefined || (isWrite ? backend.isReadOnly || inBytes > 0 : outBytes > 0)) {
+      this.#done(queue, chain, BlkStatus.IoError, 0);
+      return;
+    }
+    switch (type) {
+      case RequestType.In:
+        this.#in(queue, chain, backend, sector, inBytes);
+        break;
+      case RequestType.Out:
+        this.#out(queue, chain, backend, sector, outBytes);
+        break;
+      case RequestType.Flush:
+      case RequestType.FlushOut:
+        this.#waiting.push(chain);
+        break;
+      case RequestType.Discard:
+        this.#discard(queue, chain, backend, outBytes);
+        break;
+      case RequestType.GetId:
+        chain.fillIn(0, Math.min(inBytes, MAX_ID_FILL), 0);
+        chain.copyIn(0, this.#state.serial, 0, Math.min(inBytes, this.#state.serial.length));
+        this.#done(queue, chain, BlkStatus.Ok, inBytes);
+        break;
+      default:
+        this.#done(queue, chain, BlkStatus.Unsupported, 0);
+    }
+  }
+
+  /** §5.2.6.1: whole sectors, inside the disk. */
+  #isInside(backend: BlockBackend, sector: number, count: number): boolean {
+    return count % SECTOR_BYTES === 0 && sector <= Number.MAX_SAFE_INTEGER / SECTOR_BYTES / 2
+      ? sector * SECTOR_BYTES + count <= backend.sizeBytes - (backend.sizeBytes % SECTOR_BYTES)
+      : false;
+  }
+
+  #in(queue: Virtqueue, chain: Chain, backend: BlockBackend, sector: number, count: number): void {
+    if (!this.#isInside(backend, sector, count)) {
+      this.#done(queue, chain, BlkStatus.IoError, 0);
+      return;
+    }
+    const errno = backend.transfer(chain, 0, count, sector * SECTOR_BYTES, false);
+    this.#report('read', backend, errno);
+    this.#done(queue, chain, errno === 0 ? BlkStatus.Ok : BlkStatus.IoError, errno === 0 ? count : 0);
+  }
+
+  #out(queue: Virtqueue, chain: Chain, backend: BlockBackend, sector: number, count: number): void {
+    if (!this.#isInside(backend, sector, count)) {
+      this.#done(queue, chain, BlkStatus.IoError, 0);
+      return;
+    }
+    const errno = backend.transfer(chain, HEADER_BYTES, count, sector * SECTOR_BYTES, true);
+    this.#report('write', backend, errno);
+    if (errno !== 0) this.#done(queue, chain, BlkStatus.IoError, 0);
+    else if (this.#state.isWriteback) this.#done(queue, chain, BlkStatus.Ok, 0);
+    else this.#waiting.push(chain);
+  }
+
+  #discard(queue: Virtqueue, chain: Chain, backend: BlockBackend, outBytes: number): void {
+    const limits = backend.discardLimits;
+    if (limits === undefined) {
+      this.#done(queue, chain, BlkStatus.Unsupported, 0);
+      return;
+    }
+    const segments = Math.floor(outBytes / DISCARD_SEGMENT_BYTES);
+    let status: number =
+      segments > limits.maxSegments || outBytes % DISCARD_SEGMENT_BYTES !== 0 ? BlkStatus.IoError : BlkStatus.Ok;
+    // All segments are looked at before the first is carried out.
+    for (let i = 0; i < segments && status === BlkStatus.Ok; i++) {
+      const at = HEADER_BYTES + i * DISCARD_SEGMENT_BYTES;
+      const sector = chain.readU32(at) + chain.readU32(at + 4) * 0x1_0000_0000;
+      const sectors = chain.readU32(at + 8);
+      // §5.2.6.2: unmap is for write-zeroes only.
+      if ((chain.readU32(at + 12) & DISCARD_UNMAP) !== 0) status = BlkStatus.Unsupported;
+      else if (
+        sectors === 0 ||
+        sectors > limits.maxSectors ||
+        (limits.alignmentSectors !== 0 && sector % limits.alignmentSectors !== 0) ||
+        !this.#isInside(backend, sector, sectors * SECTOR_BYTES)
+      ) {
+        status = BlkStatus.IoError;
+      }
+    }
+    for (let i = 0; i < segments && status === BlkStatus.Ok; i++) {
+      const at = HEADER_BYTES + i * DISCARD_SEGMENT_BYTES;
+      // Read a second time: the guest may have changed it, so it is checked a second time where it matters.
+      const sector = chain.readU32(at) + chain.readU32(at + 4) * 0x1_0000_0000;
+      const count = chain.readU32(at + 8) * SECTOR_BYTES;
+      if (!this.#isInside(backend, sector, count) || count === 0) {
+        status = BlkStatus.IoError;
+        break;
+      }
+      const errno = backend.discard(sector * SECTOR_BYTES, count);
+      this.#report('discard', backend, errno);
+      if (errno !== 0) status = BlkStatus.IoError;
+    }
+    if (status === BlkStatus.Ok && !this.#state.isWriteback) this.#waiting.push(chain);
+    else this.#done(queue, chain, status, 0);
+  }
+
+  /** One sync for all writes and flushes taken together; requests that are done need not wait for it. */
+  #syncWaiting(queue: Virtqueue): void {
+    if (this.#waiting.length === 0) return;
+    queue.publish();
+    const { backend } = this.#state;
+    // A disk that cannot be written has nothing to flush.
+    const errno = backend === undefined || backend.isReadOnly ? 0 : backend.sync();
+    if (backend !== undefined) this.#report('flush', backend, errno);
+    for (let i = 0; i < this.#waiting.length; i++) {
+      this.#done(queue, this.#waiting[i] as Chain, errno === 0 ? BlkStatus.Ok : BlkStatus.IoError, 0);
+    }
+    this.#waiting.length = 0;
+  }
+
+  /** The status is the last writable byte, wherever the driver put it. */
+  #done(queue: Virtqueue, chain: Chain, status: number, inBytes: number): void {
+    chain.writeU8(chain.writableBytes - 1, status);
+    queue.push(chain, this.#state.reportsLength ? inBytes + 1 : 1);
+  }
+
+  #report(what: string, backend: BlockBackend, errno: number): void {
+    if (errno !== 0) this.#log.guest(() => `${backend.path}: ${what} failed with errno ${errno}`);
+  }
+}

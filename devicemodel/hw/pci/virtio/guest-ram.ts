@@ -1,0 +1,98 @@
+/**
+ * Guest RAM as the virtio data path sees it: a table of chunks that is searched without allocating and without
+ * throwing. The one place where an address or a length that a driver wrote into a ring is checked.
+ *
+ * It is built from plain chunks, so that a data thread can make its own over the same memory.
+ */
+import type { Gpa } from '../../../core/address.ts';
+import type { RamChunk } from '../../../core/memory.ts';
+
+export class GuestRam {
+  /** Bytes of each chunk, sorted by address. Aliases guest memory. */
+  readonly bytes: readonly Uint8Array[];
+  readonly views: readonly DataView[];
+  /** Where each chunk is in this process, for system calls; NaN where RAM has no host address (a WebAssembly engine). */
+  readonly hostAddresses: readonly number[];
+  readonly #bases: readonly Gpa[];
+  readonly #ends: readonly Gpa[];
+  /** Chunk of the previous hit: rings and buffers of one driver are near each other. */
+  #last = 0;
+
+  constructor(chunks: readonly RamChunk[]) {
+    const sorted = [...chunks].sort((a, b) => a.base - b.base);
+    this.bytes = sorted.map((c) => c.bytes);
+    this.views = sorted.map((c) => new DataView(c.bytes.buffer, c.bytes.byteOffset, c.bytes.byteLength));
+    // User-space addresses are below 2^47: exact as a number.
+    this.hostAddresses = sorted.map((c) => (c.hostAddress === undefined ? Number.NaN : Number(c.hostAddress)));
+    this.#bases = sorted.map((c) => c.base);
+    this.#ends = sorted.map((c) => c.base + c.bytes.length);
+  }
+
+  /** Whether every chunk can be named to a system call by address. */
+  get hasHostAddresses(): boolean {
+    return this.hostAddresses.every((address) => !Number.isNaN(address));
+  }
+
+  /** @returns index of the chunk that holds the byte at `at`, or -1. `at` may be any number a guest can write. */
+  chunkAt(at: Gpa): number {
+    const last = this.#last;
+    if (at >= (this.#bases[last] as number) && at < (this.#ends[last] as number)) return last;
+    for (let i = 0; i < this.#bases.length; i++) {
+      if (at >= (this.#bases[i] as number) && at < (this.#ends[i] as number)) {
+        this.#last = i;
+        return i;
+      }
+    }
+    return -1;
+  }
+
+  baseOf(chunk: number): Gpa {
+    return this.#bases[chunk] as number;
+  }
+
+  /** First address after the chunk. */
+  endOf(chunk: number): Gpa {
+    return this.#ends[chunk] as number;
+  }
+
+  /** Whether all of [at, at + length) is RAM, across chunks that touch. */
+  contains(at: Gpa, length: number): boolean {
+    if (!(at >= 0) || !(length >= 0) || !Number.isSafeInteger(at + length)) return false;
+    let next = at;
+    const end = at + length;
+    while (next < end) {
+      const chunk = this.chunkAt(next);
+      if (chunk < 0) return false;
+      next = this.endOf(chunk);
+    }
+    return true;
+  }
+
+  /** Little-endian reads and writes of ring fields. The caller has checked the range; alignment keeps a field in one chunk. */
+  readU16(at: Gpa): number {
+    const chunk = this.chunkAt(at);
+    return chunk < 0 ? 0 : (this.views[chunk] as DataView).getUint16(at - this.baseOf(chunk), true);
+  }
+  readU32(at: Gpa): number {
+    const chunk = this.chunkAt(at);
+    return chunk < 0 ? 0 : (this.views[chunk] as DataView).getUint32(at - this.baseOf(chunk), true);
+  }
+  writeU16(at: Gpa, value: number): void {
+    const chunk = this.chunkAt(at);
+    if (chunk >= 0) (this.views[chunk] as DataView).setUint16(at - this.baseOf(chunk), value, true);
+  }
+  writeU32(at: Gpa, value: number): void {
+    const chunk = this.chunkAt(at);
+    if (chunk >= 0) (this.views[chunk] as DataView).setUint32(at - this.baseOf(chunk), value, true);
+  }
+}
+
+const fenceWord = new Int32Array(new SharedArrayBuffer(4));
+
+/**
+ * A full memory barrier. The guest's CPUs run beside this code: "publish, then look whether the other side wants to
+ * hear of it" needs the store to be visible before the load, which x86 does not promise without one.
+ */
+export function fence(): void {
+  Atomics.add(fenceWord, 0, 0);
+}

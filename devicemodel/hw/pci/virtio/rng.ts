@@ -1,0 +1,112 @@
+/** virtio-rnd, the entropy device (Virtio 1.2 §5.4): fills what the driver gives it from the host's generator. */
+import { closeSync, openSync, readSync } from 'node:fs';
+import * as v from 'valibot';
+import { HostError } from '../../../core/errors.ts';
+import type { Log } from '../../../core/log.ts';
+import { definePciDriver } from '../driver.ts';
+import { DeviceType, Feature, featureMask, type VirtioDevice, type VirtioTransport } from './device.ts';
+import { transportModes } from './options.ts';
+import { type TransportMode, VirtioPci } from './transport.ts';
+import type { Chain, Virtqueue } from './virtqueue.ts';
+
+const QUEUE_SIZE = 64;
+const SOURCE = '/dev/random';
+/** A request gets no more than this at once; §5.4.6: the device may fill less than was asked for. */
+const MAX_FILL_BYTES = 64 * 1024;
+
+export const RngOptions = v.strictObject({
+  kernel: v.optional(
+    v.pipe(
+      v.picklist(['on', 'off']),
+      v.metadata({ arg: 'kernel=on', help: 'accepted; the kernel back end is no more', named: true }),
+    ),
+    'off',
+  ),
+  transport: v.optional(
+    v.pipe(
+      v.picklist(transportModes),
+      v.metadata({ arg: 'transport=legacy|transitional|modern', help: 'register interface', named: true }),
+    ),
+    'legacy',
+  ),
+});
+
+export class VirtioRng implements VirtioDevice {
+  readonly name = 'virtio-rnd';
+  readonly features: bigint;
+  readonly queueSizes = [QUEUE_SIZE];
+  readonly configSizeBytes = 0;
+  readonly #log: Log;
+  #transport: VirtioTransport | undefined;
+  #fd: number | undefined;
+
+  constructor(mode: TransportMode, log: Log) {
+    this.features = mode === 'legacy' ? 0n : featureMask(Feature.IndirectDesc, Feature.EventIdx, Feature.Version1);
+    this.#log = log;
+  }
+
+  attach(transport: VirtioTransport): void {
+    this.#transport = transport;
+  }
+
+  start(): void {
+    try {
+      this.#fd = openSync(SOURCE, 'r');
+    } catch (error) {
+      const { errno, code } = error as NodeJS.ErrnoException;
+      throw new HostError(`${SOURCE}: ${code}`, Math.abs(errno ?? 0));
+    }
+  }
+
+  notify(queue: Virtqueue): void {
+    let budget = 2 * queue.size;
+    do {
+      for (let chain = queue.pop(); chain !== undefined; chain = queue.pop()) {
+        queue.push(chain, this.#fill(chain));
+        if (--budget === 0) break;
+      }
+      queue.publish();
+      if (budget === 0) {
+        this.#transport?.notifyLater(queue);
+        return;
+      }
+    } while (queue.allowNotify());
+  }
+
+  /** @returns bytes written. */
+  #fill(chain: Chain): number {
+    const wanted = Math.min(chain.writableBytes, MAX_FILL_BYTES);
+    let done = 0;
+    try {
+      while (done < wanted && this.#fd !== undefined && chain.seek(done, true)) {
+        const i = chain.segment;
+        const bytes = chain.ram.bytes[chain.chunk[i] as number] as Uint8Array;
+        const length = Math.min(wanted - done, (chain.length[i] as number) - chain.within);
+        const got = readSync(this.#fd, bytes, (chain.offset[i] as number) + chain.within, length, null);
+        if (got === 0) break;
+        done += got;
+      }
+    } catch (error) {
+      this.#log.guest(() => `${SOURCE}: ${(error as Error).message}`);
+    }
+    return done;
+  }
+
+  reset(): void {}
+
+  stop(): void {
+    if (this.#fd !== undefined) closeSync(this.#fd);
+    this.#fd = undefined;
+  }
+}
+
+export const virtioRnd = definePciDriver({
+  name: 'virtio-rnd',
+  summary: 'entropy from the host',
+  options: RngOptions,
+  create: (options, env) =>
+    new VirtioPci(new VirtioRng(options.transport, env.log), env, {
+      mode: options.transport,
+      identity: { legacyDeviceId: 0x1005, type: DeviceType.Entropy, classCode: 0x100000 },
+    }),
+});

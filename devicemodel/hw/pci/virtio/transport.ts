@@ -1,0 +1,504 @@
+/**
+ * Virtio over PCI (Virtio 1.2 §4.1): status, features, queues and interrupts of one device, and the PCI function around
+ * them. The legacy and the modern register windows are in files of their own and act on `VirtioPci`.
+ *
+ * BARs, as the C device model has them: 0 legacy I/O window, 1 MSI-X, 2 I/O notification register of modern devices,
+ * 4 modern memory window.
+ */
+import { type AccessSize, allOnes, type Gpa, type Port } from '../../../core/address.ts';
+import type { Timer } from '../../../core/clock.ts';
+import type { InterruptLine } from '../../../core/device.ts';
+import { Eventfd } from '../../../core/host/eventfd.ts';
+import { watchFd } from '../../../core/host/libc.ts';
+import type { IoeventfdSpec } from '../../../core/hsm/hsm.ts';
+import type { ConfigSpace } from '../config-space.ts';
+import type { PciEnv } from '../driver.ts';
+import type { BarIndex, BarSpec, EmulatedPciFunction, PciIdentity, PciPlacement } from '../function.ts';
+import { Msi } from '../msi.ts';
+import { Msix } from '../msix.ts';
+import { Feature, type VirtioDevice, type VirtioTransport } from './device.ts';
+import { GuestRam } from './guest-ram.ts';
+import { LEGACY_HEADER_BYTES, LegacyReg, LegacyWindow } from './legacy.ts';
+import { MODERN_BAR_BYTES, ModernOffset, ModernWindow } from './modern.ts';
+import { Isr, NO_VECTOR, Status, VirtioBar } from './registers.ts';
+import { Virtqueue, type VirtqueueHost } from './virtqueue.ts';
+
+/** Which register interface a device shows. */
+export type TransportMode = 'legacy' | 'transitional' | 'modern';
+
+const VIRTIO_VENDOR = 0x1af4;
+/** Subsystem vendor for Windows guests: their drivers look for it. */
+const ORACLE_VENDOR = 0x108e;
+/** §4.1.2.1: device id of a modern function. */
+const MODERN_DEVICE_BASE = 0x1040;
+
+/** Polling starts this long after DRIVER_OK, so that firmware and start-up are through. */
+const POLL_START_NS = 5e9;
+
+export interface VirtioPciIdentity {
+  /** Device id of the legacy and transitional forms. */
+  readonly legacyDeviceId: number;
+  /** Virtio device type. */
+  readonly type: number;
+  readonly classCode: number;
+  /** Where the C device model differs from "type" for legacy, or from 0x40 and up for modern. */
+  readonly subsystemId?: number;
+  /** Device id of the modern form, where it is not 0x1040 + type. */
+  readonly modernDeviceId?: number;
+  /** `--windows` changes the subsystem vendor. */
+  readonly hasWindowsId?: boolean;
+}
+
+export interface VirtioPciOptions {
+  readonly mode: TransportMode;
+  readonly identity: VirtioPciIdentity;
+  /** Modern: also offer notification by an I/O port, which costs the guest less than memory. Default true. */
+  readonly notifyByIo?: boolean;
+}
+
+/** One queue's kick descriptor while ioeventfds are on. */
+interface Kick {
+  readonly eventfd: Eventfd;
+  readonly spec: IoeventfdSpec;
+  unwatch: (() => void) | undefined;
+}
+
+export class VirtioPci implements EmulatedPciFunction, VirtioTransport, VirtqueueHost {
+  readonly backing = 'device-model';
+  readonly identity: PciIdentity;
+  readonly bars: readonly BarSpec[];
+  readonly device: VirtioDevice;
+  readonly ram: GuestRam;
+  readonly queues: readonly Virtqueue[];
+  readonly mode: TransportMode;
+  readonly env: PciEnv;
+  readonly hasNotifyIo: boolean;
+  readonly #intx: InterruptLine;
+  readonly #msi: Msi;
+  readonly #msix: Msix | undefined;
+  readonly #legacy: LegacyWindow | undefined;
+  readonly #modern: ModernWindow | undefined;
+  readonly #pollTimer: Timer | undefined;
+  readonly #againTimer: Timer;
+  /** Bit n: queue n is to be looked at again. */
+  #again: boolean[];
+  #placement: PciPlacement | undefined;
+  #kicks: Kick[] = [];
+
+  // Registers.
+  #status = 0;
+  #isr = 0;
+  #acceptedLow = 0;
+  #acceptedHigh = 0;
+  #polling = false;
+  queueSelect = 0;
+  configVector = NO_VECTOR;
+  configGeneration = 0;
+  deviceFeatureSelect = 0;
+  driverFeatureSelect = 0;
+
+  constructor(device: VirtioDevice, env: PciEnv, options: VirtioPciOptions) {
+    this.device = device;
+    this.env = env;
+    this.mode = options.mode;
+    this.hasNotifyIo = options.mode !== 'legacy' && (options.notifyByIo ?? true);
+    this.ram = new GuestRam(env.memory.chunks);
+    this.queues = device.queueSizes.map((size, index) => new Virtqueue(index, size, this.ram, this));
+    this.#again = device.queueSizes.map(() => false);
+    this.identity = pciIdentity(options, env.machine.windows);
+
+    this.#msi = new Msi({ vectors: 1 }, env.msi);
+    // One vector per queue and one for the configuration; `--virtio_msi` leaves MSI alone.
+    this.#msix = env.machine.virtioMsi ? undefined : new Msix(device.queueSizes.length + 1, VirtioBar.Msix, env.msi);
+    this.#legacy = options.mode === 'modern' ? undefined : new LegacyWindow(this);
+    this.#modern = options.mode === 'legacy' ? undefined : new ModernWindow(this);
+    this.bars = this.#barSpecs();
+
+    this.#intx = env.intx();
+    this.#againTimer = env.clock.createTimer(() => this.#runAgain());
+    this.#pollTimer =
+      env.machine.virtioPollNs !== undefined && device.isPolled !== false
+        ? env.clock.createTimer(() => this.#poll())
+        : undefined;
+    device.attach(this);
+  }
+
+  #barSpecs(): BarSpec[] {
+    const bars: BarSpec[] = [];
+    if (this.#msix !== undefined) {
+      bars.push({ index: VirtioBar.Msix, kind: 'mem32', sizeBytes: powerOfTwoAtLeast(this.#msix.barBytes) });
+    }
+    if (this.#legacy !== undefined) {
+      const sizeBytes = powerOfTwoAtLeast(LEGACY_HEADER_BYTES.withMsix + this.device.configSizeBytes);
+      bars.push({ index: VirtioBar.Legacy, kind: 'io', sizeBytes });
+    }
+    if (this.#modern !== undefined) {
+      if (this.hasNotifyIo) bars.push({ index: VirtioBar.NotifyIo, kind: 'io', sizeBytes: 4 });
+      bars.push({ index: VirtioBar.Modern, kind: 'mem64', sizeBytes: MODERN_BAR_BYTES });
+    }
+    return bars;
+  }
+
+  configure(config: ConfigSpace, placement: PciPlacement): void {
+    this.#placement = placement;
+    this.#msix?.attach(config);
+    this.#msi.attach(config);
+    this.#modern?.addCapabilities(config);
+  }
+
+  // Life cycle.
+
+  async start(): Promise<void> {
+    await this.device.start?.();
+  }
+
+  reset(): void {
+    this.#resetDevice();
+    this.#status = 0;
+    this.#msix?.reset();
+  }
+
+  suspend(): void {
+    this.device.suspend?.();
+  }
+
+  resume(): void {
+    this.device.resume?.();
+  }
+
+  async stop(): Promise<void> {
+    this.#resetDevice();
+    this.#status = 0;
+    await this.device.stop?.();
+  }
+
+  // BARs.
+
+  readBar(index: BarIndex, offset: number, size: AccessSize): number {
+    if (index === VirtioBar.Legacy && this.#legacy !== undefined) return this.#legacy.read(offset, size);
+    if (index === VirtioBar.Msix && this.#msix !== undefined) return this.#msix.read(offset, size);
+    if (index === VirtioBar.Modern && this.#modern !== undefined) return this.#modern.read(offset, size);
+    if (index === VirtioBar.NotifyIo && this.hasNotifyIo) return 0;
+    return allOnes(size);
+  }
+
+  writeBar(index: BarIndex, offset: number, size: AccessSize, value: number): void {
+    if (index === VirtioBar.Legacy) this.#legacy?.write(offset, size, value);
+    else if (index === VirtioBar.Msix) this.#msix?.write(offset, size, value);
+    else if (index === VirtioBar.Modern) this.#modern?.write(offset, size, value);
+    else if (index === VirtioBar.NotifyIo && this.hasNotifyIo) this.notify(value);
+  }
+
+  barMoved(index: BarIndex, _address: Gpa | Port | undefined): void {
+    // Kicks are registered by address.
+    if (this.#kicks.length > 0 && index === this.#kickBar) {
+      this.#stopKicks();
+      this.#startKicks();
+    }
+  }
+
+  // Features.
+
+  get offeredLow(): number {
+    return Number(BigInt.asUintN(32, this.device.features));
+  }
+
+  get offeredHigh(): number {
+    return Number(BigInt.asUintN(32, this.device.features >> 32n));
+  }
+
+  get acceptedLow(): number {
+    return this.#acceptedLow;
+  }
+
+  get acceptedHigh(): number {
+    return this.#acceptedHigh;
+  }
+
+  hasFeature(bit: number): boolean {
+    return bit < 32 ? ((this.#acceptedLow >>> bit) & 1) === 1 : ((this.#acceptedHigh >>> (bit - 32)) & 1) === 1;
+  }
+
+  get isVersion1(): boolean {
+    return this.hasFeature(Feature.Version1);
+  }
+
+  /** The driver writes the features it takes; what was not offered is dropped. */
+  acceptFeatures(half: 'low' | 'high', value: number): void {
+    // §2.2.1: not after the driver is through with the negotiation.
+    // Compat: the C device model goes on to take them from legacy drivers.
+    if ((this.#status & (Status.DriverOk | Status.FeaturesOk)) !== 0) {
+      this.env.log.guest(() => `${this.device.name}: features written after the negotiation`);
+      return;
+    }
+    if (half === 'low') this.#acceptedLow = (value & this.offeredLow) >>> 0;
+    else this.#acceptedHigh = (value & this.offeredHigh) >>> 0;
+    this.#applyFeatures();
+  }
+
+  #applyFeatures(): void {
+    const features = {
+      indirect: this.hasFeature(Feature.IndirectDesc) || this.#offersIndirectAnyway,
+      eventIdx: this.hasFeature(Feature.EventIdx),
+      notifyOnEmpty: this.hasFeature(Feature.NotifyOnEmpty) && !this.isVersion1,
+    };
+    for (const queue of this.queues) queue.setFeatures(features);
+    this.device.featuresAccepted?.();
+  }
+
+  /** Compat: from legacy drivers the C device model takes indirect descriptors wherever it offered them. */
+  get #offersIndirectAnyway(): boolean {
+    return !this.isVersion1 && ((this.offeredLow >>> Feature.IndirectDesc) & 1) === 1;
+  }
+
+  // Status.
+
+  get status(): number {
+    return this.#status;
+  }
+
+  get isDriverOk(): boolean {
+    return (this.#status & (Status.DriverOk | Status.NeedsReset)) === Status.DriverOk;
+  }
+
+  /** The driver writes device_status; 0 resets (§2.1, §2.4). */
+  writeStatus(value: number, isModern: boolean): void {
+    if (value === 0) {
+      this.#resetDevice();
+      this.#status = 0;
+      return;
+    }
+    const before = this.#status;
+    // NEEDS_RESET is the device's own bit and stays until reset.
+    let next = (value & ~Status.NeedsReset) | (before & Status.NeedsReset);
+    if (isModern && (next & Status.FeaturesOk) !== 0 && (before & Status.FeaturesOk) === 0 && !this.isVersion1) {
+      // §6.1: VERSION_1 must be accepted; §3.1.1 step 5: the driver reads FEATURES_OK back to learn of it.
+      next &= ~Status.FeaturesOk;
+    }
+    this.#status = next;
+    if ((next & Status.DriverOk) !== 0 && (before & Status.DriverOk) === 0) this.#driverOk();
+    else if ((next & Status.DriverOk) === 0 && (before & Status.DriverOk) !== 0) this.#stopKicks();
+  }
+
+  #driverOk(): void {
+    // A driver may go on without having written features at all.
+    this.#applyFeatures();
+    if (this.device.wantsIoeventfd === true) this.#startKicks();
+    if (this.#pollTimer !== undefined) {
+      this.#pollTimer.arm(this.env.clock.nowNs() + POLL_START_NS);
+    }
+    this.device.driverOk?.();
+  }
+
+  #resetDevice(): void {
+    // CVE-2021-36144: nothing that runs later may see the queues of before.
+    this.#pollTimer?.cancel();
+    this.#polling = false;
+    this.#againTimer.cancel();
+    this.#again.fill(false);
+    this.#stopKicks();
+    for (const queue of this.queues) queue.reset();
+    this.#legacy?.reset();
+    this.#modern?.reset();
+    this.#acceptedLow = 0;
+    this.#acceptedHigh = 0;
+    this.queueSelect = 0;
+    this.configVector = NO_VECTOR;
+    this.configGeneration = 0;
+    this.deviceFeatureSelect = 0;
+    this.driverFeatureSelect = 0;
+    if (this.#isr !== 0) this.#intx.set(false);
+    this.#isr = 0;
+    this.device.reset();
+  }
+
+  needsReset(reason: string): void {
+    this.env.log.guest(() => `${this.device.name}: ${reason}: the device needs a reset`);
+    if ((this.#status & Status.NeedsReset) !== 0) return;
+    const wasRunning = this.isDriverOk;
+    this.#status |= Status.NeedsReset;
+    // §2.1.2: tell a driver that is up by a configuration interrupt.
+    if (wasRunning) this.#configInterrupt();
+  }
+
+  // Queues.
+
+  queue(index: number): Virtqueue {
+    return this.queues[index] as Virtqueue;
+  }
+
+  /** The selected queue, or undefined when there is none of that number. */
+  get selectedQueue(): Virtqueue | undefined {
+    return this.queues[this.queueSelect];
+  }
+
+  /** The driver kicks a queue. @param index as the driver wrote it. */
+  notify(index: number): void {
+    const queue = this.queues[index];
+    if (queue === undefined) {
+      this.env.log.guest(() => `${this.device.name}: notification for queue ${index} of ${this.queues.length}`);
+      return;
+    }
+    this.#service(queue);
+  }
+
+  #service(queue: Virtqueue): void {
+    if (!queue.isReady || (this.#status & Status.NeedsReset) !== 0) return;
+    // §2.1.2: nothing is consumed before DRIVER_OK. Legacy drivers are known to kick before it (§3.1.2), and the C
+    // device model serves them.
+    if ((this.#status & Status.DriverOk) === 0 && this.isVersion1) return;
+    this.device.notify(queue);
+  }
+
+  notifyLater(queue: Virtqueue): void {
+    this.#again[queue.index] = true;
+    this.#againTimer.arm(this.env.clock.nowNs());
+  }
+
+  #runAgain(): void {
+    for (let i = 0; i < this.queues.length; i++) {
+      if (this.#again[i] === true) {
+        this.#again[i] = false;
+        this.#service(this.queues[i] as Virtqueue);
+      }
+    }
+  }
+
+  /** `--virtio_poll`: look at every queue that is set up, and keep the driver from kicking. */
+  #poll(): void {
+    const intervalNs = this.env.machine.virtioPollNs;
+    if (!this.isDriverOk || intervalNs === undefined) return;
+    this.#polling = true;
+    for (const queue of this.queues) {
+      if (!queue.isReady) continue;
+      queue.isPolled = true;
+      queue.suppressNotify();
+      this.#service(queue);
+      // The device may have been reset or broken by what it found.
+      if (!this.#polling || !this.isDriverOk) return;
+    }
+    this.#pollTimer?.arm(this.env.clock.nowNs() + intervalNs);
+  }
+
+  broken(queue: Virtqueue, reason: string): void {
+    this.needsReset(`queue ${queue.index}: ${reason}`);
+  }
+
+  // Interrupts.
+
+  get isMsixEnabled(): boolean {
+    return this.#msix?.isEnabled ?? false;
+  }
+
+  /** A vector the driver names: one that exists, or none (§4.1.5.1.2). */
+  checkedVector(vector: number): number {
+    return this.#msix !== undefined && vector < this.#msix.vectors ? vector : NO_VECTOR;
+  }
+
+  interrupt(queue: Virtqueue): void {
+    if (this.isMsixEnabled) this.#msix?.signal(queue.vector);
+    else this.#raise(Isr.Queue);
+  }
+
+  configChanged(): void {
+    if (!this.isDriverOk) return;
+    this.configGeneration = (this.configGeneration + 1) & 0xff;
+    this.#configInterrupt();
+  }
+
+  #configInterrupt(): void {
+    if (this.isMsixEnabled) this.#msix?.signal(this.configVector);
+    else this.#raise(Isr.Config);
+  }
+
+  #raise(bit: number): void {
+    this.#isr |= bit;
+    // Both, as the C device model does: the line stays quiet while MSI is on.
+    this.#msi.signal(0);
+    this.#intx.set(true);
+  }
+
+  /** §4.1.4.5: reading acknowledges. */
+  readIsr(): number {
+    const value = this.#isr;
+    this.#isr = 0;
+    if (value !== 0) this.#intx.set(false);
+    return value;
+  }
+
+  // Kicks by ioeventfd.
+
+  get #kickBar(): BarIndex {
+    return this.isVersion1 ? (this.hasNotifyIo ? VirtioBar.NotifyIo : VirtioBar.Modern) : VirtioBar.Legacy;
+  }
+
+  #kickSpec(index: number, fd: number): IoeventfdSpec | undefined {
+    const address = this.#placement?.barAddress(this.#kickBar);
+    if (address === undefined) return undefined;
+    // Asyncio is used where the hypervisor has it and ignored elsewhere.
+    const common = { fd, sizeBytes: 2, asyncio: true } as const;
+    if (!this.isVersion1) {
+      return { ...common, address: address + LegacyReg.QueueNotify, space: 'pio', dataMatch: BigInt(index) };
+    }
+    return this.hasNotifyIo
+      ? { ...common, address, space: 'pio', dataMatch: BigInt(index) }
+      : { ...common, address: address + ModernOffset.notify + index * ModernOffset.notifyMultiplier, space: 'mmio' };
+  }
+
+  #startKicks(): void {
+    for (const queue of this.queues) {
+      const eventfd = new Eventfd();
+      const spec = this.#kickSpec(queue.index, eventfd.fd);
+      try {
+        if (spec === undefined) throw new Error('the function has no address yet');
+        this.env.hsm.ioeventfd(spec, true);
+      } catch (error) {
+        // The request page serves the kick just as well, only slower.
+        this.env.log.warn(`${this.device.name}: queue ${queue.index}: no ioeventfd: ${(error as Error).message}`);
+        eventfd.dispose();
+        continue;
+      }
+      const unwatch = watchFd(eventfd.fd, () => {
+        if (eventfd.take() > 0) this.#service(queue);
+      });
+      this.#kicks.push({ eventfd, spec: spec as IoeventfdSpec, unwatch });
+    }
+  }
+
+  #stopKicks(): void {
+    for (const kick of this.#kicks.splice(0)) {
+      kick.unwatch?.();
+      try {
+        this.env.hsm.ioeventfd(kick.spec, false);
+      } catch (error) {
+        this.env.log.warn(`${this.device.name}: ioeventfd not removed: ${(error as Error).message}`);
+      }
+      kick.eventfd.dispose();
+    }
+  }
+}
+
+function powerOfTwoAtLeast(value: number): number {
+  return 2 ** Math.ceil(Math.log2(value));
+}
+
+function pciIdentity(options: VirtioPciOptions, windows: boolean): PciIdentity {
+  const { identity, mode } = options;
+  const subsystemVendorId = windows && identity.hasWindowsId === true ? ORACLE_VENDOR : VIRTIO_VENDOR;
+  const common = { vendorId: VIRTIO_VENDOR, classCode: identity.classCode, subsystemVendorId };
+  if (mode === 'modern') {
+    return {
+      ...common,
+      deviceId: identity.modernDeviceId ?? MODERN_DEVICE_BASE + identity.type,
+      // §4.1.2.1: revision 1 or higher, subsystem id 0x40 or higher tell a modern function from a transitional one.
+      revisionId: 1,
+      subsystemId: identity.subsystemId ?? 0x40,
+    };
+  }
+  return {
+    ...common,
+    deviceId: identity.legacyDeviceId,
+    revisionId: 0,
+    subsystemId: identity.subsystemId ?? identity.type,
+  };
+}
