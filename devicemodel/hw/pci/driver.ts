@@ -69,6 +69,8 @@ export interface PciDriver<S extends OptionSchema = OptionSchema> {
   readonly aliases?: readonly string[];
   readonly summary: string;
   readonly options: S;
+  /** At most one in a machine. */
+  readonly isSingle?: boolean;
   /** For grammars the comma rule does not cover. Everything after `driver,`. */
   parseText?(text: string): Record<string, unknown>;
   /** Nothing on the host is touched here: files and taps open in `start`. */

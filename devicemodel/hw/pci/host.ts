@@ -133,6 +133,11 @@ export class PciHost implements Device, PciConfigAccess {
     if (other !== undefined) {
       throw new ConfigError(`PCI slot ${formatBdf(slot.bdf)}: ${driver.name} cannot go where ${other.driver.name} is`);
     }
+    const twin = driver.isSingle === true ? [...this.#slots.values()].find((s) => s.driver === driver) : undefined;
+    if (twin !== undefined) {
+      const places = `${formatBdf(twin.bdf)} and ${formatBdf(slot.bdf)}`;
+      throw new ConfigError(`only one ${driver.name} can be in a machine, there are two: ${places}`);
+    }
     this.#slots.set(key, {
       bdf: slot.bdf,
       driver,

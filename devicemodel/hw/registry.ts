@@ -1,0 +1,128 @@
+/**
+ * The PCI drivers there are. A new device is one line in {@link pciDrivers}: `eager(driver)` for a small one, `lazy(…)`
+ * for one whose module costs start-up time when nobody uses it.
+ */
+import { ConfigError } from '../core/errors.ts';
+import type { PciDriver } from './pci/driver.ts';
+import { dummy } from './pci/dummy.ts';
+import { amdHostBridge, hostBridge } from './pci/host-bridge.ts';
+import { ivshmem } from './pci/ivshmem.ts';
+import { lpc } from './pci/lpc.ts';
+import { pciUart } from './pci/uart.ts';
+
+// biome-ignore lint/suspicious/noExplicitAny: drivers of all option types in one list
+export type AnyPciDriver = PciDriver<any>;
+
+export interface PciDriverEntry {
+  readonly name: string;
+  readonly aliases: readonly string[];
+  readonly summary: string;
+  load(): AnyPciDriver | Promise<AnyPciDriver>;
+}
+
+function eager(driver: AnyPciDriver): PciDriverEntry {
+  const { name, summary, aliases = [] } = driver;
+  return { name, aliases, summary, load: () => driver };
+}
+
+/** @param load `() => import('./pci/foo.ts').then((m) => m.foo)` */
+export function lazy(name: string, summary: string, load: () => Promise<AnyPciDriver>): PciDriverEntry {
+  return { name, aliases: [], summary, load };
+}
+
+export const pciDrivers: readonly PciDriverEntry[] = [
+  eager(hostBridge),
+  eager(amdHostBridge),
+  eager(lpc),
+  eager(ivshmem),
+  eager(pciUart),
+  eager(dummy),
+];
+
+/** Drivers of the C device model that this one does not have yet. A driver in `pciDrivers` wins over its line here. */
+const notYet: ReadonlySet<string> = new Set([
+  'virtio-blk',
+  'virtio-net',
+  'virtio-console',
+  'virtio-rnd',
+  'virtio-input',
+  'virtio-gpio',
+  'virtio-i2c',
+  'virtio-gpu',
+  'virtio-rpmb',
+  'virtio-heci',
+  'vhost-vsock',
+  'passthru',
+  'igd-lpc',
+  'ahci',
+  'ahci-hd',
+  'ahci-cd',
+  'xhci',
+  'wdt-i6300esb',
+]);
+
+/** Drivers that are gone, with what became of them. */
+const obsolete: Readonly<Record<string, string>> = {
+  'pci-gvt': 'GVT-g is no longer supported: pass a virtual function through instead',
+  'virtio-hdcp': 'HDCP by virtio is no longer supported',
+  npk: 'the trace hub is no longer supported',
+  'virtio-coreu': 'CoreU by virtio is no longer supported',
+  'virtio-audio': 'audio by virtio is no longer supported: pass the audio device through instead',
+  'virtio-ipu': 'IPU by virtio is no longer supported: pass the device through instead',
+  'virtio-hyper_dmabuf': 'hyper_dmabuf is no longer supported: use ivshmem',
+};
+
+/** What a name on the command line stands for. */
+export type PciDriverLookup =
+  | { readonly kind: 'driver'; readonly entry: PciDriverEntry }
+  | { readonly kind: 'obsolete'; readonly message: string }
+  | { readonly kind: 'not-yet'; readonly message: string }
+  | { readonly kind: 'unknown'; readonly message: string; readonly hint: string };
+
+export function lookupPciDriver(name: string, drivers: readonly PciDriverEntry[] = pciDrivers): PciDriverLookup {
+  const entry = drivers.find((d) => d.name === name || d.aliases.includes(name));
+  if (entry !== undefined) return { kind: 'driver', entry };
+  const gone = Object.hasOwn(obsolete, name) ? obsolete[name] : undefined;
+  if (gone !== undefined) return { kind: 'obsolete', message: `device "${name}" is obsolete: ${gone}` };
+  if (notYet.has(name)) return { kind: 'not-yet', message: `device "${name}" is not supported by this version` };
+  const near = nearest(name, [...drivers.flatMap((d) => [d.name, ...d.aliases]), ...notYet]);
+  return {
+    kind: 'unknown',
+    message: `unknown device "${name}"`,
+    hint: near === undefined ? '-s help lists the devices' : `did you mean "${near}"?`,
+  };
+}
+
+/** @throws ConfigError with one clear line for every name that is not a driver. */
+export async function loadPciDriver(name: string): Promise<AnyPciDriver> {
+  const found = lookupPciDriver(name);
+  if (found.kind === 'driver') return found.entry.load();
+  throw new ConfigError(found.message, found.kind === 'unknown' ? { hint: found.hint } : {});
+}
+
+/** The candidate a typing error away, or undefined. */
+function nearest(name: string, candidates: readonly string[]): string | undefined {
+  const limit = Math.max(1, Math.floor(name.length / 3));
+  let best: string | undefined;
+  let bestDistance = limit + 1;
+  for (const candidate of candidates) {
+    const distance = editDistance(name, candidate, limit);
+    if (distance < bestDistance) [best, bestDistance] = [candidate, distance];
+  }
+  return best;
+}
+
+/** Levenshtein distance; anything beyond `limit` counts as limit + 1. */
+function editDistance(a: string, b: string, limit: number): number {
+  if (Math.abs(a.length - b.length) > limit) return limit + 1;
+  let row = Array.from({ length: b.length + 1 }, (_, i) => i);
+  for (let i = 1; i <= a.length; i++) {
+    const next = [i];
+    for (let j = 1; j <= b.length; j++) {
+      const replace = (row[j - 1] as number) + (a[i - 1] === b[j - 1] ? 0 : 1);
+      next.push(Math.min(replace, (row[j] as number) + 1, (next[j - 1] as number) + 1));
+    }
+    row = next;
+  }
+  return row[b.length] as number;
+}
