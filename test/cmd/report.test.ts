@@ -1,0 +1,102 @@
+import * as fc from 'fast-check';
+import { describe, expect, test } from 'vitest';
+import { errorLines, exitCodeOf, writeLines } from '../../cmd/report.ts';
+import { BugError, ConfigError, ExitCode, HostError } from '../../devicemodel/core/errors.ts';
+
+describe('errorLines', () => {
+  test('an error is one line, its hint another', () => {
+    const error = new ConfigError('-m: 129M is not a multiple of 2 MiB', { hint: 'write 128m or 130m' });
+    expect(errorLines(error)).toEqual(['acrn-dm: -m: 129M is not a multiple of 2 MiB', 'hint: write 128m or 130m']);
+  });
+  test('causes follow, each once', () => {
+    const root = new HostError('open: ENOENT', 2, { hint: 'load the driver' });
+    const error = new HostError('no hypervisor', 2, { cause: new Error('open: ENOENT', { cause: root }) });
+    expect(errorLines(error)).toEqual(['acrn-dm: no hypervisor', 'cause: open: ENOENT', 'hint: load the driver']);
+  });
+  test('a cause that the message repeats is left out', () => {
+    const error = new HostError('x: ENOENT', 2, { cause: new Error('ENOENT') });
+    expect(errorLines(error)).toEqual(['acrn-dm: x: ENOENT']);
+  });
+  test('the outer hint wins', () => {
+    const error = new ConfigError('outer', {
+      hint: 'outer hint',
+      cause: new ConfigError('inner', { hint: 'inner hint' }),
+    });
+    expect(errorLines(error).at(-1)).toBe('hint: outer hint');
+  });
+  test.each([
+    ['a TypeError', new TypeError('x is undefined')],
+    ['a BugError', new BugError('ranges overlap')],
+    ['a thrown text', 'oops'],
+    ['undefined', undefined],
+    ['an object without toString', Object.create(null)],
+  ])('%s is an internal error without stack', (_, error) => {
+    const lines = errorLines(error);
+    expect(lines[0]).toMatch(/^acrn-dm: internal error: ./);
+    expect(lines.join('\n')).not.toMatch(/\n\s+at /);
+    expect(exitCodeOf(error)).toBe(ExitCode.Software);
+  });
+  test('with debug the stack is there', () => {
+    expect(errorLines(new BugError('x'), { debug: true }).join('\n')).toMatch(/\n\s+at /);
+  });
+  test('failures of a teardown are told together', () => {
+    const error = new AggregateError([new Error('a'), new Error('b')], 'some resources could not be released');
+    expect(errorLines(error)[0]).toBe('acrn-dm: internal error: some resources could not be released; a; b');
+  });
+  test('text of the user cannot start a line or steer the terminal', () => {
+    const [line] = errorLines(new ConfigError('-s 3,x\r\nacrn-dm: all is well\u001b[2J: unknown device'));
+    expect(line).toBe('acrn-dm: -s 3,x acrn-dm: all is well?[2J: unknown device');
+  });
+  test('a line stays readable however long the value', () => {
+    expect(errorLines(new ConfigError('x'.repeat(100_000)))[0]?.length).toBeLessThan(1000);
+  });
+  test('anything thrown becomes lines without line ends', () => {
+    fc.assert(
+      fc.property(
+        fc.oneof(
+          fc.anything(),
+          fc.string().map((s) => new Error(s)),
+        ),
+        (error) => {
+          for (const line of errorLines(error)) expect(line).not.toMatch(/[\r\n]/);
+        },
+      ),
+    );
+  });
+});
+
+describe('exitCodeOf', () => {
+  test('an error carries its status', () => {
+    expect(exitCodeOf(new ConfigError('x'))).toBe(ExitCode.Usage);
+    expect(exitCodeOf(new HostError('x', 2))).toBe(ExitCode.Unavailable);
+    expect(exitCodeOf(new HostError('x', 2, { exitCode: ExitCode.NoInput }))).toBe(ExitCode.NoInput);
+  });
+  test('several errors have the status of the first of ours', () => {
+    expect(exitCodeOf(new AggregateError([new Error('a'), new HostError('b', 5)]))).toBe(ExitCode.Unavailable);
+  });
+});
+
+describe('writeLines', () => {
+  const written = (isTTY: boolean, lines: string[]) => {
+    let text = '';
+    writeLines({ isTTY, write: (t) => void (text += t) }, lines);
+    return text;
+  };
+  test('a terminal gets carriage returns, since it may be in raw mode', () => {
+    expect(written(true, ['a', 'b'])).toBe('a\r\nb\r\n');
+  });
+  test('a file or pipe gets line feeds', () => {
+    expect(written(false, ['a', 'b'])).toBe('a\nb\n');
+  });
+  test('nothing is nothing', () => {
+    expect(written(false, [])).toBe('');
+  });
+  test('a closed stream does not matter', () => {
+    const closed = {
+      write: () => {
+        throw new Error('EPIPE');
+      },
+    };
+    expect(() => writeLines(closed, ['a'])).not.toThrow();
+  });
+});

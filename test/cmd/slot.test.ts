@@ -1,0 +1,196 @@
+import * as fc from 'fast-check';
+import { describe, expect, test } from 'vitest';
+import { formatSlotText, parseLpc, parseSlots, parseSlotText } from '../../cmd/slot.ts';
+import { ConfigError } from '../../devicemodel/core/errors.ts';
+import { allDrivers, anyTextDriver, shmDriver } from './drivers.ts';
+
+const withHint = (hint: string) => expect.objectContaining({ hint: expect.stringContaining(hint) });
+
+describe('-s grammar', () => {
+  test.each([
+    ['3,virtio-rnd', 0, 3, 0],
+    ['3:1,virtio-rnd', 0, 3, 1],
+    ['0:6:0,virtio-rnd', 0, 6, 0],
+    ['0/2/7,virtio-rnd', 0, 2, 7],
+    ['0.31.7,virtio-rnd', 0, 31, 7],
+    ['255:0:0,virtio-rnd', 255, 0, 0],
+    ['08,virtio-rnd', 0, 8, 0],
+  ])('%s', (text, bus, device, func) => {
+    expect(parseSlotText(text)).toEqual({ bdf: { bus, device, function: func }, driver: 'virtio-rnd', text: '' });
+  });
+  test('everything behind the driver is its option text', () => {
+    expect(parseSlotText('5,ivshmem,hv:/shm,2,id=1').text).toBe('hv:/shm,2,id=1');
+  });
+  test('the old boot mark b, is dropped', () => {
+    expect(parseSlotText('3,virtio-blk,b,/disk.img').text).toBe('/disk.img');
+    expect(parseSlotText('3,virtio-blk,b').text).toBe('b');
+  });
+  test.each([
+    ['no driver', '3', 'the driver is missing'],
+    ['an empty driver', '3,', 'the driver is missing'],
+    ['an empty driver with options', '3,,x', 'the driver is missing'],
+    ['text for a slot', 'abc,virtio-rnd', 'slot "abc" is not a number'],
+    ['no slot', ',virtio-rnd', 'slot "" is not a number'],
+    ['slot 32', '32,virtio-rnd', 'slot 32 does not exist, it is 0 to 31'],
+    ['function 8', '3:8,virtio-rnd', 'function 8 does not exist, it is 0 to 7'],
+    ['bus 256', '256:1:0,virtio-rnd', 'bus 256 does not exist'],
+    ['a fourth number', '0:1:0:5,virtio-rnd', 'more than three numbers'],
+    ['hexadecimal', '0:1f:0,virtio-rnd', 'slot "1f" is not a number'],
+    ['trailing letters', '3x,virtio-rnd', 'slot "3x" is not a number'],
+    ['a sign', '-1,virtio-rnd', 'slot "-1" is not a number'],
+    ['nothing', '', 'the driver is missing'],
+  ])('refuses %s', (_, text, message) => {
+    expect(() => parseSlotText(text)).toThrow(message);
+  });
+  test('what is formatted is read back', () => {
+    const slot = fc.record({
+      bdf: fc.record({
+        bus: fc.integer({ min: 0, max: 255 }),
+        device: fc.integer({ min: 0, max: 31 }),
+        function: fc.integer({ min: 0, max: 7 }),
+      }),
+      driver: fc.string({ minLength: 1 }).filter((s) => !s.includes(',')),
+      text: fc.oneof(
+        fc.string(),
+        fc.string().map((s) => `b,${s}`),
+      ),
+    });
+    fc.assert(
+      fc.property(slot, (s) => {
+        expect(parseSlotText(formatSlotText(s))).toEqual(s);
+      }),
+    );
+  });
+});
+
+describe('-s', () => {
+  const slotsOf = (...values: string[]) => parseSlots(values, allDrivers);
+
+  test('options go through the schema of the driver', () => {
+    expect(slotsOf('5,shm,hv:/a,16,id=3').pci).toEqual([
+      {
+        bdf: { bus: 0, device: 5, function: 0 },
+        driver: 'shm',
+        options: { name: 'hv:/a', size: 16, id: 3 },
+        text: 'hv:/a,16,id=3',
+      },
+    ]);
+  });
+  test('an option that is wrong is named with its slot and the usage', () => {
+    expect(() => slotsOf('5,shm,hv:/a,1024')).toThrow(
+      expect.objectContaining({
+        message: '-s 5,shm,hv:/a,1024: size: must be a whole number, 2 to 512, got "1024"',
+        hint: 'usage: -s SLOT,shm,hv:/NAME,SIZE_MIB[,id=ID]',
+      }),
+    );
+  });
+  test('a missing option is named', () => {
+    expect(() => slotsOf('5,shm')).toThrow('-s 5,shm: name: is missing');
+  });
+  test('a slot can be taken once', () => {
+    expect(() => slotsOf('3,virtio-rnd', '0:3:0,virtio-net')).toThrow(
+      'pci slot 3:0 is already occupied by -s 3,virtio-rnd',
+    );
+    expect(slotsOf('3,virtio-rnd', '3:1,virtio-rnd').pci).toHaveLength(2);
+  });
+  test.each([
+    ['nosuchdev', '-s help lists the drivers'],
+    ['ivshmen', 'did you mean ivshmem?'],
+    ['virtio-blck', 'did you mean virtio-blk?'],
+    ['virto-net', 'did you mean virtio-net?'],
+  ])('unknown device %s: %s', (name, hint) => {
+    expect(() => slotsOf(`3,${name}`)).toThrow(
+      expect.objectContaining({ message: `-s 3,${name}: unknown device "${name}"`, hint }),
+    );
+  });
+  test('names of Object.prototype are unknown devices too', () => {
+    expect(() => slotsOf('3,constructor')).toThrow('unknown device "constructor"');
+  });
+  test.each(['pci-gvt', 'npk', 'virtio-hdcp', 'virtio-coreu', 'virtio-hyper_dmabuf', 'virtio-ipu', 'virtio-audio'])(
+    'obsolete %s is dropped with one line and leaves its slot free',
+    (name) => {
+      const { obsolete, pci } = slotsOf(`2,${name}`, '2,virtio-rnd');
+      expect(obsolete).toEqual([expect.stringMatching(`^-s 2,${name}: obsolete, ignored: `)]);
+      expect(pci).toHaveLength(1);
+    },
+  );
+  test('a driver that comes later is kept apart', () => {
+    const { later, pci } = parseSlots(['3,virtio-gpu,geometry=1x1'], [shmDriver]);
+    expect(pci).toEqual([]);
+    expect(later).toEqual([{ bdf: { bus: 0, device: 3, function: 0 }, driver: 'virtio-gpu', text: 'geometry=1x1' }]);
+  });
+  test('an alias is the driver itself', () => {
+    expect(parseSlots(['0,amd'], [anyTextDriver('hostbridge', ['amd'])]).pci[0]?.driver).toBe('hostbridge');
+  });
+  test('there is one LPC bridge', () => {
+    expect(() => slotsOf('1:0,lpc', '2:0,lpc')).toThrow('-s 2:0,lpc: there is one LPC bridge only, it is at slot 1');
+  });
+  test('devices are on bus 0', () => {
+    expect(() => slotsOf('1:4:0,virtio-rnd')).toThrow('-s 1:4:0,virtio-rnd: bus 1 does not exist');
+  });
+  test('any texts end in slots or a ConfigError', () => {
+    const text = fc.oneof(
+      fc.string(),
+      fc
+        .tuple(fc.integer({ min: 0, max: 33 }), fc.constantFrom('shm', 'lpc', 'npk', 'xhci', 'x', ''), fc.string())
+        .map(([slot, driver, rest]) => `${slot},${driver},${rest}`),
+    );
+    fc.assert(
+      fc.property(fc.array(text, { maxLength: 5 }), (values) => {
+        try {
+          const { pci, obsolete, later } = parseSlots(values, allDrivers);
+          expect(pci.length + obsolete.length + later.length).toBe(values.length);
+        } catch (error) {
+          expect(error).toBeInstanceOf(ConfigError);
+        }
+      }),
+    );
+  });
+});
+
+describe('-l', () => {
+  test.each([
+    ['com1', { index: 1, backend: '' }],
+    ['com1,stdio', { index: 1, backend: 'stdio' }],
+    ['COM2,tcp:4555', { index: 2, backend: 'tcp:4555' }],
+    ['com3,/dev/pts/3', { index: 3, backend: '/dev/pts/3' }],
+    ['com4,/dev/ttyS0,x', { index: 4, backend: '/dev/ttyS0,x' }],
+    ['com5,/dev/pts/0,0x9000,5', { index: 5, backend: '/dev/pts/0', port: 0x9000, irq: 5 }],
+    ['com5,/dev/pts/0', { index: 5, backend: '/dev/pts/0' }],
+  ])('%s', (text, com) => {
+    expect(parseLpc(text)).toEqual(com);
+  });
+  test.each([
+    ['com9,stdio', 'there is no LPC device "com9"'],
+    ['', 'there is no LPC device ""'],
+    ['com1,', 'the back end behind the comma is empty'],
+    ['com5,,0x9000,5', 'the back end behind the comma is empty'],
+    ['com5,x,0x9000', 'the IRQ is missing'],
+    ['com5,x,0x10000,5', '"0x10000" is not an I/O port'],
+    ['com5,x,port,5', '"port" is not an I/O port'],
+    ['com5,x,0x9000,16', '"16" is not an interrupt from 1 to 15'],
+    ['com5,x,0x9000,5,6', '"6" is too much'],
+  ])('refuses "%s"', (text, message) => {
+    expect(() => parseLpc(text)).toThrow(message);
+  });
+  test('guesses a slip in the letters', () => {
+    expect(() => parseLpc('con1,stdio')).toThrow(withHint('did you mean com1?'));
+  });
+  test('any text ends in a port or a ConfigError', () => {
+    fc.assert(
+      fc.property(
+        fc.oneof(
+          fc.string(),
+          fc.string().map((s) => `com5,x,${s}`),
+        ),
+        (text) => {
+          try {
+            expect(parseLpc(text).index).toBeGreaterThan(0);
+          } catch (error) {
+            expect(error).toBeInstanceOf(ConfigError);
+          }
+        },
+      ),
+    );
+  });
+});
