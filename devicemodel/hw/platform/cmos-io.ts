@@ -1,0 +1,66 @@
+/**
+ * Extended CMOS at ports 0x74 (index) and 0x75 (data), 256 bytes. It survives a reset of the VM: an Android guest
+ * leaves its reboot reason there, and firmware takes the RPMB key from it, once.
+ */
+import { type AccessSize, allOnes } from '../../core/address.ts';
+import type { IoRegion } from '../../core/device.ts';
+import type { IoBus, Registration } from '../../core/io-bus.ts';
+import type { PlatformDevice } from './platform-device.ts';
+
+const CMOS_IO_PORT = 0x74;
+/** Offsets from port 0x74. */
+const Port = { Index: 0, Data: 1 } as const;
+const CMOS_IO_BYTES = 256;
+/** Key area: a byte that was read is gone. */
+const Key = { base: 0x20, end: 0xa0, sizeBytes: 32 } as const;
+
+export class CmosIo implements PlatformDevice, IoRegion {
+  readonly #bytes = new Uint8Array(CMOS_IO_BYTES);
+  #index = 0;
+  /** Accesses come in pairs, index first; anything out of order is refused and starts over. */
+  #isDataNext = false;
+
+  attach(pio: IoBus): Registration[] {
+    return [pio.register({ base: CMOS_IO_PORT, size: 2, name: 'cmos-io' }, this)];
+  }
+
+  /** Contents are kept. */
+  reset(): void {
+    this.#index = 0;
+    this.#isDataNext = false;
+  }
+
+  /** Put the RPMB key where the firmware looks for it, before the guest starts. At most 32 bytes count. */
+  storeRpmbKey(key: Uint8Array): void {
+    this.#bytes.set(key.subarray(0, Key.sizeBytes), Key.base);
+  }
+
+  read(offset: number, size: AccessSize): number {
+    // Compat: a read of the index port selects byte 0, as with the C device model.
+    if (offset === Port.Index) return this.#select(0) ? 0 : allOnes(size);
+    if (!this.#isDataNext) return allOnes(size);
+    this.#isDataNext = false;
+    const value = this.#bytes[this.#index] as number;
+    if (this.#index >= Key.base && this.#index < Key.end) this.#bytes[this.#index] = 0;
+    return value;
+  }
+
+  write(offset: number, _size: AccessSize, value: number): void {
+    if (offset === Port.Index) {
+      this.#select(value & 0xff);
+      return;
+    }
+    if (this.#isDataNext) this.#bytes[this.#index] = value & 0xff;
+    this.#isDataNext = false;
+  }
+
+  #select(index: number): boolean {
+    if (this.#isDataNext) {
+      this.#isDataNext = false;
+      return false;
+    }
+    this.#index = index;
+    this.#isDataNext = true;
+    return true;
+  }
+}

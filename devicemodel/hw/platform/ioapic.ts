@@ -1,0 +1,169 @@
+/**
+ * Where PCI's legacy interrupts go: an IOAPIC pin for guests with an APIC, and an ISA interrupt through one of eight
+ * PIRQ links for guests without. Pure bookkeeping; the IOAPIC itself is the hypervisor's.
+ * Spec: ICH10 datasheet §13.1.17 and §13.1.22 (PIRQ[n]_ROUT); PCI 3.0 §2.2.6.
+ */
+import type { Bdf, Gsi } from '../../core/address.ts';
+import { ConfigError } from '../../core/errors.ts';
+
+/** Pins of the virtual IOAPIC (hypervisor, VIOAPIC_RTE_NUM). */
+export const IOAPIC_PINS = 48;
+/** Pins below are for ISA interrupts. */
+const ISA_IRQS = 16;
+
+/** Links A to H; PIRQ numbers count from 1. */
+export const PIRQ_LINKS = 8;
+const PirqReg = { Disabled: 0x80, IrqMask: 0x0f } as const;
+const PIRQ_WRITABLE = PirqReg.Disabled | PirqReg.IrqMask;
+
+/** ISA interrupts a link may be routed to: 3-7, 9-12, 14, 15. */
+export const PIRQ_IRQS: readonly number[] = [3, 4, 5, 6, 7, 9, 10, 11, 12, 14, 15];
+
+/** One INTx pin of one slot, routed. */
+export interface IntxRoute {
+  readonly bdf: Bdf;
+  /** 1 = INTA# … 4 = INTD#. */
+  readonly pin: number;
+  /** IOAPIC pin. */
+  readonly gsi: Gsi;
+  /** PIRQ link, 1 = A … 8 = H. */
+  readonly link: number;
+  /** ISA interrupt the link was first routed to: the function's interrupt line register. */
+  readonly irq: number;
+}
+
+/** The IOAPIC side: pins from 16 up, one each. */
+export class IoapicPins {
+  #next = ISA_IRQS;
+
+  /** @throws ConfigError when all 32 are taken. */
+  allocate(): Gsi {
+    if (this.#next >= IOAPIC_PINS) {
+      throw new ConfigError(`more than ${IOAPIC_PINS - ISA_IRQS} PCI functions need a legacy interrupt of their own`, {
+        hint: 'put fewer devices into the VM, or use devices with MSI or MSI-X only',
+      });
+    }
+    return this.#next++;
+  }
+}
+
+interface Link {
+  value: number;
+  /** As it was when all functions had been routed: what a reset gives back. */
+  initial: number;
+  users: number;
+}
+
+/** The PIRQ router in the LPC bridge. Order of calls decides the routing: reserve and use first, then allocate. */
+export class PirqRouter {
+  readonly #links: readonly Link[] = Array.from({ length: PIRQ_LINKS }, () => ({
+    value: PirqReg.Disabled,
+    initial: PirqReg.Disabled,
+    users: 0,
+  }));
+  /** Users of each ISA interrupt that may be given to a link; absent ones may not. */
+  readonly #irqUsers = new Map<number, number>(PIRQ_IRQS.map((irq) => [irq, 0]));
+  #hasAllocated = false;
+
+  /** An ISA device owns this interrupt: keep links off it. No effect once a link was allocated, or if it is shared already. */
+  reserve(irq: number): void {
+    if (!this.#hasAllocated && this.#irqUsers.get(irq) === 0) this.#irqUsers.delete(irq);
+  }
+
+  /** Something shareable uses this interrupt (the SCI): prefer others. */
+  use(irq: number): void {
+    const users = this.#irqUsers.get(irq);
+    if (!this.#hasAllocated && users !== undefined) this.#irqUsers.set(irq, users + 1);
+  }
+
+  /**
+   * The least used link, routed to the least used interrupt if it has none yet; the first of several equals.
+   * @returns the link, 1 to 8. @throws ConfigError if every ISA interrupt is reserved.
+   */
+  allocate(): number {
+    this.#hasAllocated = true;
+    let best = 0;
+    for (let i = 1; i < PIRQ_LINKS; i++) {
+      if (this.#link(i + 1).users < this.#link(best + 1).users) best = i;
+    }
+    const link = this.#link(best + 1);
+    link.users++;
+    if (link.value === PirqReg.Disabled) {
+      link.value = this.#takeIrq();
+      link.initial = link.value;
+    }
+    return best + 1;
+  }
+
+  /** The link's register, PIRQ[n]_ROUT. @param link 1 to 8, else it reads as disabled. */
+  read(link: number): number {
+    return this.#links[link - 1]?.value ?? PirqReg.Disabled;
+  }
+
+  /** No interrupt moves: the functions' interrupts go to the IOAPIC. */
+  write(link: number, value: number): void {
+    const target = this.#links[link - 1];
+    if (target !== undefined) target.value = value & PIRQ_WRITABLE;
+  }
+
+  /** The ISA interrupt a link is routed to. */
+  irqOf(link: number): number {
+    return this.read(link) & PirqReg.IrqMask;
+  }
+
+  reset(): void {
+    for (const link of this.#links) link.value = link.initial;
+  }
+
+  #link(number: number): Link {
+    return this.#links[number - 1] as Link;
+  }
+
+  #takeIrq(): number {
+    let best: number | undefined;
+    let bestUsers = 0;
+    for (const irq of PIRQ_IRQS) {
+      const users = this.#irqUsers.get(irq);
+      if (users === undefined) continue;
+      if (best === undefined || users < bestUsers) {
+        best = irq;
+        bestUsers = users;
+      }
+    }
+    if (best === undefined) {
+      throw new ConfigError('no ISA interrupt is left for PCI', { hint: 'use fewer COM ports' });
+    }
+    this.#irqUsers.set(best, bestUsers + 1);
+    return best;
+  }
+}
+
+/**
+ * Both sides together. Functions of one slot that use the same pin share one route. Call in slot order, after every
+ * device was made, so that ISA devices have reserved their interrupts.
+ */
+export class IntxRouter {
+  readonly pins = new IoapicPins();
+  readonly pirq: PirqRouter;
+  readonly #routes: IntxRoute[] = [];
+
+  constructor(pirq: PirqRouter) {
+    this.pirq = pirq;
+  }
+
+  /** In the order they were made: what the DSDT's _PRT lists. */
+  get routes(): readonly IntxRoute[] {
+    return this.#routes;
+  }
+
+  /** @param pin 1 = INTA# … 4 = INTD#. @throws ConfigError when pins or interrupts have run out. */
+  route(bdf: Bdf, pin: number): IntxRoute {
+    const known = this.#routes.find((r) => r.bdf.bus === bdf.bus && r.bdf.device === bdf.device && r.pin === pin);
+    if (known !== undefined) return known;
+    const gsi = this.pins.allocate();
+    const link = this.pirq.allocate();
+    const route: IntxRoute = { bdf, pin, gsi, link, irq: this.pirq.irqOf(link) };
+    this.#routes.push(route);
+    return route;
+  }
+}

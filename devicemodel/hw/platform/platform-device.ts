@@ -1,0 +1,8 @@
+import type { Device } from '../../core/device.ts';
+import type { IoBus, Registration } from '../../core/io-bus.ts';
+
+/** A device soldered to the board: it knows its fixed ports and addresses and puts itself on the buses. */
+export interface PlatformDevice extends Device {
+  /** @returns one registration per range, for the teardown stack. @throws BugError if a range is taken. */
+  attach(pio: IoBus, mmio: IoBus): Registration[];
+}
