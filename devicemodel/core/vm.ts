@@ -8,7 +8,10 @@
  */
 import { EventEmitter } from 'eventemitter3';
 import type { Board, BoardFactory } from './board.ts';
+import type { GuestSoftware } from './boot/loader.ts';
 import type { VmConfig } from './config.ts';
+import { VmEventSource } from './control/vm-event-source.ts';
+import type { VmEvent } from './control/vm-events.ts';
 import type { PowerControl, PowerEvent } from './device.ts';
 import { Disposer } from './disposer.ts';
 import { ExitCode, HostError } from './errors.ts';
@@ -31,24 +34,17 @@ export interface HostTurns {
   turn(): Promise<void>;
 }
 
-/** Software in guest memory and the state the boot CPU starts it with. */
-export interface SoftwareLoader {
-  /** Memory outside RAM that the image needs (firmware below 4 GiB). */
-  readonly regions: readonly RamRequest[];
-  load(memory: GuestMemory): VcpuRegs;
-  /** Save what the guest changed in firmware variables. Called before memory goes. */
-  save?(memory: GuestMemory): void;
-}
-
 export interface VmParts {
   readonly openHsm: HsmOpener;
   readonly makeBoard: BoardFactory;
-  readonly software: SoftwareLoader;
+  readonly software: Pick<GuestSoftware, 'regions' | 'load' | 'save'>;
   readonly cpuAffinity: bigint;
   /** Where guest RAM comes from unless the engine has its own; default: the host's huge pages. */
   readonly allocateRam?: (regions: readonly RamRequest[]) => GuestRam;
   readonly clock: TimerQueue;
   readonly turns: HostTurns;
+  /** What the hypervisor tells about the guest; devices have events of their own. */
+  readonly onVmEvent?: (event: VmEvent) => void;
   readonly log: Log;
 }
 
@@ -199,6 +195,9 @@ class Life {
     const hsm = await this.#parts.openHsm();
     this.#hsm = hsm;
     this.#undo.defer(() => hsm.close());
+    const events = new VmEventSource({ log, onEvent: (event) => this.#parts.onVmEvent?.(event) });
+    // Stopped after DESTROY_VM: until then the hypervisor may write to its page.
+    this.#undo.defer(() => events.stop());
     const allocate = this.#parts.allocateRam ?? ((wanted) => allocateGuestRam(wanted, !this.#config.rtvm, log));
     const ram = hsm.engineRam === undefined ? allocate(regions) : undefined;
     if (ram !== undefined) this.#undo.add(ram);
@@ -225,7 +224,7 @@ class Life {
     for (const segment of ram?.segments ?? []) hsm.mapRam(segment);
     const memory = new GuestMemory(chunks);
     this.#memory = memory;
-    this.#undo.defer(() => this.#parts.software.save?.(memory));
+    this.#undo.defer(() => this.#parts.software.save(memory));
 
     const pio = new PioBus();
     const mmio = new MmioBus();
@@ -243,6 +242,9 @@ class Life {
     });
     this.#board = board;
     await board.start();
+    if (hsm.vmEvents !== undefined && !events.start(hsm.vmEvents)) {
+      log.info('vm events are not offered by this kernel or hypervisor');
+    }
     board.writeTables();
     this.#startRegs = this.#parts.software.load(memory);
     hsm.setVcpuRegs(0, this.#startRegs);
@@ -310,6 +312,7 @@ class Life {
     const memory = this.#memory as GuestMemory;
     this.#pause(hsm);
     hsm.clearIoreqs();
+    this.#parts.software.save(memory);
     await board.reset();
     // Compat: C re-creates its hypervisor devices while the VM is paused, which the hypervisor refuses: they are lost.
     // RESET_VM first brings the VM back to the state in which devices may be created.

@@ -35,18 +35,22 @@ export class Wakeups {
   /** Brings a turn of the event loop to its end: readable as soon as the loop polls. */
   readonly #turnEnd = new Eventfd();
   #endTurn: () => void = () => {};
-  #unwatch: () => void = () => {};
+  readonly #unwatch: () => void;
+  #turnRequested = false;
   #worker: Worker | undefined;
   #stopFd = -1;
+
+  constructor() {
+    this.#unwatch = watchFd(this.#turnEnd.fd, () => {
+      this.#turnEnd.take();
+      this.#endTurn();
+    });
+  }
 
   /** Start watching. From now on {@link pending} becomes true when the event loop has something to do. */
   start(koffiPath: string): void {
     if (this.#worker !== undefined) return;
     this.#stopFd = libc.eventfd(0);
-    this.#unwatch = watchFd(this.#turnEnd.fd, () => {
-      this.#turnEnd.take();
-      this.#endTurn();
-    });
     // Not published yet: the descriptor just added is registered only in the first turn.
     Atomics.store(this.#words, Word.TimeoutMs, 0);
     const data: WatcherData = {
@@ -63,9 +67,14 @@ export class Wakeups {
     this.#worker.unref();
   }
 
-  /** Whether a kick waits for its answer: give the event loop a turn. Cheap enough for every request. */
+  /** Whether the event loop should get a turn before this thread blocks again. Cheap enough for every request. */
   get pending(): boolean {
-    return Atomics.load(this.#words, Word.Kicked) !== Atomics.load(this.#words, Word.Answered);
+    return this.#turnRequested || Atomics.load(this.#words, Word.Kicked) !== Atomics.load(this.#words, Word.Answered);
+  }
+
+  /** Something was handed to the event loop that its descriptor does not show yet: a stream resumed, a watch added. */
+  requestTurn(): void {
+    this.#turnRequested = true;
   }
 
   /**
@@ -74,6 +83,7 @@ export class Wakeups {
    * What a callback of this turn leaves to be done makes the descriptor ready again, or the time to sleep 0.
    */
   async turn(): Promise<void> {
+    this.#turnRequested = false;
     const kick = Atomics.load(this.#words, Word.Kicked);
     await new Promise<void>((resolve) => {
       this.#endTurn = resolve;
@@ -87,16 +97,17 @@ export class Wakeups {
   /** Stop watching; the thread ends by itself. Safe twice. */
   async stop(): Promise<void> {
     const worker = this.#worker;
-    if (worker === undefined) return;
-    this.#worker = undefined;
-    const ended = new Promise((resolve) => worker.once('exit', resolve));
-    worker.ref();
-    Atomics.store(this.#words, Word.Stop, 1);
-    Atomics.store(this.#words, Word.Answered, Atomics.load(this.#words, Word.Kicked));
-    Atomics.notify(this.#words, Word.Answered);
-    native('int64_t write(int, const void *, size_t)')(this.#stopFd, Uint8Array.of(1, 0, 0, 0, 0, 0, 0, 0), 8);
-    await ended;
-    libc.close(this.#stopFd);
+    if (worker !== undefined) {
+      this.#worker = undefined;
+      const ended = new Promise((resolve) => worker.once('exit', resolve));
+      worker.ref();
+      Atomics.store(this.#words, Word.Stop, 1);
+      Atomics.store(this.#words, Word.Answered, Atomics.load(this.#words, Word.Kicked));
+      Atomics.notify(this.#words, Word.Answered);
+      native('int64_t write(int, const void *, size_t)')(this.#stopFd, Uint8Array.of(1, 0, 0, 0, 0, 0, 0, 0), 8);
+      await ended;
+      libc.close(this.#stopFd);
+    }
     this.#unwatch();
     this.#turnEnd.dispose();
   }

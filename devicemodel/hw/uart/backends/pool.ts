@@ -1,0 +1,93 @@
+/**
+ * Consoles outlive a full reset of the VM: the same pseudo terminal, socket and terminal settings before and after, and
+ * nothing the user typed in between is lost. The board of each life asks here; the back ends end with the program.
+ */
+import { ConfigError } from '../../../core/errors.ts';
+import type { CharBackend } from '../backend.ts';
+import { openCharBackend } from './open.ts';
+import { type CharBackendSpec, parseCharBackend } from './spec.ts';
+import type { CharBackendEnv } from './stream-backend.ts';
+
+/** One back end, started once however often its device is. */
+class KeptBackend implements CharBackend {
+  readonly inner: CharBackend;
+  readonly user: string;
+  #started: void | Promise<void> | undefined;
+  #isStarted = false;
+
+  constructor(inner: CharBackend, user: string) {
+    this.inner = inner;
+    this.user = user;
+  }
+
+  get name(): string {
+    return this.inner.name;
+  }
+  get onReadable(): (() => void) | undefined {
+    return this.inner.onReadable;
+  }
+  set onReadable(listener: (() => void) | undefined) {
+    this.inner.onReadable = listener;
+  }
+  read(): number {
+    return this.inner.read();
+  }
+  write(byte: number): void {
+    this.inner.write(byte);
+  }
+  flush(): void {
+    this.inner.flush();
+  }
+  start(): void | Promise<void> {
+    if (!this.#isStarted) {
+      this.#isStarted = true;
+      this.#started = this.inner.start();
+    }
+    return this.#started;
+  }
+  /** The device went, the line stays open: input waits until the next life reads it. */
+  stop(): void {
+    this.inner.onReadable = undefined;
+    this.inner.flush();
+  }
+}
+
+export class CharBackendPool {
+  readonly #kept = new Map<string, KeptBackend>();
+  readonly #env: Omit<CharBackendEnv, 'user'>;
+
+  constructor(env: Omit<CharBackendEnv, 'user'>) {
+    this.#env = env;
+  }
+
+  /**
+   * @param user who it is for: `com1`, `uart at 00:07.0`; the same user gets the same back end again.
+   * @throws ConfigError for text that is no back end, or a second user of stdio.
+   */
+  open(user: string, text: string | CharBackendSpec): CharBackend {
+    const known = this.#kept.get(user);
+    if (known !== undefined) return known;
+    const spec = typeof text === 'string' ? parseCharBackend(text) : text;
+    if (spec.kind === 'stdio') {
+      const other = [...this.#kept.values()].find((k) => k.inner.name === 'stdio');
+      if (other !== undefined) {
+        throw new ConfigError(`${user}: stdio is in use by ${other.user}`, {
+          hint: 'give one of them pty, tcp:PORT or unix:PATH',
+        });
+      }
+    }
+    const kept = new KeptBackend(openCharBackend(spec, { ...this.#env, user }), user);
+    this.#kept.set(user, kept);
+    return kept;
+  }
+
+  /** What devices wrote in this turn goes out. */
+  flush(): void {
+    for (const kept of this.#kept.values()) kept.inner.flush();
+  }
+
+  async dispose(): Promise<void> {
+    for (const kept of this.#kept.values()) await kept.inner.stop();
+    this.#kept.clear();
+  }
+}
