@@ -28,11 +28,13 @@ function npm(args) {
 export function ensureInstalled() {
   if (isInstalled()) return;
   console.log('acrn-dm: installing dependencies');
-  const result = npm(['ci', '--ignore-scripts', '--no-audit', '--no-fund', '--loglevel=error']);
-  if (result.status !== 0) {
-    console.error('acrn-dm: "npm ci" failed; is the package registry within reach?');
-    process.exit(result.status ?? 1);
-  }
+  const options = ['--ignore-scripts', '--no-audit', '--no-fund', '--loglevel=error'];
+  if (npm(['ci', ...options]).status === 0) return;
+  // A registry that lacks packages of other platforms cannot satisfy the lock file to the letter.
+  console.log('acrn-dm: trying without the lock file');
+  if (npm(['install', '--no-save', ...options]).status === 0) return;
+  console.error('acrn-dm: npm could not install the dependencies; is the package registry within reach?');
+  process.exit(1);
 }
 
 /** Install, then build unless dist/ is up to date. */
