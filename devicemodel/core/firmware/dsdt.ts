@@ -74,7 +74,7 @@ export interface PciFunctionAml {
 export interface PciBusInput {
   readonly bus: number;
   /** I/O ports given to BARs of this bus. */
-  readonly ioWindow: { readonly base: Port; readonly size: number };
+  readonly ioWindow: { readonly base: Port; readonly end: Port };
   /** In slot, then pin order. */
   readonly routes: readonly IntxRoute[];
   /** In any order; written by device and function. */
@@ -120,7 +120,7 @@ function hostBridgeResources(bus: PciBusInput): Aml {
     list.push(wordIo(0, CONFIG_PORTS.base));
     list.push(wordIo(afterConfig, pciIo.base - afterConfig));
   }
-  list.push(wordIo(bus.ioWindow.base, bus.ioWindow.size));
+  list.push(wordIo(bus.ioWindow.base, bus.ioWindow.end - bus.ioWindow.base));
   list.push(dwordMemory(pciMem32.base, pciMem32.end - pciMem32.base));
   list.push(qwordMemory(pciMem64.base, pciMem64.end - pciMem64.base));
   return resourceTemplate(list);
@@ -411,7 +411,7 @@ function sleepStates(): Aml[] {
 }
 
 function tpmDevice(tpm: NonNullable<DsdtInput['tpm']>): Aml {
-  return scope('\\_SB', [
+  return scope('_SB', [
     device('TPM', [
       name('_HID', text('MSFT0101')),
       name('_CRS', resourceTemplate([memory32Fixed(tpm.base, tpm.sizeBytes)])),

@@ -71,8 +71,11 @@ const LAPIC_VERSION = 0x10;
 const IOAPIC_VERSION = 0x11;
 const IOAPIC_ID = 0;
 const BusId = { Pci: 0, Isa: 1 } as const;
-/** Family 6, model 26, stepping 5: what guests have always been told here; they ask CPUID for the truth. */
-const CPU_SIGNATURE = 0x06a5;
+/**
+ * What guests have always been told here; they ask CPUID for the truth.
+ * Compat: meant as family 6, model 26, stepping 5, but the model's fifth bit runs into the family.
+ */
+const CPU_SIGNATURE = 0x07a5;
 const CPU_FEATURES = 0xbfeb_fbff;
 const ISA_IRQS = 16;
 const ALL_LAPICS = 0xff;

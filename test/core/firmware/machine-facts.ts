@@ -1,0 +1,150 @@
+/** What the firmware tables need to know of a recorded machine, from its command line. */
+import type { AcpiInput } from '../../../devicemodel/core/firmware/acpi-tables.ts';
+import { readCpuStates } from '../../../devicemodel/core/firmware/cpu-states.ts';
+import { type IntxRoute, isaBridge } from '../../../devicemodel/core/firmware/dsdt.ts';
+import type { MpInput } from '../../../devicemodel/core/firmware/mptable.ts';
+import { affinityOf, vcpuLapicIds } from '../../../devicemodel/core/host-madt.ts';
+import type { CpuStateQuery } from '../../../devicemodel/core/hsm/hsm.ts';
+import { optionValues, RECORDED_HOST_LAPIC_IDS, type RecordedCase } from '../../support/recorded-cases.ts';
+
+/** What the tables see of a driver: whether it asks for an INTx pin, and how many I/O BARs it has. */
+interface DriverFacts {
+  readonly intx: boolean;
+  readonly ioBars: number;
+}
+const NOTHING: DriverFacts = { intx: false, ioBars: 0 };
+const LEGACY_VIRTIO: DriverFacts = { intx: true, ioBars: 1 };
+
+function driverFacts(driver: string, options: string): DriverFacts | undefined {
+  switch (driver) {
+    case 'hostbridge':
+    case 'lpc':
+    case 'ivshmem':
+      return NOTHING;
+    case 'virtio-blk':
+    case 'virtio-console':
+    case 'virtio-rnd':
+      return LEGACY_VIRTIO;
+    case 'wdt-i6300esb':
+    case 'ahci':
+      return { intx: true, ioBars: 0 };
+    case 'uart':
+      // The hypervisor's vUART has MSI-X and memory BARs; the emulated one an I/O BAR and INTx.
+      return options.startsWith('vuart_idx') ? NOTHING : { intx: true, ioBars: 1 };
+    case 'passthru':
+      // 00:1f.3 of the recorded host has INTx only, the others have MSI.
+      return options.startsWith('00/1f/3') ? { intx: true, ioBars: 0 } : NOTHING;
+    default:
+      return undefined;
+  }
+}
+
+/** I/O BARs are given a page each; a bus has 32 ports of slack behind its last. */
+const IO_BASE = 0x2000;
+const IO_BAR_STRIDE = 0x1000;
+const IO_SLACK = 0x20;
+/** A passed-through function of these cases keeps its host's I/O BAR, which the window then covers. */
+const PASSTHROUGH_IO_END: Readonly<Record<string, number>> = { pt_ptm_none: 0x3100 };
+/**
+ * The reference's second life after a reset: it forgets to release INTA#, so a function gets INTB# and both pins are
+ * routed. A matter of PCI, not of the tables: they tell what they are given.
+ */
+const SECOND_PIN = /^reset_(cf9|kbd)/;
+
+/** P- and C-states as the recorder hands them out, in the structs of PM_GET_CPU_STATE. */
+function cpuStateSource(config: Record<string, unknown>) {
+  const px = (config['px'] ?? []) as Record<string, number | string>[];
+  const cx = (config['cx'] ?? []) as Record<string, number | string>[];
+  const count = (n: number) => Uint8Array.of(n, 0, 0, 0, 0, 0, 0, 0);
+  const number = (from: Record<string, number | string>, key: string) => Number(from[key] ?? 0);
+  return {
+    getCpuState(query: CpuStateQuery): Uint8Array | undefined {
+      const out = new Uint8Array(48);
+      const view = new DataView(out.buffer);
+      switch (query.type) {
+        case 'px-count':
+          return px.length > 0 ? count(px.length) : undefined;
+        case 'cx-count':
+          return cx.length > 0 ? count(cx.length) : undefined;
+        case 'px-data': {
+          const state = px[query.state];
+          if (state === undefined) return undefined;
+          for (const [i, key] of ['freq', 'power', 'tlat', 'blat', 'control', 'status'].entries()) {
+            view.setBigUint64(8 * i, BigInt(number(state, key)), true);
+          }
+          return out;
+        }
+        case 'cx-data': {
+          const state = cx[query.state - 1];
+          if (state === undefined) return undefined;
+          out.set([number(state, 'space'), number(state, 'bit_width'), number(state, 'bit_offset')]);
+          view.setUint8(3, number(state, 'access_size'));
+          view.setBigUint64(4, BigInt(number(state, 'address')), true);
+          view.setUint8(12, number(state, 'type'));
+          view.setUint32(16, number(state, 'latency'), true);
+          view.setBigUint64(24, BigInt(number(state, 'power')), true);
+          return out;
+        }
+      }
+    },
+  };
+}
+
+/** @returns undefined if a device is not known here. */
+export function machineFacts(recorded: RecordedCase): { acpi: AcpiInput; mp: MpInput } | undefined {
+  const { name, argv, script } = recorded;
+  const ids = optionValues(argv, '--cpu_affinity').flatMap((list) => list.split(',').map(Number));
+  const { bitmap } = affinityOf(ids, RECORDED_HOST_LAPIC_IDS);
+  const lapicIds = vcpuLapicIds(bitmap, new Set(ids).size, RECORDED_HOST_LAPIC_IDS);
+  const isRtvm = argv.includes('--rtvm');
+
+  const slots = optionValues(argv, '-s')
+    .map((text) => {
+      const [at, driver, ...options] = text.split(',') as [string, string, ...string[]];
+      return { device: Number(at.split(':')[0]), driver, facts: driverFacts(driver, options.join(',')) };
+    })
+    // `bus:slot` and `slot:function` are both in use: 0:0 is the host bridge, 1:0 the LPC bridge in slot 1.
+    .sort((a, b) => a.device - b.device);
+  if (slots.some((slot) => slot.facts === undefined)) return undefined;
+
+  const routes: IntxRoute[] = [];
+  let pins = 0;
+  for (const { device, facts } of slots) {
+    if (facts?.intx !== true) continue;
+    const gsi = 16 + pins;
+    const link = pins + 1;
+    routes.push({ device, pin: 1, gsi, link });
+    if (SECOND_PIN.test(name)) routes.push({ device, pin: 2, gsi, link });
+    pins++;
+  }
+  const ioBars = slots.reduce((sum, slot) => sum + (slot.facts?.ioBars ?? 0), 0);
+  const lpc = slots.find((slot) => slot.driver === 'lpc');
+  const com = optionValues(argv, '-l').map((text) => {
+    const index = Number(/^com(\d)/.exec(text)?.[1]);
+    return { index, port: [0x3f8, 0x2f8, 0x3e8, 0x2e8][index - 1] as number, irq: index % 2 === 1 ? 4 : 3 };
+  });
+  const states = cpuStateSource(script.config);
+  return {
+    acpi: {
+      cpus: lapicIds.map((lapicId, vcpu) => ({ lapicId, ...readCpuStates(states, vcpu) })),
+      isRtvm,
+      hasIsaBridge: lpc !== undefined,
+      buses: [
+        {
+          bus: 0,
+          ioWindow: { base: IO_BASE, end: PASSTHROUGH_IO_END[name] ?? IO_BASE + ioBars * IO_BAR_STRIDE + IO_SLACK },
+          routes,
+          functions:
+            lpc === undefined ? [] : [isaBridge({ bdf: { bus: 0, device: lpc.device, function: 0 }, isRtvm, com })],
+        },
+      ],
+      ...(argv.includes('--vtpm2') ? { tpm: { base: 0xf000_0000, sizeBytes: 0x5000 } } : {}),
+    },
+    // The local APIC is passed through to RTVMs only. A system reset, unlike a full one, leaves the MP table as it was.
+    mp: {
+      lapicIds,
+      lapicPassthrough: isRtvm,
+      routes: name === 'reset_cf9_6' ? routes.filter((r) => r.pin === 1) : routes,
+    },
+  };
+}
