@@ -115,5 +115,10 @@ export async function build({ force = false } = {}) {
 }
 
 if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) {
-  await build({ force: process.argv.includes('--force') });
+  try {
+    await build({ force: process.argv.includes('--force') });
+  } catch (error) {
+    console.error(error.message); // esbuild and tsc have shown the place
+    process.exit(1);
+  }
 }
