@@ -3,7 +3,7 @@
  * PIRQ links for guests without. Pure bookkeeping; the IOAPIC itself is the hypervisor's.
  * Spec: ICH10 datasheet §13.1.17 and §13.1.22 (PIRQ[n]_ROUT); PCI 3.0 §2.2.6.
  */
-import type { Bdf, Gsi } from '../../core/address.ts';
+import type { Gsi } from '../../core/address.ts';
 import { ConfigError } from '../../core/errors.ts';
 
 /** Pins of the virtual IOAPIC (hypervisor, VIOAPIC_RTE_NUM). */
@@ -19,19 +19,6 @@ const PIRQ_WRITABLE = PirqReg.Disabled | PirqReg.IrqMask;
 /** ISA interrupts a link may be routed to: 3-7, 9-12, 14, 15. */
 export const PIRQ_IRQS: readonly number[] = [3, 4, 5, 6, 7, 9, 10, 11, 12, 14, 15];
 
-/** One INTx pin of one slot, routed. */
-export interface IntxRoute {
-  readonly bdf: Bdf;
-  /** 1 = INTA# … 4 = INTD#. */
-  readonly pin: number;
-  /** IOAPIC pin. */
-  readonly gsi: Gsi;
-  /** PIRQ link, 1 = A … 8 = H. */
-  readonly link: number;
-  /** ISA interrupt the link was first routed to: the function's interrupt line register. */
-  readonly irq: number;
-}
-
 /** The IOAPIC side: pins from 16 up, one each. */
 export class IoapicPins {
   #next = ISA_IRQS;
@@ -39,8 +26,8 @@ export class IoapicPins {
   /** @throws ConfigError when all 32 are taken. */
   allocate(): Gsi {
     if (this.#next >= IOAPIC_PINS) {
-      throw new ConfigError(`more than ${IOAPIC_PINS - ISA_IRQS} PCI functions need a legacy interrupt of their own`, {
-        hint: 'put fewer devices into the VM, or use devices with MSI or MSI-X only',
+      throw new ConfigError(`more than ${IOAPIC_PINS - ISA_IRQS} PCI slots need a legacy interrupt of their own`, {
+        hint: 'put fewer devices into the VM, or several functions into one slot',
       });
     }
     return this.#next++;
@@ -135,35 +122,5 @@ export class PirqRouter {
     }
     this.#irqUsers.set(best, bestUsers + 1);
     return best;
-  }
-}
-
-/**
- * Both sides together. Functions of one slot that use the same pin share one route. Call in slot order, after every
- * device was made, so that ISA devices have reserved their interrupts.
- */
-export class IntxRouter {
-  readonly pins = new IoapicPins();
-  readonly pirq: PirqRouter;
-  readonly #routes: IntxRoute[] = [];
-
-  constructor(pirq: PirqRouter) {
-    this.pirq = pirq;
-  }
-
-  /** In the order they were made: what the DSDT's _PRT lists. */
-  get routes(): readonly IntxRoute[] {
-    return this.#routes;
-  }
-
-  /** @param pin 1 = INTA# … 4 = INTD#. @throws ConfigError when pins or interrupts have run out. */
-  route(bdf: Bdf, pin: number): IntxRoute {
-    const known = this.#routes.find((r) => r.bdf.bus === bdf.bus && r.bdf.device === bdf.device && r.pin === pin);
-    if (known !== undefined) return known;
-    const gsi = this.pins.allocate();
-    const link = this.pirq.allocate();
-    const route: IntxRoute = { bdf, pin, gsi, link, irq: this.pirq.irqOf(link) };
-    this.#routes.push(route);
-    return route;
   }
 }
