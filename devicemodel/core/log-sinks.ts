@@ -34,6 +34,8 @@ export interface ClosableSink extends LogSink {
 }
 
 export interface SinkOptions {
+  /** Told once when kmsg or disk is given up; default: a line on the console. */
+  readonly onFailure?: (text: string) => void;
   /** Default 2, stderr. */
   readonly consoleFd?: number;
   readonly kmsgPath?: string;
@@ -67,7 +69,7 @@ const LEVEL_PREFIX: Readonly<Record<LogLevelName, string>> = {
   warn: 'warning: ',
   notice: '',
   info: '',
-  debug: '',
+  debug: 'debug: ',
 };
 
 /** Lines on stderr, `acrn-dm: ` before each; with carriage returns while the terminal is raw. */
@@ -93,22 +95,29 @@ export class ConsoleSink implements ClosableSink {
   close(): void {}
 }
 
-/** Records in the kernel's log, `acrn_dm: ` before each. */
+/** Records in the kernel's log, `acrn_dm: ` before each. Opened at the first line. */
 export class KmsgSink implements ClosableSink {
   readonly maxLevel: number;
+  readonly #path: string;
+  readonly #onFailure: ((text: string) => void) | undefined;
   #fd: number | undefined;
+  #isOff = false;
 
   constructor(level: number, options: SinkOptions = {}) {
     this.maxLevel = level;
-    try {
-      this.#fd = openSync(options.kmsgPath ?? '/dev/kmsg', O_WRONLY | O_APPEND | O_NONBLOCK);
-    } catch {
-      // Without it (a container, no permission) the other sinks remain.
-    }
+    this.#path = options.kmsgPath ?? '/dev/kmsg';
+    this.#onFailure = options.onFailure;
   }
 
   write(_level: LogLevelName, line: string): void {
-    if (this.#fd === undefined) return;
+    if (this.#isOff) return;
+    try {
+      this.#fd ??= openSync(this.#path, O_WRONLY | O_APPEND | O_NONBLOCK);
+    } catch (error) {
+      this.#isOff = true;
+      this.#onFailure?.(`kmsg log given up: ${(error as Error).message}`);
+      return;
+    }
     for (const part of printable(line).split('\n')) {
       // One write is one record. Nothing to do about a full kernel buffer.
       writeAll(this.#fd, Buffer.concat([Buffer.from('acrn_dm: '), cut(part, KMSG_TEXT_BYTES), Buffer.from('\n')]));
@@ -116,8 +125,16 @@ export class KmsgSink implements ClosableSink {
   }
 
   close(): void {
-    if (this.#fd !== undefined) closeSync(this.#fd);
+    closeQuietly(this.#fd);
     this.#fd = undefined;
+  }
+}
+
+function closeQuietly(fd: number | undefined): void {
+  try {
+    if (fd !== undefined) closeSync(fd);
+  } catch {
+    // Nothing more to be done.
   }
 }
 
@@ -142,6 +159,7 @@ export class DiskSink implements ClosableSink {
   readonly maxLevel: number;
   readonly #directory: string;
   readonly #prefix: string;
+  readonly #onFailure: ((text: string) => void) | undefined;
   #fd: number | undefined;
   #index = 0;
   #sizeBytes = 0;
@@ -150,7 +168,8 @@ export class DiskSink implements ClosableSink {
   constructor(level: number, vmName: string, options: SinkOptions = {}) {
     this.maxLevel = level;
     this.#directory = options.diskDirectory ?? DISK_DIRECTORY;
-    this.#prefix = `${vmName}_log_`;
+    this.#prefix = `${vmName.replaceAll('/', '_')}_log_`;
+    this.#onFailure = options.onFailure;
   }
 
   write(_level: LogLevelName, line: string): void {
@@ -159,22 +178,17 @@ export class DiskSink implements ClosableSink {
       const fd = this.#fd ?? this.#openNewest();
       this.#append(fd, `${timestamp()}${printable(line)}\n`);
       if (this.#sizeBytes > DISK_FILE_BYTES) this.#rotate(fd);
-    } catch {
+    } catch (error) {
       // No directory, no space: this sink is done, the VM is not.
       this.#isOff = true;
       this.close();
+      this.#onFailure?.(`disk log given up: ${(error as Error).message}`);
     }
   }
 
   close(): void {
-    const fd = this.#fd;
+    closeQuietly(this.#fd);
     this.#fd = undefined;
-    if (fd === undefined) return;
-    try {
-      closeSync(fd);
-    } catch {
-      // Nothing more to be done.
-    }
   }
 
   #path(index: number): string {
@@ -214,7 +228,7 @@ export class DiskSink implements ClosableSink {
 
 /**
  * The sinks of `--logger_setting`. The console is always there, at level 4 where it is not named, as in the C device
- * model. Nothing is opened for a level that cannot log anything.
+ * model. Nothing is opened before the first line of a sink; one that fails is given up, with a line on the console.
  */
 export function createSinks(
   loggers: readonly LoggerConfig[],
@@ -222,20 +236,14 @@ export function createSinks(
   options: SinkOptions = {},
 ): ClosableSink[] {
   // The same logger named twice: the last one counts.
-  const levels = new Map<LoggerConfig['sink'], number>([['console', DEFAULT_CONSOLE_LEVEL]]);
+  const levels = new Map<LoggerConfig['sink'], number>();
   for (const { sink, level } of loggers) levels.set(sink, level);
-  return [...levels]
-    .filter(([, level]) => level >= LogLevel.error)
-    .map(([sink, level]) => createSink(sink, level, vmName, options));
-}
-
-function createSink(sink: LoggerConfig['sink'], level: number, vmName: string, options: SinkOptions): ClosableSink {
-  switch (sink) {
-    case 'console':
-      return new ConsoleSink(level, options);
-    case 'kmsg':
-      return new KmsgSink(level, options);
-    case 'disk':
-      return new DiskSink(level, vmName, options);
-  }
+  const console = new ConsoleSink(levels.get('console') ?? DEFAULT_CONSOLE_LEVEL, options);
+  const others = { onFailure: (text: string) => console.write('warn', text), ...options };
+  const sinks: ClosableSink[] = [console];
+  const kmsgLevel = levels.get('kmsg');
+  if (kmsgLevel !== undefined) sinks.push(new KmsgSink(kmsgLevel, others));
+  const diskLevel = levels.get('disk');
+  if (diskLevel !== undefined) sinks.push(new DiskSink(diskLevel, vmName, others));
+  return sinks;
 }

@@ -6,19 +6,12 @@
 import type { Clock, Timer } from '../clock.ts';
 import type { IntrMonitorConfig } from '../config.ts';
 import { type Mapping, map } from '../host/mapping.ts';
+import { AcrnIntrMonitor } from '../hsm/abi.ts';
 import type { IntrMonitorAbility } from '../hsm/hsm.ts';
 import type { Log } from '../log.ts';
-import { array, struct, u32, u64 } from '../struct.ts';
 
 /** MAX_PTDEV_NUM * 2, acrn_common.h: pairs of interrupt number and count. */
 const BUFFER_WORDS = 48;
-/** struct acrn_intr_monitor. */
-export const AcrnIntrMonitor = struct({
-  command: u32,
-  /** In: room. Out: words that mean something; the C device model hands it back as it is. */
-  wordCount: u32,
-  buffer: array(u64, BUFFER_WORDS, 0n),
-});
 const Command = { GetData: 0, DelayInterrupts: 1 } as const;
 
 const MS_NS = 1_000_000;
@@ -89,7 +82,7 @@ export class IntrMonitor {
     switch (this.#step) {
       case 'first-look':
       case 'look-again':
-        this.#put(AcrnIntrMonitor.offsets.wordCount, BUFFER_WORDS);
+        this.#put(AcrnIntrMonitor.offsets.bufCnt, BUFFER_WORDS);
         if (!this.#look()) return;
         this.#remember();
         this.#next('probe', this.#periodNs);
@@ -113,14 +106,14 @@ export class IntrMonitor {
   /** Fetch the counts. @returns false when the hypervisor cannot tell; the monitor is over then. */
   #look(): boolean {
     const view = this.#view as DataView;
-    this.#put(AcrnIntrMonitor.offsets.command, Command.GetData);
+    this.#put(AcrnIntrMonitor.offsets.cmd, Command.GetData);
     for (let i = 0; i < this.#wordCount; i++) view.setBigUint64(AcrnIntrMonitor.offsets.buffer + 8 * i, 0n, true);
     return this.#call('interrupt counts cannot be read, storms are not watched any more');
   }
 
   #delay(ms: number): void {
     this.#isDelaying = ms !== 0;
-    this.#put(AcrnIntrMonitor.offsets.command, Command.DelayInterrupts);
+    this.#put(AcrnIntrMonitor.offsets.cmd, Command.DelayInterrupts);
     (this.#view as DataView).setBigUint64(AcrnIntrMonitor.offsets.buffer, BigInt(ms), true);
     this.#call('interrupts cannot be delayed');
   }
@@ -157,9 +150,9 @@ export class IntrMonitor {
     return (this.#view as DataView).getBigUint64(AcrnIntrMonitor.offsets.buffer + 8 * index, true);
   }
 
-  /** What the hypervisor left there, within the buffer. */
+  /** `buf_cnt`: room on the way in, words that mean something on the way out; handed back as it is, as C does. */
   get #wordCount(): number {
-    return Math.min(BUFFER_WORDS, (this.#view as DataView).getUint32(AcrnIntrMonitor.offsets.wordCount, true));
+    return Math.min(BUFFER_WORDS, (this.#view as DataView).getUint32(AcrnIntrMonitor.offsets.bufCnt, true));
   }
 
   #put(offset: number, value: number): void {

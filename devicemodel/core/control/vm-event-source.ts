@@ -1,7 +1,6 @@
 /** The hypervisor's end of VM events: the ring's page, the eventfd that announces elements, and their registration. */
-import type { Socket } from 'node:net';
 import { Eventfd } from '../host/eventfd.ts';
-import { duplicate, streamOverFd } from '../host/fd-stream.ts';
+import { watchFd } from '../host/libc.ts';
 import { type Mapping, map } from '../host/mapping.ts';
 import type { VmEventAbility } from '../hsm/hsm.ts';
 import type { Log } from '../log.ts';
@@ -12,7 +11,7 @@ export class VmEventSource {
   readonly #onEvent: (event: VmEvent) => void;
   #page: Mapping | undefined;
   #eventfd: Eventfd | undefined;
-  #stream: Socket | undefined;
+  #unwatch: (() => void) | undefined;
 
   constructor(options: { readonly log: Log; readonly onEvent: (event: VmEvent) => void }) {
     this.#log = options.log;
@@ -32,18 +31,18 @@ export class VmEventSource {
       this.stop();
       return false;
     }
-    // Reading the stream takes the eventfd's count; what counts is the ring.
-    const options = { readable: true, writable: false };
-    this.#stream = streamOverFd(duplicate(this.#eventfd.fd, 'vm event eventfd'), 'vm event eventfd', options);
-    this.#stream.on('data', () => ring.drain(this.#onEvent));
-    this.#stream.on('error', (error) => this.#log.warn(`vm events stopped: ${error.message}`));
+    const eventfd = this.#eventfd;
+    this.#unwatch = watchFd(eventfd.fd, () => {
+      eventfd.take();
+      ring.drain(this.#onEvent);
+    });
     return true;
   }
 
   /** Only after the VM is destroyed: until then the hypervisor may write to the page. Safe twice, and without start. */
   stop(): void {
-    this.#stream?.destroy();
-    this.#stream = undefined;
+    this.#unwatch?.();
+    this.#unwatch = undefined;
     this.#eventfd?.dispose();
     this.#eventfd = undefined;
     this.#page?.dispose();

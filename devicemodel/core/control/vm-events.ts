@@ -4,8 +4,9 @@
  * as JSON (C: core/vm_event.c, core/sbuf.c).
  */
 import type { Clock, Timer } from '../clock.ts';
+import { SharedBuf } from '../hsm/abi.ts';
+import { initSharedBuffer } from '../hsm/shared-buffer.ts';
 import type { Log } from '../log.ts';
-import { struct, u32, u64 } from '../struct.ts';
 
 export type VmEvent =
   /** The guest set its clock: what it was (seconds since 1970) and by how much it moved. */
@@ -19,22 +20,6 @@ const EventCode = { 'rtc-change': 0, poweroff: 1, 'triple-fault': 2 } as const s
   number
 >;
 
-/** struct shared_buf, the head of the ring's page; elements follow. */
-export const SharedBuf = struct({
-  magic: u64,
-  elementCount: u32,
-  elementSizeBytes: u32,
-  head: u32,
-  tail: u32,
-  flags: u32,
-  reserved: u32,
-  overrunCount: u32,
-  sizeBytes: u32,
-});
-/** SBUF_MAGIC */
-export const SHARED_BUF_MAGIC = 0x5aa57aa71aa13aa3n;
-/** SBUF_HEAD_SIZE: the struct with its padding. */
-export const SHARED_BUF_HEAD_BYTES = 64;
 /** struct vm_event: u32 type, 28 bytes of data. */
 const EVENT_BYTES = 32;
 const EVENT_DATA = 4;
@@ -49,20 +34,11 @@ export class VmEventRing {
 
   /** Formats the page. @param page at least one event long, 4-byte aligned; shared with the hypervisor from now on. */
   constructor(page: Uint8Array, log: Log) {
-    const elementCount = Math.floor((page.length - SHARED_BUF_HEAD_BYTES) / EVENT_BYTES);
-    this.#ringBytes = elementCount * EVENT_BYTES;
+    this.#ringBytes = Math.floor((page.length - SharedBuf.size) / EVENT_BYTES) * EVENT_BYTES;
     this.#log = log;
     this.#words = new Int32Array(page.buffer, page.byteOffset, page.length >>> 2);
     this.#view = new DataView(page.buffer, page.byteOffset, page.length);
-    page.fill(0);
-    page.set(
-      SharedBuf.encode({
-        magic: SHARED_BUF_MAGIC,
-        elementCount,
-        elementSizeBytes: EVENT_BYTES,
-        sizeBytes: this.#ringBytes,
-      }),
-    );
+    initSharedBuffer(page, EVENT_BYTES);
   }
 
   /** Hand on everything that is there; at most one ring full, so that a wild producer cannot keep us here. */
@@ -77,7 +53,7 @@ export class VmEventRing {
       return;
     }
     while (head !== tail) {
-      const event = this.#decode(SHARED_BUF_HEAD_BYTES + head);
+      const event = this.#decode(SharedBuf.size + head);
       head += EVENT_BYTES;
       if (head === this.#ringBytes) head = 0;
       // Released before the event is handled: whoever handles it may wait for the next one.
