@@ -1,12 +1,158 @@
-/** Run one User VM to its end. */
+/** Run one User VM to its end: choose the hypervisor, put the parts together, connect signals and control sockets. */
+import { createRequire } from 'node:module';
+import { openSoftware, splitRam } from '../devicemodel/core/boot/loader.ts';
 import type { VmConfig } from '../devicemodel/core/config.ts';
-import { type ExitCode, HostError } from '../devicemodel/core/errors.ts';
+import { Disposer } from '../devicemodel/core/disposer.ts';
+import { ExitCode } from '../devicemodel/core/errors.ts';
+import { affinityOf, readHostMadt, vcpuLapicIds } from '../devicemodel/core/host-madt.ts';
+import { chooseHsm } from '../devicemodel/core/hsm/open.ts';
 import type { Log } from '../devicemodel/core/log.ts';
+import { EventLoopClock, type TimerQueue } from '../devicemodel/core/timer-queue.ts';
+import { type HostTurns, Vm } from '../devicemodel/core/vm.ts';
+import { pcBoard } from '../devicemodel/hw/board.ts';
+import { CharBackendPool } from '../devicemodel/hw/uart/backends/pool.ts';
 
-/** @returns the process's exit status: 0 after a power-off. @throws DmError if the VM cannot start or has to be given up. */
-export async function runVm(config: VmConfig, _log: Log): Promise<ExitCode> {
-  throw new HostError(`VM "${config.name}" cannot be run yet`, 0);
-}
+/** The guest runs first; what it does not need at once (watcher thread, monitor socket) is started this much later. */
+const AFTER_START_NS = 2_000_000;
+/** A guest that was asked to shut down gets this long before the VM is powered off. */
+const SHUTDOWN_PATIENCE_NS = 60_000_000_000;
+
+let running: Vm | undefined;
 
 /** Something unforeseen was thrown: pause and destroy the VM at once, without waiting for anything. Safe at any time. */
-export function abandonVm(): void {}
+export function abandonVm(): void {
+  running?.abandon();
+  running = undefined;
+}
+
+/** How this thread shares itself between the guest and the event loop; see core/host/wakeups.ts. */
+interface Host {
+  readonly clock: TimerQueue & { dispose(): void };
+  readonly turns: HostTurns;
+  requestTurn(): void;
+  /** Once the guest runs. */
+  watch(): void;
+  stop(): Promise<void>;
+}
+
+/** For a hypervisor whose wait blocks the thread. */
+async function blockingHost(): Promise<Host> {
+  const { SystemClock } = await import('../devicemodel/core/host/system-clock.ts');
+  const { installKickSignal, Wakeups } = await import('../devicemodel/core/host/wakeups.ts');
+  installKickSignal();
+  const clock = new SystemClock();
+  const wakeups = new Wakeups();
+  return {
+    clock,
+    turns: wakeups,
+    requestTurn: () => wakeups.requestTurn(),
+    watch: () => wakeups.start(createRequire(import.meta.url).resolve('koffi')),
+    stop: async () => {
+      await wakeups.stop();
+      clock.dispose();
+    },
+  };
+}
+
+/** For an engine that runs the CPU in slices, or leaves the event loop free while the guest idles. */
+function eventLoopHost(): Host {
+  const clock = new EventLoopClock();
+  return {
+    clock,
+    turns: { pending: true, turn: () => new Promise((resolve) => setImmediate(resolve)) },
+    requestTurn: () => {},
+    watch: () => {},
+    stop: async () => clock.dispose(),
+  };
+}
+
+/** @returns the process's exit status: 0 after a power-off. @throws DmError if the VM cannot start or has to be given up. */
+export async function runVm(config: VmConfig, log: Log): Promise<ExitCode> {
+  const { backend, open } = chooseHsm(config, log);
+  const undo = new Disposer();
+  try {
+    const cpus = backend === 'acrn' ? hostCpus(config, log) : guestCpus();
+    const software = openSoftware(bootOf(config), splitRam(config.memoryBytes), log);
+    undo.defer(() => software.close());
+    const host = backend === 'acrn' ? await blockingHost() : eventLoopHost();
+    undo.defer(() => host.stop());
+    const consoles = new CharBackendPool({ log, requestTurn: () => host.requestTurn() });
+    undo.defer(() => consoles.dispose());
+
+    const vm: Vm = new Vm(config, {
+      openHsm: open,
+      makeBoard: pcBoard({
+        consoles,
+        lapicIds: cpus.lapicIds,
+        onVmEvent: () => {},
+        onWake: () => vm.wake(),
+      }),
+      software,
+      cpuAffinity: cpus.affinity,
+      clock: host.clock,
+      turns: host.turns,
+      log,
+    });
+    running = vm;
+    process.on('exit', abandonVm);
+    undo.defer(() => void process.off('exit', abandonVm));
+    undo.defer(connectSignals(vm, host.clock, log));
+    vm.once('started', () => {
+      const later = host.clock.createTimer(() => host.watch());
+      later.arm(host.clock.nowNs() + AFTER_START_NS);
+    });
+    await vm.run();
+    return ExitCode.Ok;
+  } finally {
+    running = undefined;
+    await undo.run();
+  }
+}
+
+function bootOf(config: VmConfig): NonNullable<VmConfig['boot']> {
+  if (config.boot === undefined) throw new TypeError('a VM without a boot image was let through');
+  return config.boot;
+}
+
+interface Cpus {
+  readonly affinity: bigint;
+  readonly lapicIds: (count: number) => readonly number[];
+}
+
+/** ACRN: the command line names CPUs by local APIC id, the hypervisor by number. */
+function hostCpus(config: VmConfig, log: Log): Cpus {
+  const hostIds = readHostMadt();
+  const { bitmap, unknownIds } = affinityOf(config.cpuAffinity, hostIds);
+  if (unknownIds.length > 0) {
+    log.warn(`--cpu_affinity: no CPU has local APIC id ${unknownIds.join(', ')}; this host has ${hostIds.join(', ')}`);
+  }
+  return { affinity: bitmap, lapicIds: (count) => vcpuLapicIds(bitmap, count, hostIds) };
+}
+
+/** An embedded hypervisor runs vCPUs on whatever CPU is free: they count from 0. */
+function guestCpus(): Cpus {
+  return { affinity: 0n, lapicIds: (count) => Array.from({ length: count }, (_, id) => id) };
+}
+
+/**
+ * SIGINT and SIGHUP power the VM off; SIGTERM asks the guest to shut down and powers off when it does not.
+ * Compat: C dies of SIGTERM before the guest has enabled ACPI, and leaves an unpaused VM behind.
+ * @returns how to disconnect
+ */
+function connectSignals(vm: Vm, clock: TimerQueue, log: Log): () => void {
+  const patience = clock.createTimer(() => {
+    vm.power.request({ kind: 'poweroff', reason: 'the guest did not shut down in time' });
+  });
+  const off = (signal: NodeJS.Signals) => vm.power.request({ kind: 'poweroff', reason: `received ${signal}` });
+  const ask = (signal: NodeJS.Signals) => {
+    if (vm.board?.pressPowerButton() !== true) return off(signal);
+    log.notice(`received ${signal}: pressed the power button`);
+    patience.arm(clock.nowNs() + SHUTDOWN_PATIENCE_NS);
+  };
+  const handlers = { SIGINT: off, SIGHUP: off, SIGTERM: ask } as const;
+  for (const [signal, handler] of Object.entries(handlers)) process.on(signal, handler);
+  return () => {
+    patience.cancel();
+    for (const [signal, handler] of Object.entries(handlers)) process.off(signal, handler);
+  };
+}

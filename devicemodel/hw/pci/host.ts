@@ -21,6 +21,7 @@ import type { HvVdev } from '../../core/hsm/vdev.ts';
 import type { IoBus, Registration } from '../../core/io-bus.ts';
 import { Layout } from '../../core/layout.ts';
 import { GiB } from '../../core/units.ts';
+import type { CharBackend } from '../uart/backend.ts';
 import { BarAllocator, type BusWindows, barName, type PlacedBar } from './bar-allocator.ts';
 import { Cfg, Command, ConfigSpace } from './config-space.ts';
 import type { PciDriver, PciEnv } from './driver.ts';
@@ -36,7 +37,9 @@ const NO_INTERRUPT_LINE = 0xff;
 const PINS_PER_SLOT = 4;
 const LINKS = [1, 2, 3, 4, 5, 6, 7, 8] as const;
 
-export interface PciHostOptions extends Omit<PciEnv, 'bdf' | 'intx' | 'pirqLinks'> {
+export interface PciHostOptions extends Omit<PciEnv, 'bdf' | 'intx' | 'pirqLinks' | 'charBackend'> {
+  /** @param user who opens it, for messages and to find it again after a full reset */
+  charBackend(user: string, text: Parameters<PciEnv['charBackend']>[0]): CharBackend;
   readonly pio: IoBus;
   readonly mmio: IoBus;
   /** Reservations of ISA irqs are made before {@link PciHost.configure}. */
@@ -375,6 +378,7 @@ export class PciHost implements Device, PciConfigAccess {
       bdf: slot.bdf,
       log: shared.log.child(`pci.${formatBdf(slot.bdf)}.${slot.driver.name}`),
       intx: () => this.#lineOf(slot),
+      charBackend: (text) => shared.charBackend(`${slot.driver.name} at ${formatBdf(slot.bdf)}`, text),
       pirqLinks: router,
     };
     try {

@@ -5,7 +5,7 @@
 import { ConfigError } from '../../../core/errors.ts';
 import type { CharBackend } from '../backend.ts';
 import { openCharBackend } from './open.ts';
-import { type CharBackendSpec, parseCharBackend } from './spec.ts';
+import { type CharBackendSpec, describeCharBackend, parseCharBackend } from './spec.ts';
 import type { CharBackendEnv } from './stream-backend.ts';
 
 /** One back end, started once however often its device is. */
@@ -65,9 +65,10 @@ export class CharBackendPool {
    * @throws ConfigError for text that is no back end, or a second user of stdio.
    */
   open(user: string, text: string | CharBackendSpec): CharBackend {
-    const known = this.#kept.get(user);
-    if (known !== undefined) return known;
     const spec = typeof text === 'string' ? parseCharBackend(text) : text;
+    const key = `${user} ${describeCharBackend(spec)}`;
+    const known = this.#kept.get(key);
+    if (known !== undefined) return known;
     if (spec.kind === 'stdio') {
       const other = [...this.#kept.values()].find((k) => k.inner.name === 'stdio');
       if (other !== undefined) {
@@ -77,7 +78,7 @@ export class CharBackendPool {
       }
     }
     const kept = new KeptBackend(openCharBackend(spec, { ...this.#env, user }), user);
-    this.#kept.set(user, kept);
+    this.#kept.set(key, kept);
     return kept;
   }
 

@@ -1,0 +1,251 @@
+/**
+ * The PC that ACRN gives a User VM: platform devices at their fixed places, and the PCI host with what the configuration
+ * names. The order of everything is visible here.
+ */
+import type { Board, BoardFactory, BoardParts } from '../core/board.ts';
+import { splitRam } from '../core/boot/loader.ts';
+import type { VmEvent } from '../core/control/vm-events.ts';
+import type { Device } from '../core/device.ts';
+import { buildAcpi } from '../core/firmware/acpi-tables.ts';
+import { readCpuStates } from '../core/firmware/cpu-states.ts';
+import { isaBridge } from '../core/firmware/dsdt.ts';
+import { buildMpTable } from '../core/firmware/mptable.ts';
+import { openSharedMemory } from '../core/host/mapping.ts';
+import { InterruptWiring } from './interrupts.ts';
+import { PciHost } from './pci/host.ts';
+import type { IntxRouter } from './pci/intx.ts';
+import { attachComPort, comResources } from './pci/lpc.ts';
+import { CmosIo } from './platform/cmos-io.ts';
+import { DebugExit } from './platform/debug-exit.ts';
+import { Hpet } from './platform/hpet.ts';
+import { I8042 } from './platform/i8042.ts';
+import { IoapicPins, PirqRouter } from './platform/ioapic.ts';
+import { PIT_GSI, Pit } from './platform/pit.ts';
+import type { PlatformDevice } from './platform/platform-device.ts';
+import { AcpiPm, SCI_GSI } from './platform/pm.ts';
+import { QuietPorts } from './platform/quiet-ports.ts';
+import { ResetRegister } from './platform/reset.ts';
+import { Rtc } from './platform/rtc.ts';
+import { loadPciDriver } from './registry.ts';
+import type { CharBackendPool } from './uart/backends/pool.ts';
+import type { Ns16550 } from './uart/ns16550.ts';
+
+/** What the board needs beside the parts of one life. */
+export interface PcOptions {
+  readonly consoles: CharBackendPool;
+  /** Local APIC ids of `count` vCPUs, for the tables. @throws ConfigError if the affinity names too few. */
+  readonly lapicIds: (count: number) => readonly number[];
+  readonly onVmEvent: (event: VmEvent) => void;
+  /** A device event that wakes a suspended guest. */
+  readonly onWake: () => void;
+}
+
+const IsaIrq = { keyboard: 1, rtc: 8, mouse: 12 } as const;
+
+export function pcBoard(options: PcOptions): BoardFactory {
+  return async (parts) => {
+    const pc = new Pc(parts, options);
+    await pc.plugIn();
+    return pc;
+  };
+}
+
+class Pc implements Board {
+  readonly pciConfig: PciHost;
+  readonly #parts: BoardParts;
+  readonly #options: PcOptions;
+  readonly #pm: AcpiPm;
+  readonly #platform: PlatformDevice[];
+  readonly #serial: Ns16550[] = [];
+  readonly #wiring: InterruptWiring;
+  readonly #pirq = new PirqRouter();
+
+  constructor(parts: BoardParts, options: PcOptions) {
+    const { hsm, clock, power, config, log } = parts;
+    this.#parts = parts;
+    this.#options = options;
+    const wiring = new InterruptWiring(hsm, log.child('irq'));
+    this.#wiring = wiring;
+
+    const pm = new AcpiPm({
+      sci: wiring.level(SCI_GSI),
+      power,
+      onSoftOff: () => options.onVmEvent({ type: 'poweroff' }),
+      onWake: options.onWake,
+    });
+    this.#pm = pm;
+    const ram = splitRam(config.memoryBytes);
+    this.#platform = [
+      new I8042({ keyboardIrq: wiring.edge(IsaIrq.keyboard), auxIrq: wiring.edge(IsaIrq.mouse), power }),
+      new Rtc({
+        clock,
+        irq: wiring.level(IsaIrq.rtc),
+        lowMemoryBytes: ram.lowRamBytes,
+        highMemoryBytes: ram.highRamBytes,
+        onTimeChanged: (change) =>
+          options.onVmEvent({ type: 'rtc-change', lastTimeS: change.lastS, deltaS: change.deltaS }),
+        onAlarm: () => pm.rtcAlarm(),
+      }),
+      new CmosIo(),
+      new Pit({ clock, irq: wiring.edge(PIT_GSI) }),
+      new Hpet({
+        clock,
+        ioapic: {
+          pulse: (gsi) => wiring.drive(gsi, 'rising-pulse'),
+          set: (gsi, asserted) => wiring.drive(gsi, asserted ? 'high' : 'low'),
+        },
+        msi: wiring,
+        log: log.child('hpet'),
+      }),
+      pm,
+      new ResetRegister(power),
+      new QuietPorts(),
+    ];
+    if (config.debugExit) this.#platform.push(new DebugExit(power));
+
+    const pins = new IoapicPins();
+    const pirq = this.#pirq;
+    const router: IntxRouter = {
+      allocateGsi: () => pins.allocate(),
+      allocateLink: () => pirq.allocate(),
+      readLink: (link) => pirq.read(link),
+      writeLink: (link, value) => pirq.write(link, value),
+      reset: () => pirq.reset(),
+    };
+    this.pciConfig = new PciHost({
+      hsm,
+      clock,
+      power,
+      log,
+      memory: parts.memory,
+      pio: parts.pio,
+      mmio: parts.mmio,
+      router,
+      msi: wiring,
+      charBackend: (user, text) => options.consoles.open(user, text),
+      sharedMemory: {
+        openSharedMemory: (name, sizeBytes) => {
+          const { bytes, address, dispose } = openSharedMemory(name, sizeBytes);
+          return { bytes, hostAddress: address, dispose };
+        },
+      },
+      machine: {
+        vmName: config.name,
+        windows: config.windows,
+        virtioMsi: config.virtioMsi,
+        virtioPollNs: config.virtioPollNs,
+        hasOvmf: config.boot?.kind === 'ovmf',
+        isRtvm: config.rtvm,
+        vcpuCount: parts.vcpuCount,
+      },
+    });
+  }
+
+  /** Put everything in its place; neither the host nor the hypervisor is asked for anything yet. */
+  async plugIn(): Promise<void> {
+    const { config, pio, mmio, undo } = this.#parts;
+    for (const device of this.#platform) {
+      for (const registration of device.attach(pio, mmio)) undo.add(registration);
+    }
+    this.#pirq.use(SCI_GSI);
+    for (const slot of config.pci) this.pciConfig.add(slot, await loadPciDriver(slot.driver));
+    // Serial ports hang off the LPC bridge: without one they do not exist.
+    if (config.pci.some((slot) => slot.driver === 'lpc')) this.#attachSerialPorts();
+    this.pciConfig.configure();
+    undo.defer(() => this.pciConfig.dispose());
+  }
+
+  async start(): Promise<void> {
+    const { undo } = this.#parts;
+    for (const device of [...this.#platform, ...this.#serial]) {
+      undo.defer(() => device.stop?.());
+      await device.start?.();
+    }
+    undo.defer(() => this.pciConfig.detach());
+    undo.defer(() => this.pciConfig.stop());
+    await this.pciConfig.start();
+    undo.defer(() => this.pciConfig.destroyVdevs());
+    this.pciConfig.createVdevs();
+  }
+
+  writeTables(): void {
+    const { memory, hsm, vcpuCount, config } = this.#parts;
+    const lapicIds = this.#options.lapicIds(vcpuCount);
+    const routes = this.pciConfig.interruptRoutes().filter((r) => r.bus === 0);
+    const mpRoutes = routes.map((r) => ({ device: r.device, pin: r.pin as 1 | 2 | 3 | 4, gsi: r.gsi, link: r.link }));
+    const windows = this.pciConfig.busWindows();
+    const lpc = config.pci.find((slot) => slot.driver === 'lpc');
+    const bridge =
+      lpc === undefined
+        ? []
+        : [
+            isaBridge({
+              bdf: lpc.bdf,
+              isRtvm: config.rtvm,
+              com: config.com.map((c) => ({ index: c.index, ...comResources(c) })),
+            }),
+          ];
+    const tables = [
+      ...buildMpTable({ lapicIds, lapicPassthrough: config.lapicPt, routes: mpRoutes }),
+      ...buildAcpi({
+        cpus: lapicIds.map((lapicId, vcpu) => ({ lapicId, ...readCpuStates(hsm, vcpu) })),
+        isRtvm: config.rtvm,
+        hasIsaBridge: lpc !== undefined,
+        buses: [...windows].map(([bus, w]) => ({
+          bus,
+          ioWindow: w.io,
+          routes: bus === 0 ? mpRoutes : [],
+          functions: bus === 0 ? bridge : [],
+        })),
+      }),
+    ];
+    for (const table of tables) memory.write(table.gpa, table.bytes);
+  }
+
+  flush(): void {
+    this.#options.consoles.flush();
+  }
+
+  async reset(): Promise<void> {
+    this.pciConfig.destroyVdevs();
+    this.pciConfig.detach();
+    for (const device of this.#devices) device.reset();
+  }
+
+  restore(): void {
+    this.pciConfig.createVdevs();
+  }
+
+  suspend(): void {
+    for (const device of this.#devices) device.suspend?.();
+  }
+
+  resume(): void {
+    for (const device of this.#devices) device.resume?.();
+  }
+
+  pressPowerButton(): boolean {
+    if (!this.#pm.isPowerButtonEnabled) return false;
+    this.#pm.pressPowerButton();
+    return true;
+  }
+
+  get #devices(): readonly Device[] {
+    return [...this.#platform, ...this.#serial, this.pciConfig];
+  }
+
+  #attachSerialPorts(): void {
+    const { config, pio, undo } = this.#parts;
+    for (const com of config.com) {
+      const { name, irq } = comResources(com);
+      this.#pirq.reserve(irq);
+      const { uart, registration } = attachComPort(com, {
+        pio,
+        irq: this.#wiring.edge(irq),
+        backend: this.#options.consoles.open(name, com.backend),
+      });
+      undo.add(registration);
+      this.#serial.push(uart);
+    }
+  }
+}
