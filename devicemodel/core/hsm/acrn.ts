@@ -122,7 +122,7 @@ export class AcrnHsm implements Hsm {
     this.vmEvents = {
       setup: (ringAddress, eventfd) => {
         if (!this.#optional('SETUP_VM_EVENT_RING', ringAddress)) return false;
-        return this.#optional('SETUP_VM_EVENT_FD', Int32Array.of(eventfd));
+        return this.#optional('SETUP_VM_EVENT_FD', BigInt(eventfd));
       },
     };
     this.asyncio = { setup: (pageAddress) => this.#optional('SETUP_ASYNCIO', pageAddress) };
