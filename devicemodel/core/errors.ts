@@ -6,6 +6,8 @@
 /** Process exit codes, after sysexits.h; listed in docs/exit-codes.md. */
 export const ExitCode = {
   Ok: 0,
+  /** Anything that goes wrong once the hypervisor was asked for a VM: what the C device model ends with. */
+  VmFailed: 1,
   Usage: 64,
   DataError: 65,
   NoInput: 66,
@@ -27,7 +29,8 @@ export interface DmErrorOptions extends ErrorOptions {
 
 export class DmError extends Error {
   readonly hint: string | undefined;
-  readonly exitCode: ExitCode;
+  /** Not final: what fails after a VM was asked for ends with {@link ExitCode.VmFailed}, whatever it was. */
+  exitCode: ExitCode;
   constructor(message: string, options: DmErrorOptions = {}) {
     super(message, options.cause === undefined ? undefined : { cause: options.cause });
     this.name = new.target.name;

@@ -14,7 +14,7 @@ import { VmEventSource } from './control/vm-event-source.ts';
 import type { VmEvent } from './control/vm-events.ts';
 import type { PowerControl, PowerEvent } from './device.ts';
 import { Disposer } from './disposer.ts';
-import { ExitCode, HostError } from './errors.ts';
+import { DmError, ExitCode, HostError } from './errors.ts';
 import { allocateGuestRam, type GuestRam, type RamRequest } from './guest-ram.ts';
 import { type Mapping, map } from './host/mapping.ts';
 import { GuestFlag, type Hsm, type VcpuRegs } from './hsm/hsm.ts';
@@ -106,6 +106,7 @@ export class Vm extends EventEmitter<VmEvents> {
         this.emit('started');
         event = await life.run();
       } catch (error) {
+        if (error instanceof DmError && life.hasAskedForVm) error.exitCode = ExitCode.VmFailed;
         await this.#end(life, false);
         throw error;
       }
@@ -158,6 +159,8 @@ class Life {
   #startRegs: VcpuRegs | undefined;
   #event: PowerEvent | undefined;
   #wakeUp: (() => void) | undefined;
+  /** Whether the hypervisor knows of this VM, or refused it. */
+  hasAskedForVm = false;
   /** PAUSE_VM was done and the VM did not run since. */
   #isPaused = false;
   #isReset = false;
@@ -202,6 +205,7 @@ class Life {
     const ram = hsm.engineRam === undefined ? allocate(regions) : undefined;
     if (ram !== undefined) this.#undo.add(ram);
 
+    this.hasAskedForVm = true;
     const { vcpuCount } = await hsm.createVm({
       name: this.#config.name,
       flags: vmFlags(this.#config),

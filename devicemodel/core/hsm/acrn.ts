@@ -8,6 +8,7 @@ import type { MsiMessage } from '../device.ts';
 import { BugError, ExitCode, HostError } from '../errors.ts';
 import { Errno, lastErrno, libc, native, OpenFlag } from '../host/libc.ts';
 import { type Mapping, map } from '../host/mapping.ts';
+import { IoreqPage, IoreqState } from '../ioreq-page.ts';
 import { formatSize } from '../units.ts';
 import {
   AcrnIoeventfd,
@@ -109,6 +110,7 @@ export class AcrnHsm implements Hsm {
   /** Encoded arguments of the calls on the request path, at an address that does not move. */
   readonly #scratch: Mapping;
   readonly #notifyView: DataView;
+  readonly #requests: IoreqPage;
   readonly #ioctlNumber = native('int ioctl(int, unsigned long, uintptr_t)');
   readonly #ioctlBytes = native('int ioctl(int, unsigned long, void *)');
 
@@ -118,6 +120,7 @@ export class AcrnHsm implements Hsm {
     this.#scratch = map(PAGE_BYTES, 'ioctl arguments');
     this.#notifyView = new DataView(this.#scratch.bytes.buffer);
     this.ioreqPage = this.#page.bytes;
+    this.#requests = new IoreqPage(this.ioreqPage);
     this.passthrough = this.#makePassthrough();
     this.vmEvents = {
       setup: (ringAddress, eventfd) => {
@@ -230,8 +233,11 @@ export class AcrnHsm implements Hsm {
   /** C: vm_notify_request_done. */
   notifyIoreqDone(vcpu: number): void {
     this.#notifyView.setUint32(AcrnIoreqNotify.offsets.vcpu, vcpu, true);
-    if (this.#ioctlBytes(this.#fd, Ioctl.NOTIFY_REQUEST_FINISH, this.#scratch.bytes) !== 0) {
-      throw new HsmError('NOTIFY_REQUEST_FINISH', lastErrno(), { what: `vCPU ${vcpu}` });
+    while (this.#ioctlBytes(this.#fd, Ioctl.NOTIFY_REQUEST_FINISH, this.#scratch.bytes) !== 0) {
+      const errno = lastErrno();
+      if (errno !== Errno.EINTR) throw new HsmError('NOTIFY_REQUEST_FINISH', errno, { what: `vCPU ${vcpu}` });
+      // The driver never answers EINTR, something between us and it may: then it is done if the slot moved on.
+      if (this.#requests.state(vcpu) !== IoreqState.Processing) return;
     }
   }
 
