@@ -68,7 +68,9 @@ async function bundle() {
     logLevel: 'warning',
   });
   // The loader reads it as Latin-1, which is quicker than UTF-8; esbuild escapes everything else.
-  const code = result.outputFiles[0].text.replaceAll('require("koffi-package")', 'require("koffi")');
+  const code = result.outputFiles[0].text
+    .replace(/^#!.*\n/, '')
+    .replaceAll('require("koffi-package")', 'require("koffi")');
   replaceFile(
     join(dist, 'acrn-dm.bundle.cjs'),
     `(function (require, module, __filename, __dirname) { "use strict"; ${code}\n})`,
