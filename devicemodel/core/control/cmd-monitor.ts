@@ -124,7 +124,8 @@ export class CmdMonitor {
   readonly #handlers: CmdMonitorHandlers;
   readonly #log: Log;
   readonly #publisher: VmEventPublisher;
-  readonly #clients = new Set<Socket>();
+  /** Each with its requests under way. */
+  readonly #clients = new Map<Socket, Promise<void>>();
   #eventClient: Socket | undefined;
   #listener: UnixListener | undefined;
 
@@ -151,7 +152,7 @@ export class CmdMonitor {
     this.#publisher.stop();
     this.#listener?.close();
     this.#listener = undefined;
-    await Promise.all([...this.#clients].map(finish));
+    await Promise.all([...this.#clients].map(([socket, work]) => finish(socket, work)));
   }
 
   /** Tell the registered client, if there is one. */
@@ -166,19 +167,23 @@ export class CmdMonitor {
       socket.destroy();
       return;
     }
-    this.#clients.add(socket);
     const parser = new RequestParser();
     // One after the other: a rescan may take a while, and replies carry no number.
     let work = Promise.resolve();
+    const queue = (step: () => void | Promise<void>) => {
+      work = work.then(step);
+      if (!socket.destroyed) this.#clients.set(socket, work);
+    };
+    this.#clients.set(socket, work);
     socket.on('data', (chunk) => {
       const requests = parser.push(chunk);
       if (requests.length === 0) this.#log.debug(`command monitor: ${chunk.length} bytes that are no complete request`);
-      for (const request of requests) work = work.then(() => this.#serve(socket, request));
+      for (const request of requests) queue(() => this.#serve(socket, request));
     });
     socket.on('end', () => {
       // The client sends nothing more, but may still wait for replies; events are over.
       if (this.#eventClient === socket) this.#eventClient = undefined;
-      work = work.then(() => void socket.end());
+      queue(() => void socket.end());
     });
     socket.on('close', () => {
       this.#clients.delete(socket);
@@ -235,8 +240,10 @@ export class CmdMonitor {
   }
 }
 
-/** End a connection once the client took what is under way, at the latest after {@link LINGER_MS}. */
-export function finish(socket: Socket): Promise<void> {
+/**
+ * End a connection once `work` is done and the client took what is under way, at the latest after {@link LINGER_MS}.
+ */
+export function finish(socket: Socket, work: Promise<void>): Promise<void> {
   return new Promise((resolve) => {
     if (socket.destroyed) {
       resolve();
@@ -248,6 +255,6 @@ export function finish(socket: Socket): Promise<void> {
       resolve();
     });
     // The other side may keep its half open for ever: ours is enough.
-    socket.end(() => socket.destroy());
+    void work.then(() => socket.end(() => socket.destroy()));
   });
 }

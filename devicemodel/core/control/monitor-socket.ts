@@ -79,7 +79,8 @@ export interface MonitorSocketOptions {
 
 export class MonitorSocket {
   readonly #options: MonitorSocketOptions;
-  readonly #clients = new Set<Socket>();
+  /** Each with its requests under way. */
+  readonly #clients = new Map<Socket, Promise<void>>();
   #listener: UnixListener | undefined;
 
   constructor(options: MonitorSocketOptions) {
@@ -109,7 +110,7 @@ export class MonitorSocket {
   async stop(): Promise<void> {
     this.#listener?.close();
     this.#listener = undefined;
-    await Promise.all([...this.#clients].map(finish));
+    await Promise.all([...this.#clients].map(([socket, work]) => finish(socket, work)));
   }
 
   #accept(socket: Socket): void {
@@ -118,10 +119,14 @@ export class MonitorSocket {
       socket.destroy();
       return;
     }
-    this.#clients.add(socket);
-    socket.on('close', () => this.#clients.delete(socket));
     let rest: Uint8Array = new Uint8Array(0);
     let work = Promise.resolve();
+    const queue = (step: () => void | Promise<void>) => {
+      work = work.then(step);
+      if (!socket.destroyed) this.#clients.set(socket, work);
+    };
+    this.#clients.set(socket, work);
+    socket.on('close', () => this.#clients.delete(socket));
     socket.on('data', (chunk) => {
       let received: Uint8Array = rest.length === 0 ? chunk : Buffer.concat([rest, chunk]);
       while (received.length >= ManagerMessage.size) {
@@ -133,13 +138,11 @@ export class MonitorSocket {
           socket.destroy();
           return;
         }
-        work = work.then(() => this.#serve(socket, message));
+        queue(() => this.#serve(socket, message));
       }
       rest = received.slice();
     });
-    socket.on('end', () => {
-      work = work.then(() => void socket.end());
-    });
+    socket.on('end', () => queue(() => void socket.end()));
   }
 
   async #serve(socket: Socket, request: Uint8Array): Promise<void> {
