@@ -9,25 +9,29 @@ import { amdHostBridge, hostBridge } from './pci/host-bridge.ts';
 import { ivshmem } from './pci/ivshmem.ts';
 import { lpc } from './pci/lpc.ts';
 import { pciUart } from './pci/uart.ts';
+import { BlockOptions, parseBlockText } from './pci/virtio/block-options.ts';
+import { virtioRnd } from './pci/virtio/rng.ts';
 
 // biome-ignore lint/suspicious/noExplicitAny: drivers of all option types in one list
 export type AnyPciDriver = PciDriver<any>;
 
-export interface PciDriverEntry {
-  readonly name: string;
-  readonly aliases: readonly string[];
-  readonly summary: string;
+/** What the command line and help need of a driver, and how to get at the rest. */
+export interface PciDriverEntry
+  extends Pick<AnyPciDriver, 'name' | 'aliases' | 'summary' | 'options' | 'parseText' | 'isSingle'> {
   load(): AnyPciDriver | Promise<AnyPciDriver>;
 }
 
+/** For a module that may be loaded at every start. */
 function eager(driver: AnyPciDriver): PciDriverEntry {
-  const { name, summary, aliases = [] } = driver;
-  return { name, aliases, summary, load: () => driver };
+  return { ...driver, load: () => driver };
 }
 
-/** @param load `() => import('./pci/foo.ts').then((m) => m.foo)` */
-export function lazy(name: string, summary: string, load: () => Promise<AnyPciDriver>): PciDriverEntry {
-  return { name, aliases: [], summary, load };
+/**
+ * For a module that is loaded when a VM has such a device. The options stand in a small module of their own, since the
+ * command line checks them before that.
+ */
+function lazy(info: Omit<PciDriverEntry, 'load'>, load: () => Promise<AnyPciDriver>): PciDriverEntry {
+  return { ...info, load };
 }
 
 export const pciDrivers: readonly PciDriverEntry[] = [
@@ -37,14 +41,22 @@ export const pciDrivers: readonly PciDriverEntry[] = [
   eager(ivshmem),
   eager(pciUart),
   eager(dummy),
+  eager(virtioRnd),
+  lazy(
+    {
+      name: 'virtio-blk',
+      summary: 'disk on an image file or a block device',
+      options: BlockOptions,
+      parseText: parseBlockText,
+    },
+    async () => (await import('./pci/virtio/block.ts')).virtioBlk,
+  ),
 ];
 
 /** Drivers of the C device model that this one does not have yet. A driver in `pciDrivers` wins over its line here. */
 const notYet: ReadonlySet<string> = new Set([
-  'virtio-blk',
   'virtio-net',
   'virtio-console',
-  'virtio-rnd',
   'virtio-input',
   'virtio-gpio',
   'virtio-i2c',
@@ -80,12 +92,12 @@ export type PciDriverLookup =
   | { readonly kind: 'unknown'; readonly message: string; readonly hint: string };
 
 export function lookupPciDriver(name: string, drivers: readonly PciDriverEntry[] = pciDrivers): PciDriverLookup {
-  const entry = drivers.find((d) => d.name === name || d.aliases.includes(name));
+  const entry = drivers.find((d) => d.name === name || d.aliases?.includes(name) === true);
   if (entry !== undefined) return { kind: 'driver', entry };
   const gone = Object.hasOwn(obsolete, name) ? obsolete[name] : undefined;
   if (gone !== undefined) return { kind: 'obsolete', message: `device "${name}" is obsolete: ${gone}` };
   if (notYet.has(name)) return { kind: 'not-yet', message: `device "${name}" is not supported by this version` };
-  const near = nearest(name, [...drivers.flatMap((d) => [d.name, ...d.aliases]), ...notYet]);
+  const near = nearest(name, [...drivers.flatMap((d) => [d.name, ...(d.aliases ?? [])]), ...notYet]);
   return {
     kind: 'unknown',
     message: `unknown device "${name}"`,

@@ -45,6 +45,7 @@ const IOCTL: { readonly [K in HsmMethod]: string } = {
   destroyVm: 'DESTROY_VM',
   setVcpuRegs: 'SET_VCPU_REGS',
   mapRam: 'SET_MEMSEG',
+  unmapRam: 'UNSET_MEMSEG',
   setIrqLine: 'SET_IRQLINE',
   injectMsi: 'INJECT_MSI',
   createIoreqClient: 'CREATE_IOREQ_CLIENT',

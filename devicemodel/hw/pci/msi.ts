@@ -87,20 +87,20 @@ export class Msi {
         return false;
       }
     }
-    this.#send(config, vector);
-    return true;
+    return this.#send(config, vector);
   }
 
-  #send(config: ConfigSpace, vector: number): void {
+  #send(config: ConfigSpace, vector: number): boolean {
     const low = config.get32(this.#offset + 4);
     const high = this.#is64Bit ? config.get32(this.#offset + 8) : 0;
     // No interrupt controller is up there: the write is lost, as on a machine with that many address bits.
-    if (high > MAX_ADDRESS_HIGH) return;
+    if (high > MAX_ADDRESS_HIGH) return false;
     this.#message.address = high * 0x1_0000_0000 + low;
     // §6.8.1.6: the function replaces the low bits of the data by the vector number.
     const data = config.get16(this.#offset + this.#dataOffset);
     this.#message.data = (data & ~(this.enabledVectors - 1)) | vector;
     this.#sink.signal(this.#message);
+    return true;
   }
 
   #deliverPending(): void {

@@ -1,0 +1,215 @@
+/**
+ * A machine that is only a PCI host: real buses, a hypervisor that writes down what it is asked, wires that remember.
+ *
+ *   const machine = new PciMachine();
+ *   machine.plug('0:5.0', ivshmem, { name: 'hv:/shm0', size: 2, regionId: 0 });
+ *   machine.power();                                   // configure, createVdevs
+ *   machine.cfgRead('0:5.0', 0x10);                    // as the guest would
+ */
+import type { AccessSize, Bdf, Gsi } from '../../devicemodel/core/address.ts';
+import { allOnes } from '../../devicemodel/core/address.ts';
+import type { Hsm, IrqLineOp, RamMapping } from '../../devicemodel/core/hsm/hsm.ts';
+import type { HvVdev } from '../../devicemodel/core/hsm/vdev.ts';
+import { MmioBus, PioBus } from '../../devicemodel/core/io-bus.ts';
+import { GuestMemory } from '../../devicemodel/core/memory.ts';
+import type { SharedMemory } from '../../devicemodel/hw/pci/driver.ts';
+import { PciHost } from '../../devicemodel/hw/pci/host.ts';
+import type { IntxRouter } from '../../devicemodel/hw/pci/intx.ts';
+import type { AnyPciDriver } from '../../devicemodel/hw/registry.ts';
+import { FakeCharBackend } from './fake-char-backend.ts';
+import { FakeClock } from './fake-clock.ts';
+import { FakeMsi, FakePower } from './fake-line.ts';
+import { memoryLog } from './memory-log.ts';
+
+export type HsmCallRecord =
+  | { readonly name: 'SET_IRQLINE'; readonly gsi: Gsi; readonly op: IrqLineOp }
+  | { readonly name: 'CREATE_VDEV' | 'DESTROY_VDEV'; readonly vdev: HvVdev }
+  | { readonly name: 'SET_MEMSEG' | 'UNSET_MEMSEG'; readonly mapping: RamMapping };
+
+/** The calls PCI makes, and nothing else. */
+export class PciHsm {
+  readonly calls: HsmCallRecord[] = [];
+  /** Throws at the call of this name; cleared by hand. */
+  failing: HsmCallRecord['name'] | undefined;
+  unmapRam: ((mapping: RamMapping) => void) | undefined;
+
+  setIrqLine(gsi: Gsi, op: IrqLineOp): void {
+    this.#record({ name: 'SET_IRQLINE', gsi, op });
+  }
+  createVdev(vdev: HvVdev): void {
+    this.#record({ name: 'CREATE_VDEV', vdev });
+  }
+  destroyVdev(vdev: HvVdev): void {
+    this.#record({ name: 'DESTROY_VDEV', vdev });
+  }
+  mapRam(mapping: RamMapping): void {
+    this.#record({ name: 'SET_MEMSEG', mapping });
+  }
+  /** Let RAM be taken away again, as some engines can. */
+  allowUnmap(): void {
+    this.unmapRam = (mapping) => this.#record({ name: 'UNSET_MEMSEG', mapping });
+  }
+  get names(): string[] {
+    return this.calls.map((c) => c.name);
+  }
+
+  #record(call: HsmCallRecord): void {
+    this.calls.push(call);
+    if (this.failing === call.name) throw new Error(`${call.name}: made to fail by the test`);
+  }
+}
+
+const LINK_DISABLED = 0x80;
+/** ISA irqs a link may use (ICH10: 3-7, 9-12, 14, 15). */
+const ALLOWED_IRQS = [3, 4, 5, 6, 7, 9, 10, 11, 12, 14, 15];
+
+/** Least used link, least used irq, IOAPIC pins from 16 up: the order of the C device model. */
+export class FakeIntxRouter implements IntxRouter {
+  #nextGsi = 16;
+  readonly #links = new Array<number>(8).fill(LINK_DISABLED);
+  readonly #linkUsers = new Array<number>(8).fill(0);
+  readonly #irqUsers = new Map<number, number>();
+  readonly #reserved = new Set<number>();
+
+  constructor() {
+    this.reset();
+  }
+  reserve(irq: number): void {
+    this.#reserved.add(irq);
+  }
+  allocateGsi(): Gsi {
+    return this.#nextGsi++;
+  }
+  allocateLink(): number {
+    const link = this.#linkUsers.indexOf(Math.min(...this.#linkUsers));
+    this.#linkUsers[link] = (this.#linkUsers[link] as number) + 1;
+    if (this.#links[link] === LINK_DISABLED) {
+      const free = ALLOWED_IRQS.filter((irq) => !this.#reserved.has(irq));
+      const users = (irq: number) => this.#irqUsers.get(irq) ?? 0;
+      const irq = free.reduce((best, candidate) => (users(candidate) < users(best) ? candidate : best));
+      this.#irqUsers.set(irq, users(irq) + 1);
+      this.#links[link] = irq;
+    }
+    return link + 1;
+  }
+  readLink(link: number): number {
+    return this.#links[link - 1] ?? LINK_DISABLED;
+  }
+  writeLink(link: number, value: number): void {
+    if (link >= 1 && link <= 8) this.#links[link - 1] = value & 0x8f;
+  }
+  reset(): void {
+    this.#nextGsi = 16;
+    this.#links.fill(LINK_DISABLED);
+    this.#linkUsers.fill(0);
+    this.#irqUsers.clear();
+    // The SCI has irq 9.
+    this.#irqUsers.set(9, 1);
+    this.#reserved.clear();
+  }
+}
+
+export function bdf(text: string): Bdf {
+  const [bus, device, fn] = text.split(/[:.]/).map((part) => Number.parseInt(part, 16));
+  return { bus: bus as number, device: device as number, function: fn as number };
+}
+
+export class PciMachine {
+  readonly pio = new PioBus();
+  readonly mmio = new MmioBus();
+  readonly hsm = new PciHsm();
+  readonly clock = new FakeClock();
+  readonly msi = new FakeMsi();
+  readonly power_ = new FakePower();
+  readonly router = new FakeIntxRouter();
+  readonly backends: FakeCharBackend[] = [];
+  readonly shared = new Map<string, SharedMemory & { disposed: number }>();
+  readonly lines: string[];
+  readonly host: PciHost;
+
+  constructor(options: { readonly hasOvmf?: boolean; readonly virtioMsi?: boolean; readonly ramBytes?: number } = {}) {
+    const { log, lines } = memoryLog();
+    this.lines = lines;
+    const ram = new Uint8Array(options.ramBytes ?? 0x10_0000);
+    this.host = new PciHost({
+      pio: this.pio,
+      mmio: this.mmio,
+      router: this.router,
+      hsm: this.hsm as unknown as Hsm,
+      memory: new GuestMemory([{ base: 0, bytes: ram, hostAddress: undefined }]),
+      clock: this.clock,
+      log,
+      msi: this.msi,
+      power: this.power_,
+      charBackend: (text) => {
+        const backend = new FakeCharBackend(text);
+        this.backends.push(backend);
+        return backend;
+      },
+      sharedMemory: { openSharedMemory: (name, sizeBytes) => this.#openShared(name, sizeBytes) },
+      machine: {
+        vmName: 'test',
+        windows: false,
+        virtioMsi: options.virtioMsi ?? false,
+        virtioPollNs: undefined,
+        hasOvmf: options.hasOvmf ?? false,
+        isRtvm: false,
+      },
+    });
+  }
+
+  plug(where: string, driver: AnyPciDriver, options: unknown = {}): this {
+    this.host.add({ bdf: bdf(where), driver: driver.name, options, text: '' }, driver);
+    return this;
+  }
+
+  /** Up to the point where the guest would start. */
+  power(): this {
+    this.host.configure();
+    this.host.createVdevs();
+    return this;
+  }
+
+  cfgRead(where: string, offset: number, size: AccessSize = 4): number {
+    return this.host.readConfig(bdf(where), offset, size);
+  }
+  cfgWrite(where: string, offset: number, value: number, size: AccessSize = 4): void {
+    this.host.writeConfig(bdf(where), offset, size, value);
+  }
+  inb(port: number): number {
+    return this.pio.read(port, 1) ?? 0xff;
+  }
+  outb(port: number, value: number): void {
+    this.pio.write(port, 1, value);
+  }
+  mmioRead(address: number, size: AccessSize = 4): number {
+    return this.mmio.read(address, size) ?? allOnes(size);
+  }
+  mmioWrite(address: number, value: number, size: AccessSize = 4): void {
+    this.mmio.write(address, size, value);
+  }
+  /** The 256 bytes a guest sees. */
+  cfgDump(where: string): string {
+    const dwords = Array.from({ length: 64 }, (_, i) => this.cfgRead(where, i * 4));
+    return Buffer.from(new Uint32Array(dwords).buffer).toString('hex');
+  }
+  /** What the interrupt lines were told since the last call. */
+  takeIrqs(): string[] {
+    const irqs = this.hsm.calls.flatMap((c) => (c.name === 'SET_IRQLINE' ? [`${c.gsi} ${c.op}`] : []));
+    this.hsm.calls.length = 0;
+    return irqs;
+  }
+
+  #openShared(name: string, sizeBytes: number): SharedMemory {
+    const memory = {
+      bytes: new Uint8Array(sizeBytes),
+      hostAddress: 0x7f00_0000_0000n,
+      disposed: 0,
+      dispose(): void {
+        this.disposed++;
+      },
+    };
+    this.shared.set(name, memory);
+    return memory;
+  }
+}
