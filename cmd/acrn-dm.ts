@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 /** The program: command line → VM → exit status. The only file that ends the process. */
 import { ExitCode } from '../devicemodel/core/errors.ts';
-import type { Log } from '../devicemodel/core/log.ts';
+import { Log, LogLevel } from '../devicemodel/core/log.ts';
 import { pciDrivers } from '../devicemodel/hw/registry.ts';
 import { parseCommandLine, type VmOrder } from './cli.ts';
 import { errorLines, exitCodeOf, writeLines } from './report.ts';
@@ -48,7 +48,7 @@ async function dryRun(order: VmOrder): Promise<ExitCode> {
     process.stderr,
     order.notices.map((notice) => `acrn-dm: ${notice.level === 'warn' ? 'warning: ' : ''}${notice.text}`),
   );
-  const plan = describeVm(order.config, { drivers: pciDrivers, later: order.later });
+  const plan = await describeVm(order.config, order.later);
   writeLines(process.stdout, order.format === 'json' ? [JSON.stringify(plan, undefined, 2)] : formatDryRun(plan));
   const problems = problemsOf(order);
   for (const problem of problems) writeLines(process.stderr, errorLines(problem, { debug }));
@@ -56,16 +56,17 @@ async function dryRun(order: VmOrder): Promise<ExitCode> {
 }
 
 async function run(order: VmOrder): Promise<ExitCode> {
-  const [{ createLog }, { checkBootFiles, problemsOf }] = await Promise.all([
-    import('./logger.ts'),
+  const [{ createSinks }, { problemsOf }] = await Promise.all([
+    import('../devicemodel/core/log-sinks.ts'),
     import('./preflight.ts'),
   ]);
   const { config, notices } = order;
-  const log: Log = createLog({ vmName: config.name, settings: config.logger, debug: order.debug });
+  // --debug is about the console: the last setting of a sink counts.
+  const loggers = order.debug ? [...config.logger, { sink: 'console', level: LogLevel.debug } as const] : config.logger;
+  const log = new Log(createSinks(loggers, config.name));
   for (const notice of notices) log[notice.level](notice.text);
   const [problem] = problemsOf(order);
   if (problem !== undefined) throw problem;
-  if (config.boot !== undefined) checkBootFiles(config.boot);
 
   const { abandonVm, runVm } = await import('./run.ts');
   abandon = abandonVm;

@@ -3,6 +3,7 @@
  */
 import type { BootConfig, ComConfig, OvmfImage, SsramConfig, VmConfig } from '../devicemodel/core/config.ts';
 import { ConfigError } from '../devicemodel/core/errors.ts';
+import { lookupPciDriver, type PciDriverEntry } from '../devicemodel/hw/registry.ts';
 import { getoptLong } from './getopt.ts';
 import { type OptionId, optionTable } from './option-table.ts';
 import {
@@ -25,23 +26,14 @@ import {
   parseVmName,
   parseVtpm2,
 } from './option-values.ts';
-import {
-  at,
-  type DriverInfo,
-  findDriver,
-  parseLpc,
-  parseSlots,
-  parseSlotText,
-  type SlotText,
-  unknownDriver,
-} from './slot.ts';
+import { located, parseLpc, parseSlots, parseSlotText, type SlotText } from './slot.ts';
 
 /** What `--help`, `-s help`, `-l help` or `-s DRIVER,help` asks for. */
 export type HelpTopic =
   | { readonly kind: 'options' }
   | { readonly kind: 'drivers' }
   | { readonly kind: 'lpc' }
-  | { readonly kind: 'driver'; readonly driver: DriverInfo };
+  | { readonly kind: 'driver'; readonly driver: PciDriverEntry };
 
 /** A VM as ordered on the command line. */
 export interface VmOrder {
@@ -185,7 +177,7 @@ function notify(into: Collected, spelled: string) {
  * @param drivers the PCI drivers there are.
  * @throws ConfigError: one line that says where, what and, in its hint, what to write instead.
  */
-export function parseCommandLine(argv: readonly string[], drivers: readonly DriverInfo[]): CommandLine {
+export function parseCommandLine(argv: readonly string[], drivers: readonly PciDriverEntry[]): CommandLine {
   const collected = emptyCollected();
   const names: string[] = [];
   for (const item of getoptLong(argv, optionTable)) {
@@ -201,27 +193,29 @@ export function parseCommandLine(argv: readonly string[], drivers: readonly Driv
     if (topic !== undefined) return { action: 'help', topic };
     // There may be several -l, so the line says which one it means; parseSlots does the same for -s.
     const where = id === 'lpc' ? `${spelled} ${value}` : spelled;
-    at(where, () => apply[id](collected, value ?? '', spelled));
+    try {
+      apply[id](collected, value ?? '', spelled);
+    } catch (error) {
+      throw located(where, error);
+    }
   }
   return orderOf(collected, names, drivers);
 }
 
 /** `-s help`, `-s DRIVER,help`, `-s SLOT,DRIVER,help`, `-l help`. */
-function helpTopic(id: OptionId, value: string | undefined, drivers: readonly DriverInfo[]): HelpTopic | undefined {
+function helpTopic(id: OptionId, value: string | undefined, drivers: readonly PciDriverEntry[]): HelpTopic | undefined {
   if (id === 'lpc') return value === 'help' ? { kind: 'lpc' } : undefined;
   if (id !== 'pci_slot' || value === undefined) return undefined;
   if (value === 'help') return { kind: 'drivers' };
-  if (!value.endsWith(',help')) return undefined;
   const words = value.split(',');
-  if (words.length > 3) return undefined;
-  const name = words.at(-2) as string;
+  if (words.at(-1) !== 'help' || words.length > 3) return undefined;
   if (words.length === 3) parseSlotText(value);
-  const driver = findDriver(drivers, name);
-  if (driver === undefined) throw unknownDriver(name, drivers);
-  return { kind: 'driver', driver };
+  const found = lookupPciDriver(words.at(-2) as string, drivers);
+  if (found.kind === 'driver') return { kind: 'driver', driver: found.entry };
+  throw new ConfigError(`-s ${value}: ${found.message}`, found.kind === 'unknown' ? { hint: found.hint } : {});
 }
 
-function orderOf(c: Collected, names: readonly string[], drivers: readonly DriverInfo[]): VmOrder {
+function orderOf(c: Collected, names: readonly string[], drivers: readonly PciDriverEntry[]): VmOrder {
   const notices = [...c.notices];
   const warn = (text: string) => void notices.push({ level: 'warn', text });
 

@@ -1,14 +1,15 @@
 /** Help texts. The only user of yargs, which takes longer to load than everything else here: import it lazily. */
 import yargs from 'yargs';
 import { optionHelp, optionUsage } from '../devicemodel/core/options.ts';
+import type { PciDriverEntry } from '../devicemodel/hw/registry.ts';
+import { CHAR_BACKEND_USAGE } from '../devicemodel/hw/uart/backends/spec.ts';
 import type { HelpTopic } from './cli.ts';
 import { type OptionSpec, optionGroups, optionTable } from './option-table.ts';
-import type { DriverInfo } from './slot.ts';
 
 /** Widest help; a wider terminal would only make lines harder to read. */
 const MAX_COLUMNS = 110;
 
-export async function helpText(topic: HelpTopic, drivers: readonly DriverInfo[], columns: number): Promise<string> {
+export async function helpText(topic: HelpTopic, drivers: readonly PciDriverEntry[], columns: number): Promise<string> {
   switch (topic.kind) {
     case 'options':
       return optionsHelp(columns);
@@ -59,11 +60,12 @@ function addOption(program: ReturnType<typeof yargs>, option: OptionSpec): void 
   });
 }
 
-export function driversHelp(drivers: readonly DriverInfo[]): string {
+export function driversHelp(drivers: readonly PciDriverEntry[]): string {
   const width = Math.max(0, ...drivers.map((d) => d.name.length));
   const lines = drivers.map((d) => {
-    const aliases = d.aliases === undefined || d.aliases.length === 0 ? '' : ` (also ${d.aliases.join(', ')})`;
-    return `  ${d.name.padEnd(width)}  ${d.summary}${aliases}`;
+    const { aliases = [] } = d;
+    const others = aliases.length === 0 ? '' : ` (also ${aliases.join(', ')})`;
+    return `  ${d.name.padEnd(width)}  ${d.summary}${others}`;
   });
   return [
     'PCI devices: -s [BUS:]SLOT[:FUNCTION],DRIVER[,OPTIONS], numbers in decimal',
@@ -74,7 +76,7 @@ export function driversHelp(drivers: readonly DriverInfo[]): string {
   ].join('\n');
 }
 
-export function driverHelp(driver: DriverInfo): string {
+export function driverHelp(driver: PciDriverEntry): string {
   const help = optionHelp(driver.options);
   return [
     `${driver.name}: ${driver.summary}`,
@@ -91,8 +93,7 @@ export const lpcHelp = [
   '  com5  port 0x9000, IRQ 10, or as in -l com5,BACKEND,PORT,IRQ',
   '',
   'BACKEND is where the characters go; without one nothing is connected:',
-  '  stdio      this terminal, put back as it was on exit',
-  '  pty        a new pseudo terminal, its name is logged',
-  '  tcp:PORT   a listening socket on 127.0.0.1',
-  '  PATH       a terminal device, as in /dev/ttyS1',
+  `  ${CHAR_BACKEND_USAGE}`,
+  '  stdio: this terminal, put back as it was on exit; pty: a new pseudo terminal, its name is logged;',
+  '  tcp and unix: a listening socket, tcp on 127.0.0.1 unless ADDRESS is given.',
 ].join('\n');

@@ -1,14 +1,12 @@
 /** `-s [bus:]slot[:func],driver[,options]` and `-l comN[,backend]`: text → VmConfig entries. Touches nothing on the host. */
-import type { Bdf } from '../devicemodel/core/address.ts';
+import { type Bdf, formatBdf } from '../devicemodel/core/address.ts';
 import type { ComConfig, PciSlotConfig } from '../devicemodel/core/config.ts';
 import { ConfigError, DmError } from '../devicemodel/core/errors.ts';
-import { checkOptions, type OptionSchema, optionsFromText, optionUsage } from '../devicemodel/core/options.ts';
-import type { PciDriver } from '../devicemodel/hw/pci/driver.ts';
+import { checkOptions, optionsFromText, optionUsage } from '../devicemodel/core/options.ts';
+import { lookupPciDriver, type PciDriverEntry } from '../devicemodel/hw/registry.ts';
+import { parseCharBackend } from '../devicemodel/hw/uart/backends/spec.ts';
 import { parseCNumber } from './option-values.ts';
 import { didYouMean } from './suggest.ts';
-
-/** What the command line needs of a driver; hw/registry.ts has the list. */
-export type DriverInfo = Pick<PciDriver<OptionSchema>, 'name' | 'aliases' | 'summary' | 'options' | 'parseText'>;
 
 /** A `-s` value taken apart, its driver not yet looked up. */
 export interface SlotText {
@@ -17,41 +15,6 @@ export interface SlotText {
   /** Everything behind `driver,`; empty if there is nothing. */
   readonly text: string;
 }
-
-/** Drivers the C program once had, whose `-s` is dropped: nothing answers in the guest, as with the last C releases that ran. */
-const obsoleteDrivers: Readonly<Record<string, string>> = {
-  'pci-gvt': 'GVT-g is gone, a GPU is passed through by -s 2,passthru,0/2/0',
-  npk: 'the trace hub mediator is gone',
-  'virtio-hdcp': 'its back end in the kernel is gone',
-  'virtio-coreu': 'its back end in the kernel is gone',
-  'virtio-hyper_dmabuf': 'its back end in the kernel is gone',
-  'virtio-ipu': 'its back end in the kernel is gone',
-  'virtio-audio': 'its back end in the kernel is gone',
-};
-
-/** Drivers that are to come: known by name until they stand in the registry. */
-const laterDrivers: readonly string[] = [
-  'ahci',
-  'ahci-cd',
-  'ahci-hd',
-  'amd_hostbridge',
-  'dummy',
-  'igd-lpc',
-  'passthru',
-  'vhost-vsock',
-  'virtio-blk',
-  'virtio-console',
-  'virtio-gpio',
-  'virtio-gpu',
-  'virtio-heci',
-  'virtio-i2c',
-  'virtio-input',
-  'virtio-net',
-  'virtio-rnd',
-  'virtio-rpmb',
-  'wdt-i6300esb',
-  'xhci',
-];
 
 const slotHint = 'write -s [BUS:]SLOT[:FUNCTION],DRIVER[,OPTIONS] in decimal, as in -s 3,virtio-blk,disk.img';
 
@@ -103,7 +66,7 @@ export interface SlotsResult {
   readonly pci: readonly PciSlotConfig[];
   /** `-s …: why`, one line for each dropped slot. */
   readonly obsolete: readonly string[];
-  /** Slots of drivers that do not exist yet, as given. */
+  /** Slots of drivers that do not exist yet. */
   readonly later: readonly SlotText[];
 }
 
@@ -111,50 +74,58 @@ export interface SlotsResult {
  * All `-s` values of a command line, in order.
  * @throws ConfigError naming the value, for the first that is wrong.
  */
-export function parseSlots(values: readonly string[], drivers: readonly DriverInfo[]): SlotsResult {
-  const pci: PciSlotConfig[] = [];
-  const obsolete: string[] = [];
-  const later: SlotText[] = [];
+export function parseSlots(values: readonly string[], drivers: readonly PciDriverEntry[]): SlotsResult {
+  const slots = { pci: [] as PciSlotConfig[], obsolete: [] as string[], later: [] as SlotText[] };
   const taken = new Map<string, string>();
   for (const value of values) {
-    at(`-s ${value}`, () => {
-      const slot = parseSlotText(value);
-      const why = Object.hasOwn(obsoleteDrivers, slot.driver) ? obsoleteDrivers[slot.driver] : undefined;
-      if (why !== undefined) {
-        obsolete.push(`-s ${value}: obsolete, ignored: ${why}`);
-        return;
-      }
-      const { bus, device, function: func } = slot.bdf;
-      const key = `${bus}:${device}:${func}`;
-      const holder = taken.get(key);
-      if (holder !== undefined) throw new ConfigError(`pci slot ${device}:${func} is already occupied by -s ${holder}`);
-      taken.set(key, value);
-
-      const driver = findDriver(drivers, slot.driver);
-      if (driver === undefined) {
-        if (!laterDrivers.includes(slot.driver)) throw unknownDriver(slot.driver, drivers);
-        later.push(slot);
-        return;
-      }
-      // The MP table cannot describe further buses, so the C program ends here too.
-      if (bus !== 0) throw new ConfigError(`bus ${bus} does not exist, devices are on bus 0`);
-      if (driver.name === 'lpc') {
-        const other = pci.find((p) => p.driver === 'lpc');
-        if (other !== undefined)
-          throw new ConfigError(`there is one LPC bridge only, it is at slot ${other.bdf.device}`);
-      }
-      pci.push({ bdf: slot.bdf, driver: driver.name, options: parseDriverOptions(driver, slot.text), text: slot.text });
-    });
+    try {
+      addSlot(slots, value, taken, drivers);
+    } catch (error) {
+      throw located(`-s ${value}`, error);
+    }
   }
-  return { pci, obsolete, later };
+  return slots;
 }
 
-export function findDriver<D extends DriverInfo>(drivers: readonly D[], name: string): D | undefined {
-  return drivers.find((d) => d.name === name || d.aliases?.includes(name));
+function addSlot(
+  slots: { readonly pci: PciSlotConfig[]; readonly obsolete: string[]; readonly later: SlotText[] },
+  value: string,
+  taken: Map<string, string>,
+  drivers: readonly PciDriverEntry[],
+): void {
+  const slot = parseSlotText(value);
+  const found = lookupPciDriver(slot.driver, drivers);
+  // Compat: C says that these are ignored, and then ends.
+  if (found.kind === 'obsolete') {
+    slots.obsolete.push(`-s ${value}: ignored: ${found.message}`);
+    return;
+  }
+  const { bus, device, function: func } = slot.bdf;
+  const key = formatBdf(slot.bdf);
+  const holder = taken.get(key);
+  if (holder !== undefined) throw new ConfigError(`pci slot ${device}:${func} is already occupied by -s ${holder}`);
+  taken.set(key, value);
+
+  if (found.kind === 'unknown') throw new ConfigError(found.message, { hint: found.hint });
+  if (found.kind === 'not-yet') {
+    slots.later.push(slot);
+    return;
+  }
+  // The MP table cannot describe further buses, so the C program ends here too.
+  if (bus !== 0) throw new ConfigError(`bus ${bus} does not exist, devices are on bus 0`);
+  const driver = found.entry;
+  const twin = driver.isSingle === true ? slots.pci.find((other) => other.driver === driver.name) : undefined;
+  if (twin !== undefined) {
+    throw new ConfigError(
+      `there can be one ${driver.name} only, it is at slot ${twin.bdf.device}:${twin.bdf.function}`,
+    );
+  }
+  const options = parseDriverOptions(driver, slot.text);
+  slots.pci.push({ bdf: slot.bdf, driver: driver.name, options, text: slot.text });
 }
 
 /** Option text → checked options. @throws ConfigError with the driver's usage as hint. */
-export function parseDriverOptions(driver: DriverInfo, text: string): unknown {
+function parseDriverOptions(driver: PciDriverEntry, text: string): unknown {
   try {
     const raw = driver.parseText === undefined ? optionsFromText(driver.options, text) : driver.parseText(text);
     return checkOptions(driver.options, raw);
@@ -162,14 +133,6 @@ export function parseDriverOptions(driver: DriverInfo, text: string): unknown {
     if (!(error instanceof ConfigError) || error.hint !== undefined) throw error;
     throw new ConfigError(error.message, { hint: `usage: -s SLOT,${optionUsage(driver.name, driver.options)}` });
   }
-}
-
-export function unknownDriver(name: string, drivers: readonly DriverInfo[]): ConfigError {
-  const known = [...drivers.flatMap((d) => [d.name, ...(d.aliases ?? [])]), ...laterDrivers];
-  const guess = didYouMean(name, known);
-  return new ConfigError(`unknown device "${name}"`, {
-    hint: guess === undefined ? '-s help lists the drivers' : `did you mean ${guess}?`,
-  });
 }
 
 /** COM1 to COM5. */
@@ -201,10 +164,10 @@ export function parseLpc(lpcText: string): ComConfig {
   }
   if (comma < 0) return { index, backend: '' };
   const rest = lpcText.slice(comma + 1);
-  if (index !== 5) return { index, backend: nonEmptyBackend(rest) };
+  if (index !== 5) return { index, backend: checkedBackend(rest) };
 
   const [backend, port, irq, ...more] = rest.split(',');
-  if (port === undefined) return { index, backend: nonEmptyBackend(backend) };
+  if (port === undefined) return { index, backend: checkedBackend(backend) };
   if (irq === undefined) throw new ConfigError('the IRQ is missing', { hint: lpcHint });
   if (more.length > 0) throw new ConfigError(`"${more.join(',')}" is too much`, { hint: lpcHint });
   const portNumber = parseCNumber(port);
@@ -215,22 +178,20 @@ export function parseLpc(lpcText: string): ComConfig {
   if (irqNumber === undefined || irqNumber === 0 || irqNumber > MAX_ISA_IRQ) {
     throw new ConfigError(`"${irq}" is not an interrupt from 1 to ${MAX_ISA_IRQ}`);
   }
-  return { index, backend: nonEmptyBackend(backend), port: portNumber, irq: irqNumber };
+  return { index, backend: checkedBackend(backend), port: portNumber, irq: irqNumber };
 }
 
-function nonEmptyBackend(text: string | undefined): string {
-  if (text === undefined || text === '')
+function checkedBackend(text: string | undefined): string {
+  if (text === undefined || text === '') {
     throw new ConfigError('the back end behind the comma is empty', { hint: lpcHint });
+  }
+  parseCharBackend(text);
   return text;
 }
 
-/** Run `check`, and put `where: ` before the message of what it throws. */
-export function at<T>(where: string, check: () => T): T {
-  try {
-    return check();
-  } catch (error) {
-    if (!(error instanceof DmError)) throw error;
-    const { hint, exitCode, cause } = error;
-    throw new ConfigError(`${where}: ${error.message}`, { exitCode, cause, ...(hint === undefined ? {} : { hint }) });
-  }
+/** The same error with `where: ` before its message. Anything that is not ours stays as it is. */
+export function located(where: string, error: unknown): unknown {
+  if (!(error instanceof DmError)) return error;
+  const { hint, exitCode, cause } = error;
+  return new ConfigError(`${where}: ${error.message}`, { exitCode, cause, ...(hint === undefined ? {} : { hint }) });
 }

@@ -198,7 +198,7 @@ describe('help and version', () => {
     }
   });
   test('-s with an unknown driver and help', () => {
-    expect(() => parse('-s', 'shn,help')).toThrow(expect.objectContaining({ hint: 'did you mean shm?' }));
+    expect(() => parse('-s', 'shn,help')).toThrow(expect.objectContaining({ hint: 'did you mean "shm"?' }));
   });
 });
 

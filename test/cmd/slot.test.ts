@@ -94,10 +94,10 @@ describe('-s', () => {
     expect(slotsOf('3,virtio-rnd', '3:1,virtio-rnd').pci).toHaveLength(2);
   });
   test.each([
-    ['nosuchdev', '-s help lists the drivers'],
-    ['ivshmen', 'did you mean ivshmem?'],
-    ['virtio-blck', 'did you mean virtio-blk?'],
-    ['virto-net', 'did you mean virtio-net?'],
+    ['nosuchdev', '-s help lists the devices'],
+    ['ivshmen', 'did you mean "ivshmem"?'],
+    ['virtio-blck', 'did you mean "virtio-blk"?'],
+    ['virto-net', 'did you mean "virtio-net"?'],
   ])('unknown device %s: %s', (name, hint) => {
     expect(() => slotsOf(`3,${name}`)).toThrow(
       expect.objectContaining({ message: `-s 3,${name}: unknown device "${name}"`, hint }),
@@ -110,7 +110,7 @@ describe('-s', () => {
     'obsolete %s is dropped with one line and leaves its slot free',
     (name) => {
       const { obsolete, pci } = slotsOf(`2,${name}`, '2,virtio-rnd');
-      expect(obsolete).toEqual([expect.stringMatching(`^-s 2,${name}: obsolete, ignored: `)]);
+      expect(obsolete).toEqual([expect.stringMatching(`^-s 2,${name}: ignored: device "${name}" is obsolete`)]);
       expect(pci).toHaveLength(1);
     },
   );
@@ -120,10 +120,12 @@ describe('-s', () => {
     expect(later).toEqual([{ bdf: { bus: 0, device: 3, function: 0 }, driver: 'virtio-gpu', text: 'geometry=1x1' }]);
   });
   test('an alias is the driver itself', () => {
-    expect(parseSlots(['0,amd'], [anyTextDriver('hostbridge', ['amd'])]).pci[0]?.driver).toBe('hostbridge');
+    expect(parseSlots(['0,amd'], [anyTextDriver('hostbridge', { aliases: ['amd'] })]).pci[0]?.driver).toBe(
+      'hostbridge',
+    );
   });
   test('there is one LPC bridge', () => {
-    expect(() => slotsOf('1:0,lpc', '2:0,lpc')).toThrow('-s 2:0,lpc: there is one LPC bridge only, it is at slot 1');
+    expect(() => slotsOf('1:0,lpc', '2:0,lpc')).toThrow('-s 2:0,lpc: there can be one lpc only, it is at slot 1:0');
   });
   test('devices are on bus 0', () => {
     expect(() => slotsOf('1:4:0,virtio-rnd')).toThrow('-s 1:4:0,virtio-rnd: bus 1 does not exist');
@@ -155,6 +157,7 @@ describe('-l', () => {
     ['COM2,tcp:4555', { index: 2, backend: 'tcp:4555' }],
     ['com3,/dev/pts/3', { index: 3, backend: '/dev/pts/3' }],
     ['com4,/dev/ttyS0,x', { index: 4, backend: '/dev/ttyS0,x' }],
+    ['com1,tty:ttyS0', { index: 1, backend: 'tty:ttyS0' }],
     ['com5,/dev/pts/0,0x9000,5', { index: 5, backend: '/dev/pts/0', port: 0x9000, irq: 5 }],
     ['com5,/dev/pts/0', { index: 5, backend: '/dev/pts/0' }],
   ])('%s', (text, com) => {
@@ -165,11 +168,13 @@ describe('-l', () => {
     ['', 'there is no LPC device ""'],
     ['com1,', 'the back end behind the comma is empty'],
     ['com5,,0x9000,5', 'the back end behind the comma is empty'],
-    ['com5,x,0x9000', 'the IRQ is missing'],
-    ['com5,x,0x10000,5', '"0x10000" is not an I/O port'],
-    ['com5,x,port,5', '"port" is not an I/O port'],
-    ['com5,x,0x9000,16', '"16" is not an interrupt from 1 to 15'],
-    ['com5,x,0x9000,5,6', '"6" is too much'],
+    ['com1,nowhere', 'back end "nowhere": unknown'],
+    ['com1,tcp:99999', 'port must be 0 to 65535'],
+    ['com5,pty,0x9000', 'the IRQ is missing'],
+    ['com5,pty,0x10000,5', '"0x10000" is not an I/O port'],
+    ['com5,pty,port,5', '"port" is not an I/O port'],
+    ['com5,pty,0x9000,16', '"16" is not an interrupt from 1 to 15'],
+    ['com5,pty,0x9000,5,6', '"6" is too much'],
   ])('refuses "%s"', (text, message) => {
     expect(() => parseLpc(text)).toThrow(message);
   });
@@ -181,7 +186,7 @@ describe('-l', () => {
       fc.property(
         fc.oneof(
           fc.string(),
-          fc.string().map((s) => `com5,x,${s}`),
+          fc.string().map((s) => `com5,pty,${s}`),
         ),
         (text) => {
           try {
