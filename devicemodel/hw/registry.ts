@@ -10,7 +10,9 @@ import { ivshmem } from './pci/ivshmem.ts';
 import { lpc } from './pci/lpc.ts';
 import { pciUart } from './pci/uart.ts';
 import { BlockOptions, parseBlockText } from './pci/virtio/block-options.ts';
-import { virtioRnd } from './pci/virtio/rng.ts';
+import { ConsoleOptions, parseConsoleText } from './pci/virtio/console-options.ts';
+import { NetOptions, parseNetText } from './pci/virtio/net-options.ts';
+import { RngOptions } from './pci/virtio/options.ts';
 
 // biome-ignore lint/suspicious/noExplicitAny: drivers of all option types in one list
 export type AnyPciDriver = PciDriver<any>;
@@ -41,7 +43,6 @@ export const pciDrivers: readonly PciDriverEntry[] = [
   eager(ivshmem),
   eager(pciUart),
   eager(dummy),
-  eager(virtioRnd),
   lazy(
     {
       name: 'virtio-blk',
@@ -51,12 +52,32 @@ export const pciDrivers: readonly PciDriverEntry[] = [
     },
     async () => (await import('./pci/virtio/block.ts')).virtioBlk,
   ),
+  lazy(
+    {
+      name: 'virtio-net',
+      summary: 'network interface on a tap or macvtap',
+      options: NetOptions,
+      parseText: parseNetText,
+    },
+    async () => (await import('./pci/virtio/net.ts')).virtioNet,
+  ),
+  lazy(
+    {
+      name: 'virtio-console',
+      summary: 'consoles and serial ports',
+      options: ConsoleOptions,
+      parseText: parseConsoleText,
+    },
+    async () => (await import('./pci/virtio/console.ts')).virtioConsole,
+  ),
+  lazy(
+    { name: 'virtio-rnd', summary: 'entropy from the host', options: RngOptions },
+    async () => (await import('./pci/virtio/rng.ts')).virtioRnd,
+  ),
 ];
 
 /** Drivers of the C device model that this one does not have yet. A driver in `pciDrivers` wins over its line here. */
 const notYet: ReadonlySet<string> = new Set([
-  'virtio-net',
-  'virtio-console',
   'virtio-input',
   'virtio-gpio',
   'virtio-i2c',

@@ -8,6 +8,7 @@ import type { Log } from '../../core/log.ts';
 import type { GuestMemory } from '../../core/memory.ts';
 import type { OptionSchema } from '../../core/options.ts';
 import type { CharBackend } from '../uart/backend.ts';
+import type { CharBackendSpec } from '../uart/backends/spec.ts';
 import type { PciFunction } from './function.ts';
 
 /** POSIX shared memory of the host, mapped into this process. */
@@ -44,8 +45,8 @@ export interface PciEnv {
   readonly power: PowerControl;
   /** Legacy interrupt: takes a pin (INTA# first) and a line on first call; the same line on later calls. Level, active low at the IOAPIC. */
   intx(): InterruptLine;
-  /** Open a character back end by its option text: `stdio`, `pty`, `tcp:PORT`, a path… */
-  charBackend(text: string): CharBackend;
+  /** Open a character back end by its option text (`stdio`, `pty`, `tcp:PORT`, a path…), or as parsed from one. */
+  charBackend(spec: string | CharBackendSpec): CharBackend;
   /** Absent where the host has none. */
   readonly sharedMemory?: SharedMemoryProvider;
   /** Absent where nothing routes legacy interrupts. */

@@ -138,7 +138,7 @@ export class BlockBackend {
     let done = 0;
     while (done < count) {
       const part = Math.min(count - done, MAX_TRANSFER_BYTES);
-      const pieces = chain.toIovecs(chainAt + done, part, !isWrite, this.#iov, MAX_IOVECS);
+      const pieces = chain.toIovecs(chainAt + done, part, !isWrite, this.#iov, 0, MAX_IOVECS);
       if (pieces === 0) return Errno.EINVAL;
       const got = isWrite
         ? pwritev(this.fd, this.#iovBytes, pieces, this.#base + offset + done)

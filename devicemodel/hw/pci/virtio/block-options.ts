@@ -3,7 +3,7 @@ import { statSync } from 'node:fs';
 import * as v from 'valibot';
 import { ConfigError } from '../../../core/errors.ts';
 import { isPowerOfTwo } from '../../../core/units.ts';
-import { transportModes } from './options.ts';
+import { transportOption } from './options.ts';
 
 /** The one sector unit of the protocol (Virtio 1.2 §5.2.4); also what LBAs of `discard` count. */
 export const SECTOR_BYTES = 512;
@@ -87,13 +87,7 @@ export const BlockOptions = v.strictObject({
       }),
     ),
   ),
-  transport: v.optional(
-    v.pipe(
-      v.picklist(transportModes),
-      v.metadata({ arg: 'transport=legacy|transitional|modern', help: 'register interface', named: true }),
-    ),
-    'legacy',
-  ),
+  transport: transportOption,
   /** What the serial number is a digest of. */
   text: v.optional(v.string(), ''),
 });

@@ -68,16 +68,23 @@ export class GuestRam {
     return true;
   }
 
-  /** Little-endian reads and writes of ring fields. The caller has checked the range; alignment keeps a field in one chunk. */
-  readU16(at: Gpa): number {
+  /** Little-endian fields of rings that no one chunk holds. The caller has checked that all of it is RAM. */
+  readU8(at: Gpa): number {
     const chunk = this.chunkAt(at);
-    return chunk < 0 ? 0 : (this.views[chunk] as DataView).getUint16(at - this.baseOf(chunk), true);
+    return chunk < 0 ? 0 : ((this.bytes[chunk] as Uint8Array)[at - this.baseOf(chunk)] as number);
+  }
+  readU16(at: Gpa): number {
+    // At once where it can be: the driver may be writing an index.
+    const chunk = this.chunkAt(at);
+    return chunk >= 0 && at + 2 <= this.endOf(chunk)
+      ? (this.views[chunk] as DataView).getUint16(at - this.baseOf(chunk), true)
+      : this.readU8(at) | (this.readU8(at + 1) << 8);
   }
   readU32(at: Gpa): number {
-    const chunk = this.chunkAt(at);
-    return chunk < 0 ? 0 : (this.views[chunk] as DataView).getUint32(at - this.baseOf(chunk), true);
+    return (this.readU16(at) | (this.readU16(at + 2) << 16)) >>> 0;
   }
   writeU16(at: Gpa, value: number): void {
+    // Aligned: rings are refused otherwise. An index must not be seen half written.
     const chunk = this.chunkAt(at);
     if (chunk >= 0) (this.views[chunk] as DataView).setUint16(at - this.baseOf(chunk), value, true);
   }

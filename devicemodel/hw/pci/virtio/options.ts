@@ -1,5 +1,26 @@
-/** Options several virtio devices share. */
-import type { TransportMode } from './transport.ts';
+/** Options several virtio devices share, and those of the devices that have no others. */
+import * as v from 'valibot';
 
-/** `transport=`: legacy is what guests of the C device model expect and the default. */
-export const transportModes = ['legacy', 'transitional', 'modern'] as const satisfies readonly TransportMode[];
+/** Which register interface a device shows: legacy is what guests of the C device model expect, and the default. */
+export const transportModes = ['legacy', 'transitional', 'modern'] as const;
+export type TransportMode = (typeof transportModes)[number];
+
+/** `transport=` */
+export const transportOption = v.optional(
+  v.pipe(
+    v.picklist(transportModes),
+    v.metadata({ arg: 'transport=legacy|transitional|modern', help: 'register interface', named: true }),
+  ),
+  'legacy',
+);
+
+export const RngOptions = v.strictObject({
+  kernel: v.optional(
+    v.pipe(
+      v.picklist(['on', 'off']),
+      v.metadata({ arg: 'kernel=on', help: 'accepted; the kernel back end is no more', named: true }),
+    ),
+    'off',
+  ),
+  transport: transportOption,
+});

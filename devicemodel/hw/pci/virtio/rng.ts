@@ -1,35 +1,17 @@
 /** virtio-rnd, the entropy device (Virtio 1.2 §5.4): fills what the driver gives it from the host's generator. */
 import { closeSync, openSync, readSync } from 'node:fs';
-import * as v from 'valibot';
 import { HostError } from '../../../core/errors.ts';
 import type { Log } from '../../../core/log.ts';
 import { definePciDriver } from '../driver.ts';
 import { DeviceType, Feature, featureMask, type VirtioDevice, type VirtioTransport } from './device.ts';
-import { transportModes } from './options.ts';
-import { type TransportMode, VirtioPci } from './transport.ts';
+import { RngOptions, type TransportMode } from './options.ts';
+import { VirtioPci } from './transport.ts';
 import type { Chain, Virtqueue } from './virtqueue.ts';
 
 const QUEUE_SIZE = 64;
 const SOURCE = '/dev/random';
 /** A request gets no more than this at once; §5.4.6: the device may fill less than was asked for. */
 const MAX_FILL_BYTES = 64 * 1024;
-
-export const RngOptions = v.strictObject({
-  kernel: v.optional(
-    v.pipe(
-      v.picklist(['on', 'off']),
-      v.metadata({ arg: 'kernel=on', help: 'accepted; the kernel back end is no more', named: true }),
-    ),
-    'off',
-  ),
-  transport: v.optional(
-    v.pipe(
-      v.picklist(transportModes),
-      v.metadata({ arg: 'transport=legacy|transitional|modern', help: 'register interface', named: true }),
-    ),
-    'legacy',
-  ),
-});
 
 export class VirtioRng implements VirtioDevice {
   readonly name = 'virtio-rnd';

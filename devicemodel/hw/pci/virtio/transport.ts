@@ -20,11 +20,9 @@ import { Feature, type VirtioDevice, type VirtioTransport } from './device.ts';
 import { GuestRam } from './guest-ram.ts';
 import { LEGACY_HEADER_BYTES, LegacyReg, LegacyWindow } from './legacy.ts';
 import { MODERN_BAR_BYTES, ModernOffset, ModernWindow } from './modern.ts';
+import type { TransportMode } from './options.ts';
 import { Isr, NO_VECTOR, Status, VirtioBar } from './registers.ts';
 import { Virtqueue, type VirtqueueHost } from './virtqueue.ts';
-
-/** Which register interface a device shows. */
-export type TransportMode = 'legacy' | 'transitional' | 'modern';
 
 const VIRTIO_VENDOR = 0x1af4;
 /** Subsystem vendor for Windows guests: their drivers look for it. */

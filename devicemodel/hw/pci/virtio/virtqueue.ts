@@ -214,32 +214,33 @@ export class Chain {
   }
 
   /**
-   * Describe bytes [at, at + count) as `struct iovec`s at the start of `iov`, which holds `capacity` of them.
+   * Describe bytes [at, at + count) as `struct iovec`s from entry `first` of `iov`, which ends at entry `end`.
    * @returns how many were written; `iovBytes` says how many bytes they cover.
    */
-  toIovecs(at: number, count: number, writable: boolean, iov: DataView, capacity: number): number {
+  toIovecs(at: number, count: number, writable: boolean, iov: DataView, first: number, end: number): number {
     this.iovBytes = 0;
-    let n = 0;
+    let n = first;
     if (count <= 0 || !this.seek(at, writable)) return 0;
-    const end = writable ? this.segmentCount : this.readableCount;
-    for (
-      let i = this.segment, within = this.within;
-      this.iovBytes < count && i < end && n < capacity;
-      i++, within = 0
-    ) {
+    const stop = writable ? this.segmentCount : this.readableCount;
+    for (let i = this.segment, within = this.within; this.iovBytes < count && i < stop && n < end; i++, within = 0) {
       const take = Math.min(count - this.iovBytes, (this.length[i] as number) - within);
       const address = (this.ram.hostAddresses[this.chunk[i] as number] as number) + (this.offset[i] as number) + within;
-      iov.setUint32(n * 16, address % 0x1_0000_0000, true);
-      iov.setUint32(n * 16 + 4, Math.floor(address / 0x1_0000_0000), true);
-      iov.setUint32(n * 16 + 8, take, true);
-      iov.setUint32(n * 16 + 12, 0, true);
+      setIovec(iov, n, address, take);
       this.iovBytes += take;
       n++;
     }
-    return n;
+    return n - first;
   }
   /** Result of `toIovecs`. */
   iovBytes = 0;
+}
+
+/** Entry `index` of an array of `struct iovec`: an address in this process and a length. */
+export function setIovec(iov: DataView, index: number, address: number, length: number): void {
+  iov.setUint32(index * 16, address % 0x1_0000_0000, true);
+  iov.setUint32(index * 16 + 4, Math.floor(address / 0x1_0000_0000), true);
+  iov.setUint32(index * 16 + 8, length, true);
+  iov.setUint32(index * 16 + 12, 0, true);
 }
 
 /** Up to this many bytes are copied one by one: cheaper than making two views. */
@@ -351,6 +352,11 @@ export class Virtqueue {
   /** Set up and not broken: chains can be taken. */
   get isReady(): boolean {
     return this.#ready && !this.#broken;
+  }
+
+  /** Counts set-ups; chains carry the one they belong to. */
+  get generation(): number {
+    return this.#generation;
   }
 
   get isBroken(): boolean {
