@@ -192,10 +192,10 @@ export class I8042 implements PlatformDevice {
 
   #writeData(value: number): void {
     const command = this.#command;
-    const isArgument = this.#isCommandLast;
     this.#command = 0;
     this.#isCommandLast = false;
-    if (!isArgument) {
+    // Compat: after a command without argument the C device model swallows this byte; it is the keyboard's.
+    if (command === 0) {
       this.keyboard.write(value);
       this.#poll();
       return;
