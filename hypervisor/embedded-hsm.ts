@@ -14,6 +14,7 @@ import {
   hex,
 } from '../devicemodel/core/address.ts';
 import type { IoRegion, MsiMessage } from '../devicemodel/core/device.ts';
+import { viewOf } from '../devicemodel/core/host/libc.ts';
 import { HsmError } from '../devicemodel/core/hsm/errors.ts';
 import type {
   CpuStateQuery,
@@ -24,6 +25,7 @@ import type {
   IrqLineOp,
   RamMapping,
   VcpuRegs,
+  VmEventAbility,
   VmSpec,
   WaitResult,
 } from '../devicemodel/core/hsm/hsm.ts';
@@ -32,6 +34,7 @@ import { IOREQ_PAGE_BYTES, IOREQ_SLOTS, IoreqPage, IoreqState, IoreqType } from 
 import { Layout } from '../devicemodel/core/layout.ts';
 import { type Log, silentLog } from '../devicemodel/core/log.ts';
 import type { CpuEngine, GuestBus, MemoryWindow } from './cpu-engine.ts';
+import { EventRing, VmEventType } from './event-ring.ts';
 import type { EventfdHost } from './eventfd-host.ts';
 import type { VirtualFunction, VirtualFunctionFactory, VirtualFunctionHost } from './virtual-function.ts';
 
@@ -76,6 +79,7 @@ export interface EmbeddedHsmOptions {
 export class EmbeddedHsm implements Hsm {
   readonly ioreqPage: Uint8Array = new Uint8Array(IOREQ_PAGE_BYTES);
   readonly engineRam?: EngineRam;
+  readonly vmEvents: VmEventAbility;
 
   readonly #engine: CpuEngine;
   readonly #vdevFactory: VirtualFunctionFactory;
@@ -83,6 +87,7 @@ export class EmbeddedHsm implements Hsm {
   readonly #claimVmid: NonNullable<EmbeddedHsmOptions['claimVmid']>;
   readonly #log: Log;
   readonly #onTripleFault: (() => void) | undefined;
+  readonly #eventRing: EventRing;
   readonly #page = new IoreqPage(this.ioreqPage);
 
   #state: VmState = 'none';
@@ -95,7 +100,7 @@ export class EmbeddedHsm implements Hsm {
   #hasClient = false;
   #serve: (() => void) | undefined;
   #configAddress = 0;
-  readonly #memory: MemoryWindow[] = [];
+  readonly #memory: Array<{ readonly mapping: RamMapping; readonly window: MemoryWindow }> = [];
   /** By BDF as a number; the hypervisor's own functions. */
   readonly #functions = new Map<number, VirtualFunction>();
   #registers: RegisterRange[] = [];
@@ -110,6 +115,14 @@ export class EmbeddedHsm implements Hsm {
     this.#claimVmid = options.claimVmid ?? (async () => ({ vmid: 1, release: () => {} }));
     this.#log = options.log ?? silentLog;
     this.#onTripleFault = options.onTripleFault;
+    this.#eventRing = new EventRing((fd) => this.#eventfds.signal(fd));
+    this.vmEvents = {
+      setup: (ringAddress, eventfd) => {
+        this.#needVm('SETUP_VM_EVENT_RING');
+        this.#eventRing.attach(viewOf(ringAddress, PAGE_BYTES), eventfd);
+        return true;
+      },
+    };
     if (options.engine.ram !== undefined) this.engineRam = options.engine.ram;
     const hsm = this;
     this.#host = {
@@ -215,7 +228,20 @@ export class EmbeddedHsm implements Hsm {
     if (mapping.bytes.length < mapping.sizeBytes) throw new HsmError('SET_MEMSEG', E.EFAULT, { what });
     if (this.#memory.length >= MAX_MEMORY_SEGMENTS) throw new HsmError('SET_MEMSEG', E.ENOMEM, { what });
     const bytes = mapping.bytes.subarray(0, mapping.sizeBytes);
-    this.#memory.push(this.#engine.mapMemory(mapping.gpa, bytes, mapping.hostAddress, mapping.writable));
+    const window = this.#engine.mapMemory(mapping.gpa, bytes, mapping.hostAddress, mapping.writable);
+    this.#memory.push({ mapping, window });
+  }
+
+  /** @throws HsmError EINVAL for what is not mapped. */
+  unmapRam(mapping: RamMapping): void {
+    this.#needVm('UNSET_MEMSEG');
+    const at = this.#memory.findIndex(
+      (m) => m.mapping.gpa === mapping.gpa && m.mapping.sizeBytes === mapping.sizeBytes,
+    );
+    if (at < 0) {
+      throw new HsmError('UNSET_MEMSEG', E.EINVAL, { what: `${hex(mapping.gpa)}+${hex(mapping.sizeBytes)}` });
+    }
+    for (const { window } of this.#memory.splice(at, 1)) window.dispose();
   }
 
   setIrqLine(gsi: Gsi, op: IrqLineOp): void {
@@ -525,6 +551,7 @@ export class EmbeddedHsm implements Hsm {
 
   #tripleFault(vcpu: number): void {
     this.#log.guest(() => `triple fault on vCPU ${vcpu}`);
+    this.#eventRing.put(VmEventType.TripleFault);
     this.#onTripleFault?.();
   }
 
@@ -554,7 +581,8 @@ export class EmbeddedHsm implements Hsm {
     this.#ioeventfds = [];
     for (const fn of this.#functions.values()) fn.dispose();
     this.#functions.clear();
-    for (const window of this.#memory) window.dispose();
+    for (const { window } of this.#memory) window.dispose();
+    this.#eventRing.detach();
     this.#memory.length = 0;
     this.#state = 'none';
     this.#engine.wake();

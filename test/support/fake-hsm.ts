@@ -28,6 +28,7 @@ import { IoreqState } from '../../devicemodel/core/ioreq-page.ts';
 import type { CpuEngine, GuestBus, MemoryWindow } from '../../hypervisor/cpu-engine.ts';
 import { EmbeddedHsm } from '../../hypervisor/embedded-hsm.ts';
 import type { EventfdHost } from '../../hypervisor/eventfd-host.ts';
+import { hostEventfds } from '../../hypervisor/host-eventfds.ts';
 import type { VirtualFunction, VirtualFunctionFactory } from '../../hypervisor/virtual-function.ts';
 
 /** The methods of an Hsm: what can be recorded and made to fail. */
@@ -257,8 +258,10 @@ export class FakeEventfds implements EventfdHost {
     if (fd < 0 || fd >= 1000) return constants.errno.EBADF;
     return this.notEventfds.has(fd) ? constants.errno.EINVAL : 0;
   }
+  /** Recorded; a real one (of the vm event ring) is signalled as well. */
   signal(fd: number): void {
     this.signals.push(fd);
+    if (hostEventfds.check(fd) === 0) hostEventfds.signal(fd);
   }
   watch(fd: number, onSignal: () => void): { dispose(): void } {
     this.#watchers.set(fd, onSignal);
@@ -391,6 +394,10 @@ export class FakeHsm extends EmbeddedHsm {
   override mapRam(mapping: RamMapping): void {
     this.#enter('mapRam', mapping);
     super.mapRam(mapping);
+  }
+  override unmapRam(mapping: RamMapping): void {
+    this.#enter('unmapRam', mapping);
+    super.unmapRam(mapping);
   }
   override setIrqLine(gsi: Gsi, op: IrqLineOp): void {
     this.#enter('setIrqLine', gsi, op);

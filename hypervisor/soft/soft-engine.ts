@@ -1,0 +1,327 @@
+/**
+ * The engine without hardware: one v86 CPU on the device thread. Guest RAM is the CPU's own memory and is handed out;
+ * the device model serves each access from inside {@link SoftEngine.run}, synchronously.
+ */
+import { allOnes, type Gpa, type Gsi, hex } from '../../devicemodel/core/address.ts';
+import type { MsiMessage } from '../../devicemodel/core/device.ts';
+import { ConfigError } from '../../devicemodel/core/errors.ts';
+import type { EngineRam, VcpuRegs } from '../../devicemodel/core/hsm/hsm.ts';
+import type { IoreqPage } from '../../devicemodel/core/ioreq-page.ts';
+import type { Log } from '../../devicemodel/core/log.ts';
+import type { RamChunk } from '../../devicemodel/core/memory.ts';
+import { formatSize, MiB } from '../../devicemodel/core/units.ts';
+import type { CpuEngine, GuestBus, MemoryWindow } from '../cpu-engine.ts';
+import { type CpuBus, MAX_MEMORY_BYTES, V86Cpu } from './v86-cpu.ts';
+
+/** How long the guest runs before the event loop has its turn. */
+const SLICE_MS = 2;
+/** A wait shorter than this costs more in timers than in looking again. */
+const MIN_SLEEP_MS = 0.5;
+/** The longest wait, so that whoever drives the engine sees changes nobody woke it for. */
+const MAX_SLEEP_MS = 100;
+/** RAM for a VM that was given none (tests): the CPU needs a first page. */
+const MIN_RAM_BYTES = MiB;
+/** Legacy VGA window: not RAM to the CPU, but RAM to ACRN's User VMs, which have no VGA. */
+const VgaHole = { base: 0xa_0000, size: 0x2_0000 } as const;
+const FOUR_GIB = 0x1_0000_0000;
+
+interface Window {
+  readonly base: Gpa;
+  readonly end: Gpa;
+  readonly bytes: Uint8Array;
+  readonly view: DataView;
+  readonly writable: boolean;
+}
+
+export class SoftEngine implements CpuEngine {
+  readonly backend = 'soft';
+  /** v86's IOAPIC has 24 pins, ACRN's 48. */
+  readonly gsiCount = 24;
+  readonly ram: EngineRam;
+
+  readonly #log: Log;
+  #cpu: V86Cpu | undefined;
+  #bus: GuestBus | undefined;
+  #page: IoreqPage | undefined;
+  #windows: Window[] = [];
+  #lastWindow: Window | undefined;
+  #isRunning = false;
+  /** The access the CPU is in was not answered: it stands still until clear and reset. */
+  #isBlocked = false;
+  /** The guest shut down, and that was reported. */
+  #isShutDown = false;
+  /** Thrown by the device model from inside an access; handed on when the CPU has come to a stop. */
+  #failure: { readonly error: unknown } | undefined;
+  #wakeUp: (() => void) | undefined;
+  #timer: NodeJS.Timeout | undefined;
+
+  constructor(log: Log) {
+    this.#log = log;
+    this.ram = { allocate: (regions) => this.#allocate(regions) };
+  }
+
+  async create(bus: GuestBus): Promise<number> {
+    this.#bus = bus;
+    this.#page = bus.page;
+    const cpuBus: CpuBus = {
+      readPort: (port, size) => this.#readPort(port, size),
+      writePort: (port, size, value) => this.#writePort(port, size, value),
+      readMemory: (address, size) => this.#readMemory(address, size),
+      writeMemory: (address, size, value) => this.#writeMemory(address, size, value),
+    };
+    this.#cpu = await V86Cpu.create(cpuBus);
+    return 1;
+  }
+
+  /** Only the state of 32-bit protected mode and of real mode counts: there is no long mode. */
+  setRegs(_vcpu: number, regs: VcpuRegs): void {
+    const cpu = this.#need();
+    const u32 = (value: bigint | undefined) => Number((value ?? 0n) & 0xffff_ffffn);
+    const cr0 = u32(regs.cr0);
+    const isProtected = (cr0 & 1) !== 0;
+    cpu.setRegisters(
+      [regs.rax, regs.rcx, regs.rdx, regs.rbx, regs.rsp, regs.rbp, regs.rsi, regs.rdi].map((r) => u32(r)),
+    );
+    const csBase = u32(regs.cs.base);
+    cpu.setSegment('cs', {
+      selector: regs.cs.selector,
+      base: csBase,
+      limit: regs.cs.limit,
+      access: regs.cs.attributes & 0xff,
+    });
+    // Only selectors are given: as ACRN does, flat in protected mode, by paragraph in real mode.
+    const data = [
+      ['ss', regs.ss],
+      ['ds', regs.ds],
+      ['es', regs.es],
+      ['fs', regs.fs],
+      ['gs', regs.gs],
+    ] as const;
+    for (const [name, selector = 0] of data) {
+      cpu.setSegment(name, {
+        selector,
+        base: isProtected ? 0 : selector << 4,
+        limit: isProtected ? 0xffff_ffff : 0xffff,
+        access: 0x93,
+      });
+    }
+    cpu.setSegment('ldtr', { selector: regs.ldt ?? 0, base: 0, limit: 0xffff, access: 0x82 });
+    cpu.setSegment('tr', { selector: regs.tr ?? 0, base: 0, limit: 0xffff, access: 0x8b });
+    const table = (t: VcpuRegs['gdt']) => ({ base: u32(t?.base), limit: t?.limit ?? 0xffff });
+    cpu.setTables(table(regs.gdt), table(regs.idt));
+    cpu.setMode({
+      cr0,
+      cr3: u32(regs.cr3),
+      cr4: u32(regs.cr4),
+      flags: u32(regs.rflags),
+      ip: (csBase + u32(regs.rip)) >>> 0,
+      is32: isProtected && (regs.cs.attributes & 0x4000) !== 0, // D/B
+    });
+  }
+
+  mapMemory(gpa: Gpa, bytes: Uint8Array, _hostAddress: bigint | undefined, writable: boolean): MemoryWindow {
+    const end = gpa + bytes.length;
+    if (end > FOUR_GIB) this.#log.warn(`memory at ${hex(gpa)} is out of reach of a 32-bit CPU`);
+    else if (gpa < this.#need().memorySizeBytes) this.#log.warn(`memory at ${hex(gpa)} is hidden by RAM`);
+    const window: Window = {
+      base: gpa,
+      end,
+      bytes,
+      view: new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength),
+      writable,
+    };
+    this.#windows = [...this.#windows, window];
+    return {
+      dispose: () => {
+        this.#windows = this.#windows.filter((w) => w !== window);
+        this.#lastWindow = undefined;
+      },
+    };
+  }
+
+  start(): void {
+    const cpu = this.#need();
+    if (cpu.memorySizeBytes === 0) this.#allocate([{ base: 0, size: MIN_RAM_BYTES }]);
+    cpu.forgetCode(); // images were loaded
+    this.#isBlocked = false;
+    this.#isRunning = true;
+  }
+
+  stop(): void {
+    this.#isRunning = false;
+    this.#cpu?.stopSoon();
+  }
+
+  reset(): void {
+    this.#need().reset();
+    this.#isBlocked = false;
+    this.#isShutDown = false;
+  }
+
+  destroy(): void {
+    this.stop();
+    this.wake();
+    this.#cpu?.destroy();
+    this.#cpu = undefined;
+    this.#windows = [];
+    this.#lastWindow = undefined;
+  }
+
+  setLine(gsi: Gsi, asserted: boolean): void {
+    this.#cpu?.setPin(gsi, asserted);
+    if (asserted) this.wake();
+  }
+
+  injectMsi(message: MsiMessage): void {
+    this.#cpu?.message(message.data);
+    this.wake();
+  }
+
+  run(): undefined | Promise<void> {
+    const cpu = this.#cpu;
+    if (cpu === undefined || !this.#isRunning || this.#isShutDown) return this.#sleep(MAX_SLEEP_MS);
+    if (this.#isBlocked && this.#bus?.retire(0) === true) this.#isBlocked = false; // answered late, after all
+    const end = performance.now() + SLICE_MS;
+    do {
+      const turnEnd = cpu.turn();
+      if (this.#failure !== undefined) {
+        const { error } = this.#failure;
+        this.#failure = undefined;
+        throw error;
+      }
+      if (!this.#isRunning || this.#isBlocked) return undefined;
+      if (turnEnd === 'shutdown') {
+        this.#isShutDown = true;
+        this.#bus?.tripleFault(0);
+        return undefined;
+      }
+      if (turnEnd === 'halted') {
+        const { sleepMs } = cpu;
+        return sleepMs < MIN_SLEEP_MS ? undefined : this.#sleep(Math.min(sleepMs, MAX_SLEEP_MS));
+      }
+    } while (performance.now() < end);
+    return undefined;
+  }
+
+  wake(): void {
+    clearTimeout(this.#timer);
+    const wakeUp = this.#wakeUp;
+    this.#wakeUp = undefined;
+    wakeUp?.();
+  }
+
+  #sleep(ms: number): Promise<void> {
+    return new Promise((resolve) => {
+      this.#wakeUp = resolve;
+      this.#timer = setTimeout(() => this.wake(), Math.max(1, Math.floor(ms)));
+    });
+  }
+
+  #allocate(regions: readonly { readonly base: Gpa; readonly size: number }[]): RamChunk[] {
+    const cpu = this.#need();
+    const low = regions.find((r) => r.base === 0);
+    if (low === undefined || low.size > MAX_MEMORY_BYTES || regions.some((r) => r.base + r.size > FOUR_GIB)) {
+      const total = regions.reduce((sum, r) => sum + r.size, 0);
+      throw new ConfigError(`the software engine cannot give a VM ${formatSize(total)} of memory`, {
+        hint: `ask for at most ${Math.floor(MAX_MEMORY_BYTES / MiB)}M: its CPU has 32-bit addresses`,
+      });
+    }
+    return regions.map(({ base, size }) => {
+      if (base === 0) {
+        cpu.allocateMemory(size);
+        this.#mapVgaHole(cpu.ram);
+        return { base, bytes: cpu.ram, hostAddress: cpu.ramAddress };
+      }
+      const bytes = new Uint8Array(size);
+      this.mapMemory(base, bytes, undefined, true);
+      return { base, bytes, hostAddress: undefined };
+    });
+  }
+
+  #mapVgaHole(ram: Uint8Array): void {
+    const bytes = ram.subarray(VgaHole.base, VgaHole.base + VgaHole.size);
+    this.#windows.push({
+      base: VgaHole.base,
+      end: VgaHole.base + VgaHole.size,
+      bytes,
+      view: new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength),
+      writable: true,
+    });
+  }
+
+  #need(): V86Cpu {
+    if (this.#cpu === undefined) throw new Error('the VM of this engine is gone');
+    return this.#cpu;
+  }
+
+  // ---- accesses of the guest: the hot path
+
+  #readPort(port: number, size: 1 | 2 | 4): number {
+    if (this.#isBlocked) return allOnes(size);
+    (this.#page as IoreqPage).fillPortIo(0, false, port, size, 0);
+    return this.#finish(size);
+  }
+
+  #writePort(port: number, size: 1 | 2 | 4, value: number): void {
+    if (this.#isBlocked) return;
+    (this.#page as IoreqPage).fillPortIo(0, true, port, size, value);
+    this.#finish(size);
+  }
+
+  #readMemory(address: number, size: 1 | 4): number {
+    const window = this.#windowAt(address);
+    if (window !== undefined) {
+      const offset = address - window.base;
+      if (size === 1) return window.bytes[offset] as number;
+      return offset + 4 <= window.bytes.length ? window.view.getUint32(offset, true) : 0xffff_ffff;
+    }
+    if (this.#isBlocked) return allOnes(size);
+    (this.#page as IoreqPage).fillMmio(0, false, address, size, 0);
+    return this.#finish(size);
+  }
+
+  #writeMemory(address: number, size: 1 | 2 | 4, value: number): void {
+    const window = this.#windowAt(address);
+    if (window !== undefined) {
+      const offset = address - window.base;
+      if (!window.writable || offset + size > window.bytes.length) return;
+      if (size === 1) window.bytes[offset] = value;
+      else if (size === 2) window.view.setUint16(offset, value, true);
+      else window.view.setUint32(offset, value, true);
+      return;
+    }
+    if (this.#isBlocked) return;
+    (this.#page as IoreqPage).fillMmio(0, true, address, size, value);
+    this.#finish(size);
+  }
+
+  /** Let the hypervisor or the device model answer slot 0. @returns what a read gives the guest */
+  #finish(size: 1 | 2 | 4): number {
+    const bus = this.#bus as GuestBus;
+    try {
+      if (!bus.submit(0)) bus.serve();
+    } catch (error) {
+      // It must not unwind the CPU's own frames: stop, and throw when it has.
+      this.#failure ??= { error };
+    }
+    if (!bus.retire(0)) {
+      this.#isBlocked = true;
+      this.#cpu?.stopSoon();
+      return allOnes(size);
+    }
+    const value = bus.page.value(0);
+    return size === 4 ? value : size === 2 ? value & 0xffff : value & 0xff;
+  }
+
+  #windowAt(address: number): Window | undefined {
+    const last = this.#lastWindow;
+    if (last !== undefined && address >= last.base && address < last.end) return last;
+    for (const window of this.#windows) {
+      if (address >= window.base && address < window.end) {
+        this.#lastWindow = window;
+        return window;
+      }
+    }
+    return undefined;
+  }
+}

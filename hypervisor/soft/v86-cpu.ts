@@ -1,0 +1,543 @@
+/**
+ * One 32-bit x86 CPU with local APIC, IOAPIC and PIC: the WebAssembly module of the npm package v86 (BSD-2-Clause), used
+ * without the rest of that package. v86's own machine (BIOS, VGA, disks, PIT, RTC ...) is never created: every port and
+ * every address that is not RAM comes out of here.
+ *
+ * The module keeps its state at fixed addresses of its memory (v86 src/rust/cpu/global_pointers.rs) and its interrupt
+ * controllers in structs whose layout it asserts (apic.rs, ioapic.rs, pic.rs), so the version is checked at start.
+ */
+import { randomBytes } from 'node:crypto';
+import { readFile } from 'node:fs/promises';
+import { createRequire } from 'node:module';
+import { ExitCode, HostError } from '../../devicemodel/core/errors.ts';
+import { addressOf, viewOf } from '../../devicemodel/core/host/libc.ts';
+
+/** Where accesses go that are not RAM. Values are unsigned. None of these may throw. */
+export interface CpuBus {
+  readPort(port: number, size: 1 | 2 | 4): number;
+  writePort(port: number, size: 1 | 2 | 4, value: number): void;
+  readMemory(address: number, size: 1 | 4): number;
+  writeMemory(address: number, size: 1 | 2 | 4, value: number): void;
+}
+
+export type SegmentName = 'es' | 'cs' | 'ss' | 'ds' | 'fs' | 'gs' | 'tr' | 'ldtr';
+export interface SegmentState {
+  readonly selector: number;
+  readonly base: number;
+  /** Last valid offset. */
+  readonly limit: number;
+  /** Type, S, DPL and P: bits 7:0 of the VMX access rights. */
+  readonly access: number;
+}
+
+/** What one turn of the CPU ended with. */
+export type TurnEnd = 'ran' | 'halted' | 'shutdown';
+
+/** Byte addresses of the CPU's state, v86 src/rust/cpu/global_pointers.rs. */
+const At = {
+  reg32: 64,
+  lastOpSize: 96,
+  flagsChanged: 100,
+  lastOp1: 104,
+  lastResult: 112,
+  flags: 120,
+  segmentAccess: 512,
+  apicEnabled: 548,
+  acpiEnabled: 552,
+  instructionPointer: 556,
+  previousIp: 560,
+  idtrSize: 564,
+  idtrOffset: 568,
+  gdtrSize: 572,
+  gdtrOffset: 576,
+  cr: 580,
+  cpl: 612,
+  inHlt: 616,
+  prefixes: 648,
+  instructionCounter: 664,
+  sreg: 668,
+  segmentIsNull: 724,
+  segmentOffsets: 736,
+  segmentLimits: 768,
+  protectedMode: 800,
+  is32: 804,
+  stackSize32: 808,
+  memorySize: 812,
+} as const;
+/** Enough for everything in {@link At}. */
+const STATE_BYTES = 1280;
+
+/** Index in sreg, segment_offsets and so on. */
+const SEGMENT: Readonly<Record<SegmentName, number>> = { es: 0, cs: 1, ss: 2, ds: 3, fs: 4, gs: 5, tr: 6, ldtr: 7 };
+
+const FLAG_INTERRUPT = 0x200;
+/** Always set in EFLAGS. */
+const FLAGS_RESERVED = 2;
+const CR0_PROTECTION = 1;
+/** Instructions after which the CPU looks for interrupts [LOOP_COUNTER]. */
+const LOOP_COUNTER = 100_003;
+/** RAM comes in these units. */
+const MEMORY_BLOCK_BYTES = 128 * 1024;
+/** The module's addresses are signed in places, and its heap lives beside guest RAM. */
+export const MAX_MEMORY_BYTES = 2048 * 1024 * 1024 - MEMORY_BLOCK_BYTES;
+/** Taken from the heap and given back at start, so that the module's memory does not grow while the guest runs. */
+const HEAP_RESERVE_BYTES = 32 * 1024 * 1024;
+
+/** The module's indirect function table: its own entries, then the compiled code. */
+const TABLE_OWN = 1024;
+const TABLE_CODE = 900;
+
+/** Local APIC struct (apic.rs), in words. */
+const Apic = { irr: 16, tmr: 32, words: 46 } as const;
+/** IOAPIC struct (ioapic.rs), in words. */
+const Ioapic = { config: 0, irr: 50, irqValue: 51, words: 52, pins: 24 } as const;
+const PIC_BYTES = 13;
+/** IOAPIC redirection entry, low word (82093AA §3.2.4). */
+const Rte = {
+  vector: 0xff,
+  deliveryMode: 7 << 8,
+  lowestPriority: 1 << 8,
+  remoteIrr: 1 << 14,
+  level: 1 << 15,
+  masked: 1 << 16,
+} as const;
+
+interface Exports {
+  readonly memory: WebAssembly.Memory;
+  rust_init(): void;
+  reset_cpu(): void;
+  main_loop(): number;
+  handle_irqs(): void;
+  allocate_memory(sizeBytes: number): number;
+  v86_malloc(sizeBytes: number): number;
+  v86_free(address: number): void;
+  device_raise_irq(irq: number): void;
+  device_lower_irq(irq: number): void;
+  get_apic_addr(): number;
+  get_ioapic_addr(): number;
+  get_pic_addr_master(): number;
+  get_pic_addr_slave(): number;
+  apic_timer(nowMs: number): number;
+  update_state_flags(): void;
+  full_clear_tlb(): void;
+  jit_clear_cache_js(): void;
+  jit_dirty_cache(start: number, end: number): void;
+  codegen_finalize_finished(index: number, start: number, stateFlags: number): void;
+}
+
+let compiled: Promise<WebAssembly.Module> | undefined;
+
+/** Compiled once a process; about 40 ms. @throws HostError with what to install. */
+function loadModule(): Promise<WebAssembly.Module> {
+  compiled ??= (async () => {
+    let path: string;
+    try {
+      path = createRequire(import.meta.url).resolve('v86/build/v86.wasm');
+    } catch (cause) {
+      throw new HostError('the software engine needs the npm package v86, which is not installed', 0, {
+        hint: 'npm install v86@0.5.462, or use --hypervisor acrn',
+        exitCode: ExitCode.Unavailable,
+        cause,
+      });
+    }
+    return WebAssembly.compile(await readFile(path));
+  })();
+  compiled.catch(() => {
+    compiled = undefined;
+  });
+  return compiled;
+}
+
+/** Views of guest RAM keep the WebAssembly memory alive by being keys here. */
+const memoryOf = new WeakMap<ArrayBufferLike, WebAssembly.Memory>();
+
+export class V86Cpu {
+  /** Guest RAM from address 0; empty before {@link allocateMemory}. */
+  ram = new Uint8Array(0);
+  /** Its address in this process. */
+  ramAddress = 0n;
+
+  readonly #exports: Exports;
+  readonly #table: WebAssembly.Table;
+  /** What compiled guest code imports: the module's exports. */
+  readonly #codeImports: WebAssembly.Imports;
+  readonly #base: bigint;
+  readonly #words: Int32Array;
+  readonly #halves: Uint16Array;
+  readonly #bytes: Uint8Array;
+  readonly #apic: Int32Array;
+  readonly #ioapic: Int32Array;
+  /** Interrupt controllers at power-on: the module's reset leaves them alone. */
+  readonly #powerOn: ReadonlyArray<{ readonly live: Uint8Array; readonly initial: Uint8Array }>;
+
+  /** The guest's IF and HLT state while the CPU is made to stand still. */
+  #stopping = false;
+  #heldFlags = 0;
+  #heldHlt = 0;
+  #isHeld = false;
+  #nextTimerMs = 0;
+  #isLost = false;
+  #isDestroyed = false;
+
+  private constructor(exports: Exports, table: WebAssembly.Table) {
+    this.#exports = exports;
+    this.#table = table;
+    exports.rust_init();
+    exports.v86_free(exports.v86_malloc(HEAP_RESERVE_BYTES));
+    // V8 reserves the whole address range of a 32-bit memory, so growing does not move it: views by address stay valid
+    // where `memory.buffer` would be detached. `#checkBase` makes sure.
+    this.#base = addressOf(new Uint8Array(exports.memory.buffer));
+    const state = this.#view(0, STATE_BYTES);
+    this.#bytes = state;
+    this.#words = new Int32Array(state.buffer, state.byteOffset, STATE_BYTES / 4);
+    this.#halves = new Uint16Array(state.buffer, state.byteOffset, STATE_BYTES / 2);
+    this.#apic = asWords(this.#view(exports.get_apic_addr(), Apic.words * 4));
+    this.#ioapic = asWords(this.#view(exports.get_ioapic_addr(), Ioapic.words * 4));
+    this.#powerOn = [
+      asBytes(this.#apic),
+      asBytes(this.#ioapic),
+      this.#view(exports.get_pic_addr_master(), PIC_BYTES),
+      this.#view(exports.get_pic_addr_slave(), PIC_BYTES),
+    ].map((live) => ({ live, initial: live.slice() }));
+    this.#codeImports = { e: codeImports(exports) };
+  }
+
+  /** @throws HostError when the package is missing, or is a version this was not written for. */
+  static async create(bus: CpuBus): Promise<V86Cpu> {
+    const module = await loadModule();
+    const table = new WebAssembly.Table({ element: 'anyfunc', initial: TABLE_OWN + TABLE_CODE });
+    // The module calls these only while it runs, which is after `cpu` is set.
+    let cpu: V86Cpu;
+    const random = new Int32Array(256);
+    let randomLeft = 0;
+    const imports = {
+      __indirect_function_table: table,
+      microtick: () => performance.now(),
+      run_hardware_timers: (_acpi: number, nowMs: number) => cpu.#runTimers(nowMs),
+      cpu_event_halt: () => {},
+      stop_idling: () => {},
+      get_rand_int: () => {
+        if (randomLeft === 0) {
+          new Uint8Array(random.buffer).set(randomBytes(random.byteLength));
+          randomLeft = random.length;
+        }
+        return random[--randomLeft];
+      },
+      io_port_read8: (port: number) => bus.readPort(port, 1),
+      io_port_read16: (port: number) => bus.readPort(port, 2),
+      io_port_read32: (port: number) => bus.readPort(port, 4),
+      io_port_write8: (port: number, value: number) => bus.writePort(port, 1, value & 0xff),
+      io_port_write16: (port: number, value: number) => bus.writePort(port, 2, value & 0xffff),
+      io_port_write32: (port: number, value: number) => bus.writePort(port, 4, value >>> 0),
+      mmap_read8: (address: number) => bus.readMemory(address >>> 0, 1),
+      mmap_read32: (address: number) => bus.readMemory(address >>> 0, 4),
+      mmap_write8: (address: number, value: number) => bus.writeMemory(address >>> 0, 1, value & 0xff),
+      mmap_write16: (address: number, value: number) => bus.writeMemory(address >>> 0, 2, value & 0xffff),
+      mmap_write32: (address: number, value: number) => bus.writeMemory(address >>> 0, 4, value >>> 0),
+      mmap_write64: (address: number, low: number, high: number) => {
+        bus.writeMemory(address >>> 0, 4, low >>> 0);
+        bus.writeMemory((address >>> 0) + 4, 4, high >>> 0);
+      },
+      mmap_write128: (address: number, ...words: number[]) => {
+        for (let i = 0; i < 4; i++) bus.writeMemory((address >>> 0) + 4 * i, 4, (words[i] as number) >>> 0);
+      },
+      codegen_finalize: (index: number, start: number, stateFlags: number, code: number, length: number) =>
+        cpu.#compile(index, start, stateFlags, code >>> 0, length >>> 0),
+      jit_clear_func: (index: number) => table.set(index + TABLE_OWN, null),
+      console_log_from_wasm: () => {},
+    };
+    let exports: Exports;
+    try {
+      const instance = await WebAssembly.instantiate(module, { env: imports });
+      exports = instance.exports as unknown as Exports;
+    } catch (cause) {
+      throw wrongVersion(cause);
+    }
+    if (typeof exports.main_loop !== 'function' || typeof exports.get_ioapic_addr !== 'function') throw wrongVersion();
+    cpu = new V86Cpu(exports, table);
+    cpu.#words[At.acpiEnabled >> 2] = 1; // local APIC and IOAPIC exist
+    cpu.reset();
+    // After a reset the CPU is at F000:FFF0 with CR0.ET, CD, NW set; elsewhere if the state has moved in this version.
+    if (cpu.#words[At.instructionPointer >> 2] !== 0xffff0 || cpu.#words[At.cr >> 2] !== 0x6000_0010) {
+      throw wrongVersion();
+    }
+    return cpu;
+  }
+
+  /** RAM from address 0; once. @param sizeBytes rounded up to 128 KiB, at most {@link MAX_MEMORY_BYTES}. */
+  allocateMemory(sizeBytes: number): void {
+    const size = Math.ceil(sizeBytes / MEMORY_BLOCK_BYTES) * MEMORY_BLOCK_BYTES;
+    const at = this.#exports.allocate_memory(size) >>> 0;
+    this.#words[At.memorySize >> 2] = size;
+    this.#checkBase();
+    this.ram = this.#view(at, size).subarray(0, sizeBytes) as Uint8Array<ArrayBuffer>;
+    this.ramAddress = this.#base + BigInt(at);
+    memoryOf.set(this.ram.buffer, this.#exports.memory);
+  }
+
+  /** The first address that is not RAM (the VGA hole aside). */
+  get memorySizeBytes(): number {
+    return this.#words[At.memorySize >> 2] as number;
+  }
+
+  /** CPU and interrupt controllers as after power-on. RAM is kept. */
+  reset(): void {
+    this.#release();
+    this.#exports.reset_cpu();
+    for (const { live, initial } of this.#powerOn) live.set(initial);
+    this.#bytes[At.apicEnabled] = 1; // firmware leaves the local APIC on
+    this.#isLost = false;
+  }
+
+  setSegment(name: SegmentName, segment: SegmentState): void {
+    const i = SEGMENT[name];
+    this.#halves[(At.sreg >> 1) + i] = segment.selector;
+    this.#words[(At.segmentOffsets >> 2) + i] = segment.base;
+    this.#words[(At.segmentLimits >> 2) + i] = segment.limit;
+    this.#bytes[At.segmentAccess + i] = segment.access;
+    this.#bytes[At.segmentIsNull + i] = 0;
+  }
+
+  setTables(gdt: { base: number; limit: number }, idt: { base: number; limit: number }): void {
+    this.#words[At.gdtrOffset >> 2] = gdt.base;
+    this.#words[At.gdtrSize >> 2] = gdt.limit;
+    this.#words[At.idtrOffset >> 2] = idt.base;
+    this.#words[At.idtrSize >> 2] = idt.limit;
+  }
+
+  /** @param registers eax ecx edx ebx esp ebp esi edi */
+  setRegisters(registers: readonly number[]): void {
+    for (let i = 0; i < 8; i++) this.#words[(At.reg32 >> 2) + i] = registers[i] ?? 0;
+  }
+
+  /** Control registers, mode and where to go on. `ip` is linear: segment base included. */
+  setMode(mode: { cr0: number; cr3: number; cr4: number; flags: number; ip: number; is32: boolean }): void {
+    const words = this.#words;
+    const isProtected = (mode.cr0 & CR0_PROTECTION) !== 0;
+    words[At.cr >> 2] = mode.cr0 | 0x10;
+    words[(At.cr >> 2) + 3] = mode.cr3;
+    words[(At.cr >> 2) + 4] = mode.cr4;
+    words[At.protectedMode >> 2] = isProtected ? 1 : 0;
+    words[At.is32 >> 2] = mode.is32 ? 1 : 0;
+    words[At.stackSize32 >> 2] = mode.is32 ? 1 : 0;
+    words[At.flags >> 2] = mode.flags | FLAGS_RESERVED;
+    words[At.flagsChanged >> 2] = 0;
+    words[At.lastOpSize >> 2] = 0;
+    words[At.lastOp1 >> 2] = 0;
+    words[At.lastResult >> 2] = 0;
+    words[At.instructionPointer >> 2] = mode.ip;
+    words[At.previousIp >> 2] = mode.ip;
+    this.#bytes[At.cpl] = 0;
+    this.#bytes[At.prefixes] = 0;
+    this.#bytes[At.inHlt] = 0;
+    this.#exports.full_clear_tlb();
+    this.#exports.update_state_flags();
+  }
+
+  /** The host changed guest RAM: code compiled from there is out of date. */
+  noteWrite(address: number, length: number): void {
+    if (length > 0) this.#exports.jit_dirty_cache(address, address + length);
+  }
+
+  /** All of RAM may have changed. */
+  forgetCode(): void {
+    this.#exports.jit_clear_cache_js();
+  }
+
+  // ---- interrupts. Never delivered here, only noted: inside an access of compiled code the registers are not in place.
+
+  /** Pins 0..23. ISA lines go to the PIC as well; pin 2 is the timer, which the PIC has on line 0. */
+  setPin(pin: number, asserted: boolean): void {
+    if (pin < 16 && pin !== 2) {
+      this.#withoutInterrupts(() => this.#setBoth(pin, asserted));
+      return;
+    }
+    if (pin === 2) this.#withoutInterrupts(() => this.#setBoth(0, asserted));
+    this.#setIoapicPin(pin, asserted);
+    this.interruptSoon();
+  }
+
+  /** A message to FEExxxxx (Intel SDM vol. 3, 11.11). One CPU: every destination is this one. */
+  message(data: number): void {
+    const deliveryMode = (data >>> 8) & 7;
+    const vector = data & 0xff;
+    // Fixed and lowest priority; SMI, NMI, INIT and ExtINT are not wired in this CPU.
+    if (deliveryMode > 1 || vector < 0x10) return;
+    this.#deliver(vector, (data & Rte.level) !== 0);
+    this.interruptSoon();
+  }
+
+  /** Make the CPU look for interrupts after the instruction, or at most the compiled block, that it is in. */
+  interruptSoon(): void {
+    const at = At.instructionCounter >> 2;
+    this.#words[at] = (this.#words[at] as number) + LOOP_COUNTER;
+  }
+
+  // ---- running
+
+  /**
+   * Run for about a millisecond, or until HLT or {@link stopSoon}. The bus is called from inside.
+   * `shutdown`: a triple fault, or something the module has no answer to; only a reset helps.
+   */
+  turn(): TurnEnd {
+    if (this.#isLost) return 'shutdown';
+    this.#stopping = false;
+    this.#release();
+    try {
+      this.#exports.handle_irqs();
+      this.#nextTimerMs = this.#exports.main_loop();
+    } catch {
+      // The bus does not throw: this is a trap of the module (it panics where a CPU shuts down) or its stack's end.
+      this.#isLost = true;
+      return 'shutdown';
+    }
+    this.#release();
+    return this.#bytes[At.inHlt] === 0 ? 'ran' : 'halted';
+  }
+
+  /** End the current turn as soon as the CPU can; nothing is delivered any more in this turn. */
+  stopSoon(): void {
+    this.#stopping = true;
+    this.interruptSoon();
+  }
+
+  /** Of a halted CPU: milliseconds to the local APIC timer; Infinity when only an interrupt from outside can wake it. */
+  get sleepMs(): number {
+    if (((this.#words[At.flags >> 2] as number) & FLAG_INTERRUPT) === 0) return Number.POSITIVE_INFINITY;
+    return this.#nextTimerMs;
+  }
+
+  /** Instructions executed, modulo 2^32, give or take 100,000 per interrupt: for measurements. */
+  get instructionCount(): number {
+    return (this.#words[At.instructionCounter >> 2] as number) >>> 0;
+  }
+
+  destroy(): void {
+    this.#isDestroyed = true;
+    this.#isLost = true;
+    this.ram = new Uint8Array(0);
+  }
+
+  #view(at: number, length: number): Uint8Array<ArrayBuffer> {
+    return viewOf(this.#base + BigInt(at), length);
+  }
+
+  #checkBase(): void {
+    if (addressOf(new Uint8Array(this.#exports.memory.buffer)) !== this.#base) {
+      throw new HostError('the memory of the software engine moved: no address space is left to reserve', 0, {
+        hint: 'raise the limit on virtual memory (ulimit -v unlimited)',
+      });
+    }
+  }
+
+  /** Called by the module between stretches of guest code, before it looks for interrupts, and by HLT. */
+  #runTimers(nowMs: number): number {
+    const sleepMs = this.#exports.apic_timer(nowMs);
+    if (this.#stopping && !this.#isHeld) {
+      // Nothing may be delivered now: without IF nothing is, and a halted CPU leaves the loop.
+      this.#isHeld = true;
+      this.#heldFlags = this.#words[At.flags >> 2] as number;
+      this.#heldHlt = this.#bytes[At.inHlt] as number;
+      this.#words[At.flags >> 2] = this.#heldFlags & ~FLAG_INTERRUPT;
+      this.#bytes[At.inHlt] = 1;
+    }
+    return sleepMs;
+  }
+
+  #release(): void {
+    if (!this.#isHeld) return;
+    this.#isHeld = false;
+    this.#words[At.flags >> 2] = (this.#words[At.flags >> 2] as number) | (this.#heldFlags & FLAG_INTERRUPT);
+    this.#bytes[At.inHlt] = this.#heldHlt;
+  }
+
+  /** Compile a piece of guest code; it is used once the promise is through, on a later turn of the event loop. */
+  #compile(index: number, start: number, stateFlags: number, code: number, length: number): void {
+    const source = this.#view(code, length).slice();
+    WebAssembly.instantiate(source, this.#codeImports).then(
+      ({ instance }) => {
+        if (this.#isDestroyed) return;
+        this.#table.set(index + TABLE_OWN, instance.exports['f'] as () => void);
+        this.#exports.codegen_finalize_finished(index, start, stateFlags);
+      },
+      () => {
+        this.#isLost = true; // out of memory for code: the module would wait for it for ever
+      },
+    );
+  }
+
+  #setBoth(irq: number, asserted: boolean): void {
+    if (asserted) this.#exports.device_raise_irq(irq);
+    else this.#exports.device_lower_irq(irq);
+  }
+
+  /** The module's IOAPIC, for pins its own entry point cannot reach without touching the PIC. 82093AA §2.4, 3.2.4. */
+  #setIoapicPin(pin: number, asserted: boolean): void {
+    const ioapic = this.#ioapic;
+    const mask = 1 << pin;
+    const config = ioapic[Ioapic.config + pin] as number;
+    const isLevel = (config & Rte.level) !== 0;
+    const level = ioapic[Ioapic.irqValue] as number;
+    if (!asserted) {
+      ioapic[Ioapic.irqValue] = level & ~mask;
+      if (isLevel) ioapic[Ioapic.irr] = (ioapic[Ioapic.irr] as number) & ~mask;
+      return;
+    }
+    if ((level & mask) !== 0) return;
+    ioapic[Ioapic.irqValue] = level | mask;
+    const isMasked = (config & Rte.masked) !== 0;
+    if (isMasked && !isLevel) return; // an edge into a masked pin is lost
+    ioapic[Ioapic.irr] = (ioapic[Ioapic.irr] as number) | mask;
+    if (isMasked) return;
+    if (isLevel) {
+      ioapic[Ioapic.config + pin] = config | Rte.remoteIrr;
+      if ((config & Rte.remoteIrr) !== 0) return; // still in service; the EOI looks again
+    } else {
+      ioapic[Ioapic.irr] = (ioapic[Ioapic.irr] as number) & ~mask;
+    }
+    if ((config & Rte.deliveryMode) <= Rte.lowestPriority) this.#deliver(config & Rte.vector, isLevel);
+  }
+
+  #deliver(vector: number, isLevel: boolean): void {
+    if (vector < 0x10) return;
+    const word = vector >>> 5;
+    const bit = 1 << (vector & 31);
+    this.#apic[Apic.irr + word] = (this.#apic[Apic.irr + word] as number) | bit;
+    const tmr = this.#apic[Apic.tmr + word] as number;
+    this.#apic[Apic.tmr + word] = isLevel ? tmr | bit : tmr & ~bit;
+  }
+
+  /** The module delivers at once if it may; clear IF so that it may not. */
+  #withoutInterrupts(change: () => void): void {
+    const at = At.flags >> 2;
+    const interrupts = (this.#words[at] as number) & FLAG_INTERRUPT;
+    this.#words[at] = (this.#words[at] as number) & ~FLAG_INTERRUPT;
+    change();
+    this.#words[at] = (this.#words[at] as number) | interrupts;
+    this.interruptSoon();
+  }
+}
+
+function asWords(bytes: Uint8Array<ArrayBuffer>): Int32Array {
+  return new Int32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 4);
+}
+
+function asBytes(words: Int32Array): Uint8Array {
+  return new Uint8Array(words.buffer, words.byteOffset, words.byteLength);
+}
+
+/** Compiled code calls the module's helpers under their export names, and has its memory as `m`. */
+function codeImports(exports: Exports): WebAssembly.ModuleImports {
+  const imports: WebAssembly.ModuleImports = Object.create(null);
+  for (const [name, value] of Object.entries(exports)) imports[name] = value as WebAssembly.ImportValue;
+  imports['m'] = exports.memory;
+  return imports;
+}
+
+function wrongVersion(cause?: unknown): HostError {
+  return new HostError('the installed version of the npm package v86 is not one this engine knows', 0, {
+    hint: 'npm install v86@0.5.462',
+    exitCode: ExitCode.Unavailable,
+    ...(cause === undefined ? {} : { cause }),
+  });
+}

@@ -1,0 +1,23 @@
+/** The part of the WebAssembly JavaScript API this engine uses; TypeScript has it only with the browser's types. */
+declare namespace WebAssembly {
+  type ImportValue = unknown;
+  type ModuleImports = Record<string, ImportValue>;
+  type Imports = Record<string, ModuleImports>;
+  class Module {
+    private constructor();
+    private readonly brand: 'module';
+  }
+  interface Instance {
+    readonly exports: Record<string, unknown>;
+  }
+  interface Memory {
+    readonly buffer: ArrayBuffer;
+  }
+  class Table {
+    constructor(descriptor: { element: 'anyfunc'; initial: number });
+    set(index: number, value: unknown): void;
+  }
+  function compile(bytes: Uint8Array): Promise<Module>;
+  function instantiate(module: Module, imports: Imports): Promise<Instance>;
+  function instantiate(bytes: Uint8Array, imports: Imports): Promise<{ readonly instance: Instance }>;
+}

@@ -1,0 +1,428 @@
+/** The software engine, by guests of a few instructions. */
+import { afterEach, describe, expect, test } from 'vitest';
+import { Eventfd } from '../../../devicemodel/core/host/eventfd.ts';
+import { HsmError } from '../../../devicemodel/core/hsm/errors.ts';
+import { type IoreqPage, IoreqType } from '../../../devicemodel/core/ioreq-page.ts';
+import { describeHsm, ivshmemVdev } from '../../support/hsm-conformance.ts';
+import { asm, CODE_BASE, dword, SoftVm, type SoftVmOptions } from '../../support/soft-vm.ts';
+
+/** Where guests leave results. */
+const RESULT = 0x6000;
+const LAPIC = 0xfee0_0000;
+const IOAPIC = 0xfec0_0000;
+
+const vms: SoftVm[] = [];
+afterEach(() => {
+  for (const vm of vms.splice(0)) vm.dispose();
+});
+
+async function makeVm(options: SoftVmOptions = {}): Promise<SoftVm> {
+  const vm = await SoftVm.create(options);
+  vms.push(vm);
+  return vm;
+}
+
+interface Access {
+  readonly type: number;
+  readonly isWrite: boolean;
+  readonly address: number;
+  readonly size: number;
+  readonly value: number;
+}
+
+/** A device model that notes every access and answers reads with `answer`. */
+function recorder(answer = 0) {
+  const accesses: Access[] = [];
+  const onRequest = (page: IoreqPage) => {
+    const isWrite = page.isWrite(0);
+    accesses.push({
+      type: page.type(0),
+      isWrite,
+      address: page.address(0),
+      size: page.size(0),
+      value: isWrite ? page.value(0) : 0,
+    });
+    if (!isWrite) page.setValue(0, answer);
+  };
+  return { accesses, onRequest };
+}
+
+describeHsm('soft', async () => {
+  const vm = await SoftVm.create();
+  vm.dispose();
+  const { openSoftHsm } = await import('../../../hypervisor/soft/open.ts');
+  const { silentLog } = await import('../../../devicemodel/core/log.ts');
+  const { mkdtempSync, rmSync } = await import('node:fs');
+  const directory = mkdtempSync('/tmp/soft-conformance-');
+  const fds = [new Eventfd(), new Eventfd()];
+  return {
+    hsm: await openSoftHsm({
+      config: { name: 'conformance', scenarioPath: undefined },
+      log: silentLog,
+      runDirectory: directory,
+    }),
+    eventfd: fds[0]?.fd as number,
+    otherEventfd: fds[1]?.fd as number,
+    dispose: () => {
+      for (const fd of fds) fd.dispose();
+      rmSync(directory, { recursive: true, force: true });
+    },
+  };
+});
+
+describe('accesses', () => {
+  test('ports of every width reach the device model with their value, and reads come back', async () => {
+    const { accesses, onRequest } = recorder(0x1234_5678);
+    const vm = await makeVm({ onRequest });
+    vm.start([
+      ...asm.movEax(0xa1b2_c3d4),
+      ...asm.outAl(0x3f8),
+      ...asm.outEax(0xc000),
+      ...asm.inEax(0xc004),
+      ...asm.storeEax(RESULT),
+      ...asm.movEax(0),
+      ...asm.inAl(0x64),
+      ...asm.storeEax(RESULT + 4),
+      ...asm.hlt,
+    ]);
+    await vm.runUntil(() => accesses.length === 4);
+    expect(accesses.map((a) => [a.type, a.isWrite, a.address, a.size, a.value])).toEqual([
+      [IoreqType.PortIo, true, 0x3f8, 1, 0xd4],
+      [IoreqType.PortIo, true, 0xc000, 4, 0xa1b2_c3d4],
+      [IoreqType.PortIo, false, 0xc004, 4, 0],
+      [IoreqType.PortIo, false, 0x64, 1, 0],
+    ]);
+    expect([vm.word(RESULT), vm.word(RESULT + 4)]).toEqual([0x1234_5678, 0x78]);
+  });
+
+  test('memory that is not RAM is an MMIO request', async () => {
+    const { accesses, onRequest } = recorder(0xcafe_f00d);
+    const vm = await makeVm({ onRequest });
+    vm.start([
+      ...asm.loadEax(0xfed0_00f0),
+      ...asm.storeEax(0xdf00_0010),
+      ...asm.storeEax(RESULT),
+      ...[0x66, 0xa3, ...dword(0xdf00_0020)], // mov [..], ax
+      ...[0xa2, ...dword(0xdf00_0031)], // mov [..], al
+      ...asm.hlt,
+    ]);
+    await vm.runUntil(() => accesses.length === 4);
+    expect(accesses.map((a) => [a.address, a.size, a.value])).toEqual([
+      [0xfed0_00f0, 4, 0],
+      [0xdf00_0010, 4, 0xcafe_f00d],
+      [0xdf00_0020, 2, 0xf00d],
+      [0xdf00_0031, 1, 0x0d],
+    ]);
+    expect(vm.word(RESULT)).toBe(0xcafe_f00d);
+  });
+
+  test('CF8/CFC arrive as config requests, the firmware area and the VGA window are RAM', async () => {
+    const { accesses, onRequest } = recorder(0x8086);
+    const vm = await makeVm({ onRequest });
+    vm.start([
+      ...asm.movEax(0x8000_f810),
+      ...asm.outEax(0xcf8),
+      ...asm.inEax(0xcfc),
+      ...asm.storeEax(0xf_0000),
+      ...asm.loadEax(0xf_0000),
+      ...asm.storeEax(0xa_0000),
+      ...asm.loadEax(0xa_0000),
+      ...asm.storeEax(RESULT),
+      ...asm.hlt,
+    ]);
+    await vm.runUntil(() => vm.word(RESULT) !== 0);
+    expect(accesses).toHaveLength(1);
+    expect(accesses[0]?.type).toBe(IoreqType.PciConfig);
+    expect([vm.word(RESULT), vm.word(0xa_0000)]).toEqual([0x8086, 0x8086]);
+  });
+
+  test('memory mapped by mapRam is served from its bytes, and goes again', async () => {
+    const { accesses, onRequest } = recorder(0xffff_ffff);
+    const vm = await makeVm({ onRequest });
+    const bytes = new Uint8Array(0x20_0000);
+    new DataView(bytes.buffer).setUint32(0x1000, 0x600d_f00d, true);
+    const mapping = { gpa: 0x8020_0000, sizeBytes: bytes.length, bytes, hostAddress: 0n, writable: true };
+    vm.hsm.mapRam(mapping);
+    vm.start([
+      ...asm.loadEax(0x8020_1000),
+      ...asm.storeEax(RESULT),
+      ...asm.storeEax(0x8020_1004),
+      ...asm.inAl(0x80),
+      ...asm.loadEax(0x8020_1000),
+      ...asm.storeEax(RESULT + 4),
+      ...asm.hlt,
+    ]);
+    await vm.runUntil(() => {
+      if (accesses.length === 1 && accesses[0]?.address === 0x80) vm.hsm.unmapRam?.(mapping);
+      return vm.word(RESULT + 4) !== 0;
+    });
+    expect(vm.word(RESULT)).toBe(0x600d_f00d);
+    expect(new DataView(bytes.buffer).getUint32(0x1004, true)).toBe(0x600d_f00d);
+  });
+
+  test('real-mode code starts where a waking vector points', async () => {
+    const { accesses, onRequest } = recorder();
+    const vm = await makeVm({ onRequest });
+    vm.start([0xb0, 0x5a, 0xe6, 0x80, 0xf4], 'real'); // mov al,5a; out 80,al; hlt
+    await vm.runUntil(() => accesses.length === 1);
+    expect([accesses[0]?.address, accesses[0]?.value]).toEqual([0x80, 0x5a]);
+  });
+});
+
+describe('interrupts', () => {
+  /** Interrupts on, then HLT for ever. */
+  const idle = [...asm.sti, ...asm.hlt, ...asm.jump(-3)];
+  const endOfInterrupt = asm.storeImmediate(LAPIC + 0xb0, 0);
+
+  /** A handler at `at` that counts in RESULT. */
+  function countingHandler(vm: SoftVm, vector: number, at: number, more: readonly number[] = []): void {
+    vm.setGate(vector, at);
+    vm.ram.set([...asm.incMemory(RESULT), ...more, ...endOfInterrupt, ...asm.iret], at);
+  }
+
+  test('an MSI wakes a halted CPU; each message counts', async () => {
+    const vm = await makeVm();
+    countingHandler(vm, 0x41, 0x2000);
+    vm.start(idle);
+    await vm.turn();
+    for (let sent = 1; sent <= 20; sent++) {
+      vm.hsm.injectMsi({ address: 0xfee0_0000, data: 0x41 });
+      await vm.runUntil(() => vm.word(RESULT) === sent, `message ${sent}`);
+    }
+  });
+
+  test('an MSI that comes while interrupts are off is delivered when they are on', async () => {
+    const { accesses, onRequest } = recorder();
+    const vm = await makeVm({ onRequest });
+    countingHandler(vm, 0x41, 0x2000);
+    vm.start([...asm.outAl(0x80), ...asm.loadEax(RESULT), ...asm.storeEax(RESULT + 4), ...idle]);
+    const serve = () => {
+      if (accesses.length === 1) vm.hsm.injectMsi({ address: 0xfee0_0000, data: 0x41 });
+      return vm.word(RESULT) === 1;
+    };
+    await vm.runUntil(serve);
+    expect(vm.word(RESULT + 4)).toBe(0);
+  });
+
+  test('an interrupt raised from inside an MMIO write comes after it, with registers in place', async () => {
+    // A loop hot enough to be compiled: mov [mmio], ecx; dec ecx; jnz. The handler must see a consistent frame.
+    const rounds = 50_000;
+    let writes = 0;
+    const vm = await makeVm({
+      onRequest: () => {
+        writes++;
+        if (writes % 100 === 0) vm.hsm.injectMsi({ address: 0xfee0_0000, data: 0x41 });
+      },
+    });
+    countingHandler(vm, 0x41, 0x2000);
+    vm.start([
+      ...asm.sti,
+      ...[0xb9, ...dword(rounds)],
+      ...[0x89, 0x0d, ...dword(0xdf00_0000)], // mov [df000000], ecx
+      0x49, // dec ecx
+      ...[0x75, 0xf7], // jnz to the mov
+      ...asm.storeImmediate(RESULT + 4, 1),
+      ...asm.hlt,
+      ...asm.jump(-3),
+    ]);
+    await vm.runUntil(() => vm.word(RESULT + 4) === 1);
+    expect(writes).toBe(rounds);
+    expect(vm.word(RESULT)).toBeGreaterThan(0);
+  });
+
+  test('a level line through the IOAPIC comes again until the device lowers it', async () => {
+    let isHigh = true;
+    const vm = await makeVm({
+      onRequest: (page) => {
+        if (page.address(0) !== 0x81) return;
+        if (vm.word(RESULT) === 3) {
+          isHigh = false;
+          vm.hsm.setIrqLine(17, 'low');
+        }
+      },
+    });
+    countingHandler(vm, 0x50, 0x2000, asm.outAl(0x81));
+    const redirection = 0x10 + 2 * 17;
+    vm.start([
+      ...asm.storeImmediate(IOAPIC, redirection),
+      ...asm.storeImmediate(IOAPIC + 0x10, 0xa050), // level, active low, vector 50
+      ...asm.storeImmediate(RESULT + 4, 1),
+      ...idle,
+    ]);
+    await vm.runUntil(() => vm.word(RESULT + 4) === 1);
+    vm.hsm.setIrqLine(17, 'high');
+    await vm.runUntil(() => !isHigh);
+    for (let i = 0; i < 20; i++) await vm.turn();
+    expect(vm.word(RESULT)).toBe(3);
+  });
+
+  test('an ISA edge reaches the PIC, and gsi 2 is its line 0', async () => {
+    const vm = await makeVm();
+    const picEnd = [...asm.movAl(0x20), ...asm.outAl(0x20)];
+    for (const [vector, at, counter] of [
+      [0x20, 0x2000, RESULT],
+      [0x24, 0x2100, RESULT + 4],
+    ] as const) {
+      vm.setGate(vector, at);
+      vm.ram.set([0x50, 0x52, ...asm.incMemory(counter), ...picEnd, 0x5a, 0x58, ...asm.iret], at); // eax, edx kept
+    }
+    const initialize = [
+      [0x20, 0x11],
+      [0x21, 0x20],
+      [0x21, 0x04],
+      [0x21, 0x01],
+      [0x21, 0xee], // lines 0 and 4 on
+    ].flatMap(([port, value]) => [...asm.movAl(value as number), ...asm.outAl(port as number)]);
+    vm.start([...initialize, ...asm.storeImmediate(RESULT + 8, 1), ...idle]);
+    await vm.runUntil(() => vm.word(RESULT + 8) === 1);
+    vm.hsm.setIrqLine(4, 'rising-pulse');
+    await vm.runUntil(() => vm.word(RESULT + 4) === 1);
+    vm.hsm.setIrqLine(2, 'rising-pulse');
+    await vm.runUntil(() => vm.word(RESULT) === 1);
+    expect(vm.word(RESULT + 4)).toBe(1);
+  });
+
+  test('the local APIC timer wakes an idle CPU, which uses no time in between', async () => {
+    const vm = await makeVm();
+    countingHandler(vm, 0x60, 0x2000);
+    vm.start([
+      ...asm.storeImmediate(LAPIC + 0x3e0, 0xb), // divide by 1: 1 GHz
+      ...asm.storeImmediate(LAPIC + 0x320, 0x2_0060), // periodic
+      ...asm.storeImmediate(LAPIC + 0x380, 20_000_000), // 20 ms
+      ...idle,
+    ]);
+    let waits = 0;
+    await vm.runUntil(() => {
+      waits++;
+      return vm.word(RESULT) >= 5;
+    });
+    expect(waits).toBeLessThan(100); // one promise a tick, give or take; never a busy loop
+  });
+});
+
+describe('life', () => {
+  test('a guest that shuts down is reported once and stands still', async () => {
+    let faults = 0;
+    const vm = await makeVm({ onTripleFault: () => faults++ });
+    const noIdt = 0x3000;
+    vm.start([0x0f, 0x01, 0x1d, ...dword(noIdt), 0xcc]); // lidt with limit 0; int3
+    await vm.runUntil(() => faults > 0);
+    await vm.turn();
+    expect(faults).toBe(1);
+  });
+
+  test('after a shutdown a reset brings the CPU back', async () => {
+    let faults = 0;
+    const { accesses, onRequest } = recorder();
+    const vm = await makeVm({ onRequest, onTripleFault: () => faults++ });
+    vm.start([0x0f, 0x01, 0x1d, ...dword(0x3000), 0xcc]);
+    await vm.runUntil(() => faults > 0);
+    vm.hsm.pauseVm();
+    vm.hsm.destroyIoreqClient();
+    vm.hsm.resetVm();
+    vm.start([...asm.outAl(0x80), ...asm.hlt]);
+    await vm.runUntil(() => accesses.length === 1);
+  });
+
+  test('a request that is not answered stops the guest until the VM is reset', async () => {
+    const { accesses, onRequest } = recorder();
+    const vm = await makeVm({ onRequest });
+    vm.holdAnswers = true;
+    const code = [...asm.outAl(0xf9), ...asm.outAl(0x80), ...asm.hlt];
+    vm.start(code);
+    await vm.runUntil(() => accesses.length === 1);
+    expect(vm.turn()).toBe('pending');
+    expect(accesses).toHaveLength(1);
+    vm.hsm.pauseVm();
+    vm.hsm.clearIoreqs();
+    vm.hsm.destroyIoreqClient();
+    vm.hsm.resetVm();
+    vm.holdAnswers = false;
+    vm.start(code);
+    await vm.runUntil(() => accesses.length === 3);
+    expect(accesses.map((a) => a.address)).toEqual([0xf9, 0xf9, 0x80]);
+  });
+
+  test('pausing from inside a request stops the guest there', async () => {
+    const { accesses, onRequest } = recorder();
+    const vm = await makeVm({
+      onRequest: (page) => {
+        onRequest(page);
+        if (accesses.length === 3) vm.hsm.pauseVm();
+      },
+    });
+    vm.start([...asm.outAl(0x80), ...asm.jump(-7)]);
+    await vm.runUntil(() => accesses.length >= 3);
+    const wait = vm.turn();
+    vm.hsm.destroyIoreqClient();
+    expect(await wait).toBe('closed');
+    // The access that is under way ends; the next one may begin before the CPU has come to a stop, but none is served.
+    expect(accesses.length).toBeLessThanOrEqual(3);
+  });
+
+  test('what the device model throws while it serves comes out of the wait', async () => {
+    const vm = await makeVm({
+      onRequest: () => {
+        throw new HsmError('NOTIFY_REQUEST_FINISH', 5);
+      },
+    });
+    vm.start([...asm.outAl(0x80), ...asm.hlt]);
+    expect(() => vm.turn()).toThrow('NOTIFY_REQUEST_FINISH');
+  });
+
+  test('code that the host replaces is not run from the old compilation', async () => {
+    const vm = await makeVm();
+    // mov eax, 1; store; loop for ever: compiled after a while
+    const program = (value: number) => [...asm.movEax(value), ...asm.storeEax(RESULT), ...asm.jump(-12)];
+    vm.start(program(1));
+    await vm.runUntil(() => vm.word(RESULT) === 1);
+    for (let i = 0; i < 30; i++) {
+      await vm.turn();
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+    vm.hsm.pauseVm();
+    vm.hsm.destroyIoreqClient();
+    vm.hsm.resetVm();
+    vm.start(program(2));
+    await vm.runUntil(() => vm.word(RESULT) === 2);
+    expect(vm.ram[CODE_BASE + 1]).toBe(2);
+  });
+
+  test('more memory than a 32-bit CPU has is refused with the largest size', async () => {
+    const { openSoftHsm } = await import('../../../hypervisor/soft/open.ts');
+    const { silentLog } = await import('../../../devicemodel/core/log.ts');
+    const { mkdtempSync, rmSync } = await import('node:fs');
+    const runDirectory = mkdtempSync('/tmp/soft-memory-');
+    const hsm = await openSoftHsm({ config: { name: 'big', scenarioPath: undefined }, log: silentLog, runDirectory });
+    await hsm.createVm({ name: 'big', flags: 0n, cpuAffinity: 0n });
+    expect(() => hsm.engineRam?.allocate([{ base: 0, size: 2 ** 31 }])).toThrow('2 GiB');
+    hsm.close();
+    rmSync(runDirectory, { recursive: true });
+  });
+});
+
+describe('vdevs', () => {
+  test('config space and registers of a vdev are answered without the device model', async () => {
+    const { accesses, onRequest } = recorder(0xffff_ffff);
+    const vm = await makeVm({ onRequest });
+    vm.hsm.createVdev(ivshmemVdev);
+    vm.start([
+      ...asm.movEax(0x8000_2800), // 00:05.0 register 0
+      ...asm.outEax(0xcf8),
+      ...asm.inEax(0xcfc),
+      ...asm.storeEax(RESULT),
+      ...asm.loadEax(0xe002_8000), // the same by ECAM
+      ...asm.storeEax(RESULT + 4),
+      ...asm.loadEax(ivshmemVdev.type === 'ivshmem' ? ivshmemVdev.registersBar + 8 : 0),
+      ...asm.storeEax(RESULT + 8),
+      ...asm.movEax(0x8000_3000), // 00:06.0 is the device model's
+      ...asm.outEax(0xcf8),
+      ...asm.inEax(0xcfc),
+      ...asm.storeImmediate(RESULT + 12, 1),
+      ...asm.hlt,
+    ]);
+    await vm.runUntil(() => vm.word(RESULT + 12) === 1);
+    expect([vm.word(RESULT), vm.word(RESULT + 4), vm.word(RESULT + 8)]).toEqual([0x1110_1af4, 0x1110_1af4, vm.vmid]);
+    expect(accesses.map((a) => a.type)).toEqual([IoreqType.PciConfig]);
+  });
+});
