@@ -39,7 +39,7 @@ interface Request {
 }
 
 /** The reply as cJSON_Print writes it: tabs, one member a line, no final newline. */
-export function ackText(isDone: boolean): string {
+function ackText(isDone: boolean): string {
   return `{\n\t"ack":\t${isDone ? 0 : -1}\n}`;
 }
 

@@ -5,7 +5,7 @@ import { constants } from 'node:os';
 import { ConfigError, HostError } from '../errors.ts';
 
 /** sizeof(sun_path) - 1, <sys/un.h>: the path and its terminating zero must fit. */
-export const MAX_SOCKET_PATH_BYTES = 107;
+const MAX_SOCKET_PATH_BYTES = 107;
 
 export interface UnixListener {
   readonly path: string;

@@ -1,11 +1,28 @@
 /**
  * Last steps that must happen however the process ends: a terminal left in raw mode, or output still in a buffer, is
  * what the user sees of a crash. Covers process.exit, a natural end, uncaught exceptions, and every signal that would
- * otherwise end the process with nobody listening. SIGKILL and faults in native code cannot be caught here.
+ * otherwise end the process with nobody listening. SIGKILL and faults in native code cannot be caught here; for
+ * terminals see terminal-guard.ts.
  */
 
-/** Signals whose default action ends the process and that a user or a supervisor sends. */
-const FATAL_SIGNALS = ['SIGHUP', 'SIGINT', 'SIGQUIT', 'SIGTERM', 'SIGALRM', 'SIGUSR2'] as const;
+/**
+ * Signals that end a process which does not handle them. Left out: those of faults (a handler in JavaScript would never
+ * get to run), SIGPIPE (Node ignores it), SIGUSR1 (Node's inspector), SIGPROF (Node's profiler).
+ */
+const FATAL_SIGNALS = [
+  'SIGHUP',
+  'SIGINT',
+  'SIGQUIT',
+  'SIGTERM',
+  'SIGABRT',
+  'SIGALRM',
+  'SIGVTALRM',
+  'SIGUSR2',
+  'SIGXCPU',
+  'SIGXFSZ',
+  'SIGIO',
+  'SIGPWR',
+] as const;
 
 const hooks = new Set<() => void>();
 let installed = false;

@@ -7,6 +7,7 @@ import { HostError } from '../errors.ts';
 import { countRawTerminal } from '../terminal-state.ts';
 import { onProcessEnd } from './exit-hooks.ts';
 import { describeErrno, Errno, lastErrno, libc, native, OpenFlag } from './libc.ts';
+import { guardTerminal } from './terminal-guard.ts';
 
 const TERMIOS_BYTES = 60;
 /** Offsets of c_oflag and c_cflag. */
@@ -38,6 +39,8 @@ export function setTermios(fd: number, termios: Termios, what: string): void {
 export interface RawModeOptions {
   /** Leave the terminal's newline translation on: for guests that do not send carriage returns (hvc consoles). */
   readonly translateOutput?: boolean;
+  /** The user's own terminal: have it restored even when this process is killed. */
+  readonly guarded?: boolean;
 }
 
 /** The same settings in raw mode, carrier ignored. */
@@ -54,14 +57,15 @@ export function rawTermios(termios: Termios, options: RawModeOptions = {}): Term
  * Whether this process may change and read its terminal now. A background job that tries is stopped by the kernel
  * (SIGTTOU, SIGTTIN). A terminal that is not our controlling one has no such rule.
  */
-export function isForeground(fd: number): boolean {
+function isForeground(fd: number): boolean {
   const group = native('int tcgetpgrp(int)')(fd);
   return group < 0 || group === native('int getpgrp()')();
 }
 
 /**
  * One terminal, in raw mode from `enter` to `leave`. Left on process exit, uncaught exceptions and fatal signals too
- * (host/exit-hooks.ts); entered again after the user stopped and continued the process.
+ * (exit-hooks.ts), by a guard when even those do not run (terminal-guard.ts); entered again after the user stopped and
+ * continued the process.
  */
 export class RawTerminal {
   readonly #fd: number;
@@ -69,6 +73,7 @@ export class RawTerminal {
   readonly #options: RawModeOptions;
   #saved: Termios | undefined;
   #removeHook: (() => void) | undefined;
+  #dismissGuard: (() => void) | undefined;
   /** Told when a process that started in the background got its terminal. */
   onForeground: (() => void) | undefined;
   readonly #onContinue = () => {
@@ -112,6 +117,8 @@ export class RawTerminal {
       native('int tcflush(int, int)')(this.#fd, TCIFLUSH);
     }
     setTermios(this.#fd, rawTermios(this.#saved, this.#options), this.#what);
+    if (this.#options.guarded !== true) return;
+    this.#dismissGuard ??= guardTerminal(this.#fd, this.#saved, getTermios(this.#fd, this.#what));
   }
 
   #restore(): void {
@@ -121,6 +128,8 @@ export class RawTerminal {
     countRawTerminal(-1);
     // A terminal that was hung up cannot be restored, and need not be.
     native('int tcsetattr(int, int, const void *)')(this.#fd, TCSANOW, saved);
+    this.#dismissGuard?.();
+    this.#dismissGuard = undefined;
   }
 }
 

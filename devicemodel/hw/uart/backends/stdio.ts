@@ -117,7 +117,7 @@ export class StdioBackend extends StreamBackend {
       return;
     }
     if (isatty(fd)) {
-      const raw = new RawTerminal(fd, 'stdin', { translateOutput: this.#translateOutput });
+      const raw = new RawTerminal(fd, 'stdin', { translateOutput: this.#translateOutput, guarded: true });
       this.#raw = raw;
       if (!raw.enter()) {
         // In the background, reading would stop the process. The keyboard comes with the foreground.

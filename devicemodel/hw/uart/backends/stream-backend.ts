@@ -26,7 +26,7 @@ export interface CharBackendEnv {
 /** Output the host has not taken yet; the oldest is lost beyond it. A power of two. */
 export const OUTPUT_LIMIT_BYTES = 1 << 20;
 /** The source is paused at this much input the guest has not read. One read of Node's (64 KiB) may come on top. */
-export const INPUT_PAUSE_BYTES = 4096;
+const INPUT_PAUSE_BYTES = 4096;
 /** One write to a stream. */
 const CHUNK_BYTES = 16 * 1024;
 /** Output to a file is written at the latest when this much is collected, also within a turn. */

@@ -1,5 +1,5 @@
-import { type ChildProcess, spawn } from 'node:child_process';
-import { closeSync, openSync, readFileSync, writeFileSync } from 'node:fs';
+import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
+import { closeSync, existsSync, openSync, readFileSync, writeFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { afterEach, describe, expect, test } from 'vitest';
@@ -51,6 +51,8 @@ describe('on a terminal', () => {
     ['SIGHUP', undefined, { code: null, signal: 'SIGHUP' }],
     ['SIGQUIT', undefined, { code: null, signal: 'SIGQUIT' }],
     ['Ctrl-a x', '\x01x', { code: null, signal: 'SIGINT' }],
+    ['SIGKILL', undefined, { code: null, signal: 'SIGKILL' }],
+    ['SIGSEGV', undefined, { code: null, signal: 'SIGSEGV' }],
   ])('is raw while it runs and as before after: %s', async (manner, keys, end) => {
     const { window, cooked } = cookedWindow();
     const c = child(manner, [window.slaveFd, window.slaveFd]);
@@ -62,8 +64,27 @@ describe('on a terminal', () => {
     if (keys === undefined) c.kill(manner as NodeJS.Signals);
     else window.type(keys);
     expect(await over).toEqual(end);
+    if (end.signal === 'SIGKILL' || end.signal === 'SIGSEGV') {
+      // The guard comes after the process has gone.
+      await until(() => Buffer.compare(getTermios(window.slaveFd, 'test'), cooked) === 0, 'the guard restores');
+    }
     expect(getTermios(window.slaveFd, 'test')).toEqual(cooked);
     if (manner === 'exit') expect(window.seen).toMatch(/last words$/);
+  });
+
+  test('what the shell sets after a crash is left alone by the guard', async () => {
+    const { window } = cookedWindow();
+    const c = child('stop', [window.slaveFd, window.slaveFd]);
+    const over = exited(c);
+    await until(() => window.seen.includes('ready'), 'start');
+    const guard = execFileSync('pgrep', ['-P', String(c.pid), '-x', 'sh'], { encoding: 'utf8' }).trim();
+    const own = getTermios(window.slaveFd, 'test');
+    own[12] = 0o13; // raw but for ISIG | ICANON | ECHO, as no other program leaves it
+    setTermios(window.slaveFd, own, 'test');
+    c.kill('SIGKILL');
+    await over;
+    await until(() => !existsSync(`/proc/${guard}`), 'the guard is done');
+    expect(getTermios(window.slaveFd, 'test')).toEqual(own);
   });
 
   test('a job in the background runs on without the keyboard instead of being stopped', async () => {
