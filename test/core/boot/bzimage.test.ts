@@ -1,0 +1,175 @@
+import { writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import fc from 'fast-check';
+import { describe, expect, test } from 'vitest';
+import { checkBzImage, encodeBootargs, loadBzImage } from '../../../devicemodel/core/boot/bzimage.ts';
+import { splitRam } from '../../../devicemodel/core/boot/loader.ts';
+import { ConfigError } from '../../../devicemodel/core/errors.ts';
+import { silentLog } from '../../../devicemodel/core/log.ts';
+import { GuestMemory } from '../../../devicemodel/core/memory.ts';
+import { KiB, MiB } from '../../../devicemodel/core/units.ts';
+import { bzImage, file, noise, temporaryDirectory } from '../../support/images.ts';
+
+/** Where the whole image goes. */
+const KERNEL = 16 * MiB;
+
+function ramOf(sizeBytes: number): GuestMemory {
+  return new GuestMemory([{ base: 0, bytes: new Uint8Array(sizeBytes), hostAddress: undefined }]);
+}
+
+function boot(parts: { kernel: Uint8Array; ramdisk?: Uint8Array; bootargs?: string; ramBytes?: number }) {
+  const dir = temporaryDirectory();
+  const config = {
+    kind: 'bzimage',
+    kernelPath: file(dir, 'kernel', parts.kernel),
+    ramdiskPath: parts.ramdisk && file(dir, 'ramdisk', parts.ramdisk),
+    bootargs: parts.bootargs,
+  } as const;
+  const ramBytes = parts.ramBytes ?? 20 * MiB;
+  const memory = ramOf(ramBytes);
+  checkBzImage(config);
+  return { memory, ramBytes, regs: loadBzImage(config, memory, splitRam(ramBytes), silentLog) };
+}
+
+const kernel = bzImage({ bodyBytes: 5000 });
+
+test('the boot CPU starts behind the setup sectors, in flat protected mode, with the zero page in RSI', () => {
+  const { memory, ramBytes, regs } = boot({ kernel: bzImage({ setupSects: 30, bodyBytes: 5000 }) });
+  // boot.rst: the boot sector and setup_sects sectors come before the protected-mode kernel.
+  expect(regs.rip).toBe(BigInt(KERNEL + 31 * 512));
+  expect(regs.rsi).toBe(BigInt(ramBytes - 4 * KiB));
+  expect(Number(regs.cr0) & 1).toBe(1);
+  const { base, limit } = regs.gdt as { base: bigint; limit: number };
+  // boot.rst demands __BOOT_CS 0x10 (code, execute/read) and __BOOT_DS 0x18 (data, read/write), flat 4 GiB.
+  expect(limit).toBeGreaterThanOrEqual(0x18 + 7);
+  expect(memory.readU64(Number(base) + 0x10)).toBe(0x00cf9b000000ffffn);
+  expect(memory.readU64(Number(base) + 0x18)).toBe(0x00cf93000000ffffn);
+  expect(regs).toMatchObject({ cs: { selector: 0x10, base: 0n }, ds: 0x18, es: 0x18, ss: 0x18 });
+});
+
+test('setup_sects 0 means 4, in the image and in the zero page too', () => {
+  const { memory, ramBytes, regs } = boot({ kernel: bzImage({ setupSects: 0 }) });
+  expect(regs.rip).toBe(BigInt(KERNEL + 5 * 512));
+  expect(memory.readU8(KERNEL + 0x1f1)).toBe(4);
+  expect(memory.readU8(ramBytes - 4 * KiB + 0x1f1)).toBe(4);
+});
+
+test('the zero page tells of ramdisk, command line, loader and memory', () => {
+  const ramdisk = noise('ramdisk', 10_000);
+  const { memory, ramBytes } = boot({ kernel, ramdisk, bootargs: 'console=ttyS0' });
+  const zeroPage = ramBytes - 4 * KiB;
+  const ramdiskAt = memory.readU32(zeroPage + 0x218);
+  expect(memory.readU32(zeroPage + 0x21c)).toBe(ramdisk.length);
+  expect(ramdiskAt % (4 * KiB)).toBe(0);
+  expect(Buffer.from(memory.read(ramdiskAt, ramdisk.length)).equals(ramdisk)).toBe(true);
+  const bootargsAt = memory.readU32(zeroPage + 0x228);
+  expect(Buffer.from(memory.read(bootargsAt, 14)).toString('latin1')).toBe('console=ttyS0\0');
+  expect(memory.readU8(zeroPage + 0x210)).toBe(0xff); // a loader without a number of its own
+  expect(memory.readU8(zeroPage + 0x1e8)).toBeGreaterThan(0); // e820 entries
+  expect(memory.readU32(zeroPage + 0x2d0 + 16)).toBe(1); // the first is RAM
+});
+
+test('without a ramdisk the zero page names none', () => {
+  const { memory, ramBytes } = boot({ kernel });
+  expect(memory.readU32(ramBytes - 4 * KiB + 0x218)).toBe(0);
+  expect(memory.readU32(ramBytes - 4 * KiB + 0x21c)).toBe(0);
+});
+
+test('a second load finds nothing left of the first', () => {
+  const dir = temporaryDirectory();
+  const config = {
+    kind: 'bzimage',
+    kernelPath: file(dir, 'k', kernel),
+    ramdiskPath: undefined,
+    bootargs: 'a',
+  } as const;
+  const ram = splitRam(20 * MiB);
+  const memory = ramOf(20 * MiB);
+  const first = loadBzImage(config, memory, ram, silentLog);
+  const zeroPage = 20 * MiB - 4 * KiB;
+  const before = memory.read(zeroPage, 4 * KiB);
+  memory.bytes(zeroPage, 4 * KiB).fill(0xaa); // the guest used it
+  expect(loadBzImage(config, memory, ram, silentLog)).toEqual(first);
+  expect(memory.read(zeroPage, 4 * KiB)).toEqual(before);
+});
+
+describe('command line', () => {
+  test('2047 bytes arrive whole, with a NUL', () => {
+    const bootargs = `${'x'.repeat(2046)}y`;
+    const { memory, ramBytes } = boot({ kernel, bootargs });
+    expect(Buffer.from(memory.read(ramBytes - 8 * KiB, 2048)).toString('latin1')).toBe(`${bootargs}\0`);
+  });
+
+  test('2048 bytes are refused, counted in bytes and not in characters', () => {
+    expect(() => encodeBootargs('x'.repeat(2048))).toThrow(/-B: .* 2048 bytes, at most 2047/);
+    expect(() => encodeBootargs('é'.repeat(1024))).toThrow(ConfigError);
+  });
+});
+
+describe('what does not fit is refused, with the option and the remedy', () => {
+  const ramBytes = 17 * MiB;
+  test('a kernel', () => {
+    expect(() => boot({ kernel: bzImage({ bodyBytes: 1 * MiB }), ramBytes })).toThrow(/^-k: .* does not fit 17 MiB/);
+  });
+  test('a ramdisk', () => {
+    expect(() => boot({ kernel, ramdisk: new Uint8Array(2 * MiB).fill(1), ramBytes })).toThrow(/^-r: .* does not fit/);
+  });
+});
+
+test.each([
+  ['a missing kernel', '-k', 66, (dir: string) => join(dir, 'nope')],
+  ['an empty kernel', '-k', 65, (dir: string) => file(dir, 'empty', '')],
+  ['a directory', '-k', 65, (dir: string) => dir],
+])('%s is refused before anything happens', (_, option, exitCode, make) => {
+  const dir = temporaryDirectory();
+  const config = { kind: 'bzimage', kernelPath: make(dir), ramdiskPath: undefined, bootargs: undefined } as const;
+  const error = (() => {
+    try {
+      checkBzImage(config);
+    } catch (caught) {
+      return caught as ConfigError;
+    }
+    return undefined;
+  })();
+  expect(error?.message).toContain(`${option}: kernel image ${config.kernelPath}`);
+  expect(error?.exitCode).toBe(exitCode);
+});
+
+test('whatever the sizes: it is refused, or nothing overlaps and everything is there', () => {
+  const dir = temporaryDirectory();
+  const sizes = fc.record({
+    bodyBytes: fc.integer({ min: 1, max: 1200 * KiB }),
+    ramdiskBytes: fc.integer({ min: 0, max: 1200 * KiB }),
+    ramBytes: fc.integer({ min: 8, max: 18 * 256 }).map((pages) => pages * 4 * KiB),
+    argsLength: fc.integer({ min: 0, max: 2047 }),
+  });
+  fc.assert(
+    fc.property(sizes, ({ bodyBytes, ramdiskBytes, ramBytes, argsLength }) => {
+      // Every part is filled with a byte of its own: content that another part overwrote would show.
+      const image = new Uint8Array(8 * 512 + bodyBytes).fill(0x4b);
+      image[0x1f1] = 7;
+      writeFileSync(join(dir, 'kernel'), image);
+      writeFileSync(join(dir, 'ramdisk'), new Uint8Array(ramdiskBytes).fill(0x52));
+      const config = {
+        kind: 'bzimage',
+        kernelPath: join(dir, 'kernel'),
+        ramdiskPath: ramdiskBytes > 0 ? join(dir, 'ramdisk') : undefined,
+        bootargs: 'A'.repeat(argsLength),
+      } as const;
+      const memory = ramOf(ramBytes);
+      try {
+        loadBzImage(config, memory, splitRam(ramBytes), silentLog);
+      } catch (error) {
+        expect(error).toBeInstanceOf(ConfigError);
+        return;
+      }
+      expect(Buffer.from(memory.read(KERNEL, image.length)).equals(image)).toBe(true);
+      const zeroPage = ramBytes - 4 * KiB;
+      const ramdisk = memory.read(memory.readU32(zeroPage + 0x218), ramdiskBytes);
+      expect(ramdisk.every((byte) => byte === 0x52)).toBe(true);
+      const args = memory.read(ramBytes - 8 * KiB, argsLength + 1);
+      expect(args.every((byte, i) => byte === (i < argsLength ? 0x41 : 0))).toBe(true);
+    }),
+    { numRuns: 60 },
+  );
+});

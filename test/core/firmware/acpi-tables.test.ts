@@ -1,0 +1,185 @@
+import fc from 'fast-check';
+import { describe, expect, test } from 'vitest';
+import {
+  type AcpiInput,
+  buildAcpi,
+  type PlacedTable,
+  WAKING_VECTOR_GPA,
+} from '../../../devicemodel/core/firmware/acpi-tables.ts';
+import { arg, device, method, name, path, ret, scope, text } from '../../../devicemodel/core/firmware/aml.ts';
+import { isaBridge } from '../../../devicemodel/core/firmware/dsdt.ts';
+
+const cpu = (lapicId: number) => ({ lapicId, pStates: undefined, cStates: [] });
+
+function machine(change: Partial<AcpiInput> = {}): AcpiInput {
+  return {
+    cpus: [cpu(0)],
+    isRtvm: false,
+    hasIsaBridge: true,
+    buses: [{ bus: 0, ioWindow: { base: 0x2000, end: 0x2020 }, routes: [], functions: [] }],
+    ...change,
+  };
+}
+
+function find(tables: readonly PlacedTable[], signature: string): PlacedTable {
+  const table = tables.find((t) => t.signature === signature);
+  if (table === undefined) throw new Error(`no ${signature}`);
+  return table;
+}
+
+const sum = (bytes: Uint8Array) => bytes.reduce((a, b) => a + b, 0) & 0xff;
+const view = (table: PlacedTable) => new DataView(table.bytes.buffer, table.bytes.byteOffset, table.bytes.length);
+/** Where AML appears in the DSDT, or -1. */
+function position(input: AcpiInput, aml: readonly number[]): number {
+  return Buffer.from(find(buildAcpi(input), 'DSDT').bytes).indexOf(Uint8Array.from(aml));
+}
+
+test('from the RSDP a guest finds every table, each adding up to zero', () => {
+  const inputs = fc.record({
+    cpus: fc.uniqueArray(fc.nat(254), { minLength: 1, maxLength: 16 }).map((ids) => ids.map(cpu)),
+    isRtvm: fc.boolean(),
+    tpm: fc.constantFrom(undefined, { base: 0xf000_0000, sizeBytes: 0x5000 }),
+    nhlt: fc.constantFrom(undefined, new Uint8Array(300).fill(7)),
+    rtct: fc.constantFrom(undefined, new Uint8Array(64)),
+  });
+  fc.assert(
+    fc.property(inputs, ({ tpm, nhlt, rtct, ...rest }) => {
+      const options = { ...(tpm && { tpm }), ...(nhlt && { nhlt }), ...(rtct && { rtct }) };
+      const tables = buildAcpi(machine({ ...rest, ...options }));
+      const at = new Map(tables.map((t) => [t.gpa, t]));
+      const rsdp = find(tables, 'RSDP');
+      expect([sum(rsdp.bytes.subarray(0, 20)), sum(rsdp.bytes)]).toEqual([0, 0]);
+      const xsdt = at.get(Number(view(rsdp).getBigUint64(24, true))) as PlacedTable;
+      const listed: number[] = [];
+      for (let i = 36; i < xsdt.bytes.length; i += 8) listed.push(Number(view(xsdt).getBigUint64(i, true)));
+      const rsdt = at.get(view(rsdp).getUint32(16, true)) as PlacedTable;
+      expect(listed).toEqual(
+        Array.from({ length: (rsdt.bytes.length - 36) / 4 }, (_, i) => view(rsdt).getUint32(36 + 4 * i, true)),
+      );
+      const fadt = find(tables, 'FACP');
+      const reachable = [...listed, view(fadt).getUint32(36, true), view(fadt).getUint32(40, true)];
+      const others = tables.filter((t) => !['RSDP', 'RSDT', 'XSDT'].includes(t.signature));
+      expect(others.map((t) => t.gpa).sort()).toEqual(reachable.sort());
+      for (const table of others.filter((t) => !['FACS', 'RTCT'].includes(t.signature))) {
+        expect(sum(table.bytes), table.signature).toBe(0);
+        expect(view(table).getUint32(4, true)).toBe(table.bytes.length);
+      }
+    }),
+  );
+});
+
+test('tables do not overlap and end below 1 MiB', () => {
+  const tables = [...buildAcpi(machine({ cpus: Array.from({ length: 16 }, (_, i) => cpu(i)) }))];
+  tables.sort((a, b) => a.gpa - b.gpa);
+  for (const [i, table] of tables.entries()) {
+    expect(table.gpa + table.bytes.length).toBeLessThanOrEqual(tables[i + 1]?.gpa ?? 0x10_0000);
+  }
+});
+
+test('the waking vector is the fourth word of the FACS', () => {
+  const facs = find(buildAcpi(machine()), 'FACS');
+  expect(WAKING_VECTOR_GPA).toBe(facs.gpa + 12); // ACPI 6.4 §5.2.10
+});
+
+test('an RTVM has no interrupt source overrides and no PIC', () => {
+  const isa = (isRtvm: boolean) => isaBridge({ bdf: { bus: 0, device: 1, function: 0 }, isRtvm, com: [] });
+  const at = (isRtvm: boolean) =>
+    machine({
+      isRtvm,
+      buses: [{ bus: 0, ioWindow: { base: 0x2000, end: 0x2020 }, routes: [], functions: [isa(isRtvm)] }],
+    });
+  const madtBytes = (isRtvm: boolean) => find(buildAcpi(at(isRtvm)), 'APIC').bytes.length;
+  expect(madtBytes(false) - madtBytes(true)).toBe(2 * 10); // §5.2.12.5: 10 bytes each
+  const pic = path('PIC');
+  expect(position(at(false), pic)).toBeGreaterThan(0);
+  expect(position(at(true), pic)).toBe(-1);
+});
+
+describe('interrupt routing', () => {
+  const routed = (hasIsaBridge: boolean) =>
+    machine({
+      hasIsaBridge,
+      buses: [
+        {
+          bus: 0,
+          ioWindow: { base: 0x2000, end: 0x2020 },
+          routes: [{ device: 6, pin: 3, gsi: 18, link: 8 }],
+          functions: [],
+        },
+      ],
+    });
+
+  test('names the link behind the ISA bridge', () => {
+    expect(position(routed(true), path('ISA.LNKH'))).toBeGreaterThan(0);
+  });
+
+  test('without an ISA bridge there are no links to name', () => {
+    expect(position(routed(false), path('ISA.LNKH'))).toBe(-1);
+  });
+});
+
+test('AML of functions is written in slot order on their bus', () => {
+  const fn = (slot: number, object: string) => ({
+    bdf: { bus: 0, device: slot, function: 0 },
+    aml: () =>
+      device(object, [name('_ADR', slot * 0x1_0000), name('_DDN', text(object)), method('GETA', 1, [ret(arg(0))])]),
+  });
+  const input = machine({
+    buses: [
+      {
+        bus: 0,
+        ioWindow: { base: 0x2000, end: 0x2020 },
+        routes: [],
+        functions: [fn(9, 'LAST'), fn(2, 'FRST')],
+      },
+    ],
+  });
+  expect(position(input, path('FRST'))).toBeLessThan(position(input, path('LAST')));
+  expect(position(input, path('FRST'))).toBeGreaterThan(position(input, path('PCI0')));
+});
+
+test('a DSDT that would reach 1 MiB is refused', () => {
+  const huge = {
+    bdf: { bus: 0, device: 2, function: 0 },
+    aml: () => scope('_SB', [name('BIG', text('x'.repeat(60_000)))]),
+  };
+  const buses = [{ bus: 0, ioWindow: { base: 0x2000, end: 0x2020 }, routes: [], functions: [huge] }];
+  expect(() => buildAcpi(machine({ buses }))).toThrow(/DSDT takes \d+ bytes, there is room for/);
+});
+
+describe('power states', () => {
+  const state = {
+    coreFrequencyMhz: 1000,
+    powerMw: 1,
+    transitionLatencyUs: 1,
+    busMasterLatencyUs: 1,
+    control: 1,
+    status: 1,
+  };
+
+  test('a processor points at the first one that has the same objects', () => {
+    const withPss = { ...cpu(1), pStates: [state] };
+    const input = machine({ cpus: [cpu(0), withPss, { ...withPss, lapicId: 2 }] });
+    expect(position(input, path('^^PR01._PPC'))).toBeGreaterThan(0);
+    expect(position(input, path('^^PR00._PPC'))).toBe(-1);
+  });
+
+  test('continuous states come with _CPC, and _OSC that admits to it', () => {
+    const input = machine({ cpus: [{ ...cpu(0), pStates: 'continuous' }] });
+    expect(position(input, path('_CPC'))).toBeGreaterThan(0);
+    expect(position(input, path('_OSC'))).toBeGreaterThan(0);
+    expect(position(input, path('_PSS'))).toBe(-1);
+  });
+
+  test('an idle state in an address space without a name hides all idle states', () => {
+    const idle = (space: number) => ({
+      entry: { space, bitWidth: 8, bitOffset: 0, accessSize: 1, address: 0x415 },
+      type: 1,
+      latencyUs: 1,
+      powerMw: 1,
+    });
+    const at = (space: number) => machine({ cpus: [{ ...cpu(0), cStates: [idle(1), idle(space)] }] });
+    expect(position(at(1), path('_CST'))).toBeGreaterThan(0);
+    expect(position(at(0x55), path('_CST'))).toBe(-1);
+  });
+});
