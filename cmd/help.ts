@@ -33,19 +33,19 @@ function optionsHelp(columns: number): Promise<string> {
     .help(false)
     .version(false)
     .wrap(Math.min(columns, MAX_COLUMNS))
-    .example(
-      '$0 -m 512m -s 0:0,hostbridge -s 1:0,lpc -l com1,stdio -k bzImage --cpu_affinity 0,1 vm1',
-      'Linux, on COM1',
-    )
-    .epilogue(
-      'Long options may be abbreviated and take their value behind = or as the next word. docs/option-reference.md ' +
-        'has every option, docs/exit-codes.md what the exit status means.',
-    );
+    .epilogue(epilogue);
   for (const group of optionGroups) {
     for (const option of optionTable.filter((o) => o.group === group)) addOption(program, option);
   }
   return program.getHelp();
 }
+
+const epilogue = `\
+Linux with a console on this terminal:
+  acrn-dm -m 512m -s 0:0,hostbridge -s 1:0,lpc -l com1,stdio -k bzImage --cpu_affinity 0,1 vm1
+
+Long options may be abbreviated and take their value behind = or as the next word. docs/option-reference.md tells more, \
+docs/exit-codes.md what the exit status means.`;
 
 function addOption(program: ReturnType<typeof yargs>, option: OptionSpec): void {
   const key = option.name ?? option.short;

@@ -105,7 +105,7 @@ export const optionTable = [
       id: 'dry-run',
       name: 'dry-run',
       arg: 'optional',
-      metavar: 'json',
+      metavar: '[=json]',
       help: 'print what would be created and touch nothing; works on any machine',
     }),
     ours(flag('debug', 'log everything, show the stack of an error')),

@@ -41,8 +41,11 @@ export function parseMemsize(text: string): number {
     if (match[2] !== '' && match[2]?.toLowerCase() !== 'b') {
       throw new ConfigError(`"${match[2]}" is not a unit`, { hint: 'the units are k, m and g' });
     }
-    const mebibytes = number >= MIN_MEMORY_BYTES ? Math.ceil(number / MiB) : number;
-    const hint = Number.isSafeInteger(mebibytes) && mebibytes > 0 ? `write ${mebibytes}m` : 'write it as in 512m';
+    // Bytes or MiB? Whichever could be meant.
+    const inBytes = number >= MIN_MEMORY_BYTES ? number : number * MiB;
+    const mebibytes = alignUp(inBytes, MEMORY_UNIT_BYTES) / MiB;
+    const isPossible = inBytes >= MIN_MEMORY_BYTES && inBytes <= MAX_MEMORY_BYTES;
+    const hint = isPossible ? `write ${mebibytes}m` : 'write it as in 512m';
     throw new ConfigError(`"${text}" has no unit`, { hint: `${hint} (the units are k, m and g)` });
   }
   const bytes = number * unitBytes;
@@ -312,7 +315,9 @@ export function parseVmName(text: string): string {
   const sizeBytes = Buffer.byteLength(text);
   if (sizeBytes === 0) throw new ConfigError('the VM name is empty');
   if (sizeBytes > MAX_VM_NAME_BYTES) {
-    throw new ConfigError(`VM name "${text}": ${sizeBytes} bytes, at most ${MAX_VM_NAME_BYTES} are possible`);
+    throw new ConfigError(`VM name "${text}": ${sizeBytes} bytes, at most ${MAX_VM_NAME_BYTES} are possible`, {
+      hint: 'on ACRN it is the name of the VM in the hypervisor scenario',
+    });
   }
   return text;
 }

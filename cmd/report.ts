@@ -23,7 +23,7 @@ export function errorLines(error: unknown, options: ReportOptions = {}): string[
   let said = first;
   for (const cause of causesOf(error)) {
     const message = messageOf(cause);
-    if (said.includes(message)) continue;
+    if (said.includes(message) || isErrnoSaid(cause, said)) continue;
     lines.push(`cause: ${message}`);
     said += message;
   }
@@ -84,6 +84,12 @@ function* causesOf(error: unknown): Generator<unknown> {
     current = current.cause;
     yield current;
   }
+}
+
+/** Node's `ENOENT: no such file or directory, open 'x'`, when code and path stand in the message already. */
+function isErrnoSaid(cause: unknown, said: string): boolean {
+  const { code, path } = (cause ?? {}) as { code?: unknown; path?: unknown };
+  return typeof code === 'string' && said.includes(code) && (typeof path !== 'string' || said.includes(path));
 }
 
 /** The outermost hint: the nearer to what the user did, the better it fits. */

@@ -2,6 +2,7 @@
 import { createRequire } from 'node:module';
 import { openSoftware, splitRam } from '../devicemodel/core/boot/loader.ts';
 import type { VmConfig } from '../devicemodel/core/config.ts';
+import type { VmEvent } from '../devicemodel/core/control/vm-events.ts';
 import { Disposer } from '../devicemodel/core/disposer.ts';
 import { ExitCode } from '../devicemodel/core/errors.ts';
 import { affinityOf, readHostMadt, vcpuLapicIds } from '../devicemodel/core/host-madt.ts';
@@ -11,11 +12,10 @@ import { EventLoopClock, type TimerQueue } from '../devicemodel/core/timer-queue
 import { type HostTurns, Vm } from '../devicemodel/core/vm.ts';
 import { pcBoard } from '../devicemodel/hw/board.ts';
 import { CharBackendPool } from '../devicemodel/hw/uart/backends/pool.ts';
+import { type Control, connectSignals, startCmdMonitor, startMonitorSocket } from './control.ts';
 
 /** The guest runs first; what it does not need at once (watcher thread, monitor socket) is started this much later. */
 const AFTER_START_NS = 2_000_000;
-/** A guest that was asked to shut down gets this long before the VM is powered off. */
-const SHUTDOWN_PATIENCE_NS = 60_000_000_000;
 
 let running: Vm | undefined;
 
@@ -79,26 +79,35 @@ export async function runVm(config: VmConfig, log: Log): Promise<ExitCode> {
     const consoles = new CharBackendPool({ log, requestTurn: () => host.requestTurn() });
     undo.defer(() => consoles.dispose());
 
+    let publish: (event: VmEvent) => void = () => {};
+    const onVmEvent = (event: VmEvent) => publish(event);
     const vm: Vm = new Vm(config, {
       openHsm: open,
       makeBoard: pcBoard({
         consoles,
         lapicIds: cpus.lapicIds,
-        onVmEvent: () => {},
+        onVmEvent,
         onWake: () => vm.wake(),
       }),
       software,
       cpuAffinity: cpus.affinity,
       clock: host.clock,
       turns: host.turns,
+      onVmEvent,
       log,
     });
     running = vm;
     process.on('exit', abandonVm);
     undo.defer(() => void process.off('exit', abandonVm));
-    undo.defer(connectSignals(vm, host.clock, log));
+    const control: Control = { vm, config, clock: host.clock, log, undo };
+    connectSignals(control);
+    if (config.cmdMonitorPath !== undefined) publish = await startCmdMonitor(control, config.cmdMonitorPath);
     vm.once('started', () => {
-      const later = host.clock.createTimer(() => host.watch());
+      const later = host.clock.createTimer(() => {
+        host.watch();
+        void startMonitorSocket(control);
+        host.requestTurn();
+      });
       later.arm(host.clock.nowNs() + AFTER_START_NS);
     });
     await vm.run();
@@ -132,27 +141,4 @@ function hostCpus(config: VmConfig, log: Log): Cpus {
 /** An embedded hypervisor runs vCPUs on whatever CPU is free: they count from 0. */
 function guestCpus(): Cpus {
   return { affinity: 0n, lapicIds: (count) => Array.from({ length: count }, (_, id) => id) };
-}
-
-/**
- * SIGINT and SIGHUP power the VM off; SIGTERM asks the guest to shut down and powers off when it does not.
- * Compat: C dies of SIGTERM before the guest has enabled ACPI, and leaves an unpaused VM behind.
- * @returns how to disconnect
- */
-function connectSignals(vm: Vm, clock: TimerQueue, log: Log): () => void {
-  const patience = clock.createTimer(() => {
-    vm.power.request({ kind: 'poweroff', reason: 'the guest did not shut down in time' });
-  });
-  const off = (signal: NodeJS.Signals) => vm.power.request({ kind: 'poweroff', reason: `received ${signal}` });
-  const ask = (signal: NodeJS.Signals) => {
-    if (vm.board?.pressPowerButton() !== true) return off(signal);
-    log.notice(`received ${signal}: pressed the power button`);
-    patience.arm(clock.nowNs() + SHUTDOWN_PATIENCE_NS);
-  };
-  const handlers = { SIGINT: off, SIGHUP: off, SIGTERM: ask } as const;
-  for (const [signal, handler] of Object.entries(handlers)) process.on(signal, handler);
-  return () => {
-    patience.cancel();
-    for (const [signal, handler] of Object.entries(handlers)) process.off(signal, handler);
-  };
 }

@@ -32,6 +32,7 @@ describe('memsize', () => {
   test.each([
     ['a plain number of bytes', '268435456', 'write 256m'],
     ['a plain number that can only be MiB', '512', 'write 512m'],
+    ['a plain number that is neither', '1', 'as in 512m'],
     ['the unit b', '268435456b', 'write 256m'],
     ['an odd number of MiB', '129M', 'write 128m or 130m'],
     ['a fraction', '1.5G', 'whole number'],

@@ -17,6 +17,14 @@ describe('errorLines', () => {
     const error = new HostError('x: ENOENT', 2, { cause: new Error('ENOENT') });
     expect(errorLines(error)).toEqual(['acrn-dm: x: ENOENT']);
   });
+  test('an errno of the file system is said once', () => {
+    const cause = Object.assign(new Error("ENOENT: no such file or directory, open '/k'"), {
+      code: 'ENOENT',
+      path: '/k',
+    });
+    expect(errorLines(new HostError('-k: /k cannot be opened (ENOENT)', 2, { cause }))).toHaveLength(1);
+    expect(errorLines(new HostError('-k cannot be opened (ENOENT)', 2, { cause }))).toHaveLength(2);
+  });
   test('the outer hint wins', () => {
     const error = new ConfigError('outer', {
       hint: 'outer hint',

@@ -1,0 +1,78 @@
+/** The program as a process: what goes to which stream, and the status it ends with. */
+import { spawnSync } from 'node:child_process';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { build } from 'esbuild';
+import { beforeAll, describe, expect, test } from 'vitest';
+import { ExitCode } from '../../devicemodel/core/errors.ts';
+
+const root = fileURLToPath(new URL('../..', import.meta.url));
+/** Below node_modules, so that packages are found from there. */
+const program = join(root, 'node_modules/.cache/acrn-dm-test/acrn-dm.mjs');
+
+beforeAll(async () => {
+  await build({
+    absWorkingDir: root,
+    entryPoints: ['cmd/acrn-dm.ts'],
+    outfile: program,
+    bundle: true,
+    platform: 'node',
+    format: 'esm',
+    packages: 'external',
+    define: { ACRN_DM_VERSION: '"1.2.3"' },
+  });
+});
+
+function acrnDm(...args: string[]) {
+  const result = spawnSync(process.execPath, [program, ...args], {
+    encoding: 'utf8',
+    stdio: ['ignore', 'pipe', 'pipe'],
+  });
+  return { status: result.status, stdout: result.stdout, stderr: result.stderr };
+}
+
+describe('acrn-dm', () => {
+  test('help goes to standard output', () => {
+    const { status, stdout, stderr } = acrnDm('--help');
+    expect({ status, stderr }).toEqual({ status: ExitCode.Ok, stderr: '' });
+    expect(stdout).toMatch(/^Usage: acrn-dm \[OPTIONS\] NAME/);
+    for (const option of ['--memsize', '--pci_slot', '--dry-run', '--gvtargs', '-W']) expect(stdout).toContain(option);
+  });
+  test('so do the drivers and the version', () => {
+    expect(acrnDm('-s', 'help')).toMatchObject({ status: ExitCode.Ok, stdout: expect.stringContaining('ivshmem') });
+    expect(acrnDm('-v').stdout).toBe('acrn-dm 1.2.3\n');
+  });
+  test('an error is one line and a hint on standard error', () => {
+    expect(acrnDm('--frobnicate', 'vm')).toEqual({
+      status: ExitCode.Usage,
+      stdout: '',
+      stderr: 'acrn-dm: unknown option --frobnicate\nhint: acrn-dm --help lists all options\n',
+    });
+  });
+  test('a stack is shown with --debug only', () => {
+    expect(acrnDm('-m', '1', 'vm').stderr).not.toMatch(/^ {4}at /m);
+    expect(acrnDm('--debug', '-m', '1', 'vm').stderr).toMatch(/^ {4}at /m);
+  });
+  test('a dry run prints the machine, warnings aside, and ends with 0', () => {
+    const { status, stdout, stderr } = acrnDm('--dry-run', '-A', '-s', '0:0,hostbridge', '-k', '/nonexistent', 'vm');
+    expect({ status, stderr }).toEqual({
+      status: ExitCode.Ok,
+      stderr: 'acrn-dm: warning: -A: obsolete, ignored: ACPI tables are always there\n',
+    });
+    expect(stdout).toContain('00:00.0');
+  });
+  test('a dry run as JSON is nothing but JSON', () => {
+    expect(JSON.parse(acrnDm('--dry-run=json', '-k', 'k', 'vm').stdout)).toMatchObject({ name: 'vm' });
+  });
+  test('a dry run of a VM that cannot be run says so by its status', () => {
+    const { status, stdout, stderr } = acrnDm('--dry-run', '-s', '3,virtio-gpu', '-k', 'k', 'vm');
+    expect(status).toBe(ExitCode.Unavailable);
+    expect(stdout).toContain('Not available in this version');
+    expect(stderr).toContain('-s 3,virtio-gpu: this device comes in a later version');
+  });
+  test('a missing kernel is found before a hypervisor is asked', () => {
+    const { status, stderr } = acrnDm('--hypervisor', 'soft', '-k', '/nonexistent/bzImage', 'vm');
+    expect(status).toBe(ExitCode.NoInput);
+    expect(stderr).toContain('/nonexistent/bzImage');
+  });
+});

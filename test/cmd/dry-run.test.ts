@@ -1,0 +1,100 @@
+import { describe, expect, test } from 'vitest';
+import { parseCommandLine, type VmOrder } from '../../cmd/cli.ts';
+import { describeVm, formatDryRun, type VmPlan } from '../../cmd/dry-run.ts';
+import { decodeVdev } from '../../devicemodel/core/hsm/vdev.ts';
+import { GiB, MiB } from '../../devicemodel/core/units.ts';
+import { pciDrivers } from '../../devicemodel/hw/registry.ts';
+
+/** Addresses the C program gives these devices (recorded), files that do not exist anywhere. */
+const argv = [
+  ...['-m', '3G', '-s', '0:0,hostbridge', '-s', '1:0,lpc', '-l', 'com1,stdio', '-l', 'com5,pty,0x9100,5'],
+  ...['-s', '5,ivshmem,hv:/shm0,2', '-s', '7,uart,vuart_idx:1', '-s', '8,uart,tcp:4555'],
+  ...['-k', '/nonexistent/bzImage', '-B', 'quiet', '--cpu_affinity', '0,2', 'vm1'],
+];
+
+async function planOf(...words: string[]): Promise<VmPlan> {
+  const order = parseCommandLine(words, pciDrivers) as VmOrder;
+  return describeVm(order.config, order.later);
+}
+const textOf = async (...words: string[]) => formatDryRun(await planOf(...words)).join('\n');
+
+describe('plan', () => {
+  test('memory is low up to 2 GiB and goes on at 4 GiB', async () => {
+    const { memory } = await planOf(...argv);
+    expect(memory).toEqual([
+      { what: 'RAM', base: 0, sizeBytes: 2 * GiB },
+      { what: 'RAM', base: 4 * GiB, sizeBytes: GiB },
+    ]);
+    expect((await planOf('vm')).memory).toEqual([{ what: 'RAM', base: 0, sizeBytes: 256 * MiB }]);
+  });
+  test('BARs are where the PCI host places them', async () => {
+    const { pci } = await planOf(...argv);
+    const addresses = (bdf: string) => pci.find((fn) => fn.bdf === bdf)?.bars.map((bar) => bar.address);
+    expect(addresses('00:05.0')).toEqual([0x80000000, 0x80001000, 0x80200000]);
+    expect(addresses('00:07.0')).toEqual([0x80400000, 0x80401000]);
+    expect(addresses('00:08.0')).toEqual([0x2000]);
+  });
+  test('with firmware the shared memory goes above 4 GiB', async () => {
+    const { pci } = await planOf('-s', '5,ivshmem,hv:/a,2', '--ovmf', 'f', 'vm');
+    expect(pci[0]?.bars[2]?.address).toBe(0x40_0000_0000);
+  });
+  test('devices of the hypervisor come with the 192 bytes of CREATE_VDEV', async () => {
+    const { pci } = await planOf(...argv);
+    const vdevs = pci.flatMap((fn) => (fn.vdev === null ? [] : [fn.vdev]));
+    expect(vdevs.map((vdev) => vdev.fields.type)).toEqual(['ivshmem', 'vuart']);
+    for (const { bytes, fields } of vdevs) {
+      const raw = Buffer.from(bytes, 'hex');
+      expect(raw).toHaveLength(192);
+      expect(decodeVdev(raw)).toMatchObject(fields);
+    }
+  });
+  test('serial ports have their place and their back end', async () => {
+    expect((await planOf(...argv)).com).toEqual([
+      { name: 'com1', port: 0x3f8, irq: 4, backend: 'stdio' },
+      { name: 'com5', port: 0x9100, irq: 5, backend: 'pty' },
+    ]);
+  });
+  test('all tables are listed', async () => {
+    const { tables } = await planOf(...argv);
+    const signatures = ['_MP_', 'PCMP', 'RSD', 'RSDT', 'XSDT', 'APIC', 'FACP', 'HPET', 'MCFG', 'FACS', 'DSDT'];
+    expect(tables.map((t) => t.signature)).toEqual(signatures);
+  });
+  test('devices that come later are listed as such', async () => {
+    const plan = await planOf('-s', '3,virtio-gpu,geometry=1x1', 'vm');
+    expect(plan).toMatchObject({ pci: [], notAvailable: ['3,virtio-gpu,geometry=1x1'] });
+  });
+  test('is plain data: JSON gives it back', async () => {
+    const plan = await planOf(...argv);
+    expect(JSON.parse(JSON.stringify(plan))).toEqual(plan);
+  });
+  test('is the same every time', async () => {
+    expect(await planOf(...argv)).toEqual(await planOf(...argv));
+  });
+});
+
+describe('text', () => {
+  test('shows the shared memory device whole', async () => {
+    expect(await textOf('-s', '5,ivshmem,hv:/shm0,2', 'vm')).toContain(`\
+  00:05.0  1af4:1110  class 0500  ivshmem  (hv:/shm0,2)
+           bar0  0x80000000-0x800000ff  mem32, 256 bytes
+           bar1  0x80001000-0x80001fff  mem32, 4 KiB
+           bar2  0x80200000-0x803fffff  mem64, 2 MiB
+           CREATE_VDEV ivshmem, struct acrn_vdev (rows of zeros left out):
+             00  f4 1a 10 11 00 00 00 00 28 00 00 00 00 00 00 00
+             10  00 00 00 80 00 10 00 80 0c 00 20 80 00 00 00 00
+             30  00 00 20 00 00 00 00 00 00 00 00 00 00 00 00 00
+             40  68 76 3a 2f 73 68 6d 30 00 00 00 00 00 00 00 00`);
+  });
+  test('shows what boots', async () => {
+    expect(await textOf(...argv)).toMatch(/Boot\n {2}bzImage {7}\/nonexistent\/bzImage\n {2}command line {2}quiet\n/);
+    expect(await textOf('--ovmf', 'w,f', 'vm')).toContain('f, ends at 0x100000000, variables are written back');
+    expect(await textOf('--ovmf', 'code=c,vars=v', 'vm')).toContain('variables     v');
+    expect(await textOf('-E', 'e', 'vm')).toContain('ELF           e');
+    expect(await textOf('vm')).toContain('nothing: give --kernel');
+  });
+  test('shows flags', async () => {
+    expect(await textOf('--rtvm', '--debugexit', 'vm')).toContain(
+      'VM vm, hypervisor auto, real-time, local APIC passed through, debug exit port',
+    );
+  });
+});
