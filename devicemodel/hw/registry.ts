@@ -13,6 +13,7 @@ import { BlockOptions, parseBlockText } from './pci/virtio/block-options.ts';
 import { ConsoleOptions, parseConsoleText } from './pci/virtio/console-options.ts';
 import { NetOptions, parseNetText } from './pci/virtio/net-options.ts';
 import { RngOptions } from './pci/virtio/options.ts';
+import { wdtI6300esb } from './pci/wdt-i6300esb.ts';
 
 // biome-ignore lint/suspicious/noExplicitAny: drivers of all option types in one list
 export type AnyPciDriver = PciDriver<any>;
@@ -43,6 +44,7 @@ export const pciDrivers: readonly PciDriverEntry[] = [
   eager(ivshmem),
   eager(pciUart),
   eager(dummy),
+  eager(wdtI6300esb),
   lazy(
     {
       name: 'virtio-blk',
@@ -91,7 +93,6 @@ const notYet: ReadonlySet<string> = new Set([
   'ahci-hd',
   'ahci-cd',
   'xhci',
-  'wdt-i6300esb',
 ]);
 
 /** Drivers that are gone, with what became of them. */
