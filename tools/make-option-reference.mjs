@@ -1,0 +1,9 @@
+/** Writes docs/option-reference.md from the option table and the drivers' schemas. */
+import { writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { tsImport } from 'tsx/esm/api';
+import { root } from './prepare.mjs';
+
+const { optionReference } = await tsImport('../cmd/option-reference.ts', import.meta.url);
+const { pciDrivers } = await tsImport('../devicemodel/hw/registry.ts', import.meta.url);
+writeFileSync(join(root, 'docs/option-reference.md'), optionReference(pciDrivers));
