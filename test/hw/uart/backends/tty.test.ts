@@ -77,11 +77,19 @@ describe('pty', () => {
     expect(lines.join()).toContain(path);
     writeText(backend, 'early ');
     for (const word of ['one', 'two']) {
-      const fd = openSync(path, constants.O_RDWR | constants.O_NOCTTY);
+      const fd = openSync(path, constants.O_RDWR | constants.O_NOCTTY | constants.O_NONBLOCK);
       writeText(backend, word);
-      const seen = Buffer.alloc(100);
-      const count = readSync(fd, seen);
-      expect(seen.toString('latin1', 0, count)).toBe(word === 'one' ? 'early one' : word);
+      const expected = word === 'one' ? 'early one' : word;
+      let seen = '';
+      const chunk = Buffer.alloc(100);
+      await until(() => {
+        try {
+          seen += chunk.toString('latin1', 0, readSync(fd, chunk));
+        } catch {
+          // Nothing there at the moment.
+        }
+        return seen === expected;
+      }, `${expected}, got ${seen}`);
       writeSync(fd, `${word}\r`);
       let received = '';
       await until(() => (received += readAll(backend)) === `${word}\r`, 'input');
