@@ -42,6 +42,8 @@ export interface Board {
   resume(): void;
   /** The host asks the guest to shut down. @returns false if the guest has not enabled ACPI: nobody would listen. */
   pressPowerButton(): boolean;
+  /** A `nodisk` block device gets a medium. @param argument `SLOT,PATH[,OPTIONS]`. @returns whether it has it now. */
+  rescanBlockDevice(argument: string): Promise<boolean>;
 }
 
 export type BoardFactory = (parts: BoardParts) => Promise<Board>;

@@ -10,6 +10,7 @@ import { EventEmitter } from 'eventemitter3';
 import type { Board, BoardFactory } from './board.ts';
 import type { GuestSoftware } from './boot/loader.ts';
 import type { VmConfig } from './config.ts';
+import { IntrMonitor } from './control/intr-monitor.ts';
 import { VmEventSource } from './control/vm-event-source.ts';
 import type { VmEvent } from './control/vm-events.ts';
 import type { PowerControl, PowerEvent } from './device.ts';
@@ -261,6 +262,12 @@ class Life {
     this.#undo.defer(() => hsm.destroyIoreqClient());
     this.#undo.defer(() => this.#pause(hsm));
     this.#run(hsm);
+    if (this.#config.intrMonitor !== undefined && hsm.intrMonitor !== undefined) {
+      const { clock, log } = this.#parts;
+      const monitor = new IntrMonitor({ config: this.#config.intrMonitor, ability: hsm.intrMonitor, clock, log });
+      monitor.start();
+      this.#undo.defer(() => monitor.stop());
+    }
   }
 
   /** Serve the guest until an event ends this life. */

@@ -234,6 +234,11 @@ class Pc implements Board {
     return [...this.#platform, ...this.#serial, this.pciConfig];
   }
 
+  async rescanBlockDevice(argument: string): Promise<boolean> {
+    this.#parts.log.warn(`blkrescan ${argument}: there is no block device`);
+    return false;
+  }
+
   #attachSerialPorts(): void {
     const { config, pio, undo } = this.#parts;
     for (const com of config.com) {

@@ -73,6 +73,7 @@ function makeBoard(parts: BoardParts, trace: string[]): Board {
     suspend: () => void trace.push('suspend'),
     resume: () => void trace.push('resume'),
     pressPowerButton: () => false,
+    rescanBlockDevice: async () => false,
   };
 }
 
