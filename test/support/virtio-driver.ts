@@ -253,10 +253,14 @@ export class VirtioDriver {
   }
   /** Device configuration. */
   readConfig(offset: number, size: AccessSize): number {
-    return this.mode === 'legacy' ? this.in(0x14 + offset, size) : this.in(0x2000 + offset, size);
+    return this.in(this.#configBase + offset, size);
+  }
+  /** Legacy: the vector registers are there only with MSI-X. */
+  get #configBase(): number {
+    return this.mode === 'modern' ? 0x2000 : this.config.isMsixEnabled ? 0x18 : 0x14;
   }
   writeConfig(offset: number, size: AccessSize, value: number): void {
-    this.out(this.mode === 'legacy' ? 0x14 + offset : 0x2000 + offset, size, value);
+    this.out(this.#configBase + offset, size, value);
   }
   kick(queue: number): void {
     if (this.mode === 'legacy') this.out(Legacy.notify, 2, queue);
