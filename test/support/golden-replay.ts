@@ -12,7 +12,8 @@ import type { Hsm } from '../../devicemodel/core/hsm/hsm.ts';
 import { encodeVdev, encodeVdevForDestroy } from '../../devicemodel/core/hsm/vdev.ts';
 import { silentLog } from '../../devicemodel/core/log.ts';
 import { checkOptions, optionsFromText } from '../../devicemodel/core/options.ts';
-import { attachComPort, comResources, isaPulseLine } from '../../devicemodel/hw/pci/lpc.ts';
+import { InterruptWiring } from '../../devicemodel/hw/interrupts.ts';
+import { attachComPort, comResources } from '../../devicemodel/hw/pci/lpc.ts';
 import { lookupPciDriver } from '../../devicemodel/hw/registry.ts';
 import { FakeCharBackend } from './fake-char-backend.ts';
 import { PciMachine } from './pci-machine.ts';
@@ -74,17 +75,14 @@ const IOCTLS = new Set(['SET_IRQLINE', 'CREATE_VDEV', 'DESTROY_VDEV']);
 export async function machineOf(argv: readonly string[]): Promise<{ machine: PciMachine; com: FakeCharBackend[] }> {
   const valuesOf = (option: string) => argv.flatMap((arg, i) => (arg === option ? [argv[i + 1] as string] : []));
   const machine = new PciMachine({ hasOvmf: argv.includes('--ovmf'), virtioMsi: argv.includes('--virtio_msi') });
-  // The 8042's keyboard and mouse.
-  machine.router.reserve(1);
-  machine.router.reserve(12);
   const com: FakeCharBackend[] = [];
   for (const text of valuesOf('-l')) {
     const [name = '', backend = ''] = text.split(',');
     const config: ComConfig = { index: Number(name.slice(3)) as ComConfig['index'], backend };
     const { irq } = comResources(config);
-    machine.router.reserve(irq);
+    machine.pirq.reserve(irq);
     const end = backend === '' ? undefined : new FakeCharBackend(backend);
-    const line = isaPulseLine(machine.hsm as unknown as Hsm, irq, silentLog);
+    const line = new InterruptWiring(machine.hsm as unknown as Hsm, silentLog).edge(irq);
     const { uart } = attachComPort(config, { pio: machine.pio, irq: line, backend: end });
     await uart.start();
     if (end !== undefined) com.push(end);

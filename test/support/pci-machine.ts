@@ -14,7 +14,8 @@ import { MmioBus, PioBus } from '../../devicemodel/core/io-bus.ts';
 import { GuestMemory } from '../../devicemodel/core/memory.ts';
 import type { SharedMemory } from '../../devicemodel/hw/pci/driver.ts';
 import { PciHost } from '../../devicemodel/hw/pci/host.ts';
-import type { IntxRouter } from '../../devicemodel/hw/pci/intx.ts';
+import { IoapicPins, PirqRouter } from '../../devicemodel/hw/platform/ioapic.ts';
+import { SCI_GSI } from '../../devicemodel/hw/platform/pm.ts';
 import type { AnyPciDriver } from '../../devicemodel/hw/registry.ts';
 import { FakeCharBackend } from './fake-char-backend.ts';
 import { FakeClock } from './fake-clock.ts';
@@ -59,56 +60,6 @@ export class PciHsm {
   }
 }
 
-const LINK_DISABLED = 0x80;
-/** ISA irqs a link may use (ICH10: 3-7, 9-12, 14, 15). */
-const ALLOWED_IRQS = [3, 4, 5, 6, 7, 9, 10, 11, 12, 14, 15];
-
-/** Least used link, least used irq, IOAPIC pins from 16 up: the order of the C device model. */
-export class FakeIntxRouter implements IntxRouter {
-  #nextGsi = 16;
-  readonly #links = new Array<number>(8).fill(LINK_DISABLED);
-  readonly #linkUsers = new Array<number>(8).fill(0);
-  readonly #irqUsers = new Map<number, number>();
-  readonly #reserved = new Set<number>();
-
-  constructor() {
-    this.reset();
-  }
-  reserve(irq: number): void {
-    this.#reserved.add(irq);
-  }
-  allocateGsi(): Gsi {
-    return this.#nextGsi++;
-  }
-  allocateLink(): number {
-    const link = this.#linkUsers.indexOf(Math.min(...this.#linkUsers));
-    this.#linkUsers[link] = (this.#linkUsers[link] as number) + 1;
-    if (this.#links[link] === LINK_DISABLED) {
-      const free = ALLOWED_IRQS.filter((irq) => !this.#reserved.has(irq));
-      const users = (irq: number) => this.#irqUsers.get(irq) ?? 0;
-      const irq = free.reduce((best, candidate) => (users(candidate) < users(best) ? candidate : best));
-      this.#irqUsers.set(irq, users(irq) + 1);
-      this.#links[link] = irq;
-    }
-    return link + 1;
-  }
-  readLink(link: number): number {
-    return this.#links[link - 1] ?? LINK_DISABLED;
-  }
-  writeLink(link: number, value: number): void {
-    if (link >= 1 && link <= 8) this.#links[link - 1] = value & 0x8f;
-  }
-  reset(): void {
-    this.#nextGsi = 16;
-    this.#links.fill(LINK_DISABLED);
-    this.#linkUsers.fill(0);
-    this.#irqUsers.clear();
-    // The SCI has irq 9.
-    this.#irqUsers.set(9, 1);
-    this.#reserved.clear();
-  }
-}
-
 export function bdf(text: string): Bdf {
   const [bus, device, fn] = text.split(/[:.]/).map((part) => Number.parseInt(part, 16));
   return { bus: bus as number, device: device as number, function: fn as number };
@@ -121,7 +72,7 @@ export class PciMachine {
   readonly clock = new FakeClock();
   readonly msi = new FakeMsi();
   readonly power_ = new FakePower();
-  readonly router = new FakeIntxRouter();
+  readonly pirq = new PirqRouter();
   readonly backends: FakeCharBackend[] = [];
   readonly shared = new Map<string, SharedMemory & { disposed: number }>();
   readonly lines: string[];
@@ -130,19 +81,28 @@ export class PciMachine {
   constructor(options: { readonly hasOvmf?: boolean; readonly virtioMsi?: boolean; readonly ramBytes?: number } = {}) {
     const { log, lines } = memoryLog();
     this.lines = lines;
+    const { pirq } = this;
+    const pins = new IoapicPins();
+    pirq.use(SCI_GSI);
     const ram = new Uint8Array(options.ramBytes ?? 0x10_0000);
     this.host = new PciHost({
       pio: this.pio,
       mmio: this.mmio,
-      router: this.router,
+      router: {
+        allocateGsi: () => pins.allocate(),
+        allocateLink: () => pirq.allocate(),
+        readLink: (link) => pirq.read(link),
+        writeLink: (link, value) => pirq.write(link, value),
+        reset: () => pirq.reset(),
+      },
       hsm: this.hsm as unknown as Hsm,
       memory: new GuestMemory([{ base: 0, bytes: ram, hostAddress: undefined }]),
       clock: this.clock,
       log,
       msi: this.msi,
       power: this.power_,
-      charBackend: (text) => {
-        const backend = new FakeCharBackend(text);
+      charBackend: (_user, text) => {
+        const backend = new FakeCharBackend(typeof text === 'string' ? text : text.kind);
         this.backends.push(backend);
         return backend;
       },

@@ -264,7 +264,9 @@ export class ConfigSpace {
    */
   defineBar(spec: BarSpec, address: Gpa | Port): void {
     const { index, kind, sizeBytes } = spec;
-    if (this.#bars[index] !== undefined || (kind === 'mem64' && (index === 5 || this.#bars[index + 1] !== undefined))) {
+    const isUpperHalf = index > 0 && this.#bars[index - 1]?.spec.kind === 'mem64';
+    const hasUpperHalf = kind !== 'mem64' || (index < 5 && this.#bars[index + 1] === undefined);
+    if (this.#bars[index] !== undefined || isUpperHalf || !hasUpperHalf) {
       throw new BugError(`PCI config: BAR ${index} is taken`);
     }
     let flags: number = kind === 'io' ? BarFlag.Io : kind === 'mem64' ? BarFlag.Mem64 : 0;

@@ -35,7 +35,6 @@ const ADDRESS_LIMIT = 2 ** 52;
 /** Interrupt Line of a function without a pin: "unknown or no connection" (PCI 3.0 §6.2.4). */
 const NO_INTERRUPT_LINE = 0xff;
 const PINS_PER_SLOT = 4;
-const LINKS = [1, 2, 3, 4, 5, 6, 7, 8] as const;
 
 export interface PciHostOptions extends Omit<PciEnv, 'bdf' | 'intx' | 'pirqLinks' | 'charBackend'> {
   /** @param user who opens it, for messages and to find it again after a full reset */
@@ -106,7 +105,7 @@ export class PciHost implements Device, PciConfigAccess {
   readonly #started = new Disposer();
   /** In the order of initialisation. */
   #order: Slot[] = [];
-  #links: number[] = [];
+  #isRouted = false;
   #ecam: Registration | undefined;
   #isConfigured = false;
 
@@ -224,7 +223,7 @@ export class PciHost implements Device, PciConfigAccess {
     }
   }
 
-  /** Take device memory away from the guest again. Only when no VM uses it: after DESTROY_VM. Safe twice. */
+  /** Give up device memory of the guest, at the end of a VM: a guest that runs on would lose it. Safe twice. */
   detach(): void {
     for (const slot of this.#order) {
       if (slot.function?.backing === 'device-model') slot.function.detach?.();
@@ -244,7 +243,7 @@ export class PciHost implements Device, PciConfigAccess {
 
   /** Power-on state of every function: header, BARs, PIRQ links, devices. The hypervisor is not called. */
   reset(): void {
-    for (const link of LINKS) this.#options.router.writeLink(link, this.#links[link - 1] as number);
+    this.#options.router.reset();
     for (const slot of this.#order) {
       slot.line?.reset();
       configOf(slot).reset();
@@ -393,7 +392,7 @@ export class PciHost implements Device, PciConfigAccess {
   /** Multi-function devices use the least loaded pin of their slot, INTA# first. */
   #lineOf(slot: Slot): IntxLine {
     if (slot.line !== undefined) return slot.line;
-    if (this.#links.length > 0) throw new BugError(`pci ${formatBdf(slot.bdf)}: INTx asked for after routing`);
+    if (this.#isRouted) throw new BugError(`pci ${formatBdf(slot.bdf)}: INTx asked for after routing`);
     const key = (slot.bdf.bus << 5) | slot.bdf.device;
     let pins = this.#pins.get(key);
     if (pins === undefined) {
@@ -435,7 +434,7 @@ export class PciHost implements Device, PciConfigAccess {
       const irq = pin?.link === undefined ? NO_INTERRUPT_LINE : router.readLink(pin.link) & 0xf;
       configOf(slot).set8(Cfg.InterruptLine, irq);
     }
-    this.#links = LINKS.map((link) => router.readLink(link));
+    this.#isRouted = true;
     for (const slot of this.#order) {
       if (slot.function?.backing === 'device-model') slot.function.interruptsRouted?.();
     }

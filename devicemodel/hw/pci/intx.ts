@@ -15,7 +15,7 @@ export interface IntxRouter extends PirqLinks {
   allocateGsi(): Gsi;
   /** A PIRQ link for one more pin, 1..8; a link that had none gets an ISA irq. */
   allocateLink(): number;
-  /** Back to power-on: no pin and no link taken, reservations forgotten. */
+  /** PIRQ links back to where they pointed when all pins had been routed. */
   reset(): void;
 }
 

@@ -7,9 +7,7 @@ import { type AccessSize, allOnes, type Gsi, hex, type Port } from '../../core/a
 import type { ComConfig } from '../../core/config.ts';
 import type { InterruptLine, IoRegion } from '../../core/device.ts';
 import { ConfigError } from '../../core/errors.ts';
-import type { Hsm } from '../../core/hsm/hsm.ts';
 import type { IoBus, Registration } from '../../core/io-bus.ts';
-import type { Log } from '../../core/log.ts';
 import type { CharBackend } from '../uart/backend.ts';
 import { Ns16550, UART_REGISTER_COUNT } from '../uart/ns16550.ts';
 import type { ConfigSpace } from './config-space.ts';
@@ -105,7 +103,7 @@ export function comResources(com: ComConfig): { readonly name: string; readonly 
 
 export interface ComPortWires {
   readonly pio: IoBus;
-  /** Edge line of the ISA irq: see {@link isaPulseLine}. */
+  /** Edge triggered: every assertion is a pulse. */
   readonly irq: InterruptLine;
   readonly backend: CharBackend | undefined;
 }
@@ -147,20 +145,4 @@ class IsaUartPorts implements IoRegion {
     this.#uart.write(offset, 1, value & 0xff);
     if (size === 2) this.#uart.write(offset + 1, 1, value >>> 8);
   }
-}
-
-/** An edge triggered ISA interrupt: every assertion is one pulse, deasserting is nothing. */
-export function isaPulseLine(hsm: Pick<Hsm, 'setIrqLine'>, gsi: Gsi, log: Log): InterruptLine {
-  return {
-    gsi,
-    set(asserted) {
-      if (!asserted) return;
-      try {
-        hsm.setIrqLine(gsi, 'rising-pulse');
-      } catch (error) {
-        // An interrupt that cannot be delivered does not end the VM.
-        log.guest(() => `interrupt ${gsi}: ${error instanceof Error ? error.message : error}`);
-      }
-    },
-  };
 }
