@@ -4,17 +4,19 @@ import { ExitCode } from '../devicemodel/core/errors.ts';
 import { Log, LogLevel } from '../devicemodel/core/log.ts';
 import { pciDrivers } from '../devicemodel/hw/registry.ts';
 import { parseCommandLine, type VmOrder } from './cli.ts';
-import { errorLines, exitCodeOf, writeLines } from './report.ts';
+import { errorLines, exitCodeOf, fdSink, writeLines } from './report.ts';
 
 /** Width of help where there is no terminal to ask. */
 const DEFAULT_COLUMNS = 100;
 
+const standardOutput = fdSink(1);
+const standardError = fdSink(2);
 const argv = process.argv.slice(2);
 /** Asked before the command line is parsed: its own mistakes are reported too. */
 const debug = argv.includes('--debug');
 
 function fail(error: unknown): ExitCode {
-  writeLines(process.stderr, errorLines(error, { debug }));
+  writeLines(standardError, errorLines(error, { debug }));
   return exitCodeOf(error);
 }
 
@@ -23,13 +25,13 @@ async function main(): Promise<ExitCode> {
   switch (order.action) {
     case 'version': {
       const { version } = await import('./version.ts');
-      writeLines(process.stdout, [`acrn-dm ${version()}`]);
+      writeLines(standardOutput, [`acrn-dm ${version()}`]);
       return ExitCode.Ok;
     }
     case 'help': {
       const { helpText } = await import('./help.ts');
       const text = await helpText(order.topic, pciDrivers, process.stdout.columns ?? DEFAULT_COLUMNS);
-      writeLines(process.stdout, text.trimEnd().split('\n'));
+      writeLines(standardOutput, text.trimEnd().split('\n'));
       return ExitCode.Ok;
     }
     case 'dry-run':
@@ -45,13 +47,13 @@ async function dryRun(order: VmOrder): Promise<ExitCode> {
     import('./preflight.ts'),
   ]);
   writeLines(
-    process.stderr,
+    standardError,
     order.notices.map((notice) => `acrn-dm: ${notice.level === 'warn' ? 'warning: ' : ''}${notice.text}`),
   );
   const plan = await describeVm(order.config, order.later);
-  writeLines(process.stdout, order.format === 'json' ? [JSON.stringify(plan, undefined, 2)] : formatDryRun(plan));
+  writeLines(standardOutput, order.format === 'json' ? [JSON.stringify(plan, undefined, 2)] : formatDryRun(plan));
   const problems = problemsOf(order);
-  for (const problem of problems) writeLines(process.stderr, errorLines(problem, { debug }));
+  for (const problem of problems) writeLines(standardError, errorLines(problem, { debug }));
   return problems[0]?.exitCode ?? ExitCode.Ok;
 }
 
@@ -85,9 +87,6 @@ function onUnforeseen(error: unknown): void {
 }
 process.on('uncaughtException', onUnforeseen);
 process.on('unhandledRejection', onUnforeseen);
-// A reader of our output that went away (`acrn-dm --help | head -1`) is its own affair.
-process.stdout.on('error', () => {});
-process.stderr.on('error', () => {});
 
 main().then(
   (code) => process.exit(code),

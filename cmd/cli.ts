@@ -242,6 +242,7 @@ function orderOf(c: Collected, names: readonly string[], drivers: readonly PciDr
   if (c.vtpm2SocketPath !== undefined && c.acpidevPt !== undefined) {
     throw new ConfigError('--vtpm2 and --acpidev_pt: a VM has one TPM', { hint: 'give one of the two' });
   }
+  if (c.ssram?.length === 0) warn('--ssram: ignored, it names no region (write L2|L3,vcpu=N,size=SIZE)');
   const hasLpc = slots.pci.some((slot) => slot.driver === 'lpc');
   if (c.com.length > 0 && !hasLpc) warn('-l: has no effect without the LPC bridge, -s 1:0,lpc');
 

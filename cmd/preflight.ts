@@ -1,18 +1,32 @@
 /** What can be found wrong with an order as a whole, however the host looks. */
+
+import type { VmConfig } from '../devicemodel/core/config.ts';
 import { ConfigError, DmError, ExitCode } from '../devicemodel/core/errors.ts';
 import type { VmOrder } from './cli.ts';
 import { formatSlotText } from './slot.ts';
+
+/** Options that are understood but have nothing behind them yet; a line goes when its part is there. */
+const laterOptions: readonly { readonly name: string; isUsed(config: VmConfig): boolean }[] = [
+  { name: '--acpidev_pt', isUsed: (config) => config.acpidevPt !== undefined },
+  { name: '--mmiodev_pt', isUsed: (config) => config.mmiodevPt.length > 0 },
+  { name: '--vtpm2', isUsed: (config) => config.vtpm2SocketPath !== undefined },
+  // Without regions, as launch scripts have it, the guest loses nothing it could name.
+  { name: '--ssram', isUsed: (config) => (config.ssram?.length ?? 0) > 0 },
+];
 
 /** Reasons why this VM cannot be run. Empty: it can. */
 export function problemsOf(order: VmOrder): DmError[] {
   const { config, later } = order;
   const problems: DmError[] = [];
-  if (later.length > 0) {
-    const list = later.map((slot) => `-s ${formatSlotText(slot)}`).join(', ');
+  const missing = [
+    ...later.map((slot) => `-s ${formatSlotText(slot)}`),
+    ...laterOptions.flatMap(({ name, isUsed }) => (isUsed(config) ? [name] : [])),
+  ];
+  if (missing.length > 0) {
     problems.push(
-      new DmError(`${list}: this device comes in a later version`, {
+      new DmError(`${missing.join(', ')}: not supported yet, this comes in a later version`, {
         exitCode: ExitCode.Unavailable,
-        hint: '-s help lists the devices there are',
+        hint: 'leave it out if the guest can do without; -s help lists the devices there are',
       }),
     );
   }

@@ -1,5 +1,7 @@
 /** An error → the lines a user sees and the status the process ends with. */
-import { BugError, ConfigError, DmError, ExitCode } from '../devicemodel/core/errors.ts';
+import { writeSync } from 'node:fs';
+import { isatty } from 'node:tty';
+import { BugError, DmError, ExitCode } from '../devicemodel/core/errors.ts';
 
 /** Lines of `cause:` that are worth reading. */
 const MAX_CAUSES = 4;
@@ -44,23 +46,51 @@ export function exitCodeOf(error: unknown): ExitCode {
   return ExitCode.Software;
 }
 
-/** A stream lines can be written to. */
-export interface ReportStream {
-  readonly isTTY?: boolean;
-  write(text: string): unknown;
+/** Where lines are written. */
+export interface LineSink {
+  readonly isTerminal: boolean;
+  write(text: string): void;
+}
+
+/** How often a full pipe is waited for, and how long. */
+const FULL_PIPE_TRIES = 1000;
+const FULL_PIPE_WAIT_MS = 5;
+
+/**
+ * A descriptor, written synchronously: the process may end right after. Node's own streams do the same but take longer
+ * to make than a command line to parse.
+ */
+export function fdSink(fd: number): LineSink {
+  return {
+    get isTerminal() {
+      return isatty(fd);
+    },
+    write: (text) => {
+      const bytes = Buffer.from(text);
+      for (let at = 0, tries = 0; at < bytes.length; ) {
+        try {
+          at += writeSync(fd, bytes, at);
+        } catch (error) {
+          // Somebody made the pipe or terminal non-blocking, and its reader is slow.
+          if ((error as NodeJS.ErrnoException).code !== 'EAGAIN' || ++tries > FULL_PIPE_TRIES) throw error;
+          Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, FULL_PIPE_WAIT_MS);
+        }
+      }
+    },
+  };
 }
 
 /**
  * Write whole lines. A guest's console may have put the terminal in raw mode, where a line feed alone does not return
  * the carriage; a carriage return too many does no harm.
  */
-export function writeLines(stream: ReportStream, lines: readonly string[]): void {
+export function writeLines(sink: LineSink, lines: readonly string[]): void {
   if (lines.length === 0) return;
-  const end = stream.isTTY === true ? '\r\n' : '\n';
   try {
-    stream.write(lines.join(end) + end);
+    const end = sink.isTerminal ? '\r\n' : '\n';
+    sink.write(lines.join(end) + end);
   } catch {
-    // Nobody is left to tell: the other end is closed.
+    // Nobody is left to tell: the other end is closed (`acrn-dm --help | head -1`).
   }
 }
 
@@ -112,9 +142,4 @@ function stackLines(error: unknown): string[] {
 export function oneLine(text: string): string {
   const clean = text.replace(/\s*[\r\n]+\s*/g, ' ').replace(/\p{Cc}/gu, '?');
   return clean.length <= MAX_LINE_CHARS ? clean : `${clean.slice(0, MAX_LINE_CHARS - 3)}...`;
-}
-
-/** Whether an error is the user's, found before anything was done. */
-export function isUsageError(error: unknown): boolean {
-  return error instanceof ConfigError && error.exitCode === ExitCode.Usage;
 }

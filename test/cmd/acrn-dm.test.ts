@@ -42,6 +42,16 @@ describe('acrn-dm', () => {
     expect(acrnDm('-s', 'help')).toMatchObject({ status: ExitCode.Ok, stdout: expect.stringContaining('ivshmem') });
     expect(acrnDm('-v').stdout).toBe('acrn-dm 1.2.3\n');
   });
+  test('a reader that goes away is no error', () => {
+    const shell = spawnSync(
+      'sh',
+      ['-c', `"$0" "$1" --help | head -n 1; "$0" "$1" --help >&-`, process.execPath, program],
+      {
+        encoding: 'utf8',
+      },
+    );
+    expect(shell).toMatchObject({ status: ExitCode.Ok, stdout: 'Usage: acrn-dm [OPTIONS] NAME\n', stderr: '' });
+  });
   test('an error is one line and a hint on standard error', () => {
     expect(acrnDm('--frobnicate', 'vm')).toEqual({
       status: ExitCode.Usage,
@@ -68,7 +78,7 @@ describe('acrn-dm', () => {
     const { status, stdout, stderr } = acrnDm('--dry-run', '-s', '3,virtio-gpu', '-k', 'k', 'vm');
     expect(status).toBe(ExitCode.Unavailable);
     expect(stdout).toContain('Not available in this version');
-    expect(stderr).toContain('-s 3,virtio-gpu: this device comes in a later version');
+    expect(stderr).toContain('-s 3,virtio-gpu: not supported yet, this comes in a later version');
   });
   test('a missing kernel is found before a hypervisor is asked', () => {
     const { status, stderr } = acrnDm('--hypervisor', 'soft', '-k', '/nonexistent/bzImage', 'vm');

@@ -14,9 +14,22 @@ describe('an order that cannot be run', () => {
     const [problem, ...more] = problems('-k', 'k', '-s', '3,virtio-gpu', '-s', '4:1,xhci,1-1', 'vm1');
     expect(more).toEqual([]);
     expect(problem).toMatchObject({
-      message: '-s 3,virtio-gpu, -s 4:1,xhci,1-1: this device comes in a later version',
+      message: '-s 3,virtio-gpu, -s 4:1,xhci,1-1: not supported yet, this comes in a later version',
       exitCode: ExitCode.Unavailable,
     });
+  });
+  test.each([
+    ['--acpidev_pt', ['--acpidev_pt', 'MSFT0101']],
+    ['--mmiodev_pt', ['--mmiodev_pt', '0xfe000000,0x1000']],
+    ['--vtpm2', ['--vtpm2', 'sock_path=/s']],
+    ['--ssram', ['--ssram', 'L2,vcpu=0,size=4K']],
+  ])('%s is answered with one line while it has nothing behind it', (name, argv) => {
+    expect(problems('-k', 'k', ...argv, 'vm1').map((p) => p.message)).toEqual([
+      `${name}: not supported yet, this comes in a later version`,
+    ]);
+  });
+  test('--ssram without regions does not stop a VM', () => {
+    expect(problems('--ssram', '-k', 'k', 'vm1')).toEqual([]);
   });
   test('a whole VM has no problem', () => {
     expect(problems('-k', 'k', '-s', '1,lpc', 'vm1')).toEqual([]);
