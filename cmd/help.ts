@@ -60,7 +60,7 @@ function addOption(program: ReturnType<typeof yargs>, option: OptionSpec): void 
   });
 }
 
-export function driversHelp(drivers: readonly PciDriverEntry[]): string {
+function driversHelp(drivers: readonly PciDriverEntry[]): string {
   const width = Math.max(0, ...drivers.map((d) => d.name.length));
   const lines = drivers.map((d) => {
     const { aliases = [] } = d;
@@ -76,7 +76,7 @@ export function driversHelp(drivers: readonly PciDriverEntry[]): string {
   ].join('\n');
 }
 
-export function driverHelp(driver: PciDriverEntry): string {
+function driverHelp(driver: PciDriverEntry): string {
   const help = optionHelp(driver.options);
   return [
     `${driver.name}: ${driver.summary}`,
@@ -85,7 +85,7 @@ export function driverHelp(driver: PciDriverEntry): string {
   ].join('\n');
 }
 
-export const lpcHelp = [
+const lpcHelp = [
   'Serial ports of the LPC bridge: -l comN[,BACKEND], with -s 1:0,lpc',
   '',
   '  com1  port 0x3f8, IRQ 4        com3  port 0x3e8, IRQ 6',
