@@ -120,6 +120,25 @@ export function qwordMemory(base: number, length: number): Aml {
   return addressSpace(8, SpaceType.Memory, MEMORY_READ_WRITE, base, length);
 }
 
+/**
+ * `QWordMemory (ResourceConsumer, PosDecode, MinNotFixed, MaxNotFixed, NonCacheable, ReadOnly, ...,
+ * AddressRangeACPI, TypeStatic)`: a table in memory, as a resource.
+ */
+export function qwordMemoryReadOnlyAcpi(base: number, length: number): Aml {
+  const consumer = 0x01;
+  const addressRangeAcpi = 2 << 3;
+  return large(SpaceTag[8], [
+    SpaceType.Memory,
+    consumer,
+    addressRangeAcpi,
+    ...le(0, 8),
+    ...le(base, 8),
+    ...le(base + length - 1, 8),
+    ...le(0, 8),
+    ...le(length, 8),
+  ]);
+}
+
 /** `Interrupt (ResourceConsumer, trigger, polarity, sharing) {gsis}` (§6.4.3.6). */
 export function interrupt(flags: IrqFlags, gsis: readonly number[]): Aml {
   const info =

@@ -1,0 +1,64 @@
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { describe, expect, test } from 'vitest';
+import { buildAcpi } from '../../../devicemodel/core/firmware/acpi-tables.ts';
+import { passthroughAml, virtioGpio, virtioI2c } from '../../../devicemodel/core/firmware/device-aml.ts';
+import { isaBridge, type PciFunctionAml } from '../../../devicemodel/core/firmware/dsdt.ts';
+import { disassemble, hasIasl, recompile } from '../../support/iasl.ts';
+import { temporaryDirectory } from '../../support/images.ts';
+
+const INTEL = 0x8086;
+const at = (device: number) => ({ bus: 0, device, function: 0 });
+
+function dsdtWith(functions: readonly PciFunctionAml[]): Uint8Array {
+  const tables = buildAcpi({
+    cpus: [{ lapicId: 0, pStates: undefined, cStates: [] }],
+    isRtvm: false,
+    hasIsaBridge: true,
+    buses: [{ bus: 0, ioWindow: { base: 0x2000, end: 0x2020 }, routes: [], functions }],
+  });
+  return tables.find((table) => table.signature === 'DSDT')?.bytes as Uint8Array;
+}
+
+const passthrough = (slot: number, deviceId: number) =>
+  passthroughAml(at(slot), INTEL, deviceId, { nhlt: { base: 0xf2800, sizeBytes: 0x200 } });
+
+/** Intel functions that the reference writes AML for. */
+const known = [0x4b32, 0x4ba0, 0x4bb0, 0x5aaa, 0x5ab4, 0x5aac, 0x5a98, 0x5abc, 0x5aca];
+
+test('functions that need nothing get nothing', () => {
+  expect(passthroughAml(at(3), INTEL, 0x1234)).toBeUndefined();
+  expect(passthroughAml(at(3), 0x10ec, 0x4b32)).toBeUndefined();
+});
+
+test('an audio controller without a table to show gets nothing', () => {
+  expect(passthroughAml(at(3), INTEL, 0x5a98)).toBeUndefined();
+});
+
+describe.skipIf(!hasIasl)('iasl has nothing to say about', () => {
+  // Two passed-through I2C controllers are I2C0 and I2C1: the virtio adapter beside them is a third.
+  const functions: Record<string, PciFunctionAml[]> = {
+    'virtio GPIO': [virtioGpio(at(3), 0x201c)],
+    'virtio I2C with everything behind it': [virtioI2c(at(4), 0, ['cam1', 'cam2', 'hdac'])],
+    'virtio I2C alone': [virtioI2c(at(4), 2, [])],
+    'all passed-through functions': known.map((id, i) => passthrough(5 + i, id) as PciFunctionAml),
+  };
+  test.each(Object.keys(functions))('%s', (what) => {
+    const dir = temporaryDirectory();
+    const bridge = isaBridge({ bdf: at(1), isRtvm: false, com: [] });
+    const bytes = dsdtWith([bridge, ...(functions[what] as PciFunctionAml[])]);
+    expect(disassemble(dir, 'dsdt', bytes)).not.toMatch(/error|warning/i);
+    const { report, aml } = recompile(dir, 'dsdt');
+    expect(report).toContain('0 Errors, 0 Warnings');
+    expect(Buffer.from(aml as Uint8Array).subarray(36)).toEqual(Buffer.from(bytes).subarray(36));
+  });
+
+  test('the register window of a TSN controller is computed from its BAR', () => {
+    const dir = temporaryDirectory();
+    disassemble(dir, 'dsdt', dsdtWith([passthrough(5, 0x4ba0) as PciFunctionAml]));
+    const asl = readFileSync(join(dir, 'dsdt.dsl'), 'utf8');
+    expect(asl).toContain('MAL0 = ((^^PCI0.OTN0.TADL & 0xFFFFF000) + 0x0200)');
+    // iasl finds that the two fields are the base addresses of the two descriptors.
+    expect(asl.match(/CreateDWordField \(PCSR, .*_BAS, M[AD]L0\)/g)).toHaveLength(2);
+  });
+});
