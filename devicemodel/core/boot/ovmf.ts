@@ -66,6 +66,8 @@ export class OvmfFirmware {
   readonly #log: Log;
   readonly #imageBytes: number;
   readonly #store: NvStore | undefined;
+  /** Memory that holds the whole image. Any other has no variables to save. */
+  #loadedInto: GuestMemory | undefined;
 
   /**
    * Measures the files; with `w` opens and locks the one with the variables until `close`.
@@ -100,6 +102,7 @@ export class OvmfFirmware {
   load(memory: GuestMemory, ram: E820Input): VcpuRegs {
     const files = parts(this.#boot);
     const opened: ImageFile[] = [];
+    this.#loadedInto = undefined;
     try {
       for (const { path, role } of files) opened.push(ImageFile.open(path, role));
       if (opened.reduce((sum, file) => sum + file.sizeBytes, 0) !== this.#imageBytes) {
@@ -114,17 +117,19 @@ export class OvmfFirmware {
       for (const file of opened) file.close();
     }
     memory.write(Layout.ovmfE820Base, ovmfE820Block(buildE820(ram)));
+    this.#loadedInto = memory;
     this.#log.info(`firmware: ${files.map((f) => f.path).join(' + ')}, ${this.#imageBytes} bytes below 4 GiB`);
     return RESET_REGS;
   }
 
   /**
-   * Write the guest's variables back, if the user wants that and the guest changed any.
+   * Write the guest's variables back, if the user wants that and the guest changed any. Memory the image was not
+   * loaded into holds none: a VM that failed to start must not wipe the user's variables.
    * @throws HostError if they could not be written; the file is then as it was.
    */
   save(memory: GuestMemory): void {
     const store = this.#store;
-    if (store === undefined) return;
+    if (store === undefined || memory !== this.#loadedInto) return;
     store.save(memory.read(this.#base, store.sizeBytes));
   }
 

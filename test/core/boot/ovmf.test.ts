@@ -172,6 +172,18 @@ describe('write back', () => {
     expect(readFileSync(path).equals(image)).toBe(true);
   });
 
+  test('a VM that ends before its firmware was loaded, or in the middle of it, saves nothing', () => {
+    const dir = temporaryDirectory();
+    const path = file(dir, 'OVMF.fd', image);
+    const { software, memory } = open(single(path, true));
+    software.save(memory);
+    expect(readFileSync(path).equals(image)).toBe(true);
+    software.load(memory);
+    const nextLife = memoryOf(software.regions); // a full reset gives new memory
+    software.save(nextLife);
+    expect(readFileSync(path).equals(image)).toBe(true);
+  });
+
   test('after a reset the guest finds what it wrote, and can save again', () => {
     const { path, software, memory } = started();
     for (const round of ['first', 'other']) {
