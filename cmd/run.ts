@@ -6,9 +6,11 @@ import type { VmEvent } from '../devicemodel/core/control/vm-events.ts';
 import { Disposer } from '../devicemodel/core/disposer.ts';
 import { ExitCode } from '../devicemodel/core/errors.ts';
 import { affinityOf, readHostMadt, vcpuLapicIds } from '../devicemodel/core/host-madt.ts';
+import { isWaitInterruptible } from '../devicemodel/core/hsm/acrn.ts';
 import { chooseHsm } from '../devicemodel/core/hsm/open.ts';
+import { Linger } from '../devicemodel/core/linger.ts';
 import type { Log } from '../devicemodel/core/log.ts';
-import { EventLoopClock, type TimerQueue } from '../devicemodel/core/timer-queue.ts';
+import type { TimerQueue } from '../devicemodel/core/timer-queue.ts';
 import { type HostTurns, Vm } from '../devicemodel/core/vm.ts';
 import { pcBoard } from '../devicemodel/hw/board.ts';
 import { CharBackendPool } from '../devicemodel/hw/uart/backends/pool.ts';
@@ -16,6 +18,9 @@ import { type Control, connectSignals, startCmdMonitor, startMonitorSocket } fro
 
 /** The guest runs first; what it does not need at once (watcher thread, monitor socket) is started this much later. */
 const AFTER_START_NS = 2_000_000;
+
+/** While the guest is busy the event loop gets its share this often. */
+const TURN_EVERY_MS = 1;
 
 let running: Vm | undefined;
 
@@ -29,6 +34,7 @@ export function abandonVm(): void {
 interface Host {
   readonly clock: TimerQueue & { dispose(): void };
   readonly turns: HostTurns;
+  readonly linger?: Linger;
   requestTurn(): void;
   /** Once the guest runs. */
   watch(): void;
@@ -54,12 +60,23 @@ async function blockingHost(): Promise<Host> {
   };
 }
 
-/** For an engine that runs the CPU in slices, or leaves the event loop free while the guest idles. */
-function eventLoopHost(): Host {
-  const clock = new EventLoopClock();
+/** Where the event loop runs while the guest idles: an engine that runs the CPU in slices, a wait on another thread. */
+async function eventLoopHost(): Promise<Host> {
+  const { TimerfdClock } = await import('../devicemodel/core/host/timerfd-clock.ts');
+  const clock = new TimerfdClock();
+  let lastTurnMs = 0;
   return {
     clock,
-    turns: { pending: true, turn: () => new Promise((resolve) => setImmediate(resolve)) },
+    turns: {
+      get pending() {
+        return performance.now() - lastTurnMs > TURN_EVERY_MS;
+      },
+      turn: async () => {
+        await new Promise((resolve) => setImmediate(resolve));
+        lastTurnMs = performance.now();
+      },
+    },
+    linger: new Linger(),
     requestTurn: () => {},
     watch: () => {},
     stop: async () => clock.dispose(),
@@ -74,7 +91,7 @@ export async function runVm(config: VmConfig, log: Log): Promise<ExitCode> {
     const cpus = backend === 'acrn' ? hostCpus(config, log) : guestCpus();
     const software = openSoftware(bootOf(config), splitRam(config.memoryBytes), log);
     undo.defer(() => software.close());
-    const host = backend === 'acrn' ? await blockingHost() : eventLoopHost();
+    const host = backend === 'acrn' && isWaitInterruptible() ? await blockingHost() : await eventLoopHost();
     undo.defer(() => host.stop());
     const consoles = new CharBackendPool({ log, requestTurn: () => host.requestTurn() });
     undo.defer(() => consoles.dispose());
@@ -93,6 +110,7 @@ export async function runVm(config: VmConfig, log: Log): Promise<ExitCode> {
       cpuAffinity: cpus.affinity,
       clock: host.clock,
       turns: host.turns,
+      ...(host.linger === undefined ? {} : { linger: host.linger }),
       onVmEvent,
       log,
     });

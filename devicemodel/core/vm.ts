@@ -18,13 +18,14 @@ import { Disposer } from './disposer.ts';
 import { DmError, ExitCode, HostError } from './errors.ts';
 import { allocateGuestRam, type GuestRam, type RamRequest } from './guest-ram.ts';
 import { type Mapping, map } from './host/mapping.ts';
-import { GuestFlag, type Hsm, type VcpuRegs } from './hsm/hsm.ts';
+import { GuestFlag, type Hsm, type VcpuRegs, type WaitResult } from './hsm/hsm.ts';
 import type { HsmOpener } from './hsm/open.ts';
 import { initSharedBuffer } from './hsm/shared-buffer.ts';
 import { MmioBus, PioBus } from './io-bus.ts';
 import { IOREQ_SLOTS } from './ioreq-page.ts';
 import { IoreqServer } from './ioreq-server.ts';
 import { Layout } from './layout.ts';
+import type { Linger } from './linger.ts';
 import type { Log } from './log.ts';
 import { GuestMemory } from './memory.ts';
 import type { TimerQueue } from './timer-queue.ts';
@@ -44,6 +45,8 @@ export interface VmParts {
   readonly allocateRam?: (regions: readonly RamRequest[]) => GuestRam;
   readonly clock: TimerQueue;
   readonly turns: HostTurns;
+  /** Looks for requests before sleeping; absent where sleeping costs nothing. */
+  readonly linger?: Linger;
   /** What the hypervisor tells about the guest; devices have events of their own. */
   readonly onVmEvent?: (event: VmEvent) => void;
   readonly log: Log;
@@ -231,6 +234,12 @@ class Life {
     this.#memory = memory;
     this.#undo.defer(() => this.#parts.software.save(memory));
 
+    if (this.#config.intrMonitor !== undefined && hsm.intrMonitor !== undefined) {
+      const monitor = new IntrMonitor({ config: this.#config.intrMonitor, ability: hsm.intrMonitor, clock, log });
+      monitor.start();
+      // Stopped when the VM is paused already: it ends a delay that is under way.
+      this.#undo.defer(() => monitor.stop());
+    }
     const pio = new PioBus();
     const mmio = new MmioBus();
     const board = await this.#parts.makeBoard({
@@ -262,12 +271,6 @@ class Life {
     this.#undo.defer(() => hsm.destroyIoreqClient());
     this.#undo.defer(() => this.#pause(hsm));
     this.#run(hsm);
-    if (this.#config.intrMonitor !== undefined && hsm.intrMonitor !== undefined) {
-      const { clock, log } = this.#parts;
-      const monitor = new IntrMonitor({ config: this.#config.intrMonitor, ability: hsm.intrMonitor, clock, log });
-      monitor.start();
-      this.#undo.defer(() => monitor.stop());
-    }
   }
 
   /** Serve the guest until an event ends this life. */
@@ -275,14 +278,19 @@ class Life {
     const hsm = this.#hsm as Hsm;
     const server = this.#server as IoreqServer;
     const board = this.#board as Board;
-    const { clock, turns } = this.#parts;
+    const { clock, turns, linger } = this.#parts;
     const serve = () => void server.serve();
+    const hasPending = () => server.hasPending;
     for (;;) {
       while (this.#event === undefined) {
-        const waited = hsm.waitForIoreqs(serve);
-        // Awaiting a plain value would cost a turn of the microtask queue for every request.
-        const result = waited instanceof Promise ? await waited : waited;
-        if (result === 'closed') throw new HostError('the hypervisor closed the request client while the VM ran', 0);
+        if (linger?.look(hasPending) !== true) {
+          linger?.sleeping();
+          const waited = hsm.waitForIoreqs(serve);
+          // Awaiting a plain value would cost a turn of the microtask queue for every request.
+          const result = waited instanceof Promise ? await this.#orEvent(waited) : waited;
+          if (result === 'closed') throw new HostError('the hypervisor closed the request client while the VM ran', 0);
+          if (result === 'pending') linger?.woken();
+        }
         server.serve();
         clock.runDue();
         board.flush();
@@ -294,6 +302,14 @@ class Life {
       else if (event.kind === 'suspend') await this.#suspend();
       else return event;
     }
+  }
+
+  /** A wait that leaves this thread free also ends when something else wants the VM to stop. */
+  #orEvent(waited: Promise<WaitResult>): Promise<WaitResult> {
+    return new Promise((resolve, reject) => {
+      this.#wakeUp = () => resolve('idle');
+      waited.then(resolve, reject);
+    });
   }
 
   /** Release everything. @throws AggregateError with what could not be. */

@@ -29,6 +29,21 @@ export function native(prototype: string): NativeFunction {
   return fn;
 }
 
+/**
+ * As {@link native}, on a thread of its own: for a call that blocks for long and that nothing can interrupt.
+ * @returns a function whose promise gives the result and the errno of that thread.
+ */
+export function nativeAsync(prototype: string): (...args: unknown[]) => Promise<{ result: number; errno: number }> {
+  const fn = native(prototype) as unknown as { async: (...args: unknown[]) => void };
+  return (...args) =>
+    new Promise((resolve, reject) => {
+      fn.async(...args, (error: unknown, result: number) => {
+        if (error) reject(error);
+        else resolve({ result, errno: result === -1 ? koffi.errno() : 0 });
+      });
+    });
+}
+
 /** The address of a C function, for a signal handler that need not do anything. */
 export function nativeAddress(symbol: string): bigint {
   return koffi.address(processLibrary.symbol(symbol));
@@ -142,6 +157,10 @@ export const libc = {
 
   eventfd(flags: number): number {
     return check('eventfd', 'eventfd', () => native('int eventfd(unsigned int, int)')(0, flags));
+  },
+
+  timerfd(clock: number, flags: number): number {
+    return check('timerfd_create', 'timer', () => native('int timerfd_create(int, int)')(clock, flags));
   },
 
   /** Whole-file record lock of this process (lockf); blocks. */

@@ -2,11 +2,11 @@
  * The ACRN back end: /dev/acrn_hsm (or its predecessor /dev/acrn_vhm). Each method is one ioctl; its C counterpart in
  * vmmapi.c is named. The descriptor is one VM life: after DESTROY_VM the driver wants a new one.
  */
-import { accessSync } from 'node:fs';
+import { accessSync, existsSync } from 'node:fs';
 import { bdfToNumber, formatBdf, type Gsi, hex } from '../address.ts';
 import type { MsiMessage } from '../device.ts';
 import { BugError, ExitCode, HostError } from '../errors.ts';
-import { Errno, lastErrno, libc, native, OpenFlag } from '../host/libc.ts';
+import { Errno, lastErrno, libc, native, nativeAsync, OpenFlag } from '../host/libc.ts';
 import { type Mapping, map } from '../host/mapping.ts';
 import { IoreqPage, IoreqState } from '../ioreq-page.ts';
 import { formatSize } from '../units.ts';
@@ -57,6 +57,9 @@ const PAGE_BYTES = 4096;
 /** A VM of the same name may still be going away; the C device model tries ten times, 500 ms apart. */
 const CREATE_ATTEMPTS = 10;
 const CREATE_RETRY_MS = 500;
+/** Where a wait cannot be interrupted: a guest that never paused this long, for that long, is busy. */
+const BUSY_GAP_MS = 1;
+const BUSY_FOR_MS = 100;
 const ACRN_PTDEV_IRQ_INTX = 0;
 const ACRN_PTDEV_QUIRK_ASSIGN = 1;
 /** Longest answer of PM_GET_CPU_STATE: struct acrn_pstate_data. */
@@ -72,6 +75,17 @@ export function findHsmNode(): string | undefined {
       return false;
     }
   });
+}
+
+/** The driver's device, as the kernel shows it. */
+const DRIVER_SYSFS = '/sys/class/misc/acrn_hsm';
+
+/**
+ * Whether a signal ends ATTACH early, as the kernel driver's does. Something else behind the node (a supervisor that
+ * plays the HSM) may hold the thread until the guest asks for something: then the wait has to be another thread's.
+ */
+export function isWaitInterruptible(): boolean {
+  return existsSync(DRIVER_SYSFS);
 }
 
 /** Open the HSM for one VM life. @throws HostError that says what to do. */
@@ -111,6 +125,10 @@ export class AcrnHsm implements Hsm {
   readonly #scratch: Mapping;
   readonly #notifyView: DataView;
   readonly #requests: IoreqPage;
+  readonly #isInterruptible = isWaitInterruptible();
+  readonly #attachAsync = nativeAsync('int ioctl(int, unsigned long, uintptr_t)');
+  #waitedMs = 0;
+  #busySinceMs = 0;
   readonly #ioctlNumber = native('int ioctl(int, unsigned long, uintptr_t)');
   readonly #ioctlBytes = native('int ioctl(int, unsigned long, void *)');
 
@@ -221,10 +239,25 @@ export class AcrnHsm implements Hsm {
     this.#call('CLEAR_VM_IOREQ', 0n);
   }
 
-  /** C: vm_attach_ioreq_client. Blocks; a signal ends it (the driver answers 0, an emulation may answer EINTR). */
-  waitForIoreqs(): WaitResult {
-    if (this.#ioctlNumber(this.#fd, Ioctl.ATTACH_IOREQ_CLIENT, 0) === 0) return 'pending';
-    const errno = lastErrno();
+  /**
+   * C: vm_attach_ioreq_client. With the kernel driver it blocks this thread, until a request or a signal. Elsewhere it
+   * blocks a thread of its own, and this one only while the guest is busy without a pause.
+   */
+  waitForIoreqs(): WaitResult | Promise<WaitResult> {
+    if (!this.#isInterruptible) {
+      const now = performance.now();
+      if (now - this.#waitedMs > BUSY_GAP_MS) this.#busySinceMs = now;
+      this.#waitedMs = now;
+      if (now - this.#busySinceMs < BUSY_FOR_MS) {
+        return this.#attachAsync(this.#fd, Ioctl.ATTACH_IOREQ_CLIENT, 0).then(({ result, errno }) => {
+          return result === 0 ? 'pending' : this.#waitResult(errno);
+        });
+      }
+    }
+    return this.#ioctlNumber(this.#fd, Ioctl.ATTACH_IOREQ_CLIENT, 0) === 0 ? 'pending' : this.#waitResult(lastErrno());
+  }
+
+  #waitResult(errno: number): WaitResult {
     if (errno === Errno.EINTR) return 'idle';
     if (errno === Errno.ENODEV) return 'closed';
     throw new HsmError('ATTACH_IOREQ_CLIENT', errno);
