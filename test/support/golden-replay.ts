@@ -20,8 +20,13 @@ import { PciMachine } from './pci-machine.ts';
 
 export const goldenDir = process.env['ACRN_GOLDEN_DIR'] ?? join(import.meta.dirname, '../../../shared/golden');
 
-export function hasGolden(name: string): boolean {
-  return existsSync(join(goldenDir, name, 'case.json'));
+/** Why a case cannot be replayed here, or undefined. */
+export function whyNot(name: string): string | undefined {
+  if (!existsSync(join(goldenDir, name, 'case.json'))) return `no ${goldenDir}/${name}`;
+  const { argv } = JSON.parse(readFileSync(join(goldenDir, name, 'case.json'), 'utf8')) as { argv: string[] };
+  const drivers = argv.flatMap((arg, i) => (arg === '-s' ? [argv[i + 1]?.split(',')[1] ?? ''] : []));
+  const missing = drivers.find((driver) => lookupPciDriver(driver).kind === 'not-yet');
+  return missing === undefined ? undefined : `there is no ${missing} yet`;
 }
 
 interface TraceEvent {
@@ -74,7 +79,11 @@ const IOCTLS = new Set(['SET_IRQLINE', 'CREATE_VDEV', 'DESTROY_VDEV']);
 /** Build the machine a command line describes. Options with a value this suite does not need are skipped. */
 export async function machineOf(argv: readonly string[]): Promise<{ machine: PciMachine; com: FakeCharBackend[] }> {
   const valuesOf = (option: string) => argv.flatMap((arg, i) => (arg === option ? [argv[i + 1] as string] : []));
-  const machine = new PciMachine({ hasOvmf: argv.includes('--ovmf'), virtioMsi: argv.includes('--virtio_msi') });
+  const machine = new PciMachine({
+    hasOvmf: argv.includes('--ovmf'),
+    virtioMsi: argv.includes('--virtio_msi'),
+    windows: argv.includes('--windows'),
+  });
   const com: FakeCharBackend[] = [];
   for (const text of valuesOf('-l')) {
     const [name = '', backend = ''] = text.split(',');

@@ -78,7 +78,14 @@ export class PciMachine {
   readonly lines: string[];
   readonly host: PciHost;
 
-  constructor(options: { readonly hasOvmf?: boolean; readonly virtioMsi?: boolean; readonly ramBytes?: number } = {}) {
+  constructor(
+    options: {
+      readonly hasOvmf?: boolean;
+      readonly virtioMsi?: boolean;
+      readonly windows?: boolean;
+      readonly ramBytes?: number;
+    } = {},
+  ) {
     const { log, lines } = memoryLog();
     this.lines = lines;
     const { pirq } = this;
@@ -109,7 +116,7 @@ export class PciMachine {
       sharedMemory: { openSharedMemory: (name, sizeBytes) => this.#openShared(name, sizeBytes) },
       machine: {
         vmName: 'test',
-        windows: false,
+        windows: options.windows ?? false,
         virtioMsi: options.virtioMsi ?? false,
         virtioPollNs: undefined,
         hasOvmf: options.hasOvmf ?? false,

@@ -3,12 +3,14 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { ConfigError } from '../../../devicemodel/core/errors.ts';
-import { goldenDir, hasGolden, machineOf, replay } from '../../support/golden-replay.ts';
+import { goldenDir, machineOf, replay, whyNot } from '../../support/golden-replay.ts';
 
 const cases = [
   'boot_bzimage_256m',
+  'boot_ovmf_devices',
   'com1_nobackend',
   'com1_stdio',
+  'devs_all',
   'dev_08_ivshmem_hva_2_xyz',
   'ecam',
   'fail_destroy_vdev',
@@ -19,6 +21,7 @@ const cases = [
   'ivshmem_7',
   'ivshmem_many',
   'lpc_pirq',
+  'opt_virtio_msi',
   'pci_reprogram',
   'pci_uart',
   'vuart_0',
@@ -37,11 +40,11 @@ const refused = [
   'vuart_bad',
 ];
 
-const title = (name: string) => (hasGolden(name) ? name : `${name} (skipped: no ${goldenDir}/${name})`);
+const title = (name: string) => (whyNot(name) === undefined ? name : `${name} (skipped: ${whyNot(name)})`);
 
 describe('recorded guests read the same and the hypervisor is asked the same', () => {
   for (const name of cases) {
-    test.skipIf(!hasGolden(name))(title(name), async () => {
+    test.skipIf(whyNot(name) !== undefined)(title(name), async () => {
       expect(await replay(name)).toBeGreaterThan(0);
     });
   }
@@ -49,7 +52,7 @@ describe('recorded guests read the same and the hypervisor is asked the same', (
 
 describe('what the C device model refuses is refused before the hypervisor is asked', () => {
   for (const name of refused) {
-    test.skipIf(!hasGolden(name))(title(name), async () => {
+    test.skipIf(whyNot(name) !== undefined)(title(name), async () => {
       const { argv } = JSON.parse(readFileSync(join(goldenDir, name, 'case.json'), 'utf8'));
       await expect(machineOf(argv)).rejects.toThrow(ConfigError);
     });

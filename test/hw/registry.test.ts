@@ -1,0 +1,56 @@
+/** Every driver of the registry keeps the rules of all PCI functions; names lead to drivers or to one clear line. */
+import { describe, expect, test } from 'vitest';
+import { ConfigError } from '../../devicemodel/core/errors.ts';
+import { loadPciDriver, lookupPciDriver, pciDrivers } from '../../devicemodel/hw/registry.ts';
+import { describeConformance, type Example } from '../support/pci-conformance.ts';
+
+/** Options under which a driver is tried, where the empty text is not the one of interest. */
+const examples: Readonly<Record<string, readonly Example[]>> = {
+  ivshmem: [{ text: 'hv:/shm0,2' }, { text: 'dm:/shm1,4,7', memoryBar: 2 }],
+  uart: [{ text: '' }, { text: 'stdio' }, { text: 'vuart_idx:1' }],
+  'virtio-blk': [{ text: 'nodisk' }],
+  'virtio-console': [{ text: '@stdio:port0' }, { text: '@stdio:a,pty:b' }],
+  'virtio-net': [{ text: 'tap=tap0', canStart: false }],
+};
+
+for (const entry of pciDrivers) {
+  describe(entry.name, () => {
+    describeConformance({ entry, examples: examples[entry.name] ?? [{ text: '' }] });
+  });
+}
+
+describe('names', () => {
+  test('are used once', () => {
+    const names = pciDrivers.flatMap((d) => [d.name, ...(d.aliases ?? [])]);
+    expect(new Set(names).size).toBe(names.length);
+  });
+
+  test('of every driver lead to it', async () => {
+    for (const entry of pciDrivers) expect((await loadPciDriver(entry.name)).name).toBe(entry.name);
+  });
+
+  test.each(['pci-gvt', 'virtio-hdcp', 'npk', 'virtio-coreu', 'virtio-audio', 'virtio-ipu', 'virtio-hyper_dmabuf'])(
+    '%s is obsolete, in one line',
+    async (name) => {
+      expect(lookupPciDriver(name)).toMatchObject({ kind: 'obsolete' });
+      await expect(loadPciDriver(name)).rejects.toThrow(new RegExp(`^device "${name}" is obsolete: [^\\n]+$`));
+    },
+  );
+
+  test.each(['passthru', 'ahci', 'xhci', 'virtio-gpu', 'vhost-vsock'])('%s is known, or comes later', async (name) => {
+    const { kind } = lookupPciDriver(name);
+    expect(['driver', 'not-yet']).toContain(kind);
+    if (kind === 'not-yet') await expect(loadPciDriver(name)).rejects.toThrow(ConfigError);
+  });
+
+  test.each([
+    ['ivshmen', 'did you mean "ivshmem"?'],
+    ['virtio-bkl', 'did you mean "virtio-blk"?'],
+    ['hostbrigde', 'did you mean "hostbridge"?'],
+    ['something-else-entirely', '-s help lists the devices'],
+    ['', '-s help lists the devices'],
+    ['constructor', '-s help lists the devices'],
+  ])('%s is unknown: %s', async (name, hint) => {
+    await expect(loadPciDriver(name)).rejects.toMatchObject({ message: `unknown device "${name}"`, hint });
+  });
+});
