@@ -71,18 +71,37 @@ export function encodeBootargs(bootargs: string): Uint8Array {
   return out;
 }
 
-/** Everything that can be wrong with the files, before anything is created. @throws ConfigError */
-export function checkBzImage(boot: BzImageConfig): void {
-  withImage(boot.kernelPath, KERNEL, () => undefined);
-  if (boot.ramdiskPath !== undefined) withImage(boot.ramdiskPath, RAMDISK, () => undefined);
-  if (boot.bootargs !== undefined) encodeBootargs(boot.bootargs);
-}
-
 function tooSmall(what: string, file: ImageFile, ram: E820Input): ConfigError {
   return new ConfigError(
     `${file.role.option}: ${what} of ${file.sizeBytes} bytes does not fit ${formatSize(ram.lowRamBytes)} of guest memory`,
     { hint: 'give the VM more memory with -m', exitCode: ExitCode.DataError },
   );
+}
+
+/** Where each part goes. @throws ConfigError if kernel or ramdisk do not fit. */
+function layOut(kernel: ImageFile, ramdisk: ImageFile | undefined, ram: E820Input) {
+  const top = ram.lowRamBytes;
+  const ramdiskAt = top - alignUp((ramdisk?.sizeBytes ?? 0) + BOOTARGS_BELOW, 4 * KiB);
+  const gdtAt = ramdiskAt - GDT_BELOW_RAMDISK;
+  if (ramdisk !== undefined && gdtAt <= Layout.kernelLoadBase) throw tooSmall('a ramdisk', ramdisk, ram);
+  // Compat: C lets the kernel's last 2 KiB reach where the GDT is written over them.
+  if (Layout.kernelLoadBase + kernel.sizeBytes > gdtAt) throw tooSmall('a kernel', kernel, ram);
+  return { zeroPage: top - ZERO_PAGE_BELOW, bootargsAt: top - BOOTARGS_BELOW, ramdiskAt, gdtAt };
+}
+
+/** Open kernel and, where given, ramdisk. */
+function withImages<T>(boot: BzImageConfig, use: (kernel: ImageFile, ramdisk: ImageFile | undefined) => T): T {
+  return withImage(boot.kernelPath, KERNEL, (kernel) =>
+    boot.ramdiskPath === undefined
+      ? use(kernel, undefined)
+      : withImage(boot.ramdiskPath, RAMDISK, (ramdisk) => use(kernel, ramdisk)),
+  );
+}
+
+/** Everything that can be wrong with the files, before anything is created. @throws ConfigError */
+export function checkBzImage(boot: BzImageConfig, ram: E820Input): void {
+  withImages(boot, (kernel, ramdisk) => layOut(kernel, ramdisk, ram));
+  if (boot.bootargs !== undefined) encodeBootargs(boot.bootargs);
 }
 
 /**
@@ -91,46 +110,27 @@ function tooSmall(what: string, file: ImageFile, ram: E820Input): ConfigError {
  * @throws ConfigError if a file cannot be read or does not fit.
  */
 export function loadBzImage(boot: BzImageConfig, memory: GuestMemory, ram: E820Input, log: Log): VcpuRegs {
-  if (boot.ramdiskPath === undefined) return place(boot, undefined, memory, ram, log);
-  return withImage(boot.ramdiskPath, RAMDISK, (ramdisk) => place(boot, ramdisk, memory, ram, log));
-}
-
-function place(
-  boot: BzImageConfig,
-  ramdisk: ImageFile | undefined,
-  memory: GuestMemory,
-  ram: E820Input,
-  log: Log,
-): VcpuRegs {
-  const top = ram.lowRamBytes;
-  const zeroPage = top - ZERO_PAGE_BELOW;
-  const bootargsAt = top - BOOTARGS_BELOW;
-  const ramdiskAt = top - alignUp((ramdisk?.sizeBytes ?? 0) + BOOTARGS_BELOW, 4 * KiB);
-  const gdtAt = ramdiskAt - GDT_BELOW_RAMDISK;
-
-  if (ramdisk !== undefined) {
-    if (gdtAt <= Layout.kernelLoadBase) throw tooSmall('a ramdisk', ramdisk, ram);
-    ramdisk.readToGuest(memory, ramdiskAt, ramdisk.sizeBytes);
-    log.info(`ramdisk: ${ramdisk.sizeBytes} bytes at 0x${ramdiskAt.toString(16)}`);
-  }
-  const entry = withImage(boot.kernelPath, KERNEL, (kernel) => {
-    // Compat: C lets the kernel's last 2 KiB reach where the GDT is written over them.
-    if (Layout.kernelLoadBase + kernel.sizeBytes > gdtAt) throw tooSmall('a kernel', kernel, ram);
+  return withImages(boot, (kernel, ramdisk) => {
+    const { zeroPage, bootargsAt, ramdiskAt, gdtAt } = layOut(kernel, ramdisk, ram);
+    if (ramdisk !== undefined) {
+      ramdisk.readToGuest(memory, ramdiskAt, ramdisk.sizeBytes);
+      log.info(`ramdisk: ${ramdisk.sizeBytes} bytes at 0x${ramdiskAt.toString(16)}`);
+    }
     kernel.readToGuest(memory, Layout.kernelLoadBase, kernel.sizeBytes);
-    return kernelEntry(memory, kernel, log);
+    const entry = kernelEntry(memory, kernel, log);
+    if (boot.bootargs !== undefined) {
+      // Compat: C checks for 2047 characters, but copies 1024 and lets the rest of a longer line fall away.
+      memory.write(bootargsAt, encodeBootargs(boot.bootargs));
+    }
+    writeZeroPage(memory, zeroPage, bootargsAt, ramdisk && { at: ramdiskAt, sizeBytes: ramdisk.sizeBytes }, ram);
+    log.info(`kernel: ${boot.kernelPath} at 0x${Layout.kernelLoadBase.toString(16)}, entry 0x${entry.toString(16)}`);
+    return {
+      ...flatSegments(Selector.code, 0xc09b, Selector.data),
+      gdt: writeGdt(memory, gdtAt, GDT),
+      rip: BigInt(entry),
+      rsi: BigInt(zeroPage),
+    };
   });
-  if (boot.bootargs !== undefined) {
-    // Compat: C checks for 2047 characters, but copies 1024 and lets the rest of a longer line fall away.
-    memory.write(bootargsAt, encodeBootargs(boot.bootargs));
-  }
-  writeZeroPage(memory, zeroPage, bootargsAt, ramdisk && { at: ramdiskAt, sizeBytes: ramdisk.sizeBytes }, ram);
-  log.info(`kernel: ${boot.kernelPath} at 0x${Layout.kernelLoadBase.toString(16)}, entry 0x${entry.toString(16)}`);
-  return {
-    ...flatSegments(Selector.code, 0xc09b, Selector.data),
-    gdt: writeGdt(memory, gdtAt, GDT),
-    rip: BigInt(entry),
-    rsi: BigInt(zeroPage),
-  };
 }
 
 /** Where the protected-mode part begins: right after the boot sector and the setup sectors. */

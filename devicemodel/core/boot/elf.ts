@@ -82,8 +82,8 @@ export function multibootFlags(head: DataView): number | undefined {
   return undefined;
 }
 
-/** @throws ConfigError for anything but a 32-bit little-endian ELF file whose segments lie within the file. */
-function parse(file: ImageFile): ElfImage {
+/** @throws ConfigError for anything but a 32-bit little-endian ELF file whose segments lie within the file and in RAM. */
+function parse(file: ImageFile, ram: E820Input): ElfImage {
   const bad = (why: string, hint?: string) => badImage(file.role, file.path, why, hint);
   const head = new Uint8Array(Math.min(file.sizeBytes, MULTIBOOT_SEARCH_BYTES));
   file.read(head, 0);
@@ -116,15 +116,24 @@ function parse(file: ImageFile): ElfImage {
     if (ph.filesz > ph.memsz || ph.offset + ph.filesz > file.sizeBytes) {
       throw bad(`is damaged: segment ${i} (${ph.filesz} bytes at ${ph.offset}) is not within the file`);
     }
+    if (ph.vaddr + ph.memsz > ram.lowRamBytes) throw tooSmall(ph.vaddr, ph.memsz, ram);
     // By virtual address, as the C device model does: paging is off, so for these images it is the physical one.
     segments.push({ offset: ph.offset, base: ph.vaddr, fileBytes: ph.filesz, memoryBytes: ph.memsz });
   }
   return { entry: view.getUint32(Ehdr.entry, true), segments, isMultiboot: flags !== undefined };
 }
 
+function tooSmall(base: number, sizeBytes: number, ram: E820Input): ConfigError {
+  return new ConfigError(
+    `-E: a segment of ${formatSize(sizeBytes)} at 0x${base.toString(16)} does not fit ` +
+      `${formatSize(ram.lowRamBytes)} of guest memory`,
+    { hint: 'give the VM more memory with -m', exitCode: ExitCode.DataError },
+  );
+}
+
 /** Everything that can be wrong with the file, before anything is created. @throws ConfigError */
-export function checkElf(boot: ElfConfig): void {
-  withImage(boot.imagePath, ELF, parse);
+export function checkElf(boot: ElfConfig, ram: E820Input): void {
+  withImage(boot.imagePath, ELF, (file) => parse(file, ram));
 }
 
 /**
@@ -134,8 +143,8 @@ export function checkElf(boot: ElfConfig): void {
  */
 export function loadElf(boot: ElfConfig, memory: GuestMemory, ram: E820Input, log: Log): VcpuRegs {
   const image = withImage(boot.imagePath, ELF, (file) => {
-    const parsed = parse(file);
-    for (const segment of parsed.segments) loadSegment(file, segment, memory, ram);
+    const parsed = parse(file, ram);
+    for (const segment of parsed.segments) loadSegment(file, segment, memory);
     return parsed;
   });
   const gdtAt = ram.lowRamBytes - GDT_BELOW;
@@ -156,14 +165,7 @@ export function loadElf(boot: ElfConfig, memory: GuestMemory, ram: E820Input, lo
   return { ...regs, rbx: BigInt(Layout.multibootInfoBase) };
 }
 
-function loadSegment(file: ImageFile, segment: Segment, memory: GuestMemory, ram: E820Input): void {
-  if (segment.base + segment.memoryBytes > ram.lowRamBytes) {
-    throw new ConfigError(
-      `-E: a segment of ${formatSize(segment.memoryBytes)} at 0x${segment.base.toString(16)} does not fit ` +
-        `${formatSize(ram.lowRamBytes)} of guest memory`,
-      { hint: 'give the VM more memory with -m', exitCode: ExitCode.DataError },
-    );
-  }
+function loadSegment(file: ImageFile, segment: Segment, memory: GuestMemory): void {
   file.readToGuest(memory, segment.base, segment.fileBytes, segment.offset);
   for (const piece of memory.pieces(segment.base + segment.fileBytes, segment.memoryBytes - segment.fileBytes)) {
     piece.fill(0);

@@ -43,10 +43,10 @@ export function openSoftware(boot: BootConfig, ram: E820Input, log: Log): GuestS
   const nothing = { regions: [], save: () => undefined, close: () => undefined };
   switch (boot.kind) {
     case 'bzimage':
-      checkBzImage(boot);
+      checkBzImage(boot, ram);
       return { ...nothing, load: (memory) => loadBzImage(boot, memory, ram, log) };
     case 'elf':
-      checkElf(boot);
+      checkElf(boot, ram);
       return { ...nothing, load: (memory) => loadElf(boot, memory, ram, log) };
     case 'ovmf': {
       const firmware = new OvmfFirmware(boot, log);

@@ -27,7 +27,7 @@ function boot(parts: { kernel: Uint8Array; ramdisk?: Uint8Array; bootargs?: stri
   } as const;
   const ramBytes = parts.ramBytes ?? 20 * MiB;
   const memory = ramOf(ramBytes);
-  checkBzImage(config);
+  checkBzImage(config, splitRam(ramBytes));
   return { memory, ramBytes, regs: loadBzImage(config, memory, splitRam(ramBytes), silentLog) };
 }
 
@@ -125,7 +125,7 @@ test.each([
   const config = { kind: 'bzimage', kernelPath: make(dir), ramdiskPath: undefined, bootargs: undefined } as const;
   const error = (() => {
     try {
-      checkBzImage(config);
+      checkBzImage(config, splitRam(20 * MiB));
     } catch (caught) {
       return caught as ConfigError;
     }

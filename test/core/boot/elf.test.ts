@@ -19,7 +19,7 @@ function ram(fill = 0): GuestMemory {
 
 function boot(image: Uint8Array, memory = ram()) {
   const config = { kind: 'elf', imagePath: file(temporaryDirectory(), 'image', image), bootargs: undefined } as const;
-  checkElf(config);
+  checkElf(config, splitRam(RAM));
   return { memory, regs: loadElf(config, memory, splitRam(RAM), silentLog) };
 }
 
