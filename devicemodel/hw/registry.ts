@@ -11,6 +11,7 @@ import { lpc } from './pci/lpc.ts';
 import { pciUart } from './pci/uart.ts';
 import { BlockOptions, parseBlockText } from './pci/virtio/block-options.ts';
 import { ConsoleOptions, parseConsoleText } from './pci/virtio/console-options.ts';
+import { InputOptions, parseInputText } from './pci/virtio/input-options.ts';
 import { NetOptions, parseNetText } from './pci/virtio/net-options.ts';
 import { RngOptions } from './pci/virtio/options.ts';
 import { wdtI6300esb } from './pci/wdt-i6300esb.ts';
@@ -73,6 +74,10 @@ export const pciDrivers: readonly PciDriverEntry[] = [
     async () => (await import('./pci/virtio/console.ts')).virtioConsole,
   ),
   lazy(
+    { name: 'virtio-input', summary: 'input device of the host', options: InputOptions, parseText: parseInputText },
+    async () => (await import('./pci/virtio/input.ts')).virtioInput,
+  ),
+  lazy(
     { name: 'virtio-rnd', summary: 'entropy from the host', options: RngOptions },
     async () => (await import('./pci/virtio/rng.ts')).virtioRnd,
   ),
@@ -80,7 +85,6 @@ export const pciDrivers: readonly PciDriverEntry[] = [
 
 /** Drivers of the C device model that this one does not have yet. A driver in `pciDrivers` wins over its line here. */
 const notYet: ReadonlySet<string> = new Set([
-  'virtio-input',
   'virtio-gpio',
   'virtio-i2c',
   'virtio-gpu',
