@@ -1,7 +1,7 @@
 /**
  * MultiProcessor Specification table, for guests that do not read ACPI. Spec: Intel MP 1.4 chapter 4.
  */
-import { BugError, ConfigError } from '../errors.ts';
+import { BugError } from '../errors.ts';
 import { Layout } from '../layout.ts';
 import { bytes, struct, u8, u16, u32 } from '../struct.ts';
 import { FixedHardware, type PlacedTable } from './acpi-tables.ts';
@@ -12,7 +12,7 @@ export interface MpInput {
   readonly lapicIds: readonly number[];
   /** With the local APIC passed through there is no IOAPIC. */
   readonly lapicPassthrough: boolean;
-  /** INTx pins in use on bus 0, in slot, then pin order. */
+  /** INTx pins in use on bus 0, in slot, then pin order. The table cannot tell of a second PCI hierarchy. */
   readonly routes: readonly IntxRoute[];
 }
 
@@ -201,18 +201,4 @@ export function buildMpTable(input: MpInput): readonly PlacedTable[] {
     { signature: 'MPFP', gpa: Layout.mpTableBase, bytes: pointer },
     { signature: 'MPTABLE', gpa: tableGpa, bytes: table },
   ];
-}
-
-/**
- * An MP table cannot tell of a second PCI hierarchy, so there is none.
- * @throws ConfigError if a function is put on a bus other than 0.
- */
-export function checkMpBuses(
-  slots: readonly { readonly bdf: { readonly bus: number }; readonly text?: string }[],
-): void {
-  const other = slots.find((slot) => slot.bdf.bus !== 0);
-  if (other === undefined) return;
-  throw new ConfigError(`-s ${other.text ?? ''}: bus ${other.bdf.bus}: a User VM has bus 0 only`, {
-    hint: 'write the slot as SLOT or 0:SLOT:FUNCTION',
-  });
 }
