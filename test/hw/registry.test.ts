@@ -4,12 +4,13 @@ import { ConfigError } from '../../devicemodel/core/errors.ts';
 import { loadPciDriver, lookupPciDriver, pciDrivers } from '../../devicemodel/hw/registry.ts';
 import { describeConformance, type Example } from '../support/pci-conformance.ts';
 
-/** Options under which a driver is tried, where the empty text is not the one of interest. */
+/** Options under which a driver is tried. One that needs none, or is most interesting without, has no line here. */
 const examples: Readonly<Record<string, readonly Example[]>> = {
   ivshmem: [{ text: 'hv:/shm0,2' }, { text: 'dm:/shm1,4,7', memoryBar: 2 }],
   uart: [{ text: '' }, { text: 'stdio' }, { text: 'vuart_idx:1' }],
   'virtio-blk': [{ text: 'nodisk' }],
   'virtio-console': [{ text: '@stdio:port0' }, { text: '@stdio:a,pty:b' }],
+  'virtio-input': [{ text: '/dev/null', canStart: false }],
   'virtio-net': [{ text: 'tap=tap0', canStart: false }],
 };
 

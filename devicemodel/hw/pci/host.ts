@@ -86,7 +86,6 @@ interface Slot extends PciPlacement {
   readonly bdf: Bdf;
   readonly driver: PciDriver;
   readonly options: unknown;
-  readonly text: string;
   function: PciFunction | undefined;
   config: ConfigSpace | undefined;
   line: IntxLine | undefined;
@@ -144,7 +143,6 @@ export class PciHost implements Device, PciConfigAccess {
       bdf: slot.bdf,
       driver,
       options: slot.options,
-      text: slot.text,
       function: undefined,
       config: undefined,
       line: undefined,

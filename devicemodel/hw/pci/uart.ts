@@ -5,6 +5,7 @@
 import * as v from 'valibot';
 import type { AccessSize } from '../../core/address.ts';
 import type { HvVdev } from '../../core/hsm/vdev.ts';
+import { parseCharBackend } from '../uart/backends/spec.ts';
 import { Ns16550, UART_REGISTER_COUNT } from '../uart/ns16550.ts';
 import { definePciDriver, type PciEnv } from './driver.ts';
 import type {
@@ -26,7 +27,10 @@ export const PciUartOptions = v.strictObject({
   backend: v.optional(
     v.pipe(
       v.string(),
-      v.check((text) => !text.startsWith(VUART_PREFIX) || vuartIndexOf(text) !== undefined, vuartComplaint),
+      v.rawCheck(({ dataset, addIssue }) => {
+        const complaint = dataset.typed ? complaintAbout(dataset.value) : undefined;
+        if (complaint !== undefined) addIssue({ message: complaint });
+      }),
       v.metadata({
         arg: 'vuart_idx:N|stdio|pty|tcp:PORT|TTY',
         help: 'vuart_idx:N: vUART N of this VM in the hypervisor; else what the port is connected to',
@@ -41,8 +45,18 @@ function vuartIndexOf(text: string): number | undefined {
   return index <= MAX_VUART_INDEX ? index : undefined;
 }
 
-function vuartComplaint(issue: { readonly input: unknown }): string {
-  return `must be vuart_idx:N, N from 0 to ${MAX_VUART_INDEX}, got "${issue.input}"`;
+/** A mistyped vUART must not end as the name of a terminal. */
+function complaintAbout(text: string): string | undefined {
+  if (text.startsWith(VUART_PREFIX)) {
+    if (vuartIndexOf(text) !== undefined) return undefined;
+    return `must be vuart_idx:N, N from 0 to ${MAX_VUART_INDEX}, got "${text}"`;
+  }
+  try {
+    parseCharBackend(text);
+    return undefined;
+  } catch (error) {
+    return (error as Error).message;
+  }
 }
 
 class HypervisorUart implements HypervisorPciFunction {

@@ -29,6 +29,11 @@ test.each(['vuart_idx', 'vuart_idx:', 'vuart_idx:x', 'vuart_idx:65536', 'vuart_i
   },
 );
 
+test('a back end that does not exist is refused with the ones that do', () => {
+  expect(() => parse('tcp:99999')).toThrow(/backend: .*port must be 0 to 65535/);
+  expect(() => parse('sdtio')).toThrow(/backend: back end "sdtio"/);
+});
+
 test('any other text is a back end, which the port starts and stops', async () => {
   const machine = power('tcp:4555');
   await machine.host.start();
