@@ -208,7 +208,6 @@ class Pc implements Board {
 
   async reset(): Promise<void> {
     this.pciConfig.destroyVdevs();
-    this.pciConfig.detach();
     for (const device of this.#devices) device.reset();
   }
 
