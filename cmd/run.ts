@@ -153,6 +153,8 @@ function hostCpus(config: VmConfig, log: Log): Cpus {
   if (unknownIds.length > 0) {
     log.warn(`--cpu_affinity: no CPU has local APIC id ${unknownIds.join(', ')}; this host has ${hostIds.join(', ')}`);
   }
+  // Refused here rather than when the tables are written, while there is no VM yet.
+  vcpuLapicIds(bitmap, 1, hostIds);
   return { affinity: bitmap, lapicIds: (count) => vcpuLapicIds(bitmap, count, hostIds) };
 }
 

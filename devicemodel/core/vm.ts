@@ -281,12 +281,15 @@ class Life {
     const { clock, turns, linger } = this.#parts;
     const serve = () => void server.serve();
     const hasPending = () => server.hasPending;
+    let mayLinger = false;
     for (;;) {
       while (this.#event === undefined) {
-        if (linger?.look(hasPending) !== true) {
-          linger?.sleeping();
+        if (!mayLinger || linger?.look(hasPending) !== true) {
           const waited = hsm.waitForIoreqs(serve);
-          // Awaiting a plain value would cost a turn of the microtask queue for every request.
+          // Awaiting a plain value would cost a turn of the microtask queue for every request; and a wait that keeps
+          // this thread is over as soon as the next request is there: nothing to gain by looking.
+          mayLinger = waited instanceof Promise;
+          linger?.sleeping();
           const result = waited instanceof Promise ? await this.#orEvent(waited) : waited;
           if (result === 'closed') throw new HostError('the hypervisor closed the request client while the VM ran', 0);
           if (result === 'pending') linger?.woken();

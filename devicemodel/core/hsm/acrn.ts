@@ -57,9 +57,10 @@ const PAGE_BYTES = 4096;
 /** A VM of the same name may still be going away; the C device model tries ten times, 500 ms apart. */
 const CREATE_ATTEMPTS = 10;
 const CREATE_RETRY_MS = 500;
-/** Where a wait cannot be interrupted: a guest that never paused this long, for that long, is busy. */
+/** Where a wait cannot be interrupted: a guest is busy that asked for this much in every such time, for that long. */
 const BUSY_GAP_MS = 1;
-const BUSY_FOR_MS = 100;
+const BUSY_REQUESTS_PER_MS = 4;
+const BUSY_FOR_MS = 30;
 const ACRN_PTDEV_IRQ_INTX = 0;
 const ACRN_PTDEV_QUIRK_ASSIGN = 1;
 /** Longest answer of PM_GET_CPU_STATE: struct acrn_pstate_data. */
@@ -129,6 +130,7 @@ export class AcrnHsm implements Hsm {
   readonly #attachAsync = nativeAsync('int ioctl(int, unsigned long, uintptr_t)');
   #waitedMs = 0;
   #busySinceMs = 0;
+  #served = 0;
   readonly #ioctlNumber = native('int ioctl(int, unsigned long, uintptr_t)');
   readonly #ioctlBytes = native('int ioctl(int, unsigned long, void *)');
 
@@ -244,17 +246,25 @@ export class AcrnHsm implements Hsm {
    * blocks a thread of its own, and this one only while the guest is busy without a pause.
    */
   waitForIoreqs(): WaitResult | Promise<WaitResult> {
-    if (!this.#isInterruptible) {
-      const now = performance.now();
-      if (now - this.#waitedMs > BUSY_GAP_MS) this.#busySinceMs = now;
-      this.#waitedMs = now;
-      if (now - this.#busySinceMs < BUSY_FOR_MS) {
-        return this.#attachAsync(this.#fd, Ioctl.ATTACH_IOREQ_CLIENT, 0).then(({ result, errno }) => {
-          return result === 0 ? 'pending' : this.#waitResult(errno);
-        });
-      }
+    if (!this.#isInterruptible && !this.#isGuestBusy()) {
+      return this.#attachAsync(this.#fd, Ioctl.ATTACH_IOREQ_CLIENT, 0).then(({ result, errno }) => {
+        return result === 0 ? 'pending' : this.#waitResult(errno);
+      });
     }
     return this.#ioctlNumber(this.#fd, Ioctl.ATTACH_IOREQ_CLIENT, 0) === 0 ? 'pending' : this.#waitResult(lastErrno());
+  }
+
+  /** Whether requests have come without a pause for so long that the next one will, too. */
+  #isGuestBusy(): boolean {
+    const now = performance.now();
+    const elapsedMs = now - this.#waitedMs;
+    // A short time says nothing: requests that were served without waiting count, too.
+    if (elapsedMs > BUSY_GAP_MS) {
+      if (this.#served < elapsedMs * BUSY_REQUESTS_PER_MS) this.#busySinceMs = now;
+      this.#waitedMs = now;
+      this.#served = 0;
+    }
+    return now - this.#busySinceMs > BUSY_FOR_MS;
   }
 
   #waitResult(errno: number): WaitResult {
@@ -265,6 +275,7 @@ export class AcrnHsm implements Hsm {
 
   /** C: vm_notify_request_done. */
   notifyIoreqDone(vcpu: number): void {
+    this.#served++;
     this.#notifyView.setUint32(AcrnIoreqNotify.offsets.vcpu, vcpu, true);
     while (this.#ioctlBytes(this.#fd, Ioctl.NOTIFY_REQUEST_FINISH, this.#scratch.bytes) !== 0) {
       const errno = lastErrno();

@@ -12,8 +12,7 @@ import type { CharBackendEnv } from './stream-backend.ts';
 class KeptBackend implements CharBackend {
   readonly inner: CharBackend;
   readonly user: string;
-  #started: void | Promise<void> | undefined;
-  #isStarted = false;
+  #started: Promise<void> | undefined;
 
   constructor(inner: CharBackend, user: string) {
     this.inner = inner;
@@ -38,11 +37,8 @@ class KeptBackend implements CharBackend {
   flush(): void {
     this.inner.flush();
   }
-  start(): void | Promise<void> {
-    if (!this.#isStarted) {
-      this.#isStarted = true;
-      this.#started = this.inner.start();
-    }
+  start(): Promise<void> {
+    this.#started ??= Promise.resolve(this.inner.start());
     return this.#started;
   }
   /** The device went, the line stays open: input waits until the next life reads it. */
