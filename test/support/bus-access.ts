@@ -48,5 +48,7 @@ export function applyAccess(region: IoRegion, access: BusAccess): number | undef
 
 /** The value is an unsigned integer of `size` bytes. */
 export function expectWithin(value: number, size: AccessSize): void {
-  expect(Number.isInteger(value) && value >= 0 && value < 2 ** (8 * size), `read ${value} of ${size} bytes`).toBe(true);
+  // Not an expect for every access: that costs more than the access.
+  if (Number.isInteger(value) && value >= 0 && value < 2 ** (8 * size)) return;
+  expect.fail(`read ${value} of ${size} bytes`);
 }

@@ -4,10 +4,7 @@ import type { IoRegion, PowerControl } from '../../core/device.ts';
 import type { IoBus, Registration } from '../../core/io-bus.ts';
 import type { PlatformDevice } from './platform-device.ts';
 
-export const RESET_PORT = 0xcf9;
-/** What the FADT tells the guest to write: reset processor and system, with a power cycle. */
-export const RESET_VALUE = 0x0e;
-
+const RESET_PORT = 0xcf9;
 const ResetControl = { ResetCpu: 1 << 2, FullReset: 1 << 3 } as const;
 
 export class ResetRegister implements PlatformDevice, IoRegion {
