@@ -153,6 +153,15 @@ describe('base address registers', () => {
     expect(config.isBarProbed(2)).toBe(false);
   });
 
+  test('reset forgets a size probe', () => {
+    const config = new ConfigSpace();
+    config.defineBar({ index: 1, kind: 'mem32', sizeBytes: 4096 }, 0x80000000);
+    config.seal();
+    probe(config, 1);
+    config.reset();
+    expect([config.isBarProbed(1), config.barAddress(1)]).toEqual([false, 0x80000000]);
+  });
+
   test('two BARs cannot share a register', () => {
     const config = new ConfigSpace();
     config.defineBar({ index: 1, kind: 'mem64', sizeBytes: 4096 }, 0x80000000);
