@@ -14,6 +14,8 @@ export interface RamChunk {
   readonly base: Gpa;
   readonly bytes: Uint8Array;
   readonly hostAddress: bigint | undefined;
+  /** An engine that translates guest code must hear of host writes to RAM, or it runs what was there before. */
+  readonly onHostWrite?: (at: Gpa, length: number) => void;
 }
 
 export interface RamRegion {
@@ -81,6 +83,19 @@ export class GuestMemory {
     return pieces;
   }
 
+  /**
+   * Tell the engine that `bytes`, `pieces` or `hostAddress` of this range were written: after every transfer of data
+   * that may become code (a disk read, a packet), before the guest hears of it. The writing methods do it themselves.
+   */
+  noteWrite(at: Gpa, length: number): void {
+    for (const chunk of this.#chunks) {
+      if (chunk.onHostWrite === undefined) continue;
+      const start = Math.max(at, chunk.base);
+      const end = Math.min(at + length, chunk.base + chunk.bytes.length);
+      if (start < end) chunk.onHostWrite(start, end - start);
+    }
+  }
+
   /** Copy into the guest, across chunks. */
   write(at: Gpa, data: Uint8Array): void {
     let done = 0;
@@ -88,6 +103,7 @@ export class GuestMemory {
       piece.set(data.subarray(done, done + piece.length));
       done += piece.length;
     }
+    this.noteWrite(at, data.length);
   }
 
   /** Copy out of the guest, across chunks. */
@@ -128,18 +144,22 @@ export class GuestMemory {
   writeU8(at: Gpa, value: number): void {
     const chunk = this.#chunkOf(at, 1);
     chunk.view.setUint8(at - chunk.base, value);
+    chunk.onHostWrite?.(at, 1);
   }
   writeU16(at: Gpa, value: number): void {
     const chunk = this.#chunkOf(at, 2);
     chunk.view.setUint16(at - chunk.base, value, true);
+    chunk.onHostWrite?.(at, 2);
   }
   writeU32(at: Gpa, value: number): void {
     const chunk = this.#chunkOf(at, 4);
     chunk.view.setUint32(at - chunk.base, value, true);
+    chunk.onHostWrite?.(at, 4);
   }
   writeU64(at: Gpa, value: bigint): void {
     const chunk = this.#chunkOf(at, 8);
     chunk.view.setBigUint64(at - chunk.base, value, true);
+    chunk.onHostWrite?.(at, 8);
   }
 
   #chunkOf(at: Gpa, length: number): MappedChunk {

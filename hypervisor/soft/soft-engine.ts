@@ -230,7 +230,8 @@ export class SoftEngine implements CpuEngine {
       if (base === 0) {
         cpu.allocateMemory(size);
         this.#mapVgaHole(cpu.ram);
-        return { base, bytes: cpu.ram, hostAddress: cpu.ramAddress };
+        const onHostWrite = (at: Gpa, length: number) => cpu.noteWrite(at, length);
+        return { base, bytes: cpu.ram, hostAddress: cpu.ramAddress, onHostWrite };
       }
       const bytes = new Uint8Array(size);
       this.mapMemory(base, bytes, undefined, true);

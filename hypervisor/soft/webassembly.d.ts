@@ -4,10 +4,11 @@ declare namespace WebAssembly {
   type ModuleImports = Record<string, ImportValue>;
   type Imports = Record<string, ModuleImports>;
   class Module {
-    private constructor();
+    constructor(bytes: Uint8Array);
     private readonly brand: 'module';
   }
-  interface Instance {
+  class Instance {
+    constructor(module: Module, imports: Imports);
     readonly exports: Record<string, unknown>;
   }
   interface Memory {
@@ -19,5 +20,4 @@ declare namespace WebAssembly {
   }
   function compile(bytes: Uint8Array): Promise<Module>;
   function instantiate(module: Module, imports: Imports): Promise<Instance>;
-  function instantiate(bytes: Uint8Array, imports: Imports): Promise<{ readonly instance: Instance }>;
 }
