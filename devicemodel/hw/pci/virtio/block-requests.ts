@@ -21,6 +21,8 @@ const DISCARD_UNMAP = 1;
 const MAX_ID_FILL = 4096;
 /** One call of `serve` takes no more than this many times the queue's size, however fast the guest refills it. */
 const BUDGET_FACTOR = 2;
+/** … nor moves more than this before other work has its turn. */
+const BYTE_BUDGET = 64 * 1024 * 1024;
 
 /** What the device decides about requests. */
 export interface BlockRequestState {
@@ -39,6 +41,7 @@ export class BlockRequests {
   readonly #log: Log;
   /** Requests that are done but for the sync they wait for. */
   readonly #waiting: Chain[] = [];
+  #bytesLeft = 0;
 
   constructor(state: BlockRequestState, log: Log) {
     this.#state = state;
@@ -51,16 +54,17 @@ export class BlockRequests {
    */
   serve(queue: Virtqueue): boolean {
     let budget = BUDGET_FACTOR * queue.size;
+    this.#bytesLeft = BYTE_BUDGET;
     do {
       queue.suppressNotify();
       for (let chain = queue.pop(); chain !== undefined; chain = queue.pop()) {
         this.#request(queue, chain);
         // The guest can bring requests forever, but only a ring full is waiting for one sync.
-        if (--budget === 0 || this.#waiting.length >= queue.size) break;
+        if (--budget === 0 || this.#bytesLeft <= 0 || this.#waiting.length >= queue.size) break;
       }
       this.#syncWaiting(queue);
       queue.publish();
-      if (budget <= 0) return false;
+      if (budget <= 0 || this.#bytesLeft <= 0) return false;
     } while (queue.allowNotify());
     return true;
   }
@@ -118,6 +122,7 @@ export class BlockRequests {
       this.#done(queue, chain, BlkStatus.IoError, 0);
       return;
     }
+    this.#bytesLeft -= count;
     const errno = backend.transfer(chain, 0, count, sector * SECTOR_BYTES, false);
     this.#report('read', backend, errno);
     this.#done(queue, chain, errno === 0 ? BlkStatus.Ok : BlkStatus.IoError, errno === 0 ? count : 0);
@@ -128,6 +133,7 @@ export class BlockRequests {
       this.#done(queue, chain, BlkStatus.IoError, 0);
       return;
     }
+    this.#bytesLeft -= count;
     const errno = backend.transfer(chain, HEADER_BYTES, count, sector * SECTOR_BYTES, true);
     this.#report('write', backend, errno);
     if (errno !== 0) this.#done(queue, chain, BlkStatus.IoError, 0);

@@ -41,8 +41,9 @@ const MAX_PENDING_CONTROL = 128;
 const MAX_CHAIN_OUTPUT = 1 << 20;
 /** Output served in one go before other work has its turn. */
 const OUTPUT_BUDGET = 1 << 20;
-/** Input copied to the guest in one go. */
+/** Input copied to the guest in one go, and in one call. */
 const INPUT_CHUNK = 4096;
+const INPUT_BUDGET = 64 * 1024;
 
 /** §5.3.2: queues of port 0, control, then two for each further port; receive first. */
 const CONTROL_RECEIVE = 2;
@@ -219,15 +220,17 @@ export class VirtioConsole implements VirtioDevice {
     if (transport === undefined || !transport.isDriverOk || !port.isReceiving || port.isClosedByGuest) return;
     const queue = transport.queue(receiveQueueOf(port.index));
     let chains = queue.size;
+    let budget = INPUT_BUDGET;
     for (let byte = this.#next(port); byte >= 0; ) {
-      const chain = chains-- > 0 ? this.#popReceive(queue) : undefined;
+      const isSpent = chains-- === 0 || budget <= 0;
+      const chain = isSpent ? undefined : this.#popReceive(queue);
       if (chain === undefined) {
         port.peeked = byte;
-        if (chains < 0) this.#transport?.notifyLater(queue);
+        if (isSpent) this.#transport?.notifyLater(queue);
         break;
       }
       let written = 0;
-      const room = chain.writableBytes;
+      const room = Math.min(chain.writableBytes, INPUT_BUDGET);
       while (byte >= 0 && written < room) {
         let n = 0;
         while (byte >= 0 && n < this.#scratch.length && written + n < room) {
@@ -237,6 +240,7 @@ export class VirtioConsole implements VirtioDevice {
         chain.copyIn(written, this.#scratch, 0, n);
         written += n;
       }
+      budget -= written;
       queue.push(chain, written);
     }
     queue.publish();
