@@ -35,6 +35,8 @@ static void tour_memory(void)
 		u64 last = start + size - 1;
 		u32 type = read32(entry + 16);
 
+		if (size == 0)
+			continue;       /* no high RAM: the entry is there and empty */
 		print("  0x%02x_%08x - 0x%02x_%08x  %9u KiB  %s\n", (u32)(start >> 32), (u32)start, (u32)(last >> 32), (u32)last,
 		      (u32)(size >> 10), type == 1 ? "RAM" : type == 3 ? "ACPI tables" : type == 4 ? "ACPI NVS" : "reserved");
 		if (type == 1)

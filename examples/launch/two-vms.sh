@@ -1,0 +1,20 @@
+#!/bin/bash
+# Two User VMs on the embedded hypervisor. One writes a text into the memory they share and rings the other's doorbell;
+# then they talk over their vUARTs, which two-vms.json connects. Both power off by themselves.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+repo=$(cd "$here/../.." && pwd)
+
+# vm NAME VUART_INDEX COMMANDS: one VM, its console lines marked with its name
+vm() {
+  ${DM:-node "$repo/dist/acrn-dm.js"} --hypervisor soft --scenario "$here/two-vms.json" -m 128M \
+    -s 0:0,hostbridge -s 1:0,lpc -l com1,stdio \
+    -s 5,ivshmem,hv:/two_vms,2 \
+    -s 6,uart,vuart_idx:"$2" \
+    -k "$repo/examples/guest/demo.bzimage" -B "$3" \
+    "$1" < /dev/null 2> /dev/null | sed -u "s/^/$1: /"
+}
+
+vm alice 1 "demo=ivshmem-recv demo=vuart-echo" &
+vm bob 1 "demo=ivshmem-send,hello-alice demo=vuart-send,how-are-you"
+wait
