@@ -40,6 +40,7 @@ export interface PcOptions {
   readonly onWake: () => void;
 }
 
+const RPMB_KEY_BYTES = 32;
 const IsaIrq = { keyboard: 1, rtc: 8, mouse: 12 } as const;
 
 export function pcBoard(options: PcOptions): BoardFactory {
@@ -55,6 +56,8 @@ class Pc implements Board {
   readonly #parts: BoardParts;
   readonly #options: PcOptions;
   readonly #pm: AcpiPm;
+  readonly #rtc: Rtc;
+  readonly #cmosIo = new CmosIo();
   readonly #platform: PlatformDevice[];
   readonly #serial: Ns16550[] = [];
   readonly #wiring: InterruptWiring;
@@ -75,18 +78,19 @@ class Pc implements Board {
     });
     this.#pm = pm;
     const ram = splitRam(config.memoryBytes);
+    this.#rtc = new Rtc({
+      clock,
+      irq: wiring.level(IsaIrq.rtc),
+      lowMemoryBytes: ram.lowRamBytes,
+      highMemoryBytes: ram.highRamBytes,
+      onTimeChanged: (change) =>
+        options.onVmEvent({ type: 'rtc-change', lastTimeS: change.lastS, deltaS: change.deltaS }),
+      onAlarm: () => pm.rtcAlarm(),
+    });
     this.#platform = [
       new I8042({ keyboardIrq: wiring.edge(IsaIrq.keyboard), auxIrq: wiring.edge(IsaIrq.mouse), power }),
-      new Rtc({
-        clock,
-        irq: wiring.level(IsaIrq.rtc),
-        lowMemoryBytes: ram.lowRamBytes,
-        highMemoryBytes: ram.highRamBytes,
-        onTimeChanged: (change) =>
-          options.onVmEvent({ type: 'rtc-change', lastTimeS: change.lastS, deltaS: change.deltaS }),
-        onAlarm: () => pm.rtcAlarm(),
-      }),
-      new CmosIo(),
+      this.#rtc,
+      this.#cmosIo,
       new Pit({ clock, irq: wiring.edge(PIT_GSI) }),
       new Hpet({
         clock,
@@ -147,7 +151,13 @@ class Pc implements Board {
     for (const device of this.#platform) {
       for (const registration of device.attach(pio, mmio)) undo.add(registration);
     }
+    if (config.boot?.kind === 'ovmf') {
+      const { randomBytes } = await import('node:crypto');
+      this.#cmosIo.storeRpmbKey(randomBytes(RPMB_KEY_BYTES));
+    }
     this.#pirq.use(SCI_GSI);
+    // The keyboard's and the clock's irqs are not ones a link may have; the mouse's is.
+    this.#pirq.reserve(IsaIrq.mouse);
     for (const slot of config.pci) this.pciConfig.add(slot, await loadPciDriver(slot.driver));
     // Serial ports hang off the LPC bridge: without one they do not exist.
     if (config.pci.some((slot) => slot.driver === 'lpc')) this.#attachSerialPorts();
@@ -220,6 +230,8 @@ class Pc implements Board {
   }
 
   resume(): void {
+    // Firmware is entered at its reset vector again and asks CMOS why.
+    if (this.#parts.config.boot?.kind === 'ovmf') this.#rtc.markS3Resume();
     for (const device of this.#devices) device.resume?.();
   }
 
