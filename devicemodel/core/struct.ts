@@ -91,8 +91,6 @@ export function bytes(size: number): Field<Uint8Array> {
 // biome-ignore lint/suspicious/noExplicitAny: fields of every value type in one record
 type Fields = Readonly<Record<string, Field<any>>>;
 type ValueOf<F> = F extends Field<infer T> ? T : never;
-/** The JavaScript value of a struct. */
-export type StructValue<S> = S extends Struct<infer F> ? { -readonly [K in keyof F]: ValueOf<F[K]> } : never;
 
 export interface Struct<F> extends Field<{ [K in keyof F]: ValueOf<F[K]> }> {
   readonly offsets: { readonly [K in keyof F]: number };

@@ -60,10 +60,6 @@ export function describeErrno(errno: number): string {
   return `${name}: ${text}`;
 }
 
-export function errnoName(errno: number): string {
-  return getSystemErrorMap().get(-errno)?.[0] ?? `errno ${errno}`;
-}
-
 /** Throw for a call that just failed. `what` names the thing it was about. */
 function fail(call: string, what: string): never {
   const errno = lastErrno();
