@@ -14,6 +14,7 @@ import { ConsoleOptions, parseConsoleText } from './pci/virtio/console-options.t
 import { InputOptions, parseInputText } from './pci/virtio/input-options.ts';
 import { NetOptions, parseNetText } from './pci/virtio/net-options.ts';
 import { RngOptions } from './pci/virtio/options.ts';
+import { parseVsockText, VsockOptions } from './pci/virtio/vsock-options.ts';
 import { wdtI6300esb } from './pci/wdt-i6300esb.ts';
 
 // biome-ignore lint/suspicious/noExplicitAny: drivers of all option types in one list
@@ -78,6 +79,15 @@ export const pciDrivers: readonly PciDriverEntry[] = [
     async () => (await import('./pci/virtio/input.ts')).virtioInput,
   ),
   lazy(
+    {
+      name: 'vhost-vsock',
+      summary: 'sockets between host and guest, by the kernel',
+      options: VsockOptions,
+      parseText: parseVsockText,
+    },
+    async () => (await import('./pci/virtio/vsock.ts')).vhostVsock,
+  ),
+  lazy(
     { name: 'virtio-rnd', summary: 'entropy from the host', options: RngOptions },
     async () => (await import('./pci/virtio/rng.ts')).virtioRnd,
   ),
@@ -90,7 +100,6 @@ const notYet: ReadonlySet<string> = new Set([
   'virtio-gpu',
   'virtio-rpmb',
   'virtio-heci',
-  'vhost-vsock',
   'passthru',
   'igd-lpc',
   'ahci',

@@ -1,6 +1,7 @@
 /** What a virtio device is to its transport, and the other way round. A device knows queues and configuration, no PCI. */
 import type { AccessSize } from '../../../core/address.ts';
 import type { GuestRam } from './guest-ram.ts';
+import type { QueueWires } from './vhost.ts';
 import type { Virtqueue } from './virtqueue.ts';
 
 /** Device types (Virtio 1.2 §5), those offered here. */
@@ -83,27 +84,17 @@ export interface VirtioDevice {
   readonly wantsIoeventfd?: boolean;
   /** `--virtio_poll` applies. Default true; false for what the kernel serves. */
   readonly isPolled?: boolean;
-  /**
-   * The kernel or a data thread takes the queues over from DRIVER_OK to reset: it gets kicks and interrupts as
-   * descriptors. See `QueueOwner`.
-   */
-  readonly queueOwner?: QueueOwner;
+  /** Serves the first queues outside of this thread from DRIVER_OK to reset: vhost, a data thread. */
+  readonly queueOwner?: QueueOwner | undefined;
 }
 
-/** Descriptors of one queue for whoever serves it outside of this thread. */
-export interface QueueWires {
-  readonly queue: Virtqueue;
-  /** Readable when the driver kicked. */
-  readonly kickFd: number;
-  /** Written to interrupt the driver. */
-  readonly callFd: number;
-}
-
-/** A server of queues outside of this thread: vhost, a data thread. */
+/** A server of queues outside of this thread. Kicks and interrupts come and go as descriptors. */
 export interface QueueOwner {
-  /** @returns false when it cannot: the device serves its queues itself. */
+  /** How many of the first queues. */
+  readonly queueCount: number;
+  /** @returns false when it cannot, after a line in the log: the device serves its queues itself. */
   takeOver(wires: readonly QueueWires[]): boolean;
-  /** Stop serving; when this returns nothing touches the rings any more. */
+  /** Stop serving: when this returns nothing touches rings and buffers any more. Safe without `takeOver`. */
   giveBack(): void;
 }
 

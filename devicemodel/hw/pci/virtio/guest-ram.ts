@@ -13,6 +13,9 @@ export class GuestRam {
   readonly views: readonly DataView[];
   /** Where each chunk is in this process, for system calls; NaN where RAM has no host address (a WebAssembly engine). */
   readonly hostAddresses: readonly number[];
+  /** An engine that translates guest code hears of what devices write. */
+  readonly #hooks: ReadonlyArray<RamChunk['onHostWrite']>;
+  readonly isObserved: boolean;
   readonly #bases: readonly Gpa[];
   readonly #ends: readonly Gpa[];
   /** Chunk of the previous hit: rings and buffers of one driver are near each other. */
@@ -24,6 +27,8 @@ export class GuestRam {
     this.views = sorted.map((c) => new DataView(c.bytes.buffer, c.bytes.byteOffset, c.bytes.byteLength));
     // User-space addresses are below 2^47: exact as a number.
     this.hostAddresses = sorted.map((c) => (c.hostAddress === undefined ? Number.NaN : Number(c.hostAddress)));
+    this.#hooks = sorted.map((c) => c.onHostWrite);
+    this.isObserved = this.#hooks.some((hook) => hook !== undefined);
     this.#bases = sorted.map((c) => c.base);
     this.#ends = sorted.map((c) => c.base + c.bytes.length);
   }
@@ -31,6 +36,11 @@ export class GuestRam {
   /** Whether every chunk can be named to a system call by address. */
   get hasHostAddresses(): boolean {
     return this.hostAddresses.every((address) => !Number.isNaN(address));
+  }
+
+  /** A device wrote here: to be told before the driver hears of it. */
+  noteWrite(chunk: number, offset: number, length: number): void {
+    this.#hooks[chunk]?.(this.baseOf(chunk) + offset, length);
   }
 
   /** @returns index of the chunk that holds the byte at `at`, or -1. `at` may be any number a guest can write. */

@@ -6,10 +6,19 @@ import { addressOf, describeErrno, Errno, lastErrno, libc, native, watchFd } fro
 import { type Mapping, map } from '../../../core/host/mapping.ts';
 import type { Log } from '../../../core/log.ts';
 import { definePciDriver } from '../driver.ts';
-import { DeviceType, Feature, featureMask, readBytes, type VirtioDevice, type VirtioTransport } from './device.ts';
+import {
+  DeviceType,
+  Feature,
+  featureMask,
+  type QueueOwner,
+  readBytes,
+  type VirtioDevice,
+  type VirtioTransport,
+} from './device.ts';
 import { NetOptions, parseNetText } from './net-options.ts';
 import { openTap, setHeaderSize, setOffload, TunOffload } from './tap.ts';
 import { VirtioPci } from './transport.ts';
+import { type QueueWires, Vhost, VhostDevice } from './vhost.ts';
 import { type Chain, setIovec, type Virtqueue } from './virtqueue.ts';
 
 const QUEUE_SIZE = 1024;
@@ -40,6 +49,18 @@ const offloadFeatures = featureMask(
   NetFeature.HostTso6,
   NetFeature.HostEcn,
 );
+
+const VHOST_PATH = '/dev/vhost-net';
+/** What vhost-net has to know of the negotiation. */
+const vhostFeatures = [
+  NetFeature.MergeableBuffers,
+  Feature.NotifyOnEmpty,
+  Feature.IndirectDesc,
+  Feature.EventIdx,
+  Feature.Version1,
+] as const;
+/** VHOST_NET_F_VIRTIO_NET_HDR: the kernel makes and takes the headers that the tap does not carry. */
+const VHOST_MAKES_HEADER = 1n << 27n;
 
 /** §5.1.4: mac[6], u16 status. */
 const Config = { mac: 0, status: 6, size: 8 } as const;
@@ -79,7 +100,8 @@ export interface NetWires {
 
 export class VirtioNet implements VirtioDevice {
   readonly name = 'virtio-net';
-  readonly features: bigint;
+  features: bigint;
+  readonly isPolled: boolean;
   readonly queueSizes = [QUEUE_SIZE, QUEUE_SIZE];
   readonly configSizeBytes = Config.size;
   readonly #options: NetOptions;
@@ -99,11 +121,14 @@ export class VirtioNet implements VirtioDevice {
   /** Buffers taken from the receive queue ahead of the frames that go into them, oldest first. */
   readonly #buffers: Chain[] = [];
   #bufferBytes = 0;
+  #vhost: VhostDevice | undefined;
+  #lent: readonly QueueWires[] = [];
 
   constructor(options: NetOptions, wires: NetWires) {
     this.#options = options;
     this.#wires = wires;
     this.#log = wires.log;
+    this.isPolled = !options.vhost;
     // Compat: the legacy form offers no offloads, as C; the newer ones do.
     this.#hasHeader = options.offload || options.transport !== 'legacy';
     this.features =
@@ -132,10 +157,69 @@ export class VirtioNet implements VirtioDevice {
     try {
       this.#fd = (this.#wires.openTap ?? openTap)(tap, this.#hasHeader);
       this.#config.setUint16(Config.status, LINK_UP, true);
+      if (this.#options.vhost) this.#openVhost();
     } catch (error) {
       // Compat: as with C the VM starts without a link.
       this.#log.warn(`${(error as Error).message}: the link stays down`);
     }
+  }
+
+  #openVhost(): void {
+    const vhost = new VhostDevice(VHOST_PATH);
+    try {
+      // What the kernel cannot do is not offered.
+      for (const bit of vhostFeatures) {
+        if ((vhost.features & featureMask(bit)) === 0n) this.features &= ~featureMask(bit);
+      }
+      this.#vhost = vhost;
+    } catch (error) {
+      this.#log.warn(`${(error as Error).message}: frames go through this process`);
+    }
+    vhost.close();
+  }
+
+  get queueOwner(): QueueOwner | undefined {
+    if (this.#vhost === undefined || this.#fd === undefined) return undefined;
+    return {
+      queueCount: 2,
+      takeOver: (wires) => this.#lend(this.#vhost as VhostDevice, wires),
+      giveBack: () => this.#takeBack(),
+    };
+  }
+
+  #lend(vhost: VhostDevice, wires: readonly QueueWires[]): boolean {
+    const transport = this.#transport as VirtioTransport;
+    const accepted = featureMask(...vhostFeatures.filter((bit) => transport.hasFeature(bit)));
+    this.#lent = wires;
+    try {
+      if (this.#hasHeader) this.#negotiateOffloads(this.#fd as number);
+      vhost.start(transport.ram, accepted | (this.#hasHeader ? 0n : VHOST_MAKES_HEADER & vhost.features), wires);
+      for (let i = 0; i < wires.length; i++) this.#setVhostBackend(vhost, i, this.#fd as number);
+      return true;
+    } catch (error) {
+      this.#log.warn(`${(error as Error).message}: frames go through this process`);
+      this.#takeBack();
+      return false;
+    }
+  }
+
+  #setVhostBackend(vhost: VhostDevice, index: number, fd: number): void {
+    vhost.ioctl(Vhost.NetSetBackend, Int32Array.of(index, fd), 'VHOST_NET_SET_BACKEND');
+  }
+
+  #takeBack(): void {
+    const wires = this.#lent;
+    const vhost = this.#vhost;
+    this.#lent = [];
+    if (vhost === undefined || wires.length === 0) return;
+    for (let i = 0; i < wires.length; i++) {
+      try {
+        this.#setVhostBackend(vhost, i, -1);
+      } catch {
+        // It had none yet.
+      }
+    }
+    vhost.stop(wires);
   }
 
   stop(): void {
@@ -190,7 +274,7 @@ export class VirtioNet implements VirtioDevice {
   }
 
   driverOk(): void {
-    if (this.#fd === undefined) return;
+    if (this.#fd === undefined || this.#lent.length > 0) return;
     if (this.#hasHeader) this.#negotiateOffloads(this.#fd);
     // What came while no driver was there is out of date.
     for (let i = 0; i < FRAME_BUDGET * 4 && readInto(this.#fd, this.#spillAddress, MAX_FRAME) >= 0; i++);
@@ -212,7 +296,8 @@ export class VirtioNet implements VirtioDevice {
   // Waiting for frames.
 
   #listen(): void {
-    if (this.#fd === undefined || this.#unwatch !== undefined || this.#transport?.isDriverOk !== true) return;
+    if (this.#fd === undefined || this.#lent.length > 0 || this.#unwatch !== undefined) return;
+    if (this.#transport?.isDriverOk !== true) return;
     this.#unwatch = watchFd(this.#fd, () => this.#receive());
   }
 

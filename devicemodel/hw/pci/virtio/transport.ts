@@ -7,7 +7,7 @@
  */
 import { type AccessSize, allOnes, type Gpa, type Port } from '../../../core/address.ts';
 import type { Timer } from '../../../core/clock.ts';
-import type { InterruptLine } from '../../../core/device.ts';
+import type { InterruptLine, MsiMessage } from '../../../core/device.ts';
 import { Eventfd } from '../../../core/host/eventfd.ts';
 import { watchFd } from '../../../core/host/libc.ts';
 import type { IoeventfdSpec } from '../../../core/hsm/hsm.ts';
@@ -58,6 +58,17 @@ export interface VirtioPciOptions {
 interface Kick {
   readonly eventfd: Eventfd;
   readonly spec: IoeventfdSpec;
+  readonly unwatch: () => void;
+}
+
+/** A queue that is served outside of this thread. */
+interface LentQueue {
+  readonly queue: Virtqueue;
+  readonly kick: Eventfd;
+  readonly call: Eventfd;
+  readonly spec: IoeventfdSpec | undefined;
+  /** The message the call descriptor sends; undefined: it is watched here. */
+  irqfd: MsiMessage | undefined;
   unwatch: (() => void) | undefined;
 }
 
@@ -81,7 +92,8 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, Virtqueu
   /** Bit n: queue n is to be looked at again. */
   #again: boolean[];
   #placement: PciPlacement | undefined;
-  #kicks: Kick[] = [];
+  readonly #kicks: Kick[] = [];
+  readonly #lent: LentQueue[] = [];
 
   // Registers.
   #status = 0;
@@ -118,6 +130,11 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, Virtqueu
       env.machine.virtioPollNs !== undefined && device.isPolled !== false
         ? env.clock.createTimer(() => this.#poll())
         : undefined;
+    if (this.#msix !== undefined) {
+      this.#msix.onVectorChanged = (vector) => {
+        for (const lent of this.#lent) if (lent.queue.vector === vector) this.#wireCall(lent);
+      };
+    }
     device.attach(this);
   }
 
@@ -189,9 +206,14 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, Virtqueu
 
   barMoved(index: BarIndex, _address: Gpa | Port | undefined): void {
     // Kicks are registered by address.
-    if (this.#kicks.length > 0 && index === this.#kickBar) {
+    if (index !== this.#kickBar) return;
+    if (this.#kicks.length > 0) {
       this.#stopKicks();
       this.#startKicks();
+    }
+    if (this.#lent.length > 0) {
+      this.#stopOwner();
+      this.#startOwner();
     }
   }
 
@@ -275,7 +297,10 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, Virtqueu
     }
     this.#status = next;
     if ((next & Status.DriverOk) !== 0 && (before & Status.DriverOk) === 0) this.#driverOk();
-    else if ((next & Status.DriverOk) === 0 && (before & Status.DriverOk) !== 0) this.#stopKicks();
+    else if ((next & Status.DriverOk) === 0 && (before & Status.DriverOk) !== 0) {
+      this.#stopOwner();
+      this.#stopKicks();
+    }
   }
 
   #driverOk(): void {
@@ -285,6 +310,7 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, Virtqueu
     if (this.#pollTimer !== undefined) {
       this.#pollTimer.arm(this.env.clock.nowNs() + POLL_START_NS);
     }
+    this.#startOwner();
     this.device.driverOk?.();
   }
 
@@ -294,6 +320,7 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, Virtqueu
     this.#polling = false;
     this.#againTimer.cancel();
     this.#again.fill(false);
+    this.#stopOwner();
     this.#stopKicks();
     for (const queue of this.queues) queue.reset();
     this.#legacy?.reset();
@@ -345,7 +372,9 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, Virtqueu
     // §2.1.2: nothing is consumed before DRIVER_OK. Legacy drivers are known to kick before it (§3.1.2), and the C
     // device model serves them.
     if ((this.#status & Status.DriverOk) === 0 && this.isVersion1) return;
-    this.device.notify(queue);
+    const lent = this.#lent[queue.index];
+    if (lent !== undefined) lent.kick.signal();
+    else this.device.notify(queue);
   }
 
   notifyLater(queue: Virtqueue): void {
@@ -430,11 +459,10 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, Virtqueu
     return this.isVersion1 ? (this.hasNotifyIo ? VirtioBar.NotifyIo : VirtioBar.Modern) : VirtioBar.Legacy;
   }
 
-  #kickSpec(index: number, fd: number): IoeventfdSpec | undefined {
+  #kickSpec(index: number, fd: number, asyncio: boolean): IoeventfdSpec | undefined {
     const address = this.#placement?.barAddress(this.#kickBar);
     if (address === undefined) return undefined;
-    // Asyncio is used where the hypervisor has it and ignored elsewhere.
-    const common = { fd, sizeBytes: 2, asyncio: true } as const;
+    const common = { fd, sizeBytes: 2, ...(asyncio ? { asyncio } : {}) } as const;
     if (!this.isVersion1) {
       return { ...common, address: address + LegacyReg.QueueNotify, space: 'pio', dataMatch: BigInt(index) };
     }
@@ -443,35 +471,126 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, Virtqueu
       : { ...common, address: address + ModernOffset.notify + index * ModernOffset.notifyMultiplier, space: 'mmio' };
   }
 
+  /** Ask the hypervisor to turn kicks of a queue into `eventfd`. @returns undefined when it does not. */
+  #assignKick(queue: Virtqueue, eventfd: Eventfd, asyncio: boolean): IoeventfdSpec | undefined {
+    const spec = this.#kickSpec(queue.index, eventfd.fd, asyncio);
+    if (spec === undefined) return undefined;
+    try {
+      this.env.hsm.ioeventfd(spec, true);
+      return spec;
+    } catch (error) {
+      // The request page serves the kick just as well, only slower.
+      this.env.log.warn(`${this.device.name}: queue ${queue.index}: no ioeventfd: ${(error as Error).message}`);
+      return undefined;
+    }
+  }
+
+  #removeKick(spec: IoeventfdSpec): void {
+    try {
+      this.env.hsm.ioeventfd(spec, false);
+    } catch (error) {
+      this.env.log.warn(`${this.device.name}: ioeventfd not removed: ${(error as Error).message}`);
+    }
+  }
+
   #startKicks(): void {
     for (const queue of this.queues) {
       const eventfd = new Eventfd();
-      const spec = this.#kickSpec(queue.index, eventfd.fd);
-      try {
-        if (spec === undefined) throw new Error('the function has no address yet');
-        this.env.hsm.ioeventfd(spec, true);
-      } catch (error) {
-        // The request page serves the kick just as well, only slower.
-        this.env.log.warn(`${this.device.name}: queue ${queue.index}: no ioeventfd: ${(error as Error).message}`);
+      // Asyncio is used where the hypervisor has it and ignored elsewhere.
+      const spec = this.#assignKick(queue, eventfd, true);
+      if (spec === undefined) {
         eventfd.dispose();
         continue;
       }
       const unwatch = watchFd(eventfd.fd, () => {
         if (eventfd.take() > 0) this.#service(queue);
       });
-      this.#kicks.push({ eventfd, spec: spec as IoeventfdSpec, unwatch });
+      this.#kicks.push({ eventfd, spec, unwatch });
     }
   }
 
   #stopKicks(): void {
     for (const kick of this.#kicks.splice(0)) {
-      kick.unwatch?.();
-      try {
-        this.env.hsm.ioeventfd(kick.spec, false);
-      } catch (error) {
-        this.env.log.warn(`${this.device.name}: ioeventfd not removed: ${(error as Error).message}`);
-      }
+      kick.unwatch();
+      this.#removeKick(kick.spec);
       kick.eventfd.dispose();
+    }
+  }
+
+  // Queues that are served outside of this thread.
+
+  #startOwner(): void {
+    const owner = this.device.queueOwner;
+    if (owner === undefined) return;
+    for (const queue of this.queues.slice(0, owner.queueCount)) {
+      if (!queue.isReady) {
+        this.env.log.guest(() => `${this.device.name}: queue ${queue.index} is not set up`);
+        this.#stopOwner();
+        return;
+      }
+      const kick = new Eventfd();
+      const call = new Eventfd();
+      const spec = this.#assignKick(queue, kick, false);
+      const lent: LentQueue = { queue, kick, call, spec, irqfd: undefined, unwatch: undefined };
+      this.#lent.push(lent);
+      this.#wireCall(lent);
+    }
+    const wires = this.#lent.map(({ queue, kick, call }) => ({ queue, kickFd: kick.fd, callFd: call.fd }));
+    if (owner.takeOver(wires)) {
+      // Kicks from before, and those that still come through the request page, are passed on.
+      for (const { kick } of this.#lent) kick.signal();
+    } else {
+      this.#stopOwner();
+    }
+  }
+
+  /** An interrupt goes from the owner straight to the guest by irqfd, or through here where that is not possible now. */
+  #wireCall(lent: LentQueue): void {
+    const message = this.isMsixEnabled ? this.#msix?.message(lent.queue.vector) : undefined;
+    if (
+      message?.address === lent.irqfd?.address &&
+      message?.data === lent.irqfd?.data &&
+      (message !== undefined || lent.unwatch !== undefined)
+    ) {
+      return;
+    }
+    this.#unwireCall(lent);
+    if (message !== undefined) {
+      try {
+        this.env.hsm.irqfd(lent.call.fd, message, true);
+        lent.irqfd = message;
+        return;
+      } catch (error) {
+        this.env.log.warn(`${this.device.name}: queue ${lent.queue.index}: no irqfd: ${(error as Error).message}`);
+      }
+    }
+    lent.unwatch = watchFd(lent.call.fd, () => {
+      if (lent.call.take() > 0) this.interrupt(lent.queue);
+    });
+  }
+
+  #unwireCall(lent: LentQueue): void {
+    lent.unwatch?.();
+    lent.unwatch = undefined;
+    if (lent.irqfd === undefined) return;
+    try {
+      this.env.hsm.irqfd(lent.call.fd, lent.irqfd, false);
+    } catch (error) {
+      this.env.log.warn(`${this.device.name}: irqfd not removed: ${(error as Error).message}`);
+    }
+    lent.irqfd = undefined;
+  }
+
+  #stopOwner(): void {
+    if (this.#lent.length === 0) return;
+    this.device.queueOwner?.giveBack();
+    for (const lent of this.#lent.splice(0)) {
+      if (lent.spec !== undefined) this.#removeKick(lent.spec);
+      this.#unwireCall(lent);
+      // What was signalled and not delivered yet.
+      if (lent.call.take() > 0) this.interrupt(lent.queue);
+      lent.kick.dispose();
+      lent.call.dispose();
     }
   }
 }

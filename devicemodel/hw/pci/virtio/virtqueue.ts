@@ -549,6 +549,11 @@ export class Virtqueue {
    * @param writtenBytes from the start of the writable part (§2.7.8.2).
    */
   push(chain: Chain, writtenBytes: number): void {
+    if (this.#ram.isObserved) {
+      for (let i = chain.readableCount; i < chain.segmentCount; i++) {
+        this.#ram.noteWrite(chain.chunk[i] as number, chain.offset[i] as number, chain.length[i] as number);
+      }
+    }
     if (this.#ready && chain.generation === this.#generation) {
       this.#outstanding--;
       const at = Used.ring + Used.elementSize * (this.#nextUsed & (this.size - 1));

@@ -178,6 +178,22 @@ describe('chains', () => {
     expect(seen.size).toBe(1);
   });
 
+  test('an engine that translates code hears of what was written, before it is published', () => {
+    const writes: Array<[number, number]> = [];
+    const bytes = new Uint8Array(0x10000);
+    const onHostWrite = (at: number, length: number) => writes.push([at, length]);
+    const ram = new GuestRam([{ base: 0x1000, bytes, hostAddress: undefined, onHostWrite }]);
+    const queue = new Virtqueue(0, SIZE, ram, { interrupt: () => {}, broken: () => {} });
+    expect(queue.enable(0x1000, 0x2000, 0x3000)).toBe(true);
+    const view = new DataView(bytes.buffer);
+    view.setUint32(0, 0x5000, true);
+    view.setUint32(8, 64, true);
+    view.setUint16(12, Flag.Write, true);
+    view.setUint16(0x1002, 1, true);
+    queue.push(queue.pop() as Chain, 1);
+    expect(writes).toEqual([[0x5000, 64]]);
+  });
+
   test('a chain taken before a reset does not reach the rings set up after it (CVE-2026-45782)', () => {
     const w = makeWorld();
     w.desc(0, 0x8000, 4, Flag.Write);
