@@ -6,6 +6,7 @@ import { describeConformance, type Example } from '../support/pci-conformance.ts
 
 /** Options under which a driver is tried. One that needs none, or is most interesting without, has no line here. */
 const examples: Readonly<Record<string, readonly Example[]>> = {
+  'vhost-vsock': [{ text: 'cid=3', canStart: false }],
   ivshmem: [{ text: 'hv:/shm0,2' }, { text: 'dm:/shm1,4,7', memoryBar: 2 }],
   uart: [{ text: '' }, { text: 'stdio' }, { text: 'vuart_idx:1' }],
   'virtio-blk': [{ text: 'nodisk' }],

@@ -133,6 +133,7 @@ interface Powered {
   readonly fn: EmulatedPciFunction | undefined;
 }
 
+/** @throws ConfigError; for the empty text that means: the driver needs options, give it an example in the calling test. */
 function parse(entry: Pick<AnyPciDriver, 'options' | 'parseText'>, text: string): unknown {
   return checkOptions(entry.options, entry.parseText?.(text) ?? optionsFromText(entry.options, text));
 }
