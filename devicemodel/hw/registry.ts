@@ -11,6 +11,7 @@ import { lpc } from './pci/lpc.ts';
 import { pciUart } from './pci/uart.ts';
 import { BlockOptions, parseBlockText } from './pci/virtio/block-options.ts';
 import { ConsoleOptions, parseConsoleText } from './pci/virtio/console-options.ts';
+import { I2cOptions, parseI2cText } from './pci/virtio/i2c-options.ts';
 import { InputOptions, parseInputText } from './pci/virtio/input-options.ts';
 import { NetOptions, parseNetText } from './pci/virtio/net-options.ts';
 import { RngOptions } from './pci/virtio/options.ts';
@@ -88,6 +89,15 @@ export const pciDrivers: readonly PciDriverEntry[] = [
     async () => (await import('./pci/virtio/vsock.ts')).vhostVsock,
   ),
   lazy(
+    {
+      name: 'virtio-i2c',
+      summary: 'clients of the I2C buses of the host',
+      options: I2cOptions,
+      parseText: parseI2cText,
+    },
+    async () => (await import('./pci/virtio/i2c.ts')).virtioI2c,
+  ),
+  lazy(
     { name: 'virtio-rnd', summary: 'entropy from the host', options: RngOptions },
     async () => (await import('./pci/virtio/rng.ts')).virtioRnd,
   ),
@@ -96,7 +106,6 @@ export const pciDrivers: readonly PciDriverEntry[] = [
 /** Drivers of the C device model that this one does not have yet. A driver in `pciDrivers` wins over its line here. */
 const notYet: ReadonlySet<string> = new Set([
   'virtio-gpio',
-  'virtio-i2c',
   'virtio-gpu',
   'virtio-rpmb',
   'virtio-heci',

@@ -1,0 +1,115 @@
+/** virtio-i2c (Virtio 1.2 §5.17): chosen clients of the host's I2C buses, on one bus of the guest's. Modern only, as with C. */
+import { definePciDriver } from '../driver.ts';
+import { DeviceType, Feature, featureMask, type VirtioDevice, type VirtioTransport } from './device.ts';
+import { type I2cBus, LinuxI2cBus, MAX_MESSAGE } from './i2c-bus.ts';
+import { I2cOptions, parseI2cText } from './i2c-options.ts';
+import { VirtioPci } from './transport.ts';
+import type { Chain, Virtqueue } from './virtqueue.ts';
+
+const QUEUE_SIZE = 64;
+/** VIRTIO_I2C_F_ZERO_LENGTH_REQUEST (§5.17.3). */
+const ZERO_LENGTH = 0;
+/** §5.17.6, struct virtio_i2c_out_hdr: u16 address in bits 7:1, u16 padding, u32 flags. */
+const HEADER_BYTES = 8;
+const RequestFlag = { FailNext: 1 << 0, Read: 1 << 1 } as const;
+const MessageStatus = { Ok: 0, Error: 1 } as const;
+/** Messages before other work has its turn: a slow bus takes a millisecond for each. */
+const BUDGET = 16;
+
+/** The buses and the clients on them. */
+export type OpenBuses = () => ReadonlyArray<{ readonly bus: I2cBus; readonly addresses: readonly number[] }>;
+
+export class VirtioI2c implements VirtioDevice {
+  readonly name = 'virtio-i2c';
+  readonly features = featureMask(ZERO_LENGTH, Feature.Version1);
+  readonly queueSizes = [QUEUE_SIZE];
+  readonly configSizeBytes = 0;
+  readonly #open: OpenBuses;
+  readonly #busOf = new Map<number, I2cBus>();
+  readonly #buses: I2cBus[] = [];
+  /** A request of the group failed: those that follow do too. */
+  #failNext = false;
+  #transport: VirtioTransport | undefined;
+
+  constructor(open: OpenBuses) {
+    this.#open = open;
+  }
+
+  attach(transport: VirtioTransport): void {
+    this.#transport = transport;
+  }
+
+  /** @throws HostError */
+  start(): void {
+    for (const { bus, addresses } of this.#open()) {
+      this.#buses.push(bus);
+      for (const address of addresses) this.#busOf.set(address, bus);
+    }
+  }
+
+  stop(): void {
+    this.#busOf.clear();
+    for (const bus of this.#buses.splice(0)) bus.close();
+  }
+
+  reset(): void {
+    this.#failNext = false;
+  }
+
+  notify(queue: Virtqueue): void {
+    let budget = BUDGET;
+    for (let chain = queue.pop(); chain !== undefined; chain = queue.pop()) {
+      queue.push(chain, this.#request(chain));
+      if (--budget === 0) {
+        this.#transport?.notifyLater(queue);
+        break;
+      }
+    }
+    queue.publish();
+  }
+
+  /** @returns bytes written. */
+  #request(chain: Chain): number {
+    const inBytes = chain.writableBytes - 1;
+    if (chain.readableBytes < HEADER_BYTES || inBytes < 0) return 0;
+    const flags = chain.readU32(4);
+    const isRead = (flags & RequestFlag.Read) !== 0;
+    const isDone =
+      !this.#failNext && this.#transfer(chain, isRead ? inBytes : chain.readableBytes - HEADER_BYTES, isRead);
+    // §5.17.6.3: the last request of a group ends the failing.
+    this.#failNext = (flags & RequestFlag.FailNext) !== 0 && !isDone;
+    chain.writeU8(inBytes, isDone ? MessageStatus.Ok : MessageStatus.Error);
+    return inBytes + 1;
+  }
+
+  #transfer(chain: Chain, length: number, isRead: boolean): boolean {
+    const address = chain.readU16(0);
+    // Bit 0 and bits 15:8 are reserved; ten-bit addresses are not offered.
+    const bus = this.#busOf.get(address >>> 1);
+    if ((address & ~0xfe) !== 0 || bus === undefined || length > MAX_MESSAGE) return false;
+    if (!isRead) chain.copyOut(HEADER_BYTES, bus.data, 0, length);
+    if (!bus.transfer(address >>> 1, length, isRead)) return false;
+    if (isRead) chain.copyIn(0, bus.data, 0, length);
+    return true;
+  }
+}
+
+export const virtioI2c = definePciDriver({
+  name: 'virtio-i2c',
+  summary: 'clients of the I2C buses of the host',
+  options: I2cOptions,
+  parseText: parseI2cText,
+  create: (options, env) => {
+    const open: OpenBuses = () =>
+      options.buses.map(({ bus, clients }) => {
+        const addresses = clients.map((c) => c.address);
+        return { bus: new LinuxI2cBus(bus, addresses), addresses };
+      });
+    return new VirtioPci(new VirtioI2c(open), env, {
+      mode: 'modern',
+      notifyByIo: false,
+      // Compat: class and subsystem as C has them.
+      identity: { legacyDeviceId: 0, type: DeviceType.I2c, classCode: 0x050000, subsystemId: 0xfff6 },
+    });
+  },
+});

@@ -1,0 +1,99 @@
+/** virtio-i2c as its driver sees it, on a made-up bus. */
+import { afterEach, expect, test } from 'vitest';
+import { ConfigError } from '../../../../devicemodel/core/errors.ts';
+import { VirtioI2c } from '../../../../devicemodel/hw/pci/virtio/i2c.ts';
+import type { I2cBus } from '../../../../devicemodel/hw/pci/virtio/i2c-bus.ts';
+import { parseI2cText } from '../../../../devicemodel/hw/pci/virtio/i2c-options.ts';
+import { VirtioPci } from '../../../../devicemodel/hw/pci/virtio/transport.ts';
+import { VirtioDriver, VirtioMachine } from '../../../support/virtio-driver.ts';
+
+const undo: Array<() => void | Promise<void>> = [];
+afterEach(async () => {
+  for (const step of undo.splice(0).reverse()) await step();
+});
+
+/** A client that gives back its address, and refuses messages of more than 16 bytes. */
+class FakeBus implements I2cBus {
+  readonly data = new Uint8Array(8192);
+  readonly messages: Array<[address: number, data: number[] | number]> = [];
+  transfer(address: number, length: number, isRead: boolean): boolean {
+    this.messages.push([address, isRead ? length : [...this.data.subarray(0, length)]]);
+    if (length > 16) return false;
+    if (isRead) this.data.fill(address, 0, length);
+    return true;
+  }
+  close(): void {}
+}
+
+async function makeI2c() {
+  const machine = new VirtioMachine();
+  undo.push(() => machine.dispose());
+  const bus = new FakeBus();
+  const fn = new VirtioPci(new VirtioI2c(() => [{ bus, addresses: [0x1c] }]), machine.env(), {
+    mode: 'modern',
+    identity: { legacyDeviceId: 0, type: 34, classCode: 0x050000 },
+  });
+  const driver = new VirtioDriver(machine, fn, 'modern');
+  await fn.start();
+  undo.push(() => fn.stop());
+  driver.init();
+  const header = (address: number, flags: number) => [address & 0xff, address >>> 8, 0, 0, flags, 0, 0, 0];
+  const status = (index: number) => driver.buffer(index)[0];
+  return { driver, bus, header, status };
+}
+
+test('write, read and a message without data', async () => {
+  const { driver, bus, header, status } = await makeI2c();
+  driver.request(0, [{ read: header(0x1c << 1, 0) }, { read: [1, 2, 3] }, { write: 1 }]);
+  expect(status(2)).toBe(0);
+  expect(driver.request(0, [{ read: header(0x1c << 1, 2) }, { write: 4 }, { write: 1 }]).length).toBe(5);
+  expect([...driver.buffer(1), status(2)]).toEqual([0x1c, 0x1c, 0x1c, 0x1c, 0]);
+  driver.request(0, [{ read: header(0x1c << 1, 0) }, { write: 1 }]);
+  expect(bus.messages).toEqual([
+    [0x1c, [1, 2, 3]],
+    [0x1c, 4],
+    [0x1c, []],
+  ]);
+});
+
+test('a failed request fails the rest of its group, not the next group', async () => {
+  const { driver, bus, header, status } = await makeI2c();
+  driver.request(0, [{ read: header(0x1c << 1, 1) }, { read: new Uint8Array(20) }, { write: 1 }]);
+  expect(status(2)).toBe(1);
+  driver.request(0, [{ read: header(0x1c << 1, 1) }, { read: [1] }, { write: 1 }]);
+  expect(status(2)).toBe(1);
+  driver.request(0, [{ read: header(0x1c << 1, 0) }, { read: [1] }, { write: 1 }]);
+  expect(status(2)).toBe(1);
+  expect(bus.messages).toHaveLength(1);
+  driver.request(0, [{ read: header(0x1c << 1, 0) }, { read: [1] }, { write: 1 }]);
+  expect(status(2)).toBe(0);
+});
+
+test.each([
+  ['an address that was not given to the guest', 0x1d << 1],
+  ['a ten-bit address', 0xf0 << 8],
+  ['an odd address', (0x1c << 1) | 1],
+])('%s is an error and reaches no bus', async (_name, address) => {
+  const { driver, bus, header, status } = await makeI2c();
+  driver.request(0, [{ read: header(address, 0) }, { read: [1] }, { write: 1 }]);
+  expect(status(2)).toBe(1);
+  expect(bus.messages).toEqual([]);
+});
+
+test('too long, too short, no status', async () => {
+  const { driver, bus, header, status } = await makeI2c();
+  driver.request(0, [{ read: header(0x1c << 1, 0) }, { read: new Uint8Array(8193) }, { write: 1 }]);
+  expect(status(2)).toBe(1);
+  expect(driver.request(0, [{ read: [1, 2] }, { write: 1 }]).length).toBe(0);
+  expect(driver.request(0, [{ read: header(0x1c << 1, 0) }]).length).toBe(0);
+  expect(bus.messages).toEqual([]);
+});
+
+test.each(['', '0', 'x:1c', '0:80', '0:0', '0:zz', '99999:1c'])('"%s" is refused', (text) => {
+  const refused = () => {
+    const parsed = parseI2cText(text) as { buses: Array<{ clients: unknown[] }> };
+    // A bus without clients is of no use, and this host has none anyway.
+    if (parsed.buses.every((b) => b.clients.length === 0)) throw new ConfigError('no clients');
+  };
+  expect(refused).toThrow(ConfigError);
+});
