@@ -155,9 +155,7 @@ export class Neighbours {
       (why) => {
         if (why !== undefined) this.#log.warn(`connection to "${peer.name}" dropped: ${why}`);
         this.#peers.delete(peer);
-        for (const vuart of this.#vuarts.values()) {
-          if (vuart.peer === peer) this.#disconnect(vuart);
-        }
+        for (const vuart of this.#vuarts.values()) this.#lost(vuart, peer, undefined);
       },
     );
     this.#peers.add(peer);
@@ -186,14 +184,13 @@ export class Neighbours {
       }
       case 'vuart': {
         peer.vuarts.set(message.index, message.wants ?? undefined);
+        for (const vuart of this.#vuarts.values()) vuart.refused.delete(`${peer.vmid}:${message.index}`);
         for (const vuart of this.#vuarts.values()) this.#findPeerFor(vuart);
         return;
       }
       case 'vuart-gone':
         peer.vuarts.delete(message.index);
-        for (const vuart of this.#vuarts.values()) {
-          if (vuart.peer === peer && vuart.peerIndex === message.index) this.#disconnect(vuart);
-        }
+        for (const vuart of this.#vuarts.values()) this.#lost(vuart, peer, message.index);
         return;
       case 'pair': {
         const vuart = this.#vuarts.get(message.to);
@@ -205,14 +202,20 @@ export class Neighbours {
       case 'paired': {
         const vuart = this.#vuarts.get(message.to);
         if (vuart !== undefined && vuart.asked?.peer === peer) vuart.connect(peer, message.from);
+        // It was asked, and has agreed with somebody else meanwhile.
+        else peer.send({ kind: 'busy', from: message.to, to: message.from });
         return;
       }
       case 'busy': {
         const vuart = this.#vuarts.get(message.to);
-        if (vuart === undefined || vuart.asked?.peer !== peer) return;
-        vuart.refused.add(`${peer.vmid}:${message.from}`);
-        vuart.asked = undefined;
-        this.#findPeerFor(vuart);
+        if (vuart === undefined) return;
+        if (vuart.peer === peer && vuart.peerIndex === message.from) {
+          this.#disconnect(vuart);
+        } else if (vuart.asked?.peer === peer) {
+          vuart.refused.add(`${peer.vmid}:${message.from}`);
+          vuart.asked = undefined;
+          this.#findPeerFor(vuart);
+        }
         return;
       }
       case 'data':
@@ -247,9 +250,21 @@ export class Neighbours {
     return theirs !== undefined || vuart.index === index;
   }
 
+  /** A peer, or one of its vUARTs, is gone. */
+  #lost(vuart: LocalVuart, peer: Peer, index: number | undefined): void {
+    const isIt = (of: Peer | undefined, at: number | undefined) => of === peer && (index === undefined || at === index);
+    if (isIt(vuart.peer, vuart.peerIndex)) {
+      this.#disconnect(vuart);
+    } else if (isIt(vuart.asked?.peer, vuart.asked?.index)) {
+      vuart.asked = undefined;
+      this.#findPeerFor(vuart);
+    }
+  }
+
   #disconnect(vuart: LocalVuart): void {
     vuart.disconnect();
-    vuart.refused.clear(); // whoever was busy may be free now
+    // Said again: who found it busy may ask now.
+    for (const peer of this.#peers) peer.send({ kind: 'vuart', index: vuart.index, wants: vuart.wants ?? null });
     this.#findPeerFor(vuart);
   }
 }

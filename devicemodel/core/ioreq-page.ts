@@ -61,9 +61,12 @@ export class IoreqPage {
     return Atomics.load(this.#words, (vcpu << SLOT_WORD_SHIFT) + Word.processed);
   }
 
-  /** Only the hypervisor's side moves a slot on; the device model says NOTIFY instead. */
+  /**
+   * Only the hypervisor's side moves a slot on; the device model says NOTIFY instead. A plain store (an atomic one
+   * costs as much as the rest of an access): embedded engines move slots on the thread that serves them.
+   */
   setState(vcpu: number, state: number): void {
-    Atomics.store(this.#words, (vcpu << SLOT_WORD_SHIFT) + Word.processed, state);
+    this.#words[(vcpu << SLOT_WORD_SHIFT) + Word.processed] = state;
   }
 
   /** Whether the device model has to serve this slot: PROCESSING, and no client in the kernel has it. */
@@ -167,7 +170,7 @@ export class IoreqPage {
     this.#words[base + Word.pciFunction] = bdf & 7;
     this.#words[base + Word.pciRegister] = register;
     this.#words[base + Word.kernelHandled] = 0;
-    Atomics.store(this.#words, base + Word.processed, IoreqState.Pending);
+    this.#words[base + Word.processed] = IoreqState.Pending;
   }
 
   #fill(vcpu: number, type: number, isWrite: boolean, address: number, size: number, value: number): void {
@@ -181,6 +184,6 @@ export class IoreqPage {
     this.#words[base + Word.valueLow] = value;
     this.#words[base + Word.valueHigh] = 0;
     this.#words[base + Word.kernelHandled] = 0;
-    Atomics.store(this.#words, base + Word.processed, IoreqState.Pending);
+    this.#words[base + Word.processed] = IoreqState.Pending;
   }
 }

@@ -193,6 +193,7 @@ class Uart implements IoRegion {
       this.#overrun = true;
       this.#fifoRead = (this.#fifoRead + 1) % VUART_FIFO_BYTES;
       this.#fifoCount--;
+      this.#wire.consumed(); // its place is free again
     }
     this.#fifo[(this.#fifoRead + this.#fifoCount) % VUART_FIFO_BYTES] = byte;
     this.#fifoCount++;
