@@ -23,11 +23,13 @@ const AFTER_START_NS = 2_000_000;
 const TURN_EVERY_MS = 1;
 
 let running: Vm | undefined;
+let runningHost: Host | undefined;
 
 /** Something unforeseen was thrown: pause and destroy the VM at once, without waiting for anything. Safe at any time. */
 export function abandonVm(): void {
   running?.abandon();
   running = undefined;
+  runningHost?.stopNow();
 }
 
 /** How this thread shares itself between the guest and the event loop; see core/host/wakeups.ts. */
@@ -38,6 +40,8 @@ interface Host {
   requestTurn(): void;
   /** Once the guest runs. */
   watch(): void;
+  /** For a process that is about to exit: let no thread of ours keep it. */
+  stopNow(): void;
   stop(): Promise<void>;
 }
 
@@ -53,6 +57,7 @@ async function blockingHost(): Promise<Host> {
     turns: wakeups,
     requestTurn: () => wakeups.requestTurn(),
     watch: () => wakeups.start(createRequire(import.meta.url).resolve('koffi')),
+    stopNow: () => wakeups.stopNow(),
     stop: async () => {
       await wakeups.stop();
       clock.dispose();
@@ -79,6 +84,7 @@ async function eventLoopHost(): Promise<Host> {
     linger: new Linger(),
     requestTurn: () => {},
     watch: () => {},
+    stopNow: () => {},
     stop: async () => clock.dispose(),
   };
 }
@@ -92,6 +98,7 @@ export async function runVm(config: VmConfig, log: Log): Promise<ExitCode> {
     const software = openSoftware(bootOf(config), splitRam(config.memoryBytes), log);
     undo.defer(() => software.close());
     const host = backend === 'acrn' && isWaitInterruptible() ? await blockingHost() : await eventLoopHost();
+    runningHost = host;
     undo.defer(() => host.stop());
     const consoles = new CharBackendPool({ log, requestTurn: () => host.requestTurn() });
     undo.defer(() => consoles.dispose());

@@ -94,17 +94,26 @@ export class Wakeups {
     Atomics.notify(this.#words, Word.Answered);
   }
 
-  /** Stop watching; the thread ends by itself. Safe twice. */
+  /**
+   * Tell the watcher to end, without waiting for it. A process that exits waits for its threads, and this one would
+   * otherwise sit in its system call for ever.
+   */
+  stopNow(): void {
+    if (this.#worker === undefined) return;
+    Atomics.store(this.#words, Word.Stop, 1);
+    Atomics.store(this.#words, Word.Answered, Atomics.load(this.#words, Word.Kicked));
+    Atomics.notify(this.#words, Word.Answered);
+    native('int64_t write(int, const void *, size_t)')(this.#stopFd, Uint8Array.of(1, 0, 0, 0, 0, 0, 0, 0), 8);
+  }
+
+  /** Stop watching and give everything back. Safe twice. */
   async stop(): Promise<void> {
     const worker = this.#worker;
     if (worker !== undefined) {
-      this.#worker = undefined;
       const ended = new Promise((resolve) => worker.once('exit', resolve));
       worker.ref();
-      Atomics.store(this.#words, Word.Stop, 1);
-      Atomics.store(this.#words, Word.Answered, Atomics.load(this.#words, Word.Kicked));
-      Atomics.notify(this.#words, Word.Answered);
-      native('int64_t write(int, const void *, size_t)')(this.#stopFd, Uint8Array.of(1, 0, 0, 0, 0, 0, 0, 0), 8);
+      this.stopNow();
+      this.#worker = undefined;
       await ended;
       libc.close(this.#stopFd);
     }
