@@ -61,6 +61,9 @@ interface VmEvents {
 }
 
 const PAGE_BYTES = 4096;
+const NS_PER_MS = 1e6;
+/** During S3, the longest time until a kick is answered; what woke the event loop was done without waiting for that. */
+const SLEEP_TURN_MS = 100;
 /** Real-mode start at the ACPI waking vector (ACPI 6.4 §16.3.1.1): CS:IP = vector>>4 : 0, flat descriptor tables. */
 const REAL_MODE = { csAttributes: 0x9f, limit: 0xffff, cr0: 0x30n } as const;
 
@@ -359,13 +362,32 @@ class Life {
   async #suspend(): Promise<void> {
     const hsm = this.#hsm as Hsm;
     const board = this.#board as Board;
+    const { clock, turns } = this.#parts;
     this.#pause(hsm);
+    let isAwake = false;
+    let stir = () => {};
+    this.#wakeUp = () => {
+      isAwake = true;
+      stir();
+    };
+    // From here on an event wakes the VM, one that came in the moment before included.
     board.suspend();
     hsm.clearIoreqs();
     this.#enter('suspended');
-    await new Promise<void>((resolve) => {
-      this.#wakeUp = resolve;
-    });
+    // The thread is the event loop's now, but timers and the watcher still signal a loop that waits in the hypervisor.
+    while (!isAwake) {
+      clock.runDue();
+      if (turns.pending) await turns.turn();
+      if (isAwake) break;
+      const dueMs = Math.ceil((clock.nextDueNs - clock.nowNs()) / NS_PER_MS);
+      await new Promise<void>((resolve) => {
+        const timeout = setTimeout(resolve, Math.min(Math.max(dueMs, 1), SLEEP_TURN_MS));
+        stir = () => {
+          clearTimeout(timeout);
+          resolve();
+        };
+      });
+    }
     this.#wakeUp = undefined;
     // Asked to power off while asleep: nothing to resume.
     if (this.#event !== undefined) return;

@@ -6,7 +6,7 @@ import type { VmConfig } from '../../devicemodel/core/config.ts';
 import { HsmError } from '../../devicemodel/core/hsm/errors.ts';
 import type { HvVdev } from '../../devicemodel/core/hsm/vdev.ts';
 import { Log } from '../../devicemodel/core/log.ts';
-import { EventLoopClock } from '../../devicemodel/core/timer-queue.ts';
+import { EventLoopClock, TimerQueue } from '../../devicemodel/core/timer-queue.ts';
 import { Vm } from '../../devicemodel/core/vm.ts';
 import { FakeHsm, type HsmMethod } from '../support/fake-hsm.ts';
 
@@ -44,7 +44,7 @@ const vuart: HvVdev = {
 };
 
 /** Port 0x10: power off; 0x11: system reset; 0x12: full reset; 0x13: suspend. Reads count. */
-function makeBoard(parts: BoardParts, trace: string[]): Board {
+function makeBoard(parts: BoardParts, trace: string[], onSuspend: () => void): Board {
   let reads = 0;
   const kinds = ['poweroff', 'system-reset', 'full-reset', 'suspend'] as const;
   parts.undo.add(
@@ -70,19 +70,29 @@ function makeBoard(parts: BoardParts, trace: string[]): Board {
       parts.hsm.destroyVdev(vuart);
     },
     restore: () => parts.hsm.createVdev(vuart),
-    suspend: () => void trace.push('suspend'),
+    suspend: () => {
+      trace.push('suspend');
+      onSuspend();
+    },
     resume: () => void trace.push('resume'),
     pressPowerButton: () => false,
     rescanBlockDevice: async () => false,
   };
 }
 
-function makeVm(prepare: (hsm: FakeHsm, life: number) => void) {
+/** Its wake-ups go to a thread that waits in the hypervisor, as those of POSIX timers do: nobody else runs it. */
+class SignallingClock extends TimerQueue {
+  protected override setWakeup(): void {}
+}
+
+function makeVm(
+  prepare: (hsm: FakeHsm, life: number) => void,
+  { clock = new EventLoopClock() as TimerQueue, onSuspend = () => {} } = {},
+) {
   const trace: string[] = [];
   const errors: string[] = [];
   const lives: FakeHsm[] = [];
   let ramOut = 0;
-  const clock = new EventLoopClock();
   const vm = new Vm(config, {
     openHsm: async () => {
       const hsm = new FakeHsm({ serving: lives.length % 2 === 0 ? 'from-page' : 'inside' });
@@ -90,7 +100,7 @@ function makeVm(prepare: (hsm: FakeHsm, life: number) => void) {
       prepare(hsm, lives.length);
       return hsm;
     },
-    makeBoard: async (parts) => makeBoard(parts, trace),
+    makeBoard: async (parts) => makeBoard(parts, trace, onSuspend),
     software: {
       regions: [],
       save: () => {},
@@ -198,6 +208,35 @@ describe('order of calls', () => {
       cr0: 0x30n,
       cs: { selector: 0x9a01, base: 0x9a010n, limit: 0xffff, attributes: 0x9f },
     });
+  });
+
+  test('a timer that is due during S3 runs though nobody waits in the hypervisor, and can wake the VM', async () => {
+    const clock = new SignallingClock();
+    const { vm, lives } = makeVm(
+      (hsm) => {
+        void hsm.guest.outb(0x13, 1);
+        void hsm.guest.outb(0x10, 1);
+      },
+      { clock },
+    );
+    const alarm = clock.createTimer(() => vm.wake());
+    vm.on('state', (state) => {
+      if (state === 'suspended') alarm.arm(clock.nowNs() + 2_000_000);
+    });
+    await vm.run();
+    expect(methods(lives[0]).filter((m) => m === 'startVm')).toHaveLength(2);
+  });
+
+  test('an event at the very moment of going to sleep wakes the VM', async () => {
+    const { vm, lives } = makeVm(
+      (hsm) => {
+        void hsm.guest.outb(0x13, 1);
+        void hsm.guest.outb(0x10, 1);
+      },
+      { onSuspend: () => vm.wake() },
+    );
+    await vm.run();
+    expect(methods(lives[0]).filter((m) => m === 'startVm')).toHaveLength(2);
   });
 
   test('power-off while suspended ends the VM without starting it again', async () => {

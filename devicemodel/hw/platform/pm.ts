@@ -101,8 +101,12 @@ export class AcpiPm implements PlatformDevice {
 
   stop(): void {}
 
+  /** An event that came after the guest had looked for the last time wakes it at once, as hardware would. */
   suspend(): void {
     this.#isSuspended = true;
+    const woken = this.#status & this.#enable;
+    if ((woken & Sts.PowerButton) !== 0) this.#onWake('power-button');
+    else if ((woken & Sts.Rtc) !== 0) this.#onWake('rtc-alarm');
   }
 
   /** §4.8.3.1.1: WAK_STS is set when the system returns to the working state. */

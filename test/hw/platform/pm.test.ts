@@ -130,7 +130,9 @@ describe('sleep', () => {
     write(ENABLE, Sts.rtc | Sts.powerButton);
     pm.pressPowerButton();
     expect(told).toEqual([]);
+    write(STATUS, Sts.powerButton);
     pm.suspend();
+    expect(told).toEqual([]);
     pm.rtcAlarm();
     pm.pressPowerButton();
     expect(told).toEqual(['wake by rtc-alarm', 'wake by power-button']);
@@ -139,6 +141,16 @@ describe('sleep', () => {
     write(STATUS, 0xffff);
     expect(read(STATUS)).toBe(0);
   });
+});
+
+test('an event that came before the VM was suspended, and was not seen, wakes it at once', () => {
+  const { told, pm, smi, write } = makePm();
+  smi(0xa0);
+  write(ENABLE, Sts.rtc);
+  pm.rtcAlarm();
+  pm.pressPowerButton(); // not enabled: no reason to wake
+  pm.suspend();
+  expect(told).toEqual(['wake by rtc-alarm']);
 });
 
 test('reset lowers the SCI', () => {
