@@ -20,7 +20,7 @@ import { type Control, connectSignals, startCmdMonitor, startMonitorSocket } fro
 const AFTER_START_NS = 2_000_000;
 
 /** While the guest is busy the event loop gets its share this often. */
-const TURN_EVERY_MS = 1;
+const TURN_EVERY_MS = 4;
 
 let running: Vm | undefined;
 let runningHost: Host | undefined;
