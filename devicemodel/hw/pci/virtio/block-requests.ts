@@ -41,6 +41,8 @@ export class BlockRequests {
   readonly #log: Log;
   /** Requests that are done but for the sync they wait for. */
   readonly #waiting: Chain[] = [];
+  /** Of `waiting`: setting its length to 0 would free its memory, and the next request allocate it. */
+  #waitingCount = 0;
   #bytesLeft = 0;
 
   constructor(state: BlockRequestState, log: Log) {
@@ -60,7 +62,7 @@ export class BlockRequests {
       for (let chain = queue.pop(); chain !== undefined; chain = queue.pop()) {
         this.#request(queue, chain);
         // The guest can bring requests forever, but only a ring full is waiting for one sync.
-        if (--budget === 0 || this.#bytesLeft <= 0 || this.#waiting.length >= queue.size) break;
+        if (--budget === 0 || this.#bytesLeft <= 0 || this.#waitingCount >= queue.size) break;
       }
       this.#syncWaiting(queue);
       queue.publish();
@@ -95,7 +97,7 @@ export class BlockRequests {
         break;
       case RequestType.Flush:
       case RequestType.FlushOut:
-        this.#waiting.push(chain);
+        this.#waiting[this.#waitingCount++] = chain;
         break;
       case RequestType.Discard:
         this.#discard(queue, chain, backend, outBytes);
@@ -138,7 +140,7 @@ export class BlockRequests {
     this.#report('write', backend, errno);
     if (errno !== 0) this.#done(queue, chain, BlkStatus.IoError, 0);
     else if (this.#state.isWriteback) this.#done(queue, chain, BlkStatus.Ok, 0);
-    else this.#waiting.push(chain);
+    else this.#waiting[this.#waitingCount++] = chain;
   }
 
   #discard(queue: Virtqueue, chain: Chain, backend: BlockBackend, outBytes: number): void {
@@ -179,22 +181,22 @@ export class BlockRequests {
       this.#report('discard', backend, errno);
       if (errno !== 0) status = BlkStatus.IoError;
     }
-    if (status === BlkStatus.Ok && !this.#state.isWriteback) this.#waiting.push(chain);
+    if (status === BlkStatus.Ok && !this.#state.isWriteback) this.#waiting[this.#waitingCount++] = chain;
     else this.#done(queue, chain, status, 0);
   }
 
   /** One sync for all writes and flushes taken together; requests that are done need not wait for it. */
   #syncWaiting(queue: Virtqueue): void {
-    if (this.#waiting.length === 0) return;
+    if (this.#waitingCount === 0) return;
     queue.publish();
     const { backend } = this.#state;
     // A disk that cannot be written has nothing to flush.
     const errno = backend === undefined || backend.isReadOnly ? 0 : backend.sync();
     if (backend !== undefined) this.#report('flush', backend, errno);
-    for (let i = 0; i < this.#waiting.length; i++) {
+    for (let i = 0; i < this.#waitingCount; i++) {
       this.#done(queue, this.#waiting[i] as Chain, errno === 0 ? BlkStatus.Ok : BlkStatus.IoError, 0);
     }
-    this.#waiting.length = 0;
+    this.#waitingCount = 0;
   }
 
   /** The status is the last writable byte, wherever the driver put it. */

@@ -19,7 +19,7 @@ import { NetOptions, parseNetText } from './net-options.ts';
 import { openTap, setHeaderSize, setOffload, TunOffload } from './tap.ts';
 import { VirtioPci } from './transport.ts';
 import { type QueueWires, Vhost, VhostDevice } from './vhost.ts';
-import { type Chain, setIovec, type Virtqueue } from './virtqueue.ts';
+import { type Chain, ChainFifo, setIovec, type Virtqueue } from './virtqueue.ts';
 
 const QUEUE_SIZE = 1024;
 const RECEIVE = 0;
@@ -119,7 +119,7 @@ export class VirtioNet implements VirtioDevice {
   #fd: number | undefined;
   #unwatch: (() => void) | undefined;
   /** Buffers taken from the receive queue ahead of the frames that go into them, oldest first. */
-  readonly #buffers: Chain[] = [];
+  readonly #buffers = new ChainFifo(MAX_IOVECS / 2);
   #bufferBytes = 0;
   #vhost: VhostDevice | undefined;
   #lent: readonly QueueWires[] = [];
@@ -247,7 +247,7 @@ export class VirtioNet implements VirtioDevice {
 
   /** The rings they came from are gone. */
   #dropBuffers(queue: Virtqueue): void {
-    for (const chain of this.#buffers.splice(0)) queue.push(chain, 0);
+    while (this.#buffers.length > 0) queue.push(this.#buffers.shift(), 0);
     this.#bufferBytes = 0;
   }
 
@@ -367,7 +367,7 @@ export class VirtioNet implements VirtioDevice {
 
   /** Take buffers until a frame of the usual size fits, or there are no more. @returns whether any is there. */
   #takeBuffers(queue: Virtqueue, wanted: number): boolean {
-    while (this.#bufferBytes < wanted && this.#buffers.length < MAX_IOVECS / 2) {
+    while (this.#bufferBytes < wanted && !this.#buffers.isFull) {
       const chain = queue.pop();
       if (chain === undefined) break;
       if (chain.writableBytes <= this.#headerBytes) {
@@ -389,7 +389,7 @@ export class VirtioNet implements VirtioDevice {
     const merges = transport.hasFeature(NetFeature.MergeableBuffers);
     const isSegmented = transport.hasFeature(NetFeature.GuestTso4) || transport.hasFeature(NetFeature.GuestTso6);
     const wanted = (isSegmented ? MAX_FRAME : PLAIN_FRAME) + this.#headerBytes;
-    if (this.#buffers[0]?.generation !== queue.generation) this.#dropBuffers(queue);
+    if (this.#buffers.length > 0 && this.#buffers.at(0).generation !== queue.generation) this.#dropBuffers(queue);
     queue.suppressNotify();
     for (let budget = FRAME_BUDGET; budget > 0; budget--) {
       if (!this.#takeBuffers(queue, merges ? wanted : 1) && !(queue.allowNotify() && this.#takeBuffers(queue, 1))) {
@@ -406,14 +406,14 @@ export class VirtioNet implements VirtioDevice {
   #receiveFrame(queue: Virtqueue, fd: number, merges: boolean): boolean {
     const header = this.#headerBytes;
     const skip = this.#hasHeader ? 0 : header;
-    const first = this.#buffers[0] as Chain;
+    const first = this.#buffers.at(0);
     const direct = first.ram.hasHostAddresses;
     let pieces = 0;
     let room = 0;
     if (direct) {
       const usable = merges ? this.#buffers.length : 1;
       for (let i = 0; i < usable; i++) {
-        const chain = this.#buffers[i] as Chain;
+        const chain = this.#buffers.at(i);
         const from = i === 0 ? skip : 0;
         pieces += chain.toIovecs(from, chain.writableBytes - from, true, this.#iov, pieces, MAX_IOVECS - 1);
         room += chain.iovBytes;
@@ -442,13 +442,13 @@ export class VirtioNet implements VirtioDevice {
   /** @returns false when the frame has to be dropped. */
   #copySpill(queue: Virtqueue, total: number, room: number, skip: number, count: number, merges: boolean): boolean {
     if (merges) this.#takeBuffers(queue, total);
-    const usable = merges ? this.#bufferBytes : (this.#buffers[0] as Chain).writableBytes;
+    const usable = merges ? this.#bufferBytes : this.#buffers.at(0).writableBytes;
     if (usable < total) return false;
     const spill = (this.#spill as Mapping).bytes;
     let at = room + skip;
     let done = 0;
     for (let i = 0; i < this.#buffers.length && done < count; i++) {
-      const chain = this.#buffers[i] as Chain;
+      const chain = this.#buffers.at(i);
       if (at >= chain.writableBytes) {
         at -= chain.writableBytes;
         continue;
@@ -461,12 +461,12 @@ export class VirtioNet implements VirtioDevice {
 
   /** The frame and its header take `total` bytes of the buffers at hand. */
   #complete(queue: Virtqueue, total: number, skip: number): void {
-    const first = this.#buffers[0] as Chain;
+    const first = this.#buffers.at(0);
     if (skip > 0) first.fillIn(0, skip, 0);
     let used = 0;
     let left = total;
     while (left > 0) {
-      left -= (this.#buffers[used] as Chain).writableBytes;
+      left -= this.#buffers.at(used).writableBytes;
       used++;
     }
     if (this.#headerBytes === HEADER_BYTES) {
@@ -475,7 +475,7 @@ export class VirtioNet implements VirtioDevice {
     }
     left = total;
     for (let i = 0; i < used; i++) {
-      const chain = this.#buffers.shift() as Chain;
+      const chain = this.#buffers.shift();
       const bytes = Math.min(left, chain.writableBytes);
       this.#bufferBytes -= chain.writableBytes;
       left -= bytes;

@@ -246,6 +246,43 @@ export function setIovec(iov: DataView, index: number, address: number, length: 
 /** Up to this many bytes are copied one by one: cheaper than making two views. */
 const SMALL_COPY = 64;
 
+/** Chains in order, without the allocations that shifting an array costs. */
+export class ChainFifo {
+  readonly #ring: Array<Chain | undefined>;
+  #head = 0;
+  #length = 0;
+
+  /** @param capacity a power of two. */
+  constructor(capacity: number) {
+    this.#ring = new Array<Chain | undefined>(capacity).fill(undefined);
+  }
+
+  get length(): number {
+    return this.#length;
+  }
+
+  get isFull(): boolean {
+    return this.#length === this.#ring.length;
+  }
+
+  /** The `index`th oldest; there must be one. */
+  at(index: number): Chain {
+    return this.#ring[(this.#head + index) & (this.#ring.length - 1)] as Chain;
+  }
+
+  push(chain: Chain): void {
+    this.#ring[(this.#head + this.#length++) & (this.#ring.length - 1)] = chain;
+  }
+
+  /** The oldest, taken out; there must be one. */
+  shift(): Chain {
+    const chain = this.at(0);
+    this.#head = (this.#head + 1) & (this.#ring.length - 1);
+    this.#length--;
+    return chain;
+  }
+}
+
 /** What the transport does for a queue. */
 export interface VirtqueueHost {
   /** Used buffer notification: make the driver look at the queue. */
