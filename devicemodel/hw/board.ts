@@ -6,6 +6,7 @@ import type { Board, BoardFactory, BoardParts } from '../core/board.ts';
 import { splitRam } from '../core/boot/loader.ts';
 import type { VmEvent } from '../core/control/vm-events.ts';
 import type { Device } from '../core/device.ts';
+import { BugError, ConfigError } from '../core/errors.ts';
 import { buildAcpi } from '../core/firmware/acpi-tables.ts';
 import { readCpuStates } from '../core/firmware/cpu-states.ts';
 import { isaBridge } from '../core/firmware/dsdt.ts';
@@ -245,9 +246,26 @@ class Pc implements Board {
     return [...this.#platform, ...this.#serial, this.pciConfig];
   }
 
+  /** @param argument `SLOT,PATH[,option…]`: a slot of bus 0, and what follows `virtio-blk,` on the command line. */
   async rescanBlockDevice(argument: string): Promise<boolean> {
-    this.#parts.log.warn(`blkrescan ${argument}: there is no block device`);
-    return false;
+    const { log } = this.#parts;
+    const [, slot, text] = /^\s*(\d+),(.+)$/s.exec(argument) ?? [];
+    if (slot === undefined || text === undefined) {
+      log.warn(`blkrescan ${argument}: expected SLOT,PATH`);
+      return false;
+    }
+    const device = Number(slot);
+    const fn = device < 32 ? this.pciConfig.functionAt({ bus: 0, device, function: 0 }) : undefined;
+    try {
+      if (fn === undefined) throw new ConfigError(`there is no device in slot ${slot}`);
+      const { rescanBlock } = await import('./pci/virtio/block.ts');
+      rescanBlock(fn, text);
+      return true;
+    } catch (error) {
+      if (error instanceof BugError) throw error;
+      log.warn(`blkrescan ${argument}: ${(error as Error).message}`);
+      return false;
+    }
   }
 
   #attachSerialPorts(): void {

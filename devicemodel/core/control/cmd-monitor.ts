@@ -127,6 +127,8 @@ export class CmdMonitor {
   /** Each with its requests under way. */
   readonly #clients = new Map<Socket, Promise<void>>();
   #eventClient: Socket | undefined;
+  /** Who asked for the end: its program is let go first, so that what runs it sees a reply and then the VM end. */
+  #destroyer: Socket | undefined;
   #listener: UnixListener | undefined;
 
   constructor(options: CmdMonitorOptions) {
@@ -152,7 +154,7 @@ export class CmdMonitor {
     this.#publisher.stop();
     this.#listener?.close();
     this.#listener = undefined;
-    await Promise.all([...this.#clients].map(([socket, work]) => finish(socket, work)));
+    await Promise.all([...this.#clients].map(([socket, work]) => finish(socket, work, socket === this.#destroyer)));
   }
 
   /** Tell the registered client, if there is one. */
@@ -212,6 +214,7 @@ export class CmdMonitor {
   #run(socket: Socket, { command, argument }: Request): boolean | Promise<boolean> | undefined {
     switch (command) {
       case 'destroy':
+        this.#destroyer = socket;
         return this.#handlers.destroy();
       case 'blkrescan':
         // Compat: C cuts a longer argument silently, and would open another file than the one meant.
@@ -242,8 +245,9 @@ export class CmdMonitor {
 
 /**
  * End a connection once `work` is done and the client took what is under way, at the latest after {@link LINGER_MS}.
+ * @param isPeerAwaited wait for the client to close its half too
  */
-export function finish(socket: Socket, work: Promise<void>): Promise<void> {
+export function finish(socket: Socket, work: Promise<void>, isPeerAwaited = false): Promise<void> {
   return new Promise((resolve) => {
     if (socket.destroyed) {
       resolve();
@@ -254,7 +258,7 @@ export function finish(socket: Socket, work: Promise<void>): Promise<void> {
       clearTimeout(timer);
       resolve();
     });
-    // The other side may keep its half open for ever: ours is enough.
-    void work.then(() => socket.end(() => socket.destroy()));
+    // The other side may keep its half open for ever: ours is enough, as a rule.
+    void work.then(() => socket.end(() => isPeerAwaited || socket.destroy()));
   });
 }

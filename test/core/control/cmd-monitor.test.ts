@@ -86,6 +86,27 @@ describe('commands', () => {
     await until(() => late.isClosed(), 'nobody listens any more');
   });
 
+  test('the end waits for the client that asked for it, and for no other', async () => {
+    const { monitor, path } = await startMonitor();
+    const idle = connect({ path, allowHalfOpen: true });
+    const asker = connect({ path, allowHalfOpen: true });
+    cleanUp.push(() => idle.destroy());
+    cleanUp.push(() => asker.destroy());
+    let seen = '';
+    asker.on('data', (d) => (seen += d.toString())).resume();
+    idle.resume();
+    asker.write('{"command":"destroy"}');
+    await until(() => seen === DONE, 'the reply');
+    const order: string[] = [];
+    const stopped = monitor.stop().then(() => order.push('stopped'));
+    // Both get their end of file; what the asker does with it is waited for.
+    await new Promise((resolve) => asker.once('end', resolve));
+    order.push('asker closes');
+    asker.end();
+    await stopped;
+    expect(order).toEqual(['asker closes', 'stopped']);
+  });
+
   test('a refused destroy (RTVM) and a failed rescan are -1', async () => {
     const { path } = await startMonitor({ destroy: () => false });
     const c = client(path);

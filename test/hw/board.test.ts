@@ -1,0 +1,112 @@
+/** The machine as a whole: what control commands reach in it. */
+import { writeFileSync } from 'node:fs';
+import { afterEach, describe, expect, test } from 'vitest';
+import type { PciSlotConfig, VmConfig } from '../../devicemodel/core/config.ts';
+import { Disposer } from '../../devicemodel/core/disposer.ts';
+import { MmioBus, PioBus } from '../../devicemodel/core/io-bus.ts';
+import { GuestMemory } from '../../devicemodel/core/memory.ts';
+import { checkOptions, optionsFromText } from '../../devicemodel/core/options.ts';
+import { pcBoard } from '../../devicemodel/hw/board.ts';
+import { loadPciDriver } from '../../devicemodel/hw/registry.ts';
+import { CharBackendPool } from '../../devicemodel/hw/uart/backends/pool.ts';
+import { FakeClock } from '../support/fake-clock.ts';
+import { FakeHsm } from '../support/fake-hsm.ts';
+import { FakePower } from '../support/fake-line.ts';
+import { memoryLog } from '../support/memory-log.ts';
+import { scratchDirectory } from '../support/pty.ts';
+
+const cleanUp: Array<() => unknown> = [];
+afterEach(async () => {
+  for (const step of cleanUp.splice(0).reverse()) await step();
+});
+
+async function slot(device: number, driver: string, text = ''): Promise<PciSlotConfig> {
+  const { options, parseText } = await loadPciDriver(driver);
+  const raw = parseText === undefined ? optionsFromText(options, text) : parseText(text);
+  return { bdf: { bus: 0, device, function: 0 }, driver, options: checkOptions(options, raw), text };
+}
+
+async function makeBoard(pci: PciSlotConfig[]) {
+  const { log, lines } = memoryLog();
+  const undo = new Disposer();
+  cleanUp.push(() => undo.run());
+  const hsm = new FakeHsm();
+  hsm.createVm({ name: 'vm1', vcpuAffinity: 1n, flags: 0n } as never);
+  const config: VmConfig = {
+    name: 'vm1',
+    hypervisor: 'auto',
+    scenarioPath: undefined,
+    memoryBytes: 1 << 20,
+    boot: undefined,
+    pci,
+    com: [],
+    cpuAffinity: [],
+    rtvm: false,
+    lapicPt: false,
+    trusty: false,
+    windows: false,
+    virtioMsi: false,
+    virtioPollNs: undefined,
+    debugExit: false,
+    cmdMonitorPath: undefined,
+    intrMonitor: undefined,
+    logger: [],
+    pmNotifyChannel: undefined,
+    acpidevPt: undefined,
+    mmiodevPt: [],
+    vtpm2SocketPath: undefined,
+  };
+  const board = await pcBoard({
+    consoles: new CharBackendPool({ log } as never),
+    lapicIds: () => [0],
+    onVmEvent: () => {},
+    onWake: () => {},
+  })({
+    config,
+    hsm,
+    memory: new GuestMemory([{ base: 0, bytes: new Uint8Array(1 << 20), hostAddress: undefined }]),
+    pio: new PioBus(),
+    mmio: new MmioBus(),
+    clock: new FakeClock(),
+    power: new FakePower(),
+    vcpuCount: 1,
+    log,
+    undo,
+  });
+  await board.start();
+  return { board, lines };
+}
+
+describe('blkrescan', () => {
+  async function makeMachine() {
+    const directory = scratchDirectory();
+    cleanUp.push(() => directory.remove());
+    const image = directory.file('disk');
+    writeFileSync(image, new Uint8Array(8192));
+    const pci = [await slot(0, 'hostbridge'), await slot(3, 'virtio-rnd'), await slot(4, 'virtio-blk', 'nodisk')];
+    return { ...(await makeBoard(pci)), image };
+  }
+
+  test('plugs the image into the slot, once', async () => {
+    const { board, image } = await makeMachine();
+    expect(await board.rescanBlockDevice(`4,${image},ro`)).toBe(true);
+    expect(await board.rescanBlockDevice(`4,${image}`)).toBe(false);
+  });
+
+  test.each([
+    ['no slot', (path: string) => path],
+    ['no path', () => '4'],
+    ['an empty path', () => '4,'],
+    ['a slot that is no number', (path: string) => `x,${path}`],
+    ['an empty slot', (path: string) => `9,${path}`],
+    ['a slot that does not exist: not one of another bus either', (path: string) => `${4 + 32},${path}`],
+    ['another kind of device', (path: string) => `3,${path}`],
+    ['an image that is not there', (path: string) => `4,${path}.not`],
+  ])('refuses %s with one warning, and the slot stays usable', async (_what, argument) => {
+    const { board, lines, image } = await makeMachine();
+    const before = lines.length;
+    expect(await board.rescanBlockDevice(argument(image))).toBe(false);
+    expect(lines.slice(before)).toHaveLength(1);
+    expect(await board.rescanBlockDevice(`4,${image}`)).toBe(true);
+  });
+});
