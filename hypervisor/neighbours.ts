@@ -126,7 +126,8 @@ export class Neighbours {
         unlinkSync(path); // nobody listens any more
         sockets.delete(vmid);
       } else {
-        this.#adopt(socket);
+        // Whose socket it is, is known before the other side has time to say hello: its guest may be rung at once.
+        this.#adopt(socket, vmid);
       }
     }
     for (let vmid = 1; vmid <= MAX_VMID; vmid++) {
@@ -148,7 +149,8 @@ export class Neighbours {
     this.#vuarts.clear();
   }
 
-  #adopt(socket: Socket): void {
+  /** @param vmid who is at the other end, 0: not known yet. */
+  #adopt(socket: Socket, vmid = 0): void {
     const peer = new Peer(
       socket,
       (message) => this.#take(peer, message),
@@ -158,6 +160,7 @@ export class Neighbours {
         for (const vuart of this.#vuarts.values()) this.#lost(vuart, peer, undefined);
       },
     );
+    peer.vmid = vmid;
     this.#peers.add(peer);
     if (this.#vmid !== 0) this.#introduce(peer);
   }

@@ -73,6 +73,16 @@ test('a socket nobody listens on any more is cleared away', async () => {
   expect((await join_('a')).vmid).toBe(1);
 });
 
+test('a VM that was there before can be rung at once, before it has answered', async () => {
+  const a = await join_('a');
+  const vectors: number[] = [];
+  a.neighbours.onDoorbell('hv:/x', (vector) => vectors.push(vector));
+  const b = await join_('b');
+  expect(b.neighbours.ring('hv:/x', a.vmid, 3)).toBe(true);
+  await until(() => vectors.length > 0);
+  expect(vectors).toEqual([3]);
+});
+
 test('doorbells reach the VM with that id, in both directions, and oneself', async () => {
   const a = await join_('a');
   const b = await join_('b');
