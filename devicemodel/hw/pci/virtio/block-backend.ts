@@ -25,103 +25,125 @@ const MAX_TRANSFER_BYTES = 0x4000_0000;
 /** Unaligned requests on O_DIRECT files go through a buffer of this size. */
 const BOUNCE_BYTES = 1 * MiB;
 
-export class BlockBackend {
+/** An open image as plain data: what a data thread needs to work on it as well. */
+export interface BlockImage {
   readonly path: string;
+  readonly fd: number;
   /** Opened read-only, by wish or because the host allows no more. */
   readonly isReadOnly: boolean;
   readonly sizeBytes: number;
   readonly logicalSectorBytes: number;
   readonly physicalSectorBytes: number;
   /** Undefined: discard is not offered. Counts of 512-byte sectors. */
-  readonly discardLimits:
-    | { readonly maxSectors: number; readonly maxSegments: number; readonly alignmentSectors: number }
-    | undefined;
-  readonly fd: number;
+  readonly discardLimits: DiscardLimits | undefined;
   /** First byte of the range in the file. */
+  readonly base: number;
+  readonly isBlockDevice: boolean;
+  readonly isDirect: boolean;
+  readonly hasRange: boolean;
+}
+
+export interface DiscardLimits {
+  readonly maxSectors: number;
+  readonly maxSegments: number;
+  readonly alignmentSectors: number;
+}
+
+/**
+ * Open and lock an image.
+ * @throws HostError; ConfigError when it cannot be a disk.
+ */
+export function openBlockImage(options: BlockOptions, log: Log): BlockImage {
+  const { path } = options;
+  const direct = options.nocache ? constants.O_DIRECT : 0;
+  let isReadOnly = options.ro;
+  let fd: number;
+  try {
+    fd = libc.open(path, (isReadOnly ? OpenFlag.ReadOnly : OpenFlag.ReadWrite) | OpenFlag.CloseOnExec | direct);
+  } catch (error) {
+    if (isReadOnly) throw error;
+    // As the C device model does, but not silently.
+    fd = libc.open(path, OpenFlag.ReadOnly | OpenFlag.CloseOnExec | direct);
+    isReadOnly = true;
+    log.warn(`${path} cannot be written: the disk is read-only`);
+  }
+  try {
+    const stat = fstatSync(fd);
+    const isBlockDevice = stat.isBlockDevice();
+    const whole = isBlockDevice ? blockDeviceSize(fd, path) : fileSize(stat, path);
+    const logicalSectorBytes = options.sectorSize?.logical ?? SECTOR_BYTES;
+    const image = {
+      path,
+      fd,
+      isReadOnly,
+      sizeBytes: options.range === undefined ? whole : options.range.sectors * logicalSectorBytes,
+      logicalSectorBytes,
+      physicalSectorBytes: options.sectorSize?.physical ?? (isBlockDevice ? physicalBlockSize(fd) : stat.blksize),
+      base: (options.range?.startLba ?? 0) * logicalSectorBytes,
+      isBlockDevice,
+      isDirect: options.nocache,
+      hasRange: options.range !== undefined,
+    };
+    lockImage(image, log);
+    return { ...image, discardLimits: discardLimits(options, image, log) };
+  } catch (error) {
+    libc.close(fd);
+    throw error;
+  }
+}
+
+function discardLimits(
+  options: BlockOptions,
+  image: Omit<BlockImage, 'discardLimits'>,
+  log: Log,
+): DiscardLimits | undefined {
+  if (options.discard === undefined) return undefined;
+  if (image.isBlockDevice && !image.isReadOnly) {
+    // A discard of nothing tells whether the device knows the order.
+    const nothing = new BigUint64Array(2);
+    if (native('int ioctl(int, unsigned long, void *)')(image.fd, Ioctl.BlkDiscard, nothing) !== 0) {
+      log.warn(`${options.path}: the device has no discard, it is not offered`);
+      return undefined;
+    }
+  }
+  return {
+    maxSectors: options.discard.maxSectors ?? Math.min(Math.floor(image.sizeBytes / SECTOR_BYTES), 0xffffffff),
+    maxSegments: options.discard.maxSegments ?? 1,
+    alignmentSectors: options.discard.alignmentSectors ?? 0,
+  };
+}
+
+/** Two User VMs that write one image destroy it: the second is refused. Readers may share. */
+function lockImage(image: Omit<BlockImage, 'discardLimits'>, log: Log): void {
+  // struct flock: s16 type, s16 whence, s64 start, s64 len (0: to the end), s32 pid.
+  const flock = new DataView(new ArrayBuffer(32));
+  flock.setInt16(0, image.isReadOnly ? LockType.Read : LockType.Write, true);
+  flock.setBigInt64(8, BigInt(image.base), true);
+  flock.setBigInt64(16, image.hasRange ? BigInt(image.sizeBytes) : 0n, true);
+  const result = native('int fcntl(int, int, void *)')(image.fd, F_OFD_SETLK, new Uint8Array(flock.buffer));
+  if (result === 0) return;
+  const errno = lastErrno();
+  if (errno !== Errno.EAGAIN && errno !== Errno.EACCES) {
+    log.warn(`${image.path}: cannot be locked against other User VMs: ${describeErrno(errno)}`);
+    return;
+  }
+  throw new HostError(`${image.path}: in use by another disk or User VM`, errno, {
+    hint: 'stop the other VM, or give both the image with ro, or parts that do not overlap with range=',
+  });
+}
+
+/** Work on an image. Each thread has its own: the buffers in here are not shared. */
+export class BlockBackend {
+  readonly image: BlockImage;
   readonly #base: number;
-  readonly #isBlockDevice: boolean;
-  readonly #isDirect: boolean;
-  readonly #hasRange: boolean;
   readonly #iov = new DataView(new ArrayBuffer(MAX_IOVECS * 16));
   readonly #iovBytes = new Uint8Array(this.#iov.buffer);
   readonly #discardArg = new BigUint64Array(2);
   #bounce: Mapping | undefined;
-  #open = true;
 
-  /**
-   * Open and lock.
-   * @throws HostError; ConfigError when the image cannot be a disk.
-   */
-  constructor(options: BlockOptions, log: Log) {
-    const { path } = options;
-    this.path = path;
-    const direct = options.nocache ? constants.O_DIRECT : 0;
-    let readOnly = options.ro;
-    let fd: number;
-    try {
-      fd = libc.open(path, (readOnly ? OpenFlag.ReadOnly : OpenFlag.ReadWrite) | OpenFlag.CloseOnExec | direct);
-    } catch (error) {
-      if (readOnly) throw error;
-      // As the C device model does, but not silently.
-      fd = libc.open(path, OpenFlag.ReadOnly | OpenFlag.CloseOnExec | direct);
-      readOnly = true;
-      log.warn(`${path} cannot be written: the disk is read-only`);
-    }
-    this.fd = fd;
-    this.isReadOnly = readOnly;
-    this.#isDirect = options.nocache;
-    try {
-      const stat = fstatSync(fd);
-      this.#isBlockDevice = stat.isBlockDevice();
-      const whole = this.#isBlockDevice ? blockDeviceSize(fd, path) : fileSize(stat, path);
-      const physical = this.#isBlockDevice ? physicalBlockSize(fd) : stat.blksize;
-      this.logicalSectorBytes = options.sectorSize?.logical ?? SECTOR_BYTES;
-      this.physicalSectorBytes = options.sectorSize?.physical ?? physical;
-      this.#hasRange = options.range !== undefined;
-      this.#base = (options.range?.startLba ?? 0) * this.logicalSectorBytes;
-      this.sizeBytes = options.range === undefined ? whole : options.range.sectors * this.logicalSectorBytes;
-      this.discardLimits = this.#discard(options, log);
-      this.#lock(options.range !== undefined, log);
-    } catch (error) {
-      libc.close(fd);
-      throw error;
-    }
-  }
-
-  #discard(options: BlockOptions, log: Log): BlockBackend['discardLimits'] {
-    if (options.discard === undefined) return undefined;
-    if (this.#isBlockDevice && !this.isReadOnly) {
-      // A discard of nothing tells whether the device knows the order.
-      this.#discardArg.fill(0n);
-      if (native('int ioctl(int, unsigned long, void *)')(this.fd, Ioctl.BlkDiscard, this.#discardArg) !== 0) {
-        log.warn(`${options.path}: the device has no discard, it is not offered`);
-        return undefined;
-      }
-    }
-    return {
-      maxSectors: options.discard.maxSectors ?? Math.min(Math.floor(this.sizeBytes / SECTOR_BYTES), 0xffffffff),
-      maxSegments: options.discard.maxSegments ?? 1,
-      alignmentSectors: options.discard.alignmentSectors ?? 0,
-    };
-  }
-
-  /** Two User VMs that write one image destroy it: the second is refused. Readers may share. */
-  #lock(isRange: boolean, log: Log): void {
-    // struct flock: s16 type, s16 whence, s64 start, s64 len (0: to the end), s32 pid.
-    const flock = new DataView(new ArrayBuffer(32));
-    flock.setInt16(0, this.isReadOnly ? LockType.Read : LockType.Write, true);
-    flock.setBigInt64(8, BigInt(this.#base), true);
-    flock.setBigInt64(16, isRange ? BigInt(this.sizeBytes) : 0n, true);
-    const result = native('int fcntl(int, int, void *)')(this.fd, F_OFD_SETLK, new Uint8Array(flock.buffer));
-    if (result === 0) return;
-    const errno = lastErrno();
-    if (errno !== Errno.EAGAIN && errno !== Errno.EACCES) {
-      log.warn(`${this.path}: cannot be locked against other User VMs: ${describeErrno(errno)}`);
-      return;
-    }
-    throw new HostError(`${this.path}: in use by another disk or User VM`, errno, {
-      hint: 'stop the other VM, or give both the image with ro, or parts that do not overlap with range=',
-    });
+  constructor(image: BlockImage) {
+    this.image = image;
+    this.#base = image.base;
   }
 
   /**
@@ -132,7 +154,7 @@ export class BlockBackend {
    */
   transfer(chain: Chain, chainAt: number, count: number, offset: number, isWrite: boolean): number {
     if (!chain.ram.hasHostAddresses) return this.#transferByView(chain, chainAt, count, offset, isWrite);
-    if (this.#isDirect && !this.#isAligned(chain, chainAt, count, offset, isWrite)) {
+    if (this.image.isDirect && !this.#isAligned(chain, chainAt, count, offset, isWrite)) {
       return this.#transferBounced(chain, chainAt, count, offset, isWrite);
     }
     let done = 0;
@@ -141,8 +163,8 @@ export class BlockBackend {
       const pieces = chain.toIovecs(chainAt + done, part, !isWrite, this.#iov, 0, MAX_IOVECS);
       if (pieces === 0) return Errno.EINVAL;
       const got = isWrite
-        ? pwritev(this.fd, this.#iovBytes, pieces, this.#base + offset + done)
-        : preadv(this.fd, this.#iovBytes, pieces, this.#base + offset + done);
+        ? pwritev(this.image.fd, this.#iovBytes, pieces, this.#base + offset + done)
+        : preadv(this.image.fd, this.#iovBytes, pieces, this.#base + offset + done);
       if (got < 0) {
         const errno = lastErrno();
         if (errno === Errno.EINTR) continue;
@@ -156,7 +178,7 @@ export class BlockBackend {
 
   /** Nothing more to read. The file shrank, or a range was given beyond its end: that reads as the hole it is. */
   #endOfFile(chain: Chain, chainAt: number, count: number, isWrite: boolean): number {
-    if (isWrite || !this.#hasRange) return Errno.EIO;
+    if (isWrite || !this.image.hasRange) return Errno.EIO;
     chain.fillIn(chainAt, count, 0);
     return 0;
   }
@@ -173,8 +195,8 @@ export class BlockBackend {
         const length = Math.min(count - done, (chain.length[i] as number) - chain.within, MAX_TRANSFER_BYTES);
         const position = this.#base + offset + done;
         const got = isWrite
-          ? writeSync(this.fd, bytes, at, length, position)
-          : readSync(this.fd, bytes, at, length, position);
+          ? writeSync(this.image.fd, bytes, at, length, position)
+          : readSync(this.image.fd, bytes, at, length, position);
         if (got === 0) return this.#endOfFile(chain, chainAt + done, count - done, isWrite);
         done += got;
       }
@@ -186,7 +208,7 @@ export class BlockBackend {
 
   /** O_DIRECT wants file offset, addresses and lengths in sectors. */
   #isAligned(chain: Chain, chainAt: number, count: number, offset: number, isWrite: boolean): boolean {
-    const unit = this.logicalSectorBytes;
+    const unit = this.image.logicalSectorBytes;
     if ((this.#base + offset) % unit !== 0 || count % unit !== 0 || !chain.seek(chainAt, !isWrite)) return false;
     const end = isWrite ? chain.readableCount : chain.segmentCount;
     let left = count;
@@ -203,7 +225,7 @@ export class BlockBackend {
   #transferBounced(chain: Chain, chainAt: number, count: number, offset: number, isWrite: boolean): number {
     this.#bounce ??= map(BOUNCE_BYTES, 'disk bounce buffer');
     const { bytes, address } = this.#bounce;
-    const unit = this.logicalSectorBytes;
+    const unit = this.image.logicalSectorBytes;
     let done = 0;
     while (done < count) {
       const at = this.#base + offset + done;
@@ -213,16 +235,16 @@ export class BlockBackend {
       const span = alignUp(head + part, unit);
       // Writes keep what is around them in the first and the last sector.
       if (!isWrite || head !== 0 || span !== head + part) {
-        const got = native('int64_t pread(int, uintptr_t, size_t, int64_t)')(this.fd, address, span, from);
+        const got = native('int64_t pread(int, uintptr_t, size_t, int64_t)')(this.image.fd, address, span, from);
         if (got < 0) return lastErrno();
         if (got < head + part) {
-          if (!isWrite && !this.#hasRange) return Errno.EIO;
+          if (!isWrite && !this.image.hasRange) return Errno.EIO;
           bytes.fill(0, got, span);
         }
       }
       if (isWrite) {
         chain.copyOut(chainAt + done, bytes, head, part);
-        const put = native('int64_t pwrite(int, uintptr_t, size_t, int64_t)')(this.fd, address, span, from);
+        const put = native('int64_t pwrite(int, uintptr_t, size_t, int64_t)')(this.image.fd, address, span, from);
         if (put < 0) return lastErrno();
         if (put !== span) return Errno.EIO;
       } else {
@@ -235,32 +257,27 @@ export class BlockBackend {
 
   /** Everything written so far is on the medium when this returns 0. @returns 0 or an errno. */
   sync(): number {
-    return fdatasync(this.fd) === 0 ? 0 : lastErrno();
+    return fdatasync(this.image.fd) === 0 ? 0 : lastErrno();
   }
 
   /** Give a range back; it reads as zeros or as anything (block devices). @returns 0 or an errno. */
   discard(offset: number, count: number): number {
     const from = this.#base + offset;
-    if (this.#isBlockDevice) {
+    if (this.image.isBlockDevice) {
       this.#discardArg[0] = BigInt(from);
       this.#discardArg[1] = BigInt(count);
-      return native('int ioctl(int, unsigned long, void *)')(this.fd, Ioctl.BlkDiscard, this.#discardArg) === 0
+      return native('int ioctl(int, unsigned long, void *)')(this.image.fd, Ioctl.BlkDiscard, this.#discardArg) === 0
         ? 0
         : lastErrno();
     }
-    const done = native('int fallocate(int, int, int64_t, int64_t)')(this.fd, PUNCH_HOLE_KEEP_SIZE, from, count);
+    const done = native('int fallocate(int, int, int64_t, int64_t)')(this.image.fd, PUNCH_HOLE_KEEP_SIZE, from, count);
     return done === 0 ? 0 : lastErrno();
   }
 
-  /** Flush and close; the lock goes with the descriptor. Safe twice. @returns 0 or the errno of the flush. */
-  close(): number {
-    if (!this.#open) return 0;
-    this.#open = false;
-    const errno = this.isReadOnly ? 0 : this.sync();
-    libc.close(this.fd);
+  /** Give back what this object holds; the image stays open. */
+  dispose(): void {
     this.#bounce?.dispose();
     this.#bounce = undefined;
-    return errno;
   }
 }
 

@@ -84,7 +84,7 @@ export class BlockRequests {
     const inBytes = chain.writableBytes - 1;
     const { backend } = this.#state;
     const isWrite = type === RequestType.Out || type === RequestType.Discard;
-    if (backend === undefined || (isWrite ? backend.isReadOnly || inBytes > 0 : outBytes > 0)) {
+    if (backend === undefined || (isWrite ? backend.image.isReadOnly || inBytes > 0 : outBytes > 0)) {
       this.#done(queue, chain, BlkStatus.IoError, 0);
       return;
     }
@@ -115,7 +115,7 @@ export class BlockRequests {
   /** §5.2.6.1: whole sectors, inside the disk. */
   #isInside(backend: BlockBackend, sector: number, count: number): boolean {
     return count % SECTOR_BYTES === 0 && sector <= Number.MAX_SAFE_INTEGER / SECTOR_BYTES / 2
-      ? sector * SECTOR_BYTES + count <= backend.sizeBytes - (backend.sizeBytes % SECTOR_BYTES)
+      ? sector * SECTOR_BYTES + count <= backend.image.sizeBytes - (backend.image.sizeBytes % SECTOR_BYTES)
       : false;
   }
 
@@ -144,7 +144,7 @@ export class BlockRequests {
   }
 
   #discard(queue: Virtqueue, chain: Chain, backend: BlockBackend, outBytes: number): void {
-    const limits = backend.discardLimits;
+    const limits = backend.image.discardLimits;
     if (limits === undefined) {
       this.#done(queue, chain, BlkStatus.Unsupported, 0);
       return;
@@ -191,7 +191,7 @@ export class BlockRequests {
     queue.publish();
     const { backend } = this.#state;
     // A disk that cannot be written has nothing to flush.
-    const errno = backend === undefined || backend.isReadOnly ? 0 : backend.sync();
+    const errno = backend === undefined || backend.image.isReadOnly ? 0 : backend.sync();
     if (backend !== undefined) this.#report('flush', backend, errno);
     for (let i = 0; i < this.#waitingCount; i++) {
       this.#done(queue, this.#waiting[i] as Chain, errno === 0 ? BlkStatus.Ok : BlkStatus.IoError, 0);
@@ -206,6 +206,6 @@ export class BlockRequests {
   }
 
   #report(what: string, backend: BlockBackend, errno: number): void {
-    if (errno !== 0) this.#log.guest(() => `${backend.path}: ${what} failed with errno ${errno}`);
+    if (errno !== 0) this.#log.guest(() => `${backend.image.path}: ${what} failed with errno ${errno}`);
   }
 }

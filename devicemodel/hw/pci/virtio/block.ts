@@ -2,14 +2,24 @@
 import { createHash } from 'node:crypto';
 import type { AccessSize } from '../../../core/address.ts';
 import { ConfigError } from '../../../core/errors.ts';
+import { libc } from '../../../core/host/libc.ts';
 import type { Log } from '../../../core/log.ts';
 import { checkOptions } from '../../../core/options.ts';
 import { definePciDriver, type PciEnv } from '../driver.ts';
 import type { PciFunction } from '../function.ts';
-import { BlockBackend } from './block-backend.ts';
+import { BlockBackend, openBlockImage } from './block-backend.ts';
 import { BlockOptions, parseBlockText, SECTOR_BYTES } from './block-options.ts';
 import { type BlockRequestState, BlockRequests } from './block-requests.ts';
-import { DeviceType, Feature, featureMask, readBytes, type VirtioDevice, type VirtioTransport } from './device.ts';
+import { DataThreads } from './data-thread.ts';
+import {
+  DeviceType,
+  Feature,
+  featureMask,
+  type QueueOwner,
+  readBytes,
+  type VirtioDevice,
+  type VirtioTransport,
+} from './device.ts';
 import { VirtioPci } from './transport.ts';
 import type { Virtqueue } from './virtqueue.ts';
 
@@ -58,8 +68,12 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
   /** What `writeback` or `writethru` asked for; a reset goes back to it. */
   #initialWriteback = false;
   #offersFlush = false;
+  readonly #workerUrl: URL | undefined;
+  #threads: DataThreads | undefined;
 
-  constructor(options: BlockOptions, queues: number, log: Log) {
+  /** @param workerUrl another place of the data thread's code, for tests. */
+  constructor(options: BlockOptions, queues: number, log: Log, workerUrl?: URL) {
+    this.#workerUrl = workerUrl;
     this.#options = options;
     this.#log = log;
     this.queueSizes = new Array(queues).fill(QUEUE_SIZE);
@@ -85,8 +99,8 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
       ring | featureMask(BlkFeature.SegMax, BlkFeature.BlockSize, BlkFeature.Topology, Feature.IndirectDesc);
     if (this.#initialWriteback) features |= featureMask(BlkFeature.ConfigWce);
     if (this.#offersFlush) features |= featureMask(BlkFeature.Flush);
-    if (this.#backend.discardLimits !== undefined) features |= featureMask(BlkFeature.Discard);
-    if (this.#backend.isReadOnly) features |= featureMask(BlkFeature.ReadOnly);
+    if (this.#backend.image.discardLimits !== undefined) features |= featureMask(BlkFeature.Discard);
+    if (this.#backend.image.isReadOnly) features |= featureMask(BlkFeature.ReadOnly);
     if (this.queueSizes.length > 1) features |= featureMask(BlkFeature.Mq);
     return features;
   }
@@ -101,27 +115,59 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
   }
 
   /** @throws HostError, ConfigError */
-  start(): void {
-    if (this.#options.path !== '') this.#plug(this.#options);
+  async start(): Promise<void> {
+    if (this.#options.path === '') return;
+    this.#plug(this.#options);
+    const { iothread } = this.#options;
+    const transport = this.#transport;
+    if (iothread === undefined || transport === undefined || this.#backend === undefined) return;
+    if (!DataThreads.isPossible(transport, this.#workerUrl)) return;
+    const threads = new DataThreads(
+      {
+        threads: iothread.count,
+        cpus: iothread.cpus,
+        queueCount: this.queueSizes.length,
+        image: this.#backend.image,
+        serial: this.serial,
+        log: this.#log,
+        workerUrl: this.#workerUrl,
+      },
+      transport,
+    );
+    try {
+      await threads.start();
+      this.#threads = threads;
+    } catch (error) {
+      await threads.stop();
+      this.#log.warn(`${(error as Error).message}: the disk is served without it`);
+    }
+  }
+
+  get queueOwner(): QueueOwner | undefined {
+    return this.#threads;
+  }
+
+  driverOk(): void {
+    this.#threads?.setWriteback(this.isWriteback);
   }
 
   #plug(options: BlockOptions): void {
-    const backend = new BlockBackend(options, this.#log);
-    this.#backend = backend;
+    const image = openBlockImage(options, this.#log);
+    this.#backend = new BlockBackend(image);
     this.#initialWriteback = options.writeback;
     this.#offersFlush = options.writeback;
     const config = this.#config;
-    const logical = backend.logicalSectorBytes;
-    config.setBigUint64(Config.capacity, BigInt(Math.floor(backend.sizeBytes / SECTOR_BYTES)), true);
+    const logical = image.logicalSectorBytes;
+    config.setBigUint64(Config.capacity, BigInt(Math.floor(image.sizeBytes / SECTOR_BYTES)), true);
     config.setUint32(Config.segMax, MAX_SEGMENTS, true);
     config.setUint32(Config.blockSize, logical, true);
-    const ratio = backend.physicalSectorBytes / logical;
+    const ratio = image.physicalSectorBytes / logical;
     config.setUint8(Config.physicalBlockExp, ratio > 1 ? Math.floor(Math.log2(ratio)) : 0);
     config.setUint8(Config.writeback, options.writeback ? 1 : 0);
     config.setUint16(Config.numQueues, this.queueSizes.length, true);
-    config.setUint32(Config.maxDiscardSectors, backend.discardLimits?.maxSectors ?? 0, true);
-    config.setUint32(Config.maxDiscardSegments, backend.discardLimits?.maxSegments ?? 0, true);
-    config.setUint32(Config.discardAlignment, backend.discardLimits?.alignmentSectors ?? 0, true);
+    config.setUint32(Config.maxDiscardSectors, image.discardLimits?.maxSectors ?? 0, true);
+    config.setUint32(Config.maxDiscardSegments, image.discardLimits?.maxSegments ?? 0, true);
+    config.setUint32(Config.discardAlignment, image.discardLimits?.alignmentSectors ?? 0, true);
   }
 
   /**
@@ -131,7 +177,7 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
    */
   rescan(text: string): void {
     if (this.#backend !== undefined) {
-      throw new ConfigError(`virtio-blk: ${this.#backend.path} is plugged in: a disk cannot be replaced`);
+      throw new ConfigError(`virtio-blk: ${this.#backend.image.path} is plugged in: a disk cannot be replaced`);
     }
     const options = checkOptions(BlockOptions, parseBlockText(text)) as BlockOptions;
     if (options.path === '') throw new ConfigError('virtio-blk: which image file?');
@@ -152,6 +198,7 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
     this.#config.setUint8(Config.writeback, value);
     // Compat: FLUSH comes and goes with the mode.
     if (backend !== undefined) this.#offersFlush = value !== 0;
+    this.#threads?.setWriteback(this.isWriteback);
     return true;
   }
 
@@ -167,15 +214,21 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
 
   /** S3: nothing is in flight; what the guest did not flush is made durable before the host may sleep. */
   suspend(): void {
-    if (this.#backend?.isReadOnly === false) this.#backend.sync();
+    if (this.#backend?.image.isReadOnly === false) this.#backend.sync();
   }
 
-  stop(): void {
+  async stop(): Promise<void> {
+    await this.#threads?.stop();
+    this.#threads = undefined;
     const backend = this.#backend;
     this.#backend = undefined;
     if (backend === undefined) return;
-    const errno = backend.close();
-    if (errno !== 0) this.#log.error(`${backend.path}: the last flush failed with errno ${errno}`);
+    const { image } = backend;
+    const errno = image.isReadOnly ? 0 : backend.sync();
+    if (errno !== 0) this.#log.error(`${image.path}: the last flush failed with errno ${errno}`);
+    // The lock goes with the descriptor.
+    libc.close(image.fd);
+    backend.dispose();
   }
 }
 

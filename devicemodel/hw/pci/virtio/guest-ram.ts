@@ -38,6 +38,15 @@ export class GuestRam {
     return this.hostAddresses.every((address) => !Number.isNaN(address));
   }
 
+  /** For a data thread, which makes views of its own. Only where there are host addresses. */
+  describeChunks(): Array<{ base: Gpa; sizeBytes: number; hostAddress: bigint }> {
+    return this.bytes.map((bytes, i) => ({
+      base: this.baseOf(i),
+      sizeBytes: bytes.length,
+      hostAddress: BigInt(this.hostAddresses[i] as number),
+    }));
+  }
+
   /** A device wrote here: to be told before the driver hears of it. */
   noteWrite(chunk: number, offset: number, length: number): void {
     this.#hooks[chunk]?.(this.baseOf(chunk) + offset, length);

@@ -306,11 +306,11 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, Virtqueu
   #driverOk(): void {
     // A driver may go on without having written features at all.
     this.#applyFeatures();
-    if (this.device.wantsIoeventfd === true) this.#startKicks();
     if (this.#pollTimer !== undefined) {
       this.#pollTimer.arm(this.env.clock.nowNs() + POLL_START_NS);
     }
     this.#startOwner();
+    if (this.#lent.length === 0 && this.device.wantsIoeventfd === true) this.#startKicks();
     this.device.driverOk?.();
   }
 
@@ -530,7 +530,7 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, Virtqueu
       }
       const kick = new Eventfd();
       const call = new Eventfd();
-      const spec = this.#assignKick(queue, kick, false);
+      const spec = this.#assignKick(queue, kick, this.device.wantsIoeventfd === true);
       const lent: LentQueue = { queue, kick, call, spec, irqfd: undefined, unwatch: undefined };
       this.#lent.push(lent);
       this.#wireCall(lent);

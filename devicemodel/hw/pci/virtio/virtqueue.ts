@@ -405,6 +405,10 @@ export class Virtqueue {
     return { desc: this.#desc.gpa, avail: this.#avail.gpa, used: this.#used.gpa };
   }
 
+  get features(): RingFeatures {
+    return this.#features;
+  }
+
   setFeatures(features: RingFeatures): void {
     this.#features = features;
   }

@@ -529,7 +529,7 @@ describe('life cycle', () => {
     const path = makeImage();
     const { driver } = await makeDisk(path);
     const { backend } = (driver.fn as VirtioPci).device as VirtioBlock;
-    const fd = backend?.fd as number;
+    const fd = backend?.image.fd as number;
     fstatSync(fd);
     await driver.fn.stop?.();
     // The lowest free descriptor is handed out next: the one that was closed, or a lower one.

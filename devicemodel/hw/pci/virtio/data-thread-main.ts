@@ -1,0 +1,139 @@
+/**
+ * The data thread of a disk: sleeps until a driver kicks, serves its queues, sleeps again. A worker that shares nothing
+ * with the device thread but guest memory, descriptors and a few words.
+ */
+import { parentPort, workerData } from 'node:worker_threads';
+import { libc, native, viewOf } from '../../../core/host/libc.ts';
+import { Log } from '../../../core/log.ts';
+import { BlockBackend } from './block-backend.ts';
+import { BlockRequests } from './block-requests.ts';
+import { type DataThreadMessage, type DataThreadSetup, Order, QueueField, Word } from './data-thread-words.ts';
+import { GuestRam } from './guest-ram.ts';
+import { Virtqueue, type VirtqueueHost } from './virtqueue.ts';
+
+const POLLIN = 1;
+/** struct pollfd: s32 fd, s16 events, s16 revents. */
+const POLLFD_BYTES = 8;
+/** sched_setaffinity: CPUs a mask of this many bytes can name. */
+const CPU_MASK_BYTES = 128;
+
+interface Served {
+  readonly queue: Virtqueue;
+  readonly kickFd: number;
+  readonly callFd: number;
+  /** The driver made more available than one turn takes. */
+  hasMore: boolean;
+}
+
+function run(setup: DataThreadSetup): void {
+  const tell = (message: DataThreadMessage) => parentPort?.postMessage(message);
+  const log = new Log([{ maxLevel: 5, write: (_level, text) => tell({ kind: 'guest', text }) }]);
+  const words = new Int32Array(setup.words);
+  const fields = new Float64Array(setup.queues);
+  const ram = new GuestRam(
+    setup.chunks.map(({ base, sizeBytes, hostAddress }) => ({
+      base,
+      bytes: viewOf(hostAddress, sizeBytes),
+      hostAddress,
+    })),
+  );
+  const backend = new BlockBackend(setup.image);
+  const requests = new BlockRequests(
+    {
+      backend,
+      serial: setup.serial,
+      get isWriteback() {
+        return Atomics.load(words, Word.Writeback) !== 0;
+      },
+      get reportsLength() {
+        return Atomics.load(words, Word.ReportsLength) !== 0;
+      },
+    },
+    log,
+  );
+  const poll = native('int poll(void *, unsigned long, int)');
+  const read = native('int64_t read(int, void *, size_t)');
+  const write = native('int64_t write(int, const void *, size_t)');
+  const one = Uint8Array.of(1, 0, 0, 0, 0, 0, 0, 0);
+  const count = new Uint8Array(8);
+  let served: Served[] = [];
+  const host: VirtqueueHost = {
+    interrupt: (queue) => {
+      for (const each of served) if (each.queue === queue) write(each.callFd, one, 8);
+    },
+    broken: (queue, reason) => tell({ kind: 'broken', queue: queue.index, reason }),
+  };
+  const pollfds = new DataView(new ArrayBuffer(POLLFD_BYTES * (setup.queueCount + 1)));
+  const pollBytes = new Uint8Array(pollfds.buffer);
+  const watch = (slot: number, fd: number) => {
+    pollfds.setInt32(slot * POLLFD_BYTES, fd, true);
+    pollfds.setInt16(slot * POLLFD_BYTES + 4, POLLIN, true);
+  };
+  watch(0, setup.controlFd);
+  pinTo(setup.cpus);
+
+  const start = () => {
+    served = [];
+    for (let i = 0; i < setup.queueCount; i++) {
+      const field = (name: keyof typeof QueueField) => fields[i * QueueField.count + QueueField[name]] as number;
+      if (field('size') === 0) continue;
+      const queue = new Virtqueue(field('index'), field('size'), ram, host);
+      queue.setFeatures({
+        indirect: field('indirect') !== 0,
+        eventIdx: field('eventIdx') !== 0,
+        notifyOnEmpty: field('notifyOnEmpty') !== 0,
+      });
+      queue.enable(field('desc'), field('avail'), field('used'));
+      queue.resumeAt(field('position'));
+      served.push({ queue, kickFd: field('kickFd'), callFd: field('callFd'), hasMore: true });
+      watch(served.length, field('kickFd'));
+    }
+  };
+  /** Nothing is in flight between two turns: requests are served to their end. */
+  const stop = () => {
+    for (let i = 0; i < setup.queueCount; i++) {
+      const at = i * QueueField.count;
+      const each = served.find((s) => s.queue.index === fields[at + QueueField.index]);
+      if (each !== undefined) fields[at + QueueField.position] = each.queue.position;
+    }
+    served = [];
+  };
+
+  tell({ kind: 'ready' });
+  for (let isRunning = true; isRunning; ) {
+    const hasMore = served.some((s) => s.hasMore);
+    poll(pollBytes, served.length + 1, hasMore ? 0 : -1);
+    if ((pollfds.getInt16(6, true) & POLLIN) !== 0) {
+      read(setup.controlFd, count, 8);
+      const ordered = Atomics.load(words, Word.Ordered);
+      if (ordered !== Atomics.load(words, Word.Answered)) {
+        const order = Atomics.load(words, Word.Order);
+        if (order === Order.Start) start();
+        else stop();
+        isRunning = order !== Order.Quit;
+        Atomics.store(words, Word.Answered, ordered);
+        Atomics.notify(words, Word.Answered);
+        continue;
+      }
+    }
+    for (let i = 0; i < served.length; i++) {
+      const each = served[i] as Served;
+      const kicked = (pollfds.getInt16((i + 1) * POLLFD_BYTES + 6, true) & POLLIN) !== 0;
+      if (kicked) read(each.kickFd, count, 8);
+      if (kicked || each.hasMore) each.hasMore = !requests.serve(each.queue);
+    }
+  }
+  backend.dispose();
+}
+
+/** Run this thread on the given CPUs only; CPUs that do not exist are no reason to stop. */
+function pinTo(cpus: readonly number[]): void {
+  if (cpus.length === 0) return;
+  const mask = new Uint8Array(CPU_MASK_BYTES);
+  for (const cpu of cpus) {
+    if (cpu < CPU_MASK_BYTES * 8) mask[cpu >>> 3] = (mask[cpu >>> 3] as number) | (1 << (cpu & 7));
+  }
+  native('int sched_setaffinity(int, size_t, const void *)')(libc.gettid(), CPU_MASK_BYTES, mask);
+}
+
+run(workerData as DataThreadSetup);

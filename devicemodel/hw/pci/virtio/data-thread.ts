@@ -1,0 +1,177 @@
+/**
+ * Data threads of a disk (`iothread`), seen from the device thread: they take the queues over from DRIVER_OK to reset.
+ * Where they cannot be had (an engine whose RAM has no address, a program built without the worker) the device thread
+ * serves the queues itself.
+ */
+import { existsSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
+import { Worker } from 'node:worker_threads';
+import { HostError } from '../../../core/errors.ts';
+import { Eventfd } from '../../../core/host/eventfd.ts';
+import { onProcessEnd } from '../../../core/host/exit-hooks.ts';
+import { Errno } from '../../../core/host/libc.ts';
+import type { Log } from '../../../core/log.ts';
+import type { BlockImage } from './block-backend.ts';
+import { type DataThreadMessage, type DataThreadSetup, Order, QueueField, Word } from './data-thread-words.ts';
+import type { QueueOwner, VirtioTransport } from './device.ts';
+import type { QueueWires } from './vhost.ts';
+
+/** The worker is a file of its own beside this one, whatever this one was built to. */
+const ownExtension = /\.[a-z]+$/.exec(import.meta.url)?.[0] ?? '.js';
+const workerUrl = new URL(`./data-thread-main${ownExtension === '.ts' ? '.ts' : '.js'}`, import.meta.url);
+/** An order is answered at the end of the request being served. */
+const ANSWER_TIMEOUT_MS = 10_000;
+
+interface Thread {
+  readonly worker: Worker;
+  readonly words: Int32Array;
+  readonly fields: Float64Array;
+  readonly control: Eventfd;
+  readonly exited: Promise<unknown>;
+  /** The thread sleeps in the kernel, where the process's end does not reach it by itself. */
+  readonly removeExitHook: () => void;
+}
+
+export interface DataThreadOptions {
+  readonly threads: number;
+  /** CPUs of each thread; missing or empty: any. */
+  readonly cpus: readonly (readonly number[])[];
+  readonly queueCount: number;
+  readonly image: BlockImage;
+  readonly serial: Uint8Array;
+  readonly log: Log;
+  /** Another place of the worker, for tests. */
+  readonly workerUrl?: URL | undefined;
+}
+
+export class DataThreads implements QueueOwner {
+  readonly queueCount: number;
+  readonly #options: DataThreadOptions;
+  readonly #transport: VirtioTransport;
+  readonly #threads: Thread[] = [];
+  #lent: readonly QueueWires[] = [];
+
+  constructor(options: DataThreadOptions, transport: VirtioTransport) {
+    this.#options = options;
+    this.#transport = transport;
+    this.queueCount = options.queueCount;
+  }
+
+  /** Whether threads can be had here at all. */
+  static isPossible(transport: VirtioTransport, url: URL = workerUrl): boolean {
+    return transport.ram.hasHostAddresses && !transport.ram.isObserved && existsSync(fileURLToPath(url));
+  }
+
+  /** @throws HostError when a thread does not come up. */
+  async start(): Promise<void> {
+    const count = Math.min(this.#options.threads, this.queueCount);
+    for (let i = 0; i < count; i++) this.#threads.push(await this.#startThread(i));
+  }
+
+  async #startThread(index: number): Promise<Thread> {
+    const { image, serial, queueCount, cpus, log } = this.#options;
+    const words = new SharedArrayBuffer(Word.Count * 4);
+    const queues = new SharedArrayBuffer(queueCount * QueueField.count * 8);
+    const control = new Eventfd();
+    const setup: DataThreadSetup = {
+      words,
+      queues,
+      queueCount,
+      controlFd: control.fd,
+      chunks: this.#transport.ram.describeChunks(),
+      image,
+      serial,
+      cpus: cpus[index] ?? [],
+    };
+    const worker = new Worker(this.#options.workerUrl ?? workerUrl, { workerData: setup, stdin: false });
+    const exited = new Promise((resolve) => worker.once('exit', resolve));
+    try {
+      await new Promise<void>((resolve, reject) => {
+        worker.on('message', (message: DataThreadMessage) => {
+          if (message.kind === 'ready') resolve();
+          else if (message.kind === 'guest') log.guest(() => message.text);
+          else this.#transport.needsReset(`queue ${message.queue}: ${message.reason}`);
+        });
+        worker.once('error', reject);
+      });
+    } catch (error) {
+      control.dispose();
+      throw new HostError(`data thread: ${(error as Error).message}`, Errno.EAGAIN, { cause: error });
+    }
+    worker.on('error', (error) => log.error(`data thread: ${error.message}`));
+    // It ends by order; until then it need not keep the process alive.
+    worker.unref();
+    const shared = new Int32Array(words);
+    const removeExitHook = onProcessEnd(() => {
+      Atomics.store(shared, Word.Order, Order.Quit);
+      Atomics.add(shared, Word.Ordered, 1);
+      control.signal();
+    });
+    return { worker, words: shared, fields: new Float64Array(queues), control, exited, removeExitHook };
+  }
+
+  /** The cache mode, as the driver switches it. */
+  setWriteback(isWriteback: boolean): void {
+    for (const { words } of this.#threads) Atomics.store(words, Word.Writeback, isWriteback ? 1 : 0);
+  }
+
+  takeOver(wires: readonly QueueWires[]): boolean {
+    if (this.#threads.length === 0) return false;
+    this.#lent = wires;
+    const transport = this.#transport;
+    for (const { fields, words } of this.#threads) {
+      fields.fill(0);
+      Atomics.store(words, Word.ReportsLength, transport.isVersion1 ? 1 : 0);
+    }
+    wires.forEach(({ queue, kickFd, callFd }, i) => {
+      const { fields } = this.#threads[i % this.#threads.length] as Thread;
+      const { desc, avail, used } = queue.addresses;
+      const { indirect, eventIdx, notifyOnEmpty } = queue.features;
+      const values = [queue.index, queue.size, desc, avail, used, queue.position];
+      fields.set([...values, +indirect, +eventIdx, +notifyOnEmpty, kickFd, callFd], i * QueueField.count);
+    });
+    const isStarted = this.#threads.map((thread) => this.#order(thread, Order.Start)).every(Boolean);
+    if (!isStarted) {
+      this.#options.log.error('a data thread does not answer');
+      this.giveBack();
+    }
+    return isStarted;
+  }
+
+  giveBack(): void {
+    const lent = this.#lent;
+    this.#lent = [];
+    if (lent.length === 0) return;
+    for (const thread of this.#threads) this.#order(thread, Order.Stop);
+    lent.forEach(({ queue }, i) => {
+      const { fields } = this.#threads[i % this.#threads.length] as Thread;
+      queue.resumeAt(fields[i * QueueField.count + QueueField.position] as number);
+    });
+  }
+
+  /** Give an order and wait until it is carried out. @returns false when the thread does not answer. */
+  #order(thread: Thread, order: number): boolean {
+    const { words, control } = thread;
+    Atomics.store(words, Word.Order, order);
+    const number = (Atomics.load(words, Word.Ordered) + 1) | 0;
+    Atomics.store(words, Word.Ordered, number);
+    control.signal();
+    for (;;) {
+      const answered = Atomics.load(words, Word.Answered);
+      if (answered === number) return true;
+      if (Atomics.wait(words, Word.Answered, answered, ANSWER_TIMEOUT_MS) === 'timed-out') return false;
+    }
+  }
+
+  /** End the threads. Safe twice. */
+  async stop(): Promise<void> {
+    this.giveBack();
+    for (const thread of this.#threads.splice(0)) {
+      thread.worker.ref();
+      if (!this.#order(thread, Order.Quit)) await thread.worker.terminate();
+      await thread.exited;
+      thread.removeExitHook();
+      thread.control.dispose();
+    }
+  }
+}
