@@ -3,6 +3,7 @@
  *
  *   dist/acrn-dm.js             the program: a few lines that load the bundle from V8's code cache
  *   dist/acrn-dm.bundle.cjs     cmd/acrn-dm.ts and all it imports, one file; packages with native parts stay outside
+ *   dist/data-thread-main.js    what runs in a thread of its own
  *   dist/acrn-dm.VERSION.cache  compiled code for the V8 this was built with
  *   dist/lib/                   the library, one file per module, with types
  *
@@ -21,7 +22,7 @@ import {
   statSync,
   writeFileSync,
 } from 'node:fs';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { root } from './prepare.mjs';
 
@@ -47,12 +48,16 @@ function replaceFile(path, text) {
   renameSync(`${path}.new`, path);
 }
 
-async function bundle() {
+/** Threads are files of their own beside the bundle; they are loaded when a VM needs one. */
+const threads = ['devicemodel/hw/pci/virtio/data-thread-main.ts'];
+
+/** One entry point and all it imports, as CommonJS. */
+async function bundled(entryPoint) {
   const { build: esbuild } = await import('esbuild');
   const version = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')).version;
   const result = await esbuild({
     absWorkingDir: root,
-    entryPoints: ['cmd/acrn-dm.ts'],
+    entryPoints: [entryPoint],
     bundle: true,
     write: false,
     platform: 'node',
@@ -67,17 +72,20 @@ async function bundle() {
     legalComments: 'inline',
     logLevel: 'warning',
   });
+  return result.outputFiles[0].text.replace(/^#!.*\n/, '').replaceAll('require("koffi-package")', 'require("koffi")');
+}
+
+async function bundle() {
   // The loader reads it as Latin-1, which is quicker than UTF-8; esbuild escapes everything else.
-  const code = result.outputFiles[0].text
-    .replace(/^#!.*\n/, '')
-    .replaceAll('require("koffi-package")', 'require("koffi")');
-  replaceFile(
-    join(dist, 'acrn-dm.bundle.cjs'),
-    `(function (require, module, __filename, __dirname) { "use strict"; ${code}\n})`,
-  );
+  const wrapped = `(function (require, module, __filename, __dirname) { "use strict"; ${await bundled('cmd/acrn-dm.ts')}\n})`;
+  replaceFile(join(dist, 'acrn-dm.bundle.cjs'), wrapped);
   replaceFile(join(dist, 'acrn-dm.js'), readFileSync(join(root, 'tools/bundle/acrn-dm.js')));
   chmodSync(join(dist, 'acrn-dm.js'), 0o755);
   replaceFile(join(dist, 'package.json'), '{ "type": "commonjs" }\n');
+  for (const thread of threads) {
+    if (!existsSync(join(root, thread))) continue;
+    replaceFile(join(dist, basename(thread).replace(/\.ts$/, '.js')), `"use strict"; ${await bundled(thread)}`);
+  }
 }
 
 /** The run whose compiled code goes into the cache: a usual configuration, as far as it goes without a hypervisor. */
