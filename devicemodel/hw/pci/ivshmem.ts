@@ -9,7 +9,7 @@ import { type AccessSize, allOnes, type Gpa, hex } from '../../core/address.ts';
 import { ConfigError } from '../../core/errors.ts';
 import type { RamMapping } from '../../core/hsm/hsm.ts';
 import type { HvVdev } from '../../core/hsm/vdev.ts';
-import { integer } from '../../core/options.ts';
+import { integer, optionsFromText } from '../../core/options.ts';
 import { isPowerOfTwo, MiB } from '../../core/units.ts';
 import type { ConfigSpace } from './config-space.ts';
 import { definePciDriver, type PciEnv, type SharedMemory } from './driver.ts';
@@ -51,6 +51,13 @@ export const IvshmemOptions = v.strictObject({
     v.metadata({ arg: '{hv|dm}:/NAME', help: 'hv: memory of the hypervisor, dm: of this host' }),
   ),
   size: v.pipe(
+    v.union([v.string(), v.number()]),
+    v.check(
+      (raw) => !/^0x/i.test(String(raw)),
+      (issue) => `must be a decimal number, got "${issue.input}"`,
+    ),
+    // The unit may be written.
+    v.transform((raw): string | number => (typeof raw === 'string' ? raw.replace(/^(\d+)M(i?B)?$/i, '$1') : raw)),
     integer({ min: MIN_SIZE_MIB, max: MAX_SIZE_MIB }),
     v.check(isPowerOfTwo, (issue) => `must be a power of two, ${MIN_SIZE_MIB} to ${MAX_SIZE_MIB}, got ${issue.input}`),
     v.metadata({ arg: 'SIZE_MIB' }),
@@ -58,7 +65,6 @@ export const IvshmemOptions = v.strictObject({
   regionId: v.optional(
     v.pipe(
       v.union([v.string(), v.number()]),
-      // Compat: an id that is none counts as 0, with a warning, as in the C device model.
       v.transform((raw) => (/^\d+$/.test(String(raw)) && Number(raw) <= MAX_REGION_ID ? Number(raw) : raw)),
       v.metadata({ arg: 'REGION_ID', help: 'subsystem id, 0 to 65535, for drivers to tell regions apart' }),
     ),
@@ -66,6 +72,17 @@ export const IvshmemOptions = v.strictObject({
   ),
 });
 type Options = v.InferOutput<typeof IvshmemOptions>;
+
+/**
+ * Compat: the number the text begins with, cut to 16 bits, or 0: guests tell regions apart by what the C device model
+ * made of such ids.
+ */
+export function regionIdOf(raw: string | number): number {
+  const digits = /^\s*[+-]?\d+/.exec(String(raw))?.[0];
+  if (digits === undefined) return 0;
+  const value = BigInt.asIntN(64, BigInt(digits.trim().replace(/^\+/, '')));
+  return Number(BigInt.asUintN(16, value));
+}
 
 function shmName(name: string): string {
   return name.slice('dm:/'.length);
@@ -232,10 +249,17 @@ export const ivshmem = definePciDriver({
   name: 'ivshmem',
   summary: 'memory shared between VMs',
   options: IvshmemOptions,
+  // Compat: what follows the region id is not looked at; the warning about the id shows it.
+  parseText(text) {
+    const [name, size, ...rest] = text.split(',');
+    if (rest.length < 2 || text.includes('=')) return optionsFromText(IvshmemOptions, text);
+    return { name, size, regionId: rest.join(',') };
+  },
   create(options: Options, env) {
-    let regionId = 0;
-    if (typeof options.regionId === 'number' && options.regionId <= MAX_REGION_ID) regionId = options.regionId;
-    else env.log.warn(`region id "${options.regionId}" is not 0 to ${MAX_REGION_ID}, 0 is used`);
+    const regionId = regionIdOf(options.regionId);
+    if (String(options.regionId) !== String(regionId)) {
+      env.log.warn(`region id "${options.regionId}" is not 0 to ${MAX_REGION_ID}, ${regionId} is used`);
+    }
     if (options.name.startsWith('hv:') && Buffer.byteLength(options.name) > MAX_REGION_NAME_BYTES) {
       env.log.warn(`region "${options.name}": the hypervisor compares the first ${MAX_REGION_NAME_BYTES} bytes only`);
     }

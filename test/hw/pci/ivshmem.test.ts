@@ -1,11 +1,11 @@
 import * as fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { checkOptions, optionsFromText } from '../../../devicemodel/core/options.ts';
+import { checkOptions } from '../../../devicemodel/core/options.ts';
 import { GiB, MiB } from '../../../devicemodel/core/units.ts';
 import { IvshmemOptions, ivshmem } from '../../../devicemodel/hw/pci/ivshmem.ts';
 import { PciMachine } from '../../support/pci-machine.ts';
 
-const parse = (text: string) => checkOptions(IvshmemOptions, optionsFromText(IvshmemOptions, text));
+const parse = (text: string) => checkOptions(IvshmemOptions, ivshmem.parseText?.(text) ?? {});
 const plug = (text: string, options = {}) => new PciMachine(options).plug('0:6.0', ivshmem, parse(text));
 const MEMORY_BAR = 0x18;
 
@@ -27,8 +27,9 @@ describe('options', () => {
     ['hv:/a,1024', /size: .*2 to 512/],
     ['hv:/a,3', /size: must be a power of two, 2 to 512, got 3/],
     ['hv:/a,two', /size: must be a whole number/],
-    ['hv:/a,2M', /size: must be a whole number/],
-    ['hv:/a,2,1,9', /unknown option "9"/],
+    ['hv:/a,2K', /size: must be a whole number/],
+    ['hv:/a,0x2', /size: must be a decimal number/],
+    ['hv:/a,size=2,1,9', /unknown option "9"/],
   ])('%s is refused with the reason', (text, reason) => {
     expect(() => parse(text)).toThrow(reason);
   });
@@ -48,9 +49,22 @@ describe('options', () => {
     );
   });
 
-  test.each(['xyz', '65536', '-1'])('region id %s counts as 0 and is warned about', (id) => {
+  test.each(['2M', '2MB', '2mib'])('the unit may be written: %s', (size) => {
+    expect(parse(`hv:/a,${size}`).size).toBe(2);
+  });
+
+  test.each([
+    ['xyz', 0],
+    ['', 0],
+    ['70000', 70000 - 65536],
+    ['-1', 65535],
+    ['7up', 7],
+    ['1,extra', 1],
+    ['99999999999999999999999', expect.any(Number)],
+  ])('region id %s is taken as C takes it and warned about', (id, regionId) => {
     const machine = plug(`hv:/a,2,${id}`).power();
-    expect(machine.cfgRead('0:6.0', 0x2c)).toBe(0x00008086);
+    expect(machine.cfgRead('0:6.0', 0x2c) >>> 16).toEqual(regionId);
+    expect(machine.cfgRead('0:6.0', 0x2c) & 0xffff).toBe(0x8086);
     expect(machine.lines.filter((line) => line.startsWith('warn:') && line.includes(`"${id}"`))).toHaveLength(1);
   });
 
