@@ -165,6 +165,7 @@ export class ModernWindow {
       ring.usedHigh = 0;
     }
     this.#enabled.fill(false);
+    this.#lowByte = 0;
   }
 
   /** In the order the C device model lists them. */
@@ -231,6 +232,8 @@ export class ModernWindow {
       case ModernOffset.common: {
         const field = commonFields[within];
         if (field?.size === size) return field.read(this);
+        const half = size === 1 ? commonFields[within & ~1] : undefined;
+        if (half?.size === 2) return (half.read(this) >>> (8 * (within & 1))) & 0xff;
         break;
       }
       case ModernOffset.isr:
@@ -258,6 +261,7 @@ export class ModernWindow {
           field.write(this, value);
           return;
         }
+        if (size === 1 && this.#writeHalf(within, value)) return;
         break;
       }
       case ModernOffset.device:
@@ -272,6 +276,21 @@ export class ModernWindow {
         break;
     }
     this.pci.env.log.guest(() => `${this.pci.device.name}: modern write of ${size} bytes at ${offset}`);
+  }
+
+  /** Low byte of a 16-bit field whose other half is still to come. */
+  #lowByte = 0;
+
+  /**
+   * Drivers access fields whole (§4.1.3.1), but a CPU engine may carry a 16-bit access out as two bytes, low one first:
+   * the field is written with the second.
+   */
+  #writeHalf(within: number, value: number): boolean {
+    const field = commonFields[within & ~1];
+    if (field?.size !== 2 || field.write === undefined) return false;
+    if ((within & 1) === 0) this.#lowByte = value;
+    else field.write(this, this.#lowByte | (value << 8));
+    return true;
   }
 
   /** Registers of the selected queue's rings. */

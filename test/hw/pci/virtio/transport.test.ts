@@ -295,6 +295,17 @@ describe('modern window', () => {
     expect(device.served).toBe(1);
   });
 
+  test('a 16-bit field may come as two bytes, low one first, as some CPU engines do it', () => {
+    const { driver } = make('modern');
+    driver.out(22, 1, 1);
+    expect(driver.in(22, 2)).toBe(0);
+    driver.out(23, 1, 0);
+    expect([driver.in(22, 1), driver.in(23, 1), driver.in(22, 2)]).toEqual([1, 0, 1]);
+    driver.out(26, 1, 0xff);
+    driver.out(27, 1, 0xff);
+    expect([driver.in(26, 1), driver.in(27, 1)]).toEqual([0xff, 0xff]);
+  });
+
   test('the notification port takes the queue number', () => {
     const { driver, device, fn } = make('modern');
     driver.init();
