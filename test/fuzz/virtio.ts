@@ -25,6 +25,8 @@ import { BlockOptions, parseBlockText } from '../../devicemodel/hw/pci/virtio/bl
 import { virtioConsole } from '../../devicemodel/hw/pci/virtio/console.ts';
 import { ConsoleOptions, parseConsoleText } from '../../devicemodel/hw/pci/virtio/console-options.ts';
 import type { InputSource } from '../../devicemodel/hw/pci/virtio/evdev.ts';
+import { VirtioI2c } from '../../devicemodel/hw/pci/virtio/i2c.ts';
+import type { I2cBus } from '../../devicemodel/hw/pci/virtio/i2c-bus.ts';
 import { VirtioInput } from '../../devicemodel/hw/pci/virtio/input.ts';
 import { VirtioNet } from '../../devicemodel/hw/pci/virtio/net.ts';
 import { NetOptions, parseNetText } from '../../devicemodel/hw/pci/virtio/net-options.ts';
@@ -164,6 +166,17 @@ const endlessInput: InputSource = {
   close: () => {},
 };
 
+/** Answers every other message. */
+class FickleBus implements I2cBus {
+  readonly data = new Uint8Array(8192);
+  #count = 0;
+  transfer(_address: number, length: number): boolean {
+    if (length > this.data.length) throw new Error(`a message of ${length} bytes`);
+    return (this.#count++ & 1) === 0;
+  }
+  close(): void {}
+}
+
 interface Target {
   readonly name: string;
   readonly fn: VirtioPci;
@@ -205,6 +218,11 @@ function makeTargets(world: World, imagePath: string): Target[] {
   add(
     'virtio-input',
     new VirtioPci(input, env, { mode: 'modern', identity: { legacyDeviceId: 0, type: 18, classCode: 0x098000 } }),
+  );
+  const i2c = new VirtioI2c(() => [{ bus: new FickleBus(), addresses: [1, 2, 3, 4, 5] }]);
+  add(
+    'virtio-i2c',
+    new VirtioPci(i2c, env, { mode: 'modern', identity: { legacyDeviceId: 0, type: 34, classCode: 0x050000 } }),
   );
   return targets;
 }
