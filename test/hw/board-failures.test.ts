@@ -1,0 +1,131 @@
+/** Any call to the hypervisor may fail, at any time of a VM's life: everything done before is undone, in order. */
+import { constants } from 'node:os';
+import { describe, expect, test } from 'vitest';
+import { DmError } from '../../devicemodel/core/errors.ts';
+import type { HvVdev } from '../../devicemodel/core/hsm/vdev.ts';
+import { LogLevel } from '../../devicemodel/core/log.ts';
+import type { FakeHsm, HsmMethod } from '../support/fake-hsm.ts';
+import { makePc } from '../support/fake-pc.ts';
+
+const ERRNOS = [constants.errno.EINVAL, constants.errno.EPERM, constants.errno.ENOMEM, constants.errno.ENOTTY];
+const argv = [
+  ...['-s', '3,wdt-i6300esb', '-s', '4,virtio-console,@file:port=/dev/null'],
+  ...['-s', '5,ivshmem,hv:/failing,2', '-s', `6,ivshmem,dm:/failing-${process.pid},2`, '-s', '7,uart,vuart_idx:1'],
+];
+
+/** Everything a guest can make the board do: interrupts, a system reset, S3, a full reset, power-off. */
+function liveThroughEverything(hsm: FakeHsm, life: number): void {
+  const { guest } = hsm;
+  void guest.outb(0x3f9, 0x02); // COM1: the transmitter is empty, an edge on line 4
+  void guest.outb(0x70, 0x0b);
+  void guest.pioWrite(0x402, 2, 0x0100);
+  void guest.outb(0xb2, 0xa0);
+  if (life > 1) {
+    void guest.pioWrite(0x404, 2, 0x3400);
+    return;
+  }
+  void guest.outb(0xcf9, 0x06);
+  void guest.pioWrite(0x404, 2, 0x2c00);
+  void guest.outb(0xcf9, 0x0e);
+}
+
+async function run(prepare: (hsm: FakeHsm, life: number) => void) {
+  const pc = makePc(
+    argv,
+    (hsm, life) => {
+      liveThroughEverything(hsm, life);
+      prepare(hsm, life);
+    },
+    { logLevel: LogLevel.warn },
+  );
+  pc.vm.on('state', (state) => {
+    if (state === 'suspended') setImmediate(() => pc.vm.wake());
+  });
+  let error: unknown;
+  try {
+    await pc.vm.run();
+  } catch (thrown) {
+    error = thrown;
+  }
+  await pc.dispose();
+  return { pc, error };
+}
+
+/** How the calls of one life pair up: what was created and not taken away when the descriptor was closed. */
+function leftOvers(hsm: FakeHsm, failed: HsmMethod | undefined): string[] {
+  const problems: string[] = [];
+  const names = hsm.callNames;
+  if (names.at(-1) !== 'close') problems.push(`the last call is ${names.at(-1)}`);
+  const at = (name: HsmMethod) => names.lastIndexOf(name);
+  const held = new Set<string>();
+  for (const { method, args } of hsm.calls) {
+    if (method === 'ioeventfd') {
+      const [spec, assign] = args as [{ address: number; fd: number }, boolean];
+      const key = `ioeventfd ${spec.address}/${spec.fd}`;
+      if (assign) held.add(key);
+      else held.delete(key);
+    } else if (method === 'createVdev') {
+      held.add(`vdev ${JSON.stringify((args[0] as HvVdev).bdf)}`);
+    } else if (method === 'destroyVdev') {
+      held.delete(`vdev ${JSON.stringify((args[0] as HvVdev).bdf)}`);
+    }
+  }
+  // What could not be created is in the list, too; what could not be destroyed goes with the VM.
+  const mayRemain = failed === 'createVdev' || failed === 'destroyVdev' || failed === 'ioeventfd' ? 1 : 0;
+  if (held.size > mayRemain) problems.push(...held);
+  // The order the driver and the hypervisor want. A vdev that was taken away for a reset may be gone already.
+  const order: HsmMethod[] = ['destroyIoreqClient', 'destroyVm', 'close'];
+  const places = order.map(at).filter((place) => place >= 0);
+  if (places.some((place, i) => i > 0 && place < (places[i - 1] as number))) problems.push(`out of order: ${names}`);
+  if (at('destroyVm') >= 0 && at('destroyVm') < at('destroyVdev')) problems.push('a vdev outlives its VM');
+  if (names.includes('startVm') && at('pauseVm') < at('startVm')) problems.push('not paused after it ran');
+  if (hsm.callNames.filter((name) => name === 'destroyVm').length > 1) problems.push('destroyed twice');
+  return problems;
+}
+
+/** How often each method is called when nothing fails. */
+async function callCounts(): Promise<Array<{ life: number; method: HsmMethod; count: number }>> {
+  const { pc, error } = await run(() => {});
+  expect(error).toBeUndefined();
+  expect(pc.lives.length).toBe(2);
+  return pc.lives.flatMap((hsm, i) => {
+    const counts = new Map<HsmMethod, number>();
+    for (const name of hsm.callNames) counts.set(name, (counts.get(name) ?? 0) + 1);
+    return [...counts].map(([method, count]) => ({ life: i + 1, method, count }));
+  });
+}
+
+const counts = await callCounts();
+/** Undoing goes on whatever fails, and the exit status is about what the guest did. */
+const UNDO: ReadonlySet<HsmMethod> = new Set(['pauseVm', 'destroyVm', 'destroyVdev', 'destroyIoreqClient']);
+
+describe.each(counts)('life $life, $method, which is called $count times', ({ life, method, count }) => {
+  test('each of its calls may fail', async () => {
+    for (let nth = 1; nth <= count; nth++) {
+      const errno = ERRNOS[nth % ERRNOS.length] as number;
+      const { pc, error } = await run((hsm, present) => {
+        if (present === life) hsm.fail(method, nth, errno);
+      });
+      const where = `${method} ${nth}`;
+      if (error !== undefined) expect(error, where).toBeInstanceOf(DmError);
+      for (const hsm of pc.lives) {
+        if (method === 'close') continue;
+        expect([where, ...leftOvers(hsm, method)]).toEqual([where]);
+      }
+      expect([where, pc.ramOut]).toEqual([where, 0]);
+      if (UNDO.has(method)) continue;
+      // A line or a message that cannot be delivered is the guest's loss, and so is a missing P-state.
+      if (['setIrqLine', 'injectMsi', 'getCpuState', 'ioeventfd', 'close'].includes(method)) continue;
+      expect([where, error !== undefined]).toEqual([where, true]);
+    }
+  });
+});
+
+test.each(['waitForIoreqs', 'notifyIoreqDone'] as const)('%s fails while the guest runs', async (method) => {
+  const { pc, error } = await run((hsm, life) => {
+    if (life === 1) hsm.fail(method, 2, constants.errno.EINVAL);
+  });
+  expect(error).toBeInstanceOf(DmError);
+  expect(pc.lives.flatMap((hsm) => leftOvers(hsm, method))).toEqual([]);
+  expect(pc.ramOut).toBe(0);
+});
