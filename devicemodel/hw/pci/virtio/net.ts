@@ -136,10 +136,13 @@ export class VirtioNet implements VirtioDevice {
       (options.transport === 'modern' ? 0n : featureMask(Feature.NotifyOnEmpty)) |
       (this.#hasHeader ? offloadFeatures : 0n) |
       (options.transport === 'legacy' ? 0n : featureMask(Feature.EventIdx, Feature.Version1));
-    wires.mac.forEach((byte, i) => {
-      this.#config.setUint8(Config.mac + i, byte);
-    });
+    this.#setMac();
     this.#retry = wires.clock.createTimer(() => this.#reopen());
+  }
+
+  /** Compat: in C the address a driver wrote stays until the machine is reset; QEMU and the drivers take a reset as here. */
+  #setMac(): void {
+    for (let i = 0; i < Config.status; i++) this.#config.setUint8(Config.mac + i, this.#wires.mac[i] as number);
   }
 
   attach(transport: VirtioTransport): void {
@@ -240,6 +243,7 @@ export class VirtioNet implements VirtioDevice {
   }
 
   reset(): void {
+    this.#setMac();
     this.#pause();
     const queue = this.#transport?.queue(RECEIVE);
     if (queue !== undefined) this.#dropBuffers(queue);

@@ -232,6 +232,8 @@ describe('address', () => {
     expect(driver.readConfig(5, 1)).toBe(0x77);
     driver.writeConfig(6, 2, 0);
     expect(driver.readConfig(6, 2)).toBe(1);
+    driver.fn.reset();
+    expect([driver.readConfig(0, 4), driver.readConfig(4, 2)]).toEqual([0x33221102, 0x0544]);
   });
 
   test.each([
