@@ -58,7 +58,7 @@ async function dryRun(order: VmOrder): Promise<ExitCode> {
 }
 
 async function run(order: VmOrder): Promise<ExitCode> {
-  const [{ createSinks }, { problemsOf }] = await Promise.all([
+  const [{ createSinks }, { checkHostPaths, problemsOf }] = await Promise.all([
     import('../devicemodel/core/log-sinks.ts'),
     import('./preflight.ts'),
   ]);
@@ -69,6 +69,7 @@ async function run(order: VmOrder): Promise<ExitCode> {
   for (const notice of notices) log[notice.level](notice.text);
   const [problem] = problemsOf(order);
   if (problem !== undefined) throw problem;
+  checkHostPaths(config);
 
   const { abandonVm, runVm } = await import('./run.ts');
   abandon = abandonVm;

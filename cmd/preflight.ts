@@ -1,7 +1,8 @@
-/** What can be found wrong with an order as a whole, however the host looks. */
-
+/** What can be found wrong with an order as a whole before a VM is asked for. */
+import { statSync } from 'node:fs';
 import type { VmConfig } from '../devicemodel/core/config.ts';
 import { ConfigError, DmError, ExitCode } from '../devicemodel/core/errors.ts';
+import { type PciDriverEntry, pciDrivers } from '../devicemodel/hw/registry.ts';
 import type { VmOrder } from './cli.ts';
 import { formatSlotText } from './slot.ts';
 
@@ -14,7 +15,7 @@ const laterOptions: readonly { readonly name: string; isUsed(config: VmConfig): 
   { name: '--ssram', isUsed: (config) => (config.ssram?.length ?? 0) > 0 },
 ];
 
-/** Reasons why this VM cannot be run. Empty: it can. */
+/** Reasons why this VM cannot be run, however the host looks. Empty: it can. */
 export function problemsOf(order: VmOrder): DmError[] {
   const { config, later } = order;
   const problems: DmError[] = [];
@@ -38,4 +39,20 @@ export function problemsOf(order: VmOrder): DmError[] {
     );
   }
   return problems;
+}
+
+/**
+ * Refuse a VM whose devices name files or devices that this host does not have.
+ * Compat: C finds out while the VM exists already.
+ * @throws ConfigError
+ */
+export function checkHostPaths(config: VmConfig, drivers: readonly PciDriverEntry[] = pciDrivers): void {
+  for (const slot of config.pci) {
+    const driver = drivers.find((d) => d.name === slot.driver);
+    for (const path of driver?.hostPaths?.(slot.options) ?? []) {
+      if (statSync(path, { throwIfNoEntry: false }) === undefined) {
+        throw new ConfigError(`-s ${formatSlotText({ ...slot, text: slot.text })}: ${path}: no such file or device`);
+      }
+    }
+  }
 }

@@ -24,6 +24,13 @@ export type AnyPciDriver = PciDriver<any>;
 /** What the command line and help need of a driver, and how to get at the rest. */
 export interface PciDriverEntry
   extends Pick<AnyPciDriver, 'name' | 'aliases' | 'summary' | 'options' | 'parseText' | 'isSingle'> {
+  /**
+   * What has to be there on the host, by path. Not for parsing, which works on any machine: looked at when a VM is about
+   * to be started, before the hypervisor is asked for one.
+   * @param options checked by the schema.
+   */
+  // biome-ignore lint/suspicious/noExplicitAny: as AnyPciDriver
+  hostPaths?(options: any): readonly string[];
   load(): AnyPciDriver | Promise<AnyPciDriver>;
 }
 
@@ -54,6 +61,7 @@ export const pciDrivers: readonly PciDriverEntry[] = [
       summary: 'disk on an image file or a block device',
       options: BlockOptions,
       parseText: parseBlockText,
+      hostPaths: ({ path }: BlockOptions) => (path === '' ? [] : [path]),
     },
     async () => (await import('./pci/virtio/block.ts')).virtioBlk,
   ),
@@ -76,7 +84,13 @@ export const pciDrivers: readonly PciDriverEntry[] = [
     async () => (await import('./pci/virtio/console.ts')).virtioConsole,
   ),
   lazy(
-    { name: 'virtio-input', summary: 'input device of the host', options: InputOptions, parseText: parseInputText },
+    {
+      name: 'virtio-input',
+      summary: 'input device of the host',
+      options: InputOptions,
+      parseText: parseInputText,
+      hostPaths: ({ path }: { path: string }) => [path],
+    },
     async () => (await import('./pci/virtio/input.ts')).virtioInput,
   ),
   lazy(
@@ -94,6 +108,7 @@ export const pciDrivers: readonly PciDriverEntry[] = [
       summary: 'clients of the I2C buses of the host',
       options: I2cOptions,
       parseText: parseI2cText,
+      hostPaths: ({ buses }: { buses: readonly { bus: number }[] }) => buses.map(({ bus }) => `/dev/i2c-${bus}`),
     },
     async () => (await import('./pci/virtio/i2c.ts')).virtioI2c,
   ),

@@ -1,7 +1,8 @@
 import { describe, expect, test } from 'vitest';
 import { parseCommandLine, type VmOrder } from '../../cmd/cli.ts';
-import { problemsOf } from '../../cmd/preflight.ts';
-import { ExitCode } from '../../devicemodel/core/errors.ts';
+import { checkHostPaths, problemsOf } from '../../cmd/preflight.ts';
+import { ConfigError, ExitCode } from '../../devicemodel/core/errors.ts';
+import { pciDrivers } from '../../devicemodel/hw/registry.ts';
 import { anyTextDriver } from './drivers.ts';
 
 describe('an order that cannot be run', () => {
@@ -34,4 +35,22 @@ describe('an order that cannot be run', () => {
   test('a whole VM has no problem', () => {
     expect(problems('-k', 'k', '-s', '1,lpc', 'vm1')).toEqual([]);
   });
+});
+
+describe('what devices need of the host', () => {
+  const check = (slot: string) =>
+    checkHostPaths((parseCommandLine(['-k', 'k', '-s', slot, 'vm1'], pciDrivers) as VmOrder).config);
+
+  test.each([
+    ['3,virtio-blk,/nonexistent/disk,writeback', '/nonexistent/disk'],
+    ['3,virtio-input,/nonexistent/event99', '/nonexistent/event99'],
+    ['3,virtio-i2c,987654:1c', '/dev/i2c-987654'],
+  ])('%s is parsed anywhere and refused where it is to run', (slot, path) => {
+    expect(() => check(slot)).toThrow(ConfigError);
+    expect(() => check(slot)).toThrow(`-s ${slot}: ${path}: no such file or device`);
+  });
+  test.each(['3,virtio-blk,nodisk', '3,virtio-blk,/dev/null', '3,virtio-rnd', '3,virtio-net,tap=none0'])(
+    '%s needs nothing that is missing',
+    (slot) => expect(() => check(slot)).not.toThrow(),
+  );
 });

@@ -11,6 +11,7 @@ const examples: Readonly<Record<string, readonly Example[]>> = {
   uart: [{ text: '' }, { text: 'stdio' }, { text: 'vuart_idx:1' }],
   'virtio-blk': [{ text: 'nodisk' }],
   'virtio-console': [{ text: '@stdio:port0' }, { text: '@stdio:a,pty:b' }],
+  'virtio-i2c': [{ text: '0:1c', canStart: false }],
   'virtio-input': [{ text: '/dev/null', canStart: false }],
   'virtio-net': [{ text: 'tap=tap0', canStart: false }],
 };

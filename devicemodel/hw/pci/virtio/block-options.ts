@@ -1,5 +1,4 @@
 /** Options of virtio-blk: the C device model's grammar, checked before anything on the host is touched. */
-import { statSync } from 'node:fs';
 import * as v from 'valibot';
 import { ConfigError } from '../../../core/errors.ts';
 import { isPowerOfTwo } from '../../../core/units.ts';
@@ -140,7 +139,6 @@ export function parseBlockText(text: string): Record<string, unknown> {
   if (path === undefined || path === '') throw new ConfigError('virtio-blk: which image file, or nodisk?');
   options['path'] = path;
   for (const item of items.slice(next + 1)) parseItem(item, options);
-  if (!statSync(path, { throwIfNoEntry: false })) throw new ConfigError(`virtio-blk: ${path}: no such file`);
   return options;
 }
 

@@ -267,7 +267,6 @@ describe('options', () => {
     ['mq=0,disk', /"mq=0"/],
     ['iothread=x,disk', /"iothread=x"/],
     ['iothread=2@0:1/y,disk', /"y"/],
-    ['/nonexistent/disk', /no such file/],
   ])('"%s" is refused before anything is touched', (text, message) => {
     expect(() => optionsOf(text)).toThrow(ConfigError);
     expect(() => optionsOf(text)).toThrow(message);
@@ -399,7 +398,7 @@ describe('nodisk and rescan', () => {
   test('a file that is not there leaves the slot empty and usable', async () => {
     const { driver } = await makeDisk('nodisk');
     driver.init();
-    expect(() => rescanBlock(driver.fn, '/nonexistent')).toThrow(ConfigError);
+    expect(() => rescanBlock(driver.fn, '/nonexistent')).toThrow(/nonexistent: open: ENOENT/);
     rescanBlock(driver.fn, makeImage());
     expect(read(driver, 0, 512)).toBe(Ok);
   });
