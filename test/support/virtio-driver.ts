@@ -167,6 +167,8 @@ interface DriverQueue {
   nextDescriptor: number;
   availIdx: number;
   seenUsed: number;
+  /** Available index at the last decision whether to kick. */
+  decidedAt: number;
 }
 
 /** Registers of the legacy window. */
@@ -263,6 +265,8 @@ export class VirtioDriver {
     this.out(this.#configBase + offset, size, value);
   }
   kick(queue: number): void {
+    const state = this.queues[queue];
+    if (state !== undefined) state.decidedAt = state.availIdx;
     if (this.mode === 'legacy') this.out(Legacy.notify, 2, queue);
     else this.out(0x3000 + 4 * queue, 2, queue);
   }
@@ -309,7 +313,7 @@ export class VirtioDriver {
     const avail = desc + size * 16;
     const used = Math.ceil((avail + 6 + 2 * size) / 4096) * 4096;
     this.fill(desc, used + 6 + 8 * size - desc, 0);
-    this.queues[index] = { size, desc, avail, used, nextDescriptor: 0, availIdx: 0, seenUsed: 0 };
+    this.queues[index] = { size, desc, avail, used, nextDescriptor: 0, availIdx: 0, seenUsed: 0, decidedAt: 0 };
     if (this.mode === 'legacy') {
       this.out(Legacy.pfn, 4, desc / 4096);
     } else {
@@ -413,10 +417,24 @@ export class VirtioDriver {
     return elements;
   }
 
+  /** Kick if the device wants to hear of what was made available since the last time, as Linux decides it. */
+  kickIfWanted(queueIndex: number): void {
+    const queue = this.queues[queueIndex] as DriverQueue;
+    const { memory } = this.machine;
+    const before = queue.decidedAt;
+    queue.decidedAt = queue.availIdx;
+    const availEvent = memory.readU16(queue.used + 4 + 8 * queue.size);
+    const isWanted =
+      (this.features & (1n << 29n)) !== 0n
+        ? ((queue.availIdx - availEvent - 1) & 0xffff) < ((queue.availIdx - before) & 0xffff)
+        : (memory.readU16(queue.used) & 1) === 0;
+    if (isWanted) this.kick(queueIndex);
+  }
+
   /** One chain, kicked and waited for. */
   request(queueIndex: number, specs: readonly DescriptorSpec[], options: { indirect?: boolean } = {}): UsedElement {
     const head = this.add(queueIndex, specs, options);
-    this.kick(queueIndex);
+    this.kickIfWanted(queueIndex);
     const used = this.takeUsed(queueIndex);
     expect(used.map((u) => u.head)).toEqual([head]);
     return used[0] as UsedElement;

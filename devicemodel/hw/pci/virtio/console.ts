@@ -187,16 +187,19 @@ export class VirtioConsole implements VirtioDevice {
   #transmit(queue: Virtqueue, port: Port | undefined): void {
     let budget = OUTPUT_BUDGET;
     let chains = 2 * queue.size;
-    for (let chain = queue.pop(); chain !== undefined; chain = queue.pop()) {
-      budget -= port === undefined ? 0 : this.#output(chain, port.backend);
-      queue.push(chain, 0);
-      if (budget <= 0 || --chains === 0) {
+    do {
+      for (let chain = queue.pop(); chain !== undefined; chain = queue.pop()) {
+        budget -= port === undefined ? 0 : this.#output(chain, port.backend);
+        queue.push(chain, 0);
+        if (budget <= 0 || --chains === 0) break;
+      }
+      queue.publish();
+      if (budget <= 0 || chains === 0) {
         this.#transport?.notifyLater(queue);
         break;
       }
-    }
+    } while (queue.allowNotify());
     port?.backend.flush();
-    queue.publish();
   }
 
   #output(chain: Chain, backend: CharBackend): number {
@@ -264,17 +267,20 @@ export class VirtioConsole implements VirtioDevice {
 
   #control(queue: Virtqueue): void {
     let budget = 2 * queue.size;
-    for (let chain = queue.pop(); chain !== undefined; chain = queue.pop()) {
-      if (chain.readableBytes >= CONTROL_BYTES) {
-        this.#controlEvent(chain.readU32(0), chain.readU16(4), chain.readU16(6));
+    do {
+      for (let chain = queue.pop(); chain !== undefined; chain = queue.pop()) {
+        if (chain.readableBytes >= CONTROL_BYTES) {
+          this.#controlEvent(chain.readU32(0), chain.readU16(4), chain.readU16(6));
+        }
+        queue.push(chain, 0);
+        if (--budget === 0) break;
       }
-      queue.push(chain, 0);
-      if (--budget === 0) {
+      queue.publish();
+      if (budget === 0) {
         this.#transport?.notifyLater(queue);
-        break;
+        return;
       }
-    }
-    queue.publish();
+    } while (queue.allowNotify());
   }
 
   #controlEvent(id: number, event: number, value: number): void {

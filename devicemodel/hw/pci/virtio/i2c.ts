@@ -58,14 +58,17 @@ export class VirtioI2c implements VirtioDevice {
 
   notify(queue: Virtqueue): void {
     let budget = BUDGET;
-    for (let chain = queue.pop(); chain !== undefined; chain = queue.pop()) {
-      queue.push(chain, this.#request(chain));
-      if (--budget === 0) {
-        this.#transport?.notifyLater(queue);
-        break;
+    do {
+      for (let chain = queue.pop(); chain !== undefined; chain = queue.pop()) {
+        queue.push(chain, this.#request(chain));
+        if (--budget === 0) break;
       }
-    }
-    queue.publish();
+      queue.publish();
+      if (budget === 0) {
+        this.#transport?.notifyLater(queue);
+        return;
+      }
+    } while (queue.allowNotify());
   }
 
   /** @returns bytes written. */

@@ -215,19 +215,22 @@ export class VirtioInput implements VirtioDevice {
   notify(queue: Virtqueue): void {
     if (queue.index === EVENTS) return;
     let budget = 2 * queue.size;
-    for (let chain = queue.pop(); chain !== undefined; chain = queue.pop()) {
-      if (chain.readableBytes >= EVENT_BYTES) {
-        const type = chain.readU16(0);
-        // Compat: EV_MSC comes back from the host to every reader, and so to us: it would never end.
-        if (type !== EventType.Msc) this.#source?.write(type, chain.readU16(2), chain.readU32(4));
+    do {
+      for (let chain = queue.pop(); chain !== undefined; chain = queue.pop()) {
+        if (chain.readableBytes >= EVENT_BYTES) {
+          const type = chain.readU16(0);
+          // Compat: EV_MSC comes back from the host to every reader, and so to us: it would never end.
+          if (type !== EventType.Msc) this.#source?.write(type, chain.readU16(2), chain.readU32(4));
+        }
+        queue.push(chain, 0);
+        if (--budget === 0) break;
       }
-      queue.push(chain, 0);
-      if (--budget === 0) {
+      queue.publish();
+      if (budget === 0) {
         this.#transport?.notifyLater(queue);
-        break;
+        return;
       }
-    }
-    queue.publish();
+    } while (queue.allowNotify());
   }
 }
 

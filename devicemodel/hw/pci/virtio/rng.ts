@@ -12,6 +12,8 @@ const QUEUE_SIZE = 64;
 const SOURCE = '/dev/random';
 /** A request gets no more than this at once; §5.4.6: the device may fill less than was asked for. */
 const MAX_FILL_BYTES = 64 * 1024;
+/** Bytes made before other work has its turn: a few milliseconds. */
+const BYTE_BUDGET = 4 * MAX_FILL_BYTES;
 
 export class VirtioRng implements VirtioDevice {
   readonly name = 'virtio-rnd';
@@ -42,13 +44,16 @@ export class VirtioRng implements VirtioDevice {
 
   notify(queue: Virtqueue): void {
     let budget = 2 * queue.size;
+    let bytes = BYTE_BUDGET;
     do {
       for (let chain = queue.pop(); chain !== undefined; chain = queue.pop()) {
-        queue.push(chain, this.#fill(chain));
-        if (--budget === 0) break;
+        const filled = this.#fill(chain);
+        queue.push(chain, filled);
+        bytes -= filled;
+        if (--budget === 0 || bytes <= 0) break;
       }
       queue.publish();
-      if (budget === 0) {
+      if (budget === 0 || bytes <= 0) {
         this.#transport?.notifyLater(queue);
         return;
       }

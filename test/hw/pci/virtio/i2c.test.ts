@@ -89,7 +89,7 @@ test('too long, too short, no status', async () => {
   expect(bus.messages).toEqual([]);
 });
 
-test.each(['', '0', 'x:1c', '0:80', '0:0', '0:zz', '99999:1c'])('"%s" is refused', (text) => {
+test.each(['', '0', 'x:1c', '0:80', '0:0', '0:zz'])('"%s" is refused', (text) => {
   const refused = () => {
     const parsed = parseI2cText(text) as { buses: Array<{ clients: unknown[] }> };
     // A bus without clients is of no use, and this host has none anyway.
