@@ -26,7 +26,7 @@ export interface GuestBus {
    * @returns false while the device model has not answered: the vCPU stays where it is (a reset or S3 is under way).
    */
   retire(vcpu: number): boolean;
-  /** The guest is lost: triple fault, shutdown. The engine has stopped the vCPU. */
+  /** The guest is lost: triple fault, shutdown. The engine has stopped the vCPU. Only inside `run`. */
   tripleFault(vcpu: number): void;
 }
 

@@ -54,6 +54,8 @@ const MAX_NAME_BYTES = 15;
 /** PCI configuration mechanism 1. */
 const ConfigPort = { Address: 0xcf8, Data: 0xcfc, End: 0xd00 } as const;
 const CONFIG_ENABLE = 0x8000_0000;
+/** PM1a control of every User VM [VIRTUAL_PM1A_CNT_ADDR]: SLP_EN and sleep type 5. */
+const Pm1aControl = { port: 0x404, sleepS5: 0x2000 | (5 << 10) } as const;
 
 interface Ioeventfd extends IoeventfdSpec {
   readonly match: bigint | undefined;
@@ -549,10 +551,17 @@ export class EmbeddedHsm implements Hsm {
     else this.#log.guest(() => `MSI to ${hex(message.address)}, which is no interrupt address: dropped`);
   }
 
+  /**
+   * As ACRN (triple_fault_shutdown_vm): tell the device model by an event, and power the VM off in the guest's name, by
+   * a write of S5 to its PM1a control register.
+   */
   #tripleFault(vcpu: number): void {
     this.#log.guest(() => `triple fault on vCPU ${vcpu}`);
     this.#eventRing.put(VmEventType.TripleFault);
     this.#onTripleFault?.();
+    this.#page.fillPortIo(vcpu, true, Pm1aControl.port, 2, Pm1aControl.sleepS5);
+    if (!this.#submit(vcpu)) this.#serve?.();
+    this.#retire(vcpu);
   }
 
   #afterRun(): WaitResult {

@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import type { IvshmemVdev, VuartVdev } from '../../devicemodel/core/hsm/vdev.ts';
+import { forgetSharedRegions } from '../../hypervisor/shared-region.ts';
 import { asm, SoftVm } from '../support/soft-vm.ts';
 
 const RESULT = 0x6000;
@@ -39,6 +40,7 @@ beforeEach(async () => {
 });
 afterEach(() => {
   for (const vm of vms) vm.dispose();
+  forgetSharedRegions();
   rmSync(runDirectory, { recursive: true, force: true });
 });
 
@@ -102,11 +104,21 @@ test('a serial line runs between their vUARTs of the same index', async () => {
   expect(right().word(RESULT)).toBe(0x5a);
 });
 
-test('the region lives as long as one VM has it', async () => {
+test('the region keeps its contents over the life of a VM, and goes with the last process that had it', async () => {
+  left().start([...asm.storeImmediate(region.memoryBar + 8, 0x5eed), ...asm.storeImmediate(RESULT, 1), ...halt]);
+  await runBoth(() => left().word(RESULT) === 1);
+  for (const vm of vms.splice(0)) vm.dispose();
   expect(regionFiles()).toHaveLength(1);
-  left().dispose();
-  expect(regionFiles()).toHaveLength(1);
-  right().dispose();
+
+  const next = await SoftVm.create({ name: 'next', runDirectory });
+  vms.push(next);
+  next.hsm.createVdev(region);
+  next.start([...asm.loadEax(region.memoryBar + 8), ...asm.storeEax(RESULT), ...halt]);
+  await next.runUntil(() => next.word(RESULT) !== 0);
+  expect(next.word(RESULT)).toBe(0x5eed);
+
+  next.dispose();
+  forgetSharedRegions(); // as at the end of the process
   expect(regionFiles()).toHaveLength(0);
 });
 

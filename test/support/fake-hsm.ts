@@ -142,6 +142,7 @@ class FakeEngine implements CpuEngine {
   readonly inline: boolean;
   bus: GuestBus | undefined;
   running = false;
+  isFaultDue = false;
   wakeWaiter: (() => void) | undefined;
   readonly queue: PendingAccess[] = [];
   readonly lines = new Map<Gsi, boolean>();
@@ -191,6 +192,11 @@ class FakeEngine implements CpuEngine {
 
   /** One access of each vCPU; from inside (as an engine on this thread) or left on the page (as the driver does). */
   run(): undefined | Promise<void> {
+    if (this.running && this.isFaultDue) {
+      this.isFaultDue = false;
+      this.bus?.tripleFault(0);
+      return undefined;
+    }
     if (!this.running || this.queue.length === 0) {
       return new Promise((resolve) => {
         this.wakeWaiter = () => resolve(undefined);
@@ -361,9 +367,10 @@ export class FakeHsm extends EmbeddedHsm {
     return this.#fakeEngine.queue.length;
   }
 
+  /** The guest's CPU shuts down in the next wait. */
   tripleFault(): void {
-    this.#fakeEngine.running = false;
-    this.#fakeEngine.bus?.tripleFault(0);
+    this.#fakeEngine.isFaultDue = true;
+    this.#fakeEngine.wake();
   }
 
   override async createVm(spec: VmSpec) {

@@ -301,14 +301,16 @@ describe('interrupts', () => {
 });
 
 describe('life', () => {
-  test('a guest that shuts down is reported once and stands still', async () => {
+  test('a guest that shuts down is reported once, powered off in its name, and stands still', async () => {
     let faults = 0;
-    const vm = await makeVm({ onTripleFault: () => faults++ });
+    const { accesses, onRequest } = recorder();
+    const vm = await makeVm({ onRequest, onTripleFault: () => faults++ });
     const noIdt = 0x3000;
     vm.start([0x0f, 0x01, 0x1d, ...dword(noIdt), 0xcc]); // lidt with limit 0; int3
     await vm.runUntil(() => faults > 0);
     await vm.turn();
     expect(faults).toBe(1);
+    expect(accesses.map((a) => [a.isWrite, a.address, a.size, a.value])).toEqual([[true, 0x404, 2, 0x3400]]); // S5
   });
 
   test('after a shutdown a reset brings the CPU back', async () => {
@@ -320,6 +322,7 @@ describe('life', () => {
     vm.hsm.pauseVm();
     vm.hsm.destroyIoreqClient();
     vm.hsm.resetVm();
+    accesses.length = 0;
     vm.start([...asm.outAl(0x80), ...asm.hlt]);
     await vm.runUntil(() => accesses.length === 1);
   });
