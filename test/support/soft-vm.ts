@@ -8,6 +8,7 @@ import { join } from 'node:path';
 import type { Hsm } from '../../devicemodel/core/hsm/hsm.ts';
 import { IoreqPage } from '../../devicemodel/core/ioreq-page.ts';
 import { silentLog } from '../../devicemodel/core/log.ts';
+import { GuestMemory, type RamChunk } from '../../devicemodel/core/memory.ts';
 import { openSoftHsm } from '../../hypervisor/soft/open.ts';
 
 export const CODE_BASE = 0x1000;
@@ -27,6 +28,8 @@ export interface SoftVmOptions {
 export class SoftVm {
   readonly hsm: Hsm;
   readonly ram: Uint8Array;
+  /** The same, as devices have it. */
+  readonly memory: GuestMemory;
   readonly page: IoreqPage;
   readonly vmid: number;
   /** Set by a test whose device model holds back its answer. */
@@ -34,9 +37,10 @@ export class SoftVm {
   readonly #options: SoftVmOptions;
   readonly #ownDirectory: string | undefined;
 
-  private constructor(hsm: Hsm, ram: Uint8Array, vmid: number, options: SoftVmOptions, ownDirectory?: string) {
+  private constructor(hsm: Hsm, ram: RamChunk, vmid: number, options: SoftVmOptions, ownDirectory?: string) {
     this.hsm = hsm;
-    this.ram = ram;
+    this.ram = ram.bytes;
+    this.memory = new GuestMemory([ram]);
     this.vmid = vmid;
     this.page = new IoreqPage(hsm.ioreqPage);
     this.#options = options;
@@ -54,7 +58,7 @@ export class SoftVm {
     });
     const { vmid } = await hsm.createVm({ name, flags: 0n, cpuAffinity: 0n });
     const [chunk] = hsm.engineRam?.allocate([{ base: 0, size: RAM_BYTES }]) ?? [];
-    return new SoftVm(hsm, (chunk as { bytes: Uint8Array }).bytes, vmid, options, ownDirectory);
+    return new SoftVm(hsm, chunk as RamChunk, vmid, options, ownDirectory);
   }
 
   /** Load 32-bit code, and start it flat in protected mode with interrupts off, or in real mode. */

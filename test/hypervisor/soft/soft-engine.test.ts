@@ -391,6 +391,17 @@ describe('life', () => {
     expect(vm.ram[CODE_BASE + 1]).toBe(2);
   });
 
+  test('a running guest sees code that a device wrote', async () => {
+    const vm = await makeVm();
+    // for ever: call the function at 3000, store what it returns
+    vm.ram.set([...asm.movEax(1), 0xc3], 0x3000);
+    const call = 0x3000 - (CODE_BASE + 5);
+    vm.start([0xe8, ...dword(call), ...asm.storeEax(RESULT), ...asm.jump(-12)]);
+    for (let i = 0; i < 30; i++) await vm.turn(); // long enough to be compiled
+    vm.memory.write(0x3000, Uint8Array.from([...asm.movEax(2), 0xc3]));
+    await vm.runUntil(() => vm.word(RESULT) === 2);
+  });
+
   test('more memory than a 32-bit CPU has is refused with the largest size', async () => {
     const { openSoftHsm } = await import('../../../hypervisor/soft/open.ts');
     const { silentLog } = await import('../../../devicemodel/core/log.ts');
