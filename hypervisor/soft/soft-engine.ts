@@ -3,8 +3,10 @@
  * the device model serves each access from inside {@link SoftEngine.run}, synchronously.
  */
 import { allOnes, type Gpa, type Gsi, hex } from '../../devicemodel/core/address.ts';
+import type { Timer } from '../../devicemodel/core/clock.ts';
 import type { MsiMessage } from '../../devicemodel/core/device.ts';
 import { ConfigError } from '../../devicemodel/core/errors.ts';
+import { TimerfdClock } from '../../devicemodel/core/host/timerfd-clock.ts';
 import type { EngineRam, VcpuRegs } from '../../devicemodel/core/hsm/hsm.ts';
 import type { IoreqPage } from '../../devicemodel/core/ioreq-page.ts';
 import type { Log } from '../../devicemodel/core/log.ts';
@@ -15,10 +17,9 @@ import { type CpuBus, MAX_MEMORY_BYTES, V86Cpu } from './v86-cpu.ts';
 
 /** How long the guest runs before the event loop has its turn. */
 const SLICE_MS = 2;
-/** A wait shorter than this costs more in timers than in looking again. */
-const MIN_SLEEP_MS = 0.5;
-/** The longest wait, so that whoever drives the engine sees changes nobody woke it for. */
-const MAX_SLEEP_MS = 100;
+/** A wait shorter than this costs more than looking again. */
+const MIN_SLEEP_MS = 0.02;
+const NS_PER_MS = 1e6;
 /** RAM for a VM that was given none (tests): the CPU needs a first page. */
 const MIN_RAM_BYTES = MiB;
 /** Legacy VGA window: not RAM to the CPU, but RAM to ACRN's User VMs, which have no VGA. */
@@ -53,7 +54,9 @@ export class SoftEngine implements CpuEngine {
   /** Thrown by the device model from inside an access; handed on when the CPU has come to a stop. */
   #failure: { readonly error: unknown } | undefined;
   #wakeUp: (() => void) | undefined;
-  #timer: NodeJS.Timeout | undefined;
+  /** Also keeps the process while the guest sleeps for good. */
+  #clock: TimerfdClock | undefined;
+  #alarm: Timer | undefined;
 
   constructor(log: Log) {
     this.#log = log;
@@ -70,6 +73,8 @@ export class SoftEngine implements CpuEngine {
       writeMemory: (address, size, value) => this.#writeMemory(address, size, value),
     };
     this.#cpu = await V86Cpu.create(cpuBus);
+    this.#clock = new TimerfdClock();
+    this.#alarm = this.#clock.createTimer(() => this.wake());
     return 1;
   }
 
@@ -163,6 +168,9 @@ export class SoftEngine implements CpuEngine {
     this.wake();
     this.#cpu?.destroy();
     this.#cpu = undefined;
+    this.#clock?.dispose();
+    this.#clock = undefined;
+    this.#alarm = undefined;
     this.#windows = [];
     this.#lastWindow = undefined;
   }
@@ -179,7 +187,7 @@ export class SoftEngine implements CpuEngine {
 
   run(): undefined | Promise<void> {
     const cpu = this.#cpu;
-    if (cpu === undefined || !this.#isRunning || this.#isShutDown) return this.#sleep(MAX_SLEEP_MS);
+    if (cpu === undefined || !this.#isRunning || this.#isShutDown) return this.#sleep(Number.POSITIVE_INFINITY);
     if (this.#isBlocked && this.#bus?.retire(0) === true) this.#isBlocked = false; // answered late, after all
     const end = performance.now() + SLICE_MS;
     do {
@@ -197,23 +205,25 @@ export class SoftEngine implements CpuEngine {
       }
       if (turnEnd === 'halted') {
         const { sleepMs } = cpu;
-        return sleepMs < MIN_SLEEP_MS ? undefined : this.#sleep(Math.min(sleepMs, MAX_SLEEP_MS));
+        return sleepMs < MIN_SLEEP_MS ? undefined : this.#sleep(sleepMs);
       }
     } while (performance.now() < end);
     return undefined;
   }
 
   wake(): void {
-    clearTimeout(this.#timer);
     const wakeUp = this.#wakeUp;
     this.#wakeUp = undefined;
     wakeUp?.();
   }
 
+  /** Until {@link wake}, or the time is over. */
   #sleep(ms: number): Promise<void> {
+    const clock = this.#clock;
+    if (clock === undefined || ms === Number.POSITIVE_INFINITY) this.#alarm?.cancel();
+    else this.#alarm?.arm(clock.nowNs() + Math.round(ms * NS_PER_MS));
     return new Promise((resolve) => {
       this.#wakeUp = resolve;
-      this.#timer = setTimeout(() => this.wake(), Math.max(1, Math.floor(ms)));
     });
   }
 

@@ -76,6 +76,8 @@ const FLAGS_RESERVED = 2;
 const CR0_PROTECTION = 1;
 /** Instructions after which the CPU looks for interrupts [LOOP_COUNTER]. */
 const LOOP_COUNTER = 100_003;
+/** What the local APIC says when its timer does not run (apic.rs). */
+const NO_TIMER_MS = 100;
 /** RAM comes in these units. */
 const MEMORY_BLOCK_BYTES = 128 * 1024;
 /** The module's addresses are signed in places, and its heap lives beside guest RAM. */
@@ -415,7 +417,7 @@ export class V86Cpu {
   /** Of a halted CPU: milliseconds to the local APIC timer; Infinity when only an interrupt from outside can wake it. */
   get sleepMs(): number {
     if (((this.#words[At.flags >> 2] as number) & FLAG_INTERRUPT) === 0) return Number.POSITIVE_INFINITY;
-    return this.#nextTimerMs;
+    return this.#nextTimerMs === NO_TIMER_MS ? Number.POSITIVE_INFINITY : this.#nextTimerMs;
   }
 
   /** Instructions executed, modulo 2^32, give or take 100,000 per interrupt: for measurements. */
