@@ -19,9 +19,6 @@ import { type Control, connectSignals, startCmdMonitor, startMonitorSocket } fro
 /** The guest runs first; what it does not need at once (watcher thread, monitor socket) is started this much later. */
 const AFTER_START_NS = 2_000_000;
 
-/** While the guest is busy the event loop gets its share this often. */
-const TURN_EVERY_MS = 4;
-
 let running: Vm | undefined;
 let runningHost: Host | undefined;
 
@@ -65,28 +62,40 @@ async function blockingHost(): Promise<Host> {
   };
 }
 
-/** Where the event loop runs while the guest idles: an engine that runs the CPU in slices, a wait on another thread. */
-async function eventLoopHost(): Promise<Host> {
+/** For an engine that runs the CPU in slices of a few milliseconds on this thread: a turn after each. */
+async function slicedHost(): Promise<Host> {
   const { TimerfdClock } = await import('../devicemodel/core/host/timerfd-clock.ts');
   const clock = new TimerfdClock();
-  let lastTurnMs = 0;
   return {
     clock,
-    turns: {
-      get pending() {
-        return performance.now() - lastTurnMs > TURN_EVERY_MS;
-      },
-      turn: async () => {
-        await new Promise((resolve) => setImmediate(resolve));
-        lastTurnMs = performance.now();
-      },
-    },
-    linger: new Linger(),
+    turns: { pending: true, turn: () => new Promise((resolve) => setImmediate(resolve)) },
     requestTurn: () => {},
     watch: () => {},
     stopNow: () => {},
     stop: async () => clock.dispose(),
   };
+}
+
+/** For a wait on another thread, which leaves this one to the event loop while the guest idles. */
+async function waitingHost(): Promise<Host> {
+  const { TimerfdClock } = await import('../devicemodel/core/host/timerfd-clock.ts');
+  const { EventLoopPoll } = await import('../devicemodel/core/host/event-loop-poll.ts');
+  const clock = new TimerfdClock();
+  const poll = new EventLoopPoll();
+  return {
+    clock,
+    turns: poll,
+    linger: new Linger(),
+    requestTurn: () => poll.requestTurn(),
+    watch: () => {},
+    stopNow: () => {},
+    stop: async () => clock.dispose(),
+  };
+}
+
+async function hostFor(backend: 'acrn' | 'soft'): Promise<Host> {
+  if (backend === 'soft') return slicedHost();
+  return isWaitInterruptible() ? blockingHost() : waitingHost();
 }
 
 /** @returns the process's exit status: 0 after a power-off. @throws DmError if the VM cannot start or has to be given up. */
@@ -97,7 +106,7 @@ export async function runVm(config: VmConfig, log: Log): Promise<ExitCode> {
     const cpus = backend === 'acrn' ? hostCpus(config, log) : guestCpus();
     const software = openSoftware(bootOf(config), splitRam(config.memoryBytes), log);
     undo.defer(() => software.close());
-    const host = backend === 'acrn' && isWaitInterruptible() ? await blockingHost() : await eventLoopHost();
+    const host = await hostFor(backend);
     runningHost = host;
     undo.defer(() => host.stop());
     const consoles = new CharBackendPool({ log, requestTurn: () => host.requestTurn() });

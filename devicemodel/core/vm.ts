@@ -292,10 +292,10 @@ class Life {
           // Awaiting a plain value would cost a turn of the microtask queue for every request; and a wait that keeps
           // this thread is over as soon as the next request is there: nothing to gain by looking.
           mayLinger = waited instanceof Promise;
-          linger?.sleeping();
+          if (mayLinger) linger?.sleeping();
           const result = waited instanceof Promise ? await this.#orEvent(waited) : waited;
           if (result === 'closed') throw new HostError('the hypervisor closed the request client while the VM ran', 0);
-          if (result === 'pending') linger?.woken();
+          if (mayLinger && result === 'pending') linger?.woken();
         }
         server.serve();
         clock.runDue();
