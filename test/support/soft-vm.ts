@@ -104,13 +104,18 @@ export class SoftVm {
     });
   }
 
+  /** A turn of the guest and of the event loop; a guest that sleeps for good is not waited for. */
+  async step(): Promise<void> {
+    const result = this.turn();
+    if (result instanceof Promise) await Promise.race([result, new Promise((resolve) => setTimeout(resolve, 20))]);
+    else await new Promise((resolve) => setImmediate(resolve));
+  }
+
   /** Run until `done`, with turns of the event loop in between. @throws Error after 15 s. */
   async runUntil(done: () => boolean, what = 'the guest'): Promise<void> {
     const end = performance.now() + 15_000;
     while (!done()) {
-      const result = this.turn();
-      if (result instanceof Promise) await result;
-      else await new Promise((resolve) => setImmediate(resolve));
+      await this.step();
       if (performance.now() > end) throw new Error(`${what} did not get there`);
     }
   }

@@ -184,7 +184,7 @@ describe('interrupts', () => {
     const vm = await makeVm();
     countingHandler(vm, 0x41, 0x2000);
     vm.start(idle);
-    await vm.turn();
+    await vm.step();
     for (let sent = 1; sent <= 20; sent++) {
       vm.hsm.injectMsi({ address: 0xfee0_0000, data: 0x41 });
       await vm.runUntil(() => vm.word(RESULT) === sent, `message ${sent}`);
@@ -252,7 +252,7 @@ describe('interrupts', () => {
     await vm.runUntil(() => vm.word(RESULT + 4) === 1);
     vm.hsm.setIrqLine(17, 'high');
     await vm.runUntil(() => !isHigh);
-    for (let i = 0; i < 20; i++) await vm.turn();
+    for (let i = 0; i < 20; i++) await vm.step();
     expect(vm.word(RESULT)).toBe(3);
   });
 
@@ -308,7 +308,7 @@ describe('life', () => {
     const noIdt = 0x3000;
     vm.start([0x0f, 0x01, 0x1d, ...dword(noIdt), 0xcc]); // lidt with limit 0; int3
     await vm.runUntil(() => faults > 0);
-    await vm.turn();
+    await vm.step();
     expect(faults).toBe(1);
     expect(accesses.map((a) => [a.isWrite, a.address, a.size, a.value])).toEqual([[true, 0x404, 2, 0x3400]]); // S5
   });
@@ -380,7 +380,7 @@ describe('life', () => {
     vm.start(program(1));
     await vm.runUntil(() => vm.word(RESULT) === 1);
     for (let i = 0; i < 30; i++) {
-      await vm.turn();
+      await vm.step();
       await new Promise((resolve) => setImmediate(resolve));
     }
     vm.hsm.pauseVm();
@@ -397,7 +397,7 @@ describe('life', () => {
     vm.ram.set([...asm.movEax(1), 0xc3], 0x3000);
     const call = 0x3000 - (CODE_BASE + 5);
     vm.start([0xe8, ...dword(call), ...asm.storeEax(RESULT), ...asm.jump(-12)]);
-    for (let i = 0; i < 30; i++) await vm.turn(); // long enough to be compiled
+    for (let i = 0; i < 30; i++) await vm.step(); // long enough to be compiled
     vm.memory.write(0x3000, Uint8Array.from([...asm.movEax(2), 0xc3]));
     await vm.runUntil(() => vm.word(RESULT) === 2);
   });
