@@ -3,6 +3,7 @@ import { afterEach, describe, expect, test } from 'vitest';
 import { Eventfd } from '../../../devicemodel/core/host/eventfd.ts';
 import { HsmError } from '../../../devicemodel/core/hsm/errors.ts';
 import { type IoreqPage, IoreqType } from '../../../devicemodel/core/ioreq-page.ts';
+import { forgetSharedRegions } from '../../../hypervisor/shared-region.ts';
 import { describeHsm, ivshmemVdev } from '../../support/hsm-conformance.ts';
 import { asm, CODE_BASE, dword, SoftVm, type SoftVmOptions } from '../../support/soft-vm.ts';
 
@@ -14,6 +15,7 @@ const IOAPIC = 0xfec0_0000;
 const vms: SoftVm[] = [];
 afterEach(() => {
   for (const vm of vms.splice(0)) vm.dispose();
+  forgetSharedRegions();
 });
 
 async function makeVm(options: SoftVmOptions = {}): Promise<SoftVm> {
@@ -65,6 +67,7 @@ describeHsm('soft', async () => {
     otherEventfd: fds[1]?.fd as number,
     dispose: () => {
       for (const fd of fds) fd.dispose();
+      forgetSharedRegions();
       rmSync(directory, { recursive: true, force: true });
     },
   };
