@@ -14,9 +14,11 @@ export interface WatcherData {
 }
 
 export function watcherThread(): void {
-  const { workerData } = require('node:worker_threads') as { workerData: WatcherData };
+  // Not `require('…')`: a bundler would put something of the bundle's in its place.
+  const load = require;
+  const { workerData } = load('node:worker_threads') as { workerData: WatcherData };
   const { words, koffiPath, backendFd, stopFd, pid, tid, signal } = workerData;
-  const library = require(koffiPath).load(null);
+  const library = load(koffiPath).load(null);
   const poll = library.func('int poll(void *, unsigned long, int)') as (...args: unknown[]) => number;
   const syscall = library.func('long syscall(long, long, long, long)') as (...args: unknown[]) => number;
   const SYS_TGKILL = 234;
