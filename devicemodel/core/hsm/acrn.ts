@@ -128,6 +128,8 @@ export class AcrnHsm implements Hsm {
   readonly #notifyView: DataView;
   readonly #requests: IoreqPage;
   readonly #isInterruptible = isWaitInterruptible();
+  /** The wait of the other thread, while it is under way: also across a system reset, which keeps the client. */
+  #attached: Promise<WaitResult> | undefined;
   readonly #attachAsync = nativeAsync('int ioctl(int, unsigned long, uintptr_t)');
   #waitedMs = 0;
   #busySinceMs = 0;
@@ -248,10 +250,14 @@ export class AcrnHsm implements Hsm {
    * blocks a thread of its own, and this one only while the guest is busy without a pause.
    */
   waitForIoreqs(): WaitResult | Promise<WaitResult> {
+    // A thread that waits still, though nobody waits for it any more: two of them would take each other's requests.
+    if (this.#attached !== undefined) return this.#attached;
     if (!this.#isInterruptible && !this.#isGuestBusy()) {
-      return this.#attachAsync(this.#fd, Ioctl.ATTACH_IOREQ_CLIENT, 0).then(({ result, errno }) => {
+      this.#attached = this.#attachAsync(this.#fd, Ioctl.ATTACH_IOREQ_CLIENT, 0).then(({ result, errno }) => {
+        this.#attached = undefined;
         return result === 0 ? 'pending' : this.#waitResult(errno);
       });
+      return this.#attached;
     }
     return this.#ioctlNumber(this.#fd, Ioctl.ATTACH_IOREQ_CLIENT, 0) === 0 ? 'pending' : this.#waitResult(lastErrno());
   }
