@@ -62,6 +62,11 @@ const BUSY_GAP_MS = 1;
 const BUSY_REQUESTS_PER_MS = 4;
 const BUSY_FOR_MS = 30;
 const BUSY_UNSEEN_REQUESTS = 64;
+/**
+ * And for that many requests: while this thread waits, signals and timers do too, until the guest asks for something.
+ * A burst of a guest that is set up or probes its devices must not end that way, however slow the machine.
+ */
+const BUSY_STREAK_REQUESTS = 1000;
 const ACRN_PTDEV_IRQ_INTX = 0;
 const ACRN_PTDEV_QUIRK_ASSIGN = 1;
 /** Longest answer of PM_GET_CPU_STATE: struct acrn_pstate_data. */
@@ -133,6 +138,8 @@ export class AcrnHsm implements Hsm {
   readonly #attachAsync = nativeAsync('int ioctl(int, unsigned long, uintptr_t)');
   #waitedMs = 0;
   #busySinceMs = 0;
+  /** Requests since then. */
+  #streak = 0;
   #served = 0;
   #isBusy = false;
   readonly #ioctlNumber = native('int ioctl(int, unsigned long, uintptr_t)');
@@ -270,11 +277,15 @@ export class AcrnHsm implements Hsm {
     const elapsedMs = now - this.#waitedMs;
     // A short time says nothing: requests that were served without waiting count, too.
     if (elapsedMs > BUSY_GAP_MS) {
-      if (this.#served < elapsedMs * BUSY_REQUESTS_PER_MS) this.#busySinceMs = now;
+      this.#streak += this.#served;
+      if (this.#served < elapsedMs * BUSY_REQUESTS_PER_MS) {
+        this.#busySinceMs = now;
+        this.#streak = 0;
+      }
       this.#waitedMs = now;
       this.#served = 0;
     }
-    this.#isBusy = now - this.#busySinceMs > BUSY_FOR_MS;
+    this.#isBusy = now - this.#busySinceMs > BUSY_FOR_MS && this.#streak >= BUSY_STREAK_REQUESTS;
     return this.#isBusy;
   }
 
