@@ -8,7 +8,7 @@ here=$(dirname "$(readlink -f "$0")")
 echo 300 > /proc/sys/vm/nr_hugepages
 mkdir -p /run/acrn /var/log
 exec 9<> /dev/fake_acrn
-log=/run/guest.log
+log=$guest_log
 
 # start [OPTION...]: until the VM runs. $NODE_WORDS: options for node.
 start() {

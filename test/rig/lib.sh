@@ -2,7 +2,7 @@
 #
 #   test/rig/virtio.sh                 builds what the guest needs, boots the rig, runs the rest of the script inside
 #   DM="node DIR/acrn-dm.js" …         another device model than dist/acrn-dm.js
-#   TRANSPORT=legacy …                 one transport instead of all
+#   TRANSPORT="legacy modern" …        virtio transports, one after the other
 #
 # A script sources this file first. Outside of the rig that call does not come back; inside it defines what follows.
 # Status: 0 passed, 1 failed, 125 the rig itself failed twice.
@@ -18,7 +18,7 @@ rig_build_guest() {
   version=$(cat "$build/ready")
   root=$(mktemp -d)
   mkdir -p "$root"/{bin,lib/x86_64-linux-gnu,lib64,sbin,tmp,mnt,etc}
-  : > "$root/etc/mke2fs.conf"
+  cp /etc/mke2fs.conf "$root/etc/"
   for module in virtio_pci virtio_blk virtio_net virtio_console virtio_rng virtio_input evdev ext4 crc32c_generic af_packet \
     vmw_vsock_virtio_transport i2c_virtio i2c_dev gpio_virtio; do
     modprobe -d "$build/image" -S "$version" --show-depends "$module" 2> /dev/null | awk '$1 == "insmod" { print $2 }'
@@ -116,7 +116,7 @@ start_dm() {
 # wait_dm SECONDS: until the device model ends; its status.
 wait_dm() {
   local end=$((SECONDS + $1))
-  while kill -0 "$dm" 2> /dev/null && [ $SECONDS -lt $end ]; do sleep 0.2; done
+  while kill -0 "$dm" 2> /dev/null && [ $SECONDS -lt $end ]; do sleep 0.5; done
   if kill -0 "$dm" 2> /dev/null; then
     echo "FAILED  the guest takes longer than $1 s"
     kill -KILL "$dm"
@@ -131,7 +131,8 @@ wait_for() {
   while [ $SECONDS -lt $end ]; do
     grep -aq -- "$2" "${3:-$guest_log}" 2> /dev/null && return
     kill -0 "$dm" 2> /dev/null || break
-    sleep 0.2
+    # Looking takes the guest's time.
+    sleep 0.7
   done
   echo "waited for \"$2\""
   return 1
@@ -148,8 +149,8 @@ guest_results() {
   [ "$failures" = 0 ] || tail -30 "$guest_log"
 }
 
-# transports: what TRANSPORT asks for, or all there are.
-transports() { echo "${TRANSPORT:-legacy modern}"; }
+# transports: what TRANSPORT asks for, or the one guests of the C device model have.
+transports() { echo "${TRANSPORT:-legacy}"; }
 
 # Ends the script: with what was counted.
 finish() {

@@ -1,0 +1,76 @@
+#!/bin/bash
+# Linux suspends to RAM: woken by acrnctl's message and by its own RTC alarm; then SIGTERM, which its kernel hears as a
+# press of the power button.
+export RIG_TIMEOUT=${RIG_TIMEOUT:-280}
+. "$(dirname "$0")/lib.sh"
+
+here=$(dirname "$(readlink -f "$0")")
+mkfifo /run/console.in
+exec 8<> /run/console.in
+asked=0
+
+# guest COMMAND: typed at the guest's shell; the status is the command's.
+guest() {
+  asked=$((asked + 1))
+  # What is typed is echoed: only the answer has a number in the brackets.
+  printf '%s; echo "[$?]-%s"\n' "$1" $asked >&8
+  wait_for "${2:-60}" "\[[0-9]*\]-$asked" > /dev/null || return
+  grep -aq "\[0\]-$asked" "$guest_log"
+}
+
+# times COUNT HYPERCALL: until the hypervisor was called so often.
+times() {
+  local end=$((SECONDS + 60))
+  while [ $SECONDS -lt $end ]; do
+    [ "$(grep -c "$2" /proc/fake_acrn_log)" -ge "$1" ] && return
+    sleep 0.2
+  done
+  return 1
+}
+
+ticks() { awk '{ print $14 + $15 }' "/proc/$dm/stat"; }
+
+guest_script < /dev/null
+# The driver of the power button, for the guest.
+version=$(cat "$HSMRIG_BUILD/ready")
+mkdir -p /run/button/lib
+cp "$HSMRIG_BUILD/image/lib/modules/$version/kernel/drivers/acpi/button.ko" /run/button/lib/
+(cd /run/button && find lib | cpio -o -H newc --quiet | gzip -1) >> /run/initrd
+
+STDIN=/run/console.in WORDS="stay no_console_suspend" start_dm
+check "the guest is there" wait_for 150 GUEST-DONE
+check "it can suspend to RAM" guest 'grep -q deep /sys/power/mem_sleep && echo deep > /sys/power/mem_sleep'
+
+echo "-- woken by a message of acrnctl"
+echo 'echo mem > /sys/power/state; echo "woken-$?"' >&8
+check "the VM is paused" times 1 PAUSE_VM
+check "its state is: suspended" test "$(node "$here/manager.mjs" vm1 query)" = 4
+before=$(ticks)
+sleep 5
+used=$(($(ticks) - before))
+echo "        a suspended guest costs $used/100 s of CPU time in 5 s"
+check "a suspended guest costs next to nothing" test $used -le 5
+check "resume is taken" test "$(node "$here/manager.mjs" vm1 resume)" = 0
+check "the guest goes on where it was" wait_for 60 woken-0
+check "its state is: running" test "$(node "$here/manager.mjs" vm1 query)" = 0
+
+echo "-- woken by its RTC"
+check "the alarm is set" guest 'echo 0 > /sys/class/rtc/rtc0/wakealarm; echo +10 > /sys/class/rtc/rtc0/wakealarm'
+echo 'echo mem > /sys/power/state; echo "alarmed-$?"' >&8
+check "the VM is paused" times 2 PAUSE_VM
+check "the guest goes on where it was" wait_for 60 alarmed-0
+check "the VM was reset and started for each" test \
+  "$(grep -oE '(START|PAUSE|RESET)_VM' /proc/fake_acrn_log | tr '\n' ' ')" = \
+  "START_VM PAUSE_VM RESET_VM START_VM PAUSE_VM RESET_VM START_VM "
+
+echo "-- SIGTERM"
+check "the power button has a driver" guest 'insmod /lib/button.ko && sleep 1 && test -c /dev/input/event0'
+echo '(head -c 24 /dev/input/event0 > /dev/null; echo button-pressed; poweroff -f) &' >&8
+sleep 2
+kill -TERM "$dm"
+check "the guest hears of it" wait_for 60 button-pressed
+wait_dm 60
+check "status 0" test $? = 0
+check "ACPI S5" grep -q 'poweroff: guest entered ACPI S5' "$guest_log"
+[ "$failures" = 0 ] || tail -40 "$guest_log"
+finish
