@@ -2,6 +2,7 @@
  * The command line → what to do. Pure: nothing on the host is touched, nothing is printed.
  */
 import type { BootConfig, ComConfig, OvmfImage, SsramConfig, VmConfig } from '../devicemodel/core/config.ts';
+import { parsePmByVuart } from '../devicemodel/core/control/pm-vuart.ts';
 import { ConfigError } from '../devicemodel/core/errors.ts';
 import { lookupPciDriver, type PciDriverEntry } from '../devicemodel/hw/registry.ts';
 import { getoptLong } from './getopt.ts';
@@ -76,6 +77,7 @@ interface Collected {
   intrMonitor: VmConfig['intrMonitor'];
   logger: VmConfig['logger'];
   pmNotifyChannel: VmConfig['pmNotifyChannel'];
+  pmByVuart: string | undefined;
   acpidevPt: string | undefined;
   readonly mmiodevPt: { base: number; sizeBytes: number }[];
   vtpm2SocketPath: string | undefined;
@@ -147,15 +149,8 @@ const apply: Record<Exclude<OptionId, 'help' | 'version'>, Apply> = {
     c.notices.push({ level: 'info', text: `${spelled}: not needed, ACPI tables are made without a compiler` });
   },
   mac_seed: obsolete,
-  pm_notify_channel: (c, value, spelled) => {
-    c.pmNotifyChannel = parsePmNotifyChannel(value);
-    const text =
-      c.pmNotifyChannel === 'power_button'
-        ? `${spelled}: obsolete, power_button is what every VM has`
-        : `${spelled}: obsolete, "${value}" is ignored: the guest is told by its ACPI power button`;
-    c.notices.push({ level: 'warn', text });
-  },
-  pm_by_vuart: obsolete,
+  pm_notify_channel: (c, value) => void (c.pmNotifyChannel = parsePmNotifyChannel(value)),
+  pm_by_vuart: (c, value) => void (c.pmByVuart = value),
   vsbl: obsolete,
   part_info: obsolete,
   ioc_node: obsolete,
@@ -246,6 +241,8 @@ function orderOf(c: Collected, names: readonly string[], drivers: readonly PciDr
   const hasLpc = slots.pci.some((slot) => slot.driver === 'lpc');
   if (c.com.length > 0 && !hasLpc) warn('-l: has no effect without the LPC bridge, -s 1:0,lpc');
 
+  const pmByVuart = pmByVuartOf(c, warn);
+
   const config: VmConfig = {
     name,
     hypervisor: c.hypervisor,
@@ -266,6 +263,7 @@ function orderOf(c: Collected, names: readonly string[], drivers: readonly PciDr
     intrMonitor: c.intrMonitor,
     logger: c.logger,
     pmNotifyChannel: c.pmNotifyChannel,
+    ...(pmByVuart === undefined ? {} : { pmByVuart }),
     acpidevPt: c.acpidevPt,
     mmiodevPt: c.mmiodevPt,
     vtpm2SocketPath: c.vtpm2SocketPath,
@@ -279,6 +277,27 @@ function orderOf(c: Collected, names: readonly string[], drivers: readonly PciDr
     notices,
     later: slots.later,
   };
+}
+
+/**
+ * The serial line on which the guest's life manager listens, if the options name one. Every VM has an ACPI power button,
+ * and is told by that otherwise.
+ */
+function pmByVuartOf(c: Collected, warn: (text: string) => void): string | undefined {
+  const channel = c.pmNotifyChannel;
+  if (channel === 'power_button') {
+    warn('--pm_notify_channel: obsolete, power_button is what every VM has');
+  } else if (channel === 'ioc') {
+    warn('--pm_notify_channel: obsolete, "ioc" is ignored: the guest is told by its ACPI power button');
+  } else if (channel !== undefined && c.pmByVuart === undefined) {
+    warn(`--pm_notify_channel: "${channel}" is ignored without --pm_by_vuart: the guest is told by its power button`);
+  }
+  if (c.pmByVuart === undefined) return undefined;
+  if (channel !== 'uart' && channel !== 'uart,allow_trigger_s5') {
+    warn('--pm_by_vuart: ignored without --pm_notify_channel uart');
+    return undefined;
+  }
+  return parsePmByVuart(c.pmByVuart);
 }
 
 /** Firmware goes before a kernel, a kernel before an ELF image, as in the C program. */
@@ -326,6 +345,7 @@ function emptyCollected(): Collected {
     intrMonitor: undefined,
     logger: [],
     pmNotifyChannel: undefined,
+    pmByVuart: undefined,
     acpidevPt: undefined,
     mmiodevPt: [],
     vtpm2SocketPath: undefined,

@@ -3,11 +3,13 @@
  * VM; what it does about it is core/vm.ts.
  */
 import type { VmConfig } from '../devicemodel/core/config.ts';
+import type { PmVuart } from '../devicemodel/core/control/pm-vuart.ts';
 import type { VmEvent } from '../devicemodel/core/control/vm-events.ts';
 import type { Disposer } from '../devicemodel/core/disposer.ts';
 import type { Log } from '../devicemodel/core/log.ts';
 import type { TimerQueue } from '../devicemodel/core/timer-queue.ts';
 import type { Vm } from '../devicemodel/core/vm.ts';
+import type { CharBackendPool } from '../devicemodel/hw/uart/backends/pool.ts';
 
 /** A guest that was asked to shut down gets this long before the VM is powered off. */
 const SHUTDOWN_PATIENCE_NS = 60_000_000_000;
@@ -73,8 +75,29 @@ export async function startCmdMonitor(control: Control, path: string): Promise<(
   return (event) => monitor.emitVmEvent(event);
 }
 
+/**
+ * `--pm_notify_channel uart --pm_by_vuart ...`: the line on which the guest's life manager listens.
+ * @returns undefined where the options name none. @throws HostError
+ */
+export async function startLifeManagerLine(control: Control, consoles: CharBackendPool): Promise<PmVuart | undefined> {
+  const { vm, config, log, undo } = control;
+  if (config.pmByVuart === undefined) return undefined;
+  const { PmVuart } = await import('../devicemodel/core/control/pm-vuart.ts');
+  const line = consoles.open('life manager', config.pmByVuart);
+  await line.start();
+  const manager = new PmVuart({
+    line,
+    relay: config.pmNotifyChannel === 'uart,allow_trigger_s5',
+    onPowerOff: (reason) => vm.power.request({ kind: 'poweroff', reason }),
+    log,
+  });
+  await manager.start();
+  undo.defer(() => manager.stop());
+  return manager;
+}
+
 /** The socket of acrnctl and acrnd. Started once the guest runs: nobody can know of it earlier. */
-export async function startMonitorSocket(control: Control): Promise<void> {
+export async function startMonitorSocket(control: Control, lifeManager: PmVuart | undefined): Promise<void> {
   const { vm, config, log, undo } = control;
   const { MonitorSocket } = await import('../devicemodel/core/control/monitor-socket.ts');
   const socket = new MonitorSocket({
@@ -83,6 +106,7 @@ export async function startMonitorSocket(control: Control): Promise<void> {
     handlers: {
       forceStop: () => vm.power.request({ kind: 'poweroff', reason: 'acrnctl stop --force' }),
       stop: () => {
+        if (lifeManager !== undefined) return lifeManager.requestShutdown();
         shutDown(control, 'acrnctl stop');
         return 0;
       },

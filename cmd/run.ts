@@ -14,7 +14,7 @@ import type { TimerQueue } from '../devicemodel/core/timer-queue.ts';
 import { type HostTurns, Vm } from '../devicemodel/core/vm.ts';
 import { pcBoard } from '../devicemodel/hw/board.ts';
 import { CharBackendPool } from '../devicemodel/hw/uart/backends/pool.ts';
-import { type Control, connectSignals, startCmdMonitor, startMonitorSocket } from './control.ts';
+import { type Control, connectSignals, startCmdMonitor, startLifeManagerLine, startMonitorSocket } from './control.ts';
 
 /** The guest runs first; what it does not need at once (watcher thread, monitor socket) is started this much later. */
 const AFTER_START_NS = 2_000_000;
@@ -135,11 +135,12 @@ export async function runVm(config: VmConfig, log: Log): Promise<ExitCode> {
     undo.defer(() => void process.off('exit', abandonVm));
     const control: Control = { vm, config, clock: host.clock, log, undo };
     connectSignals(control);
+    const lifeManager = await startLifeManagerLine(control, consoles);
     if (config.cmdMonitorPath !== undefined) publish = await startCmdMonitor(control, config.cmdMonitorPath);
     vm.once('started', () => {
       const later = host.clock.createTimer(() => {
         host.watch();
-        void startMonitorSocket(control);
+        void startMonitorSocket(control, lifeManager);
         host.requestTurn();
       });
       later.arm(host.clock.nowNs() + AFTER_START_NS);

@@ -28,6 +28,8 @@ export interface VmConfig {
   readonly intrMonitor: IntrMonitorConfig | undefined;
   readonly logger: readonly LoggerConfig[];
   readonly pmNotifyChannel: 'ioc' | 'power_button' | 'uart' | 'uart,allow_trigger_s5' | undefined;
+  /** The serial line of channel `uart`, as back end text: `pty:LINK` or `tty:PATH`. */
+  readonly pmByVuart?: string;
   /** `--acpidev_pt HID[,UID]`. */
   readonly acpidevPt: string | undefined;
   readonly mmiodevPt: readonly { readonly base: number; readonly sizeBytes: number }[];

@@ -94,8 +94,8 @@ const cases: readonly Case[] = [
     line: `-A --cpu_affinity 2 -m 512M -U d2795438-25d6-11e8-864e-cb7a18b34643 --lapic_pt --virtio_poll 1000000 -s 0:0,hostbridge -s 0:6:0,virtio-blk,/var/lib/libvirt/images/rtvm.raw -s 0:3:0,virtio-net,tap0,mac=00:11:22:33:44:55 -s 0:4:0,virtio-net,tap1,mac=00:11:22:33:44:56 -s 0:5:0,virtio-net,tap2,mac=00:11:22:33:44:57 -s 0:2:0,passthru,1/0/0 -s 0:8:0,virtio-console,@pty:pty_port --pm_notify_channel uart --pm_by_vuart tty,/dev/ttyS1 --logger_setting '"kmsg,level=3"' ${ovmf} rtvm`,
     name: 'rtvm',
     slots: 7,
-    // -A, -U, --lapic_pt without --rtvm, --pm_notify_channel, --pm_by_vuart
-    warnings: 5,
+    // -A, -U, --lapic_pt without --rtvm
+    warnings: 3,
   },
   {
     what: 'generated script with a vUART, pull request 7561',
@@ -165,7 +165,7 @@ const cases: readonly Case[] = [
     line: `-m 1024M --pm_notify_channel uart --pm_by_vuart pty,/run/acrn/life_mngr_vm1 -s 1:0,lpc -l com2,/run/acrn/life_mngr_vm1 ${ovmf} vm1`,
     name: 'vm1',
     slots: 1,
-    warnings: 2,
+    warnings: 0,
   },
   {
     what: 'option examples of the documents',
