@@ -168,7 +168,9 @@ function parseItem(item: string, options: Record<string, unknown>): void {
     case 'sectorsize': {
       const [logical, physical] = (value ?? '').split('/');
       const size = count(item, logical);
-      options['sectorSize'] = { logical: size, physical: physical === undefined ? size : count(item, physical) };
+      const sizes = { logical: size, physical: physical === undefined ? size : count(item, physical) };
+      // Compat: 0 asks for the default.
+      if (size !== 0) options['sectorSize'] = sizes;
       break;
     }
     case 'range': {

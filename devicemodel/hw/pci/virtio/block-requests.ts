@@ -150,8 +150,8 @@ export class BlockRequests {
       return;
     }
     const segments = Math.floor(outBytes / DISCARD_SEGMENT_BYTES);
-    let status: number =
-      segments > limits.maxSegments || outBytes % DISCARD_SEGMENT_BYTES !== 0 ? BlkStatus.IoError : BlkStatus.Ok;
+    const isWhole = segments > 0 && segments <= limits.maxSegments && outBytes % DISCARD_SEGMENT_BYTES === 0;
+    let status: number = isWhole ? BlkStatus.Ok : BlkStatus.IoError;
     // All segments are looked at before the first is carried out.
     for (let i = 0; i < segments && status === BlkStatus.Ok; i++) {
       const at = HEADER_BYTES + i * DISCARD_SEGMENT_BYTES;

@@ -93,12 +93,12 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
   get features(): bigint {
     const ring =
       this.#options.transport === 'legacy' ? 0n : featureMask(Feature.IndirectDesc, Feature.EventIdx, Feature.Version1);
-    // Compat: before a disk is plugged a `nodisk` device offers nothing of its own.
-    if (this.#backend === undefined) return ring;
-    let features =
-      ring | featureMask(BlkFeature.SegMax, BlkFeature.BlockSize, BlkFeature.Topology, Feature.IndirectDesc);
-    if (this.#initialWriteback) features |= featureMask(BlkFeature.ConfigWce);
+    // Compat: before a disk is plugged a `nodisk` device offers nothing of its own but what its cache mode register says.
+    let features = ring;
     if (this.#offersFlush) features |= featureMask(BlkFeature.Flush);
+    if (this.#backend === undefined) return features;
+    features |= featureMask(BlkFeature.SegMax, BlkFeature.BlockSize, BlkFeature.Topology, Feature.IndirectDesc);
+    if (this.#initialWriteback) features |= featureMask(BlkFeature.ConfigWce);
     if (this.#backend.image.discardLimits !== undefined) features |= featureMask(BlkFeature.Discard);
     if (this.#backend.image.isReadOnly) features |= featureMask(BlkFeature.ReadOnly);
     if (this.queueSizes.length > 1) features |= featureMask(BlkFeature.Mq);
@@ -197,7 +197,7 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
     if (value === 0 && this.isWriteback) backend?.sync();
     this.#config.setUint8(Config.writeback, value);
     // Compat: FLUSH comes and goes with the mode.
-    if (backend !== undefined) this.#offersFlush = value !== 0;
+    this.#offersFlush = value !== 0;
     this.#threads?.setWriteback(this.isWriteback);
     return true;
   }

@@ -285,6 +285,10 @@ describe('options', () => {
     expect(() => optionsOf(`${makeImage()},${option}`)).toThrow(ConfigError);
   });
 
+  test('sectorsize=0 is the default, as with C', () => {
+    expect(optionsOf('disk,sectorsize=0').sectorSize).toBeUndefined();
+  });
+
   test('iothread=2@0:1/* tells threads and their CPUs', () => {
     const path = makeImage();
     expect(optionsOf(`iothread=2@0:1/*,${path}`).iothread).toEqual({ count: 2, cpus: [[0, 1], []] });
@@ -354,6 +358,7 @@ describe('discard', () => {
     ['not aligned', [segment(9, 1)], IoError],
     ['with unmap', [segment(8, 8, 1)], Unsupported],
     ['half a segment', [segment(8, 8).subarray(0, 8)], IoError],
+    ['nothing to discard', [], IoError],
   ] as const)('%s is refused and discards nothing', async (_name, segments, status) => {
     const path = makeImage(256);
     const before = readFileSync(path);
@@ -385,6 +390,16 @@ describe('nodisk and rescan', () => {
     expect(read(driver, 6, 512)).toBe(Ok);
     expect(driver.buffer(1)[0]).toBe(6);
     expect(() => rescanBlock(driver.fn, path)).toThrow(/plugged in/);
+  });
+
+  test('the cache mode register works before there is a disk, as with C', async () => {
+    const { driver } = await makeDisk('nodisk');
+    driver.init();
+    driver.writeConfig(32, 1, 1);
+    expect(driver.hostFeatures).toBe(1n << BigInt(Feature.Flush));
+    rescanBlock(driver.fn, makeImage());
+    expect(driver.readConfig(32, 1)).toBe(0);
+    expect(driver.hostFeatures & (1n << BigInt(Feature.Flush))).toBe(0n);
   });
 
   test('the modern form tells a new generation', async () => {
