@@ -620,7 +620,8 @@ export class Virtqueue {
     const before = this.#signalledUsed;
     const now = this.#publishedUsed;
     this.#signalledUsed = now;
-    if (this.#features.notifyOnEmpty && this.#avail.u16(Avail.idx) === this.#lastAvail) {
+    // A buffer the device took ahead and still has is not used up.
+    if (this.#features.notifyOnEmpty && this.#outstanding === 0 && this.#avail.u16(Avail.idx) === this.#lastAvail) {
       return true;
     }
     if (this.#features.eventIdx) {

@@ -141,6 +141,21 @@ describe('receiving', () => {
     expect(Uint8Array.from(got.subarray(12, 3512))).toEqual(data);
   });
 
+  test('a suppressed interrupt stays suppressed while a buffer is left, and comes when none is', async () => {
+    const { driver, peer, machine } = await makeNet();
+    driver.init();
+    machine.memory.writeU16((driver.queues[RX] as { avail: number }).avail, 1);
+    driver.add(RX, [{ write: 1000 }]);
+    driver.add(RX, [{ write: 1000 }]);
+    driver.kick(RX);
+    peer.send(frame(60));
+    await used(driver, RX, 1);
+    expect(machine.intxEdges).toBe(0);
+    peer.send(frame(60));
+    await used(driver, RX, 1);
+    expect(machine.intxEdges).toBe(1);
+  });
+
   test('a frame that does not fit is dropped, the next one arrives', async () => {
     const { driver, peer } = await makeNet();
     driver.init((f) => f & ~MRG_RXBUF);
