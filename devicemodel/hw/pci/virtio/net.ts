@@ -388,8 +388,12 @@ export class VirtioNet implements VirtioDevice {
   #receive(): void {
     const transport = this.#transport;
     const fd = this.#fd;
-    if (transport?.isDriverOk !== true || fd === undefined) return;
-    const queue = transport.queue(RECEIVE);
+    const queue = transport?.queue(RECEIVE);
+    // Nobody to receive, a driver that went back to its set-up or broke its ring: frames that wait must cost nothing.
+    if (fd === undefined || transport?.isDriverOk !== true || queue?.isReady !== true) {
+      this.#pause();
+      return;
+    }
     const merges = transport.hasFeature(NetFeature.MergeableBuffers);
     const isSegmented = transport.hasFeature(NetFeature.GuestTso4) || transport.hasFeature(NetFeature.GuestTso6);
     const wanted = (isSegmented ? MAX_FRAME : PLAIN_FRAME) + this.#headerBytes;
@@ -398,7 +402,7 @@ export class VirtioNet implements VirtioDevice {
     for (let budget = FRAME_BUDGET; budget > 0; budget--) {
       if (!this.#takeBuffers(queue, merges ? wanted : 1) && !(queue.allowNotify() && this.#takeBuffers(queue, 1))) {
         // Frames wait in the tap until the driver kicks.
-        if (queue.isReady) this.#pause();
+        this.#pause();
         break;
       }
       if (!this.#receiveFrame(queue, fd, merges)) break;

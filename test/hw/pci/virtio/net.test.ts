@@ -185,6 +185,31 @@ describe('receiving', () => {
     expect(driver.buffer(0, 72)[12]).toBe(2);
   });
 
+  test.each([
+    ['a driver that takes DRIVER_OK back', (driver: VirtioDriver) => (driver.status = 3)],
+    [
+      'a driver that broke its ring',
+      (driver: VirtioDriver) => {
+        driver.makeAvailable(RX, 0xffff);
+        driver.kick(RX);
+      },
+    ],
+  ])('%s: frames that wait cost nothing', async (_name, act) => {
+    const { driver, peer } = await makeNet();
+    driver.init();
+    driver.add(RX, [{ write: 2048 }]);
+    driver.add(RX, [{ write: 2048 }]);
+    driver.kick(RX);
+    peer.send(frame(60));
+    await used(driver, RX, 1);
+    act(driver);
+    peer.send(frame(60));
+    await settle();
+    const before = performance.nodeTiming.uvMetricsInfo.events;
+    await settle();
+    expect(performance.nodeTiming.uvMetricsInfo.events - before).toBeLessThan(20);
+  });
+
   test('buffers too small for a header are given back empty', async () => {
     const { driver, peer } = await makeNet();
     driver.init();
