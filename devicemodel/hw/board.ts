@@ -186,16 +186,16 @@ class Pc implements Board {
     const mpRoutes = routes.map((r) => ({ device: r.device, pin: r.pin as 1 | 2 | 3 | 4, gsi: r.gsi, link: r.link }));
     const windows = this.pciConfig.busWindows();
     const lpc = config.pci.find((slot) => slot.driver === 'lpc');
-    const bridge =
-      lpc === undefined
-        ? []
-        : [
-            isaBridge({
-              bdf: lpc.bdf,
-              isRtvm: config.rtvm,
-              com: config.com.map((c) => ({ index: c.index, ...comResources(c) })),
-            }),
-          ];
+    const functionAml = this.pciConfig.aml();
+    if (lpc !== undefined) {
+      functionAml.push(
+        isaBridge({
+          bdf: lpc.bdf,
+          isRtvm: config.rtvm,
+          com: config.com.map((c) => ({ index: c.index, ...comResources(c) })),
+        }),
+      );
+    }
     const tables = [
       ...buildMpTable({ lapicIds, lapicPassthrough: config.lapicPt, routes: mpRoutes }),
       ...buildAcpi({
@@ -206,7 +206,7 @@ class Pc implements Board {
           bus,
           ioWindow: w.io,
           routes: bus === 0 ? mpRoutes : [],
-          functions: bus === 0 ? bridge : [],
+          functions: functionAml.filter(({ bdf }) => bdf.bus === bus),
         })),
       }),
     ];

@@ -86,7 +86,8 @@ export function virtioGpio(bdf: Bdf, lineBase: Port): PciFunctionAml {
 // ---- I2C controllers and what is known to sit behind them -----------------------------------------------------
 
 /** Devices behind an I2C controller that AML is known for. */
-export type I2cClient = 'cam1' | 'cam2' | 'hdac';
+export const i2cClients = ['cam1', 'cam2', 'hdac'] as const;
+export type I2cClient = (typeof i2cClients)[number];
 
 /** Device Properties UUID for _DSD (ACPI 6.4 §6.2.5). */
 const DEVICE_PROPERTIES = 'daffd814-6eba-4d8c-8a91-bc9bbf4aa301';

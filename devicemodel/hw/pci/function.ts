@@ -3,6 +3,7 @@
  */
 import type { AccessSize, Bdf, Gpa, Port } from '../../core/address.ts';
 import type { Device } from '../../core/device.ts';
+import type { PciFunctionAml } from '../../core/firmware/dsdt.ts';
 import type { HvVdev } from '../../core/hsm/vdev.ts';
 import type { ConfigSpace } from './config-space.ts';
 
@@ -61,6 +62,11 @@ export interface EmulatedPciFunction extends PciFunctionBase, Device {
   attach?(): void;
   /** Undo `attach`. Safe twice, and without it. */
   detach?(): void;
+  /**
+   * What the function adds to the DSDT: called when BARs are placed, at every writing of the tables.
+   * @param ordinal how many functions of the same driver come before it, by address.
+   */
+  aml?: ((at: PciPlacement, ordinal: number) => PciFunctionAml) | undefined;
 }
 
 /** A function the hypervisor emulates: it is only described. */

@@ -17,6 +17,7 @@ import type { PciSlotConfig } from '../../core/config.ts';
 import type { Device, IoRegion, PciConfigAccess } from '../../core/device.ts';
 import { Disposer } from '../../core/disposer.ts';
 import { BugError, ConfigError } from '../../core/errors.ts';
+import type { PciFunctionAml } from '../../core/firmware/dsdt.ts';
 import type { HvVdev } from '../../core/hsm/vdev.ts';
 import type { IoBus, Registration } from '../../core/io-bus.ts';
 import { Layout } from '../../core/layout.ts';
@@ -323,6 +324,17 @@ export class PciHost implements Device, PciConfigAccess {
   /** What each bus with functions decodes, for the ACPI _CRS. */
   busWindows(): ReadonlyMap<number, BusWindows> {
     return this.#busWindows;
+  }
+
+  /** What functions add to the DSDT, by address. */
+  aml(): PciFunctionAml[] {
+    const seen = new Map<PciDriver, number>();
+    return this.#byAddress().flatMap((slot) => {
+      const ordinal = seen.get(slot.driver) ?? 0;
+      seen.set(slot.driver, ordinal + 1);
+      const fn = functionOf(slot);
+      return fn.backing === 'device-model' && fn.aml !== undefined ? [fn.aml(slot, ordinal)] : [];
+    });
   }
 
   // Configuration accesses.

@@ -6,14 +6,15 @@ const MAX_BUSES = 16;
 /** Seven bits. */
 const MAX_ADDRESS = 0x7f;
 
+const busSchema = v.strictObject({
+  bus: v.number(),
+  clients: v.array(v.strictObject({ address: v.number(), node: v.optional(v.string()) })),
+});
+export type I2cBusOptions = v.InferOutput<typeof busSchema>;
+
 export const I2cOptions = v.strictObject({
   buses: v.pipe(
-    v.array(
-      v.strictObject({
-        bus: v.number(),
-        clients: v.array(v.strictObject({ address: v.number(), node: v.optional(v.string()) })),
-      }),
-    ),
+    v.array(busSchema),
     v.minLength(1, 'at least one bus'),
     v.maxLength(MAX_BUSES, `at most ${MAX_BUSES} buses`),
     v.check((buses) => {

@@ -1,8 +1,10 @@
 /** virtio-i2c (Virtio 1.2 §5.17): chosen clients of the host's I2C buses, on one bus of the guest's. Modern only, as with C. */
+import { virtioI2c as adapterAml, type I2cClient, i2cClients } from '../../../core/firmware/device-aml.ts';
+import type { Log } from '../../../core/log.ts';
 import { definePciDriver } from '../driver.ts';
 import { DeviceType, Feature, featureMask, type VirtioDevice, type VirtioTransport } from './device.ts';
 import { type I2cBus, LinuxI2cBus, MAX_MESSAGE } from './i2c-bus.ts';
-import { I2cOptions, parseI2cText } from './i2c-options.ts';
+import { type I2cBusOptions, I2cOptions, parseI2cText } from './i2c-options.ts';
 import { VirtioPci } from './transport.ts';
 import type { Chain, Virtqueue } from './virtqueue.ts';
 
@@ -15,6 +17,8 @@ const RequestFlag = { FailNext: 1 << 0, Read: 1 << 1 } as const;
 const MessageStatus = { Ok: 0, Error: 1 } as const;
 /** Messages before other work has its turn: a slow bus takes a millisecond for each. */
 const BUDGET = 16;
+/** What a client without a name in the DSDT may be called. */
+const NO_NODE = 'default';
 
 /** The buses and the clients on them. */
 export type OpenBuses = () => ReadonlyArray<{ readonly bus: I2cBus; readonly addresses: readonly number[] }>;
@@ -97,6 +101,19 @@ export class VirtioI2c implements VirtioDevice {
   }
 }
 
+/** Clients with a node in the DSDT, by address. Compat: as C, an unknown name is none, with a warning. */
+function describedClients(buses: readonly I2cBusOptions[], log: Log): I2cClient[] {
+  const clients = buses.flatMap((bus) => bus.clients).sort((a, b) => a.address - b.address);
+  return clients.flatMap(({ address, node }) => {
+    if (node === undefined || node === NO_NODE) return [];
+    const known = i2cClients.find((name) => name === node);
+    if (known === undefined) {
+      log.warn(`0x${address.toString(16)}@${node}: there is no node "${node}", only ${i2cClients.join(', ')}`);
+    }
+    return known ?? [];
+  });
+}
+
 export const virtioI2c = definePciDriver({
   name: 'virtio-i2c',
   summary: 'clients of the I2C buses of the host',
@@ -108,9 +125,11 @@ export const virtioI2c = definePciDriver({
         const addresses = clients.map((c) => c.address);
         return { bus: new LinuxI2cBus(bus, addresses), addresses };
       });
+    const clients = describedClients(options.buses, env.log);
     return new VirtioPci(new VirtioI2c(open), env, {
       mode: 'modern',
       notifyByIo: false,
+      aml: (at, ordinal) => adapterAml(at.bdf, ordinal, clients),
       // Compat: class and subsystem as C has them.
       identity: { legacyDeviceId: 0, type: DeviceType.I2c, classCode: 0x050000, subsystemId: 0xfff6 },
     });

@@ -36,6 +36,8 @@ const POLL_START_NS = 5e9;
 export interface VirtioPciIdentity {
   /** Device id of the legacy and transitional forms. */
   readonly legacyDeviceId: number;
+  /** Of function and subsystem, where it is not that of virtio devices. */
+  readonly vendorId?: number;
   /** Virtio device type. */
   readonly type: number;
   readonly classCode: number;
@@ -52,6 +54,7 @@ export interface VirtioPciOptions {
   readonly identity: VirtioPciIdentity;
   /** Modern: also offer notification by an I/O port, which costs the guest less than memory. Default true. */
   readonly notifyByIo?: boolean;
+  readonly aml?: EmulatedPciFunction['aml'];
 }
 
 /** One queue's kick descriptor while ioeventfds are on. */
@@ -76,6 +79,7 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, Virtqueu
   readonly backing = 'device-model';
   readonly identity: PciIdentity;
   readonly bars: readonly BarSpec[];
+  readonly aml: EmulatedPciFunction['aml'];
   readonly device: VirtioDevice;
   readonly ram: GuestRam;
   readonly queues: readonly Virtqueue[];
@@ -116,6 +120,7 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, Virtqueu
     this.queues = device.queueSizes.map((size, index) => new Virtqueue(index, size, this.ram, this));
     this.#again = device.queueSizes.map(() => false);
     this.identity = pciIdentity(options, env.machine.windows);
+    this.aml = options.aml;
 
     this.#msi = new Msi({ vectors: 1 }, env.msi);
     // One vector per queue and one for the configuration; `--virtio_msi` leaves MSI alone.
@@ -601,8 +606,9 @@ function powerOfTwoAtLeast(value: number): number {
 
 function pciIdentity(options: VirtioPciOptions, windows: boolean): PciIdentity {
   const { identity, mode } = options;
-  const subsystemVendorId = windows && identity.hasWindowsId === true ? ORACLE_VENDOR : VIRTIO_VENDOR;
-  const common = { vendorId: VIRTIO_VENDOR, classCode: identity.classCode, subsystemVendorId };
+  const { vendorId = VIRTIO_VENDOR } = identity;
+  const subsystemVendorId = windows && identity.hasWindowsId === true ? ORACLE_VENDOR : vendorId;
+  const common = { vendorId, classCode: identity.classCode, subsystemVendorId };
   if (mode === 'modern') {
     return {
       ...common,

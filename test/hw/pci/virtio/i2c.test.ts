@@ -1,10 +1,12 @@
 /** virtio-i2c as its driver sees it, on a made-up bus. */
 import { afterEach, expect, test } from 'vitest';
 import { ConfigError } from '../../../../devicemodel/core/errors.ts';
-import { VirtioI2c } from '../../../../devicemodel/hw/pci/virtio/i2c.ts';
+import { checkOptions } from '../../../../devicemodel/core/options.ts';
+import { VirtioI2c, virtioI2c } from '../../../../devicemodel/hw/pci/virtio/i2c.ts';
 import type { I2cBus } from '../../../../devicemodel/hw/pci/virtio/i2c-bus.ts';
-import { parseI2cText } from '../../../../devicemodel/hw/pci/virtio/i2c-options.ts';
+import { I2cOptions, parseI2cText } from '../../../../devicemodel/hw/pci/virtio/i2c-options.ts';
 import { VirtioPci } from '../../../../devicemodel/hw/pci/virtio/transport.ts';
+import { PciMachine } from '../../../support/pci-machine.ts';
 import { VirtioDriver, VirtioMachine } from '../../../support/virtio-driver.ts';
 
 const undo: Array<() => void | Promise<void>> = [];
@@ -96,4 +98,21 @@ test.each(['', '0', 'x:1c', '0:80', '0:0', '0:zz'])('"%s" is refused', (text) =>
     if (parsed.buses.every((b) => b.clients.length === 0)) throw new ConfigError('no clients');
   };
   expect(refused).toThrow(ConfigError);
+});
+
+test('adapters are numbered and described in the DSDT, with the clients that have a node', () => {
+  const machine = new PciMachine();
+  const plug = (at: string, text: string) => machine.plug(at, virtioI2c, checkOptions(I2cOptions, parseI2cText(text)));
+  plug('0:9.0', '1:30@nobody');
+  plug('0:5.0', '0:71@cam2:70@cam1:2f,4:1c@default');
+  machine.host.configure();
+  const tables = machine.host.aml().map(({ bdf, aml }) => [bdf.device, Buffer.from(aml())] as const);
+  expect(tables.map(([device]) => device)).toEqual([5, 9]);
+  const namesIn = (index: number) =>
+    ['I2C0', 'I2C1', 'CAM1', 'CAM2', 'HDAC'].filter((name) => tables[index]?.[1].includes(name));
+  expect(namesIn(0)).toEqual(['I2C0', 'CAM1', 'CAM2']);
+  expect(namesIn(1)).toEqual(['I2C1']);
+  const [, first] = tables[0] as (typeof tables)[number];
+  expect(first.indexOf('CAM1')).toBeLessThan(first.indexOf('CAM2'));
+  expect(machine.lines.filter((l) => l.includes('nobody'))).toHaveLength(1);
 });
