@@ -11,6 +11,7 @@ import { lpc } from './pci/lpc.ts';
 import { pciUart } from './pci/uart.ts';
 import { BlockOptions, parseBlockText } from './pci/virtio/block-options.ts';
 import { ConsoleOptions, parseConsoleText } from './pci/virtio/console-options.ts';
+import { GpioOptions, parseGpioText } from './pci/virtio/gpio-options.ts';
 import { I2cOptions, parseI2cText } from './pci/virtio/i2c-options.ts';
 import { InputOptions, parseInputText } from './pci/virtio/input-options.ts';
 import { NetOptions, parseNetText } from './pci/virtio/net-options.ts';
@@ -113,6 +114,19 @@ export const pciDrivers: readonly PciDriverEntry[] = [
     async () => (await import('./pci/virtio/i2c.ts')).virtioI2c,
   ),
   lazy(
+    {
+      name: 'virtio-gpio',
+      summary: 'lines of the GPIO chips of the host',
+      options: GpioOptions,
+      parseText: parseGpioText,
+      isSingle: true,
+      // A chip that is missing is one of several that can be left out.
+      hostPaths: ({ chips }: { chips: readonly { chip: string }[] }) =>
+        chips.length === 1 ? chips.map(({ chip }) => `/dev/${chip}`) : [],
+    },
+    async () => (await import('./pci/virtio/gpio.ts')).virtioGpio,
+  ),
+  lazy(
     { name: 'virtio-rnd', summary: 'entropy from the host', options: RngOptions },
     async () => (await import('./pci/virtio/rng.ts')).virtioRnd,
   ),
@@ -120,7 +134,6 @@ export const pciDrivers: readonly PciDriverEntry[] = [
 
 /** Drivers of the C device model that this one does not have yet. A driver in `pciDrivers` wins over its line here. */
 const notYet: ReadonlySet<string> = new Set([
-  'virtio-gpio',
   'virtio-gpu',
   'virtio-rpmb',
   'virtio-heci',

@@ -11,6 +11,10 @@ const examples: Readonly<Record<string, readonly Example[]>> = {
   uart: [{ text: '' }, { text: 'stdio' }, { text: 'vuart_idx:1' }],
   'virtio-blk': [{ text: 'nodisk' }],
   'virtio-console': [{ text: '@stdio:port0' }, { text: '@stdio:a,pty:b' }],
+  'virtio-gpio': [
+    { text: '@gpiochip0{1:6:reset=shutdown}@gpiochip1{0=reset}', canStart: false },
+    { text: '@gpiochip0{0},transport=modern', canStart: false },
+  ],
   'virtio-i2c': [{ text: '0:1c', canStart: false }],
   'virtio-input': [{ text: '/dev/null', canStart: false }],
   'virtio-net': [{ text: 'tap=tap0', canStart: false }],
