@@ -17,21 +17,31 @@ export interface LogSink {
 const GUEST_BURST = 5;
 const GUEST_WINDOW_MS = 1000;
 
+/** What is left of a scope's lines in the present window. */
+interface Ration {
+  windowStartMs: number;
+  inWindow: number;
+  suppressed: number;
+}
+
 export class Log {
   readonly #sinks: LogSink[];
   readonly #scope: string;
-  #windowStartMs = 0;
-  #inWindow = 0;
-  #suppressed = 0;
+  readonly #rations: Map<string, Ration>;
+  readonly #ration: Ration;
 
-  constructor(sinks: LogSink[] = [], scope = '') {
+  /** @param rations of all scopes with these sinks: a guest that resets gets no new ones */
+  constructor(sinks: LogSink[] = [], scope = '', rations = new Map<string, Ration>()) {
     this.#sinks = sinks;
     this.#scope = scope;
+    this.#rations = rations;
+    this.#ration = rations.get(scope) ?? { windowStartMs: 0, inWindow: 0, suppressed: 0 };
+    rations.set(scope, this.#ration);
   }
 
   /** A log for a part of the program: `pci.00:05.0`. Shares the sinks. */
   child(scope: string): Log {
-    return new Log(this.#sinks, this.#scope === '' ? scope : `${this.#scope}.${scope}`);
+    return new Log(this.#sinks, this.#scope === '' ? scope : `${this.#scope}.${scope}`, this.#rations);
   }
 
   /** Replace all sinks, also for children made earlier. */
@@ -60,19 +70,25 @@ export class Log {
    * left out is counted in the next line. The text is a function so that a suppressed line costs nothing.
    */
   guest(text: () => string): void {
+    this.rationed('info', () => `guest: ${text()}`);
+  }
+
+  /** Trouble of the host that a guest can bring about again and again: from the same ration as {@link guest}. */
+  rationed(level: LogLevelName, text: () => string): void {
     const now = Date.now();
-    if (now - this.#windowStartMs >= GUEST_WINDOW_MS) {
-      this.#windowStartMs = now;
-      this.#inWindow = 0;
+    const ration = this.#ration;
+    if (now - ration.windowStartMs >= GUEST_WINDOW_MS) {
+      ration.windowStartMs = now;
+      ration.inWindow = 0;
     }
-    if (this.#inWindow >= GUEST_BURST) {
-      this.#suppressed++;
+    if (ration.inWindow >= GUEST_BURST) {
+      ration.suppressed++;
       return;
     }
-    this.#inWindow++;
-    const more = this.#suppressed > 0 ? ` (${this.#suppressed} similar lines left out)` : '';
-    this.#suppressed = 0;
-    this.#write('info', `guest: ${text()}${more}`);
+    ration.inWindow++;
+    const more = ration.suppressed > 0 ? ` (${ration.suppressed} similar lines left out)` : '';
+    ration.suppressed = 0;
+    this.#write(level, `${text()}${more}`);
   }
 
   #write(level: LogLevelName, text: string): void {

@@ -200,7 +200,7 @@ export class VirtioNet implements VirtioDevice {
       for (let i = 0; i < wires.length; i++) this.#setVhostBackend(vhost, i, this.#fd as number);
       return true;
     } catch (error) {
-      this.#log.warn(`${(error as Error).message}: frames go through this process`);
+      this.#log.rationed('warn', () => `${(error as Error).message}: frames go through this process`);
       this.#takeBack();
       return false;
     }
@@ -293,7 +293,7 @@ export class VirtioNet implements VirtioDevice {
       (has(NetFeature.GuestTso6) ? TunOffload.Tso6 : 0) |
       (has(NetFeature.GuestEcn) ? TunOffload.TsoEcn : 0);
     if (!setHeaderSize(fd, this.#headerBytes) || !setOffload(fd, offloads)) {
-      this.#log.warn(`tap ${this.#options.tap}: offloads are refused`);
+      this.#log.rationed('warn', () => `tap ${this.#options.tap}: offloads are refused`);
     }
   }
 

@@ -485,7 +485,10 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, Virtqueu
       return spec;
     } catch (error) {
       // The request page serves the kick just as well, only slower.
-      this.env.log.warn(`${this.device.name}: queue ${queue.index}: no ioeventfd: ${(error as Error).message}`);
+      this.env.log.rationed(
+        'warn',
+        () => `${this.device.name}: queue ${queue.index}: no ioeventfd: ${(error as Error).message}`,
+      );
       return undefined;
     }
   }
@@ -494,7 +497,7 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, Virtqueu
     try {
       this.env.hsm.ioeventfd(spec, false);
     } catch (error) {
-      this.env.log.warn(`${this.device.name}: ioeventfd not removed: ${(error as Error).message}`);
+      this.env.log.rationed('warn', () => `${this.device.name}: ioeventfd not removed: ${(error as Error).message}`);
     }
   }
 
@@ -566,7 +569,10 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, Virtqueu
         lent.irqfd = message;
         return;
       } catch (error) {
-        this.env.log.warn(`${this.device.name}: queue ${lent.queue.index}: no irqfd: ${(error as Error).message}`);
+        this.env.log.rationed(
+          'warn',
+          () => `${this.device.name}: queue ${lent.queue.index}: no irqfd: ${(error as Error).message}`,
+        );
       }
     }
     lent.unwatch = watchFd(lent.call.fd, () => {
@@ -581,7 +587,7 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, Virtqueu
     try {
       this.env.hsm.irqfd(lent.call.fd, lent.irqfd, false);
     } catch (error) {
-      this.env.log.warn(`${this.device.name}: irqfd not removed: ${(error as Error).message}`);
+      this.env.log.rationed('warn', () => `${this.device.name}: irqfd not removed: ${(error as Error).message}`);
     }
     lent.irqfd = undefined;
   }

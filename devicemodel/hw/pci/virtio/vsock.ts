@@ -85,7 +85,7 @@ export class VhostVsock implements VirtioDevice, QueueOwner {
       this.#vhost.ioctl(Vhost.VsockSetRunning, Int32Array.of(1), 'VHOST_VSOCK_SET_RUNNING');
       return true;
     } catch (error) {
-      this.#log.error((error as Error).message);
+      this.#log.rationed('error', () => (error as Error).message);
       this.giveBack();
       return false;
     }
@@ -105,7 +105,7 @@ export class VhostVsock implements VirtioDevice, QueueOwner {
       // Opened anew for the next driver, and so that nobody else takes the address meanwhile.
       this.#takeAddress();
     } catch (error) {
-      this.#log.warn((error as Error).message);
+      this.#log.rationed('warn', () => (error as Error).message);
     }
   }
 
