@@ -34,6 +34,9 @@ import type { TimerQueue } from './timer-queue.ts';
 export interface HostTurns {
   readonly pending: boolean;
   turn(): Promise<void>;
+  /** From here to `endRest` the event loop runs by itself, and need not be brought to a turn. */
+  rest?(): void;
+  endRest?(): void;
 }
 
 export interface VmParts {
@@ -62,8 +65,8 @@ interface VmEvents {
 
 const PAGE_BYTES = 4096;
 const NS_PER_MS = 1e6;
-/** During S3, the longest time until a kick is answered; what woke the event loop was done without waiting for that. */
-const SLEEP_TURN_MS = 100;
+/** During S3, the longest time until a timer is noticed that something else in the event loop has armed meanwhile. */
+const SLEEP_TURN_MS = 500;
 /** Real-mode start at the ACPI waking vector (ACPI 6.4 §16.3.1.1): CS:IP = vector>>4 : 0, flat descriptor tables. */
 const REAL_MODE = { csAttributes: 0x9f, limit: 0xffff, cr0: 0x30n } as const;
 
@@ -374,10 +377,10 @@ class Life {
     board.suspend();
     hsm.clearIoreqs();
     this.#enter('suspended');
-    // The thread is the event loop's now, but timers and the watcher still signal a loop that waits in the hypervisor.
+    // The thread is the event loop's now.
+    turns.rest?.();
     while (!isAwake) {
       clock.runDue();
-      if (turns.pending) await turns.turn();
       if (isAwake) break;
       const dueMs = Math.ceil((clock.nextDueNs - clock.nowNs()) / NS_PER_MS);
       await new Promise<void>((resolve) => {
@@ -389,6 +392,7 @@ class Life {
       });
     }
     this.#wakeUp = undefined;
+    turns.endRest?.();
     // Asked to power off while asleep: nothing to resume.
     if (this.#event !== undefined) return;
     board.resume();

@@ -94,6 +94,18 @@ export class Wakeups {
     Atomics.notify(this.#words, Word.Answered);
   }
 
+  /** The event loop has this thread to itself for a while: it needs no kicks until {@link endRest}. */
+  rest(): void {
+    Atomics.store(this.#words, Word.Resting, 1);
+  }
+
+  endRest(): void {
+    Atomics.store(this.#words, Word.Resting, 0);
+    Atomics.notify(this.#words, Word.Resting);
+    // What was published before is out of date.
+    this.#turnRequested = true;
+  }
+
   /**
    * Tell the watcher to end, without waiting for it. A process that exits waits for its threads, and this one would
    * otherwise sit in its system call for ever.
@@ -101,6 +113,7 @@ export class Wakeups {
   stopNow(): void {
     if (this.#worker === undefined) return;
     Atomics.store(this.#words, Word.Stop, 1);
+    this.endRest();
     Atomics.store(this.#words, Word.Answered, Atomics.load(this.#words, Word.Kicked));
     Atomics.notify(this.#words, Word.Answered);
     native('int64_t write(int, const void *, size_t)')(this.#stopFd, Uint8Array.of(1, 0, 0, 0, 0, 0, 0, 0), 8);

@@ -1,7 +1,7 @@
 /** The watcher thread of {@link Wakeups}. It must not use anything outside itself: its source text is what runs. */
 
 /** Indexes into the shared words. */
-export const Word = { Kicked: 0, Answered: 1, TimeoutMs: 2, Stop: 3, Count: 4 } as const;
+export const Word = { Kicked: 0, Answered: 1, TimeoutMs: 2, Stop: 3, Resting: 4, Count: 5 } as const;
 
 export interface WatcherData {
   readonly words: Int32Array;
@@ -25,7 +25,7 @@ export function watcherThread(): void {
   const POLLIN = 1;
   /** Until the kick is answered it is repeated this often. */
   const REPEAT_MS = 0.2;
-  const [KICKED, ANSWERED, TIMEOUT_MS, STOP] = [0, 1, 2, 3];
+  const [KICKED, ANSWERED, TIMEOUT_MS, STOP, RESTING] = [0, 1, 2, 3, 4];
 
   // struct pollfd { int fd; short events; short revents; }
   const fds = new DataView(new ArrayBuffer(16));
@@ -38,11 +38,16 @@ export function watcherThread(): void {
   while (Atomics.load(words, STOP as number) === 0) {
     poll(bytes, 2, Atomics.load(words, TIMEOUT_MS as number));
     if (Atomics.load(words, STOP as number) !== 0) break;
+    if (Atomics.load(words, RESTING as number) !== 0) {
+      Atomics.wait(words, RESTING as number, 1);
+      continue;
+    }
     const kick = (Atomics.load(words, KICKED as number) + 1) | 0;
     Atomics.store(words, KICKED as number, kick);
     for (;;) {
       const answered = Atomics.load(words, ANSWERED as number);
       if (answered === kick || Atomics.load(words, STOP as number) !== 0) break;
+      if (Atomics.load(words, RESTING as number) !== 0) break;
       syscall(SYS_TGKILL, pid, tid, signal);
       Atomics.wait(words, ANSWERED as number, answered, REPEAT_MS);
     }
