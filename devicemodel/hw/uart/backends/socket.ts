@@ -112,18 +112,23 @@ export class UnixClientBackend extends StreamBackend {
     return `unix ${this.#path} (client)`;
   }
 
-  /** @throws HostError */
+  /** @throws HostError if there is no such socket. As with C, one that nobody serves any more is only worth a warning. */
   async start(): Promise<void> {
     if (this.isAttached) return;
     const socket = createConnection(this.#path);
-    await new Promise<void>((resolve, reject) => {
-      socket.once('connect', resolve);
+    const isConnected = await new Promise<boolean>((resolve, reject) => {
+      socket.once('connect', () => resolve(true));
       socket.once('error', (error) => {
-        const { errno, message } = error as NodeJS.ErrnoException;
+        const { errno, code, message } = error as NodeJS.ErrnoException;
+        if (code === 'ECONNREFUSED') {
+          this.env.log.warn(`${this.env.user}: ${this.name}: ${message}, output is dropped`);
+          resolve(false);
+          return;
+        }
         reject(new HostError(`${this.name}: ${message}`, Math.abs(errno ?? constants.errno.EIO), { cause: error }));
       });
     });
-    this.attach(socket);
+    if (isConnected) this.attach(socket);
   }
 
   protected override close(): void {}

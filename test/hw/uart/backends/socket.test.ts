@@ -1,5 +1,5 @@
 import { spawn } from 'node:child_process';
-import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import { afterEach, describe, expect, test } from 'vitest';
 import { HostError } from '../../../../devicemodel/core/errors.ts';
@@ -149,6 +149,17 @@ describe('unix path', () => {
     writeFileSync(directory.file('f'), 'precious');
     await expect(started(`unix:${directory.file('f')}`)).rejects.toThrow(/no socket/);
     expect(readFileSync(directory.file('f'), 'utf8')).toBe('precious');
+  });
+
+  test('as a client of a socket whose server is gone: a warning, and a line nobody listens to', async () => {
+    const directory = scratch();
+    const server = createServer().listen(directory.file('server'));
+    await until(() => server.listening, 'listening');
+    renameSync(directory.file('server'), directory.file('stale'));
+    server.close();
+    const { backend, lines } = await started({ kind: 'unix', path: directory.file('stale'), role: 'client' });
+    writeText(backend, 'lost');
+    expect(lines.filter((l) => l.includes('ECONNREFUSED'))).toHaveLength(1);
   });
 
   test('as a client: connects, and fails with one line when nobody is there', async () => {
