@@ -74,6 +74,8 @@ export class PciMachine {
   readonly power_ = new FakePower();
   readonly pirq = new PirqRouter();
   readonly backends: FakeCharBackend[] = [];
+  /** What the back ends were asked for. */
+  readonly backendUsers: string[] = [];
   readonly shared = new Map<string, SharedMemory & { disposed: number }>();
   readonly lines: string[];
   readonly host: PciHost;
@@ -108,7 +110,8 @@ export class PciMachine {
       log,
       msi: this.msi,
       power: this.power_,
-      charBackend: (_user, text) => {
+      charBackend: (user, text) => {
+        this.backendUsers.push(user);
         const backend = new FakeCharBackend(typeof text === 'string' ? text : text.kind);
         this.backends.push(backend);
         return backend;

@@ -45,8 +45,11 @@ export interface PciEnv {
   readonly power: PowerControl;
   /** Legacy interrupt: takes a pin (INTA# first) and a line on first call; the same line on later calls. Level, active low at the IOAPIC. */
   intx(): InterruptLine;
-  /** Open a character back end by its option text (`stdio`, `pty`, `tcp:PORT`, a path…), or as parsed from one. */
-  charBackend(spec: string | CharBackendSpec): CharBackend;
+  /**
+   * Open a character back end by its option text (`stdio`, `pty`, `tcp:PORT`, a path…), or as parsed from one.
+   * @param part which one, for a device with several: `port 1`. Kept across a full reset by device and part.
+   */
+  charBackend(spec: string | CharBackendSpec, part?: string): CharBackend;
   /** Absent where the host has none. */
   readonly sharedMemory?: SharedMemoryProvider;
   /** Absent where nothing routes legacy interrupts. */

@@ -387,7 +387,10 @@ export class PciHost implements Device, PciConfigAccess {
       bdf: slot.bdf,
       log: shared.log.child(`pci.${formatBdf(slot.bdf)}.${slot.driver.name}`),
       intx: () => this.#lineOf(slot),
-      charBackend: (text) => shared.charBackend(`${slot.driver.name} at ${formatBdf(slot.bdf)}`, text),
+      charBackend: (text, part) => {
+        const user = `${slot.driver.name} at ${formatBdf(slot.bdf)}`;
+        return shared.charBackend(part === undefined ? user : `${user} ${part}`, text);
+      },
       pirqLinks: router,
     };
     try {

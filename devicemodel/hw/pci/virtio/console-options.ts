@@ -10,7 +10,8 @@ export const MAX_PORTS = 16;
 const portSchema = v.strictObject({
   /** `@`: the guest makes it a console (hvc). */
   isConsole: v.boolean(),
-  name: v.pipe(v.string(), v.minLength(1, 'a port needs a name'), v.maxLength(255)),
+  /** May be empty: the guest finds the port by its number then. */
+  name: v.pipe(v.string(), v.maxLength(255)),
   backend: v.custom<CharBackendSpec>((value) => typeof value === 'object' && value !== null && 'kind' in value),
 });
 
@@ -47,7 +48,6 @@ function parsePort(item: string): PortOptions {
   const equals = rest.indexOf('=');
   const name = equals < 0 ? rest : rest.slice(0, equals);
   const path = equals < 0 ? undefined : rest.slice(equals + 1);
-  if (name === '') return fail('the name is missing');
   return { isConsole, name, backend: backendOf(kind, path, fail) };
 }
 

@@ -95,7 +95,7 @@ export class VirtioConsole implements VirtioDevice {
   constructor(
     ports: readonly PortOptions[],
     mode: TransportMode,
-    openBackend: (spec: CharBackendSpec) => CharBackend,
+    openBackend: (spec: CharBackendSpec, index: number) => CharBackend,
     log: Log,
     sizes?: SizeSource,
   ) {
@@ -107,7 +107,7 @@ export class VirtioConsole implements VirtioDevice {
     this.#ports = ports.map((options, index) => ({
       index,
       options,
-      backend: openBackend(options.backend),
+      backend: openBackend(options.backend, index),
       isReceiving: false,
       isClosedByGuest: false,
       peeked: -1,
@@ -384,7 +384,7 @@ export const virtioConsole = definePciDriver({
     const device = new VirtioConsole(
       options.ports,
       options.transport,
-      (spec) => env.charBackend(spec),
+      (spec, index) => env.charBackend(spec, `port ${index}`),
       env.log,
       usesStdio ? processTerminal : undefined,
     );

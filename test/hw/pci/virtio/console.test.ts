@@ -6,6 +6,7 @@ import { checkOptions } from '../../../../devicemodel/core/options.ts';
 import { VirtioConsole, virtioConsole } from '../../../../devicemodel/hw/pci/virtio/console.ts';
 import { ConsoleOptions, parseConsoleText } from '../../../../devicemodel/hw/pci/virtio/console-options.ts';
 import { VirtioPci } from '../../../../devicemodel/hw/pci/virtio/transport.ts';
+import { PciMachine } from '../../../support/pci-machine.ts';
 import { type DriverMode, FakeCharBackend, VirtioDriver, VirtioMachine } from '../../../support/virtio-driver.ts';
 
 const Control = { receive: 2, transmit: 3 } as const;
@@ -268,9 +269,22 @@ describe('size', () => {
   });
 });
 
+test('ports of one kind are different users of back ends: a pty each, the same again after a full reset', () => {
+  const usersOf = () => {
+    const machine = new PciMachine();
+    machine.plug('0:4.0', virtioConsole, optionsOf('@pty:a,pty:b'));
+    machine.host.configure();
+    return machine.backendUsers;
+  };
+  expect(new Set(usersOf()).size).toBe(2);
+  expect(usersOf()).toEqual(usersOf());
+});
+
 describe('options', () => {
   test.each([
     ['@stdio:stdio_port', { isConsole: true, name: 'stdio_port', backend: { kind: 'stdio', translateOutput: true } }],
+    // As C: what the guest cannot name it opens by number.
+    ['pty:', { isConsole: false, name: '', backend: { kind: 'pty', linkPath: undefined } }],
     ['pty:p', { isConsole: false, name: 'p', backend: { kind: 'pty', linkPath: undefined } }],
     [
       'tty:t=/dev/ttyS1',
@@ -295,7 +309,6 @@ describe('options', () => {
     'file:f=',
     'socket:s',
     'socket:s=/x:peer',
-    'pty:',
     '@',
     Array(17).fill('pty:a').join(','),
   ])('"%s" is refused with one line', (text) => {

@@ -130,6 +130,7 @@ class Replay {
     this.host = new PciHost({
       ...wires,
       hsm,
+      charBackend: (_user, spec) => env.charBackend(spec),
       msi: {
         signal: ({ address, data }) => {
           const hex = { addr: `0x${address.toString(16)}`, data: `0x${data.toString(16)}` };
