@@ -36,7 +36,18 @@ const Bar = { legacy: 0, msix: 1, notify: 2, modern: 4 } as const;
 const Legacy = { features: 0, accepted: 4, pfn: 8, size: 0x0c, select: 0x0e, notify: 0x10, status: 0x12 } as const;
 const Modern = {
   ...{ deviceSelect: 0, deviceFeature: 4, driverSelect: 8, driverFeature: 12, configVector: 16, queues: 18 },
-  ...{ status: 20, select: 22, size: 24, vector: 26, enable: 28, desc: 32, avail: 40, used: 48, notify: 0x3000 },
+  ...{
+    status: 20,
+    select: 22,
+    size: 24,
+    vector: 26,
+    enable: 28,
+    desc: 32,
+    avail: 40,
+    used: 48,
+    device: 0x2000,
+    notify: 0x3000,
+  },
 } as const;
 const PACKED_BIT_HIGH = 1 << 2;
 const DescFlag = { next: 1, write: 2, indirect: 4, packedAvail: 1 << 7, packedUsed: 1 << 15 } as const;
@@ -46,6 +57,8 @@ const SIZES: readonly AccessSize[] = [1, 2, 4];
 const LOW_RAM_BYTES = 0x40000;
 /** A rule is broken about once in this many chances. */
 const RARELY = 200;
+/** Requests in answer to one interrupt. */
+const MAX_FLOOD = 64;
 
 export class HostileGuest {
   readonly #random: Random;
@@ -59,6 +72,8 @@ export class HostileGuest {
   #rings: Array<Ring | undefined> = [];
   /** A part of memory has just been set up: pokes go there more often. */
   #hot: Gpa = 0;
+  /** Whether interrupts are answered with more requests. */
+  isFlooding = false;
   kicks = 0;
   served = 0;
 
@@ -70,6 +85,17 @@ export class HostileGuest {
     this.#specs = machine.fn.bars;
     this.#readBars();
     this.#homes.push(...this.#bars);
+    machine.onActivity = () => this.#react();
+  }
+
+  /** What other CPUs of the guest do meanwhile: nothing, harm, or so much work that the device is never done. */
+  #react(): void {
+    const random = this.#random;
+    if (random.oneIn(8)) this.scribble();
+    if (!this.isFlooding) return;
+    const index = random.below(Math.max(this.#rings.length, 1));
+    const ring = this.#rings[index];
+    for (let n = Math.min(ring?.size ?? 0, MAX_FLOOD); ring !== undefined && n > 0; n--) this.#add(ring, index);
   }
 
   // Accesses.
@@ -142,6 +168,7 @@ export class HostileGuest {
 
   setUp(): void {
     const random = this.#random;
+    this.isFlooding = random.oneIn(6);
     if (!random.oneIn(16)) this.#restoreConfig();
     const { mode } = this.#machine.fn;
     this.#rings = [];
@@ -295,10 +322,7 @@ export class HostileGuest {
     const before = ring.isPacked ? 0 : this.#u16(ring.used + 2);
     const head = ring.slot;
     const headWrap = ring.wrap;
-    for (let n = 0; n < count; n++) {
-      const pieces = this.#shape(random, index);
-      if (pieces.length > 0) this.#offerChain(ring, pieces);
-    }
+    for (let n = 0; n < count; n++) this.#add(ring, index);
     this.kick(index);
     if (ring.isPacked) {
       const flags = this.#u16(ring.desc + 16 * head + 14);
@@ -311,13 +335,21 @@ export class HostileGuest {
     }
   }
 
+  #add(ring: Ring, index: number): void {
+    const pieces = this.#shape(this.#random, index);
+    if (pieces.length > 0) this.#offerChain(ring, pieces);
+  }
+
   #offerChain(ring: Ring, pieces: readonly Piece[]): void {
     const random = this.#random;
     const isIndirect = random.oneIn(4);
     const table = isIndirect ? this.#place() & ~15 : ring.desc;
     const id = ring.slot;
+    let end = 0;
     for (const [i, piece] of pieces.entries()) {
-      const at = random.oneIn(RARELY) ? random.wide() : this.#place();
+      // At times right behind the piece before.
+      const at = random.oneIn(RARELY) ? random.wide() : random.oneIn(8) ? end : this.#place();
+      end = at + piece.length;
       const length = random.oneIn(RARELY) ? random.value() : piece.length;
       if (piece.bytes !== undefined) this.#store(at, piece.bytes);
       let flags = (i + 1 < pieces.length ? DescFlag.next : 0) | (piece.write ? DescFlag.write : 0);
@@ -409,11 +441,18 @@ export class HostileGuest {
 
   access(): void {
     const random = this.#random;
+    if (random.oneIn(6)) {
+      // Selectors and small fields at the start of the device's own configuration.
+      this.write(Bar.modern, Modern.device + random.below(3), 1, random.below(0x13));
+      this.read(Bar.modern, Modern.device + random.below(12), random.pick(SIZES));
+      return;
+    }
     const bar = random.pick<BarIndex>([0, 0, 1, 2, 4, 4]);
     const size = random.pick(SIZES);
     const offset =
       bar === Bar.modern
-        ? random.below(4) * 0x1000 + (random.oneIn(16) ? 0x1000 - random.below(8) : random.below(72))
+        ? random.below(4) * 0x1000 +
+          (random.oneIn(16) ? 0x1000 - random.below(8) : random.below(random.oneIn(2) ? 12 : 72))
         : random.below(bar === Bar.msix ? 0x800 : 96);
     if (random.oneIn(3)) this.read(bar, offset, size);
     else this.write(bar, offset, size, random.value());

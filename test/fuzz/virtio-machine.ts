@@ -40,7 +40,12 @@ class WiringHsm {
     else if (!this.irqfds.delete(fd)) throw new Error('no irqfd to take away');
   }
 
-  setIrqLine(): void {}
+  /** Levels of interrupt lines: their guest may be woken by them. */
+  onLine: () => void = () => {};
+
+  setIrqLine(): void {
+    this.onLine();
+  }
 
   /** @returns whether an eventfd took the write. */
   kick(space: 'pio' | 'mmio', address: number, size: number, value: number): boolean {
@@ -72,6 +77,8 @@ export class FuzzMachine {
   readonly host: PciHost;
   readonly fn: VirtioPci;
   interrupts = 0;
+  /** The device did something in the middle of a call that other CPUs of the guest may react to. */
+  onActivity: () => void = () => {};
   /** Lines a user would see. */
   logLines = 0;
 
@@ -79,7 +86,16 @@ export class FuzzMachine {
     this.ram = new GuardedRam(choices.viewsOnly);
     const pins = new IoapicPins();
     const pirq = new PirqRouter();
-    const log = new Log([{ maxLevel: LogLevel.info, write: () => void this.logLines++ }]);
+    const log = new Log([
+      {
+        maxLevel: LogLevel.info,
+        write: () => {
+          this.logLines++;
+          this.onActivity();
+        },
+      },
+    ]);
+    this.hsm.onLine = () => this.onActivity();
     this.host = new PciHost({
       pio: this.pio,
       mmio: this.mmio,
@@ -94,7 +110,12 @@ export class FuzzMachine {
       memory: this.ram.memory,
       clock: this.clock,
       log,
-      msi: { signal: () => void this.interrupts++ },
+      msi: {
+        signal: () => {
+          this.interrupts++;
+          this.onActivity();
+        },
+      },
       power: { request: () => {} },
       charBackend: () => {
         if (choices.charBackend === undefined) throw new Error('this target has no character back end');
