@@ -180,7 +180,11 @@ export class CmdMonitor {
     socket.on('data', (chunk) => {
       const requests = parser.push(chunk);
       if (requests.length === 0) this.#log.debug(`command monitor: ${chunk.length} bytes that are no complete request`);
+      if (requests.length === 0) return;
+      // Read on when these are answered: what a client sends meanwhile stays with it.
+      socket.pause();
       for (const request of requests) queue(() => this.#serve(socket, request));
+      queue(() => void socket.resume());
     });
     socket.on('end', () => {
       // The client sends nothing more, but may still wait for replies; events are over.

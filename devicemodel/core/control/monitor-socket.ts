@@ -128,6 +128,8 @@ export class MonitorSocket {
     this.#clients.set(socket, work);
     socket.on('close', () => this.#clients.delete(socket));
     socket.on('data', (chunk) => {
+      // Read on when these are answered: what a client sends meanwhile stays with it.
+      socket.pause();
       let received: Uint8Array = rest.length === 0 ? chunk : Buffer.concat([rest, chunk]);
       while (received.length >= ManagerMessage.size) {
         const message = received.subarray(0, ManagerMessage.size);
@@ -141,6 +143,7 @@ export class MonitorSocket {
         queue(() => this.#serve(socket, message));
       }
       rest = received.slice();
+      queue(() => void socket.resume());
     });
     socket.on('end', () => queue(() => void socket.end()));
   }
@@ -160,9 +163,11 @@ export class MonitorSocket {
     }
     const reply = new Uint8Array(4);
     new DataView(reply.buffer).setInt32(0, result, true);
-    if (!socket.destroyed && !socket.writableEnded) {
-      socket.write(ManagerMessage.encode({ magic: MANAGER_MAGIC, id, timestamp, data: reply }));
-    }
+    if (socket.destroyed || socket.writableEnded) return;
+    // Waits for a client that does not read.
+    await new Promise<void>((resolve) => {
+      socket.write(ManagerMessage.encode({ magic: MANAGER_MAGIC, id, timestamp, data: reply }), () => resolve());
+    });
   }
 
   /** @returns `data.err` or `data.state` of the reply; undefined: no reply. */
