@@ -15,7 +15,6 @@ export type I2cBusOptions = v.InferOutput<typeof busSchema>;
 export const I2cOptions = v.strictObject({
   buses: v.pipe(
     v.array(busSchema),
-    v.minLength(1, 'at least one bus'),
     v.maxLength(MAX_BUSES, `at most ${MAX_BUSES} buses`),
     v.check((buses) => {
       const all = buses.flatMap((b) => b.clients.map((c) => c.address));
@@ -25,9 +24,9 @@ export const I2cOptions = v.strictObject({
   ),
 });
 
-/** @throws ConfigError */
+/** As with C, no text is an adapter without clients. @throws ConfigError */
 export function parseI2cText(text: string): Record<string, unknown> {
-  if (text === '') throw new ConfigError('virtio-i2c: which bus? BUS:ADDRESS');
+  if (text === '') return { buses: [] };
   const buses = text.split(',').map((item) => {
     const [busText, ...clientTexts] = item.split(':') as [string, ...string[]];
     if (!/^\d{1,6}$/.test(busText)) throw new ConfigError(`virtio-i2c: "${item}": "${busText}" is not a bus number`);

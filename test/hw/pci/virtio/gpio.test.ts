@@ -1,4 +1,5 @@
 /** virtio-gpio as ACRN's driver and the one of Virtio 1.2 see it, on made-up lines. */
+import * as fc from 'fast-check';
 import { afterEach, describe, expect, test } from 'vitest';
 import { ConfigError, HostError } from '../../../../devicemodel/core/errors.ts';
 import { Log } from '../../../../devicemodel/core/log.ts';
@@ -530,6 +531,57 @@ describe('the GPIO device of Virtio 1.2', () => {
     expect(driver.request(queue, specs).length).toBe(length);
   });
 });
+
+test.each(['legacy', 'modern'] as const)(
+  '%s: any requests, edges and resets leave a device that works',
+  async (mode) => {
+    const step = fc.oneof(
+      {
+        weight: 8,
+        arbitrary: fc.record({
+          queue: fc.nat(mode === 'legacy' ? 2 : 1),
+          // Mostly what is understood: small numbers in every field.
+          read: fc.array(fc.oneof({ weight: 4, arbitrary: fc.nat(8) }, { weight: 1, arbitrary: fc.nat(255) }), {
+            maxLength: 11,
+          }),
+          write: fc.constantFrom(undefined, 1, 2, 8, 64),
+        }),
+      },
+      { weight: 4, arbitrary: fc.record({ line: fc.nat(1), level: fc.constantFrom(0 as const, 1 as const) }) },
+      { weight: 1, arbitrary: fc.constant('reset' as const) },
+    );
+    await fc.assert(
+      fc.asyncProperty(fc.array(step, { maxLength: 60 }), async (steps) => {
+        const { driver, lines } = await makeGpio(mode, ['a', 'b']);
+        for (const s of steps) {
+          if (s === 'reset') driver.init();
+          else if ('line' in s) {
+            const line = lines[s.line] as FakeGpioLine;
+            if (!line.isOutput) line.drives(s.level);
+          } else {
+            driver.add(s.queue, [
+              ...(s.read.length === 0 ? [] : [{ read: s.read }]),
+              ...(s.write === undefined ? [] : [{ write: s.write }]),
+              ...(s.read.length === 0 && s.write === undefined ? [{ read: [0] }] : []),
+            ]);
+            driver.kick(s.queue);
+          }
+        }
+        expect(driver.needsReset).toBe(false);
+        driver.init();
+        // Nothing of before is left: no interrupt is armed, and a line can be what it wants.
+        expect(lines.map(({ edges, onEdge }) => [edges, onEdge])).toEqual([
+          [0, undefined],
+          [0, undefined],
+        ]);
+        const request = mode === 'legacy' ? [3, 1, 1, 0, 0, 0, 0, 0, 0, 0] : [3, 0, 1, 0, 1, 0, 0, 0];
+        driver.request(0, [{ read: request }, { write: 2 }]);
+        expect([driver.buffer(1)[0], lines[1]?.isOutput]).toEqual([0, true]);
+      }),
+      { numRuns: 60 },
+    );
+  },
+);
 
 describe('options', () => {
   const parse = (text: string) => checkOptions(GpioOptions, parseGpioText(text));
