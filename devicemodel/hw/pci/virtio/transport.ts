@@ -433,9 +433,9 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, Virtqueu
   }
 
   configChanged(): void {
-    if (!this.isDriverOk) return;
+    // §4.1.4.3.1. Drivers read the configuration in halves before DRIVER_OK, too.
     this.configGeneration = (this.configGeneration + 1) & 0xff;
-    this.#configInterrupt();
+    if (this.isDriverOk) this.#configInterrupt();
   }
 
   #configInterrupt(): void {
