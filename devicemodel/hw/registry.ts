@@ -15,7 +15,7 @@ import { GpioOptions, parseGpioText } from './pci/virtio/gpio-options.ts';
 import { I2cOptions, parseI2cText } from './pci/virtio/i2c-options.ts';
 import { InputOptions, parseInputText } from './pci/virtio/input-options.ts';
 import { NetOptions, parseNetText } from './pci/virtio/net-options.ts';
-import { RngOptions } from './pci/virtio/options.ts';
+import { parseRngText, RngOptions } from './pci/virtio/options.ts';
 import { parseVsockText, VsockOptions } from './pci/virtio/vsock-options.ts';
 import { wdtI6300esb } from './pci/wdt-i6300esb.ts';
 
@@ -127,7 +127,7 @@ export const pciDrivers: readonly PciDriverEntry[] = [
     async () => (await import('./pci/virtio/gpio.ts')).virtioGpio,
   ),
   lazy(
-    { name: 'virtio-rnd', summary: 'entropy from the host', options: RngOptions },
+    { name: 'virtio-rnd', summary: 'entropy from the host', options: RngOptions, parseText: parseRngText },
     async () => (await import('./pci/virtio/rng.ts')).virtioRnd,
   ),
 ];

@@ -409,7 +409,7 @@ function vsock(): Recipe {
 
 function entropy(mode: TransportMode): Recipe {
   const shape: RequestShape = (random) => [piece(!random.oneIn(16), someLength(random))];
-  const make: MakeFunction = (env) => virtioRnd.create({ kernel: 'off', transport: mode }, env) as VirtioPci;
+  const make: MakeFunction = (env) => virtioRnd.create({ transport: mode }, env) as VirtioPci;
   return { name: `virtio-rnd-${mode}`, shape, make };
 }
 

@@ -163,7 +163,7 @@ describe('zero and huge sizes (bhyve SA-26:72, CVE-2026-101309 to -101311)', () 
     console.driver.init();
     console.driver.request(1, [{ read: [] }]);
     console.driver.request(3, [{ read: [] }]);
-    const random = await powerOn((env) => virtioRnd.create({ kernel: 'off', transport: 'legacy' }, env));
+    const random = await powerOn((env) => virtioRnd.create({ transport: 'legacy' }, env));
     random.driver.init();
     expect(random.driver.request(0, [{ write: 0 }]).length).toBe(0);
     for (const { driver } of [net, console, random]) expect(driver.needsReset).toBe(false);

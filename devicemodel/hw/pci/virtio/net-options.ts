@@ -40,8 +40,8 @@ export type NetOptions = v.InferOutput<typeof NetOptions>;
 
 /**
  * `tap=NAME[,mac_seed=TEXT]` or `tap=NAME[,vhost][,mac=…]…`.
- * Compat: a seed counts only right after the interface and takes the rest of the text, commas included, as in C: the
- * guest's address is made from it. Anything unknown is passed over; a first item that is no `tap=` (old libvirt's
+ * Compat: a seed counts only right after the interface, or first where there is none, and takes the rest of the text,
+ * commas included, as in C: the guest's address is made from it. Anything unknown is passed over; a first item that is no `tap=` (old libvirt's
  * `virtio-net,tap0`) leaves the device without a link.
  */
 export function parseNetText(text: string): Record<string, unknown> {
@@ -49,10 +49,8 @@ export function parseNetText(text: string): Record<string, unknown> {
   const [first, ...items] = text.split(',') as [string, ...string[]];
   const options: Record<string, unknown> = {};
   if (first.startsWith('tap=')) options['tap'] = first.slice('tap='.length);
-  const rest = text.slice(first.length + 1);
-  if (first.startsWith('tap') && rest.startsWith('mac_seed') && rest.includes('=')) {
-    options['macSeed'] = rest.slice(rest.indexOf('=') + 1);
-  }
+  const rest = first.startsWith('tap') ? text.slice(first.length + 1) : text;
+  if (rest.startsWith('mac_seed') && rest.includes('=')) options['macSeed'] = rest.slice(rest.indexOf('=') + 1);
   for (const item of items) {
     if (item === 'vhost' || item === 'offload') options[item] = true;
     else if (item.startsWith('mac=')) options['mac'] = item.slice('mac='.length);

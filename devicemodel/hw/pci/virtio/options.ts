@@ -14,13 +14,10 @@ export const transportOption = v.optional(
   'legacy',
 );
 
-export const RngOptions = v.strictObject({
-  kernel: v.optional(
-    v.pipe(
-      v.picklist(['on', 'off']),
-      v.metadata({ arg: 'kernel=on', help: 'accepted; the kernel back end is no more', named: true }),
-    ),
-    'off',
-  ),
-  transport: transportOption,
-});
+export const RngOptions = v.strictObject({ transport: transportOption });
+
+/** Compat: anything else is passed over, as with C; so is `kernel=on`, whose back end is no more. */
+export function parseRngText(text: string): Record<string, unknown> {
+  const transport = text.split(',').findLast((item) => item.startsWith('transport='));
+  return transport === undefined ? {} : { transport: transport.slice('transport='.length) };
+}

@@ -4,7 +4,7 @@ import { HostError } from '../../../core/errors.ts';
 import type { Log } from '../../../core/log.ts';
 import { definePciDriver } from '../driver.ts';
 import { DeviceType, Feature, featureMask, type VirtioDevice, type VirtioTransport } from './device.ts';
-import { RngOptions, type TransportMode } from './options.ts';
+import { parseRngText, RngOptions, type TransportMode } from './options.ts';
 import { VirtioPci } from './transport.ts';
 import type { Chain, Virtqueue } from './virtqueue.ts';
 
@@ -91,6 +91,7 @@ export const virtioRnd = definePciDriver({
   name: 'virtio-rnd',
   summary: 'entropy from the host',
   options: RngOptions,
+  parseText: parseRngText,
   create: (options, env) =>
     new VirtioPci(new VirtioRng(options.transport, env.log), env, {
       mode: options.transport,

@@ -259,9 +259,11 @@ describe('address', () => {
     expect(defaultMac(bdf, undefined)).not.toEqual(defaultMac({ ...bdf, device: 5 }, undefined));
   });
 
-  test('a seed counts only right after the tap, and takes the rest of the text', () => {
+  test('a seed counts only right after the tap or first, and takes the rest of the text', () => {
     expect(optionsOf('tap=t,mac_seed=a,b').macSeed).toBe('a,b');
+    expect(optionsOf('mac_seed=a,b').macSeed).toBe('a,b');
     expect(optionsOf('tap=t,vhost,mac_seed=a').macSeed).toBeUndefined();
+    expect(optionsOf('slirp,mac_seed=a').macSeed).toBeUndefined();
   });
 
   test('mac= is used, and a legacy driver may change it', async () => {

@@ -1,7 +1,7 @@
 /** virtio-rnd as its driver sees it. */
 import { afterEach, expect, test } from 'vitest';
-import { checkOptions, optionsFromText } from '../../../../devicemodel/core/options.ts';
-import { RngOptions } from '../../../../devicemodel/hw/pci/virtio/options.ts';
+import { checkOptions } from '../../../../devicemodel/core/options.ts';
+import { parseRngText, RngOptions } from '../../../../devicemodel/hw/pci/virtio/options.ts';
 import { virtioRnd } from '../../../../devicemodel/hw/pci/virtio/rng.ts';
 import { type DriverMode, type MachineChoices, VirtioDriver, VirtioMachine } from '../../../support/virtio-driver.ts';
 
@@ -13,7 +13,7 @@ afterEach(async () => {
 async function makeRng(text = '', mode: DriverMode = 'legacy', choices: MachineChoices = {}) {
   const machine = new VirtioMachine(choices);
   undo.push(() => machine.dispose());
-  const fn = virtioRnd.create(checkOptions(RngOptions, optionsFromText(RngOptions, text)), machine.env());
+  const fn = virtioRnd.create(checkOptions(RngOptions, parseRngText(text)), machine.env());
   const driver = new VirtioDriver(machine, fn, mode);
   await driver.fn.start?.();
   undo.push(() => driver.fn.stop?.());
@@ -34,6 +34,11 @@ test.each([
   // 64 zero bytes are as likely as 2^-512.
   expect(driver.buffer(0).some((b) => b !== 0)).toBe(true);
   expect(driver.buffer(1).some((b) => b !== 0)).toBe(true);
+});
+
+test.each(['kernel=on', 'kernel', 'bogus', 'x=y,kernel=on,a'])('option "%s" is passed over, as with C', (text) => {
+  expect(checkOptions(RngOptions, parseRngText(text))).toEqual({ transport: 'legacy' });
+  expect(checkOptions(RngOptions, parseRngText(`${text},transport=modern`))).toEqual({ transport: 'modern' });
 });
 
 test('a request of 2 MiB gets what the device gives at once', async () => {
