@@ -1,4 +1,7 @@
-/** Any call to the hypervisor may fail, at any time of a VM's life: everything done before is undone, in order. */
+/**
+ * Any call to the hypervisor may fail, at any time of a VM's life: everything done before is undone, in order, and no VM
+ * and no vdev is left without an owner (anchors §4.3 group 12).
+ */
 import { constants } from 'node:os';
 import { describe, expect, test } from 'vitest';
 import { DmError } from '../../devicemodel/core/errors.ts';
@@ -7,7 +10,8 @@ import { LogLevel } from '../../devicemodel/core/log.ts';
 import type { FakeHsm, HsmMethod } from '../support/fake-hsm.ts';
 import { makePc } from '../support/fake-pc.ts';
 
-const ERRNOS = [constants.errno.EINVAL, constants.errno.EPERM, constants.errno.ENOMEM, constants.errno.ENOTTY];
+const { EPERM, EINVAL, EFAULT, ENOMEM, ENOTTY, ENODEV } = constants.errno;
+const ERRNOS = [EPERM, EINVAL, EFAULT, ENOMEM, ENOTTY];
 const argv = [
   ...['-s', '3,wdt-i6300esb', '-s', '4,virtio-console,@file:port=/dev/null'],
   ...['-s', '5,ivshmem,hv:/failing,2', '-s', `6,ivshmem,dm:/failing-${process.pid},2`, '-s', '7,uart,vuart_idx:1'],
@@ -100,9 +104,8 @@ const counts = await callCounts();
 const UNDO: ReadonlySet<HsmMethod> = new Set(['pauseVm', 'destroyVm', 'destroyVdev', 'destroyIoreqClient']);
 
 describe.each(counts)('life $life, $method, which is called $count times', ({ life, method, count }) => {
-  test('each of its calls may fail', async () => {
+  test.each(ERRNOS)('each of its calls may fail with errno %i', async (errno) => {
     for (let nth = 1; nth <= count; nth++) {
-      const errno = ERRNOS[nth % ERRNOS.length] as number;
       const { pc, error } = await run((hsm, present) => {
         if (present === life) hsm.fail(method, nth, errno);
       });
@@ -121,11 +124,53 @@ describe.each(counts)('life $life, $method, which is called $count times', ({ li
   });
 });
 
-test.each(['waitForIoreqs', 'notifyIoreqDone'] as const)('%s fails while the guest runs', async (method) => {
-  const { pc, error } = await run((hsm, life) => {
-    if (life === 1) hsm.fail(method, 2, constants.errno.EINVAL);
+/** How often each life waits when nothing fails, or more. */
+const MAX_WAITS = 12;
+
+/** The nth wait of life `life` gives `result` instead of waiting. */
+function instead(hsm: FakeHsm, nth: number, result: 'closed' | 'pending'): void {
+  const wait = hsm.waitForIoreqs.bind(hsm);
+  let count = 0;
+  hsm.waitForIoreqs = (serve) => (++count === nth ? result : wait(serve));
+}
+
+describe.each([1, 2])('while the guest runs, life %i', (life) => {
+  test.each([...ERRNOS, ENODEV])('ATTACH_IOREQ_CLIENT or NOTIFY_REQUEST_FINISH fails with errno %i', async (errno) => {
+    for (const method of ['waitForIoreqs', 'notifyIoreqDone'] as const) {
+      let failures = 0;
+      for (let nth = 1; nth <= MAX_WAITS; nth++) {
+        const { pc, error } = await run((hsm, present) => {
+          if (present === life) hsm.fail(method, nth, errno);
+        });
+        if (error !== undefined) {
+          failures++;
+          expect(error).toBeInstanceOf(DmError);
+        }
+        const where = `${method} ${nth}`;
+        expect([where, ...pc.lives.flatMap((hsm) => leftOvers(hsm, method))]).toEqual([where]);
+        expect([where, pc.ramOut]).toEqual([where, 0]);
+      }
+      expect(failures).toBeGreaterThan(0);
+    }
   });
-  expect(error).toBeInstanceOf(DmError);
-  expect(pc.lives.flatMap((hsm) => leftOvers(hsm, method))).toEqual([]);
-  expect(pc.ramOut).toBe(0);
+
+  test('the driver closes the request client (ENODEV from ATTACH) at any wait', async () => {
+    for (let nth = 1; nth <= MAX_WAITS; nth++) {
+      const { pc, error } = await run((hsm, present) => {
+        if (present === life) instead(hsm, nth, 'closed');
+      });
+      if (error !== undefined) expect((error as Error).message).toMatch(/closed the request client/);
+      expect([nth, ...pc.lives.flatMap((hsm) => leftOvers(hsm, 'waitForIoreqs'))]).toEqual([nth]);
+      expect([nth, pc.ramOut]).toEqual([nth, 0]);
+    }
+  });
+
+  test('ATTACH says that there are requests, and there are none', async () => {
+    for (let nth = 1; nth <= MAX_WAITS; nth++) {
+      const { pc, error } = await run((hsm, present) => {
+        if (present === life) instead(hsm, nth, 'pending');
+      });
+      expect([nth, error, pc.lives.length]).toEqual([nth, undefined, 2]);
+    }
+  });
 });
