@@ -101,6 +101,8 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, Virtqueu
 
   // Registers.
   #status = 0;
+  /** DEVICE_NEEDS_RESET is set. In a status of its own: the bit means nothing to legacy drivers, who may write it. */
+  #needsReset = false;
   #isr = 0;
   #acceptedLow = 0;
   #acceptedHigh = 0;
@@ -174,7 +176,6 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, Virtqueu
 
   reset(): void {
     this.#resetDevice();
-    this.#status = 0;
     this.#msix?.reset();
   }
 
@@ -188,7 +189,6 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, Virtqueu
 
   async stop(): Promise<void> {
     this.#resetDevice();
-    this.#status = 0;
     await this.device.stop?.();
   }
 
@@ -279,23 +279,22 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, Virtqueu
   // Status.
 
   get status(): number {
-    return this.#status;
+    return this.#needsReset ? this.#status | Status.NeedsReset : this.#status;
   }
 
   get isDriverOk(): boolean {
-    return (this.#status & (Status.DriverOk | Status.NeedsReset)) === Status.DriverOk;
+    return (this.#status & Status.DriverOk) !== 0 && !this.#needsReset;
   }
 
   /** The driver writes device_status; 0 resets (§2.1, §2.4). */
   writeStatus(value: number, isModern: boolean): void {
     if (value === 0) {
       this.#resetDevice();
-      this.#status = 0;
       return;
     }
     const before = this.#status;
-    // NEEDS_RESET is the device's own bit and stays until reset.
-    let next = (value & ~Status.NeedsReset) | (before & Status.NeedsReset);
+    // NEEDS_RESET is the device's own bit. Compat: from legacy drivers, which do not know it, C keeps all eight.
+    let next = isModern ? value & ~Status.NeedsReset : value;
     if (isModern && (next & Status.FeaturesOk) !== 0 && (before & Status.FeaturesOk) === 0 && !this.isVersion1) {
       // §6.1: VERSION_1 must be accepted; §3.1.1 step 5: the driver reads FEATURES_OK back to learn of it.
       next &= ~Status.FeaturesOk;
@@ -339,14 +338,16 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, Virtqueu
     this.driverFeatureSelect = 0;
     if (this.#isr !== 0) this.#intx.set(false);
     this.#isr = 0;
+    this.#status = 0;
+    this.#needsReset = false;
     this.device.reset();
   }
 
   needsReset(reason: string): void {
     this.env.log.guest(() => `${this.device.name}: ${reason}: the device needs a reset`);
-    if ((this.#status & Status.NeedsReset) !== 0) return;
+    if (this.#needsReset) return;
     const wasRunning = this.isDriverOk;
-    this.#status |= Status.NeedsReset;
+    this.#needsReset = true;
     // §2.1.2: tell a driver that is up by a configuration interrupt.
     if (wasRunning) this.#configInterrupt();
   }
@@ -373,7 +374,7 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, Virtqueu
   }
 
   #service(queue: Virtqueue): void {
-    if (!queue.isReady || (this.#status & Status.NeedsReset) !== 0) return;
+    if (!queue.isReady || this.#needsReset) return;
     // §2.1.2: nothing is consumed before DRIVER_OK. Legacy drivers are known to kick before it (§3.1.2), and the C
     // device model serves them.
     if ((this.#status & Status.DriverOk) === 0 && this.isVersion1) return;

@@ -382,6 +382,19 @@ describe('interrupts', () => {
     expect(machine.intx).toBe(false);
   });
 
+  test('a legacy driver reads back every status it writes, as from the C device model', () => {
+    const { driver, device } = make('legacy');
+    for (const status of [1, 3, 7, 0x40, 0x80, 0xff, 0x47]) {
+      driver.status = status;
+      expect(driver.status).toBe(status);
+    }
+    driver.status = 0;
+    driver.init();
+    driver.status = 0x47;
+    driver.request(0, [{ write: 4 }]);
+    expect(device.served).toBe(1);
+  });
+
   test('--virtio_msi: one message for everything, and the ISR tells which', () => {
     const { driver, machine } = make('legacy', 'legacy', { virtioMsi: true });
     expect(driver.config.findCapability(0x11)).toBeUndefined();
