@@ -309,7 +309,6 @@ export class VirtioConsole implements VirtioDevice {
   }
 
   #send(id: number, event: number, value: number, payload: Uint8Array = new Uint8Array(0)): void {
-    if (!this.#isReady) return;
     if (this.#controlOut.length >= MAX_PENDING_CONTROL) {
       this.#log.guest(() => 'control messages are lost: the driver gives no buffers');
       return;
@@ -352,7 +351,7 @@ export class VirtioConsole implements VirtioDevice {
       return;
     }
     const port = this.#ports.find((p) => p.options.backend.kind === 'stdio');
-    if (port === undefined) return;
+    if (port === undefined || !this.#isReady) return;
     const payload = new DataView(new ArrayBuffer(4));
     // Rows first: §5.3.6.2 says columns first, but every driver there is reads it this way, and the QEMU project follows.
     payload.setUint16(0, rows, true);

@@ -168,7 +168,7 @@ describe('control', () => {
     driver.init();
     const take = controlBuffers(driver, 16);
     for (let i = 0; i < 5; i++) {
-      driver.request(Control.transmit, [{ read: message(0, Event.PortReady, 1) }]);
+      driver.request(Control.transmit, [{ read: message(0, Event.PortOpen, 1) }]);
       driver.request(1, [{ read: 'x' }]);
     }
     driver.request(Control.transmit, [{ read: message(0, Event.DeviceReady, 1) }]);
@@ -328,6 +328,15 @@ describe('options', () => {
   });
 });
 
+test('PORT_READY is answered without DEVICE_READY, too, as from the C device model', async () => {
+  const { driver } = await makeConsole('@stdio:a,file:b=/x');
+  driver.init();
+  const take = controlBuffers(driver, 8);
+  driver.request(Control.transmit, [{ read: message(0, Event.PortReady, 1) }]);
+  driver.request(Control.transmit, [{ read: message(1, Event.PortReady, 1) }]);
+  expect(take()).toEqual([[0, Event.ConsolePort, 1, '']]);
+});
+
 test('after a reset a new driver starts from nothing, and input waits for it', async () => {
   const { driver, port } = await makeConsole('@stdio:a');
   driver.init();
@@ -338,7 +347,6 @@ test('after a reset a new driver starts from nothing, and input waits for it', a
   expect(driver.takeUsed(0)).toEqual([]);
   driver.init();
   const take = controlBuffers(driver, 8);
-  driver.request(Control.transmit, [{ read: message(0, Event.PortReady, 1) }]);
   expect(take()).toEqual([]);
   driver.add(0, [{ write: 8 }]);
   driver.kick(0);
