@@ -130,8 +130,14 @@ export const virtioI2c = definePciDriver({
       mode: 'modern',
       notifyByIo: false,
       aml: (at, ordinal) => adapterAml(at.bdf, ordinal, clients),
-      // Compat: class and subsystem as C has them.
-      identity: { legacyDeviceId: 0, type: DeviceType.I2c, classCode: 0x050000, subsystemId: 0xfff6 },
+      // Compat: class, revision and subsystem as C has them.
+      identity: {
+        legacyDeviceId: 0,
+        type: DeviceType.I2c,
+        classCode: 0x050000,
+        modernRevisionId: 0,
+        subsystemId: 0xfff6,
+      },
     });
   },
 });

@@ -45,6 +45,8 @@ export interface VirtioPciIdentity {
   readonly subsystemId?: number;
   /** Device id of the modern form, where it is not 0x1040 + type. */
   readonly modernDeviceId?: number;
+  /** Of the modern form, where it is not 1. */
+  readonly modernRevisionId?: number;
   /** `--windows` changes the subsystem vendor. */
   readonly hasWindowsId?: boolean;
 }
@@ -621,7 +623,7 @@ function pciIdentity(options: VirtioPciOptions, windows: boolean): PciIdentity {
       ...common,
       deviceId: identity.modernDeviceId ?? MODERN_DEVICE_BASE + identity.type,
       // §4.1.2.1: revision 1 or higher, subsystem id 0x40 or higher tell a modern function from a transitional one.
-      revisionId: 1,
+      revisionId: identity.modernRevisionId ?? 1,
       subsystemId: identity.subsystemId ?? 0x40,
     };
   }

@@ -100,6 +100,19 @@ test('no buses and no clients are taken, as C does it', () => {
   expect(checkOptions(I2cOptions, parseI2cText('3'))).toEqual({ buses: [{ bus: 3, clients: [] }] });
 });
 
+test('ids, class and revision are those of the C device model', () => {
+  const machine = new VirtioMachine();
+  undo.push(() => machine.dispose());
+  expect(virtioI2c.create({ buses: [] }, machine.env()).identity).toEqual({
+    vendorId: 0x1af4,
+    deviceId: 0x1062,
+    classCode: 0x050000,
+    revisionId: 0,
+    subsystemVendorId: 0x1af4,
+    subsystemId: 0xfff6,
+  });
+});
+
 test('adapters are numbered and described in the DSDT, with the clients that have a node', () => {
   const machine = new PciMachine();
   const plug = (at: string, text: string) => machine.plug(at, virtioI2c, checkOptions(I2cOptions, parseI2cText(text)));
