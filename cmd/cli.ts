@@ -101,7 +101,9 @@ const obsolete: Apply = (into, _value, spelled) => {
 /** Later values of an option replace earlier ones, as in the C program, but for those that are lists. */
 const apply: Record<Exclude<OptionId, 'help' | 'version'>, Apply> = {
   memsize: (c, value) => void (c.memoryBytes = parseMemsize(value)),
-  cpu_affinity: (c, value, spelled) => void (c.cpuAffinity = parseCpuAffinity(value, notify(c, spelled))),
+  cpu_affinity: (c, value, spelled) => {
+    c.cpuAffinity = parseCpuAffinity(value, notify(c, spelled), c.cpuAffinity);
+  },
   hypervisor: (c, value) => void (c.hypervisor = parseHypervisor(value)),
   scenario: (c, value) => void (c.scenarioPath = parsePath(value)),
   config: () => {
@@ -135,7 +137,7 @@ const apply: Record<Exclude<OptionId, 'help' | 'version'>, Apply> = {
   intr_monitor: (c, value) => void (c.intrMonitor = parseIntrMonitor(value)),
   enable_trusty: (c) => void (c.trusty = true),
   cmd_monitor: (c, value) => void (c.cmdMonitorPath = parseSocketPath(value)),
-  logger_setting: (c, value, spelled) => void (c.logger = parseLoggerSetting(value, notify(c, spelled))),
+  logger_setting: (c, value, spelled) => void (c.logger = parseLoggerSetting(value, notify(c, spelled), c.logger)),
   'dry-run': (c, value) => {
     const format = value === '' ? 'text' : value;
     if (format !== 'text' && format !== 'json') throw new ConfigError(`"${value}" is not a format, it is json or text`);
@@ -250,7 +252,8 @@ function orderOf(c: Collected, names: readonly string[], drivers: readonly PciDr
     memoryBytes: c.memoryBytes,
     boot: bootOf(c, warn),
     pci: slots.pci,
-    com: c.com,
+    // Tables name them, and their back ends are opened, by number.
+    com: c.com.toSorted((a, b) => a.index - b.index),
     cpuAffinity: c.cpuAffinity,
     rtvm: c.rtvm,
     lapicPt: c.rtvm,

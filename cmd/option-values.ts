@@ -31,7 +31,7 @@ export { DEFAULT_MEMORY_BYTES };
  * number is refused here too, since scripts that have one mean MiB as often as bytes.
  */
 export function parseMemsize(text: string): number {
-  const match = /^(0[xX][0-9a-fA-F]+|[1-9]\d*|0)([a-zA-Z]*)$/.exec(text);
+  const match = /^\s*(0[xX][0-9a-fA-F]+|[1-9]\d*|0)([a-zA-Z]*)$/.exec(text);
   if (match === null) {
     throw new ConfigError(`"${text}" is not a size`, { hint: 'write a whole number and a unit, as in 512m or 4g' });
   }
@@ -67,14 +67,14 @@ export function parseMemsize(text: string): number {
 const MAX_AFFINITY_IDS = 64;
 
 /**
- * `0,2,4` → local APIC ids, in the order given, each once.
+ * `0,2,4` → local APIC ids, in the order given, each once, behind those of an earlier option.
  * Compat: C stops at the first thing that is not a digit and starts the VM on the CPUs it has seen so far.
  */
-export function parseCpuAffinity(text: string, notify: Notify): number[] {
+export function parseCpuAffinity(text: string, notify: Notify, earlier: readonly number[] = []): number[] {
   const words = text.split(',');
   // A list built by a shell loop ends in a comma.
   if (words.length > 1 && words.at(-1) === '') words.pop();
-  const ids: number[] = [];
+  const ids = [...earlier];
   for (const word of words) {
     if (!/^\d{1,9}$/.test(word)) {
       const what = word === '' ? 'an id is missing' : `"${word}" is not a local APIC id`;
@@ -174,14 +174,19 @@ const logSinks = ['console', 'kmsg', 'disk'] as const;
 
 /**
  * `console,level=4;kmsg,level=3;disk,level=5`. Level 0 silences a sink. Quotes around the whole are dropped: libvirt
- * passed them on.
+ * passed them on. Sinks of an earlier option stay, a sink that is named again is set anew.
  */
-export function parseLoggerSetting(text: string, notify: Notify): LoggerConfig[] {
+export function parseLoggerSetting(
+  text: string,
+  notify: Notify,
+  earlier: readonly LoggerConfig[] = [],
+): LoggerConfig[] {
   const hint = `write SINK,level=N[;SINK,level=N...], SINK one of ${logSinks.join(', ')}, N from 1 to 5`;
   const bare = /^(["'])(.*)\1$/s.exec(text)?.[2] ?? text;
-  const settings: LoggerConfig[] = [];
-  for (const element of bare.split(';')) {
-    if (element === '') continue;
+  const elements = bare.split(';').filter((element) => element !== '');
+  if (elements.length === 0) throw new ConfigError('no log sink is given', { hint });
+  const settings = [...earlier];
+  for (const element of elements) {
     const comma = element.indexOf(',');
     const name = comma < 0 ? element : element.slice(0, comma);
     const sink = logSinks.find((s) => s === name);
@@ -198,20 +203,19 @@ export function parseLoggerSetting(text: string, notify: Notify): LoggerConfig[]
       notify({ level: 'warn', text: `${sink}: level ${maxLevel} does not exist, taken as ${LogLevel.debug} (all)` });
       maxLevel = LogLevel.debug;
     }
-    const earlier = settings.findIndex((s) => s.sink === sink);
-    if (earlier >= 0) settings.splice(earlier, 1);
+    const known = settings.findIndex((s) => s.sink === sink);
+    if (known >= 0) settings.splice(known, 1);
     settings.push({ sink, level: maxLevel });
   }
-  if (settings.length === 0) throw new ConfigError('no log sink is given', { hint });
   return settings;
 }
 
 /**
  * `10000,10,1,100`.
- * Compat: C takes a probe period of 0 and then probes without a pause.
+ * Compat: C takes a probe period of 0 and then probes without a pause, and a threshold of 0, which any interrupt passes.
  */
 export function parseIntrMonitor(text: string): IntrMonitorConfig {
-  const match = /^(\d{1,9}),(\d{1,9}),(\d{1,9}),(\d{1,9})$/.exec(text);
+  const match = /^\s*(\d{1,9}),\s*(\d{1,9}),\s*(\d{1,9}),\s*(\d{1,9})$/.exec(text);
   const [thresholdPerSecond, probePeriodS, delayMs, delayDurationMs] = (match ?? []).slice(1).map(Number);
   if (
     thresholdPerSecond === undefined ||
@@ -314,6 +318,8 @@ const MAX_VM_NAME_BYTES = 15;
 export function parseVmName(text: string): string {
   const sizeBytes = Buffer.byteLength(text);
   if (sizeBytes === 0) throw new ConfigError('the VM name is empty');
+  // It is part of the name of the control socket.
+  if (text.includes('/')) throw new ConfigError(`VM name "${text}": "/" is not possible in it`);
   if (sizeBytes > MAX_VM_NAME_BYTES) {
     throw new ConfigError(`VM name "${text}": ${sizeBytes} bytes, at most ${MAX_VM_NAME_BYTES} are possible`, {
       hint: 'on ACRN it is the name of the VM in the hypervisor scenario',

@@ -73,6 +73,18 @@ describe('a VM', () => {
       { index: 1, backend: 'pty' },
     ]);
   });
+  test('serial ports come in the order of their numbers', () => {
+    expect(config('-s', '1,lpc', '-l', 'com2', '-l', 'com1', 'vm').com.map((com) => com.index)).toEqual([1, 2]);
+  });
+  test('lists go on', () => {
+    expect(config('--cpu_affinity', '0', '--cpu_affinity', '2,0', 'vm').cpuAffinity).toEqual([0, 2]);
+    expect(
+      config('--logger_setting', 'console,level=1', '--logger_setting', 'kmsg,level=3;console,level=2', 'vm').logger,
+    ).toEqual([
+      { sink: 'kmsg', level: 3 },
+      { sink: 'console', level: 2 },
+    ]);
+  });
   test('a wrong value is named with its option', () => {
     expect(() => parse('-m', '64M', 'vm')).toThrow('-m: 64M is too little');
     expect(() => parse('--memsize', '64M', 'vm')).toThrow('--memsize: 64M is too little');

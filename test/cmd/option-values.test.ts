@@ -26,6 +26,7 @@ describe('memsize', () => {
     ['512MB', 512 * MiB],
     ['512MiB', 512 * MiB],
     ['0x100M', 256 * MiB],
+    [' 256M', 256 * MiB],
   ])('%s', (text, bytes) => {
     expect(values.parseMemsize(text)).toBe(bytes);
   });
@@ -67,6 +68,10 @@ describe('cpu_affinity', () => {
     expect(notices((n) => values.parseCpuAffinity('0,0,2', n))).toEqual([
       'warn: local APIC id 0 is given twice, it counts once',
     ]);
+  });
+  test('goes on from an earlier list', () => {
+    expect(values.parseCpuAffinity('2,0', silent, [4])).toEqual([4, 2, 0]);
+    expect(values.parseCpuAffinity('4', silent, [4])).toEqual([4]);
   });
   test.each(['', ',', 'abc', '0,abc', '0, 1', '1x', '-1', '0x1', '1-3'])(
     'refuses "%s" instead of dropping CPUs',
@@ -169,6 +174,9 @@ describe('intr_monitor', () => {
       delayDurationMs: 100,
     });
   });
+  test('blanks before a number do not matter', () => {
+    expect(values.parseIntrMonitor('100, 1,\t5, 20')).toEqual(values.parseIntrMonitor('100,1,5,20'));
+  });
   test.each(['', '10000', '10000,10,1', '10000,10,1,100,5', '10000 10 1 100', 'a,b,c,d', '0,10,1,100', '100,0,1,100'])(
     'refuses "%s"',
     (text) => {
@@ -265,6 +273,7 @@ test('a VM name has 1 to 15 bytes', () => {
   expect(() => values.parseVmName('abcdefghijklmnop')).toThrow('16 bytes, at most 15');
   expect(() => values.parseVmName('ééééééééé')).toThrow('18 bytes');
   expect(() => values.parseVmName('')).toThrow('empty');
+  expect(() => values.parseVmName('../vm')).toThrow('"/"');
 });
 
 test('any text ends in a value or a ConfigError', () => {
