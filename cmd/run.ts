@@ -62,30 +62,19 @@ async function blockingHost(): Promise<Host> {
   };
 }
 
-/** For an engine that runs the CPU in slices of a few milliseconds on this thread: a turn after each. */
-async function slicedHost(): Promise<Host> {
-  const { TimerfdClock } = await import('../devicemodel/core/host/timerfd-clock.ts');
-  const clock = new TimerfdClock();
-  return {
-    clock,
-    turns: { pending: true, turn: () => new Promise((resolve) => setImmediate(resolve)) },
-    requestTurn: () => {},
-    watch: () => {},
-    stopNow: () => {},
-    stop: async () => clock.dispose(),
-  };
-}
-
-/** For a wait on another thread, which leaves this one to the event loop while the guest idles. */
-async function waitingHost(): Promise<Host> {
+/**
+ * For a wait that leaves this thread to the event loop while the guest idles.
+ * @param lookEvery see EventLoopPoll. @param linger for where a request that comes soon saves two changes of thread.
+ */
+async function waitingHost(lookEvery?: number, linger?: Linger): Promise<Host> {
   const { TimerfdClock } = await import('../devicemodel/core/host/timerfd-clock.ts');
   const { EventLoopPoll } = await import('../devicemodel/core/host/event-loop-poll.ts');
   const clock = new TimerfdClock();
-  const poll = new EventLoopPoll();
+  const poll = new EventLoopPoll(lookEvery);
   return {
     clock,
     turns: poll,
-    linger: new Linger(),
+    ...(linger === undefined ? {} : { linger }),
     requestTurn: () => poll.requestTurn(),
     watch: () => {},
     stopNow: () => {},
@@ -94,8 +83,9 @@ async function waitingHost(): Promise<Host> {
 }
 
 async function hostFor(backend: 'acrn' | 'soft'): Promise<Host> {
-  if (backend === 'soft') return slicedHost();
-  return isWaitInterruptible() ? blockingHost() : waitingHost();
+  // The soft engine runs the guest for milliseconds on this thread before it comes back.
+  if (backend === 'soft') return waitingHost(1);
+  return isWaitInterruptible() ? blockingHost() : waitingHost(undefined, new Linger());
 }
 
 /** @returns the process's exit status: 0 after a power-off. @throws DmError if the VM cannot start or has to be given up. */

@@ -5,7 +5,7 @@
 import { native } from './libc.ts';
 
 const POLLIN = 1;
-/** Requests between two looks at the clock. */
+/** Requests between two looks at the clock, where each is a short one. */
 const LOOK_EVERY = 32;
 const ASK_EVERY_MS = 2;
 /** Node's own timers do not show in the descriptor. */
@@ -15,12 +15,15 @@ export class EventLoopPoll {
   readonly #poll = native('int poll(void *, unsigned long, int)');
   /** struct pollfd { int fd; short events; short revents; } */
   readonly #pollfd = new Uint8Array(8);
+  readonly #lookEvery: number;
   #looks = 0;
   #askedMs = 0;
   #turnedMs = 0;
   #turnRequested = false;
 
-  constructor() {
+  /** @param lookEvery how many times {@link pending} is asked for one look at the clock. */
+  constructor(lookEvery: number = LOOK_EVERY) {
+    this.#lookEvery = lookEvery;
     const loop = (native('uintptr_t uv_default_loop()') as () => unknown)();
     const view = new DataView(this.#pollfd.buffer);
     view.setInt32(0, native('int uv_backend_fd(uintptr_t)')(loop), true);
@@ -29,7 +32,7 @@ export class EventLoopPoll {
 
   get pending(): boolean {
     if (this.#turnRequested) return true;
-    if (++this.#looks < LOOK_EVERY) return false;
+    if (++this.#looks < this.#lookEvery) return false;
     this.#looks = 0;
     const now = performance.now();
     if (now - this.#askedMs < ASK_EVERY_MS) return false;
