@@ -1,10 +1,11 @@
 #!/bin/bash
 # mkinitramfs.sh DIR [MODULE...]: packs busybox, ./init and the named kernel modules (with what they depend on) of what
-# fetch.sh put into DIR to DIR/initramfs.gz. busybox and init are all a boot to a shell needs.
+# fetch.sh put into DIR to DIR/initramfs.gz, or $INITRAMFS. busybox and init are all a boot to a shell needs.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 dir=$(cd "${1:?usage: mkinitramfs.sh DIR [MODULE...]}" && pwd)
 shift
+initramfs=${INITRAMFS:-$dir/initramfs.gz}
 root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
 mkdir -p "$root"/{bin,lib,dev}
@@ -27,5 +28,5 @@ for module in "$@"; do with_dependencies "$module"; done | awk '!seen[$0]++' | w
   echo "${file##*/}" >> "$root/lib/order"
 done
 
-(cd "$root" && find . | LC_ALL=C sort | cpio -o -H newc --quiet -R 0:0 | gzip -9n) > "$dir/initramfs.gz"
-ls -l "$dir/initramfs.gz"
+(cd "$root" && find . | LC_ALL=C sort | cpio -o -H newc --quiet -R 0:0 | gzip -9n) > "$initramfs"
+ls -l "$initramfs"
