@@ -62,26 +62,15 @@ rig_outside() {
 
 # Inside.
 
-set -u
-failures=0
+scratch=/run
 # Outside of the rig it can be watched, and kept.
 guest_log=${OUT:-/run}/guest.log
+peer=peer
+tap=tap0
+. "$rig_repo/test/guest/lib.sh"
 
-# check WHAT COMMAND...: one thing that has to be so.
-check() {
-  local what=$1
-  shift
-  if "$@" > /run/check.log 2>&1; then
-    echo "ok      $what"
-  else
-    echo "FAILED  $what: $*"
-    tail -5 /run/check.log
-    failures=$((failures + 1))
-  fi
-}
-
-# Modules of the rig's own kernel by name, with what they depend on.
-rig_modprobe() {
+# host_modules NAME...: of the rig's own kernel, with what they depend on.
+host_modules() {
   local module
   for module in "$@"; do
     modprobe -d "$HSMRIG_BUILD/image" -S "$(cat "$HSMRIG_BUILD/ready")" --show-depends "$module" |
@@ -89,14 +78,8 @@ rig_modprobe() {
   done
 }
 
-# guest_script < TEXT: what the guest runs; lines it prints with "OK " or "BAD " are results.
-guest_script() {
-  local dir
-  dir=$(mktemp -d)
-  { echo 'export PATH=/sbin:/bin; ok() { echo "OK $*"; }; bad() { echo "BAD $*"; }'; cat; } > "$dir/test"
-  (cd "$dir" && echo test | cpio -o -H newc --quiet | gzip -1) > "$dir/test.gz"
-  cat "$HSMRIG_BUILD/virtio-guest.gz" "$dir/test.gz" > /run/initrd
-}
+# guest_script [FILE]: what the guest runs at its start; lines it prints with "OK " or "BAD " are results.
+guest_script() { pack_guest_script "${1:-/dev/null}" | cat "$HSMRIG_BUILD/virtio-guest.gz" - > /run/initrd; }
 
 # start_dm OPTION...: a guest with its console in $guest_log, in the background. $WORDS: more kernel words.
 start_dm() {
@@ -113,44 +96,14 @@ start_dm() {
   dm=$!
 }
 
-# wait_dm SECONDS: until the device model ends; its status.
-wait_dm() {
-  local end=$((SECONDS + $1))
-  while kill -0 "$dm" 2> /dev/null && [ $SECONDS -lt $end ]; do sleep 0.5; done
-  if kill -0 "$dm" 2> /dev/null; then
-    echo "FAILED  the guest takes longer than $1 s"
-    kill -KILL "$dm"
-    failures=$((failures + 1))
-  fi
-  wait "$dm"
-}
+# The guest makes its file systems itself.
+host_mke2fs() { :; }
 
-# wait_for SECONDS TEXT [FILE]: until the guest (or FILE) says so.
-wait_for() {
-  local end=$((SECONDS + $1))
-  while [ $SECONDS -lt $end ]; do
-    grep -aq -- "$2" "${3:-$guest_log}" 2> /dev/null && return
-    kill -0 "$dm" 2> /dev/null || break
-    # Looking takes the guest's time.
-    sleep 0.7
-  done
-  echo "waited for \"$2\""
-  return 1
+# dm_was_killed: the runner lets go of a VM whose device model is gone.
+dm_was_killed() {
+  kill "$runner" 2> /dev/null
+  unset runner
 }
-
-# Results of the guest, and that it came to its end.
-guest_results() {
-  grep -aE '^(OK|BAD) ' "$guest_log" | tr -d '\r' | sed 's/^/  guest: /'
-  failures=$((failures + $(grep -acE '^BAD ' "$guest_log")))
-  if ! grep -aq "${1:-GUEST-DONE}" "$guest_log"; then
-    echo "FAILED  the guest did not come to its end"
-    failures=$((failures + 1))
-  fi
-  [ "$failures" = 0 ] || tail -30 "$guest_log"
-}
-
-# transports: what TRANSPORT asks for, or the one guests of the C device model have.
-transports() { echo "${TRANSPORT:-legacy}"; }
 
 # Ends the script: with what was counted.
 finish() {

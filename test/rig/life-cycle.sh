@@ -4,37 +4,12 @@
 export RIG_SMP=${RIG_SMP:-2} RIG_TIMEOUT=${RIG_TIMEOUT:-280}
 . "$(dirname "$0")/lib.sh"
 
-mkfifo /run/console.in
-exec 8<> /run/console.in
-asked=0
-
-# guest COMMAND: typed at the guest's shell; the status is the command's.
-guest() {
-  asked=$((asked + 1))
-  # What is typed is echoed: only the answer has a number in the brackets.
-  printf '%s; echo "[$?]-%s"\n' "$1" $asked >&8
-  wait_for "${2:-60}" "\[[0-9]*\]-$asked" > /dev/null || return
-  grep -aq "\[0\]-$asked" "$guest_log"
-}
-
-# life NUMBER: until the guest's shell is there for the so-manieth time.
-life() {
-  local i
-  for ((i = 0; i < 500; i++)); do
-    [ "$(grep -ac GUEST-DONE "$guest_log")" = "$1" ] && return
-    kill -0 "$dm" || break
-    sleep 0.2
-  done
-  return 1
-}
-
-# ticks: CPU time of the device model so far, in 1/100 s.
-ticks() { awk '{ print $14 + $15 }' "/proc/$dm/stat"; }
+type_at_console
 
 bar='$(sed -n "3s/ .*//p" /sys/bus/pci/devices/0000:00:05.0/resource)'
 
-guest_script < /dev/null
-STDIN=/run/console.in WORDS=stay start_dm --cpu_affinity 0,1 -s 5,ivshmem,dm:/rig,2
+guest_script
+WORDS=stay start_dm --cpu_affinity 0,1 -s 5,ivshmem,dm:/rig,2
 check "the first life" life 1
 check "two CPUs" guest 'test $(nproc) = 2'
 check "a long line arrives whole" guest "test $(printf '%0300d' 7) = $(printf '%0300d' 7)"

@@ -5,18 +5,7 @@ export RIG_TIMEOUT=${RIG_TIMEOUT:-280}
 . "$(dirname "$0")/lib.sh"
 
 here=$(dirname "$(readlink -f "$0")")
-mkfifo /run/console.in
-exec 8<> /run/console.in
-asked=0
-
-# guest COMMAND: typed at the guest's shell; the status is the command's.
-guest() {
-  asked=$((asked + 1))
-  # What is typed is echoed: only the answer has a number in the brackets.
-  printf '%s; echo "[$?]-%s"\n' "$1" $asked >&8
-  wait_for "${2:-60}" "\[[0-9]*\]-$asked" > /dev/null || return
-  grep -aq "\[0\]-$asked" "$guest_log"
-}
+type_at_console
 
 # times COUNT HYPERCALL: until the hypervisor was called so often.
 times() {
@@ -28,16 +17,14 @@ times() {
   return 1
 }
 
-ticks() { awk '{ print $14 + $15 }' "/proc/$dm/stat"; }
-
-guest_script < /dev/null
+guest_script
 # The driver of the power button, for the guest.
 version=$(cat "$HSMRIG_BUILD/ready")
 mkdir -p /run/button/lib
 cp "$HSMRIG_BUILD/image/lib/modules/$version/kernel/drivers/acpi/button.ko" /run/button/lib/
 (cd /run/button && find lib | cpio -o -H newc --quiet | gzip -1) >> /run/initrd
 
-STDIN=/run/console.in WORDS="stay no_console_suspend" start_dm
+WORDS="stay no_console_suspend" start_dm
 check "the guest is there" wait_for 150 GUEST-DONE
 check "it can suspend to RAM" guest 'grep -q deep /sys/power/mem_sleep && echo deep > /sys/power/mem_sleep'
 

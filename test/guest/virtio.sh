@@ -1,0 +1,82 @@
+# Linux's own virtio drivers over the legacy transport, or $TRANSPORT: ext4 filled and read back from a disk and found whole
+# by the host; frames of a network with a peer in a namespace; a login on hvc0; random numbers; a disk plugged in later.
+# MIB: how much goes to the disk, and each way over the network. For the lib.sh of test/rig and test/soft.
+host_modules ext4 veth
+guest_script "$(dirname "${BASH_SOURCE[0]}")/inside/virtio.sh"
+ip netns add "$peer"
+ip netns exec "$peer" ip link set lo up
+
+# The host's ends of everything the guest talks to.
+serve_network() {
+  wait_for 200 "STAGE disk" || return
+  # The open tap goes on in the peer's namespace.
+  ip link set "$tap" netns "$peer"
+  ip netns exec "$peer" sh -c "ip addr add 10.9.0.1/24 dev $tap; ip link set $tap up"
+  ip netns exec "$peer" socat -u TCP-LISTEN:5001 "OPEN:$scratch/sent,creat,trunc"
+  ip netns exec "$peer" socat -u "OPEN:$scratch/data" TCP-LISTEN:5002
+}
+
+serve_console() {
+  wait_for 200 "STAGE console" || return
+  local pty
+  pty=$(sed -n 's/.*port login is pty \([^ ]*\).*/\1/p' "$guest_log" | tr -d '\r')
+  exec 7<> "$pty"
+  cat <&7 > "$scratch/hvc0.log" &
+  local reader=$!
+  local i
+  for i in 1 2 3 4 5 6 7 8; do
+    sleep 2
+    grep -aq 'login:' "$scratch/hvc0.log" && break
+    printf '\r' >&7
+  done
+  printf 'root\r' >&7
+  sleep 3
+  # shellcheck disable=SC2016
+  printf 'echo forty-two is $((6 * 7)) > /dev/hvc0; touch /tmp/logged-in\r' >&7
+  for ((i = 0; i < 20; i++)); do grep -aq 'is 42' "$scratch/hvc0.log" && break; sleep 1; done
+  kill $reader
+  exec 7>&-
+  { echo "to the guest"; sleep 15; } | socat -t 20 - "UNIX-CONNECT:$scratch/port1" > "$scratch/port1.log"
+}
+
+head -c ${MIB}M /dev/urandom > "$scratch/data"
+for transport in $(transports); do
+  echo "-- $transport"
+  rm -f "$scratch/disk.img" "$scratch/sent" "$scratch/hvc0.log" "$scratch/port1.log" "$guest_log"
+  truncate -s $((MIB + 32))M "$scratch/disk.img"
+  host_mke2fs "$scratch/disk.img"
+  ip tuntap add dev "$tap" mode tap
+  ip link set "$tap" up
+  options=,transport=$transport
+  WORDS="mib=$MIB" start_dm --cmd_monitor "$scratch/manager" \
+    -s "3,virtio-blk,$scratch/disk.img,writeback$options" \
+    -s "4,virtio-net,tap=$tap,mac=02:00:00:00:00:42$options" \
+    -s "5,virtio-console,@pty:login,socket:port1=$scratch/port1:server$options" \
+    -s "6,virtio-rnd$options" -s "7,virtio-blk,nodisk$options"
+  serve_network &
+  network=$!
+  serve_console &
+  console=$!
+  if wait_for 260 "STAGE swap"; then
+    head -c 4M "$scratch/disk.img" > "$scratch/second.img"
+    printf '{"command":"blkrescan","arguments":"7,%s,ro"}' "$scratch/second.img" | socat -t 5 - "UNIX-CONNECT:$scratch/manager" > "$scratch/manager.log"
+    check "blkrescan" grep -q '"ack":.0' "$scratch/manager.log"
+  fi
+  wait_dm 60
+  check "the device model ends with 0" test $? = 0
+  kill $network $console 2> /dev/null
+  guest_results
+  check "fsck on the host" e2fsck -fn "$scratch/disk.img"
+  mkdir -p "$scratch/mnt"
+  check "mount on the host" mount -o loop,ro "$scratch/disk.img" "$scratch/mnt"
+  check "checksums on the host" sh -c "cd '$scratch/mnt' && md5sum -c sums"
+  umount "$scratch/mnt"
+  sum=$(md5sum < $scratch/sent)
+  check "what the peer got" grep -aq "^OK sent, sum ${sum%% *}" "$guest_log"
+  sum=$(md5sum < $scratch/data)
+  check "what the peer sent" grep -aq "^OK received, sum ${sum%% *}" "$guest_log"
+  check "output on hvc0" grep -aq 'forty-two is 42' "$scratch/hvc0.log"
+  check "output of port1" grep -aq 'from the guest' "$scratch/port1.log"
+  ip netns exec "$peer" ip link del "$tap" 2> /dev/null
+done
+finish

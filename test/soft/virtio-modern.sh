@@ -1,0 +1,3 @@
+#!/bin/bash
+# As virtio.sh, over the modern transport.
+TRANSPORT=modern exec "$(dirname "$0")/virtio.sh"

@@ -1,0 +1,6 @@
+#!/bin/bash
+# ../guest/virtio.sh on the embedded hypervisor.
+MODULES="virtio_pci virtio_blk virtio_net virtio_console virtio_rng ext4 crc32c_generic"
+MIB=${MIB:-64}
+. "$(dirname "$0")/lib.sh"
+. "$soft_repo/test/guest/virtio.sh"
