@@ -12,8 +12,10 @@ serve_network() {
   # The open tap goes on in the peer's namespace.
   ip link set "$tap" netns "$peer"
   ip netns exec "$peer" sh -c "ip addr add 10.9.0.1/24 dev $tap; ip link set $tap up"
+  # Both listen before the guest connects.
+  ip netns exec "$peer" socat -u "OPEN:$scratch/data" TCP-LISTEN:5002 &
   ip netns exec "$peer" socat -u TCP-LISTEN:5001 "OPEN:$scratch/sent,creat,trunc"
-  ip netns exec "$peer" socat -u "OPEN:$scratch/data" TCP-LISTEN:5002
+  wait
 }
 
 serve_console() {
@@ -47,7 +49,8 @@ for transport in $(transports); do
   host_mke2fs "$scratch/disk.img"
   ip tuntap add dev "$tap" mode tap
   ip link set "$tap" up
-  options=,transport=$transport
+  options=
+  [ "$transport" = legacy ] || options=,transport=$transport
   WORDS="mib=$MIB" start_dm --cmd_monitor "$scratch/manager" \
     -s "3,virtio-blk,$scratch/disk.img,writeback$options" \
     -s "4,virtio-net,tap=$tap,mac=02:00:00:00:00:42$options" \
