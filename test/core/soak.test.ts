@@ -1,5 +1,10 @@
-/** A thousand VMs in one process, each with a full reset: nothing is left behind. */
-import { readdirSync } from 'node:fs';
+/**
+ * Many VMs in one process, each with a full reset: nothing is left behind. Here a thousand of few devices and fifty of
+ * many; a thousand of many is npm run soak.
+ */
+import { spawnSync } from 'node:child_process';
+import { readdirSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import { expect, test } from 'vitest';
@@ -67,4 +72,13 @@ test(`${ROUNDS} times created, started, fully reset and destroyed`, { timeout: 1
   for (let i = WARM_UP_ROUNDS; i < ROUNDS; i++) await round();
   expect(held()).toEqual(before);
   expect((await residentBytes()) - bytesBefore).toBeLessThan(MAX_GROWTH_BYTES);
+  rmSync(`/dev/shm/soak-${process.pid}`);
+});
+
+test('fifty with disk, consoles, entropy and watchdog, and a system reset each', { timeout: 120_000 }, () => {
+  const tool = join(import.meta.dirname, '../../tools/soak.mjs');
+  const { status, stdout, stderr } = spawnSync(process.execPath, [tool, '--rounds', '50'], { encoding: 'utf8' });
+  expect([status, stdout, stderr]).toEqual([0, stdout, '']);
+  const { before, after } = JSON.parse(stdout);
+  expect({ ...after, residentBytes: 0 }).toEqual({ ...before, residentBytes: 0 });
 });

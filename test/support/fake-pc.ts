@@ -8,6 +8,7 @@
 import { parseCommandLine } from '../../cmd/cli.ts';
 import type { BoardParts } from '../../devicemodel/core/board.ts';
 import type { VmConfig } from '../../devicemodel/core/config.ts';
+import { map } from '../../devicemodel/core/host/mapping.ts';
 import type { VcpuRegs } from '../../devicemodel/core/hsm/hsm.ts';
 import { Log, LogLevel } from '../../devicemodel/core/log.ts';
 import { EventLoopClock } from '../../devicemodel/core/timer-queue.ts';
@@ -46,6 +47,8 @@ export interface FakePcOptions {
   readonly logLevel?: number;
   /** How requests come: see FakeHsm. */
   readonly serving?: 'inside' | 'from-page';
+  /** RAM of its own for each life, at real addresses: system calls and data threads work on it. */
+  readonly hasOwnRam?: boolean;
 }
 
 /**
@@ -55,7 +58,7 @@ export interface FakePcOptions {
 export function makePc(
   argv: readonly string[],
   prepare: (hsm: FakeHsm, life: number) => void = () => {},
-  { logLevel = LogLevel.debug, serving = 'from-page' }: FakePcOptions = {},
+  { logLevel = LogLevel.debug, serving = 'from-page', hasOwnRam = false }: FakePcOptions = {},
 ): FakePc {
   const base = ['-m', '128M', '-k', 'kernel', '-s', '0:0,hostbridge', '-s', '1:0,lpc', '-l', 'com1,null'];
   const order = parseCommandLine([...base, ...argv, 'vm1'], pciDrivers);
@@ -89,17 +92,24 @@ export function makePc(
     cpuAffinity: 0n,
     allocateRam: (regions) => {
       ramOut++;
-      const pieces = regions.map((r) => ({ ...r, bytes: ram.subarray(0, r.sizeBytes) }));
+      const pieces = regions.map(({ base, sizeBytes }) => {
+        if (!hasOwnRam) return { base, bytes: ram.subarray(0, sizeBytes), hostAddress: 0x1000n, dispose: () => {} };
+        const { bytes, address, dispose } = map(sizeBytes, 'RAM of a test');
+        return { base, bytes, hostAddress: address, dispose };
+      });
       return {
-        chunks: pieces.map((p) => ({ base: p.base, bytes: p.bytes, hostAddress: 0x1000n })),
-        segments: pieces.map((p) => ({
-          gpa: p.base,
-          sizeBytes: p.sizeBytes,
-          bytes: p.bytes,
-          hostAddress: 0x1000n,
+        chunks: pieces,
+        segments: pieces.map(({ base, bytes, hostAddress }) => ({
+          gpa: base,
+          sizeBytes: bytes.length,
+          bytes,
+          hostAddress,
           writable: true,
         })),
-        dispose: () => void ramOut--,
+        dispose: () => {
+          ramOut--;
+          for (const piece of pieces) piece.dispose();
+        },
       };
     },
     clock,
