@@ -44,6 +44,8 @@ export class BlockRequests {
   /** Of `waiting`: setting its length to 0 would free its memory, and the next request allocate it. */
   #waitingCount = 0;
   #bytesLeft = 0;
+  /** Requests so far; wraps at 2^31. */
+  served = 0;
 
   constructor(state: BlockRequestState, log: Log) {
     this.#state = state;
@@ -61,6 +63,7 @@ export class BlockRequests {
       queue.suppressNotify();
       for (let chain = queue.pop(); chain !== undefined; chain = queue.pop()) {
         this.#request(queue, chain);
+        this.served = (this.served + 1) | 0;
         // The guest can bring requests forever, but only a ring full is waiting for one sync.
         if (--budget === 0 || this.#bytesLeft <= 0 || this.#waitingCount >= queue.size) break;
       }

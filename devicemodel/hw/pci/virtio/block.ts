@@ -11,6 +11,7 @@ import { BlockBackend, openBlockImage } from './block-backend.ts';
 import { BlockOptions, parseBlockText, SECTOR_BYTES } from './block-options.ts';
 import { type BlockRequestState, BlockRequests } from './block-requests.ts';
 import { DataThreads } from './data-thread.ts';
+import { BlockWord } from './data-thread-words.ts';
 import {
   DeviceType,
   Feature,
@@ -70,6 +71,7 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
   #offersFlush = false;
   readonly #workerUrl: URL | undefined;
   #threads: DataThreads | undefined;
+  #iothreads: DataThreads | undefined;
 
   /** @param workerUrl another place of the data thread's code, for tests. */
   constructor(options: BlockOptions, queues: number, log: Log, workerUrl?: URL) {
@@ -119,36 +121,49 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
     if (this.#options.path === '') return;
     this.#plug(this.#options);
     const { iothread } = this.#options;
-    const transport = this.#transport;
-    if (iothread === undefined || transport === undefined || this.#backend === undefined) return;
-    if (!DataThreads.isPossible(transport, this.#workerUrl)) return;
-    const threads = new DataThreads(
-      {
-        threads: iothread.count,
-        cpus: iothread.cpus,
-        queueCount: this.queueSizes.length,
-        image: this.#backend.image,
-        serial: this.serial,
-        log: this.#log,
-        workerUrl: this.#workerUrl,
-      },
-      transport,
-    );
+    if (iothread === undefined) return;
     try {
-      await threads.start();
-      this.#threads = threads;
+      this.#iothreads = await this.#startThreads(iothread.count, iothread.cpus);
     } catch (error) {
-      await threads.stop();
       this.#log.warn(`${(error as Error).message}: the disk is served without it`);
     }
   }
 
-  get queueOwner(): QueueOwner | undefined {
+  /** @returns undefined where there are none, and without a disk. @throws HostError */
+  async #startThreads(count: number, cpus: readonly (readonly number[])[]): Promise<DataThreads | undefined> {
+    const transport = this.#transport as VirtioTransport;
+    if (this.#backend === undefined || !DataThreads.isPossible(transport, this.#workerUrl)) return undefined;
+    if (this.#threads === undefined) {
+      this.#threads = new DataThreads(
+        {
+          threads: count,
+          cpus,
+          queueCount: this.queueSizes.length,
+          service: { kind: 'block', image: this.#backend.image, serial: this.serial },
+          log: this.#log,
+          workerUrl: this.#workerUrl,
+        },
+        transport,
+      );
+    }
+    await this.#threads.start();
+    this.featuresAccepted();
     return this.#threads;
   }
 
-  driverOk(): void {
-    this.#threads?.setWriteback(this.isWriteback);
+  /** `iothread`: the queues are theirs from DRIVER_OK. */
+  get queueOwner(): QueueOwner | undefined {
+    return this.#iothreads;
+  }
+
+  /** Without `iothread`, a disk with much to do gets a thread all the same. */
+  startDataThread(): Promise<QueueOwner | undefined> {
+    return this.#startThreads(1, []);
+  }
+
+  featuresAccepted(): void {
+    this.#threads?.set(BlockWord.Writeback, +this.isWriteback);
+    this.#threads?.set(BlockWord.ReportsLength, +this.reportsLength);
   }
 
   #plug(options: BlockOptions): void {
@@ -198,13 +213,15 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
     this.#config.setUint8(Config.writeback, value);
     // Compat: FLUSH comes and goes with the mode.
     this.#offersFlush = value !== 0;
-    this.#threads?.setWriteback(this.isWriteback);
+    this.#threads?.set(BlockWord.Writeback, +this.isWriteback);
     return true;
   }
 
   notify(queue: Virtqueue): void {
     if (!queue.hasAvailable()) return;
+    const before = this.#requests.served;
     if (!this.#requests.serve(queue)) this.#transport?.notifyLater(queue);
+    this.#transport?.worked((this.#requests.served - before) | 0);
   }
 
   reset(): void {
@@ -220,6 +237,7 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
   async stop(): Promise<void> {
     await this.#threads?.stop();
     this.#threads = undefined;
+    this.#iothreads = undefined;
     const backend = this.#backend;
     this.#backend = undefined;
     if (backend === undefined) return;

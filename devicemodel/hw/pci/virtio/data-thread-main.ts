@@ -1,19 +1,29 @@
 /**
- * The data thread of a disk: sleeps until a driver kicks, serves its queues, sleeps again. A worker that shares nothing
- * with the device thread but guest memory, descriptors and a few words.
+ * A data thread: sleeps until a driver kicks or what is behind the device has something, serves, sleeps again. A worker
+ * that shares nothing with the device thread but guest memory, descriptors and a few words. It costs one poll a turn
+ * while there is work, and nothing while there is none.
  */
 import { parentPort, workerData } from 'node:worker_threads';
 import { libc, native, viewOf } from '../../../core/host/libc.ts';
 import { Log } from '../../../core/log.ts';
-import { BlockBackend } from './block-backend.ts';
-import { BlockRequests } from './block-requests.ts';
-import { type DataThreadMessage, type DataThreadSetup, Order, QueueField, Word } from './data-thread-words.ts';
+import { BlockServer } from './block-server.ts';
+import {
+  type DataThreadMessage,
+  type DataThreadSetup,
+  Order,
+  QueueField,
+  type QueueServer,
+  Word,
+} from './data-thread-words.ts';
 import { GuestRam } from './guest-ram.ts';
+import { NetServer } from './net-server.ts';
 import { Virtqueue, type VirtqueueHost } from './virtqueue.ts';
 
 const POLLIN = 1;
 /** struct pollfd: s32 fd, s16 events, s16 revents. */
 const POLLFD_BYTES = 8;
+/** Places in the array of struct pollfd; the kicks follow. */
+const Slot = { Control: 0, Server: 1, Kicks: 2 } as const;
 /** sched_setaffinity: CPUs a mask of this many bytes can name. */
 const CPU_MASK_BYTES = 128;
 
@@ -37,20 +47,11 @@ function run(setup: DataThreadSetup): void {
       hostAddress,
     })),
   );
-  const backend = new BlockBackend(setup.image);
-  const requests = new BlockRequests(
-    {
-      backend,
-      serial: setup.serial,
-      get isWriteback() {
-        return Atomics.load(words, Word.Writeback) !== 0;
-      },
-      get reportsLength() {
-        return Atomics.load(words, Word.ReportsLength) !== 0;
-      },
-    },
-    log,
-  );
+  const { service } = setup;
+  const server: QueueServer =
+    service.kind === 'block'
+      ? new BlockServer(service, words, log)
+      : new NetServer(service, words, log, (errno) => tell({ kind: 'failed', errno }));
   const poll = native('int poll(void *, unsigned long, int)');
   const read = native('int64_t read(int, void *, size_t)');
   const write = native('int64_t write(int, const void *, size_t)');
@@ -63,13 +64,14 @@ function run(setup: DataThreadSetup): void {
     },
     broken: (queue, reason) => tell({ kind: 'broken', queue: queue.index, reason }),
   };
-  const pollfds = new DataView(new ArrayBuffer(POLLFD_BYTES * (setup.queueCount + 1)));
+  const pollfds = new DataView(new ArrayBuffer(POLLFD_BYTES * (setup.queueCount + Slot.Kicks)));
   const pollBytes = new Uint8Array(pollfds.buffer);
   const watch = (slot: number, fd: number) => {
     pollfds.setInt32(slot * POLLFD_BYTES, fd, true);
     pollfds.setInt16(slot * POLLFD_BYTES + 4, POLLIN, true);
   };
-  watch(0, setup.controlFd);
+  const events = (slot: number) => pollfds.getInt16(slot * POLLFD_BYTES + 6, true);
+  watch(Slot.Control, setup.controlFd);
   pinTo(setup.cpus);
 
   const start = () => {
@@ -86,11 +88,12 @@ function run(setup: DataThreadSetup): void {
       queue.enable(field('desc'), field('avail'), field('used'));
       queue.resumeAt(field('position'));
       served.push({ queue, kickFd: field('kickFd'), callFd: field('callFd'), hasMore: true });
-      watch(served.length, field('kickFd'));
+      watch(Slot.Kicks + served.length - 1, field('kickFd'));
     }
+    server.start(served.map((each) => each.queue));
   };
-  /** Nothing is in flight between two turns: requests are served to their end. */
   const stop = () => {
+    server.stop();
     for (let i = 0; i < setup.queueCount; i++) {
       const at = i * QueueField.count;
       const each = served.find((s) => s.queue.index === fields[at + QueueField.index]);
@@ -100,30 +103,35 @@ function run(setup: DataThreadSetup): void {
   };
 
   tell({ kind: 'ready' });
+  let hasMore = false;
   for (let isRunning = true; isRunning; ) {
-    const hasMore = served.some((s) => s.hasMore);
-    poll(pollBytes, served.length + 1, hasMore ? 0 : -1);
-    if ((pollfds.getInt16(6, true) & POLLIN) !== 0) {
+    watch(Slot.Server, server.waitFd);
+    poll(pollBytes, served.length + Slot.Kicks, hasMore ? 0 : -1);
+    if ((events(Slot.Control) & POLLIN) !== 0) {
       read(setup.controlFd, count, 8);
       const ordered = Atomics.load(words, Word.Ordered);
       if (ordered !== Atomics.load(words, Word.Answered)) {
         const order = Atomics.load(words, Word.Order);
+        stop();
         if (order === Order.Start) start();
-        else stop();
+        hasMore = served.length > 0;
         isRunning = order !== Order.Quit;
         Atomics.store(words, Word.Answered, ordered);
         Atomics.notify(words, Word.Answered);
         continue;
       }
     }
+    hasMore = false;
     for (let i = 0; i < served.length; i++) {
       const each = served[i] as Served;
-      const kicked = (pollfds.getInt16((i + 1) * POLLFD_BYTES + 6, true) & POLLIN) !== 0;
+      const kicked = (events(Slot.Kicks + i) & POLLIN) !== 0;
       if (kicked) read(each.kickFd, count, 8);
-      if (kicked || each.hasMore) each.hasMore = !requests.serve(each.queue);
+      if (kicked || each.hasMore) each.hasMore = !server.serve(each.queue);
+      if (each.hasMore) hasMore = true;
     }
+    if (events(Slot.Server) !== 0) server.onReadable();
   }
-  backend.dispose();
+  server.dispose();
 }
 
 /** Run this thread on the given CPUs only; CPUs that do not exist are no reason to stop. */

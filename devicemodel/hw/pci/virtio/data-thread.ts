@@ -1,6 +1,6 @@
 /**
- * Data threads of a disk (`iothread`), seen from the device thread: they take the queues over from DRIVER_OK to reset.
- * Where they cannot be had (an engine whose RAM has no address, a program built without the worker) the device thread
+ * Data threads of a device, seen from the device thread: they take queues over until reset, from DRIVER_OK (a disk's
+ * `iothread`) or from when there is much to do. Where they cannot be had (an engine whose RAM has no address, a program built without the worker) the device thread
  * serves the queues itself.
  */
 import { existsSync } from 'node:fs';
@@ -11,9 +11,10 @@ import { Eventfd } from '../../../core/host/eventfd.ts';
 import { onProcessEnd } from '../../../core/host/exit-hooks.ts';
 import { Errno } from '../../../core/host/libc.ts';
 import type { Log } from '../../../core/log.ts';
-import type { BlockImage } from './block-backend.ts';
+import type { BlockService } from './block-server.ts';
 import { type DataThreadMessage, type DataThreadSetup, Order, QueueField, Word } from './data-thread-words.ts';
 import type { QueueOwner, VirtioTransport } from './device.ts';
+import type { NetService } from './net-server.ts';
 import type { QueueWires } from './vhost.ts';
 
 /** The worker is a file of its own beside this one, whatever this one was built to. */
@@ -37,19 +38,23 @@ export interface DataThreadOptions {
   /** CPUs of each thread; missing or empty: any. */
   readonly cpus: readonly (readonly number[])[];
   readonly queueCount: number;
-  readonly image: BlockImage;
-  readonly serial: Uint8Array;
+  readonly service: BlockService | NetService;
   readonly log: Log;
+  /** What is behind the queues failed for good; the queues stand still. */
+  readonly onFailed?: (errno: number) => void;
   /** Another place of the worker, for tests. */
   readonly workerUrl?: URL | undefined;
 }
 
 export class DataThreads implements QueueOwner {
   readonly queueCount: number;
+  readonly usesAsyncio = true;
   readonly #options: DataThreadOptions;
   readonly #transport: VirtioTransport;
   readonly #threads: Thread[] = [];
+  readonly #settings = new Map<number, number>();
   #lent: readonly QueueWires[] = [];
+  #started: Promise<void> | undefined;
 
   constructor(options: DataThreadOptions, transport: VirtioTransport) {
     this.#options = options;
@@ -63,13 +68,18 @@ export class DataThreads implements QueueOwner {
   }
 
   /** @throws HostError when a thread does not come up. */
-  async start(): Promise<void> {
+  start(): Promise<void> {
+    this.#started ??= this.#startThreads();
+    return this.#started;
+  }
+
+  async #startThreads(): Promise<void> {
     const count = Math.min(this.#options.threads, this.queueCount);
     for (let i = 0; i < count; i++) this.#threads.push(await this.#startThread(i));
   }
 
   async #startThread(index: number): Promise<Thread> {
-    const { image, serial, queueCount, cpus, log } = this.#options;
+    const { service, queueCount, cpus, log } = this.#options;
     const words = new SharedArrayBuffer(Word.Count * 4);
     const queues = new SharedArrayBuffer(queueCount * QueueField.count * 8);
     const control = new Eventfd();
@@ -79,8 +89,7 @@ export class DataThreads implements QueueOwner {
       queueCount,
       controlFd: control.fd,
       chunks: this.#transport.ram.describeChunks(),
-      image,
-      serial,
+      service,
       cpus: cpus[index] ?? [],
     };
     const worker = new Worker(this.#options.workerUrl ?? workerUrl, { workerData: setup, stdin: false });
@@ -90,6 +99,7 @@ export class DataThreads implements QueueOwner {
         worker.on('message', (message: DataThreadMessage) => {
           if (message.kind === 'ready') resolve();
           else if (message.kind === 'guest') log.guest(() => message.text);
+          else if (message.kind === 'failed') this.#options.onFailed?.(message.errno);
           else this.#transport.needsReset(`queue ${message.queue}: ${message.reason}`);
         });
         worker.once('error', reject);
@@ -110,18 +120,18 @@ export class DataThreads implements QueueOwner {
     return { worker, words: shared, fields: new Float64Array(queues), control, exited, removeExitHook };
   }
 
-  /** The cache mode, as the driver switches it. */
-  setWriteback(isWriteback: boolean): void {
-    for (const { words } of this.#threads) Atomics.store(words, Word.Writeback, isWriteback ? 1 : 0);
+  /** Set a word of the server's (`BlockWord`, `NetWord`), which it sees at once. */
+  set(word: number, value: number): void {
+    this.#settings.set(word, value);
+    for (const { words } of this.#threads) Atomics.store(words, word, value);
   }
 
   takeOver(wires: readonly QueueWires[]): boolean {
     if (this.#threads.length === 0) return false;
     this.#lent = wires;
-    const transport = this.#transport;
     for (const { fields, words } of this.#threads) {
       fields.fill(0);
-      Atomics.store(words, Word.ReportsLength, transport.isVersion1 ? 1 : 0);
+      for (const [word, value] of this.#settings) Atomics.store(words, word, value);
     }
     wires.forEach(({ queue, kickFd, callFd }, i) => {
       const { fields } = this.#threads[i % this.#threads.length] as Thread;
@@ -139,14 +149,23 @@ export class DataThreads implements QueueOwner {
   }
 
   giveBack(): void {
-    const lent = this.#lent;
+    this.suspend();
     this.#lent = [];
+  }
+
+  /** Finish what is in flight and stand still. The queues on this side are then where the threads left them. */
+  suspend(): void {
+    const lent = this.#lent;
     if (lent.length === 0) return;
     for (const thread of this.#threads) this.#order(thread, Order.Stop);
     lent.forEach(({ queue }, i) => {
       const { fields } = this.#threads[i % this.#threads.length] as Thread;
       queue.resumeAt(fields[i * QueueField.count + QueueField.position] as number);
     });
+  }
+
+  resume(): void {
+    if (this.#lent.length > 0) this.takeOver(this.#lent);
   }
 
   /** Give an order and wait until it is carried out. @returns false when the thread does not answer. */
@@ -165,6 +184,8 @@ export class DataThreads implements QueueOwner {
 
   /** End the threads. Safe twice. */
   async stop(): Promise<void> {
+    // One that is still coming up is waited for: it could not be told to end.
+    await this.#started?.catch(() => {});
     this.giveBack();
     for (const thread of this.#threads.splice(0)) {
       thread.worker.ref();

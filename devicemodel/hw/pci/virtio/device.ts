@@ -48,6 +48,10 @@ export interface VirtioTransport {
   needsReset(reason: string): void;
   /** Look at the queue again soon, after other work had its turn: `notify` is called once more. */
   notifyLater(queue: Virtqueue): void;
+  /** So many requests were served on the device thread: a device with much to do gets a thread of its own. */
+  worked(requests: number): void;
+  /** Take the queues back from a data thread that cannot go on; the device serves them from now on. */
+  reclaimQueues(): void;
 }
 
 export interface VirtioDevice {
@@ -86,6 +90,12 @@ export interface VirtioDevice {
   readonly isPolled?: boolean;
   /** Serves the first queues outside of this thread from DRIVER_OK to reset: vhost, a data thread. */
   readonly queueOwner?: QueueOwner | undefined;
+  /**
+   * A data thread for a device that turned out to have much to do: it is given the queues until reset. May be asked for
+   * again after a reset.
+   * @returns undefined where there is none. @throws HostError
+   */
+  startDataThread?(): Promise<QueueOwner | undefined>;
 }
 
 /** A server of queues outside of this thread. Kicks and interrupts come and go as descriptors. */
@@ -96,6 +106,11 @@ export interface QueueOwner {
   takeOver(wires: readonly QueueWires[]): boolean;
   /** Stop serving: when this returns nothing touches rings and buffers any more. Safe without `takeOver`. */
   giveBack(): void;
+  /** Ask the hypervisor not to wait for the kick to arrive. */
+  readonly usesAsyncio?: boolean;
+  /** The machine goes to S3: finish what is in flight and stand still until `resume`. */
+  suspend?(): void;
+  resume?(): void;
 }
 
 /** Little-endian read of a configuration block kept as bytes. */

@@ -1,7 +1,8 @@
 /** Host network interfaces for virtio-net: tap by name (attached or created) and macvtap. */
 import { existsSync, readFileSync } from 'node:fs';
 import { HostError } from '../../../core/errors.ts';
-import { describeErrno, lastErrno, libc, native, OpenFlag } from '../../../core/host/libc.ts';
+import { describeErrno, Errno, lastErrno, libc, native, OpenFlag } from '../../../core/host/libc.ts';
+import type { Log } from '../../../core/log.ts';
 
 /** <linux/if_tun.h>. */
 const Tun = { SetIff: 0x400454ca, SetOffload: 0x400454d0, SetVnetHeaderSize: 0x400454d8 } as const;
@@ -61,4 +62,16 @@ export function setHeaderSize(fd: number, sizeBytes: number): boolean {
 /** @returns whether the tap took the offloads. */
 export function setOffload(fd: number, offloads: number): boolean {
   return ioctl(fd, Tun.SetOffload, offloads) === 0;
+}
+
+/** "File descriptor in bad state": what tun says once the interface was deleted. */
+const EBADFD = 77;
+
+/** Whether the descriptor is of no more use. Other failures, such as EIO of an interface that is down, pass by themselves. */
+export function isTapGone(errno: number): boolean {
+  return errno === Errno.EBADF || errno === EBADFD || errno === Errno.ENODEV || errno === Errno.ENXIO;
+}
+
+export function logTapFailure(log: Log, name: string, what: 'send' | 'receive', errno: number): void {
+  log.guest(() => `tap ${name}: ${what}: ${describeErrno(errno)}`);
 }

@@ -16,7 +16,7 @@ import type { PciEnv } from '../driver.ts';
 import type { BarIndex, BarSpec, EmulatedPciFunction, PciIdentity, PciPlacement } from '../function.ts';
 import { Msi } from '../msi.ts';
 import { Msix } from '../msix.ts';
-import { Feature, type VirtioDevice, type VirtioTransport } from './device.ts';
+import { Feature, type QueueOwner, type VirtioDevice, type VirtioTransport } from './device.ts';
 import { GuestRam } from './guest-ram.ts';
 import { LEGACY_HEADER_BYTES, LegacyReg, LegacyWindow } from './legacy.ts';
 import { MODERN_BAR_BYTES, ModernOffset, ModernWindow } from './modern.ts';
@@ -32,6 +32,12 @@ const MODERN_DEVICE_BASE = 0x1040;
 
 /** Polling starts this long after DRIVER_OK, so that firmware and start-up are through. */
 const POLL_START_NS = 5e9;
+/**
+ * A device that serves this many requests within this time gets a data thread. One costs 30 ms of a CPU to start, as much
+ * as 3000 kicks through the request page; a boot's handful of requests never gets there.
+ */
+const BUSY_REQUESTS = 1000;
+const BUSY_WINDOW_NS = 1e9;
 
 export interface VirtioPciIdentity {
   /** Device id of the legacy and transitional forms. */
@@ -100,6 +106,13 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, Virtqueu
   #placement: PciPlacement | undefined;
   readonly #kicks: Kick[] = [];
   readonly #lent: LentQueue[] = [];
+  /** Who has the queues: the device's own owner, or a data thread it got for being busy. */
+  #owner: QueueOwner | undefined;
+  /** The driver's time with the device, by number: what began in another must not end in this. */
+  #session = 0;
+  #mayGetThread = false;
+  #worked = 0;
+  #workedSinceNs = 0;
 
   // Registers.
   #status = 0;
@@ -182,11 +195,13 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, Virtqueu
   }
 
   suspend(): void {
+    this.#owner?.suspend?.();
     this.device.suspend?.();
   }
 
   resume(): void {
     this.device.resume?.();
+    this.#owner?.resume?.();
   }
 
   async stop(): Promise<void> {
@@ -218,9 +233,10 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, Virtqueu
       this.#stopKicks();
       this.#startKicks();
     }
-    if (this.#lent.length > 0) {
+    const owner = this.#owner;
+    if (owner !== undefined) {
       this.#stopOwner();
-      this.#startOwner();
+      this.#startOwner(owner);
     }
   }
 
@@ -315,7 +331,12 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, Virtqueu
     if (this.#pollTimer !== undefined) {
       this.#pollTimer.arm(this.env.clock.nowNs() + POLL_START_NS);
     }
-    this.#startOwner();
+    this.#session++;
+    if (this.device.queueOwner !== undefined) this.#startOwner(this.device.queueOwner);
+    // Who asked for polling gets it: the driver is then never to kick.
+    this.#mayGetThread = this.#owner === undefined && this.#pollTimer === undefined;
+    this.#worked = 0;
+    this.#workedSinceNs = this.env.clock.nowNs();
     if (this.#lent.length === 0 && this.device.wantsIoeventfd === true) this.#startKicks();
     this.device.driverOk?.();
   }
@@ -326,6 +347,8 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, Virtqueu
     this.#polling = false;
     this.#againTimer.cancel();
     this.#again.fill(false);
+    this.#mayGetThread = false;
+    this.#session++;
     this.#stopOwner();
     this.#stopKicks();
     for (const queue of this.queues) queue.reset();
@@ -530,18 +553,18 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, Virtqueu
 
   // Queues that are served outside of this thread.
 
-  #startOwner(): void {
-    const owner = this.device.queueOwner;
-    if (owner === undefined) return;
+  /** Give the queues to an owner. @returns false when the device has to serve them itself. */
+  #startOwner(owner: QueueOwner): boolean {
+    this.#owner = owner;
     for (const queue of this.queues.slice(0, owner.queueCount)) {
       if (!queue.isReady) {
         this.env.log.guest(() => `${this.device.name}: queue ${queue.index} is not set up`);
         this.#stopOwner();
-        return;
+        return false;
       }
       const kick = new Eventfd();
       const call = new Eventfd();
-      const spec = this.#assignKick(queue, kick, this.device.wantsIoeventfd === true);
+      const spec = this.#assignKick(queue, kick, owner.usesAsyncio === true);
       const lent: LentQueue = { queue, kick, call, spec, irqfd: undefined, unwatch: undefined };
       this.#lent.push(lent);
       this.#wireCall(lent);
@@ -550,9 +573,41 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, Virtqueu
     if (owner.takeOver(wires)) {
       // Kicks from before, and those that still come through the request page, are passed on.
       for (const { kick } of this.#lent) kick.signal();
-    } else {
-      this.#stopOwner();
+      return true;
     }
+    this.#stopOwner();
+    return false;
+  }
+
+  worked(requests: number): void {
+    if (!this.#mayGetThread) return;
+    this.#worked += requests;
+    if (this.#worked < BUSY_REQUESTS) return;
+    const nowNs = this.env.clock.nowNs();
+    const isBusy = nowNs - this.#workedSinceNs < BUSY_WINDOW_NS;
+    this.#worked = 0;
+    this.#workedSinceNs = nowNs;
+    // Without MSI-X every interrupt needs the device thread, for the ISR.
+    if (isBusy && this.isMsixEnabled) void this.#getThread();
+  }
+
+  /** The thread comes up while the device goes on; then the queues are given over between two requests. */
+  async #getThread(): Promise<void> {
+    this.#mayGetThread = false;
+    const session = this.#session;
+    try {
+      const owner = await this.device.startDataThread?.();
+      if (owner === undefined || session !== this.#session || !this.isDriverOk) return;
+      if (this.#startOwner(owner)) this.env.log.debug(`${this.device.name}: busy, served by a data thread`);
+    } catch (error) {
+      this.env.log.warn(`${(error as Error).message}: ${this.device.name} goes on without it`);
+    }
+  }
+
+  reclaimQueues(): void {
+    this.#stopOwner();
+    this.#mayGetThread = this.#pollTimer === undefined;
+    for (const queue of this.queues) this.#service(queue);
   }
 
   /** An interrupt goes from the owner straight to the guest by irqfd, or through here where that is not possible now. */
@@ -596,8 +651,10 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, Virtqueu
   }
 
   #stopOwner(): void {
-    if (this.#lent.length === 0) return;
-    this.device.queueOwner?.giveBack();
+    const owner = this.#owner;
+    this.#owner = undefined;
+    if (owner === undefined) return;
+    owner.giveBack();
     for (const lent of this.#lent.splice(0)) {
       if (lent.spec !== undefined) this.#removeKick(lent.spec);
       this.#unwireCall(lent);

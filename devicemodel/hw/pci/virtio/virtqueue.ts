@@ -274,6 +274,11 @@ export class ChainFifo {
     this.#ring[(this.#head + this.#length++) & (this.#ring.length - 1)] = chain;
   }
 
+  /** The newest, taken out; there must be one. */
+  pop(): Chain {
+    return this.at(--this.#length);
+  }
+
   /** The oldest, taken out; there must be one. */
   shift(): Chain {
     const chain = this.at(0);

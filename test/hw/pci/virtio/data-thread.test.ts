@@ -1,38 +1,21 @@
 /** A disk whose queues are served by a data thread: the same requests, without the device thread. */
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { pathToFileURL } from 'node:url';
-import { build } from 'esbuild';
-import { afterEach, beforeAll, describe, expect, test } from 'vitest';
+import { afterEach, describe, expect, test } from 'vitest';
 import type { MsiMessage } from '../../../../devicemodel/core/device.ts';
 import { checkOptions } from '../../../../devicemodel/core/options.ts';
 import type { PciEnv } from '../../../../devicemodel/hw/pci/driver.ts';
 import { VirtioBlock } from '../../../../devicemodel/hw/pci/virtio/block.ts';
 import { BlockOptions, parseBlockText } from '../../../../devicemodel/hw/pci/virtio/block-options.ts';
 import { VirtioPci } from '../../../../devicemodel/hw/pci/virtio/transport.ts';
+import { useDataThreadWorker } from '../../../support/data-thread-worker.ts';
 import { VirtioDriver, VirtioMachine } from '../../../support/virtio-driver.ts';
 
 const SECTORS = 64;
 const Type = { In: 0, Out: 1, Flush: 4 } as const;
 
-/** Workers take JavaScript only. Inside the repository, so that packages are found. */
-const cache = join(import.meta.dirname, '../../../../node_modules/.cache/acrn-dm-test');
-const workerPath = join(cache, `data-thread-${process.pid}.mjs`);
-
-beforeAll(async () => {
-  mkdirSync(cache, { recursive: true });
-  await build({
-    entryPoints: [join(import.meta.dirname, '../../../../devicemodel/hw/pci/virtio/data-thread-main.ts')],
-    bundle: true,
-    platform: 'node',
-    format: 'esm',
-    packages: 'external',
-    outfile: workerPath,
-    logLevel: 'error',
-  });
-  return () => rmSync(workerPath);
-});
+const workerUrl = useDataThreadWorker();
 
 const undo: Array<() => void | Promise<void>> = [];
 afterEach(async () => {
@@ -58,7 +41,7 @@ async function makeDisk(text: string) {
   };
   const env: PciEnv = { ...base, hsm: { ...base.hsm, irqfd } };
   const options = checkOptions(BlockOptions, parseBlockText(text.replace('DISK', path))) as BlockOptions;
-  const device = new VirtioBlock(options, options.queues, env.log, pathToFileURL(workerPath));
+  const device = new VirtioBlock(options, options.queues, env.log, workerUrl);
   const fn = new VirtioPci(device, env, {
     mode: 'legacy',
     identity: { legacyDeviceId: 0x1001, type: 2, classCode: 0x010000 },
