@@ -18,6 +18,8 @@ const PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01;
 /** <bits/fcntl-linux.h>: locks that belong to the open file, not to the process. */
 const F_OFD_SETLK = 37;
 const LockType = { Read: 0, Write: 1 } as const;
+/** <linux/fs.h>: fail rather than wait for the medium. */
+const RWF_NOWAIT = 0x08;
 /** preadv takes this many pieces at once (IOV_MAX). */
 const MAX_IOVECS = 1024;
 /** One call moves this much at most (MAX_RW_COUNT, rounded down). */
@@ -176,6 +178,22 @@ export class BlockBackend {
     return 0;
   }
 
+  /** Whether the kernel can work on the chain's memory as it is: not so for requests that `transfer` has to copy. */
+  isDirectlyUsable(chain: Chain, chainAt: number, count: number, offset: number, isWrite: boolean): boolean {
+    return (
+      chain.ram.hasHostAddresses && (!this.image.isDirect || this.#isAligned(chain, chainAt, count, offset, isWrite))
+    );
+  }
+
+  /** Read what the host has in its cache, without waiting. @returns whether that was all of it. */
+  readCached(chain: Chain, chainAt: number, count: number, offset: number): boolean {
+    const pieces = chain.toIovecs(chainAt, count, true, this.#iov, 0, MAX_IOVECS);
+    return (
+      chain.iovBytes === count &&
+      preadv2(this.image.fd, this.#iovBytes, pieces, this.#base + offset, RWF_NOWAIT) === count
+    );
+  }
+
   /** Nothing more to read. The file shrank, or a range was given beyond its end: that reads as the hole it is. */
   #endOfFile(chain: Chain, chainAt: number, count: number, isWrite: boolean): number {
     if (isWrite || !this.image.hasRange) return Errno.EIO;
@@ -283,12 +301,17 @@ export class BlockBackend {
 
 // Declared once: the lookup by prototype is not for every request.
 let preadvFn: ReturnType<typeof native> | undefined;
+let preadv2Fn: ReturnType<typeof native> | undefined;
 let pwritevFn: ReturnType<typeof native> | undefined;
 let fdatasyncFn: ReturnType<typeof native> | undefined;
 
 function preadv(fd: number, iov: Uint8Array, count: number, offset: number): number {
   preadvFn ??= native('int64_t preadv(int, const void *, int, int64_t)');
   return preadvFn(fd, iov, count, offset);
+}
+function preadv2(fd: number, iov: Uint8Array, count: number, offset: number, flags: number): number {
+  preadv2Fn ??= native('int64_t preadv2(int, const void *, int, int64_t, int)');
+  return preadv2Fn(fd, iov, count, offset, flags);
 }
 function pwritev(fd: number, iov: Uint8Array, count: number, offset: number): number {
   pwritevFn ??= native('int64_t pwritev(int, const void *, int, int64_t)');

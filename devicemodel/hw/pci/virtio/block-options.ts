@@ -60,12 +60,16 @@ export const BlockOptions = v.strictObject({
       v.metadata({ arg: 'discard[=SECTORS:SEGMENTS:ALIGN]', help: 'offer discard to the guest', named: true }),
     ),
   ),
+  /** Undefined: io_uring where it is faster. */
   aio: v.optional(
     v.pipe(
       v.picklist(['threads', 'io_uring']),
-      v.metadata({ arg: 'aio=threads|io_uring', help: 'accepted; both use the same engine', named: true }),
+      v.metadata({
+        arg: 'aio=threads|io_uring',
+        help: 'threads: never use io_uring; default: where it is faster',
+        named: true,
+      }),
     ),
-    'threads',
   ),
   queues: v.optional(
     v.pipe(

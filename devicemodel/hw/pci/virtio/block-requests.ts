@@ -5,6 +5,7 @@
 import type { Log } from '../../../core/log.ts';
 import type { BlockBackend } from './block-backend.ts';
 import { SECTOR_BYTES } from './block-options.ts';
+import type { BlockRing } from './block-ring.ts';
 import type { Chain, Virtqueue } from './virtqueue.ts';
 
 /** §5.2.6, request types. */
@@ -47,13 +48,17 @@ export class BlockRequests {
   /** Requests so far; wraps at 2^31. */
   served = 0;
 
-  constructor(state: BlockRequestState, log: Log) {
+  readonly #ring: BlockRing | undefined;
+
+  /** @param ring lets requests go on in the kernel after `serve` returned: see `finish` and `drain`. */
+  constructor(state: BlockRequestState, log: Log, ring?: BlockRing) {
     this.#state = state;
     this.#log = log;
+    this.#ring = ring;
   }
 
   /**
-   * Serve what the driver made available, and complete it: when this returns nothing is in flight.
+   * Serve what the driver made available, and complete it: when this returns nothing is in flight but in the ring.
    * @returns false if there may be more, which the guest made while this ran: call again after other work had its turn.
    */
   serve(queue: Virtqueue): boolean {
@@ -66,6 +71,10 @@ export class BlockRequests {
         this.served = (this.served + 1) | 0;
         // The guest can bring requests forever, but only a ring full is waiting for one sync.
         if (--budget === 0 || this.#bytesLeft <= 0 || this.#waitingCount >= queue.size) break;
+      }
+      if (this.#ring !== undefined && this.#ring.inFlight > 0) {
+        this.#ring.submit();
+        this.#finish(queue);
       }
       this.#syncWaiting(queue);
       queue.publish();
@@ -128,7 +137,12 @@ export class BlockRequests {
       return;
     }
     this.#bytesLeft -= count;
+    if (this.#begin(queue, chain, backend, 0, count, sector * SECTOR_BYTES, false)) return;
     const errno = backend.transfer(chain, 0, count, sector * SECTOR_BYTES, false);
+    this.#readDone(queue, chain, backend, count, errno);
+  }
+
+  #readDone(queue: Virtqueue, chain: Chain, backend: BlockBackend, count: number, errno: number): void {
     this.#report('read', backend, errno);
     this.#done(queue, chain, errno === 0 ? BlkStatus.Ok : BlkStatus.IoError, errno === 0 ? count : 0);
   }
@@ -139,11 +153,82 @@ export class BlockRequests {
       return;
     }
     this.#bytesLeft -= count;
+    if (this.#begin(queue, chain, backend, HEADER_BYTES, count, sector * SECTOR_BYTES, true)) return;
     const errno = backend.transfer(chain, HEADER_BYTES, count, sector * SECTOR_BYTES, true);
+    this.#writeDone(queue, chain, backend, errno, this.#state.isWriteback);
+  }
+
+  #writeDone(queue: Virtqueue, chain: Chain, backend: BlockBackend, errno: number, isDurable: boolean): void {
     this.#report('write', backend, errno);
     if (errno !== 0) this.#done(queue, chain, BlkStatus.IoError, 0);
-    else if (this.#state.isWriteback) this.#done(queue, chain, BlkStatus.Ok, 0);
+    else if (isDurable) this.#done(queue, chain, BlkStatus.Ok, 0);
     else this.#waiting[this.#waitingCount++] = chain;
+  }
+
+  // Requests in the ring.
+
+  /** Let the kernel go on with the request, where that is better than waiting for it. @returns false when it is not. */
+  #begin(
+    queue: Virtqueue,
+    chain: Chain,
+    backend: BlockBackend,
+    chainAt: number,
+    count: number,
+    offset: number,
+    isWrite: boolean,
+  ): boolean {
+    const ring = this.#ring;
+    const { image } = backend;
+    const isDurable = isWrite && !this.#state.isWriteback;
+    // Writes to the host's cache alone are a copy, for which the kernel would only get a thread of its own.
+    if (ring === undefined || count === 0 || (isWrite && !image.isDirect && !isDurable)) return false;
+    // Nothing else to do meanwhile: one system call less.
+    if (ring.inFlight === 0 && !queue.hasAvailable()) return false;
+    if (!backend.isDirectlyUsable(chain, chainAt, count, offset, isWrite)) return false;
+    if (!image.isDirect && !isWrite && backend.readCached(chain, chainAt, count, offset)) {
+      this.#done(queue, chain, BlkStatus.Ok, count);
+      return true;
+    }
+    return ring.begin(queue, chain, chainAt, count, image.fd, image.base, offset, isWrite, isDurable);
+  }
+
+  /** Complete what the kernel is through with, and show it to the drivers. */
+  finish(): void {
+    this.#finish(undefined);
+  }
+
+  /** @param publishedLater this queue is published by the caller. */
+  #finish(publishedLater: Virtqueue | undefined): void {
+    const ring = this.#ring;
+    const { backend } = this.#state;
+    if (ring === undefined || backend === undefined) return;
+    let touched = publishedLater;
+    for (let slot = ring.next(); slot !== undefined; slot = ring.next()) {
+      const queue = slot.queue as Virtqueue;
+      const chain = slot.chain as Chain;
+      if (queue !== touched) {
+        touched?.publish();
+        touched = queue;
+      }
+      const done = Math.max(ring.result, 0);
+      let errno = 0;
+      // Less than asked for, or trouble: the plain way finds out what it is.
+      if (done < slot.count) {
+        errno = backend.transfer(chain, slot.chainAt + done, slot.count - done, slot.offset + done, slot.isWrite);
+        if (errno === 0 && slot.isWrite && !this.#state.isWriteback) errno = backend.sync();
+      }
+      if (slot.isWrite) this.#writeDone(queue, chain, backend, errno, true);
+      else this.#readDone(queue, chain, backend, slot.count, errno);
+    }
+    if (touched !== publishedLater) touched?.publish();
+  }
+
+  /** Wait for everything in flight and complete it. */
+  drain(): void {
+    while (this.#ring !== undefined && this.#ring.inFlight > 0) {
+      this.#ring.submit(1);
+      this.finish();
+    }
   }
 
   #discard(queue: Virtqueue, chain: Chain, backend: BlockBackend, outBytes: number): void {

@@ -2,6 +2,7 @@
 import type { Log } from '../../../core/log.ts';
 import { BlockBackend, type BlockImage } from './block-backend.ts';
 import { BlockRequests } from './block-requests.ts';
+import { BlockRing } from './block-ring.ts';
 import { BlockWord, type QueueServer } from './data-thread-words.ts';
 import type { Virtqueue } from './virtqueue.ts';
 
@@ -10,16 +11,19 @@ export interface BlockService {
   readonly kind: 'block';
   readonly image: BlockImage;
   readonly serial: Uint8Array;
+  /** `aio=threads`: plain system calls. */
+  readonly usesRing: boolean;
 }
 
 export class BlockServer implements QueueServer {
-  readonly waitFd = -1;
   readonly #backend: BlockBackend;
   readonly #requests: BlockRequests;
+  readonly #ring: BlockRing | undefined;
 
   constructor(service: BlockService, words: Int32Array, log: Log) {
     const backend = new BlockBackend(service.image);
     this.#backend = backend;
+    this.#ring = service.usesRing ? openRing(log) : undefined;
     this.#requests = new BlockRequests(
       {
         backend,
@@ -32,7 +36,12 @@ export class BlockServer implements QueueServer {
         },
       },
       log,
+      this.#ring,
     );
+  }
+
+  get waitFd(): number {
+    return this.#ring !== undefined && this.#ring.inFlight > 0 ? this.#ring.fd : -1;
   }
 
   start(): void {}
@@ -41,12 +50,26 @@ export class BlockServer implements QueueServer {
     return this.#requests.serve(queue);
   }
 
-  onReadable(): void {}
+  onReadable(): void {
+    this.#requests.finish();
+  }
 
-  /** Requests are served to their end: nothing is in flight between two turns. */
-  stop(): void {}
+  stop(): void {
+    this.#requests.drain();
+  }
 
   dispose(): void {
+    this.#ring?.dispose();
     this.#backend.dispose();
+  }
+}
+
+/** A ring, where the kernel has one and lets us. */
+function openRing(log: Log): BlockRing | undefined {
+  try {
+    return new BlockRing();
+  } catch (error) {
+    log.guest(() => `${(error as Error).message}: requests are served one after the other`);
+    return undefined;
   }
 }

@@ -139,7 +139,12 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
           threads: count,
           cpus,
           queueCount: this.queueSizes.length,
-          service: { kind: 'block', image: this.#backend.image, serial: this.serial },
+          service: {
+            kind: 'block',
+            image: this.#backend.image,
+            serial: this.serial,
+            usesRing: this.#options.aio !== 'threads',
+          },
           log: this.#log,
           workerUrl: this.#workerUrl,
         },

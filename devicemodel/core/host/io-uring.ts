@@ -1,0 +1,147 @@
+/**
+ * io_uring (<linux/io_uring.h>, io_uring_setup(2)): reads and writes that go on in the kernel while this thread does
+ * something else. Entries are made in shared memory; one system call hands over all that were made.
+ */
+import { HostError } from '../errors.ts';
+import { describeErrno, lastErrno, libc, MapFlag, native, Protection, viewOf } from './libc.ts';
+
+const Syscall = { setup: 425, enter: 426 } as const;
+/** struct io_uring_params: u32 at these offsets. */
+const Params = { size: 120, sqEntries: 0, cqEntries: 4, features: 20, sqOffsets: 40, cqOffsets: 80 } as const;
+const FEATURE_SINGLE_MMAP = 1;
+/** struct io_sqring_offsets and io_cqring_offsets. */
+const SqOffset = { head: 0, tail: 4, mask: 8, array: 24 } as const;
+const CqOffset = { head: 0, tail: 4, mask: 8, cqes: 20 } as const;
+/** What mmap's offset names. */
+const MmapOffset = { rings: 0, entries: 0x1000_0000 } as const;
+/** struct io_uring_sqe. */
+const Sqe = { size: 64, opcode: 0, fd: 4, offset: 8, address: 16, length: 24, flags: 28, userData: 32 } as const;
+/** struct io_uring_cqe. */
+const Cqe = { size: 16, userData: 0, result: 8 } as const;
+const ENTER_GETEVENTS = 1;
+
+/** IORING_OP_*. */
+export const UringOp = { Readv: 1, Writev: 2 } as const;
+
+export class IoUring {
+  /** Readable while there are completions. */
+  readonly fd: number;
+  readonly #ringBytes: number;
+  readonly #entriesBytes: number;
+  readonly #ringAddress: bigint;
+  readonly #entriesAddress: bigint;
+  readonly #ring: Int32Array;
+  readonly #entries: DataView;
+  readonly #enter = native(
+    'int64_t syscall(int64_t, unsigned int, unsigned int, unsigned int, unsigned int, uintptr_t, size_t)',
+  );
+  /** Indexes into `#ring`. */
+  readonly #sqTail: number;
+  readonly #sqMask: number;
+  readonly #cqHead: number;
+  readonly #cqTail: number;
+  readonly #cqMask: number;
+  readonly #cqes: number;
+  #prepared = 0;
+  /** Of the completion `next` found: what `prepare` was given, and a count of bytes or a negative errno. */
+  userData = 0;
+  result = 0;
+
+  /** @param entries a power of two: how many may be in flight. @throws HostError where the kernel does not let us. */
+  constructor(entries: number) {
+    const params = new DataView(new ArrayBuffer(Params.size));
+    const setup = native('int64_t syscall(int64_t, unsigned int, void *)');
+    const fd = setup(Syscall.setup, entries, new Uint8Array(params.buffer));
+    if (fd < 0) {
+      const errno = lastErrno();
+      throw new HostError(`io_uring: ${describeErrno(errno)}`, errno);
+    }
+    this.fd = fd;
+    const u32 = (offset: number) => params.getUint32(offset, true);
+    const sq = (field: number) => u32(Params.sqOffsets + field);
+    const cq = (field: number) => u32(Params.cqOffsets + field);
+    if ((u32(Params.features) & FEATURE_SINGLE_MMAP) === 0) {
+      libc.close(fd);
+      throw new HostError('io_uring: the kernel is too old', 0);
+    }
+    this.#ringBytes = Math.max(
+      sq(SqOffset.array) + 4 * u32(Params.sqEntries),
+      cq(CqOffset.cqes) + Cqe.size * u32(Params.cqEntries),
+    );
+    this.#entriesBytes = Sqe.size * u32(Params.sqEntries);
+    const mapRing = (bytes: number, offset: number) =>
+      libc.mmap(bytes, Protection.Read | Protection.Write, MapFlag.Shared | MapFlag.Populate, fd, offset, 'io_uring');
+    this.#ringAddress = mapRing(this.#ringBytes, MmapOffset.rings);
+    this.#entriesAddress = mapRing(this.#entriesBytes, MmapOffset.entries);
+    this.#ring = new Int32Array(viewOf(this.#ringAddress, this.#ringBytes).buffer);
+    this.#entries = new DataView(viewOf(this.#entriesAddress, this.#entriesBytes).buffer);
+    this.#sqTail = sq(SqOffset.tail) / 4;
+    this.#sqMask = this.#ring[sq(SqOffset.mask) / 4] as number;
+    this.#cqHead = cq(CqOffset.head) / 4;
+    this.#cqTail = cq(CqOffset.tail) / 4;
+    this.#cqMask = this.#ring[cq(CqOffset.mask) / 4] as number;
+    this.#cqes = cq(CqOffset.cqes) / 4;
+    // Entry n is always at place n.
+    for (let i = 0; i <= this.#sqMask; i++) this.#ring[sq(SqOffset.array) / 4 + i] = i;
+  }
+
+  /**
+   * Make an entry; the kernel sees it at `submit`. The caller has no more in flight than the ring has entries.
+   * @param address and `length` are those of an array of struct iovec, which must stay until completion.
+   * @param flags RWF_*.
+   */
+  prepare(
+    op: number,
+    fd: number,
+    address: number,
+    length: number,
+    offset: number,
+    flags: number,
+    userData: number,
+  ): void {
+    const tail = this.#ring[this.#sqTail] as number;
+    const at = (tail & this.#sqMask) * Sqe.size;
+    const entries = this.#entries;
+    entries.setUint32(at + Sqe.opcode, op, true);
+    entries.setInt32(at + Sqe.fd, fd, true);
+    setU64(entries, at + Sqe.offset, offset);
+    setU64(entries, at + Sqe.address, address);
+    entries.setUint32(at + Sqe.length, length, true);
+    entries.setUint32(at + Sqe.flags, flags, true);
+    setU64(entries, at + Sqe.userData, userData);
+    Atomics.store(this.#ring, this.#sqTail, (tail + 1) | 0);
+    this.#prepared++;
+  }
+
+  /** Hand over what was prepared, and wait for `completions` of them. @returns 0 or an errno. */
+  submit(completions = 0): number {
+    if (this.#prepared === 0 && completions === 0) return 0;
+    const flags = completions > 0 ? ENTER_GETEVENTS : 0;
+    const taken = this.#enter(Syscall.enter, this.fd, this.#prepared, completions, flags, 0, 0);
+    if (taken < 0) return lastErrno();
+    this.#prepared -= taken;
+    return 0;
+  }
+
+  /** Take the next completion into `userData` and `result`. @returns false when there is none. */
+  next(): boolean {
+    const head = this.#ring[this.#cqHead] as number;
+    if (head === Atomics.load(this.#ring, this.#cqTail)) return false;
+    const at = this.#cqes + ((head & this.#cqMask) * Cqe.size) / 4;
+    this.userData = this.#ring[at + Cqe.userData / 4] as number;
+    this.result = this.#ring[at + Cqe.result / 4] as number;
+    Atomics.store(this.#ring, this.#cqHead, (head + 1) | 0);
+    return true;
+  }
+
+  dispose(): void {
+    libc.munmap(this.#ringAddress, this.#ringBytes);
+    libc.munmap(this.#entriesAddress, this.#entriesBytes);
+    libc.close(this.fd);
+  }
+}
+
+function setU64(view: DataView, at: number, value: number): void {
+  view.setUint32(at, value % 0x1_0000_0000, true);
+  view.setUint32(at + 4, Math.floor(value / 0x1_0000_0000), true);
+}
