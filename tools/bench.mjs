@@ -3,12 +3,14 @@
  *
  *   start     start-up times of the program beside those of a bare node
  *   micro     bench/*.bench.ts: parts of the device model inside this process (vitest bench)
+ *   virtio    disks and networks under load, in the same recorder, beside the C device model (bench/virtio.mjs)
  *   hsmrec    round trips and start-up against a recorded hypervisor, when a recorder is there (as root, huge pages)
  */
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { benchVirtio } from '../bench/virtio.mjs';
 import { prepare, root, run } from './prepare.mjs';
 
 /** Interleaved, so that what else the machine does hits all alike. */
@@ -50,24 +52,35 @@ function benchMicro() {
   return run(process.execPath, [join(root, 'node_modules/vitest/vitest.mjs'), 'bench', '--run', '--dir', 'bench']);
 }
 
-function benchHsmrec() {
+/** Build the recorder and its fixtures, and run `measure(recorder, work)` with them. */
+function withRecorder(part, measure) {
   const recorder = process.env.HSMREC_DIR ?? join(root, '../shared/tools/hsmrec');
   if (!existsSync(recorder) || process.getuid() !== 0) {
-    console.log(`hsmrec: skipped (${existsSync(recorder) ? 'needs root' : `no ${recorder}`})`);
+    console.log(`${part}: skipped (${existsSync(recorder) ? 'needs root' : `no ${recorder}`})`);
     return 0;
   }
   const work = mkdtempSync(join(tmpdir(), 'acrn-dm-bench-'));
   try {
     const program = `make -s -C '${recorder}' OUT='${work}' && '${recorder}/mkfixtures.py' '${work}/fx' >/dev/null`;
-    const dm = `node '${join(root, 'dist/acrn-dm.js')}'`;
-    const bench = `HSMREC='${work}/hsmrec' NOVIRTIO=1 '${recorder}/bench.sh' '${work}/fx' ${dm}`;
-    return run('bash', ['-c', `${program} && ${bench}`]);
+    return run('bash', ['-c', program]) || measure(recorder, work);
   } finally {
     rmSync(work, { recursive: true, force: true });
   }
 }
 
-const parts = { start: benchStart, micro: benchMicro, hsmrec: benchHsmrec };
+const benchHsmrec = () =>
+  withRecorder('hsmrec', (recorder, work) => {
+    const dm = `node '${join(root, 'dist/acrn-dm.js')}'`;
+    return run('bash', ['-c', `HSMREC='${work}/hsmrec' NOVIRTIO=1 '${recorder}/bench.sh' '${work}/fx' ${dm}`]);
+  });
+
+const benchOfVirtio = () =>
+  withRecorder('virtio', (_recorder, work) => {
+    const dm = [process.execPath, join(root, 'dist/acrn-dm.js')];
+    return benchVirtio({ dm, recorder: join(work, 'hsmrec'), kernel: join(work, 'fx/bzimage') });
+  });
+
+const parts = { start: benchStart, micro: benchMicro, virtio: benchOfVirtio, hsmrec: benchHsmrec };
 await prepare();
 let status = 0;
 for (const name of process.argv.length > 2 ? process.argv.slice(2) : Object.keys(parts)) {

@@ -1,0 +1,235 @@
+/**
+ * npm run bench -- virtio: disks and networks under the recorder, beside the C device model where one is there
+ * (ACRN_DM_REFERENCE=PATH, else figures recorded with it on another day). virtio-load.c plays the driver; see there what
+ * is measured. As root, with gcc.
+ *
+ *   BENCH_ROUNDS=5        rounds; both programs run in turns, and a ratio is the median of the rounds' ratios
+ *   BENCH_SECONDS=0.6     a row's time
+ *   BENCH_CONFIG=TEXT     only configurations that begin like this
+ *   BENCH_RECORD=FILE     write the reference's figures there
+ */
+import { spawnSync } from 'node:child_process';
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+
+const here = import.meta.dirname;
+const RECORDED = join(here, 'virtio-reference.json');
+const DISK_BYTES = 256 * 1024 * 1024;
+const TAP = 'vload0';
+/** Kicks the script carries out for the networks, which the C device model has no eventfd for. */
+const SCRIPT_KICKS = 12_000;
+const MARK_GPA = 0x3ff0000;
+const MARK = 'virtio-load: guest RAM begins 0x3ff0000 below';
+const RING_GPA = 0x4000000;
+const RING_STRIDE = 0x20000;
+
+const ROUNDS = Number(process.env.BENCH_ROUNDS ?? 5);
+const SECONDS = Number(process.env.BENCH_SECONDS ?? 0.6);
+
+const cachedRows = [
+  'rr4096@1',
+  'rr4096@32',
+  'wr4096@1',
+  'wr4096@32',
+  'rs131072@1',
+  'rs131072@32',
+  'ws131072@1',
+  'ws131072@32',
+];
+/**
+ * What runs: a device, and the rows measured on it. Disks kick by ioeventfd in both programs (`iothread`). A network of
+ * the C device model has no such thing: its kicks are the script's, and so are this program's in the same row.
+ */
+const configs = [
+  { name: 'disk, host cache', slot: 'virtio-blk,iothread,@DISK@,writeback', rows: cachedRows },
+  { name: 'disk, written through', slot: 'virtio-blk,iothread,@DISK@', rows: ['wr4096@1', 'wr4096@32'] },
+  {
+    name: 'disk, nocache',
+    slot: 'virtio-blk,iothread,@DISK@,nocache,writeback',
+    rows: ['rr4096@1', 'rr4096@32', 'wr4096@32', 'rs131072@32'],
+  },
+  { name: 'network', slot: `virtio-net,tap=${TAP},mac_seed=bench`, rows: ['rtt', 'tx', 'rx'] },
+];
+/** Heap of the data thread: with a small young generation, each megabyte allocated is a line of the collector's. */
+const heapFlags = ['--trace-gc', '--max-semi-space-size=1'];
+const heapConfigs = [
+  { name: 'disk', slot: 'virtio-blk,iothread,@DISK@,writeback', rows: ['rr4096@32', 'wr4096@32'] },
+  { name: 'network', slot: `virtio-net,tap=${TAP},mac_seed=bench`, rows: ['rtt', 'tx', 'rx'] },
+];
+
+/** Steps of a script that brings a legacy device up: MSI-X on, features, rings, DRIVER_OK. */
+function bringUp(queues, dropFeatures) {
+  const steps = [
+    { op: 'cfg_read', bdf: '0:3.0', reg: '0x10', size: 4, as: 'bio' },
+    { op: 'cfg_read', bdf: '0:3.0', reg: '0x14', size: 4, as: 'bms' },
+  ];
+  const write = (offset, size, value) =>
+    steps.push({ op: 'pio_write', port: `($bio&~3)+${offset}`, size, value: String(value) });
+  for (let vector = 0; vector <= queues; vector++) {
+    for (const [i, value] of [0xfee00000, 0, 0x40 + vector, 0].entries()) {
+      steps.push({ op: 'mmio_write', addr: `($bms&~15)+${vector * 16 + i * 4}`, size: 4, value: String(value) });
+    }
+  }
+  steps.push({ op: 'cfg_write', bdf: '0:3.0', reg: '0x42', size: 2, value: '0x8000' });
+  for (const status of [0, 1, 3]) write(0x12, 1, status);
+  steps.push({ op: 'pio_read', port: '($bio&~3)', size: 4, as: 'features' });
+  steps.push({ op: 'pio_write', port: '($bio&~3)+4', size: 4, value: `$features&~${dropFeatures}` });
+  for (let queue = 0; queue < queues; queue++) {
+    const gpa = RING_GPA + queue * RING_STRIDE;
+    write(0x0e, 2, queue);
+    steps.push({ op: 'mem_fill', gpa: String(gpa), len: RING_STRIDE, byte: 0 });
+    write(0x16, 2, queue + 1);
+    write(0x08, 4, gpa / 4096);
+  }
+  write(0x12, 1, 7);
+  steps.push({ op: 'mem_write', gpa: String(MARK_GPA), hex: Buffer.from(MARK).toString('hex') });
+  return steps;
+}
+
+function script(config, load, work) {
+  const isNet = config.slot.startsWith('virtio-net');
+  // VIRTIO_F_NOTIFY_ON_EMPTY would interrupt a driver that asked for none.
+  const actions = bringUp(isNet ? 2 : 1, 1 << 24);
+  const result = join(work, 'result');
+  if (isNet) {
+    const cmd = `exec ${load} net ${result} ${SECONDS} ${TAP} ${SCRIPT_KICKS} ${config.rows.join(' ')}`;
+    actions.push({ op: 'exec', cmd, background: true });
+    for (let kick = 0; kick < SCRIPT_KICKS; kick++) {
+      actions.push({ op: 'wait_stdout', text: `#${kick};`, timeout_ms: 60000 });
+      actions.push({ op: 'pio_write', port: '($bio&~3)+0x10', size: 2, value: kick === 0 ? '0' : '1' });
+    }
+  } else {
+    const cmd = `exec ${load} blk ${result} ${SECONDS} ${DISK_BYTES} ${config.rows.join(' ')}`;
+    actions.push({ op: 'exec', cmd, timeout_ms: 110000 });
+  }
+  const timeouts = { timeout_ms: 120000, unstick_ms: 700 };
+  return { config: { stdin: 'null', ...timeouts, vfs: {} }, actions };
+}
+
+/** Everything in the namespace is gone with it. */
+const inNamespace =
+  `ip link set lo up; ip tuntap add dev ${TAP} mode tap && ip link set ${TAP} txqueuelen 2000 && ` +
+  `sysctl -q net.ipv6.conf.${TAP}.disable_ipv6=1; ip link set ${TAP} up; exec "$@"`;
+
+/** One run of one program. @returns figures by row. */
+function measure(command, config, tools) {
+  const { work } = tools;
+  rmSync(join(work, 'result'), { force: true });
+  writeFileSync(join(work, 'script.json'), JSON.stringify(script(config, tools.load, work)));
+  const slot = config.slot.replace('@DISK@', tools.disk);
+  const vm = ['-m', '256M', '-s', '0:0,hostbridge', '-s', '1:0,lpc', '-s', `3,${slot}`];
+  const boot = ['-k', tools.kernel, '-B', 'console=ttyS0', '--cpu_affinity', '0,1', 'bench'];
+  const recorder = [tools.recorder, '--script', join(work, 'script.json'), '--out', join(work, 'trace.jsonl')];
+  const streams = ['--stdout', join(work, 'stdout'), '--stderr', join(work, 'stderr')];
+  const run = [...recorder, ...streams, '--', ...command, ...vm, ...boot];
+  spawnSync('unshare', ['-n', 'sh', '-c', inNamespace, 'sh', ...run], { stdio: ['ignore', 'inherit', 'inherit'] });
+  const rows = new Map();
+  const lines = existsSync(join(work, 'result')) ? readFileSync(join(work, 'result'), 'utf8').split('\n') : [];
+  for (const line of lines.filter((each) => each.endsWith('}'))) {
+    const row = JSON.parse(line);
+    if (row.error !== undefined) throw new Error(`${command.join(' ')}: ${row.error}`);
+    rows.set(row.row, row);
+  }
+  if (rows.size < config.rows.length) {
+    const log = join(work, 'stderr');
+    const tail = existsSync(log) ? readFileSync(log, 'utf8').trimEnd().split('\n').slice(-6).join('\n') : '';
+    throw new Error(`${command.join(' ')}: ${rows.size} of ${config.rows.length} rows\n${tail}`);
+  }
+  return rows;
+}
+
+const median = (values) => [...values].sort((a, b) => a - b)[values.length >> 1];
+const column = (value, digits, width) => (value === undefined ? '-' : value.toFixed(digits)).padStart(width);
+
+function compare(config, ours, reference) {
+  console.log(
+    `\n${config.name.padEnd(22)}     per s   p50 us   p99 us | reference   p50 us   p99 us | throughput      p50`,
+  );
+  for (const name of config.rows) {
+    const of = (runs, field) => (runs.length === 0 ? undefined : median(runs.map((run) => run.get(name)?.[field])));
+    const ratio = (field) =>
+      reference.length === 0
+        ? undefined
+        : median(
+            ours.map((run, i) => run.get(name)[field] / reference[Math.min(i, reference.length - 1)].get(name)[field]),
+          );
+    const side = (runs) =>
+      `${column(of(runs, 'perSecond'), 0, 9)} ${column(of(runs, 'p50Us'), 1, 8)} ${column(of(runs, 'p99Us'), 1, 8)}`;
+    const p50 = ours[0].get(name).p50Us === undefined ? undefined : ratio('p50Us');
+    console.log(
+      `${name.padEnd(22)} ${side(ours)} | ${side(reference)} | ${column(ratio('perSecond'), 2, 10)} ${column(p50, 2, 8)}`,
+    );
+  }
+}
+
+/** JavaScript heap that data threads took for requests in steady state. */
+function heapUse(command, tools) {
+  console.log('\nheap of the data thread');
+  for (const config of heapConfigs) {
+    const rows = measure([command[0], ...heapFlags, ...command.slice(1)], config, tools);
+    const requests = [...rows.values()].reduce((sum, row) => sum + row.count, 0);
+    // [pid:isolate] ms: Scavenge …; the first isolate to speak is the main thread's.
+    const lines = [
+      ...readFileSync(join(tools.work, 'stdout'), 'utf8').matchAll(/\[\d+:(0x[0-9a-f]+)\]\s+(\d+) ms: Scavenge/g),
+    ];
+    const endMs = Math.max(0, ...lines.map((line) => Number(line[2])));
+    const late = lines.filter(
+      (line) => line[1] !== lines[0][1] && Number(line[2]) > endMs - SECONDS * 1000 * rows.size,
+    );
+    const bytes = (late.length * 1024 * 1024) / requests;
+    console.log(
+      `${config.name.padEnd(22)} ${requests} requests, ${late.length} collections: ${bytes.toFixed(2)} bytes a request`,
+    );
+  }
+}
+
+/**
+ * @param dm the command that is measured.
+ * @param recorder and kernel: paths.
+ */
+export function benchVirtio({ dm, recorder, kernel }) {
+  const work = mkdtempSync(join(tmpdir(), 'acrn-dm-virtio-'));
+  const tools = { work, recorder, kernel, load: join(work, 'virtio-load'), disk: join(work, 'disk') };
+  try {
+    const gcc = spawnSync('gcc', ['-O2', '-o', tools.load, join(here, 'virtio-load.c')], { stdio: 'inherit' });
+    if (gcc.status !== 0) throw new Error('virtio-load.c could not be built');
+    writeFileSync(tools.disk, Buffer.alloc(DISK_BYTES, 7));
+    const reference = process.env.ACRN_DM_REFERENCE;
+    const recorded = JSON.parse(readFileSync(RECORDED, 'utf8'));
+    console.log(reference === undefined ? `reference: ${recorded.about}` : `reference: ${reference}, in turns`);
+    const record = {};
+    for (const config of configs) {
+      if (!config.name.startsWith(process.env.BENCH_CONFIG ?? '')) continue;
+      const ours = [];
+      const theirs = [];
+      for (let round = 0; round < ROUNDS; round++) {
+        ours.push(measure(dm, config, tools));
+        if (reference !== undefined) theirs.push(measure([reference], config, tools));
+      }
+      const rows = reference === undefined ? recorded.configs[config.name] : undefined;
+      if (rows !== undefined) theirs.push(new Map(rows.map((row) => [row.row, row])));
+      compare(config, ours, theirs);
+      record[config.name] = config.rows.map((name) => {
+        const of = (field) => median(theirs.map((run) => run.get(name)?.[field] ?? 0));
+        return {
+          row: name,
+          perSecond: of('perSecond'),
+          p50Us: of('p50Us') || undefined,
+          p99Us: of('p99Us') || undefined,
+        };
+      });
+    }
+    if (process.env.BENCH_CONFIG === undefined) heapUse(dm, tools);
+    if (process.env.BENCH_RECORD !== undefined) {
+      writeFileSync(
+        process.env.BENCH_RECORD,
+        `${JSON.stringify({ about: recorded.about, configs: record }, null, 2)}\n`,
+      );
+    }
+    return 0;
+  } finally {
+    if (process.env.BENCH_KEEP === undefined) rmSync(work, { recursive: true, force: true });
+    else console.log(work);
+  }
+}
