@@ -2,7 +2,7 @@
  * Turns of the event loop for a thread that leaves it free while the guest idles: only a guest that is busy keeps it from
  * running. Then its descriptor is asked now and then, which costs a microsecond, where a turn costs dozens.
  */
-import { native } from './libc.ts';
+import { native, onWatchAdded } from './libc.ts';
 
 const POLLIN = 1;
 /** Requests between two looks at the clock, where each is a short one. */
@@ -28,6 +28,7 @@ export class EventLoopPoll {
     const view = new DataView(this.#pollfd.buffer);
     view.setInt32(0, native('int uv_backend_fd(uintptr_t)')(loop), true);
     view.setInt16(4, POLLIN, true);
+    onWatchAdded(() => this.requestTurn());
   }
 
   get pending(): boolean {

@@ -11,7 +11,7 @@
  */
 import { Worker } from 'node:worker_threads';
 import { Eventfd } from './eventfd.ts';
-import { libc, native, nativeAddress, watchFd } from './libc.ts';
+import { libc, native, nativeAddress, onWatchAdded, watchFd } from './libc.ts';
 import { type WatcherData, Word, watcherThread } from './watcher-thread.ts';
 
 /** SIGRTMIN+6: free in Node, and not SIGUSR1, which starts the inspector. */
@@ -36,6 +36,7 @@ export class Wakeups {
   readonly #turnEnd = new Eventfd();
   #endTurn: () => void = () => {};
   readonly #unwatch: () => void;
+  readonly #unlisten: () => void;
   #turnRequested = false;
   #worker: Worker | undefined;
   #stopFd = -1;
@@ -45,6 +46,7 @@ export class Wakeups {
       this.#turnEnd.take();
       this.#endTurn();
     });
+    this.#unlisten = onWatchAdded(() => this.requestTurn());
   }
 
   /** Start watching. From now on {@link pending} becomes true when the event loop has something to do. */
@@ -72,7 +74,7 @@ export class Wakeups {
     return this.#turnRequested || Atomics.load(this.#words, Word.Kicked) !== Atomics.load(this.#words, Word.Answered);
   }
 
-  /** Something was handed to the event loop that its descriptor does not show yet: a stream resumed, a watch added. */
+  /** Something was handed to the event loop that its descriptor does not show yet, such as a stream that was resumed. */
   requestTurn(): void {
     this.#turnRequested = true;
   }
@@ -130,6 +132,7 @@ export class Wakeups {
       await ended;
       libc.close(this.#stopFd);
     }
+    this.#unlisten();
     this.#unwatch();
     this.#turnEnd.dispose();
   }

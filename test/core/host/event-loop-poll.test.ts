@@ -47,6 +47,18 @@ describe('turns of the event loop beside a busy guest', () => {
     expect(poll.pending).toBe(false);
   });
 
+  test('a watch that a device adds while it is served asks for one: libuv does not look at it before', async () => {
+    const poll = new EventLoopPoll(1000); // does not look by itself in this test
+    const eventfd = new Eventfd();
+    cleanups.push(
+      watchFd(eventfd.fd, () => {}),
+      () => eventfd.dispose(),
+    );
+    expect(poll.pending).toBe(true);
+    await poll.turn();
+    expect(poll.pending).toBe(false);
+  });
+
   test('asked by short requests, it looks at the clock now and then', async () => {
     const poll = new EventLoopPoll(3);
     await poll.turn();

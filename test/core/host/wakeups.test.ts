@@ -1,6 +1,8 @@
 import { createRequire } from 'node:module';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, beforeEach, expect, test } from 'vitest';
+import { Eventfd } from '../../../devicemodel/core/host/eventfd.ts';
+import { watchFd } from '../../../devicemodel/core/host/libc.ts';
 import { installKickSignal, Wakeups } from '../../../devicemodel/core/host/wakeups.ts';
 
 let wakeups: Wakeups;
@@ -35,6 +37,18 @@ test('nothing is pending while the event loop has the thread to itself, and agai
   wakeups.endRest();
   await wakeups.turn();
   expect(await pendingWithin(5000)).toBe(true);
+});
+
+test('a watch that a device adds while it is served makes a turn pending: libuv does not look at it before', async () => {
+  await pendingWithin(5000);
+  wakeups.rest();
+  await wakeups.turn();
+  expect(wakeups.pending).toBe(false);
+  const eventfd = new Eventfd();
+  const unwatch = watchFd(eventfd.fd, () => {});
+  expect(wakeups.pending).toBe(true);
+  unwatch();
+  eventfd.dispose();
 });
 
 test('a watcher at rest can be stopped', async () => {
