@@ -12,6 +12,8 @@ import { VirtioConsole } from '../../devicemodel/hw/pci/virtio/console.ts';
 import { ConsoleOptions, type PortOptions, parseConsoleText } from '../../devicemodel/hw/pci/virtio/console-options.ts';
 import type { VirtioDevice } from '../../devicemodel/hw/pci/virtio/device.ts';
 import type { InputEvent, InputSource } from '../../devicemodel/hw/pci/virtio/evdev.ts';
+import { AcrnGpio } from '../../devicemodel/hw/pci/virtio/gpio.ts';
+import { ModernGpio } from '../../devicemodel/hw/pci/virtio/gpio-modern.ts';
 import { VirtioI2c } from '../../devicemodel/hw/pci/virtio/i2c.ts';
 import type { I2cBus } from '../../devicemodel/hw/pci/virtio/i2c-bus.ts';
 import { VirtioInput } from '../../devicemodel/hw/pci/virtio/input.ts';
@@ -22,6 +24,7 @@ import { virtioRnd } from '../../devicemodel/hw/pci/virtio/rng.ts';
 import { VirtioPci, type VirtioPciIdentity } from '../../devicemodel/hw/pci/virtio/transport.ts';
 import { VhostDevice } from '../../devicemodel/hw/pci/virtio/vhost.ts';
 import { VhostVsock } from '../../devicemodel/hw/pci/virtio/vsock.ts';
+import { FakeGpioLine } from '../support/fake-gpio.ts';
 import { type FramePeer, socketPair } from '../support/socket-pair.ts';
 import { FakeCharBackend } from '../support/virtio-driver.ts';
 import { checkLeak } from './guarded-ram.ts';
@@ -397,6 +400,39 @@ function i2c(): Recipe {
   });
 }
 
+function gpio(mode: 'legacy' | 'modern'): Recipe {
+  const lines = ['a', '', 'b', 'c'].map((name) => new FakeGpioLine(name));
+  const line = (random: Random) => (random.oneIn(16) ? random.value() & 0xffff : random.below(5));
+  const acrnRequest: RequestShape = (random, queue) => {
+    if (queue === 2) return [piece(true, random.oneIn(16) ? someLength(random) : 8)];
+    if (queue === 1) return [piece(false, 3, Uint8Array.of(random.below(6), line(random), random.below(16)))];
+    if (random.oneIn(16)) return [piece(true, lines.length * 32)];
+    return [piece(false, 10, Uint8Array.of(random.below(7), line(random), random.below(10))), piece(true, 2)];
+  };
+  const modernRequest: RequestShape = (random, queue) => {
+    if (queue === 1) return [piece(false, 2, Uint8Array.of(line(random), 0)), piece(true, 1)];
+    const request = words((line(random) << 16) | random.below(8), random.oneIn(8) ? random.value() : random.below(10));
+    return [piece(false, 8, request), piece(true, random.oneIn(4) ? 64 : 2)];
+  };
+  const identity = { legacyDeviceId: 0x8609, type: 41, classCode: 0x080000 };
+  return {
+    name: `virtio-gpio-${mode}`,
+    shape: (random, queue) => {
+      if (random.oneIn(16)) return anything(random, 0);
+      return mode === 'legacy' ? acrnRequest(random, queue) : modernRequest(random, queue);
+    },
+    make: (env) => {
+      const device = mode === 'legacy' ? new AcrnGpio(() => lines, env.log) : new ModernGpio(() => lines, env.log);
+      return new VirtioPci(device, env, { mode, identity });
+    },
+    hostEvent: (random) => {
+      const one = random.pick(lines);
+      if (random.oneIn(16)) one.isGone = !one.isGone;
+      for (let edges = random.below(6); edges > 0; edges--) one.drives(one.level === 1 ? 0 : 1);
+    },
+  };
+}
+
 function vsock(): Recipe {
   const kernel = new FickleVhost();
   return modern('vhost-vsock', 19, (env) => new VhostVsock(5, env.log, kernel), {
@@ -438,6 +474,8 @@ function recipes(scratch: Scratch): Recipe[] {
     { ...network('modern', views), name: 'virtio-net-views' },
     { ...network('transitional', polled), name: 'virtio-net-polled' },
     { ...consoles('legacy', msi), name: 'virtio-console-msi' },
+    gpio('legacy'),
+    gpio('modern'),
     input(),
     i2c(),
     vsock(),
