@@ -69,6 +69,8 @@ for transport in $(transports); do
   check "the device model ends with 0" test $? = 0
   kill $network $console 2> /dev/null
   guest_results
+  case $transport in modern) packed='1 1 1 1 1' ;; *) packed='0 0 0 0 0' ;; esac
+  check "which rings the driver chose" grep -aq "^OK packed rings: $packed" "$guest_log"
   check "fsck on the host" e2fsck -fn "$scratch/disk.img"
   mkdir -p "$scratch/mnt"
   check "mount on the host" mount -o loop,ro "$scratch/disk.img" "$scratch/mnt"

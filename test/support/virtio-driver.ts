@@ -19,6 +19,7 @@ import type { PciEnv } from '../../devicemodel/hw/pci/driver.ts';
 import type { BarIndex, EmulatedPciFunction, PciFunction } from '../../devicemodel/hw/pci/function.ts';
 import type { CharBackend } from '../../devicemodel/hw/uart/backend.ts';
 import { FakeClock } from './fake-clock.ts';
+import { PackedDriverRing } from './packed-driver-ring.ts';
 
 /** Where RAM is, unless a test asks for something else: two chunks that touch, and one above 4 GiB. */
 export const defaultRam: ReadonlyArray<readonly [Gpa, number]> = [
@@ -155,6 +156,7 @@ export interface DescriptorSpec {
 }
 
 export interface UsedElement {
+  /** Index of the first descriptor; the buffer id of a packed ring. */
   readonly head: number;
   readonly length: number;
 }
@@ -164,6 +166,8 @@ interface DriverQueue {
   readonly desc: Gpa;
   readonly avail: Gpa;
   readonly used: Gpa;
+  /** Undefined: the rings are split, and the following is their state. */
+  readonly packed: PackedDriverRing | undefined;
   nextDescriptor: number;
   availIdx: number;
   seenUsed: number;
@@ -185,7 +189,10 @@ const Legacy = {
 
 const DescFlag = { Next: 1, Write: 2, Indirect: 4 } as const;
 
-export type DriverMode = 'legacy' | 'modern';
+/** `packed`: the modern form with packed rings, which must be offered; `modern` leaves them alone. */
+export type DriverMode = 'legacy' | 'modern' | 'packed';
+
+const RING_PACKED = 1n << 34n;
 
 export class VirtioDriver {
   readonly machine: VirtioMachine;
@@ -259,7 +266,7 @@ export class VirtioDriver {
   }
   /** Legacy: the vector registers are there only with MSI-X. */
   get #configBase(): number {
-    return this.mode === 'modern' ? 0x2000 : this.config.isMsixEnabled ? 0x18 : 0x14;
+    return this.mode !== 'legacy' ? 0x2000 : this.config.isMsixEnabled ? 0x18 : 0x14;
   }
   writeConfig(offset: number, size: AccessSize, value: number): void {
     this.out(this.#configBase + offset, size, value);
@@ -292,8 +299,10 @@ export class VirtioDriver {
     this.status = 0;
     this.status = 1;
     this.status = 3;
-    this.#acceptFeatures(accept(this.hostFeatures));
-    if (this.mode === 'modern') {
+    const accepted = accept(this.hostFeatures);
+    this.#acceptFeatures(this.mode === 'packed' ? accepted : accepted & ~RING_PACKED);
+    if (this.mode === 'packed') expect(this.features & RING_PACKED).toBe(RING_PACKED);
+    if (this.mode !== 'legacy') {
       this.status = 0xb;
       expect(this.status & 8).toBe(8);
     }
@@ -303,17 +312,21 @@ export class VirtioDriver {
     this.status = this.mode === 'legacy' ? 7 : 0xf;
   }
 
-  /** @returns false when the device has no such queue. */
-  setUpQueue(index: number, at?: Gpa): boolean {
+  /** @param sizeWanted other than what the device offers. @returns false when the device has no such queue. */
+  setUpQueue(index: number, at?: Gpa, sizeWanted?: number): boolean {
     this.out(this.mode === 'legacy' ? Legacy.select : 22, 2, index);
     const offered = this.in(this.mode === 'legacy' ? Legacy.size : 24, 2);
     if (offered === 0) return false;
-    const size = offered;
+    if (sizeWanted !== undefined) this.out(24, 2, sizeWanted);
+    const size = sizeWanted ?? offered;
     const desc = at ?? this.allocate(size * 16 + 6 + 2 * size + 4096 + 6 + 8 * size + 4096, 4096);
     const avail = desc + size * 16;
     const used = Math.ceil((avail + 6 + 2 * size) / 4096) * 4096;
     this.fill(desc, used + 6 + 8 * size - desc, 0);
-    this.queues[index] = { size, desc, avail, used, nextDescriptor: 0, availIdx: 0, seenUsed: 0, decidedAt: 0 };
+    const isPacked = (this.features & RING_PACKED) !== 0n;
+    const addresses = { desc, driverEvents: avail, deviceEvents: used };
+    const packed = isPacked ? new PackedDriverRing(this.machine.memory, size, addresses) : undefined;
+    this.queues[index] = { size, desc, avail, used, packed, nextDescriptor: 0, availIdx: 0, seenUsed: 0, decidedAt: 0 };
     if (this.mode === 'legacy') {
       this.out(Legacy.pfn, 4, desc / 4096);
     } else {
@@ -375,6 +388,10 @@ export class VirtioDriver {
     const flagsOf = (i: number) =>
       ((specs[i] as DescriptorSpec).write !== undefined ? DescFlag.Write : 0) |
       (i + 1 < specs.length ? DescFlag.Next : 0);
+    if (queue.packed !== undefined) {
+      const buffers = this.lastBuffers.map((b, i) => ({ ...b, isWritable: specs[i]?.write !== undefined }));
+      return queue.packed.add(buffers, options.indirect === true ? this.allocate(specs.length * 16) : undefined);
+    }
     const head = queue.nextDescriptor;
     if (options.indirect === true) {
       const table = this.allocate(specs.length * 16);
@@ -406,6 +423,7 @@ export class VirtioDriver {
   /** What the device gave back since the last look. */
   takeUsed(queueIndex: number): UsedElement[] {
     const queue = this.queues[queueIndex] as DriverQueue;
+    if (queue.packed !== undefined) return queue.packed.takeUsed();
     const { memory } = this.machine;
     const idx = memory.readU16(queue.used + 2);
     const elements: UsedElement[] = [];
@@ -420,6 +438,10 @@ export class VirtioDriver {
   /** Kick if the device wants to hear of what was made available since the last time, as Linux decides it. */
   kickIfWanted(queueIndex: number): void {
     const queue = this.queues[queueIndex] as DriverQueue;
+    if (queue.packed !== undefined) {
+      if (queue.packed.wantsKick()) this.kick(queueIndex);
+      return;
+    }
     const { memory } = this.machine;
     const before = queue.decidedAt;
     queue.decidedAt = queue.availIdx;

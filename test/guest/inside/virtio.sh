@@ -2,6 +2,8 @@
 MIB=$(cat /proc/cmdline | tr ' ' '\n' | sed -n 's/^mib=//p')
 stage() { read -r up _ < /proc/uptime; echo "STAGE $1 after $up s"; }
 disk=/dev/vda
+# The 35th character of each is VIRTIO_F_RING_PACKED.
+ok "packed rings:" $(cut -c35 /sys/bus/virtio/devices/*/features)
 mkdir -p /mnt /etc /tmp
 
 stage disk

@@ -9,7 +9,7 @@ import { type Mapping, map } from '../../../core/host/mapping.ts';
 import type { Log } from '../../../core/log.ts';
 import { alignDown, alignUp, MiB } from '../../../core/units.ts';
 import { type BlockOptions, SECTOR_BYTES } from './block-options.ts';
-import type { Chain } from './virtqueue.ts';
+import type { Chain } from './chain.ts';
 
 /** <linux/fs.h>, x86-64. */
 const Ioctl = { BlkGetSize64: 0x80081272, BlkPhysicalBlockSize: 0x127b, BlkDiscard: 0x1277 } as const;

@@ -6,7 +6,8 @@ import type { Log } from '../../../core/log.ts';
 import type { BlockBackend } from './block-backend.ts';
 import { SECTOR_BYTES } from './block-options.ts';
 import type { BlockRing } from './block-ring.ts';
-import type { Chain, Virtqueue } from './virtqueue.ts';
+import type { Chain } from './chain.ts';
+import type { Virtqueue } from './virtqueue.ts';
 
 /** §5.2.6, request types. */
 const RequestType = { In: 0, Out: 1, Flush: 4, FlushOut: 5, GetId: 8, Discard: 11 } as const;

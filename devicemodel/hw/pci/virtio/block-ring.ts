@@ -2,7 +2,8 @@
 import { IoUring, UringOp } from '../../../core/host/io-uring.ts';
 import { Errno } from '../../../core/host/libc.ts';
 import { map } from '../../../core/host/mapping.ts';
-import type { Chain, Virtqueue } from './virtqueue.ts';
+import type { Chain } from './chain.ts';
+import type { Virtqueue } from './virtqueue.ts';
 
 /** Requests in flight at most; a power of two. */
 const SLOTS = 64;

@@ -18,6 +18,7 @@ import {
   featureMask,
   type QueueOwner,
   readBytes,
+  ringFeatures,
   type VirtioDevice,
   type VirtioTransport,
 } from './device.ts';
@@ -93,10 +94,8 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
   }
 
   get features(): bigint {
-    const ring =
-      this.#options.transport === 'legacy' ? 0n : featureMask(Feature.IndirectDesc, Feature.EventIdx, Feature.Version1);
     // Compat: before a disk is plugged a `nodisk` device offers nothing of its own but what its cache mode register says.
-    let features = ring;
+    let features = ringFeatures(this.#options.transport);
     if (this.#offersFlush) features |= featureMask(BlkFeature.Flush);
     if (this.#backend === undefined) return features;
     features |= featureMask(BlkFeature.SegMax, BlkFeature.BlockSize, BlkFeature.Topology, Feature.IndirectDesc);

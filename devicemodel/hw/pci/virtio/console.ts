@@ -7,11 +7,12 @@ import type { Log } from '../../../core/log.ts';
 import type { CharBackend } from '../../uart/backend.ts';
 import type { CharBackendSpec } from '../../uart/backends/spec.ts';
 import { definePciDriver } from '../driver.ts';
+import type { Chain } from './chain.ts';
 import { ConsoleOptions, MAX_PORTS, type PortOptions, parseConsoleText } from './console-options.ts';
-import { DeviceType, Feature, featureMask, readBytes, type VirtioDevice, type VirtioTransport } from './device.ts';
+import { DeviceType, featureMask, readBytes, ringFeatures, type VirtioDevice, type VirtioTransport } from './device.ts';
 import type { TransportMode } from './options.ts';
 import { VirtioPci } from './transport.ts';
-import type { Chain, Virtqueue } from './virtqueue.ts';
+import type { Virtqueue } from './virtqueue.ts';
 
 const QUEUE_SIZE = 64;
 
@@ -101,9 +102,7 @@ export class VirtioConsole implements VirtioDevice {
   ) {
     this.#log = log;
     this.#sizes = sizes;
-    this.features =
-      featureMask(ConsoleFeature.Size, ConsoleFeature.MultiPort) |
-      (mode === 'legacy' ? 0n : featureMask(Feature.IndirectDesc, Feature.EventIdx, Feature.Version1));
+    this.features = featureMask(ConsoleFeature.Size, ConsoleFeature.MultiPort) | ringFeatures(mode);
     this.#ports = ports.map((options, index) => ({
       index,
       options,

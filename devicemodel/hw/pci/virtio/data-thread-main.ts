@@ -17,6 +17,7 @@ import {
 } from './data-thread-words.ts';
 import { GuestRam } from './guest-ram.ts';
 import { NetServer } from './net-server.ts';
+import { MAX_QUEUE_SIZE } from './ring.ts';
 import { Virtqueue, type VirtqueueHost } from './virtqueue.ts';
 
 const POLLIN = 1;
@@ -79,8 +80,10 @@ function run(setup: DataThreadSetup): void {
     for (let i = 0; i < setup.queueCount; i++) {
       const field = (name: keyof typeof QueueField) => fields[i * QueueField.count + QueueField[name]] as number;
       if (field('size') === 0) continue;
-      const queue = new Virtqueue(field('index'), field('size'), ram, host);
+      const queue = new Virtqueue(field('index'), MAX_QUEUE_SIZE, ram, host);
+      queue.size = field('size');
       queue.setFeatures({
+        packed: field('packed') !== 0,
         indirect: field('indirect') !== 0,
         eventIdx: field('eventIdx') !== 0,
         notifyOnEmpty: field('notifyOnEmpty') !== 0,

@@ -27,6 +27,7 @@ export const QueueField = {
   notifyOnEmpty: 8,
   kickFd: 9,
   callFd: 10,
+  packed: 11,
   count: 16,
 } as const;
 

@@ -136,9 +136,9 @@ export class DataThreads implements QueueOwner {
     wires.forEach(({ queue, kickFd, callFd }, i) => {
       const { fields } = this.#threads[i % this.#threads.length] as Thread;
       const { desc, avail, used } = queue.addresses;
-      const { indirect, eventIdx, notifyOnEmpty } = queue.features;
+      const { packed, indirect, eventIdx, notifyOnEmpty } = queue.features;
       const values = [queue.index, queue.size, desc, avail, used, queue.position];
-      fields.set([...values, +indirect, +eventIdx, +notifyOnEmpty, kickFd, callFd], i * QueueField.count);
+      fields.set([...values, +indirect, +eventIdx, +notifyOnEmpty, kickFd, callFd, +packed], i * QueueField.count);
     });
     const isStarted = this.#threads.map((thread) => this.#order(thread, Order.Start)).every(Boolean);
     if (!isStarted) {

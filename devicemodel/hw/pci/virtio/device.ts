@@ -1,6 +1,7 @@
 /** What a virtio device is to its transport, and the other way round. A device knows queues and configuration, no PCI. */
 import type { AccessSize } from '../../../core/address.ts';
 import type { GuestRam } from './guest-ram.ts';
+import type { TransportMode } from './options.ts';
 import type { QueueWires } from './vhost.ts';
 import type { Virtqueue } from './virtqueue.ts';
 
@@ -30,6 +31,18 @@ export const Feature = {
 
 export function featureMask(...bits: readonly number[]): bigint {
   return bits.reduce((mask, bit) => mask | (1n << BigInt(bit)), 0n);
+}
+
+/**
+ * What a device offers of its queues and its transport, where the queues are served in this process.
+ *
+ * Packed rings come with the modern form alone: the transitional one is for guests of which it is not known how old their
+ * drivers are, and so also what remains where a driver's packed rings are at fault.
+ */
+export function ringFeatures(mode: TransportMode): bigint {
+  if (mode === 'legacy') return 0n;
+  const features = featureMask(Feature.IndirectDesc, Feature.EventIdx, Feature.Version1);
+  return mode === 'modern' ? features | featureMask(Feature.RingPacked) : features;
 }
 
 /** What the transport does for a device. */

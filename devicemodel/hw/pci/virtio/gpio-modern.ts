@@ -1,10 +1,11 @@
 /** The GPIO device of Virtio 1.2 (§5.18), which Linux has a driver for since 5.15. */
 import type { AccessSize } from '../../../core/address.ts';
 import type { Log } from '../../../core/log.ts';
+import type { Chain } from './chain.ts';
 import { Feature, featureMask, readBytes, type VirtioDevice, type VirtioTransport } from './device.ts';
 import type { GpioLine } from './gpio-lines.ts';
 import { GpioPin, IrqType } from './gpio-pin.ts';
-import type { Chain, Virtqueue } from './virtqueue.ts';
+import type { Virtqueue } from './virtqueue.ts';
 
 /** All lines of the largest device can wait for an interrupt at once, two descriptors each. */
 const QUEUE_SIZE = 128;

@@ -7,6 +7,7 @@ import type { AccessSize } from '../../../core/address.ts';
 import { virtioGpio as controllerAml } from '../../../core/firmware/device-aml.ts';
 import type { Log } from '../../../core/log.ts';
 import { definePciDriver } from '../driver.ts';
+import type { Chain } from './chain.ts';
 import { DeviceType, featureMask, readBytes, type VirtioDevice, type VirtioTransport } from './device.ts';
 import { type Drive, type GpioLine, openGpioLines } from './gpio-lines.ts';
 import { ModernGpio } from './gpio-modern.ts';
@@ -15,7 +16,7 @@ import { GpioPin, IrqType } from './gpio-pin.ts';
 import { LEGACY_HEADER_BYTES } from './legacy.ts';
 import { VirtioBar } from './registers.ts';
 import { VirtioPci } from './transport.ts';
-import type { Chain, Virtqueue } from './virtqueue.ts';
+import type { Virtqueue } from './virtqueue.ts';
 
 const INTEL_VENDOR = 0x8086;
 const QUEUE_SIZE = 64;

@@ -2,11 +2,12 @@
 import { virtioI2c as adapterAml, type I2cClient, i2cClients } from '../../../core/firmware/device-aml.ts';
 import type { Log } from '../../../core/log.ts';
 import { definePciDriver } from '../driver.ts';
+import type { Chain } from './chain.ts';
 import { DeviceType, Feature, featureMask, type VirtioDevice, type VirtioTransport } from './device.ts';
 import { type I2cBus, LinuxI2cBus, MAX_MESSAGE } from './i2c-bus.ts';
 import { type I2cBusOptions, I2cOptions, parseI2cText } from './i2c-options.ts';
 import { VirtioPci } from './transport.ts';
-import type { Chain, Virtqueue } from './virtqueue.ts';
+import type { Virtqueue } from './virtqueue.ts';
 
 const QUEUE_SIZE = 64;
 /** VIRTIO_I2C_F_ZERO_LENGTH_REQUEST (§5.17.3). */

@@ -2,11 +2,12 @@
 import type { AccessSize } from '../../../core/address.ts';
 import type { Log } from '../../../core/log.ts';
 import { definePciDriver } from '../driver.ts';
+import type { Chain } from './chain.ts';
 import { DeviceType, Feature, featureMask, readBytes, type VirtioDevice, type VirtioTransport } from './device.ts';
 import { Evdev, type InputEvent, type InputSource } from './evdev.ts';
 import { InputOptions, parseInputText } from './input-options.ts';
 import { VirtioPci } from './transport.ts';
-import type { Chain, Virtqueue } from './virtqueue.ts';
+import type { Virtqueue } from './virtqueue.ts';
 
 const QUEUE_SIZE = 64;
 const EVENTS = 0;

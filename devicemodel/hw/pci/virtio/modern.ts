@@ -6,7 +6,7 @@ import { type AccessSize, allOnes } from '../../../core/address.ts';
 import { CapId, type ConfigSpace } from '../config-space.ts';
 import { NO_VECTOR, Status, VirtioBar } from './registers.ts';
 import type { VirtioPci } from './transport.ts';
-import { isQueueSize, type Virtqueue } from './virtqueue.ts';
+import type { Virtqueue } from './virtqueue.ts';
 
 /** Where the structures are in BAR 4, one page each, as in the C device model. */
 export const ModernOffset = {
@@ -307,11 +307,11 @@ export class ModernWindow {
     return !this.isSelectedEnabled && (this.pci.status & (Status.DriverOk | Status.NeedsReset)) === 0;
   }
 
-  /** §4.1.4.3.2: a power of two, no larger than offered; anything else is not taken. */
+  /** §4.1.4.3.2: no larger than offered, and a power of two unless rings are packed; anything else is not taken. */
   writeQueueSize(size: number): void {
     const queue = this.pci.selectedQueue;
     if (queue === undefined || !this.isQueueOpen) return;
-    if (isQueueSize(size) && size <= queue.maxSize) queue.size = size;
+    if (queue.allowsSize(size)) queue.size = size;
     else this.pci.env.log.guest(() => `${this.pci.device.name}: queue ${queue.index}: size ${size} refused`);
   }
 

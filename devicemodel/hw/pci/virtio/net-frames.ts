@@ -5,7 +5,8 @@
 import { addressOf, Errno, lastErrno, native } from '../../../core/host/libc.ts';
 import { type Mapping, map } from '../../../core/host/mapping.ts';
 import type { Log } from '../../../core/log.ts';
-import { type Chain, ChainFifo, setIovec, type Virtqueue } from './virtqueue.ts';
+import { type Chain, ChainFifo, setIovec } from './chain.ts';
+import type { Virtqueue } from './virtqueue.ts';
 
 export const RECEIVE = 0;
 export const TRANSMIT = 1;

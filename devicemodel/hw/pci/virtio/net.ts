@@ -13,6 +13,7 @@ import {
   featureMask,
   type QueueOwner,
   readBytes,
+  ringFeatures,
   type VirtioDevice,
   type VirtioTransport,
 } from './device.ts';
@@ -118,7 +119,9 @@ export class VirtioNet implements VirtioDevice, NetFrameState {
       featureMask(NetFeature.Mac, NetFeature.MergeableBuffers, NetFeature.Status, Feature.IndirectDesc) |
       (options.transport === 'modern' ? 0n : featureMask(Feature.NotifyOnEmpty)) |
       (this.hasHeader ? offloadFeatures : 0n) |
-      (options.transport === 'legacy' ? 0n : featureMask(Feature.EventIdx, Feature.Version1));
+      ringFeatures(options.transport);
+    // No kernel serves packed rings.
+    if (options.vhost) this.features &= ~featureMask(Feature.RingPacked);
     this.#setMac();
     this.#retry = wires.clock.createTimer(() => this.#reopen());
   }

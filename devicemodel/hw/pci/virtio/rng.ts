@@ -3,10 +3,11 @@ import { closeSync, openSync, readSync } from 'node:fs';
 import { HostError } from '../../../core/errors.ts';
 import type { Log } from '../../../core/log.ts';
 import { definePciDriver } from '../driver.ts';
-import { DeviceType, Feature, featureMask, type VirtioDevice, type VirtioTransport } from './device.ts';
+import type { Chain } from './chain.ts';
+import { DeviceType, ringFeatures, type VirtioDevice, type VirtioTransport } from './device.ts';
 import { parseRngText, RngOptions, type TransportMode } from './options.ts';
 import { VirtioPci } from './transport.ts';
-import type { Chain, Virtqueue } from './virtqueue.ts';
+import type { Virtqueue } from './virtqueue.ts';
 
 const QUEUE_SIZE = 64;
 const SOURCE = '/dev/random';
@@ -25,7 +26,7 @@ export class VirtioRng implements VirtioDevice {
   #fd: number | undefined;
 
   constructor(mode: TransportMode, log: Log) {
-    this.features = mode === 'legacy' ? 0n : featureMask(Feature.IndirectDesc, Feature.EventIdx, Feature.Version1);
+    this.features = ringFeatures(mode);
     this.#log = log;
   }
 

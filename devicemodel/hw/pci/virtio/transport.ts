@@ -281,6 +281,7 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, Virtqueu
 
   #applyFeatures(): void {
     const features = {
+      packed: this.hasFeature(Feature.RingPacked) && this.isVersion1,
       indirect: this.hasFeature(Feature.IndirectDesc) || this.#offersIndirectAnyway,
       eventIdx: this.hasFeature(Feature.EventIdx),
       notifyOnEmpty: this.hasFeature(Feature.NotifyOnEmpty) && !this.isVersion1,

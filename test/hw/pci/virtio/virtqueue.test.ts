@@ -1,8 +1,9 @@
 /** Split rings and what hostile drivers do to them: anchors §4.3 groups 1 to 3, and the queue CVEs of §4.1 and §4.2. */
 import * as fc from 'fast-check';
 import { afterEach, describe, expect, test } from 'vitest';
+import type { Chain } from '../../../../devicemodel/hw/pci/virtio/chain.ts';
 import { GuestRam } from '../../../../devicemodel/hw/pci/virtio/guest-ram.ts';
-import { type Chain, Virtqueue, type VirtqueueHost } from '../../../../devicemodel/hw/pci/virtio/virtqueue.ts';
+import { Virtqueue, type VirtqueueHost } from '../../../../devicemodel/hw/pci/virtio/virtqueue.ts';
 import { HIGH_RAM, RAM_SEAM, VirtioMachine } from '../../../support/virtio-driver.ts';
 
 const SIZE = 8;
@@ -43,6 +44,7 @@ function makeWorld(
   };
   const queue = new Virtqueue(0, options.size ?? SIZE, new GuestRam(memory.chunks), host);
   queue.setFeatures({
+    packed: false,
     indirect: options.indirect ?? true,
     eventIdx: options.eventIdx ?? false,
     notifyOnEmpty: options.notifyOnEmpty ?? false,
@@ -87,7 +89,7 @@ describe('chains', () => {
     w.desc(1, 0xa000, 1, Flag.Write);
     w.offer(3);
     const chain = w.queue.pop() as Chain;
-    expect([chain.head, chain.readableBytes, chain.writableBytes]).toEqual([3, 16, 513]);
+    expect([chain.id, chain.readableBytes, chain.writableBytes]).toEqual([3, 16, 513]);
     expect(segments(chain)).toEqual([
       [0, 0x8000, 16],
       [0, 0x9000, 512],
