@@ -97,6 +97,8 @@ describe('reading and writing', () => {
     ['legacy', ',writeback', {}],
     ['legacy', '', { viewsOnly: true }],
     ['modern', ',transport=modern', {}],
+    ['packed', ',transport=modern', {}],
+    ['packed', ',transport=modern,writeback', { viewsOnly: true }],
     ['modern', ',transport=transitional', {}],
   ] as const)('%s%s %j: scattered buffers, in place', async (mode, options, choices) => {
     const path = makeImage();
@@ -131,8 +133,11 @@ describe('reading and writing', () => {
     expect(driver.request(0, [{ read: header(Type.In) }, { write: 512 }, { write: 1 }]).length).toBe(1);
   });
 
-  test('256 segments by indirect descriptors, more than the queue has entries', async () => {
-    const { driver } = await makeDisk(makeImage(256));
+  test.each([
+    ['legacy', ''],
+    ['packed', ',transport=modern'],
+  ] as const)('%s: 256 segments by indirect descriptors, more than the queue has entries', async (mode, options) => {
+    const { driver } = await makeDisk(makeImage(256) + options, mode);
     driver.init();
     const segments = Array.from({ length: 256 }, () => ({ write: 512 }));
     driver.request(0, [{ read: header(Type.In) }, ...segments, { write: 1 }], { indirect: true });
@@ -500,8 +505,11 @@ describe('hostile and broken requests', () => {
     expect(read(driver, 8, 512)).toBe(Ok);
   });
 
-  test('reset with requests waiting: the queue is empty afterwards and works', async () => {
-    const { driver } = await makeDisk(makeImage());
+  test.each([
+    ['legacy', ''],
+    ['packed', ',transport=modern'],
+  ] as const)('%s: reset with requests waiting: the queue is empty afterwards and works', async (mode, options) => {
+    const { driver } = await makeDisk(makeImage() + options, mode);
     driver.init();
     driver.add(0, [{ read: header(Type.In) }, { write: 512 }, { write: 1 }]);
     driver.status = 0;
@@ -511,9 +519,12 @@ describe('hostile and broken requests', () => {
     expect(read(driver, 1, 512)).toBe(Ok);
   });
 
-  test('any request leaves the device able to serve the next good one', async () => {
+  test.each([
+    ['legacy', ''],
+    ['packed', ',transport=modern'],
+  ] as const)('%s: any request leaves the device able to serve the next good one', async (mode, options) => {
     const path = makeImage();
-    const { driver } = await makeDisk(`${path},discard`);
+    const { driver } = await makeDisk(`${path},discard${options}`, mode);
     driver.init();
     const size = fc.constantFrom(0, 1, 15, 16, 511, 512, 513, 1024);
     fc.assert(

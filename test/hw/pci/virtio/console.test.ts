@@ -68,10 +68,10 @@ function controlBuffers(driver: VirtioDriver, count: number) {
 }
 
 describe('data', () => {
-  test.each(['legacy', 'modern'] as const)(
+  test.each(['legacy', 'modern', 'packed'] as const)(
     '%s: what the guest writes reaches the back end, flushed once',
     async (mode) => {
-      const { driver, port } = await makeConsole(`@stdio:a${mode === 'modern' ? ',transport=modern' : ''}`, mode);
+      const { driver, port } = await makeConsole(`@stdio:a${mode === 'legacy' ? '' : ',transport=modern'}`, mode);
       driver.init();
       driver.add(1, [{ read: 'hello, ' }, { read: 'world' }]);
       driver.add(1, [{ read: '!' }]);
@@ -163,19 +163,22 @@ describe('control', () => {
     expect(take()).toEqual([[0, Event.ConsolePort, 1, '']]);
   });
 
-  test('a driver that uses the event index is heard every time', async () => {
-    const { driver, port } = await makeConsole('@stdio:first,transport=modern', 'modern');
-    driver.init();
-    const take = controlBuffers(driver, 16);
-    for (let i = 0; i < 5; i++) {
-      driver.request(Control.transmit, [{ read: message(0, Event.PortOpen, 1) }]);
-      driver.request(1, [{ read: 'x' }]);
-    }
-    driver.request(Control.transmit, [{ read: message(0, Event.DeviceReady, 1) }]);
-    driver.request(Control.transmit, [{ read: message(0, Event.PortReady, 1) }]);
-    expect(take().map((m) => m[1])).toEqual([Event.DeviceAdd, Event.PortName, Event.PortOpen, Event.ConsolePort]);
-    expect(port(0).written).toBe('xxxxx');
-  });
+  test.each(['modern', 'packed'] as const)(
+    '%s: a driver that uses the event index is heard every time',
+    async (mode) => {
+      const { driver, port } = await makeConsole('@stdio:first,transport=modern', mode);
+      driver.init();
+      const take = controlBuffers(driver, 16);
+      for (let i = 0; i < 5; i++) {
+        driver.request(Control.transmit, [{ read: message(0, Event.PortOpen, 1) }]);
+        driver.request(1, [{ read: 'x' }]);
+      }
+      driver.request(Control.transmit, [{ read: message(0, Event.DeviceReady, 1) }]);
+      driver.request(Control.transmit, [{ read: message(0, Event.PortReady, 1) }]);
+      expect(take().map((m) => m[1])).toEqual([Event.DeviceAdd, Event.PortName, Event.PortOpen, Event.ConsolePort]);
+      expect(port(0).written).toBe('xxxxx');
+    },
+  );
 
   test('messages wait for buffers', async () => {
     const { driver } = await makeConsole('@stdio:first');

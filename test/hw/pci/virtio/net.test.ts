@@ -72,8 +72,8 @@ describe('sending', () => {
     expect(peer.receive()).toEqual(Uint8Array.of(...frame(14, 7), ...new Uint8Array(46)));
   });
 
-  test('with offloads the header goes along', async () => {
-    const { driver, peer } = await makeNet('tap=t0,transport=modern', 'modern');
+  test.each(['modern', 'packed'] as const)('%s: with offloads the header goes along', async (mode) => {
+    const { driver, peer } = await makeNet('tap=t0,transport=modern', mode);
     driver.init();
     expect(driver.request(TX, [{ read: HEADER.map(() => 9) }, { read: frame(60) }]).length).toBe(0);
     expect(peer.receive()).toEqual(Uint8Array.of(...HEADER.map(() => 9), ...frame(60)));

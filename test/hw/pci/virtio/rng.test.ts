@@ -23,6 +23,7 @@ async function makeRng(text = '', mode: DriverMode = 'legacy', choices: MachineC
 test.each([
   ['legacy', '', {}],
   ['modern', 'transport=modern', {}],
+  ['packed', 'transport=modern', {}],
   ['modern', 'transport=transitional', {}],
   ['legacy', 'transport=transitional', {}],
   ['legacy', '', { viewsOnly: true }],

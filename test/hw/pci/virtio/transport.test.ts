@@ -4,6 +4,7 @@ import { afterEach, describe, expect, test } from 'vitest';
 import {
   Feature,
   featureMask,
+  ringFeatures,
   type VirtioDevice,
   type VirtioTransport,
 } from '../../../../devicemodel/hw/pci/virtio/device.ts';
@@ -77,7 +78,7 @@ function make(
 ) {
   const machine = new VirtioMachine(choices);
   undo.push(() => machine.dispose());
-  const device = new Echo(ring | (mode === 'legacy' ? 0n : featureMask(Feature.Version1)), wantsIoeventfd);
+  const device = new Echo(ring | ringFeatures(mode), wantsIoeventfd);
   const fn = new VirtioPci(device, machine.env(), {
     mode,
     identity: { legacyDeviceId: 0x1009, type: 9, classCode: 0xff0000 },
@@ -233,6 +234,61 @@ describe('modern window', () => {
     driver.out(22, 2, 0);
     driver.out(24, 2, size);
     expect(driver.in(24, 2)).toBe(16);
+  });
+
+  test.each([
+    ['legacy', 0n],
+    ['transitional', 0n],
+    ['modern', 1n],
+  ] as const)('%s: packed rings offered: %i', (mode, offered) => {
+    const { driver } = make(mode, mode === 'legacy' ? 'legacy' : 'modern');
+    expect((driver.hostFeatures >> 34n) & 1n).toBe(offered);
+  });
+
+  test('packed: sizes that are no powers of two are taken, those of split queues after another negotiation', () => {
+    const { driver, device } = make('modern', 'packed');
+    driver.init();
+    driver.status = 0;
+    driver.status = 3;
+    driver.out(8, 4, 1);
+    driver.out(12, 4, Number(featureMask(Feature.Version1, Feature.RingPacked) >> 32n));
+    driver.status = 0xb;
+    driver.setUpQueue(0, undefined, 11);
+    expect(driver.in(24, 2)).toBe(11);
+    driver.status = 0xf;
+    for (let i = 0; i < 40; i++) driver.request(0, [{ read: [1] }, { write: 4 }]);
+    expect(device.served).toBe(40);
+    for (const size of [0, 17, 0xffff]) {
+      driver.out(22, 2, 1);
+      driver.out(24, 2, size);
+      expect(driver.in(24, 2)).toBe(16);
+    }
+    driver.init();
+    expect(driver.in(24, 2)).toBe(16);
+  });
+
+  test('packed: a queue set up before the driver settles on it is off', () => {
+    const { driver, device } = make('modern', 'packed');
+    driver.status = 3;
+    driver.setUpQueue(0);
+    driver.out(8, 4, 1);
+    driver.out(12, 4, Number(featureMask(Feature.Version1, Feature.RingPacked) >> 32n));
+    driver.status = 0xb;
+    driver.status = 0xf;
+    driver.add(0, [{ write: 4 }]);
+    driver.kick(0);
+    expect([device.served, driver.needsReset]).toEqual([0, false]);
+  });
+
+  test('packed: a ring that breaks the rules needs a reset, after which the queue works again', () => {
+    const { driver, device } = make('modern', 'packed');
+    driver.init();
+    driver.add(0, [{ write: 4, at: 0x9000_0000 }]);
+    driver.kick(0);
+    expect([driver.needsReset, driver.isr]).toEqual([true, 2]);
+    driver.init();
+    driver.request(0, [{ write: 4 }]);
+    expect(device.served).toBe(1);
   });
 
   test('a queue that is enabled is closed: size, addresses, enable (QEMU 3882, Firecracker CVE-2026-5747)', () => {
