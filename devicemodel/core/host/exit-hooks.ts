@@ -7,7 +7,8 @@
 
 /**
  * Signals that end a process which does not handle them. Left out: those of faults (a handler in JavaScript would never
- * get to run), SIGPIPE (Node ignores it), SIGUSR1 (Node's inspector), SIGPROF (Node's profiler).
+ * get to run), SIGPIPE (Node ignores it), SIGPROF (Node's profiler). SIGUSR1 would otherwise make Node listen for a
+ * debugger, on a port that everybody on the machine can reach.
  */
 const FATAL_SIGNALS = [
   'SIGHUP',
@@ -17,6 +18,7 @@ const FATAL_SIGNALS = [
   'SIGABRT',
   'SIGALRM',
   'SIGVTALRM',
+  'SIGUSR1',
   'SIGUSR2',
   'SIGXCPU',
   'SIGXFSZ',

@@ -91,6 +91,7 @@ export class AcpiPm implements PlatformDevice {
     ];
   }
 
+  /** Compat: the C device model keeps all of this through every reset. */
   reset(): void {
     this.#setSci(false);
     this.#status = 0;

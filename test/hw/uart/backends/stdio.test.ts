@@ -50,6 +50,7 @@ describe('on a terminal', () => {
     ['SIGTERM', undefined, { code: null, signal: 'SIGTERM' }],
     ['SIGHUP', undefined, { code: null, signal: 'SIGHUP' }],
     ['SIGQUIT', undefined, { code: null, signal: 'SIGQUIT' }],
+    ['SIGUSR1', undefined, { code: null, signal: 'SIGUSR1' }],
     ['Ctrl-a x', '\x01x', { code: null, signal: 'SIGINT' }],
     ['SIGKILL', undefined, { code: null, signal: 'SIGKILL' }],
     ['SIGSEGV', undefined, { code: null, signal: 'SIGSEGV' }],
