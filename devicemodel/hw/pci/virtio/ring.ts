@@ -137,17 +137,31 @@ export class ChainCollector {
   /** Add the buffer of the descriptor at byte `at` of `part`. @returns false, with the queue broken, if it breaks a rule. */
   add(chain: Chain, part: RingPart, at: number, isWritable: boolean): boolean {
     const length = part.u32(at + Desc.length);
-    const address = addressAt(part, at);
-    // Longer than this it has a loop (§2.7.5.3.1), or is more than any driver makes.
-    if (chain.descriptorCount >= this.#limit) return this.fail(`chain of more than ${this.#limit} descriptors`);
     // §2.7.4.2, §2.8.17: everything the device may write comes after everything it may read.
-    if (!isWritable && chain.segmentCount > chain.readableCount) {
-      return this.fail('readable descriptor after a writable one');
-    }
-    if (chain.readableBytes + chain.writableBytes + length > MAX_CHAIN_BYTES) {
-      return this.fail('chain of more than 4 GiB');
+    const isOutOfOrder = !isWritable && chain.segmentCount > chain.readableCount;
+    const totalBytes = chain.readableBytes + chain.writableBytes + length;
+    if (isOutOfOrder || totalBytes > MAX_CHAIN_BYTES || chain.descriptorCount >= this.#limit) {
+      return this.#refuse(isOutOfOrder, totalBytes);
     }
     chain.descriptorCount++;
+    if (length === 0) return true;
+    const address = addressAt(part, at);
+    const { ram } = this;
+    const chunk = ram.chunkAt(address);
+    if (chunk < 0 || address + length > ram.endOf(chunk)) return this.#addPieces(chain, address, length, isWritable);
+    chain.append(chunk, address - ram.baseOf(chunk), length, isWritable);
+    return true;
+  }
+
+  #refuse(isOutOfOrder: boolean, totalBytes: number): false {
+    if (isOutOfOrder) return this.fail('readable descriptor after a writable one');
+    if (totalBytes > MAX_CHAIN_BYTES) return this.fail('chain of more than 4 GiB');
+    // Longer than this it has a loop (§2.7.5.3.1), or is more than any driver makes.
+    return this.fail(`chain of more than ${this.#limit} descriptors`);
+  }
+
+  /** A buffer over the seam of chunks. */
+  #addPieces(chain: Chain, address: Gpa, length: number, isWritable: boolean): boolean {
     let next = address;
     let left = length;
     while (left > 0) {
