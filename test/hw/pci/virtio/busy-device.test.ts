@@ -13,8 +13,8 @@ import { VirtioNet } from '../../../../devicemodel/hw/pci/virtio/net.ts';
 import { NetOptions, parseNetText } from '../../../../devicemodel/hw/pci/virtio/net-options.ts';
 import { VirtioPci } from '../../../../devicemodel/hw/pci/virtio/transport.ts';
 import { useDataThreadWorker } from '../../../support/data-thread-worker.ts';
-import { socketPair } from '../../../support/socket-pair.ts';
-import { type MachineChoices, VirtioDriver, VirtioMachine } from '../../../support/virtio-driver.ts';
+import { type FramePeer, socketPair } from '../../../support/socket-pair.ts';
+import { type DriverMode, type MachineChoices, VirtioDriver, VirtioMachine } from '../../../support/virtio-driver.ts';
 
 /** Requests after which a device counts as busy, with some to spare. */
 const MANY = 1100;
@@ -297,11 +297,16 @@ describe('a disk', () => {
   });
 });
 
-async function makeNet() {
+type TapPeer = Pick<FramePeer, 'receive' | 'send'>;
+
+async function makeNet(mode: DriverMode = 'legacy') {
   const { machine, env } = makeMachine({});
   const [fd, peer] = socketPair();
   undo.push(() => peer.close());
-  const options = checkOptions(NetOptions, parseNetText('tap=t0')) as NetOptions;
+  const options = checkOptions(
+    NetOptions,
+    parseNetText(`tap=t0${mode === 'legacy' ? '' : ',transport=modern'}`),
+  ) as NetOptions;
   let opened = 0;
   const [spareFd, sparePeer] = socketPair();
   undo.push(() => sparePeer.close());
@@ -313,15 +318,21 @@ async function makeNet() {
     workerUrl,
   });
   const fn = new VirtioPci(device, env, {
-    mode: 'legacy',
+    mode: options.transport,
     identity: { legacyDeviceId: 0x1000, type: 1, classCode: 0x020000 },
   });
-  const driver = new VirtioDriver(machine, fn);
+  const driver = new VirtioDriver(machine, fn, mode);
   await fn.start();
   undo.push(() => fn.stop());
   driver.enableMsix();
   driver.init();
-  return { machine, driver, fd, peer, sparePeer, net: new NetDriver(driver) };
+  // With offloads the tap carries headers.
+  const header = mode === 'legacy' ? 0 : HEADER;
+  const tap: TapPeer = {
+    receive: () => peer.receive()?.slice(header),
+    send: (frame) => peer.send(Uint8Array.of(...new Uint8Array(header), ...frame)),
+  };
+  return { machine, driver, fd, peer: tap, sparePeer, net: new NetDriver(driver) };
 }
 
 const HEADER = 12;
@@ -331,6 +342,8 @@ const FRAME = 100;
 class NetDriver {
   readonly #driver: VirtioDriver;
   readonly #buffers: number;
+  /** Of the receive buffers, by what the ring calls them. */
+  readonly #placeOf = new Map<number, number>();
   #sent = 0;
   #posted = 0;
 
@@ -339,32 +352,25 @@ class NetDriver {
     this.#buffers = driver.allocate(2 * 1024 * 256, 256);
   }
 
-  #place(queue: number, count: number): number {
-    const slot = count % 1024;
-    const at = this.#buffers + (queue * 1024 + slot) * 256;
-    const ring = this.#driver.queues[queue] as { desc: number };
-    this.#driver.setDescriptor(ring.desc, slot, at, queue === 0 ? 256 : HEADER + FRAME, queue === 0 ? 2 : 0, 0);
-    this.#driver.makeAvailable(queue, slot);
-    return at;
-  }
-
   post(buffers: number): void {
-    for (let i = 0; i < buffers; i++) this.#place(0, this.#posted++);
+    for (let i = 0; i < buffers; i++) {
+      const at = this.#buffers + (this.#posted++ % 1024) * 256;
+      this.#placeOf.set(this.#driver.add(0, [{ write: 256, at }]), at);
+    }
     this.#driver.kickIfWanted(0);
   }
 
   send(): void {
     const at = this.#buffers + (1024 + (this.#sent % 1024)) * 256;
-    this.#driver.fill(at, HEADER, 0);
-    this.#driver.machine.memory.writeU32(at + HEADER, this.#sent);
-    this.#place(1, this.#sent++);
+    this.#driver.takeUsed(1);
+    this.#driver.add(1, [{ read: [...new Uint8Array(HEADER), ...numbered(this.#sent++)], at }]);
     this.#driver.kickIfWanted(1);
   }
 
   /** Numbers of the frames received since the last look. */
   received(): number[] {
     const used = this.#driver.takeUsed(0);
-    return used.map(({ head }) => this.#driver.machine.memory.readU32(this.#buffers + head * 256 + HEADER));
+    return used.map(({ head }) => this.#driver.machine.memory.readU32((this.#placeOf.get(head) as number) + HEADER));
   }
 }
 
@@ -377,7 +383,7 @@ const turn = () => new Promise((resolve) => setTimeout(resolve, 1));
 
 describe('a network device', () => {
   /** Echo until the device has a thread, and `more` frames beyond. */
-  async function busy(net: NetDriver, peer: ReturnType<typeof socketPair>[1], machine: VirtioMachine, more: number) {
+  async function busy(net: NetDriver, peer: TapPeer, machine: VirtioMachine, more: number) {
     const out: number[] = [];
     const back: number[] = [];
     const take = () => {
@@ -403,47 +409,53 @@ describe('a network device', () => {
     return { out, back, sent };
   }
 
-  test('gets a thread when it has much to do: every frame arrives once and in order, both ways', async () => {
-    const { machine, driver, net, peer } = await makeNet();
-    const { out, back, sent } = await busy(net, peer, machine, 300);
-    const all = Array.from({ length: sent }, (_, i) => i);
-    expect(out).toEqual(all);
-    expect(back).toEqual(all);
-    expect(machine.ioeventfds.map((e) => [e.assign, e.spec.dataMatch])).toEqual([
-      [true, 0n],
-      [true, 1n],
-    ]);
-    driver.status = 0;
-    expect(machine.ioeventfds.map((e) => e.assign)).toEqual([true, true, false, false]);
-    driver.init();
-    const again = new NetDriver(driver);
-    again.post(4);
-    peer.send(numbered(9));
-    await expect.poll(() => again.received(), { interval: 1 }).toEqual([9]);
-  });
+  test.each(['legacy', 'packed'] as const)(
+    '%s: gets a thread when it has much to do: every frame arrives once and in order, both ways',
+    async (mode) => {
+      const { machine, driver, net, peer } = await makeNet(mode);
+      const { out, back, sent } = await busy(net, peer, machine, 300);
+      const all = Array.from({ length: sent }, (_, i) => i);
+      expect(out).toEqual(all);
+      expect(back).toEqual(all);
+      expect(machine.ioeventfds.map((e) => [e.assign, e.spec.dataMatch])).toEqual([
+        [true, 0n],
+        [true, 1n],
+      ]);
+      driver.status = 0;
+      expect(machine.ioeventfds.map((e) => e.assign)).toEqual([true, true, false, false]);
+      driver.init();
+      const again = new NetDriver(driver);
+      again.post(4);
+      peer.send(numbered(9));
+      await expect.poll(() => again.received(), { interval: 1 }).toEqual([9]);
+    },
+  );
 
-  test('frames wait in the tap while there are no buffers, also on a thread', async () => {
-    const { machine, driver, net, peer } = await makeNet();
-    await busy(net, peer, machine, 10);
-    // Use up what is posted.
-    const got: number[] = [];
-    for (let n = 0; n < 600; n++) {
-      try {
-        peer.send(numbered(10_000 + n));
-      } catch {
-        await turn();
-        n--;
+  test.each(['legacy', 'packed'] as const)(
+    '%s: frames wait in the tap while there are no buffers, also on a thread',
+    async (mode) => {
+      const { machine, driver, net, peer } = await makeNet(mode);
+      await busy(net, peer, machine, 10);
+      // Use up what is posted.
+      const got: number[] = [];
+      for (let n = 0; n < 600; n++) {
+        try {
+          peer.send(numbered(10_000 + n));
+        } catch {
+          await turn();
+          n--;
+        }
+        got.push(...net.received());
+        if (got.length === 512) break;
       }
-      got.push(...net.received());
-      if (got.length === 512) break;
-    }
-    await turn();
-    net.post(200);
-    driver.kick(0);
-    peer.send(numbered(1));
-    await expect.poll(() => got.push(...net.received()) && got.at(-1), { interval: 1, timeout: 5000 }).toBe(1);
-    expect(got.slice(0, -1)).toEqual(Array.from({ length: got.length - 1 }, (_, i) => 10_000 + i));
-  });
+      await turn();
+      net.post(200);
+      driver.kick(0);
+      peer.send(numbered(1));
+      await expect.poll(() => got.push(...net.received()) && got.at(-1), { interval: 1, timeout: 5000 }).toBe(1);
+      expect(got.slice(0, -1)).toEqual(Array.from({ length: got.length - 1 }, (_, i) => 10_000 + i));
+    },
+  );
 
   test('the interface goes away under the thread: the link is down, and comes back with it', async () => {
     const { machine, driver, net, peer, sparePeer, fd } = await makeNet();
