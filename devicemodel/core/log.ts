@@ -15,11 +15,14 @@ export interface LogSink {
 
 /** Lines of guest-provoked trouble let through per scope in one window. */
 const GUEST_BURST = 5;
+/** The first window; each that was not enough makes the next twice as long, one with room to spare brings the first back. */
 const GUEST_WINDOW_MS = 1000;
+const MAX_GUEST_WINDOW_MS = 60_000;
 
 /** What is left of a scope's lines in the present window. */
 interface Ration {
   windowStartMs: number;
+  windowMs: number;
   inWindow: number;
   suppressed: number;
 }
@@ -35,7 +38,7 @@ export class Log {
     this.#sinks = sinks;
     this.#scope = scope;
     this.#rations = rations;
-    this.#ration = rations.get(scope) ?? { windowStartMs: 0, inWindow: 0, suppressed: 0 };
+    this.#ration = rations.get(scope) ?? { windowStartMs: 0, windowMs: GUEST_WINDOW_MS, inWindow: 0, suppressed: 0 };
     rations.set(scope, this.#ration);
   }
 
@@ -66,8 +69,8 @@ export class Log {
   }
 
   /**
-   * Something the guest did that no good guest does. At most {@link GUEST_BURST} lines a second and scope; what was
-   * left out is counted in the next line. The text is a function so that a suppressed line costs nothing.
+   * Something the guest did that no good guest does. At most {@link GUEST_BURST} lines a second and scope, and a minute
+   * when it goes on; what was left out is counted in the next line. The text is a function so that a suppressed line costs nothing.
    */
   guest(text: () => string): void {
     this.rationed('info', () => `guest: ${text()}`);
@@ -77,7 +80,8 @@ export class Log {
   rationed(level: LogLevelName, text: () => string): void {
     const now = Date.now();
     const ration = this.#ration;
-    if (now - ration.windowStartMs >= GUEST_WINDOW_MS) {
+    if (now - ration.windowStartMs >= ration.windowMs) {
+      ration.windowMs = ration.suppressed > 0 ? Math.min(2 * ration.windowMs, MAX_GUEST_WINDOW_MS) : GUEST_WINDOW_MS;
       ration.windowStartMs = now;
       ration.inWindow = 0;
     }

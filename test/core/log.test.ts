@@ -20,6 +20,23 @@ test('five lines a second of what a guest provokes, then a count of what was lef
   expect(lines.at(-1)).toBe('info guest: and again (95 similar lines left out)');
 });
 
+test('a guest that goes on and on gets fewer lines: five a minute', () => {
+  const { log, lines } = makeLog();
+  for (let second = 0; second < 3600; second++) {
+    for (let i = 0; i < 20; i++) log.guest(() => 'bad access');
+    vi.advanceTimersByTime(1000);
+  }
+  expect(lines.length).toBeLessThanOrEqual(5 * (7 + 60));
+  // A minute of peace, and it is heard at once again.
+  vi.advanceTimersByTime(60_000);
+  log.guest(() => 'first');
+  vi.advanceTimersByTime(60_000);
+  for (let i = 0; i < 6; i++) log.guest(() => `later ${i}`);
+  vi.advanceTimersByTime(1000);
+  log.guest(() => 'a second later');
+  expect(lines.at(-1)).toContain('a second later');
+});
+
 test('a line that is left out is not made', () => {
   const { log } = makeLog();
   let made = 0;
