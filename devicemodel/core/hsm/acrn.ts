@@ -62,11 +62,13 @@ const BUSY_GAP_MS = 1;
 const BUSY_REQUESTS_PER_MS = 4;
 const BUSY_FOR_MS = 30;
 const BUSY_UNSEEN_REQUESTS = 64;
-/**
- * And for that many requests: while this thread waits, signals and timers do too, until the guest asks for something.
- * A burst of a guest that is set up or probes its devices must not end that way, however slow the machine.
- */
+/** And for that many requests: a burst of a guest that is set up or probes its devices is none. */
 const BUSY_STREAK_REQUESTS = 1000;
+/** How long this thread looks for the next request of such a guest, and how often between two looks at the clock. */
+const BUSY_LOOK_MS = 1;
+const BUSY_LOOKS_PER_CLOCK = 256;
+/** After so many looks whoever plays the guest has its turn, should it be on this CPU. */
+const BUSY_LOOKS_PER_YIELD = 16;
 const ACRN_PTDEV_IRQ_INTX = 0;
 const ACRN_PTDEV_QUIRK_ASSIGN = 1;
 /** Longest answer of PM_GET_CPU_STATE: struct acrn_pstate_data. */
@@ -127,12 +129,14 @@ export class AcrnHsm implements Hsm {
 
   #fd: number;
   #vmid = 0;
+  #vcpuCount = 0;
   readonly #page: Mapping;
   /** Encoded arguments of the calls on the request path, at an address that does not move. */
   readonly #scratch: Mapping;
   readonly #notifyView: DataView;
   readonly #requests: IoreqPage;
   readonly #isInterruptible = isWaitInterruptible();
+  readonly #yield = native('int sched_yield()');
   /** The wait of the other thread, while it is under way: also across a system reset, which keeps the client. */
   #attached: Promise<WaitResult> | undefined;
   readonly #attachAsync = nativeAsync('int ioctl(int, unsigned long, uintptr_t)');
@@ -179,6 +183,7 @@ export class AcrnHsm implements Hsm {
     }
     const { vmid, vcpuNum } = AcrnVmCreation.decode(creation);
     this.#vmid = vmid;
+    this.#vcpuCount = vcpuNum;
     return { vmid, vcpuCount: vcpuNum };
   }
 
@@ -254,12 +259,14 @@ export class AcrnHsm implements Hsm {
 
   /**
    * C: vm_attach_ioreq_client. With the kernel driver it blocks this thread, until a request or a signal. Elsewhere it
-   * blocks a thread of its own, and this one only while the guest is busy without a pause.
+   * blocks a thread of its own, so that signals and timers are heard; while the guest is busy without a pause this one
+   * looks for the next request itself, for as long as it should take at most.
    */
   waitForIoreqs(): WaitResult | Promise<WaitResult> {
     // A thread that waits still, though nobody waits for it any more: two of them would take each other's requests.
     if (this.#attached !== undefined) return this.#attached;
-    if (!this.#isInterruptible && !this.#isGuestBusy()) {
+    if (!this.#isInterruptible) {
+      if (this.#isGuestBusy() && this.#look()) return 'pending';
       this.#attached = this.#attachAsync(this.#fd, Ioctl.ATTACH_IOREQ_CLIENT, 0).then(({ result, errno }) => {
         this.#attached = undefined;
         return result === 0 ? 'pending' : this.#waitResult(errno);
@@ -267,6 +274,19 @@ export class AcrnHsm implements Hsm {
       return this.#attached;
     }
     return this.#ioctlNumber(this.#fd, Ioctl.ATTACH_IOREQ_CLIENT, 0) === 0 ? 'pending' : this.#waitResult(lastErrno());
+  }
+
+  /** @returns whether a request came within the time. */
+  #look(): boolean {
+    for (let untilMs = 0; untilMs === 0 || performance.now() < untilMs; ) {
+      for (let n = 0; n < BUSY_LOOKS_PER_CLOCK; n++) {
+        for (let vcpu = 0; vcpu < this.#vcpuCount; vcpu++) if (this.#requests.isPending(vcpu)) return true;
+        if (n % BUSY_LOOKS_PER_YIELD === 0) this.#yield();
+      }
+      // Mostly it has come by now, without a look at the clock.
+      if (untilMs === 0) untilMs = performance.now() + BUSY_LOOK_MS;
+    }
+    return false;
   }
 
   /** Whether requests have come without a pause for so long that the next one will, too. */
