@@ -1,5 +1,5 @@
 /** Every virtio device in every form, each in a machine of its own, with the host behind it made up. */
-import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { HostError } from '../../devicemodel/core/errors.ts';
@@ -24,6 +24,7 @@ import { virtioRnd } from '../../devicemodel/hw/pci/virtio/rng.ts';
 import { VirtioPci, type VirtioPciIdentity } from '../../devicemodel/hw/pci/virtio/transport.ts';
 import { VhostDevice } from '../../devicemodel/hw/pci/virtio/vhost.ts';
 import { VhostVsock } from '../../devicemodel/hw/pci/virtio/vsock.ts';
+import { bundledDataThread } from '../support/bundle-data-thread.ts';
 import { FakeGpioLine } from '../support/fake-gpio.ts';
 import { type FramePeer, socketPair } from '../support/socket-pair.ts';
 import { FakeCharBackend } from '../support/virtio-driver.ts';
@@ -124,12 +125,18 @@ function makeScratch(): Scratch {
 
 const blockIdentity: VirtioPciIdentity = { legacyDeviceId: 0x1001, type: 2, classCode: 0x010000 };
 
-/** The data thread's code as it is built; a URL of nothing where requests are to be served on this thread. */
-const builtWorker = new URL('../../dist/data-thread-main.js', import.meta.url);
+/** Code of a data thread that is not there: kicks come by ioeventfd, requests are served on this thread. */
 const noWorker = new URL('file:///nowhere.js');
 
 /** @param text as after `virtio-blk,`; IMAGE stands for the file. */
-function disk(name: string, text: string, mode: TransportMode, scratch: Scratch, choices?: MachineChoices): Recipe {
+function disk(
+  name: string,
+  text: string,
+  mode: TransportMode,
+  scratch: Scratch,
+  choices?: MachineChoices,
+  workerUrl = noWorker,
+): Recipe {
   const isRange = text.includes('range=');
   const path = scratch.image(name, isRange);
   const options = checkOptions(
@@ -142,7 +149,7 @@ function disk(name: string, text: string, mode: TransportMode, scratch: Scratch,
     shape: blockRequest,
     ...(choices === undefined ? {} : { choices }),
     make: (env) => {
-      device = new VirtioBlock(options, options.queues, env.log, name.endsWith('thread') ? builtWorker : noWorker);
+      device = new VirtioBlock(options, options.queues, env.log, workerUrl);
       return new VirtioPci(device, env, { mode, identity: blockIdentity });
     },
     hostEvent: (random) => {
@@ -449,7 +456,7 @@ function entropy(mode: TransportMode): Recipe {
   return { name: `virtio-rnd-${mode}`, shape, make };
 }
 
-function recipes(scratch: Scratch): Recipe[] {
+function recipes(scratch: Scratch, workerUrl: URL): Recipe[] {
   const polled = { virtioPollNs: 10_000_000 };
   const msi = { virtioMsi: true };
   const views = { viewsOnly: true };
@@ -466,7 +473,7 @@ function recipes(scratch: Scratch): Recipe[] {
     disk('virtio-blk-nodisk', 'nodisk', 'transitional', scratch),
     disk('virtio-blk-kicks', 'iothread=2,mq=3,IMAGE,writeback', 'modern', scratch),
     disk('virtio-blk-kicks', 'iothread,IMAGE', 'legacy', scratch),
-    ...(existsSync(builtWorker) ? [disk('virtio-blk-thread', 'iothread=2,mq=2,IMAGE', 'modern', scratch)] : []),
+    disk('virtio-blk-thread', 'iothread=2,mq=2,IMAGE', 'modern', scratch, {}, workerUrl),
     disk('virtio-blk-4k', 'IMAGE,sectorsize=4096,discard', 'modern', scratch),
     disk('virtio-blk-direct', 'IMAGE,nocache,writeback', 'modern', scratch),
     disk('virtio-blk-polled', 'IMAGE,writeback', 'transitional', scratch, polled),
@@ -486,11 +493,17 @@ function recipes(scratch: Scratch): Recipe[] {
  * @param filter names must begin with it
  * @throws Error when none does
  */
-export function makeTargets(seed: number, filter = ''): { targets: Target[]; dispose(): void } {
+export async function makeTargets(seed: number, filter = ''): Promise<{ targets: Target[]; dispose(): void }> {
   const scratch = makeScratch();
-  const chosen = recipes(scratch).filter((recipe) => recipe.name.startsWith(filter));
-  if (chosen.length === 0) {
+  const worker = bundledDataThread();
+  await worker.build();
+  const dispose = () => {
     scratch.dispose();
+    worker.remove();
+  };
+  const chosen = recipes(scratch, worker.url).filter((recipe) => recipe.name.startsWith(filter));
+  if (chosen.length === 0) {
+    dispose();
     throw new Error(`no virtio device is called ${filter}…`);
   }
   const targets = chosen.map((recipe, index): Target => {
@@ -512,5 +525,5 @@ export function makeTargets(seed: number, filter = ''): { targets: Target[]; dis
       dispose: () => recipe.dispose?.(),
     };
   });
-  return { targets, dispose: () => scratch.dispose() };
+  return { targets, dispose };
 }

@@ -82,7 +82,7 @@ const turn = () => new Promise((resolve) => setImmediate(resolve));
  * @throws Error with device, seed and step
  */
 export async function fuzzVirtio(seed: number, steps: number, filter = ''): Promise<FuzzResult> {
-  const { targets, dispose } = makeTargets(seed, filter);
+  const { targets, dispose } = await makeTargets(seed, filter);
   let done = 0;
   let name = '';
   try {

@@ -190,10 +190,14 @@ export class ModernWindow {
     this.#pciCap = config.addCapability(CapId.Vendor, body, {
       writable,
       hook: {
-        read: (offset) => (offset >= this.#pciCap + dataAt ? this.#readThrough() : undefined),
+        read: (offset, size) => {
+          const at = offset - this.#pciCap - dataAt;
+          return at < 0 ? undefined : ((this.#readThrough() >>> (8 * at)) & allOnes(size)) >>> 0;
+        },
         write: (offset, _size, value) => {
           if (offset < this.#pciCap + dataAt) return false;
-          this.#writeThrough(value);
+          // The access begins with its first byte.
+          if (offset === this.#pciCap + dataAt) this.#writeThrough(value);
           return true;
         },
       },

@@ -382,6 +382,15 @@ describe('modern window', () => {
     driver.config.write(at + 12, 4, 1);
     driver.config.write(at + 16, 1, 3);
     expect(driver.status).toBe(3);
+    // A part of what the window shows is that part, and never more than was asked for.
+    driver.config.write(at + 8, 4, 32);
+    driver.config.write(at + 12, 4, 4);
+    driver.config.write(at + 16, 4, 0x89ab_cdef);
+    expect(driver.config.read(at + 16, 4)).toBe(0x89ab_cdef);
+    expect([0, 1, 2, 3].map((i) => driver.config.read(at + 16 + i, 1))).toEqual([0xef, 0xcd, 0xab, 0x89]);
+    expect(driver.config.read(at + 18, 2)).toBe(0x89ab);
+    driver.config.write(at + 18, 2, 0);
+    expect(driver.config.read(at + 16, 4)).toBe(0x89ab_cdef);
     // Outside of every BAR: nothing.
     driver.config.write(at + 8, 4, 0xfffffffc);
     driver.config.write(at + 12, 4, 4);

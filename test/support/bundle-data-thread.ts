@@ -1,0 +1,36 @@
+/** The code of a disk's data thread as JavaScript: a worker takes nothing else. */
+import { mkdirSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
+import { pathToFileURL } from 'node:url';
+import { build } from 'esbuild';
+
+const root = join(import.meta.dirname, '../..');
+/** Inside the repository, so that packages are found. */
+const cache = join(root, 'node_modules/.cache/acrn-dm-test');
+
+export interface BundledWorker {
+  /** Where it is once it is built. */
+  readonly url: URL;
+  build(): Promise<void>;
+  remove(): void;
+}
+
+export function bundledDataThread(): BundledWorker {
+  const path = join(cache, `data-thread-${process.pid}.mjs`);
+  return {
+    url: pathToFileURL(path),
+    build: async () => {
+      mkdirSync(cache, { recursive: true });
+      await build({
+        entryPoints: [join(root, 'devicemodel/hw/pci/virtio/data-thread-main.ts')],
+        bundle: true,
+        platform: 'node',
+        format: 'esm',
+        packages: 'external',
+        outfile: path,
+        logLevel: 'error',
+      });
+    },
+    remove: () => rmSync(path),
+  };
+}
