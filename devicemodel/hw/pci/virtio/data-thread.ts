@@ -94,6 +94,13 @@ export class DataThreads implements QueueOwner {
     };
     const worker = new Worker(this.#options.workerUrl ?? workerUrl, { workerData: setup, stdin: false });
     const exited = new Promise((resolve) => worker.once('exit', resolve));
+    const shared = new Int32Array(words);
+    // From the start: an order that comes before the thread is up is found by it.
+    const removeExitHook = onProcessEnd(() => {
+      Atomics.store(shared, Word.Order, Order.Quit);
+      Atomics.add(shared, Word.Ordered, 1);
+      control.signal();
+    });
     try {
       await new Promise<void>((resolve, reject) => {
         worker.on('message', (message: DataThreadMessage) => {
@@ -105,18 +112,13 @@ export class DataThreads implements QueueOwner {
         worker.once('error', reject);
       });
     } catch (error) {
+      removeExitHook();
       control.dispose();
       throw new HostError(`data thread: ${(error as Error).message}`, Errno.EAGAIN, { cause: error });
     }
     worker.on('error', (error) => log.error(`data thread: ${error.message}`));
     // It ends by order; until then it need not keep the process alive.
     worker.unref();
-    const shared = new Int32Array(words);
-    const removeExitHook = onProcessEnd(() => {
-      Atomics.store(shared, Word.Order, Order.Quit);
-      Atomics.add(shared, Word.Ordered, 1);
-      control.signal();
-    });
     return { worker, words: shared, fields: new Float64Array(queues), control, exited, removeExitHook };
   }
 

@@ -601,7 +601,7 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, Virtqueu
       if (owner === undefined || session !== this.#session || !this.isDriverOk) return;
       if (this.#startOwner(owner)) this.env.log.debug(`${this.device.name}: busy, served by a data thread`);
     } catch (error) {
-      this.env.log.warn(`${(error as Error).message}: ${this.device.name} goes on without it`);
+      this.env.log.rationed('warn', () => `${(error as Error).message}: ${this.device.name} goes on without it`);
     }
   }
 
