@@ -29,6 +29,8 @@ interface Thread {
   readonly fields: Float64Array;
   readonly control: Eventfd;
   readonly exited: Promise<unknown>;
+  /** It ended without being told to: there is nobody to answer. */
+  hasDied: boolean;
   /** The thread sleeps in the kernel, where the process's end does not reach it by itself. */
   readonly removeExitHook: () => void;
 }
@@ -116,10 +118,16 @@ export class DataThreads implements QueueOwner {
       control.dispose();
       throw new HostError(`data thread: ${(error as Error).message}`, Errno.EAGAIN, { cause: error });
     }
-    worker.on('error', (error) => log.error(`data thread: ${error.message}`));
+    const fields = new Float64Array(queues);
+    const thread: Thread = { worker, words: shared, fields, control, exited, hasDied: false, removeExitHook };
+    worker.on('error', (error) => {
+      thread.hasDied = true;
+      log.error(`data thread: ${error.message}`);
+      if (this.#lent.length > 0) this.#transport.needsReset('the data thread has ended');
+    });
     // It ends by order; until then it need not keep the process alive.
     worker.unref();
-    return { worker, words: shared, fields: new Float64Array(queues), control, exited, removeExitHook };
+    return thread;
   }
 
   /** Set a word of the server's (`BlockWord`, `NetWord`), which it sees at once. */
@@ -173,6 +181,7 @@ export class DataThreads implements QueueOwner {
   /** Give an order and wait until it is carried out. @returns false when the thread does not answer. */
   #order(thread: Thread, order: number): boolean {
     const { words, control } = thread;
+    if (thread.hasDied) return false;
     Atomics.store(words, Word.Order, order);
     const number = (Atomics.load(words, Word.Ordered) + 1) | 0;
     Atomics.store(words, Word.Ordered, number);

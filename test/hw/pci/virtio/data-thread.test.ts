@@ -2,6 +2,7 @@
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { pathToFileURL } from 'node:url';
 import { afterEach, describe, expect, test } from 'vitest';
 import type { MsiMessage } from '../../../../devicemodel/core/device.ts';
 import { checkOptions } from '../../../../devicemodel/core/options.ts';
@@ -22,7 +23,7 @@ afterEach(async () => {
   for (const step of undo.splice(0).reverse()) await step();
 });
 
-async function makeDisk(text: string, mode: DriverMode = 'legacy') {
+async function makeDisk(text: string, mode: DriverMode = 'legacy', url = workerUrl) {
   const dir = mkdtempSync(join(tmpdir(), 'virtio-thread-'));
   undo.push(() => rmSync(dir, { recursive: true }));
   const path = join(dir, 'disk');
@@ -41,7 +42,7 @@ async function makeDisk(text: string, mode: DriverMode = 'legacy') {
   };
   const env: PciEnv = { ...base, hsm: { ...base.hsm, irqfd } };
   const options = checkOptions(BlockOptions, parseBlockText(text.replace('DISK', path))) as BlockOptions;
-  const device = new VirtioBlock(options, options.queues, env.log, workerUrl);
+  const device = new VirtioBlock(options, options.queues, env.log, url);
   const fn = new VirtioPci(device, env, {
     mode: options.transport,
     identity: { legacyDeviceId: 0x1001, type: 2, classCode: 0x010000 },
@@ -153,6 +154,22 @@ describe('data thread', () => {
       expect(data?.[0]).toBe(sector);
       fn.barMoved(2, 0x4000);
     }
+  });
+
+  test('a thread that dies is one line; the disk is served without it', async () => {
+    const dir = mkdtempSync(join(tmpdir(), 'virtio-thread-'));
+    undo.push(() => rmSync(dir, { recursive: true }));
+    const path = join(dir, 'worker.mjs');
+    writeFileSync(
+      path,
+      `import { parentPort } from 'node:worker_threads';
+      parentPort.postMessage({ kind: 'ready' });
+      setTimeout(() => { throw new Error('out of memory'); }, 1);`,
+    );
+    const { driver, machine } = await makeDisk('iothread,DISK', 'legacy', pathToFileURL(path));
+    await expect.poll(() => machine.lines.filter((line) => line.includes('out of memory')).length).toBe(1);
+    driver.init();
+    expect((await request(driver, 0, [{ read: header(Type.In, 3) }, { write: 512 }, { write: 1 }]))[1]?.[0]).toBe(3);
   });
 
   test('stop ends the thread, twice is as good', async () => {
