@@ -220,7 +220,10 @@ export class ConfigSpace {
     return offset;
   }
 
-  /** PCI Express capability of version 2 (PCI Express 4.0 §7.5.3), 60 bytes, for the given device/port type. */
+  /**
+   * PCI Express capability of version 2 (PCI Express 4.0 §7.5.3), 60 bytes, for the given device/port type. Nothing
+   * follows from what the guest writes there. Compat: so all of it can be written, as with the C device model.
+   */
   addExpressCapability(portType: number, link: { readonly capabilities: number; readonly status: number }): number {
     const body = new Uint8Array(58);
     const view = new DataView(body.buffer);
@@ -229,9 +232,7 @@ export class ConfigSpace {
     view.setUint16(0x00, PCIE_VERSION | (portType << 4), true);
     view.setUint32(0x0a, link.capabilities, true);
     view.setUint16(0x10, link.status, true);
-    const writable = new Uint8Array(58);
-    for (const control of [0x08, 0x10, 0x18, 0x1c, 0x28, 0x30, 0x38]) writable.fill(0xff, control - 2, control);
-    return this.addCapability(CapId.PciExpress, body, { writable });
+    return this.addCapability(CapId.PciExpress, body, { writable: new Uint8Array(body.length).fill(0xff) });
   }
 
   /** @returns the offset of the first capability with this id, or undefined. Follows the list as built, not as the guest may have overwritten it. */

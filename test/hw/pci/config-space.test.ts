@@ -102,6 +102,15 @@ describe('capabilities', () => {
   });
 });
 
+test('a PCI Express capability takes what the guest writes, but for its id and the next pointer', () => {
+  const config = new ConfigSpace();
+  const offset = config.addExpressCapability(4, { capabilities: 0x411, status: 0x11 });
+  expect(config.read(offset, 4)).toBe(0x00420010);
+  for (let i = 0; i < 60; i += 4) config.write(offset + i, 4, 0xa5a5a5a5);
+  expect(config.read(offset, 4)).toBe(0xa5a50010);
+  for (let i = 4; i < 60; i += 4) expect(config.read(offset + i, 4), `+${i}`).toBe(0xa5a5a5a5);
+});
+
 describe('base address registers', () => {
   const probe = (config: ConfigSpace, register: number) => {
     config.write(Cfg.Bar0 + 4 * register, 4, 0xffffffff);
