@@ -59,11 +59,13 @@ function run(setup: DataThreadSetup): void {
   const one = Uint8Array.of(1, 0, 0, 0, 0, 0, 0, 0);
   const count = new Uint8Array(8);
   let served: Served[] = [];
+  /** Number of the latest order. */
+  let obeyed = 0;
   const host: VirtqueueHost = {
     interrupt: (queue) => {
       for (const each of served) if (each.queue === queue) write(each.callFd, one, 8);
     },
-    broken: (queue, reason) => tell({ kind: 'broken', queue: queue.index, reason }),
+    broken: (queue, reason) => tell({ kind: 'broken', order: obeyed, queue: queue.index, reason }),
   };
   const pollfds = new DataView(new ArrayBuffer(POLLFD_BYTES * (setup.queueCount + Slot.Kicks)));
   const pollBytes = new Uint8Array(pollfds.buffer);
@@ -116,6 +118,7 @@ function run(setup: DataThreadSetup): void {
       if (ordered !== Atomics.load(words, Word.Answered)) {
         const order = Atomics.load(words, Word.Order);
         stop();
+        obeyed = ordered;
         if (order === Order.Start) start();
         hasMore = served.length > 0;
         isRunning = order !== Order.Quit;

@@ -47,7 +47,8 @@ export interface DataThreadSetup {
 export type DataThreadMessage =
   | { readonly kind: 'ready' }
   | { readonly kind: 'guest'; readonly text: string }
-  | { readonly kind: 'broken'; readonly queue: number; readonly reason: string }
+  /** `order` is the number of the order to start: after another one the driver that broke the ring is gone. */
+  | { readonly kind: 'broken'; readonly order: number; readonly queue: number; readonly reason: string }
   /** What is behind the queues has failed, and how; the queues stand still until they are taken back. */
   | { readonly kind: 'failed'; readonly errno: number };
 

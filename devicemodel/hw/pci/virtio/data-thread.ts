@@ -109,7 +109,9 @@ export class DataThreads implements QueueOwner {
           if (message.kind === 'ready') resolve();
           else if (message.kind === 'guest') log.guest(() => message.text);
           else if (message.kind === 'failed') this.#options.onFailed?.(message.errno);
-          else this.#transport.needsReset(`queue ${message.queue}: ${message.reason}`);
+          else if (message.order === Atomics.load(shared, Word.Ordered)) {
+            this.#transport.needsReset(`queue ${message.queue}: ${message.reason}`);
+          }
         });
         worker.once('error', reject);
       });

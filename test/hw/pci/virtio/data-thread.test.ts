@@ -144,6 +144,18 @@ describe('data thread', () => {
     expect((await request(driver, 0, [{ read: header(Type.In, 1) }, { write: 512 }, { write: 1 }]))[1]?.[0]).toBe(1);
   });
 
+  test("a ring that was broken before a reset is not the next driver's", async () => {
+    const { driver } = await makeDisk('iothread,DISK');
+    driver.init();
+    driver.makeAvailable(0, 0x1234);
+    driver.kick(0);
+    // The thread finds out while this one, which has yet to hear of it, does not run its event loop.
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 100);
+    driver.init();
+    expect((await request(driver, 0, [{ read: header(Type.In, 1) }, { write: 512 }, { write: 1 }]))[1]?.[0]).toBe(1);
+    expect(driver.needsReset).toBe(false);
+  });
+
   test('packed: the driver moves a BAR: the thread gives the ring back and takes it where it was', async () => {
     const { driver, fn } = await makeDisk('iothread,DISK,transport=modern', 'packed');
     driver.init();
