@@ -369,7 +369,7 @@ export class Pit implements PlatformDevice {
       write: (offset, size, value) => this.writeTimer(offset, size, value),
     };
     const nmiSc: IoRegion = {
-      read: (_offset, size) => this.readNmiSc(size),
+      read: () => this.readNmiSc(),
       write: (_offset, size, value) => this.writeNmiSc(size, value),
     };
     return [
@@ -419,8 +419,8 @@ export class Pit implements PlatformDevice {
     if (offset === Reg.Counter0) this.#schedule();
   }
 
-  readNmiSc(size: AccessSize): number {
-    if (size !== 1) return allOnes(size);
+  /** Compat: a wider read gives the byte and zeros, as in the C device model. */
+  readNmiSc(): number {
     const refresh = Math.floor(rate.ticksIn(this.#clock.nowNs()) / REFRESH_TICKS) % 2;
     return (
       this.#nmiSc | (refresh === 1 ? NmiSc.RefreshToggle : 0) | (this.#counters[Reg.Counter2].out ? NmiSc.Out2 : 0)
