@@ -55,10 +55,12 @@ const PAGE = 4096;
 const SIZES: readonly AccessSize[] = [1, 2, 4];
 /** Rings and buffers that are meant to work are placed in the chunks that touch. */
 const LOW_RAM_BYTES = 0x40000;
-/** A rule is broken about once in this many chances. */
-const RARELY = 200;
+/** A rule is broken about once in this many chances; by a guest that is to get some work done, in the second. */
+const RARELY = { hostile: 200, busy: 20_000 } as const;
 /** Requests in answer to one interrupt. */
 const MAX_FLOOD = 64;
+/** A busy guest's buffers are no longer than this: its RAM holds them. */
+const BUSY_PIECE_BYTES = 0x8000;
 
 export class HostileGuest {
   readonly #random: Random;
@@ -66,6 +68,7 @@ export class HostileGuest {
   readonly #shape: RequestShape;
   readonly #chunks: ReadonlyArray<{ readonly base: Gpa; readonly bytes: Uint8Array }>;
   readonly #specs: readonly BarSpec[];
+  readonly #rarely: number;
   readonly #homes: number[] = [];
   /** BARs as the guest reads them back; looked up again after every write to configuration space. */
   readonly #bars: number[] = [];
@@ -83,6 +86,7 @@ export class HostileGuest {
     this.#shape = shape;
     this.#chunks = machine.ram.memory.chunks;
     this.#specs = machine.fn.bars;
+    this.#rarely = machine.isBusy ? RARELY.busy : RARELY.hostile;
     this.#readBars();
     this.#homes.push(...this.#bars);
     machine.onActivity = () => this.#react();
@@ -91,7 +95,7 @@ export class HostileGuest {
   /** What other CPUs of the guest do meanwhile: nothing, harm, or so much work that the device is never done. */
   #react(): void {
     const random = this.#random;
-    if (random.oneIn(8)) this.scribble();
+    if (random.oneIn(this.#machine.isBusy ? this.#rarely : 8)) this.scribble();
     if (!this.isFlooding) return;
     const index = random.below(Math.max(this.#rings.length, 1));
     const ring = this.#rings[index];
@@ -140,10 +144,12 @@ export class HostileGuest {
 
   // Memory.
 
-  /** A guest address in RAM. */
-  #place(): Gpa {
-    const chunk = this.#random.pick(this.#chunks);
-    return chunk.base + this.#random.below(chunk.bytes.length);
+  /** A guest address in RAM. A busy guest keeps its buffers off its rings, and inside of RAM. */
+  #place(length = 0): Gpa {
+    const { isBusy } = this.#machine;
+    const chunk = this.#random.pick(isBusy ? this.#chunks.slice(-1) : this.#chunks);
+    const end = chunk.bytes.length - (isBusy ? length : 0);
+    return chunk.base + this.#random.below(Math.max(end, 1));
   }
 
   #store(at: Gpa, bytes: Uint8Array): void {
@@ -222,7 +228,7 @@ export class HostileGuest {
       const size = this.read(Bar.legacy, Legacy.size, 2);
       if (size === 0 || size > 0x8000 || random.oneIn(32)) continue;
       const desc = this.#ringPlace(size * 26 + 2 * PAGE);
-      this.write(Bar.legacy, Legacy.pfn, 4, random.oneIn(RARELY) ? random.value() : desc / PAGE);
+      this.write(Bar.legacy, Legacy.pfn, 4, random.oneIn(this.#rarely) ? random.value() : desc / PAGE);
       const avail = desc + 16 * size;
       this.#useRing(index, {
         ...{ isPacked: false, size, desc, avail, slot: 0, wrap: true },
@@ -263,7 +269,7 @@ export class HostileGuest {
     if (random.oneIn(2)) {
       // Packed rings need no power of two.
       const odd = isPacked && random.oneIn(3) ? 1 + random.below(200) : 1 << random.below(10);
-      common(Modern.size, 2, random.oneIn(RARELY) ? random.value() : odd);
+      common(Modern.size, 2, random.oneIn(this.#rarely) ? random.value() : odd);
     }
     if (random.oneIn(2)) common(Modern.vector, 2, random.oneIn(16) ? random.value() : index + 1);
     const size = this.read(Bar.modern, Modern.size, 2);
@@ -276,7 +282,7 @@ export class HostileGuest {
       [Modern.avail, avail],
       [Modern.used, used],
     ] as const) {
-      const at = random.oneIn(RARELY) ? random.wide() : right;
+      const at = random.oneIn(this.#rarely) ? random.wide() : right;
       common(offset, 4, at % 0x1_0000_0000);
       common(offset + 4, 4, Math.floor(at / 0x1_0000_0000));
     }
@@ -343,25 +349,30 @@ export class HostileGuest {
   #offerChain(ring: Ring, pieces: readonly Piece[]): void {
     const random = this.#random;
     const isIndirect = random.oneIn(4);
-    const table = isIndirect ? this.#place() & ~15 : ring.desc;
+    const table = isIndirect ? this.#place(16 * pieces.length) & ~15 : ring.desc;
     const id = ring.slot;
+    const longest = this.#machine.isBusy ? BUSY_PIECE_BYTES : Number.POSITIVE_INFINITY;
     let end = 0;
     for (const [i, piece] of pieces.entries()) {
       // At times right behind the piece before.
-      const at = random.oneIn(RARELY) ? random.wide() : random.oneIn(8) ? end : this.#place();
+      const at = random.oneIn(this.#rarely)
+        ? random.wide()
+        : random.oneIn(8) && !this.#machine.isBusy
+          ? end
+          : this.#place(Math.min(piece.length, longest));
       end = at + piece.length;
-      const length = random.oneIn(RARELY) ? random.value() : piece.length;
+      const length = random.oneIn(this.#rarely) ? random.value() : Math.min(piece.length, longest);
       if (piece.bytes !== undefined) this.#store(at, piece.bytes);
       let flags = (i + 1 < pieces.length ? DescFlag.next : 0) | (piece.write ? DescFlag.write : 0);
-      if (random.oneIn(RARELY)) flags = random.below(8);
+      if (random.oneIn(this.#rarely)) flags = random.below(8);
       const slot = isIndirect ? i : (id + i) % ring.size;
       const next = isIndirect ? i + 1 : (id + i + 1) % ring.size;
       if (ring.isPacked) this.#packedDescriptor(ring, table, slot, at, length, flags, id, isIndirect);
-      else this.#descriptor(table, slot, at, length, flags, random.oneIn(2 * RARELY) ? random.value() : next);
+      else this.#descriptor(table, slot, at, length, flags, random.oneIn(2 * this.#rarely) ? random.value() : next);
     }
     if (isIndirect) {
-      const bytes = random.oneIn(RARELY) ? random.value() : 16 * pieces.length;
-      const flags = DescFlag.indirect | (random.oneIn(RARELY) ? random.below(8) : 0);
+      const bytes = random.oneIn(this.#rarely) ? random.value() : 16 * pieces.length;
+      const flags = DescFlag.indirect | (random.oneIn(this.#rarely) ? random.below(8) : 0);
       if (ring.isPacked) this.#packedDescriptor(ring, ring.desc, id, table, bytes, flags, id, false);
       else this.#descriptor(ring.desc, id, table, bytes, flags, 0);
     }
@@ -369,8 +380,8 @@ export class HostileGuest {
     this.#advance(ring, isIndirect ? 1 : pieces.length);
     if (ring.isPacked) return;
     const available = this.#u16(ring.avail + 2);
-    this.#setU16(ring.avail + 4 + 2 * (available % ring.size), random.oneIn(RARELY) ? random.value() : id);
-    this.#setU16(ring.avail + 2, available + (random.oneIn(2 * RARELY) ? random.below(0x10000) : 1));
+    this.#setU16(ring.avail + 4 + 2 * (available % ring.size), random.oneIn(this.#rarely) ? random.value() : id);
+    this.#setU16(ring.avail + 2, available + (random.oneIn(2 * this.#rarely) ? random.below(0x10000) : 1));
     if (random.oneIn(16)) this.#setU16(ring.avail, random.below(4));
     // The event index: what the driver wants to be told of.
     if (random.oneIn(4)) this.#setU16(ring.avail + 4 + 2 * ring.size, available + random.below(4));
@@ -402,7 +413,7 @@ export class HostileGuest {
     const at = table + 16 * slot;
     const wrap = slot < id && !isInTable ? !ring.wrap : ring.wrap;
     this.#setAddress(at, address, length);
-    this.#setU16(at + 12, this.#random.oneIn(RARELY) ? this.#random.value() : id);
+    this.#setU16(at + 12, this.#random.oneIn(this.#rarely) ? this.#random.value() : id);
     this.#setU16(at + 14, isInTable ? flags : flags | (wrap ? DescFlag.packedAvail : DescFlag.packedUsed));
     if (this.#random.oneIn(16)) this.#setU16(ring.avail + 2, this.#random.below(4));
     if (this.#random.oneIn(16)) this.#setU16(ring.avail, this.#random.value());

@@ -63,6 +63,8 @@ export interface MachineChoices {
   /** RAM without addresses, which wants to hear of writes: a WebAssembly engine's. */
   readonly viewsOnly?: boolean;
   readonly charBackend?: () => FakeCharBackend;
+  /** A guest with much to do in little time, so that devices ask for a data thread. */
+  readonly isBusy?: boolean;
 }
 
 /** Makes the function of a target from the wires of its slot. */
@@ -74,6 +76,7 @@ export class FuzzMachine {
   readonly mmio = new MmioBus();
   readonly clock = new FakeClock();
   readonly hsm = new WiringHsm();
+  readonly isBusy: boolean;
   readonly host: PciHost;
   readonly fn: VirtioPci;
   interrupts = 0;
@@ -84,6 +87,7 @@ export class FuzzMachine {
 
   constructor(make: MakeFunction, choices: MachineChoices = {}) {
     this.ram = new GuardedRam(choices.viewsOnly);
+    this.isBusy = choices.isBusy === true;
     const pins = new IoapicPins();
     const pirq = new PirqRouter();
     const log = new Log([

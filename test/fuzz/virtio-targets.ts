@@ -185,7 +185,7 @@ const netRequest: RequestShape = (random, queue) => {
     : [piece(false, 12 + frame, header), ...(random.oneIn(4) ? [piece(false, random.below(64))] : [])];
 };
 
-function network(mode: TransportMode, choices?: MachineChoices): Recipe {
+function network(mode: TransportMode, choices?: MachineChoices, workerUrl = noWorker): Recipe {
   const options = checkOptions(NetOptions, parseNetText(`tap=fuzz,transport=${mode}`)) as NetOptions;
   let peer: FramePeer;
   let tapFd = -1;
@@ -203,10 +203,14 @@ function network(mode: TransportMode, choices?: MachineChoices): Recipe {
     shape: netRequest,
     ...(choices === undefined ? {} : { choices }),
     make: (env) =>
-      new VirtioPci(new VirtioNet(options, { clock: env.clock, log: env.log, mac: [2, 0, 0, 0, 0, 1], openTap }), env, {
-        mode,
-        identity: { legacyDeviceId: 0x1000, type: 1, classCode: 0x020000 },
-      }),
+      new VirtioPci(
+        new VirtioNet(options, { clock: env.clock, log: env.log, mac: [2, 0, 0, 0, 0, 1], openTap, workerUrl }),
+        env,
+        {
+          mode,
+          identity: { legacyDeviceId: 0x1000, type: 1, classCode: 0x020000 },
+        },
+      ),
     hostEvent: (random) => {
       if (random.oneIn(32)) {
         // The interface is deleted: its descriptor answers EBADF to a write. It comes back, or not yet.
@@ -460,6 +464,7 @@ function recipes(scratch: Scratch, workerUrl: URL): Recipe[] {
   const polled = { virtioPollNs: 10_000_000 };
   const msi = { virtioMsi: true };
   const views = { viewsOnly: true };
+  const busy = { isBusy: true };
   const everywhere = transportModes.flatMap((mode) => [
     disk('virtio-blk', 'IMAGE', mode, scratch),
     disk('virtio-blk-range', 'mq=2,IMAGE,writeback,discard=64:4:1,range=64/64', mode, scratch),
@@ -474,6 +479,8 @@ function recipes(scratch: Scratch, workerUrl: URL): Recipe[] {
     disk('virtio-blk-kicks', 'iothread=2,mq=3,IMAGE,writeback', 'modern', scratch),
     disk('virtio-blk-kicks', 'iothread,IMAGE', 'legacy', scratch),
     disk('virtio-blk-thread', 'iothread=2,mq=2,IMAGE', 'modern', scratch, {}, workerUrl),
+    disk('virtio-blk-busy', 'IMAGE,writeback,aio=threads', 'transitional', scratch, busy, workerUrl),
+    { ...network('modern', busy, workerUrl), name: 'virtio-net-busy' },
     disk('virtio-blk-4k', 'IMAGE,sectorsize=4096,discard', 'modern', scratch),
     disk('virtio-blk-direct', 'IMAGE,nocache,writeback', 'modern', scratch),
     disk('virtio-blk-polled', 'IMAGE,writeback', 'transitional', scratch, polled),

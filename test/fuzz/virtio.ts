@@ -13,6 +13,12 @@ const MAX_CALL_MS = 2000;
 /** Lines of one device that its guest provoked: the ration of every scope, with room for what hosts do. */
 const MAX_LINES_A_SECOND = 50;
 
+/** Time between two steps: none to speak of, or more than anything waits. */
+const PAUSES_NS = [1, 1000, 1e7, 6e9];
+const SHORT_PAUSES_NS = [1, 1000, 1e5];
+/** Of the steps of a busy guest, one in this many is none of its work. */
+const BUSY_RARITY = 50;
+
 export interface FuzzResult {
   readonly steps: number;
   readonly devices: number;
@@ -33,6 +39,10 @@ function step(target: Target): void {
   const { machine, guest, random, hostEvent } = target;
   const isBroken = (machine.fn.status & 0x40) !== 0 || machine.fn.status === 0;
   if (isBroken && random.oneIn(8)) guest.setUp();
+  if (machine.isBusy && !random.oneIn(BUSY_RARITY)) {
+    guest.offer();
+    return;
+  }
   switch (random.below(48)) {
     case 0:
       guest.setUp();
@@ -42,7 +52,7 @@ function step(target: Target): void {
       guest.configAccess();
       break;
     case 3:
-      machine.clock.advance(random.pick([1, 1000, 1e7, 6e9]));
+      machine.clock.advance(random.pick(machine.isBusy ? SHORT_PAUSES_NS : PAUSES_NS));
       break;
     case 4:
       hostEvent();
