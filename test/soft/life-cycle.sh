@@ -9,18 +9,18 @@ IDLE_S=${IDLE_S:-130}
 # much it may be wrong.
 error_us=0
 clock_offset() {
-  local asked_at answered_at guest_us best=1000000000
+  local asked_at answered_at guest_s guest_us best=1000000000
   for _ in 1 2 3 4 5 6 7 8; do
     asked=$((asked + 1))
     asked_at=${EPOCHREALTIME/./}
-    printf 'echo "clock-%s $(date +%%s.%%N)"\n' $asked >&8
-    until guest_us=$(grep -aoE "^clock-$asked [0-9.]+" "$guest_log"); do
+    # busybox date has no fractions.
+    printf 'echo "clock-%s" $(adjtimex | sed -n "s/.*time.tv_u*sec: *//p")\n' $asked >&8
+    until guest_us=$(grep -aoE "^clock-$asked [0-9]+ [0-9]+\s" "$guest_log"); do
       kill -0 "$dm" || return
     done
     answered_at=${EPOCHREALTIME/./}
-    guest_us=${guest_us#* }
-    guest_us=${guest_us/./}
-    guest_us=${guest_us:0:16}
+    read -r _ guest_s guest_us <<< "${guest_us%?}"
+    guest_us=$((guest_s * 1000000 + 10#$guest_us))
     if [ $((answered_at - asked_at)) -lt $best ]; then
       best=$((answered_at - asked_at))
       offset_us=$((guest_us - (asked_at + answered_at) / 2))
