@@ -25,20 +25,21 @@ serve_console() {
   exec 7<> "$pty"
   cat <&7 > "$scratch/hvc0.log" &
   local reader=$!
-  local i
-  for i in 1 2 3 4 5 6 7 8; do
-    sleep 2
-    grep -aq 'login:' "$scratch/hvc0.log" && break
+  for _ in 1 2 3 4 5 6 7 8; do
+    wait_for 5 'login:' "$scratch/hvc0.log" > /dev/null && break
     printf '\r' >&7
   done
   printf 'root\r' >&7
-  sleep 3
+  wait_for 60 '/ #' "$scratch/hvc0.log"
   # shellcheck disable=SC2016
   printf 'echo forty-two is $((6 * 7)) > /dev/hvc0; touch /tmp/logged-in\r' >&7
-  for ((i = 0; i < 20; i++)); do grep -aq 'is 42' "$scratch/hvc0.log" && break; sleep 1; done
+  wait_for 60 'is 42' "$scratch/hvc0.log"
+  wait_for 60 'OK a login on hvc0'
   kill $reader
   exec 7>&-
-  { echo "to the guest"; sleep 15; } | socat -t 20 - "UNIX-CONNECT:$scratch/port1" > "$scratch/port1.log"
+  # The guest reads, then answers: the client stays until it has.
+  { echo "to the guest"; wait_for 60 'OK port1' > /dev/null; sleep 1; } |
+    socat -t 20 - "UNIX-CONNECT:$scratch/port1" > "$scratch/port1.log"
 }
 
 head -c ${MIB}M /dev/urandom > "$scratch/data"
