@@ -3,6 +3,7 @@
  * in between. Nothing may throw, every call ends soon, reads are within width, nothing outside of guest RAM changes or
  * gets out, and the log stays short.
  */
+import { readdirSync } from 'node:fs';
 import { makeTargets, type Target } from './virtio-targets.ts';
 
 /** Steps on one device before the next has its turn: it takes several to get anywhere. */
@@ -18,6 +19,10 @@ const PAUSES_NS = [1, 1000, 1e7, 6e9];
 const SHORT_PAUSES_NS = [1, 1000, 1e5];
 /** Of the steps of a busy guest, one in this many is none of its work. */
 const BUSY_RARITY = 50;
+
+/** Descriptors and threads this process may have more afterwards: its compiler's. A leak has one for every reset. */
+const MAX_NEW_HANDLES = 50;
+const handles = () => readdirSync('/proc/self/fd').length + readdirSync('/proc/self/task').length;
 
 export interface FuzzResult {
   readonly steps: number;
@@ -92,6 +97,7 @@ const turn = () => new Promise((resolve) => setImmediate(resolve));
  * @throws Error with device, seed and step
  */
 export async function fuzzVirtio(seed: number, steps: number, filter = ''): Promise<FuzzResult> {
+  const handlesBefore = handles();
   const { targets, dispose } = await makeTargets(seed, filter);
   let done = 0;
   let name = '';
@@ -123,6 +129,9 @@ export async function fuzzVirtio(seed: number, steps: number, filter = ''): Prom
     for (const target of targets) target.dispose();
     dispose();
   }
+  await turn();
+  const leaked = handles() - handlesBefore;
+  if (leaked > MAX_NEW_HANDLES) throw new Error(`seed ${seed}: ${leaked} descriptors and threads are left`);
   const sum = (of: (target: Target) => number) => targets.reduce((total, target) => total + of(target), 0);
   return {
     steps: done,
