@@ -21,7 +21,7 @@ const Cqe = { size: 16, userData: 0, result: 8 } as const;
 const ENTER_GETEVENTS = 1;
 
 /** IORING_OP_*. */
-export const UringOp = { Readv: 1, Writev: 2 } as const;
+export const UringOp = { Readv: 1, Writev: 2, Fsync: 3 } as const;
 
 export class IoUring {
   /** Readable while there are completions. */

@@ -156,6 +156,8 @@ export class BlockRequests {
     this.#bytesLeft -= count;
     if (this.#begin(queue, chain, backend, HEADER_BYTES, count, sector * SECTOR_BYTES, true)) return;
     const errno = backend.transfer(chain, HEADER_BYTES, count, sector * SECTOR_BYTES, true);
+    if (errno === 0 && !this.#state.isWriteback && this.#beginSync(queue, chain, backend, sector * SECTOR_BYTES, count))
+      return;
     this.#writeDone(queue, chain, backend, errno, this.#state.isWriteback);
   }
 
@@ -180,17 +182,25 @@ export class BlockRequests {
   ): boolean {
     const ring = this.#ring;
     const { image } = backend;
-    const isDurable = isWrite && !this.#state.isWriteback;
-    // Writes to the host's cache alone are a copy, for which the kernel would only get a thread of its own.
-    if (ring === undefined || count === 0 || (isWrite && !image.isDirect && !isDurable)) return false;
+    // Writes to the host's cache are a copy, for which the kernel would only get a thread of its own.
+    if (ring === undefined || count === 0 || (isWrite && !image.isDirect)) return false;
     // Nothing else to do meanwhile: one system call less.
     if (ring.inFlight === 0 && !queue.hasAvailable()) return false;
     if (!backend.isDirectlyUsable(chain, chainAt, count, offset, isWrite)) return false;
-    if (!image.isDirect && !isWrite && backend.readCached(chain, chainAt, count, offset)) {
+    if (!image.isDirect && backend.readCached(chain, chainAt, count, offset)) {
       this.#done(queue, chain, BlkStatus.Ok, count);
       return true;
     }
+    const isDurable = isWrite && !this.#state.isWriteback;
     return ring.begin(queue, chain, chainAt, count, image.fd, image.base, offset, isWrite, isDurable);
+  }
+
+  /** The data are in the host's cache: let the kernel bring them to the medium beside those of others. */
+  #beginSync(queue: Virtqueue, chain: Chain, backend: BlockBackend, offset: number, count: number): boolean {
+    const ring = this.#ring;
+    if (ring === undefined || (ring.inFlight === 0 && !queue.hasAvailable())) return false;
+    const { image } = backend;
+    return ring.beginSync(queue, chain, count, image.fd, image.base + offset);
   }
 
   /** Complete what the kernel is through with, and show it to the drivers. */
@@ -210,6 +220,11 @@ export class BlockRequests {
       if (queue !== touched) {
         touched?.publish();
         touched = queue;
+      }
+      if (slot.isSync) {
+        this.#report('flush', backend, -ring.result);
+        this.#done(queue, chain, ring.result === 0 ? BlkStatus.Ok : BlkStatus.IoError, 0);
+        continue;
       }
       const done = Math.max(ring.result, 0);
       let errno = 0;

@@ -13,8 +13,13 @@ const IOVEC_BYTES = 16;
 /** <linux/fs.h>: the write is on the medium when it is complete. */
 const RWF_DSYNC = 0x02;
 
+/** <linux/io_uring.h>: only what is needed to find the data again. */
+const FSYNC_DATASYNC = 1;
+
 /** One request in flight. */
 export interface RingSlot {
+  /** The data are written, the medium is waited for: the result is 0 or a negative errno. */
+  isSync: boolean;
   queue: Virtqueue | undefined;
   chain: Chain | undefined;
   isWrite: boolean;
@@ -32,6 +37,7 @@ export class BlockRing {
   readonly #slots: RingSlot[] = Array.from({ length: SLOTS }, () => ({
     queue: undefined,
     chain: undefined,
+    isSync: false,
     isWrite: false,
     chainAt: 0,
     count: 0,
@@ -70,6 +76,7 @@ export class BlockRing {
     const slot = this.#slots[index] as RingSlot;
     slot.queue = queue;
     slot.chain = chain;
+    slot.isSync = false;
     slot.isWrite = isWrite;
     slot.chainAt = chainAt;
     slot.count = count;
@@ -78,6 +85,18 @@ export class BlockRing {
     const address = this.#iovAddress + first * IOVEC_BYTES;
     this.#uring.prepare(op, fd, address, pieces, base + offset, isDurable ? RWF_DSYNC : 0, index);
     this.inFlight++;
+    return true;
+  }
+
+  /** Begin to bring a part of the file to the medium, for a request whose data are written. @returns false if there is no room. */
+  beginSync(queue: Virtqueue, chain: Chain, count: number, fd: number, at: number): boolean {
+    if (this.inFlight === SLOTS) return false;
+    const index = this.#free[this.inFlight++] as number;
+    const slot = this.#slots[index] as RingSlot;
+    slot.queue = queue;
+    slot.chain = chain;
+    slot.isSync = true;
+    this.#uring.prepare(UringOp.Fsync, fd, 0, count, at, FSYNC_DATASYNC, index);
     return true;
   }
 
