@@ -201,7 +201,7 @@ static bool find_kick(struct ring *r)
 		if (n < 0 || (line[n] = 0, !strstr(line, "[eventfd]"))) continue;
 		int fd = syscall(SYS_pidfd_getfd, pidfd, atoi(e->d_name), 0);
 		if (fd < 0) continue;
-		if (write(fd, &one, 8) == 8 && wait_used(r, 500000000)) { r->kick_fd = fd; closedir(dir); close(pidfd); return true; }
+		if (write(fd, &one, 8) == 8 && wait_used(r, 2000000000)) { r->kick_fd = fd; closedir(dir); close(pidfd); return true; }
 		close(fd);
 	}
 	closedir(dir);
@@ -300,6 +300,7 @@ static void run_disk(char **rows)
 
 /* Networks. The peer is a packet socket on the host's end of the tap. */
 #define NET_QUEUE 1024
+#define SENDS (NET_QUEUE / 2)
 #define NET_HEADER 12
 #define SMALL_FRAME 64
 #define BULK_FRAME 1514
@@ -314,11 +315,14 @@ static void make_frame(uint8_t *frame, unsigned length)
 	memset(frame, 0xff, 6);
 	memcpy(frame + 6, "\x02\x00\x00\x00\x00\x01\x88\xb5", 8); /* a local experimental EtherType */
 }
+/* The C device model wants the header in a buffer of its own. */
 static void send_slot(unsigned slot, unsigned length)
 {
-	memset(ram + frame_at(&transmit, slot), 0, NET_HEADER);
-	transmit.desc[slot] = (struct desc){ frame_at(&transmit, slot), NET_HEADER + length, 0, 0 };
-	offer(&transmit, slot);
+	uint64_t at = frame_at(&transmit, slot);
+	memset(ram + at, 0, NET_HEADER);
+	transmit.desc[2 * slot] = (struct desc){ at, NET_HEADER, NEXT, 2 * slot + 1 };
+	transmit.desc[2 * slot + 1] = (struct desc){ at + NET_HEADER, length, 0, 0 };
+	offer(&transmit, 2 * slot);
 }
 static void buffers(unsigned count)
 {
@@ -339,11 +343,11 @@ static void net_rtt(const char *row, double seconds)
 {
 	uint8_t frame[2048];
 	uint64_t begin = now_ns(), end = begin + seconds * 1e9, done = 0;
-	for (unsigned i = 0; i < NET_QUEUE; i++) make_frame(ram + frame_at(&transmit, i) + NET_HEADER, SMALL_FRAME);
+	for (unsigned i = 0; i < SENDS; i++) make_frame(ram + frame_at(&transmit, i) + NET_HEADER, SMALL_FRAME);
 	while (now_ns() < end && script_kicks_left > 8) {
 		uint64_t sent = now_ns();
 		unsigned turns = 0;
-		send_slot(transmit.available % NET_QUEUE, SMALL_FRAME);
+		send_slot(transmit.available % SENDS, SMALL_FRAME);
 		publish(&transmit);
 		while (recv(peer, frame, sizeof frame, MSG_DONTWAIT) < 0) {
 			relax(&turns);
@@ -365,10 +369,10 @@ static void net_tx(const char *row, double seconds)
 {
 	uint64_t begin = now_ns(), end = begin + seconds * 1e9, done = 0, last = begin;
 	unsigned in_flight = 0;
-	for (unsigned i = 0; i < NET_QUEUE; i++) make_frame(ram + frame_at(&transmit, i) + NET_HEADER, BULK_FRAME);
+	for (unsigned i = 0; i < SENDS; i++) make_frame(ram + frame_at(&transmit, i) + NET_HEADER, BULK_FRAME);
 	for (;;) {
 		bool goes_on = last < end && script_kicks_left > 8;
-		for (; goes_on && in_flight < NET_QUEUE; in_flight++) send_slot(transmit.available % NET_QUEUE, BULK_FRAME);
+		for (; goes_on && in_flight < SENDS; in_flight++) send_slot(transmit.available % SENDS, BULK_FRAME);
 		if (transmit.available != transmit.avail[1]) publish(&transmit);
 		if (in_flight == 0) break;
 		if (!wait_used(&transmit, 5000000000ull)) die("%s: no frame given back after %lu", row, done);
@@ -437,8 +441,8 @@ static void run_net(const char *tap, unsigned budget, char **rows)
 			kicks = 0;
 			drain_peer();
 			if (!strncmp(*rows, "direct", 6) && transmit.kick_fd < 0) {
-				make_frame(ram + frame_at(&transmit, transmit.available % NET_QUEUE) + NET_HEADER, SMALL_FRAME);
-				send_slot(transmit.available % NET_QUEUE, SMALL_FRAME);
+				make_frame(ram + frame_at(&transmit, transmit.available % SENDS) + NET_HEADER, SMALL_FRAME);
+				send_slot(transmit.available % SENDS, SMALL_FRAME);
 				transmit.avail[1] = transmit.available;
 				if (!find_kick(&transmit)) return;
 				transmit.seen = used_index(&transmit);

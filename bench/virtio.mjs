@@ -116,6 +116,8 @@ const inNamespace =
 function measure(command, config, tools) {
   const { work } = tools;
   rmSync(join(work, 'result'), { force: true });
+  // Nobody is to wait for what the one before has written.
+  spawnSync('sync', [tools.disk]);
   writeFileSync(join(work, 'script.json'), JSON.stringify(script(config, tools.load, work)));
   const slot = config.slot.replace('@DISK@', tools.disk);
   const vm = ['-m', '256M', '-s', '0:0,hostbridge', '-s', '1:0,lpc', '-s', `3,${slot}`];
@@ -194,7 +196,8 @@ export function benchVirtio({ dm, recorder, kernel }) {
   try {
     const gcc = spawnSync('gcc', ['-O2', '-o', tools.load, join(here, 'virtio-load.c')], { stdio: 'inherit' });
     if (gcc.status !== 0) throw new Error('virtio-load.c could not be built');
-    writeFileSync(tools.disk, Buffer.alloc(DISK_BYTES, 7));
+    // On the medium before anything is measured: a sync of the first row would wait for all of it.
+    writeFileSync(tools.disk, Buffer.alloc(DISK_BYTES, 7), { flush: true });
     const reference = process.env.ACRN_DM_REFERENCE;
     const recorded = JSON.parse(readFileSync(RECORDED, 'utf8'));
     console.log(reference === undefined ? `reference: ${recorded.about}` : `reference: ${reference}, in turns`);
