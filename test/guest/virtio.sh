@@ -37,8 +37,11 @@ serve_console() {
   wait_for 60 'OK a login on hvc0'
   kill $reader
   exec 7>&-
-  # The guest reads, then answers: the client stays until it has.
-  { echo "to the guest"; wait_for 60 'OK port1' > /dev/null; sleep 1; } |
+  # The guest opens the port, reads, then answers. What comes before it opens it, Linux drops: say it until it has answered.
+  for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do
+    echo "to the guest"
+    wait_for 4 'OK port1' > /dev/null && break
+  done | { cat; sleep 1; } |
     socat -t 20 - "UNIX-CONNECT:$scratch/port1" > "$scratch/port1.log"
 }
 
