@@ -25,6 +25,10 @@ const POLLIN = 1;
 const POLLFD_BYTES = 8;
 /** Places in the array of struct pollfd; the kicks follow. */
 const Slot = { Control: 0, Server: 1, Kicks: 2 } as const;
+/** As the C device model has its I/O threads; a guest waits for this thread. */
+const NICE = -20;
+/** <sys/resource.h>: of one thread, if given its id. */
+const PRIO_PROCESS = 0;
 /** sched_setaffinity: CPUs a mask of this many bytes can name. */
 const CPU_MASK_BYTES = 128;
 
@@ -76,6 +80,8 @@ function run(setup: DataThreadSetup): void {
   const events = (slot: number) => pollfds.getInt16(slot * POLLFD_BYTES + 6, true);
   watch(Slot.Control, setup.controlFd);
   pinTo(setup.cpus);
+  // Who may not is served at the usual priority.
+  native('int setpriority(int, unsigned int, int)')(PRIO_PROCESS, libc.gettid(), NICE);
 
   const start = () => {
     served = [];
