@@ -86,13 +86,15 @@ export class BlockRequests {
 
   #request(queue: Virtqueue, chain: Chain): void {
     if (chain.writableBytes === 0 || chain.readableBytes < HEADER_BYTES) {
-      this.#log.guest(() => `block request of ${chain.readableBytes} and ${chain.writableBytes} bytes`);
+      this.#logShort(chain);
       // No room for a status, or no header. §5.2.6.2 has no answer to that; Compat: the used length is 1 all the same.
       queue.push(chain, this.#state.reportsLength ? 0 : 1);
       return;
     }
     const type = (chain.readU32(0) & ~BARRIER) >>> 0;
-    const sector = chain.readU32(8) + chain.readU32(12) * 0x1_0000_0000;
+    const high = chain.readU32(12);
+    // A small integer where it is one: every other number is an object for whom it is passed to.
+    const sector = high === 0 ? chain.readU32(8) : chain.readU32(8) + high * 0x1_0000_0000;
     const outBytes = chain.readableBytes - HEADER_BYTES;
     const inBytes = chain.writableBytes - 1;
     const { backend } = this.#state;
@@ -310,6 +312,16 @@ export class BlockRequests {
   }
 
   #report(what: string, backend: BlockBackend, errno: number): void {
-    if (errno !== 0) this.#log.guest(() => `${backend.image.path}: ${what} failed with errno ${errno}`);
+    if (errno !== 0) this.#logFailure(what, backend, errno);
+  }
+
+  // On their own: what a line's function captures is allocated when the function around it is entered, line or not.
+
+  #logFailure(what: string, backend: BlockBackend, errno: number): void {
+    this.#log.guest(() => `${backend.image.path}: ${what} failed with errno ${errno}`);
+  }
+
+  #logShort(chain: Chain): void {
+    this.#log.guest(() => `block request of ${chain.readableBytes} and ${chain.writableBytes} bytes`);
   }
 }
