@@ -287,7 +287,9 @@ static void disk_row(const char *row, double seconds, bool counts)
 static void run_disk(char **rows)
 {
 	ring_init(&disk, 0, 64);
+	/* The serial number: no medium has a part in the answer. */
 	disk_slot(0, false, 4096);
+	*(uint32_t *)(ram + SMALL_GPA) = 8;
 	disk_send(0, 0);
 	disk.avail[1] = disk.available;
 	if (!find_kick(&disk)) die("no eventfd kicks the disk");
@@ -448,7 +450,8 @@ static void run_net(const char *tap, unsigned budget, char **rows)
 				transmit.seen = used_index(&transmit);
 				drain_peer();
 			}
-			double seconds = warm ? row_seconds / 4 : row_seconds;
+			/* First of all long enough for a device that gets faster when it has much to do. */
+			double seconds = !warm ? row_seconds : transmit.seen == 0 ? 1 : row_seconds / 4;
 			if (strstr(*rows, "rtt")) net_rtt(*rows, seconds);
 			else if (strstr(*rows, "tx")) net_tx(*rows, seconds);
 			else net_rx(*rows, seconds);
