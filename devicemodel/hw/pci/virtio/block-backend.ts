@@ -185,13 +185,16 @@ export class BlockBackend {
     );
   }
 
+  /** Whether `readCached` can tell; file systems in memory do not know the question, and never wait. */
+  knowsCached = true;
+
   /** Read what the host has in its cache, without waiting. @returns whether that was all of it. */
   readCached(chain: Chain, chainAt: number, count: number, offset: number): boolean {
     const pieces = chain.toIovecs(chainAt, count, true, this.#iov, 0, MAX_IOVECS);
-    return (
-      chain.iovBytes === count &&
-      preadv2(this.image.fd, this.#iovBytes, pieces, this.#base + offset, RWF_NOWAIT) === count
-    );
+    if (chain.iovBytes !== count) return false;
+    const got = preadv2(this.image.fd, this.#iovBytes, pieces, this.#base + offset, RWF_NOWAIT);
+    if (got < 0 && lastErrno() === Errno.EOPNOTSUPP) this.knowsCached = false;
+    return got === count;
   }
 
   /** Nothing more to read. The file shrank, or a range was given beyond its end: that reads as the hole it is. */

@@ -185,7 +185,7 @@ export class BlockRequests {
     const ring = this.#ring;
     const { image } = backend;
     // Writes to the host's cache are a copy, for which the kernel would only get a thread of its own.
-    if (ring === undefined || count === 0 || (isWrite && !image.isDirect)) return false;
+    if (ring === undefined || count === 0 || (!image.isDirect && (isWrite || !backend.knowsCached))) return false;
     // Nothing else to do meanwhile: one system call less.
     if (ring.inFlight === 0 && !queue.hasAvailable()) return false;
     if (!backend.isDirectlyUsable(chain, chainAt, count, offset, isWrite)) return false;
