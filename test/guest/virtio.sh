@@ -19,7 +19,7 @@ serve_network() {
 }
 
 serve_console() {
-  wait_for 200 "STAGE console" || return
+  wait_for $((150 + 6 * MIB)) "STAGE console" || return
   local pty
   pty=$(sed -n 's/.*port login is pty \([^ ]*\).*/\1/p' "$guest_log" | tr -d '\r')
   exec 7<> "$pty"
@@ -64,7 +64,7 @@ for transport in $(transports); do
   network=$!
   serve_console &
   console=$!
-  if wait_for 260 "STAGE swap"; then
+  if wait_for $((200 + 6 * MIB)) "STAGE swap"; then
     head -c 4M "$scratch/disk.img" > "$scratch/second.img"
     printf '{"command":"blkrescan","arguments":"7,%s,ro"}' "$scratch/second.img" | socat -t 5 - "UNIX-CONNECT:$scratch/manager" > "$scratch/manager.log"
     check "blkrescan" grep -q '"ack":.0' "$scratch/manager.log"

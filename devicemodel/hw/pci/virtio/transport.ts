@@ -34,10 +34,11 @@ const MODERN_DEVICE_BASE = 0x1040;
 const POLL_START_NS = 5e9;
 /**
  * A device that serves this many requests within this time gets a data thread. One costs 30 ms of a CPU to start, as much
- * as 3000 kicks through the request page; a boot's handful of requests never gets there.
+ * as 3000 kicks through the request page on a fast machine; on a slow one it halves the time of each frame long before
+ * that. Firmware and a driver that only looks around never get there.
  */
-const BUSY_REQUESTS = 1000;
-const BUSY_WINDOW_NS = 1e9;
+const BUSY_REQUESTS = 300;
+const BUSY_WINDOW_NS = 2e9;
 
 export interface VirtioPciIdentity {
   /** Device id of the legacy and transitional forms. */

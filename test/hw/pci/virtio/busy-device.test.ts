@@ -126,7 +126,7 @@ describe('a disk', () => {
   test('with few requests stays on the request page', async () => {
     const { machine, driver, disk } = await makeDisk();
     driver.init();
-    await keepBusy(disk, 900);
+    await keepBusy(disk, 290);
     await new Promise((resolve) => setTimeout(resolve, 100));
     expect(machine.ioeventfds).toEqual([]);
   });
@@ -135,8 +135,8 @@ describe('a disk', () => {
     const { machine, driver, disk } = await makeDisk();
     driver.init();
     for (let i = 0; i < 4; i++) {
-      await keepBusy(disk, 600);
-      machine.clock.advance(1e9);
+      await keepBusy(disk, 250);
+      machine.clock.advance(2e9);
     }
     await new Promise((resolve) => setTimeout(resolve, 100));
     expect(machine.ioeventfds).toEqual([]);
