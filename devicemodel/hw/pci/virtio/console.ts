@@ -57,8 +57,8 @@ interface Port {
   readonly backend: CharBackend;
   /** The driver has shown it knows the receive queue: Linux kicks it once it is filled. */
   isReceiving: boolean;
-  /** The driver said that nobody in the guest has the port open. */
-  isClosedByGuest: boolean;
+  /** Whether somebody in the guest has the port open; undefined as long as the driver does not use control messages. */
+  isOpenInGuest: boolean | undefined;
   /** A byte that was read and found no buffer; -1: none. */
   peeked: number;
 }
@@ -108,7 +108,7 @@ export class VirtioConsole implements VirtioDevice {
       options,
       backend: openBackend(options.backend, index),
       isReceiving: false,
-      isClosedByGuest: false,
+      isOpenInGuest: undefined,
       peeked: -1,
     }));
     this.#config.setUint16(Config.cols, DEFAULT_SIZE.cols, true);
@@ -145,7 +145,7 @@ export class VirtioConsole implements VirtioDevice {
     this.#controlOut.length = 0;
     for (const port of this.#ports) {
       port.isReceiving = false;
-      port.isClosedByGuest = false;
+      port.isOpenInGuest = undefined;
     }
   }
 
@@ -219,7 +219,7 @@ export class VirtioConsole implements VirtioDevice {
    */
   #receive(port: Port): void {
     const transport = this.#transport;
-    if (transport === undefined || !transport.isDriverOk || !port.isReceiving || port.isClosedByGuest) return;
+    if (transport === undefined || !transport.isDriverOk || !port.isReceiving || port.isOpenInGuest === false) return;
     const queue = transport.queue(receiveQueueOf(port.index));
     let chains = queue.size;
     let budget = INPUT_BUDGET;
@@ -288,6 +288,8 @@ export class VirtioConsole implements VirtioDevice {
       case ControlEvent.DeviceReady:
         this.#isReady = true;
         for (const each of this.#ports) {
+          // Compat: C sends input at once, which Linux drops unless a process or a getty has opened the port.
+          each.isOpenInGuest ??= false;
           this.#send(each.index, ControlEvent.DeviceAdd, 1);
           this.#send(each.index, ControlEvent.PortName, 1, Buffer.from(each.options.name));
           this.#send(each.index, ControlEvent.PortOpen, 1);
@@ -298,7 +300,7 @@ export class VirtioConsole implements VirtioDevice {
         break;
       case ControlEvent.PortOpen:
         if (port !== undefined) {
-          port.isClosedByGuest = value === 0;
+          port.isOpenInGuest = value !== 0;
           this.#receive(port);
         }
         break;

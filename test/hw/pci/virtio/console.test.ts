@@ -133,6 +133,18 @@ describe('data', () => {
     expect(driver.takeUsed(4)).toHaveLength(1);
   });
 
+  test('input waits for a driver that announced itself to open the port: Linux drops what comes before', async () => {
+    const { driver, port } = await makeConsole('stdio:a,pty:b');
+    driver.init();
+    driver.add(4, [{ write: 8 }]);
+    driver.kick(4);
+    driver.request(Control.transmit, [{ read: message(0, Event.DeviceReady, 1) }]);
+    port(1).type('early');
+    expect(driver.takeUsed(4)).toHaveLength(0);
+    driver.request(Control.transmit, [{ read: message(1, Event.PortOpen, 1) }]);
+    expect(driver.takeUsed(4)).toHaveLength(1);
+  });
+
   test('a buffer without room is given back and the input goes into the next', async () => {
     const { driver, port } = await makeConsole('stdio:a');
     driver.init();
