@@ -229,7 +229,7 @@ function orderOf(c: Collected, names: readonly string[], drivers: readonly PciDr
   }
   const name = parseVmName(givenName);
   const slots = parseSlots(c.slots, drivers);
-  for (const line of slots.obsolete) warn(line);
+  for (const line of slots.ignored) warn(line);
 
   if (c.lapicPt && !c.rtvm)
     warn('--lapic_pt: ignored, only a real-time VM (--rtvm) can have the local APIC passed through');

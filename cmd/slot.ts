@@ -64,8 +64,8 @@ export function formatSlotText(slot: SlotText): string {
 
 export interface SlotsResult {
   readonly pci: readonly PciSlotConfig[];
-  /** `-s …: why`, one line for each dropped slot. */
-  readonly obsolete: readonly string[];
+  /** `-s …: why`, one line for each slot that is dropped and each option text nobody reads. */
+  readonly ignored: readonly string[];
   /** Slots of drivers that do not exist yet. */
   readonly later: readonly SlotText[];
 }
@@ -75,7 +75,7 @@ export interface SlotsResult {
  * @throws ConfigError naming the value, for the first that is wrong.
  */
 export function parseSlots(values: readonly string[], drivers: readonly PciDriverEntry[]): SlotsResult {
-  const slots = { pci: [] as PciSlotConfig[], obsolete: [] as string[], later: [] as SlotText[] };
+  const slots = { pci: [] as PciSlotConfig[], ignored: [] as string[], later: [] as SlotText[] };
   const taken = new Map<string, string>();
   for (const value of values) {
     try {
@@ -88,7 +88,7 @@ export function parseSlots(values: readonly string[], drivers: readonly PciDrive
 }
 
 function addSlot(
-  slots: { readonly pci: PciSlotConfig[]; readonly obsolete: string[]; readonly later: SlotText[] },
+  slots: { readonly pci: PciSlotConfig[]; readonly ignored: string[]; readonly later: SlotText[] },
   value: string,
   taken: Map<string, string>,
   drivers: readonly PciDriverEntry[],
@@ -97,7 +97,7 @@ function addSlot(
   const found = lookupPciDriver(slot.driver, drivers);
   // Compat: C says that these are ignored, and then ends.
   if (found.kind === 'obsolete') {
-    slots.obsolete.push(`-s ${value}: ignored: ${found.message}`);
+    slots.ignored.push(`-s ${value}: ignored: ${found.message}`);
     return;
   }
   const { bus, device, function: func } = slot.bdf;
@@ -120,7 +120,13 @@ function addSlot(
       `there can be one ${driver.name} only, it is at slot ${twin.bdf.device}:${twin.bdf.function}`,
     );
   }
-  const options = parseDriverOptions(driver, slot.text);
+  let { text } = slot;
+  // Compat: as in C; but said.
+  if (text !== '' && Object.keys(driver.options.entries).length === 0) {
+    slots.ignored.push(`-s ${value}: ${driver.name} has no options, "${text}" is ignored`);
+    text = '';
+  }
+  const options = parseDriverOptions(driver, text);
   slots.pci.push({ bdf: slot.bdf, driver: driver.name, options, text: slot.text });
 }
 
