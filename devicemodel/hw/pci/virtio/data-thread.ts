@@ -22,6 +22,8 @@ const ownExtension = /\.[a-z]+$/.exec(import.meta.url)?.[0] ?? '.js';
 const workerUrl = new URL(`./data-thread-main${ownExtension === '.ts' ? '.ts' : '.js'}`, import.meta.url);
 /** An order is answered at the end of the request being served. */
 const ANSWER_TIMEOUT_MS = 10_000;
+/** At the process's end nobody waits for long. */
+const EXIT_TIMEOUT_MS = 500;
 
 interface Thread {
   readonly worker: Worker;
@@ -98,10 +100,16 @@ export class DataThreads implements QueueOwner {
     const exited = new Promise((resolve) => worker.once('exit', resolve));
     const shared = new Int32Array(words);
     // From the start: an order that comes before the thread is up is found by it.
+    let hasToldToQuit = false;
     const removeExitHook = onProcessEnd(() => {
+      if (hasToldToQuit) return;
+      hasToldToQuit = true;
+      const answered = Atomics.load(shared, Word.Answered);
       Atomics.store(shared, Word.Order, Order.Quit);
       Atomics.add(shared, Word.Ordered, 1);
       control.signal();
+      // The process's end must not meet it in the middle of a system call on guest memory.
+      Atomics.wait(shared, Word.Answered, answered, EXIT_TIMEOUT_MS);
     });
     try {
       await new Promise<void>((resolve, reject) => {
