@@ -135,12 +135,17 @@ export class Chain {
 
   /** Copy readable bytes [at, at + count) to `target`. @returns how many there were. */
   copyOut(at: number, target: Uint8Array, targetAt: number, count: number): number {
-    return this.#copy(at, target, targetAt, count, false);
+    return this.#copy(at, target, targetAt, count, false, false);
   }
 
   /** Copy `source` into the writable part at `at`. @returns how many bytes had room. */
   copyIn(at: number, source: Uint8Array, sourceAt: number, count: number): number {
-    return this.#copy(at, source, sourceAt, count, true);
+    return this.#copy(at, source, sourceAt, count, true, true);
+  }
+
+  /** Copy what was written into the writable part back to `target`. The guest may have changed it. */
+  copyBack(at: number, target: Uint8Array, targetAt: number, count: number): number {
+    return this.#copy(at, target, targetAt, count, true, false);
   }
 
   /** Fill writable bytes with one value. */
@@ -161,10 +166,10 @@ export class Chain {
     (this.ram.bytes[this.chunk[i] as number] as Uint8Array)[(this.offset[i] as number) + this.within] = value;
   }
 
-  #copy(at: number, buffer: Uint8Array, bufferAt: number, count: number, toGuest: boolean): number {
+  #copy(at: number, buffer: Uint8Array, bufferAt: number, count: number, writable: boolean, toGuest: boolean): number {
     let done = 0;
-    if (count <= 0 || !this.seek(at, toGuest)) return 0;
-    const end = toGuest ? this.segmentCount : this.readableCount;
+    if (count <= 0 || !this.seek(at, writable)) return 0;
+    const end = writable ? this.segmentCount : this.readableCount;
     for (let i = this.segment, within = this.within; done < count && i < end; i++, within = 0) {
       const take = Math.min(count - done, (this.length[i] as number) - within);
       const guest = this.ram.bytes[this.chunk[i] as number] as Uint8Array;

@@ -6,6 +6,7 @@ import { addressOf, Errno, lastErrno, native } from '../../../core/host/libc.ts'
 import { type Mapping, map } from '../../../core/host/mapping.ts';
 import type { Log } from '../../../core/log.ts';
 import { type Chain, ChainFifo, setIovec } from './chain.ts';
+import { isUnsupported, MAX_BATCH, type TapRing } from './tap-ring.ts';
 import type { Virtqueue } from './virtqueue.ts';
 
 export const RECEIVE = 0;
@@ -24,6 +25,10 @@ const MAX_FRAME = 65_550;
 const FRAME_BUDGET = 256;
 /** Pieces of one frame. */
 const MAX_IOVECS = 1024;
+/** Fewer frames than this are sent one by one: a batch has its own price. */
+const MIN_BATCH = 4;
+/** Longest thing a read of the tap gives. */
+const SPILL_BYTES = MAX_FRAME + HEADER_BYTES;
 
 /** What the device decides about frames. */
 export interface NetFrameState {
@@ -49,7 +54,7 @@ export class NetFrames {
   readonly #iov = new DataView(new ArrayBuffer((MAX_IOVECS + 2) * 16));
   readonly #iovBytes = new Uint8Array(this.#iov.buffer);
   /** What does not fit the guest's buffers at once, and frames of engines whose RAM has no address. */
-  readonly #spill: Mapping = map(MAX_FRAME + HEADER_BYTES, 'network frame');
+  readonly #spill: Mapping = map(SPILL_BYTES, 'network frame');
   readonly #spillAddress = Number(addressOf(this.#spill.bytes));
   /** Buffers taken from the receive queue ahead of the frames that go into them, oldest first. */
   readonly #buffers = new ChainFifo(MAX_IOVECS / 2);
@@ -57,13 +62,41 @@ export class NetFrames {
   /** Frames moved so far, both ways; wraps at 2^31. */
   moved = 0;
 
-  constructor(state: NetFrameState, log: Log) {
+  // Batches.
+  #ring: TapRing | undefined;
+  /** Taken from the transmit queue and not sent. */
+  readonly #toSend: Chain[] = [];
+  #toSendCount = 0;
+  /** Of each frame of a batch that is read: room in its buffer, and bytes got or a negative errno. */
+  readonly #rooms = new Int32Array(MAX_BATCH);
+  readonly #got = new Int32Array(MAX_BATCH);
+  /** What does not fit a frame's buffer, and frames that have to be put elsewhere. Memory only once it is touched. */
+  #spills: Mapping | undefined;
+  #spillsAddress = 0;
+  #gathered: Mapping | undefined;
+  /** Off once frames are longer than buffers. */
+  #mayReadTogether = true;
+
+  /** @param ring moves frames by the batch; this owns it. */
+  constructor(state: NetFrameState, log: Log, ring?: TapRing) {
     this.#state = state;
     this.#log = log;
+    this.#ring = ring;
+    if (ring === undefined) return;
+    this.#spills = map(MAX_BATCH * SPILL_BYTES, 'network frames');
+    this.#spillsAddress = Number(this.#spills.address);
   }
 
   dispose(): void {
     this.#spill.dispose();
+    this.#spills?.dispose();
+    this.#gathered?.dispose();
+    this.#ring?.dispose();
+  }
+
+  #dropRing(): void {
+    this.#ring?.dispose();
+    this.#ring = undefined;
   }
 
   /** Throw away what waits in the tap, within bounds. */
@@ -81,6 +114,7 @@ export class NetFrames {
   putBackBuffers(queue: Virtqueue): void {
     while (this.#buffers.length > 0) queue.unpop(this.#buffers.pop());
     this.#bufferBytes = 0;
+    this.#mayReadTogether = true;
   }
 
   // Guest to host.
@@ -91,15 +125,67 @@ export class NetFrames {
     do {
       queue.suppressNotify();
       for (let chain = queue.pop(); chain !== undefined; chain = queue.pop()) {
-        this.#send(chain);
-        queue.push(chain, this.#state.reportsRead ? chain.readableBytes : 0);
-        this.moved = (this.moved + 1) | 0;
+        this.#toSend[this.#toSendCount++] = chain;
+        if (this.#toSendCount === MAX_BATCH || this.#ring === undefined) this.#sendTaken(queue);
         if (--budget === 0) break;
       }
+      this.#sendTaken(queue);
       queue.publish();
       if (budget === 0) return false;
     } while (queue.allowNotify());
     return true;
+  }
+
+  #sendTaken(queue: Virtqueue): void {
+    const count = this.#toSendCount;
+    this.#toSendCount = 0;
+    // The beginning of what waits for the next run: what comes between goes a way of its own, in order.
+    let first = 0;
+    for (let i = 0; i < count; i++) {
+      const chain = this.#toSend[i] as Chain;
+      if (count >= MIN_BATCH && this.#addSend(chain)) continue;
+      this.#runSends(first, i);
+      this.#send(chain);
+      first = i + 1;
+    }
+    this.#runSends(first, count);
+    for (let i = 0; i < count; i++) {
+      const chain = this.#toSend[i] as Chain;
+      queue.push(chain, this.#state.reportsRead ? chain.readableBytes : 0);
+    }
+    this.moved = (this.moved + count) | 0;
+  }
+
+  /** @returns false for what has to be padded, is no frame, or is in too many pieces. */
+  #addSend(chain: Chain): boolean {
+    const { headerBytes: header, hasHeader, fd } = this.#state;
+    const ring = this.#ring;
+    const skip = hasHeader ? 0 : header;
+    const frame = chain.readableBytes - header;
+    if (ring === undefined || fd === undefined || frame < MIN_FRAME || frame > MAX_FRAME) return false;
+    const count = chain.readableBytes - skip;
+    const pieces = chain.toIovecs(skip, count, false, ring.iov, ring.firstPiece, ring.endPiece);
+    if (chain.iovBytes !== count) return false;
+    ring.add('write', fd, pieces);
+    return true;
+  }
+
+  /** Send frames `first` to before `end` of those taken: they were added to the ring. */
+  #runSends(first: number, end: number): void {
+    const ring = this.#ring;
+    if (ring === undefined || first === end) return;
+    let isUsable = ring.run();
+    for (let i = first; i < end; i++) {
+      const errno = -ring.result(i - first);
+      if (errno <= 0) continue;
+      if (isUnsupported(errno)) {
+        isUsable = false;
+        this.#send(this.#toSend[i] as Chain);
+      } else {
+        this.#state.failed('send', errno);
+      }
+    }
+    if (!isUsable) this.#dropRing();
   }
 
   #send(chain: Chain): void {
@@ -130,18 +216,33 @@ export class NetFrames {
 
   /** Take buffers until a frame of the usual size fits, or there are no more. @returns whether any is there. */
   #takeBuffers(queue: Virtqueue, wanted: number): boolean {
-    while (this.#bufferBytes < wanted && !this.#buffers.isFull) {
-      const chain = queue.pop();
-      if (chain === undefined) break;
-      if (chain.writableBytes <= this.#state.headerBytes) {
-        // Not even a header fits: of no use, and not ours to keep.
-        queue.push(chain, 0);
-        continue;
-      }
-      this.#buffers.push(chain);
-      this.#bufferBytes += chain.writableBytes;
-    }
+    while (this.#bufferBytes < wanted && this.#takeBuffer(queue));
     return this.#buffers.length > 0;
+  }
+
+  /** @returns false when there is none, or no place for it. */
+  #takeBuffer(queue: Virtqueue): boolean {
+    for (;;) {
+      const chain = this.#buffers.isFull ? undefined : queue.pop();
+      if (chain === undefined) return false;
+      if (chain.writableBytes > this.#state.headerBytes) {
+        this.#buffers.push(chain);
+        this.#bufferBytes += chain.writableBytes;
+        return true;
+      }
+      // Not even a header fits: of no use, and not ours to keep.
+      queue.push(chain, 0);
+    }
+  }
+
+  /** Take one buffer for each of `count` frames. @returns how many at the front hold a frame of the usual size each. */
+  #takeWholeBuffers(queue: Virtqueue, count: number): number {
+    while (this.#buffers.length < count && this.#takeBuffer(queue));
+    const wanted = PLAIN_FRAME + this.#state.headerBytes;
+    const end = Math.min(count, this.#buffers.length);
+    let whole = 0;
+    while (whole < end && this.#buffers.at(whole).writableBytes >= wanted) whole++;
+    return whole;
   }
 
   /** Move what waits in the tap. @returns false when buffers ran out: frames wait in the tap until the driver kicks. */
@@ -152,14 +253,87 @@ export class NetFrames {
     if (this.#buffers.length > 0 && this.#buffers.at(0).generation !== queue.generation) this.dropBuffers(queue);
     queue.suppressNotify();
     let hasBuffers = true;
-    for (let budget = FRAME_BUDGET; budget > 0; budget--) {
+    // Doubled while the tap gives all that is asked for: a lone frame is read alone.
+    let batch = 1;
+    for (let budget = FRAME_BUDGET; budget > 0; ) {
       hasBuffers =
         this.#takeBuffers(queue, merges ? wanted : 1) || (queue.allowNotify() && this.#takeBuffers(queue, 1));
-      if (!hasBuffers || !this.#receiveFrame(queue, fd, merges)) break;
-      this.moved = (this.moved + 1) | 0;
+      if (!hasBuffers) break;
+      const together =
+        this.#ring !== undefined && this.#mayReadTogether && !isSegmented && batch >= MIN_BATCH
+          ? this.#takeWholeBuffers(queue, batch)
+          : 0;
+      const asked = together >= MIN_BATCH ? together : 1;
+      const got = asked > 1 ? this.#receiveTogether(queue, fd, asked, merges) : +this.#receiveFrame(queue, fd, merges);
+      this.moved = (this.moved + got) | 0;
+      if (got < asked) break;
+      budget -= asked;
+      batch = Math.min(2 * batch, MAX_BATCH);
     }
     queue.publish();
     return hasBuffers;
+  }
+
+  /** Read up to `count` frames into a buffer each. @returns how many there were. */
+  #receiveTogether(queue: Virtqueue, fd: number, count: number, merges: boolean): number {
+    const ring = this.#ring as TapRing;
+    const skip = this.#state.hasHeader ? 0 : this.#state.headerBytes;
+    for (let i = 0; i < count; i++) {
+      const chain = this.#buffers.at(i);
+      const first = ring.firstPiece;
+      const pieces = chain.toIovecs(skip, chain.writableBytes - skip, true, ring.iov, first, ring.endPiece - 1);
+      this.#rooms[i] = chain.iovBytes;
+      setIovec(ring.iov, first + pieces, this.#spillsAddress + i * SPILL_BYTES, SPILL_BYTES);
+      ring.add('read', fd, pieces + 1);
+    }
+    let isUsable = ring.run();
+    let frames = 0;
+    /** The first frame that is not where it belongs: it came after a read that found none, or is too long. */
+    let displaced = -1;
+    let failure = 0;
+    for (let i = 0; i < count; i++) {
+      const got = ring.result(i);
+      this.#got[i] = got;
+      if (got >= 0) {
+        if (displaced < 0 && (i !== frames || got > (this.#rooms[i] as number))) displaced = frames;
+        frames++;
+      } else if (isUnsupported(-got)) {
+        isUsable = false;
+      } else if (got !== -Errno.EAGAIN && got !== -Errno.EINTR) {
+        failure = -got;
+      }
+    }
+    if (displaced < 0) for (let i = 0; i < frames; i++) this.#complete(queue, (this.#got[i] as number) + skip, skip);
+    else this.#placeAgain(queue, count, displaced, skip, merges);
+    if (failure !== 0) this.#state.failed('receive', failure);
+    if (!isUsable) this.#dropRing();
+    return frames;
+  }
+
+  /** Frames of a batch, of which those from the `displaced`th on cannot stay where they were read to. */
+  #placeAgain(queue: Virtqueue, count: number, displaced: number, skip: number, merges: boolean): void {
+    this.#gathered ??= map(MAX_BATCH * SPILL_BYTES, 'network frames');
+    const spills = (this.#spills as Mapping).bytes;
+    let frame = 0;
+    for (let i = 0; i < count; i++) {
+      const got = this.#got[i] as number;
+      if (got < 0 || frame++ < displaced) continue;
+      const room = Math.min(got, this.#rooms[i] as number);
+      const at = i * SPILL_BYTES;
+      this.#buffers.at(i).copyBack(skip, this.#gathered.bytes, at, room);
+      this.#gathered.bytes.set(spills.subarray(at, at + got - room), at + room);
+      if (got > room) this.#mayReadTogether = false;
+    }
+    frame = 0;
+    for (let i = 0; i < count; i++) {
+      const got = this.#got[i] as number;
+      if (got < 0) continue;
+      if (frame++ < displaced) this.#complete(queue, got + skip, skip);
+      else if (this.#hasRoom(queue, got + skip, merges)) {
+        this.#copyFrom(this.#gathered.bytes, i * SPILL_BYTES, skip, got);
+        this.#complete(queue, got + skip, skip);
+      }
+    }
   }
 
   /** @returns false when no frame is waiting, or it found too little room. */
@@ -181,7 +355,7 @@ export class NetFrames {
         if (chain.iovBytes < chain.writableBytes - from) break;
       }
     }
-    setIovec(this.#iov, pieces++, this.#spillAddress, MAX_FRAME + HEADER_BYTES);
+    setIovec(this.#iov, pieces++, this.#spillAddress, SPILL_BYTES);
     const got = readv(fd, this.#iovBytes, pieces);
     if (got < 0) {
       const errno = lastErrno();
@@ -191,32 +365,38 @@ export class NetFrames {
     }
     const total = got + skip;
     // More than the buffers at hand: the rest is in the spill, and goes into further ones if the driver merges.
-    if (got > room && !this.#copySpill(queue, total, room, skip, got - room, merges)) {
-      this.#log.guest(() => `a frame of ${total - header} bytes does not fit the driver's buffers`);
-      return true;
+    if (got > room) {
+      if (!this.#hasRoom(queue, total, merges)) return true;
+      this.#copyFrom(this.#spill.bytes, 0, room + skip, got - room);
     }
     this.#complete(queue, total, skip);
     return true;
   }
 
-  /** @returns false when the frame has to be dropped. */
-  #copySpill(queue: Virtqueue, total: number, room: number, skip: number, count: number, merges: boolean): boolean {
+  /** Whether the buffers at hand, or those that can be had, hold a frame and its header; else it has to be dropped. */
+  #hasRoom(queue: Virtqueue, total: number, merges: boolean): boolean {
     if (merges) this.#takeBuffers(queue, total);
-    const usable = merges ? this.#bufferBytes : this.#buffers.at(0).writableBytes;
-    if (usable < total) return false;
-    const spill = this.#spill.bytes;
-    let at = room + skip;
+    const first = this.#buffers.length > 0 ? this.#buffers.at(0).writableBytes : 0;
+    const usable = merges ? this.#bufferBytes : first;
+    if (usable >= total) return true;
+    const frame = total - this.#state.headerBytes;
+    this.#log.guest(() => `a frame of ${frame} bytes does not fit the driver's buffers`);
+    return false;
+  }
+
+  /** Copy `count` bytes into the buffers at hand, from their `at`th byte on. */
+  #copyFrom(source: Uint8Array, sourceAt: number, at: number, count: number): void {
+    let left = at;
     let done = 0;
     for (let i = 0; i < this.#buffers.length && done < count; i++) {
       const chain = this.#buffers.at(i);
-      if (at >= chain.writableBytes) {
-        at -= chain.writableBytes;
+      if (left >= chain.writableBytes) {
+        left -= chain.writableBytes;
         continue;
       }
-      done += chain.copyIn(at, spill, done, count - done);
-      at = 0;
+      done += chain.copyIn(left, source, sourceAt + done, count - done);
+      left = 0;
     }
-    return true;
   }
 
   /** The frame and its header take `total` bytes of the buffers at hand. */

@@ -3,6 +3,7 @@ import type { Log } from '../../../core/log.ts';
 import { NetWord, type QueueServer } from './data-thread-words.ts';
 import { type NetFrameState, NetFrames, RECEIVE, TRANSMIT } from './net-frames.ts';
 import { isTapGone, logTapFailure } from './tap.ts';
+import { TapRing } from './tap-ring.ts';
 import type { Virtqueue } from './virtqueue.ts';
 
 /** What a data thread has to know of a network device. */
@@ -35,7 +36,7 @@ export class NetServer implements QueueServer, NetFrameState {
     this.#tap = service.tap;
     this.hasHeader = service.hasHeader;
     this.#tellFailed = tellFailed;
-    this.#frames = new NetFrames(this, log);
+    this.#frames = new NetFrames(this, log, openRing(log));
   }
 
   get waitFd(): number {
@@ -81,5 +82,15 @@ export class NetServer implements QueueServer, NetFrameState {
 
   dispose(): void {
     this.#frames.dispose();
+  }
+}
+
+/** A ring, where the kernel has one and lets us. */
+function openRing(log: Log): TapRing | undefined {
+  try {
+    return new TapRing();
+  } catch (error) {
+    log.guest(() => `${(error as Error).message}: frames are moved one by one`);
+    return undefined;
   }
 }
