@@ -67,6 +67,8 @@ export class NetFrames {
   /** Taken from the transmit queue and not sent. */
   readonly #toSend: Chain[] = [];
   #toSendCount = 0;
+  /** How many frames the tap is likely to have: doubled while it gives all that is asked for. A lone frame is read alone. */
+  #readBatch = 1;
   /** Of each frame of a batch that is read: room in its buffer, and bytes got or a negative errno. */
   readonly #rooms = new Int32Array(MAX_BATCH);
   readonly #got = new Int32Array(MAX_BATCH);
@@ -253,9 +255,8 @@ export class NetFrames {
     if (this.#buffers.length > 0 && this.#buffers.at(0).generation !== queue.generation) this.dropBuffers(queue);
     queue.suppressNotify();
     let hasBuffers = true;
-    // Doubled while the tap gives all that is asked for: a lone frame is read alone.
-    let batch = 1;
     for (let budget = FRAME_BUDGET; budget > 0; ) {
+      const batch = this.#readBatch;
       hasBuffers =
         this.#takeBuffers(queue, merges ? wanted : 1) || (queue.allowNotify() && this.#takeBuffers(queue, 1));
       if (!hasBuffers) break;
@@ -266,9 +267,14 @@ export class NetFrames {
       const asked = together >= MIN_BATCH ? together : 1;
       const got = asked > 1 ? this.#receiveTogether(queue, fd, asked, merges) : +this.#receiveFrame(queue, fd, merges);
       this.moved = (this.moved + got) | 0;
-      if (got < asked) break;
+      if (got < asked) {
+        this.#readBatch = Math.max(got, 1);
+        break;
+      }
       budget -= asked;
-      batch = Math.min(2 * batch, MAX_BATCH);
+      // The driver works on these while the next are read.
+      if (asked > 1) queue.publish();
+      this.#readBatch = Math.min(2 * batch, MAX_BATCH);
     }
     queue.publish();
     return hasBuffers;
