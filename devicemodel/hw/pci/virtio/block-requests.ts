@@ -38,6 +38,9 @@ export interface BlockRequestState {
   readonly serial: Uint8Array;
 }
 
+/** Requests after which the driver is shown what is done, when there are many: often enough to keep both sides busy. */
+const PUBLISH_EVERY = 8;
+
 export class BlockRequests {
   readonly #state: BlockRequestState;
   readonly #log: Log;
@@ -70,6 +73,8 @@ export class BlockRequests {
       for (let chain = queue.pop(); chain !== undefined; chain = queue.pop()) {
         this.#request(queue, chain);
         this.served = (this.served + 1) | 0;
+        // The driver works on these while the next are served.
+        if (this.served % PUBLISH_EVERY === 0) queue.publish();
         // The guest can bring requests forever, but only a ring full is waiting for one sync.
         if (--budget === 0 || this.#bytesLeft <= 0 || this.#waitingCount >= queue.size) break;
       }
