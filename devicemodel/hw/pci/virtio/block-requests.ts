@@ -36,6 +36,8 @@ export interface BlockRequestState {
   readonly reportsLength: boolean;
   /** 20 bytes of ASCII. */
   readonly serial: Uint8Array;
+  /** The driver goes on while requests are served: it did not kick through the request page. */
+  readonly runsBesideDriver: boolean;
 }
 
 /** Requests after which the driver is shown what is done, when there are many: often enough to keep both sides busy. */
@@ -73,8 +75,7 @@ export class BlockRequests {
       for (let chain = queue.pop(); chain !== undefined; chain = queue.pop()) {
         this.#request(queue, chain);
         this.served = (this.served + 1) | 0;
-        // The driver works on these while the next are served.
-        if (this.served % PUBLISH_EVERY === 0) queue.publish();
+        if (this.#state.runsBesideDriver && this.served % PUBLISH_EVERY === 0) queue.publish();
         // The guest can bring requests forever, but only a ring full is waiting for one sync.
         if (--budget === 0 || this.#bytesLeft <= 0 || this.#waitingCount >= queue.size) break;
       }

@@ -28,6 +28,7 @@ export class BlockServer implements QueueServer {
       {
         backend,
         serial: service.serial,
+        runsBesideDriver: true,
         get isWriteback() {
           return Atomics.load(words, BlockWord.Writeback) !== 0;
         },

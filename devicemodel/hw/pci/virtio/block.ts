@@ -61,6 +61,7 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
   readonly queueSizes: readonly number[];
   readonly wantsIoeventfd: boolean;
   readonly serial: Uint8Array;
+  readonly runsBesideDriver = false;
   readonly #options: BlockOptions;
   readonly #log: Log;
   readonly #config = new DataView(new ArrayBuffer(Config.size));
