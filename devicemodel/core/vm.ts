@@ -120,7 +120,10 @@ export class Vm extends EventEmitter<VmEvents> {
         await this.#end(life, false);
         throw error;
       }
-      this.#log.notice(`${event.kind}: ${event.reason}`);
+      // A guest can reset itself as often as it likes; the end of the VM is always said.
+      const line = `${event.kind}: ${event.reason}`;
+      if (event.kind === 'poweroff') this.#log.notice(line);
+      else this.#log.rationed('notice', () => line);
       await this.#end(life, event.kind === 'full-reset');
       if (event.kind !== 'full-reset') return event;
     }
@@ -342,7 +345,7 @@ class Life {
 
   /** CF9 = 6 and the like: same VM, same memory contents, devices and CPU from the start. */
   async #systemReset(reason: string): Promise<void> {
-    this.#parts.log.notice(`system reset: ${reason}`);
+    this.#parts.log.rationed('notice', () => `system reset: ${reason}`);
     const hsm = this.#hsm as Hsm;
     const board = this.#board as Board;
     const memory = this.#memory as GuestMemory;

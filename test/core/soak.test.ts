@@ -64,7 +64,8 @@ async function residentBytes(): Promise<number> {
   return least;
 }
 
-test(`${ROUNDS} times created, started, fully reset and destroyed`, { timeout: 120_000 }, async () => {
+// What the engine keeps for a moment (code it compiles meanwhile) can look like growth once; a leak does each time.
+test(`${ROUNDS} times created, started, fully reset and destroyed`, { timeout: 120_000, retry: 1 }, async () => {
   for (let i = 0; i < WARM_UP_ROUNDS; i++) await round();
   growYoungGeneration();
   const before = held();

@@ -139,7 +139,8 @@ export class VirtioNet implements VirtioDevice, NetFrameState {
     this.#frames = new NetFrames(this, this.#log);
     const { tap } = this.#options;
     if (tap === undefined) {
-      this.#log.warn('no tap=NAME: the link stays down');
+      // Once a life, and a guest can have many.
+      this.#log.rationed('warn', () => 'no tap=NAME: the link stays down');
       return;
     }
     try {
@@ -148,7 +149,7 @@ export class VirtioNet implements VirtioDevice, NetFrameState {
       if (this.#options.vhost) this.#openVhost();
     } catch (error) {
       // Compat: as with C the VM starts without a link.
-      this.#log.warn(`${(error as Error).message}: the link stays down`);
+      this.#log.rationed('warn', () => `${(error as Error).message}: the link stays down`);
     }
   }
 
