@@ -105,9 +105,7 @@ export class DataThreads implements QueueOwner {
       if (hasToldToQuit) return;
       hasToldToQuit = true;
       const answered = Atomics.load(shared, Word.Answered);
-      Atomics.store(shared, Word.Order, Order.Quit);
-      Atomics.add(shared, Word.Ordered, 1);
-      control.signal();
+      postOrder(shared, control, Order.Quit);
       // The process's end must not meet it in the middle of a system call on guest memory.
       Atomics.wait(shared, Word.Answered, answered, EXIT_TIMEOUT_MS);
     });
@@ -192,10 +190,7 @@ export class DataThreads implements QueueOwner {
   #order(thread: Thread, order: number): boolean {
     const { words, control } = thread;
     if (thread.hasDied) return false;
-    Atomics.store(words, Word.Order, order);
-    const number = (Atomics.load(words, Word.Ordered) + 1) | 0;
-    Atomics.store(words, Word.Ordered, number);
-    control.signal();
+    const number = postOrder(words, control, order);
     for (;;) {
       const answered = Atomics.load(words, Word.Answered);
       if (answered === number) return true;
@@ -216,4 +211,13 @@ export class DataThreads implements QueueOwner {
       thread.control.dispose();
     }
   }
+}
+
+/** @returns the order's number, with which it is answered. */
+function postOrder(words: Int32Array, control: Eventfd, order: number): number {
+  Atomics.store(words, Word.Order, order);
+  const number = (Atomics.load(words, Word.Ordered) + 1) | 0;
+  Atomics.store(words, Word.Ordered, number);
+  control.signal();
+  return number;
 }
