@@ -9,7 +9,15 @@ import type { CharBackendSpec } from '../../uart/backends/spec.ts';
 import { definePciDriver } from '../driver.ts';
 import type { Chain } from './chain.ts';
 import { ConsoleOptions, MAX_PORTS, type PortOptions, parseConsoleText } from './console-options.ts';
-import { DeviceType, featureMask, readBytes, ringFeatures, type VirtioDevice, type VirtioTransport } from './device.ts';
+import {
+  DeviceType,
+  featureMask,
+  readBytes,
+  ringFeatures,
+  serveChains,
+  type VirtioDevice,
+  type VirtioTransport,
+} from './device.ts';
 import type { TransportMode } from './options.ts';
 import { VirtioPci } from './transport.ts';
 import type { Virtqueue } from './virtqueue.ts';
@@ -265,21 +273,12 @@ export class VirtioConsole implements VirtioDevice {
   // Control (§5.3.6.2).
 
   #control(queue: Virtqueue): void {
-    let budget = 2 * queue.size;
-    do {
-      for (let chain = queue.pop(); chain !== undefined; chain = queue.pop()) {
-        if (chain.readableBytes >= CONTROL_BYTES) {
-          this.#controlEvent(chain.readU32(0), chain.readU16(4), chain.readU16(6));
-        }
-        queue.push(chain, 0);
-        if (--budget === 0) break;
+    serveChains(this.#transport, queue, 2 * queue.size, (chain) => {
+      if (chain.readableBytes >= CONTROL_BYTES) {
+        this.#controlEvent(chain.readU32(0), chain.readU16(4), chain.readU16(6));
       }
-      queue.publish();
-      if (budget === 0) {
-        this.#transport?.notifyLater(queue);
-        return;
-      }
-    } while (queue.allowNotify());
+      queue.push(chain, 0);
+    });
   }
 
   #controlEvent(id: number, event: number, value: number): void {

@@ -1,5 +1,6 @@
 /** What a virtio device is to its transport, and the other way round. A device knows queues and configuration, no PCI. */
 import type { AccessSize } from '../../../core/address.ts';
+import type { Chain } from './chain.ts';
 import type { GuestRam } from './guest-ram.ts';
 import type { TransportMode } from './options.ts';
 import type { QueueWires } from './vhost.ts';
@@ -129,4 +130,29 @@ export interface QueueOwner {
 /** Little-endian read of a configuration block kept as bytes. */
 export function readBytes(view: DataView, offset: number, size: AccessSize): number {
   return size === 4 ? view.getUint32(offset, true) : size === 2 ? view.getUint16(offset, true) : view.getUint8(offset);
+}
+
+/**
+ * What most devices do when they are notified: serve the chains that the driver made available, in order.
+ * @param budget chains before other work has its turn; then `notify` is called once more.
+ * @param serve gives the chain back, now or later.
+ */
+export function serveChains(
+  transport: VirtioTransport | undefined,
+  queue: Virtqueue,
+  budget: number,
+  serve: (chain: Chain) => void,
+): void {
+  let left = budget;
+  do {
+    for (let chain = queue.pop(); chain !== undefined; chain = queue.pop()) {
+      serve(chain);
+      if (--left === 0) break;
+    }
+    queue.publish();
+    if (left === 0) {
+      transport?.notifyLater(queue);
+      return;
+    }
+  } while (queue.allowNotify());
 }

@@ -2,7 +2,7 @@
 import type { AccessSize } from '../../../core/address.ts';
 import type { Log } from '../../../core/log.ts';
 import type { Chain } from './chain.ts';
-import { Feature, featureMask, readBytes, type VirtioDevice, type VirtioTransport } from './device.ts';
+import { Feature, featureMask, readBytes, serveChains, type VirtioDevice, type VirtioTransport } from './device.ts';
 import type { GpioLine } from './gpio-lines.ts';
 import { GpioPin, IrqType } from './gpio-pin.ts';
 import type { Virtqueue } from './virtqueue.ts';
@@ -90,19 +90,10 @@ export class ModernGpio implements VirtioDevice {
   }
 
   notify(queue: Virtqueue): void {
-    let budget = BUDGET;
-    do {
-      for (let chain = queue.pop(); chain !== undefined; chain = queue.pop()) {
-        if (queue.index === Queue.Requests) queue.push(chain, this.#request(chain));
-        else this.#await(queue, chain);
-        if (--budget === 0) break;
-      }
-      queue.publish();
-      if (budget === 0) {
-        this.#transport?.notifyLater(queue);
-        return;
-      }
-    } while (queue.allowNotify());
+    serveChains(this.#transport, queue, BUDGET, (chain) => {
+      if (queue.index === Queue.Requests) queue.push(chain, this.#request(chain));
+      else this.#await(queue, chain);
+    });
   }
 
   /** @returns bytes written. */

@@ -8,7 +8,7 @@ import { virtioGpio as controllerAml } from '../../../core/firmware/device-aml.t
 import type { Log } from '../../../core/log.ts';
 import { definePciDriver } from '../driver.ts';
 import type { Chain } from './chain.ts';
-import { DeviceType, featureMask, readBytes, type VirtioDevice, type VirtioTransport } from './device.ts';
+import { DeviceType, featureMask, readBytes, serveChains, type VirtioDevice, type VirtioTransport } from './device.ts';
 import { type Drive, type GpioLine, openGpioLines } from './gpio-lines.ts';
 import { ModernGpio } from './gpio-modern.ts';
 import { GpioOptions, MAX_LINES, MAX_NAME_BYTES, parseGpioText } from './gpio-options.ts';
@@ -151,18 +151,9 @@ export class AcrnGpio implements VirtioDevice {
       this.#deliver();
       return;
     }
-    let budget = BUDGET;
-    do {
-      for (let chain = queue.pop(); chain !== undefined; chain = queue.pop()) {
-        queue.push(chain, queue.index === Queue.Operations ? this.#operation(chain) : this.#irqCommand(chain));
-        if (--budget === 0) break;
-      }
-      queue.publish();
-      if (budget === 0) {
-        this.#transport?.notifyLater(queue);
-        return;
-      }
-    } while (queue.allowNotify());
+    serveChains(this.#transport, queue, BUDGET, (chain) => {
+      queue.push(chain, queue.index === Queue.Operations ? this.#operation(chain) : this.#irqCommand(chain));
+    });
   }
 
   /** @returns the length the driver expects. */

@@ -3,7 +3,7 @@ import { virtioI2c as adapterAml, type I2cClient, i2cClients } from '../../../co
 import type { Log } from '../../../core/log.ts';
 import { definePciDriver } from '../driver.ts';
 import type { Chain } from './chain.ts';
-import { DeviceType, Feature, featureMask, type VirtioDevice, type VirtioTransport } from './device.ts';
+import { DeviceType, Feature, featureMask, serveChains, type VirtioDevice, type VirtioTransport } from './device.ts';
 import { type I2cBus, LinuxI2cBus, MAX_MESSAGE } from './i2c-bus.ts';
 import { type I2cBusOptions, I2cOptions, parseI2cText } from './i2c-options.ts';
 import { VirtioPci } from './transport.ts';
@@ -62,18 +62,9 @@ export class VirtioI2c implements VirtioDevice {
   }
 
   notify(queue: Virtqueue): void {
-    let budget = BUDGET;
-    do {
-      for (let chain = queue.pop(); chain !== undefined; chain = queue.pop()) {
-        queue.push(chain, this.#request(chain));
-        if (--budget === 0) break;
-      }
-      queue.publish();
-      if (budget === 0) {
-        this.#transport?.notifyLater(queue);
-        return;
-      }
-    } while (queue.allowNotify());
+    serveChains(this.#transport, queue, BUDGET, (chain) => {
+      queue.push(chain, this.#request(chain));
+    });
   }
 
   /** @returns bytes written. */

@@ -3,7 +3,15 @@ import type { AccessSize } from '../../../core/address.ts';
 import type { Log } from '../../../core/log.ts';
 import { definePciDriver } from '../driver.ts';
 import type { Chain } from './chain.ts';
-import { DeviceType, Feature, featureMask, readBytes, type VirtioDevice, type VirtioTransport } from './device.ts';
+import {
+  DeviceType,
+  Feature,
+  featureMask,
+  readBytes,
+  serveChains,
+  type VirtioDevice,
+  type VirtioTransport,
+} from './device.ts';
 import { Evdev, type InputEvent, type InputSource } from './evdev.ts';
 import { InputOptions, parseInputText } from './input-options.ts';
 import { VirtioPci } from './transport.ts';
@@ -215,23 +223,14 @@ export class VirtioInput implements VirtioDevice {
 
   notify(queue: Virtqueue): void {
     if (queue.index === EVENTS) return;
-    let budget = 2 * queue.size;
-    do {
-      for (let chain = queue.pop(); chain !== undefined; chain = queue.pop()) {
-        if (chain.readableBytes >= EVENT_BYTES) {
-          const type = chain.readU16(0);
-          // Compat: EV_MSC comes back from the host to every reader, and so to us: it would never end.
-          if (type !== EventType.Msc) this.#source?.write(type, chain.readU16(2), chain.readU32(4));
-        }
-        queue.push(chain, 0);
-        if (--budget === 0) break;
+    serveChains(this.#transport, queue, 2 * queue.size, (chain) => {
+      if (chain.readableBytes >= EVENT_BYTES) {
+        const type = chain.readU16(0);
+        // Compat: EV_MSC comes back from the host to every reader, and so to us: it would never end.
+        if (type !== EventType.Msc) this.#source?.write(type, chain.readU16(2), chain.readU32(4));
       }
-      queue.publish();
-      if (budget === 0) {
-        this.#transport?.notifyLater(queue);
-        return;
-      }
-    } while (queue.allowNotify());
+      queue.push(chain, 0);
+    });
   }
 }
 
