@@ -2,9 +2,10 @@
  * Recorded runs of the C device model, if this machine has them: ACRN_GOLDEN_DIR, or `shared/golden` beside the
  * repository. Tests that need them are skipped otherwise, with a reason.
  */
-import { existsSync, readdirSync, readFileSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { gunzipSync } from 'node:zlib';
+import { selectCases } from '../golden/select-cases.mjs';
 
 const dir = process.env['ACRN_GOLDEN_DIR'] ?? resolve(import.meta.dirname, '../../../shared/golden');
 
@@ -31,15 +32,15 @@ export interface RecordedCase {
   readonly script: { readonly config: Record<string, unknown> };
 }
 
-/** Cases that have a file, by name. */
+/** Cases of test/golden/cases.txt that have a file, by name. */
 export function recordedCases(having: string): RecordedCase[] {
   if (recordedDir === undefined) return [];
-  return readdirSync(recordedDir, { withFileTypes: true })
-    .filter((entry) => entry.isDirectory() && recordedFile(entry.name, having) !== undefined)
-    .map((entry) => ({
-      name: entry.name,
-      argv: JSON.parse(text(entry.name, 'case.json')).argv,
-      script: JSON.parse(text(entry.name, 'script.json')),
+  return selectCases(recordedDir)
+    .filter((name) => recordedFile(name, having) !== undefined)
+    .map((name) => ({
+      name,
+      argv: JSON.parse(text(name, 'case.json')).argv,
+      script: JSON.parse(text(name, 'script.json')),
     }));
 }
 

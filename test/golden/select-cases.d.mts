@@ -1,0 +1,2 @@
+/** @returns names of the chosen directories of `goldenDir`, sorted. */
+export function selectCases(goldenDir: string): string[];
