@@ -3,8 +3,8 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, bench, describe } from 'vitest';
 import { checkOptions } from '../devicemodel/core/options.ts';
-import { virtioBlk } from '../devicemodel/hw/pci/virtio/block.ts';
-import { BlockOptions, parseBlockText } from '../devicemodel/hw/pci/virtio/block-options.ts';
+import { virtioBlk } from '../devicemodel/hw/pci/virtio/block/block.ts';
+import { BlockOptions, parseBlockText } from '../devicemodel/hw/pci/virtio/block/options.ts';
 import { VirtioDriver, VirtioMachine } from '../test/support/virtio-driver.ts';
 
 const DISK_BYTES = 64 << 20;

@@ -1,7 +1,7 @@
 /** Rings alone: chains out, used elements back, nothing done with them. Each layout with what its driver has to write. */
 import { bench, describe } from 'vitest';
-import { GuestRam } from '../devicemodel/hw/pci/virtio/guest-ram.ts';
-import { Virtqueue } from '../devicemodel/hw/pci/virtio/virtqueue.ts';
+import { GuestRam } from '../devicemodel/core/guest-buffers.ts';
+import { Virtqueue } from '../devicemodel/hw/pci/virtio/ring/virtqueue.ts';
 
 const SIZE = 64;
 /** Requests of three descriptors, as a disk's, that are offered at once. */

@@ -1,8 +1,9 @@
 /**
  * The command line → what to do. Pure: nothing on the host is touched, nothing is printed.
  */
+
+import { parsePmByVuart } from '../control/life-manager.ts';
 import type { BootConfig, ComConfig, OvmfImage, SsramConfig, VmConfig } from '../devicemodel/core/config.ts';
-import { parsePmByVuart } from '../devicemodel/core/control/pm-vuart.ts';
 import { ConfigError } from '../devicemodel/core/errors.ts';
 import { lookupPciDriver, type PciDriverEntry } from '../devicemodel/hw/registry.ts';
 import { getoptLong } from './getopt.ts';

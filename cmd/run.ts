@@ -1,20 +1,26 @@
 /** Run one User VM to its end: choose the hypervisor, put the parts together, connect signals and control sockets. */
 import { createRequire } from 'node:module';
+import {
+  type Control,
+  connectSignals,
+  startCmdMonitor,
+  startLifeManagerLine,
+  startMonitorSocket,
+} from '../control/front-doors.ts';
 import { openSoftware, splitRam } from '../devicemodel/core/boot/loader.ts';
 import type { VmConfig } from '../devicemodel/core/config.ts';
-import type { VmEvent } from '../devicemodel/core/control/vm-events.ts';
 import { Disposer } from '../devicemodel/core/disposer.ts';
 import { ExitCode } from '../devicemodel/core/errors.ts';
 import { affinityOf, readHostMadt, vcpuLapicIds } from '../devicemodel/core/host-madt.ts';
-import { isWaitInterruptible } from '../devicemodel/core/hsm/acrn.ts';
-import { chooseHsm } from '../devicemodel/core/hsm/open.ts';
-import { Linger } from '../devicemodel/core/linger.ts';
 import type { Log } from '../devicemodel/core/log.ts';
 import type { TimerQueue } from '../devicemodel/core/timer-queue.ts';
 import { type HostTurns, Vm } from '../devicemodel/core/vm.ts';
+import type { VmEvent } from '../devicemodel/core/vm-events.ts';
 import { pcBoard } from '../devicemodel/hw/board.ts';
 import { CharBackendPool } from '../devicemodel/hw/uart/backends/pool.ts';
-import { type Control, connectSignals, startCmdMonitor, startLifeManagerLine, startMonitorSocket } from './control.ts';
+import { isWaitInterruptible } from '../hypervisor/acrn/acrn-hsm.ts';
+import { Linger } from '../hypervisor/acrn/linger.ts';
+import { chooseHsm } from '../hypervisor/choose.ts';
 
 /** The guest runs first; what it does not need at once (watcher thread, monitor socket) is started this much later. */
 const AFTER_START_NS = 2_000_000;
@@ -29,7 +35,7 @@ export function abandonVm(): void {
   runningHost?.stopNow();
 }
 
-/** How this thread shares itself between the guest and the event loop; see core/host/wakeups.ts. */
+/** How this thread shares itself between the guest and the event loop; see hypervisor/blocking-loop/wakeups.ts. */
 interface Host {
   readonly clock: TimerQueue & { dispose(): void };
   readonly turns: HostTurns;
@@ -44,8 +50,8 @@ interface Host {
 
 /** For a hypervisor whose wait blocks the thread. */
 async function blockingHost(): Promise<Host> {
-  const { SystemClock } = await import('../devicemodel/core/host/system-clock.ts');
-  const { installKickSignal, Wakeups } = await import('../devicemodel/core/host/wakeups.ts');
+  const { SystemClock } = await import('../hypervisor/blocking-loop/system-clock.ts');
+  const { installKickSignal, Wakeups } = await import('../hypervisor/blocking-loop/wakeups.ts');
   installKickSignal();
   const clock = new SystemClock();
   const wakeups = new Wakeups();
@@ -67,8 +73,8 @@ async function blockingHost(): Promise<Host> {
  * @param lookEvery see EventLoopPoll. @param linger for where a request that comes soon saves two changes of thread.
  */
 async function waitingHost(lookEvery?: number, linger?: Linger): Promise<Host> {
-  const { TimerfdClock } = await import('../devicemodel/core/host/timerfd-clock.ts');
-  const { EventLoopPoll } = await import('../devicemodel/core/host/event-loop-poll.ts');
+  const { TimerfdClock } = await import('../hypervisor/turn-loop/timerfd-clock.ts');
+  const { EventLoopPoll } = await import('../hypervisor/turn-loop/event-loop-poll.ts');
   const clock = new TimerfdClock();
   const poll = new EventLoopPoll(lookEvery);
   return {

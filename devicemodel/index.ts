@@ -7,6 +7,11 @@
  *
  * `cmd/run.ts` shows the parts put together.
  */
+
+export { isWaitInterruptible } from '../hypervisor/acrn/acrn-hsm.ts';
+export { Linger } from '../hypervisor/acrn/linger.ts';
+export { chooseHsm } from '../hypervisor/choose.ts';
+export type { BarSpec } from './chips/pci-config-space.ts';
 export type { AccessSize, Bdf, Gpa, Gsi, Port } from './core/address.ts';
 export type { Board, BoardFactory, BoardParts } from './core/board.ts';
 export { openSoftware, splitRam } from './core/boot/loader.ts';
@@ -15,18 +20,15 @@ export type { BootConfig, ComConfig, PciSlotConfig, VmConfig } from './core/conf
 export type { Device, InterruptLine, IoRegion, MsiMessage, MsiSink, PowerControl, PowerEvent } from './core/device.ts';
 export { Disposer } from './core/disposer.ts';
 export { BugError, ConfigError, DmError, ExitCode, GuestFault, HostError } from './core/errors.ts';
-export { isWaitInterruptible } from './core/hsm/acrn.ts';
 export { HsmError } from './core/hsm/errors.ts';
 export type { Hsm, VcpuRegs, VmSpec } from './core/hsm/hsm.ts';
-export { chooseHsm } from './core/hsm/open.ts';
 export { decodeVdev, encodeVdev, type HvVdev } from './core/hsm/vdev.ts';
-export { Linger } from './core/linger.ts';
 export { Log, LogLevel, type LogSink } from './core/log.ts';
 export { GuestMemory } from './core/memory.ts';
 export { integer } from './core/options.ts';
 export { Vm, type VmParts, type VmState } from './core/vm.ts';
 export { pcBoard } from './hw/board.ts';
 export { definePciDriver, type PciDriver, type PciEnv } from './hw/pci/driver.ts';
-export type { BarSpec, EmulatedPciFunction, HypervisorPciFunction, PciFunction } from './hw/pci/function.ts';
+export type { EmulatedPciFunction, HypervisorPciFunction, PciFunction } from './hw/pci/function.ts';
 export { type PciDriverEntry, pciDrivers } from './hw/registry.ts';
 export { CharBackendPool } from './hw/uart/backends/pool.ts';

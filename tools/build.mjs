@@ -37,7 +37,8 @@ function fingerprint() {
     if (stat.isDirectory()) for (const name of readdirSync(join(root, path)).sort()) visit(join(path, name));
     else hash.update(`${path} ${stat.mtimeMs} ${stat.size}\n`);
   };
-  for (const path of ['cmd', 'devicemodel', 'hypervisor', 'tools', 'package.json', 'package-lock.json']) visit(path);
+  for (const path of ['cmd', 'control', 'devicemodel', 'hypervisor', 'tools', 'package.json', 'package-lock.json'])
+    visit(path);
   for (const path of ['tsconfig.json', 'tsconfig.build.json']) visit(path);
   return hash.digest('hex');
 }
@@ -49,7 +50,7 @@ function replaceFile(path, text) {
 }
 
 /** Threads are files of their own beside the bundle; they are loaded when a VM needs one. */
-const threads = ['devicemodel/hw/pci/virtio/data-thread-main.ts'];
+const threads = ['devicemodel/hw/pci/virtio/data-thread/data-thread-main.ts'];
 
 /** Parts of Node that take 1 to 4 ms to load, and that most VMs never use: loaded at first use. */
 const lazyBuiltins = ['node:child_process', 'node:crypto', 'node:dns', 'node:net', 'node:tty', 'node:worker_threads'];

@@ -14,7 +14,9 @@ await build({
   absWorkingDir: root,
   entryPoints: {
     soak: 'test/core/soak.ts',
-    ...(process.argv.includes('--host') ? { 'data-thread-main': 'devicemodel/hw/pci/virtio/data-thread-main.ts' } : {}),
+    ...(process.argv.includes('--host')
+      ? { 'data-thread-main': 'devicemodel/hw/pci/virtio/data-thread/data-thread-main.ts' }
+      : {}),
   },
   outdir,
   bundle: true,

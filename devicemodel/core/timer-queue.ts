@@ -1,6 +1,6 @@
 /**
  * The running timers of a machine, and the two ways to be woken for them: by a signal to a thread that blocks in the
- * hypervisor (core/host/system-clock.ts), or by the event loop when the loop itself idles (below).
+ * hypervisor (hypervisor/blocking-loop/system-clock.ts), or by the event loop when the loop itself idles (below).
  */
 import type { Clock, Timer } from './clock.ts';
 

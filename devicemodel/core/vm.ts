@@ -10,25 +10,23 @@ import { EventEmitter } from 'eventemitter3';
 import type { Board, BoardFactory } from './board.ts';
 import type { GuestSoftware } from './boot/loader.ts';
 import type { VmConfig } from './config.ts';
-import { IntrMonitor } from './control/intr-monitor.ts';
-import { VmEventSource } from './control/vm-event-source.ts';
-import type { VmEvent } from './control/vm-events.ts';
 import type { PowerControl, PowerEvent } from './device.ts';
 import { Disposer } from './disposer.ts';
 import { DmError, ExitCode, HostError } from './errors.ts';
 import { allocateGuestRam, type GuestRam, type RamRequest } from './guest-ram.ts';
 import { type Mapping, map } from './host/mapping.ts';
-import { GuestFlag, type Hsm, type VcpuRegs, type WaitResult } from './hsm/hsm.ts';
-import type { HsmOpener } from './hsm/open.ts';
+import { GuestFlag, type Hsm, type HsmOpener, type VcpuRegs, type WaitResult } from './hsm/hsm.ts';
 import { initSharedBuffer } from './hsm/shared-buffer.ts';
+import { IntrMonitor } from './intr-monitor.ts';
 import { MmioBus, PioBus } from './io-bus.ts';
 import { IOREQ_SLOTS } from './ioreq-page.ts';
 import { IoreqServer } from './ioreq-server.ts';
 import { Layout } from './layout.ts';
-import type { Linger } from './linger.ts';
 import type { Log } from './log.ts';
 import { GuestMemory } from './memory.ts';
 import type { TimerQueue } from './timer-queue.ts';
+import { VmEventSource } from './vm-event-source.ts';
+import type { VmEvent } from './vm-events.ts';
 
 /** How the event loop gets its share of the thread; see host/wakeups.ts. */
 export interface HostTurns {
@@ -37,6 +35,13 @@ export interface HostTurns {
   /** From here to `endRest` the event loop runs by itself, and need not be brought to a turn. */
   rest?(): void;
   endRest?(): void;
+}
+
+/** Looks at the request page a little longer before the thread sleeps. */
+export interface RequestLook {
+  look(hasPending: () => boolean): boolean;
+  sleeping(): void;
+  woken(): void;
 }
 
 export interface VmParts {
@@ -49,7 +54,7 @@ export interface VmParts {
   readonly clock: TimerQueue;
   readonly turns: HostTurns;
   /** Looks for requests before sleeping; absent where sleeping costs nothing. */
-  readonly linger?: Linger;
+  readonly linger?: RequestLook;
   /** What the hypervisor tells about the guest; devices have events of their own. */
   readonly onVmEvent?: (event: VmEvent) => void;
   readonly log: Log;

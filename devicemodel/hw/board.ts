@@ -2,9 +2,10 @@
  * The PC that ACRN gives a User VM: platform devices at their fixed places, and the PCI host with what the configuration
  * names. The order of everything is visible here.
  */
+
+import type { Ns16550 } from '../chips/ns16550.ts';
 import type { Board, BoardFactory, BoardParts } from '../core/board.ts';
 import { splitRam } from '../core/boot/loader.ts';
-import type { VmEvent } from '../core/control/vm-events.ts';
 import type { Device } from '../core/device.ts';
 import { BugError, ConfigError } from '../core/errors.ts';
 import { buildAcpi } from '../core/firmware/acpi-tables.ts';
@@ -12,6 +13,7 @@ import { readCpuStates } from '../core/firmware/cpu-states.ts';
 import { isaBridge } from '../core/firmware/dsdt.ts';
 import { buildMpTable } from '../core/firmware/mptable.ts';
 import { openSharedMemory } from '../core/host/mapping.ts';
+import type { VmEvent } from '../core/vm-events.ts';
 import { InterruptWiring } from './interrupts.ts';
 import { PciHost } from './pci/host.ts';
 import type { IntxRouter } from './pci/intx.ts';
@@ -29,7 +31,6 @@ import { ResetRegister } from './platform/reset.ts';
 import { Rtc } from './platform/rtc.ts';
 import { loadPciDriver } from './registry.ts';
 import type { CharBackendPool } from './uart/backends/pool.ts';
-import type { Ns16550 } from './uart/ns16550.ts';
 
 /** What the board needs beside the parts of one life. */
 export interface PcOptions {
@@ -258,7 +259,7 @@ class Pc implements Board {
     const fn = device < 32 ? this.pciConfig.functionAt({ bus: 0, device, function: 0 }) : undefined;
     try {
       if (fn === undefined) throw new ConfigError(`there is no device in slot ${slot}`);
-      const { rescanBlock } = await import('./pci/virtio/block.ts');
+      const { rescanBlock } = await import('./pci/virtio/block/block.ts');
       rescanBlock(fn, text);
       return true;
     } catch (error) {

@@ -9,14 +9,14 @@ import { amdHostBridge, hostBridge } from './pci/host-bridge.ts';
 import { ivshmem } from './pci/ivshmem.ts';
 import { lpc } from './pci/lpc.ts';
 import { pciUart } from './pci/uart.ts';
-import { BlockOptions, parseBlockText } from './pci/virtio/block-options.ts';
-import { ConsoleOptions, parseConsoleText } from './pci/virtio/console-options.ts';
-import { GpioOptions, parseGpioText } from './pci/virtio/gpio-options.ts';
-import { I2cOptions, parseI2cText } from './pci/virtio/i2c-options.ts';
-import { InputOptions, parseInputText } from './pci/virtio/input-options.ts';
-import { NetOptions, parseNetText } from './pci/virtio/net-options.ts';
-import { parseRngText, RngOptions } from './pci/virtio/options.ts';
-import { parseVsockText, VsockOptions } from './pci/virtio/vsock-options.ts';
+import { BlockOptions, parseBlockText } from './pci/virtio/block/options.ts';
+import { ConsoleOptions, parseConsoleText } from './pci/virtio/console/options.ts';
+import { GpioOptions, parseGpioText } from './pci/virtio/gpio/options.ts';
+import { I2cOptions, parseI2cText } from './pci/virtio/i2c/options.ts';
+import { InputOptions, parseInputText } from './pci/virtio/input/options.ts';
+import { NetOptions, parseNetText } from './pci/virtio/net/options.ts';
+import { parseRngText, RngOptions } from './pci/virtio/transport/options.ts';
+import { parseVsockText, VsockOptions } from './pci/virtio/vsock/options.ts';
 import { wdtI6300esb } from './pci/wdt-i6300esb.ts';
 
 // biome-ignore lint/suspicious/noExplicitAny: drivers of all option types in one list
@@ -64,7 +64,7 @@ export const pciDrivers: readonly PciDriverEntry[] = [
       parseText: parseBlockText,
       hostPaths: ({ path }: BlockOptions) => (path === '' ? [] : [path]),
     },
-    async () => (await import('./pci/virtio/block.ts')).virtioBlk,
+    async () => (await import('./pci/virtio/block/block.ts')).virtioBlk,
   ),
   lazy(
     {
@@ -73,7 +73,7 @@ export const pciDrivers: readonly PciDriverEntry[] = [
       options: NetOptions,
       parseText: parseNetText,
     },
-    async () => (await import('./pci/virtio/net.ts')).virtioNet,
+    async () => (await import('./pci/virtio/net/net.ts')).virtioNet,
   ),
   lazy(
     {
@@ -82,7 +82,7 @@ export const pciDrivers: readonly PciDriverEntry[] = [
       options: ConsoleOptions,
       parseText: parseConsoleText,
     },
-    async () => (await import('./pci/virtio/console.ts')).virtioConsole,
+    async () => (await import('./pci/virtio/console/console.ts')).virtioConsole,
   ),
   lazy(
     {
@@ -92,7 +92,7 @@ export const pciDrivers: readonly PciDriverEntry[] = [
       parseText: parseInputText,
       hostPaths: ({ path }: { path: string }) => [path],
     },
-    async () => (await import('./pci/virtio/input.ts')).virtioInput,
+    async () => (await import('./pci/virtio/input/input.ts')).virtioInput,
   ),
   lazy(
     {
@@ -101,7 +101,7 @@ export const pciDrivers: readonly PciDriverEntry[] = [
       options: VsockOptions,
       parseText: parseVsockText,
     },
-    async () => (await import('./pci/virtio/vsock.ts')).vhostVsock,
+    async () => (await import('./pci/virtio/vsock/vsock.ts')).vhostVsock,
   ),
   lazy(
     {
@@ -111,7 +111,7 @@ export const pciDrivers: readonly PciDriverEntry[] = [
       parseText: parseI2cText,
       hostPaths: ({ buses }: { buses: readonly { bus: number }[] }) => buses.map(({ bus }) => `/dev/i2c-${bus}`),
     },
-    async () => (await import('./pci/virtio/i2c.ts')).virtioI2c,
+    async () => (await import('./pci/virtio/i2c/i2c.ts')).virtioI2c,
   ),
   lazy(
     {
@@ -124,7 +124,7 @@ export const pciDrivers: readonly PciDriverEntry[] = [
       hostPaths: ({ chips }: { chips: readonly { chip: string }[] }) =>
         chips.length === 1 ? chips.map(({ chip }) => `/dev/${chip}`) : [],
     },
-    async () => (await import('./pci/virtio/gpio.ts')).virtioGpio,
+    async () => (await import('./pci/virtio/gpio/gpio.ts')).virtioGpio,
   ),
   lazy(
     { name: 'virtio-rnd', summary: 'entropy from the host', options: RngOptions, parseText: parseRngText },

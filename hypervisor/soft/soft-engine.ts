@@ -6,13 +6,13 @@ import { allOnes, type Gpa, type Gsi, hex } from '../../devicemodel/core/address
 import type { Timer } from '../../devicemodel/core/clock.ts';
 import type { MsiMessage } from '../../devicemodel/core/device.ts';
 import { ConfigError } from '../../devicemodel/core/errors.ts';
-import { TimerfdClock } from '../../devicemodel/core/host/timerfd-clock.ts';
 import type { EngineRam, VcpuRegs } from '../../devicemodel/core/hsm/hsm.ts';
 import type { IoreqPage } from '../../devicemodel/core/ioreq-page.ts';
 import type { Log } from '../../devicemodel/core/log.ts';
 import type { RamChunk } from '../../devicemodel/core/memory.ts';
 import { formatSize, MiB } from '../../devicemodel/core/units.ts';
-import type { CpuEngine, GuestBus, MemoryWindow } from '../cpu-engine.ts';
+import type { CpuEngine, GuestBus, MemoryWindow } from '../embedded/cpu-engine.ts';
+import { TimerfdClock } from '../turn-loop/timerfd-clock.ts';
 import { type CpuBus, MAX_MEMORY_BYTES, V86Cpu } from './v86-cpu.ts';
 
 /** How long the guest runs before the event loop has its turn. */

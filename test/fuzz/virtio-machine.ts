@@ -6,7 +6,7 @@ import { MmioBus, PioBus } from '../../devicemodel/core/io-bus.ts';
 import { Log, LogLevel } from '../../devicemodel/core/log.ts';
 import type { PciEnv } from '../../devicemodel/hw/pci/driver.ts';
 import { PciHost } from '../../devicemodel/hw/pci/host.ts';
-import { VirtioPci } from '../../devicemodel/hw/pci/virtio/transport.ts';
+import { VirtioPci } from '../../devicemodel/hw/pci/virtio/transport/transport.ts';
 import { IoapicPins, PirqRouter } from '../../devicemodel/hw/platform/ioapic.ts';
 import type { AnyPciDriver } from '../../devicemodel/hw/registry.ts';
 import { FakeClock } from '../support/fake-clock.ts';

@@ -1,13 +1,13 @@
 /** What the control sockets are sent by broken and hostile programs (§4.3 group 11). */
 import { connect, type Socket } from 'node:net';
 import { afterEach, describe, expect, test } from 'vitest';
-import { CmdMonitor, RequestParser } from '../../devicemodel/core/control/cmd-monitor.ts';
+import { CmdMonitor, RequestParser } from '../../control/cmd-monitor.ts';
 import {
   MANAGER_MAGIC,
   ManagerMessage,
   ManagerMessageId as MessageId,
   MonitorSocket,
-} from '../../devicemodel/core/control/monitor-socket.ts';
+} from '../../control/monitor-socket.ts';
 import { FakeClock } from '../support/fake-clock.ts';
 import { memoryLog } from '../support/memory-log.ts';
 import { scratchDirectory, until } from '../support/pty.ts';

@@ -1,12 +1,12 @@
 /** Descriptors of the host that end or overflow at a bad moment: the races of mevent in C, and input nobody takes. */
 import { createServer, type Server, type Socket } from 'node:net';
 import { afterEach, describe, expect, test } from 'vitest';
+import { Ns16550 } from '../../devicemodel/chips/ns16550.ts';
+import type { CharBackend } from '../../devicemodel/core/char-backend.ts';
 import { Eventfd } from '../../devicemodel/core/host/eventfd.ts';
 import { watchFd } from '../../devicemodel/core/host/libc.ts';
 import { MiB } from '../../devicemodel/core/units.ts';
-import type { CharBackend } from '../../devicemodel/hw/uart/backend.ts';
 import { openCharBackend } from '../../devicemodel/hw/uart/backends/open.ts';
-import { Ns16550 } from '../../devicemodel/hw/uart/ns16550.ts';
 import { FakeLine } from '../support/fake-line.ts';
 import { memoryLog } from '../support/memory-log.ts';
 import { readAll, scratchDirectory, until } from '../support/pty.ts';

@@ -2,9 +2,9 @@
 import { openSync } from 'node:fs';
 import { constants } from 'node:os';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
-import { AcrnHsm } from '../../devicemodel/core/hsm/acrn.ts';
 import { HsmError } from '../../devicemodel/core/hsm/errors.ts';
 import type { HvVdev } from '../../devicemodel/core/hsm/vdev.ts';
+import { AcrnHsm } from '../../hypervisor/acrn/acrn-hsm.ts';
 
 const { ENOTTY } = constants.errno;
 const vuart: HvVdev = {

@@ -1,10 +1,11 @@
 /** PCI functions whose guest accesses and moves their BARs as no driver would (§4.3 group 4, and CVEs of that kind). */
 import * as v from 'valibot';
 import { describe, expect, test } from 'vitest';
+import type { BarSpec } from '../../devicemodel/chips/pci-config-space.ts';
 import { type AccessSize, allOnes } from '../../devicemodel/core/address.ts';
 import { MmioBus, PioBus } from '../../devicemodel/core/io-bus.ts';
 import { definePciDriver } from '../../devicemodel/hw/pci/driver.ts';
-import type { BarSpec, EmulatedPciFunction } from '../../devicemodel/hw/pci/function.ts';
+import type { EmulatedPciFunction } from '../../devicemodel/hw/pci/function.ts';
 import { virtioRnd } from '../../devicemodel/hw/pci/virtio/rng.ts';
 import { expectWithin } from '../support/bus-access.ts';
 import { PciMachine } from '../support/pci-machine.ts';

@@ -22,7 +22,7 @@ export function bundledDataThread(): BundledWorker {
     build: async () => {
       mkdirSync(cache, { recursive: true });
       await build({
-        entryPoints: [join(root, 'devicemodel/hw/pci/virtio/data-thread-main.ts')],
+        entryPoints: [join(root, 'devicemodel/hw/pci/virtio/data-thread/data-thread-main.ts')],
         bundle: true,
         platform: 'node',
         format: 'esm',

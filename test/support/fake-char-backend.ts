@@ -1,5 +1,5 @@
 /** The other end of a serial line: `type` what the guest receives, look at `output` for what it sent. */
-import type { CharBackend } from '../../devicemodel/hw/uart/backend.ts';
+import type { CharBackend } from '../../devicemodel/core/char-backend.ts';
 
 export class FakeCharBackend implements CharBackend {
   readonly name: string;

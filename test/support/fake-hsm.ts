@@ -25,11 +25,11 @@ import type {
 } from '../../devicemodel/core/hsm/hsm.ts';
 import type { HvVdev } from '../../devicemodel/core/hsm/vdev.ts';
 import { IoreqState } from '../../devicemodel/core/ioreq-page.ts';
-import type { CpuEngine, GuestBus, MemoryWindow } from '../../hypervisor/cpu-engine.ts';
-import { EmbeddedHsm } from '../../hypervisor/embedded-hsm.ts';
-import type { EventfdHost } from '../../hypervisor/eventfd-host.ts';
-import { hostEventfds } from '../../hypervisor/host-eventfds.ts';
-import type { VirtualFunction, VirtualFunctionFactory } from '../../hypervisor/virtual-function.ts';
+import type { CpuEngine, GuestBus, MemoryWindow } from '../../hypervisor/embedded/cpu-engine.ts';
+import { EmbeddedHsm } from '../../hypervisor/embedded/embedded-hsm.ts';
+import type { EventfdHost } from '../../hypervisor/embedded/eventfd-host.ts';
+import { hostEventfds } from '../../hypervisor/embedded/host-eventfds.ts';
+import type { VirtualFunction, VirtualFunctionFactory } from '../../hypervisor/embedded/virtual-function.ts';
 
 /** The methods of an Hsm: what can be recorded and made to fail. */
 export type HsmMethod = Exclude<

@@ -4,10 +4,11 @@
  */
 import * as fc from 'fast-check';
 import { expect, test } from 'vitest';
+import type { BarIndex } from '../../devicemodel/chips/pci-config-space.ts';
 import { type AccessSize, allOnes } from '../../devicemodel/core/address.ts';
 import { ConfigError } from '../../devicemodel/core/errors.ts';
 import { checkOptions, optionsFromText, optionUsage } from '../../devicemodel/core/options.ts';
-import type { BarIndex, EmulatedPciFunction } from '../../devicemodel/hw/pci/function.ts';
+import type { EmulatedPciFunction } from '../../devicemodel/hw/pci/function.ts';
 import type { AnyPciDriver, PciDriverEntry } from '../../devicemodel/hw/registry.ts';
 import { expectWithin } from './bus-access.ts';
 import { bdf, PciMachine } from './pci-machine.ts';

@@ -1,6 +1,6 @@
 /** The driver's side of a split virtqueue (Virtio 1.2 §2.7), as Linux keeps it: free descriptors, and whose are in flight. */
 import type { GuestMemory } from '../../devicemodel/core/memory.ts';
-import type { RingAddresses } from '../../devicemodel/hw/pci/virtio/ring.ts';
+import type { RingAddresses } from '../../devicemodel/hw/pci/virtio/ring/ring.ts';
 import type { DriverBuffer } from './packed-driver-ring.ts';
 
 const DescFlag = { Next: 1, Write: 2, Indirect: 4 } as const;

@@ -8,16 +8,17 @@
  *   const used = driver.request(0, [{ write: 64 }]);      // one chain, kicked; what the device gave back
  */
 import { expect } from 'vitest';
+import type { BarIndex } from '../../devicemodel/chips/pci-config-space.ts';
+import { ConfigSpace } from '../../devicemodel/chips/pci-config-space.ts';
 import type { AccessSize, Gpa } from '../../devicemodel/core/address.ts';
+import type { CharBackend } from '../../devicemodel/core/char-backend.ts';
 import type { MsiMessage } from '../../devicemodel/core/device.ts';
 import { type Mapping, map } from '../../devicemodel/core/host/mapping.ts';
 import type { Hsm, IoeventfdSpec } from '../../devicemodel/core/hsm/hsm.ts';
 import { Log } from '../../devicemodel/core/log.ts';
 import { GuestMemory } from '../../devicemodel/core/memory.ts';
-import { ConfigSpace } from '../../devicemodel/hw/pci/config-space.ts';
 import type { PciEnv } from '../../devicemodel/hw/pci/driver.ts';
-import type { BarIndex, EmulatedPciFunction, PciFunction } from '../../devicemodel/hw/pci/function.ts';
-import type { CharBackend } from '../../devicemodel/hw/uart/backend.ts';
+import type { EmulatedPciFunction, PciFunction } from '../../devicemodel/hw/pci/function.ts';
 import { FakeClock } from './fake-clock.ts';
 import { PackedDriverRing } from './packed-driver-ring.ts';
 

@@ -215,3 +215,6 @@ export interface IntrMonitorAbility {
   /** Reads the per-line interrupt counts into `buffer` (struct acrn_intr_monitor, 392 bytes) or sends a delay order. */
   intrMonitor(bufferAddress: bigint): void;
 }
+
+/** Opens one VM life on the hypervisor; called again for every full reset. */
+export type HsmOpener = () => Promise<Hsm>;

@@ -2,11 +2,12 @@
  * Where BARs go at power-on. The same algorithm as the C device model, so that a guest finds every device where it
  * was: one cursor per window, moving up in the order of allocation and never back.
  */
+
+import type { BarSpec } from '../../chips/pci-config-space.ts';
 import { formatBdf, hex } from '../../core/address.ts';
 import { ConfigError } from '../../core/errors.ts';
 import { Layout } from '../../core/layout.ts';
 import { alignUp, formatSize, isPowerOfTwo, KiB, MiB } from '../../core/units.ts';
-import type { BarSpec } from './function.ts';
 
 /** EPT maps pages: smaller BARs get a page of their own, I/O BARs too. */
 const PAGE = 4 * KiB;

@@ -1,13 +1,13 @@
 /** One object per driver: its name on the command line, its options, and how a function is made from them. */
 import type * as v from 'valibot';
 import type { Bdf } from '../../core/address.ts';
+import type { CharBackend } from '../../core/char-backend.ts';
 import type { Clock } from '../../core/clock.ts';
 import type { InterruptLine, MsiSink, PowerControl } from '../../core/device.ts';
 import type { Hsm } from '../../core/hsm/hsm.ts';
 import type { Log } from '../../core/log.ts';
 import type { GuestMemory } from '../../core/memory.ts';
 import type { OptionSchema } from '../../core/options.ts';
-import type { CharBackend } from '../uart/backend.ts';
 import type { CharBackendSpec } from '../uart/backends/spec.ts';
 import type { PciFunction } from './function.ts';
 

@@ -1,9 +1,9 @@
 /** A function that does nothing useful: registers that keep what is written, and MSI on demand. For tests of guests. */
 import * as v from 'valibot';
+import type { BarIndex, BarSpec, ConfigSpace } from '../../chips/pci-config-space.ts';
 import { type AccessSize, allOnes } from '../../core/address.ts';
-import type { ConfigSpace } from './config-space.ts';
 import { definePciDriver, type PciEnv } from './driver.ts';
-import type { BarIndex, BarSpec, EmulatedPciFunction } from './function.ts';
+import type { EmulatedPciFunction } from './function.ts';
 import { Msi } from './msi.ts';
 
 const Id = { vendorId: 0x10dd, deviceId: 0x0001, classCode: 0x020000 };

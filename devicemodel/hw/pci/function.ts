@@ -1,11 +1,12 @@
 /**
  * A PCI function says what it is and what it needs; the PCI host places it, writes its header and routes accesses.
  */
+
+import type { BarIndex, BarSpec, ConfigSpace } from '../../chips/pci-config-space.ts';
 import type { AccessSize, Bdf, Gpa, Port } from '../../core/address.ts';
 import type { Device } from '../../core/device.ts';
 import type { PciFunctionAml } from '../../core/firmware/dsdt.ts';
 import type { HvVdev } from '../../core/hsm/vdev.ts';
-import type { ConfigSpace } from './config-space.ts';
 
 export interface PciIdentity {
   readonly vendorId: number;
@@ -17,15 +18,6 @@ export interface PciIdentity {
   readonly subsystemId?: number;
   /** Header type register 0x0e without the multifunction bit (the host sets that). */
   readonly headerType?: number;
-}
-
-export type BarIndex = 0 | 1 | 2 | 3 | 4 | 5;
-
-export interface BarSpec {
-  readonly index: BarIndex;
-  readonly kind: 'io' | 'mem32' | 'mem64';
-  readonly sizeBytes: number;
-  readonly prefetchable?: boolean;
 }
 
 /** Where the host put the function. BAR addresses are read live: the guest may move them. */

@@ -1,7 +1,7 @@
 /** Host bridge: an inert function with the PCI Express capability of a root port, as the C device model has it. */
 import * as v from 'valibot';
+import type { ConfigSpace } from '../../chips/pci-config-space.ts';
 import { allOnes } from '../../core/address.ts';
-import type { ConfigSpace } from './config-space.ts';
 import { definePciDriver } from './driver.ts';
 import type { EmulatedPciFunction, PciIdentity } from './function.ts';
 

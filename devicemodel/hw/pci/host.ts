@@ -3,6 +3,9 @@
  * and keeps the buses in step with what the guest does to BARs and the command register. Spec: PCI Local Bus 3.0
  * chapters 3 and 6; PCI Express 4.0 §7.2.2 (ECAM).
  */
+
+import type { BarIndex } from '../../chips/pci-config-space.ts';
+import { Cfg, Command, ConfigSpace } from '../../chips/pci-config-space.ts';
 import {
   type AccessSize,
   allOnes,
@@ -13,6 +16,7 @@ import {
   hex,
   type Port,
 } from '../../core/address.ts';
+import type { CharBackend } from '../../core/char-backend.ts';
 import type { PciSlotConfig } from '../../core/config.ts';
 import type { Device, IoRegion, PciConfigAccess } from '../../core/device.ts';
 import { Disposer } from '../../core/disposer.ts';
@@ -22,11 +26,9 @@ import type { HvVdev } from '../../core/hsm/vdev.ts';
 import type { IoBus, Registration } from '../../core/io-bus.ts';
 import { Layout } from '../../core/layout.ts';
 import { GiB } from '../../core/units.ts';
-import type { CharBackend } from '../uart/backend.ts';
 import { BarAllocator, type BusWindows, barName, type PlacedBar } from './bar-allocator.ts';
-import { Cfg, Command, ConfigSpace } from './config-space.ts';
 import type { PciDriver, PciEnv } from './driver.ts';
-import type { BarIndex, PciFunction, PciIdentity, PciPlacement } from './function.ts';
+import type { PciFunction, PciIdentity, PciPlacement } from './function.ts';
 import { IntxLine, type IntxRouter, type SlotPin } from './intx.ts';
 
 /** Ports of configuration mechanism 1: never a BAR's. */

@@ -5,22 +5,15 @@
  * shared memory of the host, mapped into the guest by this process; interrupts between VMs are not supported there.
  */
 import * as v from 'valibot';
+import type { BarIndex, BarSpec, ConfigSpace } from '../../chips/pci-config-space.ts';
 import { type AccessSize, allOnes, type Gpa, hex } from '../../core/address.ts';
 import { ConfigError } from '../../core/errors.ts';
 import type { RamMapping } from '../../core/hsm/hsm.ts';
 import type { HvVdev } from '../../core/hsm/vdev.ts';
 import { integer, optionsFromText } from '../../core/options.ts';
 import { isPowerOfTwo, MiB } from '../../core/units.ts';
-import type { ConfigSpace } from './config-space.ts';
 import { definePciDriver, type PciEnv, type SharedMemory } from './driver.ts';
-import type {
-  BarIndex,
-  BarSpec,
-  EmulatedPciFunction,
-  HypervisorPciFunction,
-  PciIdentity,
-  PciPlacement,
-} from './function.ts';
+import type { EmulatedPciFunction, HypervisorPciFunction, PciIdentity, PciPlacement } from './function.ts';
 
 const Id = { vendorId: 0x1af4, deviceId: 0x1110, revisionId: 1, subsystemVendorId: 0x8086 };
 /** Memory controller, RAM. */

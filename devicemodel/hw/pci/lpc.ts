@@ -3,14 +3,14 @@
  * 82371SB (PIIX3) §2.3; the registers 68h-6Bh of links E to H as in ICH10 §13.1.
  */
 import * as v from 'valibot';
+import { Ns16550, UART_REGISTER_COUNT } from '../../chips/ns16550.ts';
+import type { ConfigSpace } from '../../chips/pci-config-space.ts';
 import { type AccessSize, allOnes, type Gsi, hex, type Port } from '../../core/address.ts';
+import type { CharBackend } from '../../core/char-backend.ts';
 import type { ComConfig } from '../../core/config.ts';
 import type { InterruptLine, IoRegion } from '../../core/device.ts';
 import { ConfigError } from '../../core/errors.ts';
 import type { IoBus, Registration } from '../../core/io-bus.ts';
-import type { CharBackend } from '../uart/backend.ts';
-import { Ns16550, UART_REGISTER_COUNT } from '../uart/ns16550.ts';
-import type { ConfigSpace } from './config-space.ts';
 import { definePciDriver, type PirqLinks } from './driver.ts';
 import type { EmulatedPciFunction } from './function.ts';
 

@@ -1,8 +1,9 @@
 /** MSI: the capability and delivery. Spec: PCI Local Bus 3.0 §6.8.1. */
+
+import { CapId, type ConfigHook, type ConfigSpace } from '../../chips/pci-config-space.ts';
 import type { AccessSize } from '../../core/address.ts';
 import type { MsiSink } from '../../core/device.ts';
 import { BugError } from '../../core/errors.ts';
-import { CapId, type ConfigHook, type ConfigSpace } from './config-space.ts';
 
 /** Message Control bits (§6.8.1.3). */
 const Control = { Enable: 1 << 0, MultipleEnable: 7 << 4, Is64Bit: 1 << 7, PerVectorMasking: 1 << 8 } as const;

@@ -3,19 +3,13 @@
  * other option is a back end of this process behind a 16550 in an I/O BAR.
  */
 import * as v from 'valibot';
+import { Ns16550, UART_REGISTER_COUNT } from '../../chips/ns16550.ts';
+import type { BarIndex, BarSpec } from '../../chips/pci-config-space.ts';
 import type { AccessSize } from '../../core/address.ts';
 import type { HvVdev } from '../../core/hsm/vdev.ts';
 import { parseCharBackend } from '../uart/backends/spec.ts';
-import { Ns16550, UART_REGISTER_COUNT } from '../uart/ns16550.ts';
 import { definePciDriver, type PciEnv } from './driver.ts';
-import type {
-  BarIndex,
-  BarSpec,
-  EmulatedPciFunction,
-  HypervisorPciFunction,
-  PciIdentity,
-  PciPlacement,
-} from './function.ts';
+import type { EmulatedPciFunction, HypervisorPciFunction, PciIdentity, PciPlacement } from './function.ts';
 
 const Id = { vendorId: 0x9710, deviceId: 0x9900 };
 /** Simple communications, serial. */

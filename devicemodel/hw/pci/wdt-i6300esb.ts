@@ -3,12 +3,12 @@
  * Spec: Intel 6300ESB I/O Controller Hub datasheet (300641), chapter 16 "Watchdog Timer"; Linux drivers/watchdog/i6300esb.c.
  */
 import * as v from 'valibot';
+import type { BarIndex, BarSpec, ConfigSpace } from '../../chips/pci-config-space.ts';
 import type { AccessSize } from '../../core/address.ts';
 import type { Clock, Timer } from '../../core/clock.ts';
 import type { InterruptLine, PowerControl } from '../../core/device.ts';
-import type { ConfigSpace } from './config-space.ts';
 import { definePciDriver, type PciEnv } from './driver.ts';
-import type { BarIndex, BarSpec, EmulatedPciFunction, PciIdentity } from './function.ts';
+import type { EmulatedPciFunction, PciIdentity } from './function.ts';
 import { Msi } from './msi.ts';
 
 /** Base system peripheral, other. */

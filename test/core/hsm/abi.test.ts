@@ -5,8 +5,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import * as abi from '../../../devicemodel/core/hsm/abi.ts';
-import { encodeVcpuRegs } from '../../../devicemodel/core/hsm/acrn.ts';
 import { AcrnVdev } from '../../../devicemodel/core/hsm/vdev.ts';
+import { encodeVcpuRegs } from '../../../hypervisor/acrn/acrn-hsm.ts';
 
 const hasCompiler = spawnSync('gcc', ['--version']).status === 0 && existsSync('/usr/include/linux/acrn.h');
 

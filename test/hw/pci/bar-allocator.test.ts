@@ -1,9 +1,9 @@
 import * as fc from 'fast-check';
 import { expect, test } from 'vitest';
+import type { BarSpec } from '../../../devicemodel/chips/pci-config-space.ts';
 import { ConfigError } from '../../../devicemodel/core/errors.ts';
 import { GiB, KiB, MiB } from '../../../devicemodel/core/units.ts';
 import { BarAllocator, barSize } from '../../../devicemodel/hw/pci/bar-allocator.ts';
-import type { BarSpec } from '../../../devicemodel/hw/pci/function.ts';
 
 const io = (sizeBytes: number): BarSpec => ({ index: 0, kind: 'io', sizeBytes });
 const mem32 = (sizeBytes: number): BarSpec => ({ index: 1, kind: 'mem32', sizeBytes });

@@ -1,6 +1,6 @@
 import * as fc from 'fast-check';
 import { expect, test } from 'vitest';
-import { ConfigSpace } from '../../../devicemodel/hw/pci/config-space.ts';
+import { ConfigSpace } from '../../../devicemodel/chips/pci-config-space.ts';
 import { Msi, type MsiOptions } from '../../../devicemodel/hw/pci/msi.ts';
 import { FakeMsi } from '../../support/fake-line.ts';
 

@@ -3,7 +3,7 @@ import { afterEach, describe, expect, test } from 'vitest';
 import { Eventfd } from '../../../devicemodel/core/host/eventfd.ts';
 import { HsmError } from '../../../devicemodel/core/hsm/errors.ts';
 import { type IoreqPage, IoreqType } from '../../../devicemodel/core/ioreq-page.ts';
-import { forgetSharedRegions } from '../../../hypervisor/shared-region.ts';
+import { forgetSharedRegions } from '../../../hypervisor/embedded/shared-region.ts';
 import { describeHsm, ivshmemVdev } from '../../support/hsm-conformance.ts';
 import { asm, CODE_BASE, dword, SoftVm, type SoftVmOptions } from '../../support/soft-vm.ts';
 
@@ -52,7 +52,7 @@ function recorder(answer = 0) {
 describeHsm('soft', async () => {
   const vm = await SoftVm.create();
   vm.dispose();
-  const { openSoftHsm } = await import('../../../hypervisor/soft/open.ts');
+  const { openSoftHsm } = await import('../../../hypervisor/soft/index.ts');
   const { silentLog } = await import('../../../devicemodel/core/log.ts');
   const { mkdtempSync, rmSync } = await import('node:fs');
   const directory = mkdtempSync('/tmp/soft-conformance-');
@@ -406,7 +406,7 @@ describe('life', () => {
   });
 
   test('more memory than a 32-bit CPU has is refused with the largest size', async () => {
-    const { openSoftHsm } = await import('../../../hypervisor/soft/open.ts');
+    const { openSoftHsm } = await import('../../../hypervisor/soft/index.ts');
     const { silentLog } = await import('../../../devicemodel/core/log.ts');
     const { mkdtempSync, rmSync } = await import('node:fs');
     const runDirectory = mkdtempSync('/tmp/soft-memory-');

@@ -3,11 +3,11 @@ import { closeSync, openSync, readSync } from 'node:fs';
 import { HostError } from '../../../core/errors.ts';
 import type { Log } from '../../../core/log.ts';
 import { definePciDriver } from '../driver.ts';
-import type { Chain } from './chain.ts';
-import { DeviceType, ringFeatures, type VirtioDevice, type VirtioTransport } from './device.ts';
-import { parseRngText, RngOptions, type TransportMode } from './options.ts';
-import { VirtioPci } from './transport.ts';
-import type { Virtqueue } from './virtqueue.ts';
+import type { Chain } from './ring/chain.ts';
+import type { Virtqueue } from './ring/virtqueue.ts';
+import { DeviceType, ringFeatures, type VirtioDevice, type VirtioTransport } from './transport/device.ts';
+import { parseRngText, RngOptions, type TransportMode } from './transport/options.ts';
+import { VirtioPci } from './transport/transport.ts';
 
 const QUEUE_SIZE = 64;
 const SOURCE = '/dev/random';

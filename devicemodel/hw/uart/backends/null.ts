@@ -1,5 +1,5 @@
 /** Nothing is connected: output goes nowhere, nothing ever arrives. */
-import type { CharBackend } from '../backend.ts';
+import type { CharBackend } from '../../../core/char-backend.ts';
 
 export class NullBackend implements CharBackend {
   readonly name = 'null';

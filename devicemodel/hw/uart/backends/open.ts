@@ -1,5 +1,5 @@
 /** From the option text to a back end. Nothing on the host is touched before `start`. */
-import type { CharBackend } from '../backend.ts';
+import type { CharBackend } from '../../../core/char-backend.ts';
 import { FileBackend } from './file.ts';
 import { NullBackend } from './null.ts';
 import { TcpBackend, UnixClientBackend, UnixServerBackend } from './socket.ts';

@@ -2,8 +2,9 @@
  * Consoles outlive a full reset of the VM: the same pseudo terminal, socket and terminal settings before and after, and
  * nothing the user typed in between is lost. The board of each life asks here; the back ends end with the program.
  */
+
+import type { CharBackend } from '../../../core/char-backend.ts';
 import { ConfigError } from '../../../core/errors.ts';
-import type { CharBackend } from '../backend.ts';
 import { openCharBackend } from './open.ts';
 import { type CharBackendSpec, describeCharBackend, parseCharBackend } from './spec.ts';
 import type { CharBackendEnv } from './stream-backend.ts';

@@ -1,8 +1,8 @@
 /** Consoles over TCP and Unix sockets: raw bytes, one client at a time, who may leave and come back. */
 import { createConnection, createServer, isIPv6, type Server, type Socket } from 'node:net';
 import { constants } from 'node:os';
-import { listenUnix, type UnixListener } from '../../../core/control/unix-listener.ts';
 import { HostError } from '../../../core/errors.ts';
+import { listenUnix, type UnixListener } from '../../../core/host/unix-listener.ts';
 import { type CharBackendEnv, StreamBackend } from './stream-backend.ts';
 import { reason } from './tty.ts';
 

@@ -3,8 +3,8 @@
  * host, so that --dry-run can check and describe it anywhere.
  */
 import { isIP, isIPv6 } from 'node:net';
-import { checkSocketPath } from '../../../core/control/unix-listener.ts';
 import { ConfigError } from '../../../core/errors.ts';
+import { checkSocketPath } from '../../../core/host/unix-listener.ts';
 
 export type CharBackendSpec =
   | { readonly kind: 'null' }

@@ -4,8 +4,8 @@
  */
 import { writeSync } from 'node:fs';
 import type { Duplex } from 'node:stream';
+import type { CharBackend } from '../../../core/char-backend.ts';
 import type { Log } from '../../../core/log.ts';
-import type { CharBackend } from '../backend.ts';
 import { ByteQueue } from './byte-queue.ts';
 
 export interface CharBackendEnv {

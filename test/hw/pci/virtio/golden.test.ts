@@ -14,11 +14,11 @@ import { MmioBus, PioBus } from '../../../../devicemodel/core/io-bus.ts';
 import { checkOptions, optionsFromText } from '../../../../devicemodel/core/options.ts';
 import { definePciDriver, type PciDriver } from '../../../../devicemodel/hw/pci/driver.ts';
 import { PciHost } from '../../../../devicemodel/hw/pci/host.ts';
-import { virtioBlk } from '../../../../devicemodel/hw/pci/virtio/block.ts';
-import { virtioConsole } from '../../../../devicemodel/hw/pci/virtio/console.ts';
-import { defaultMac, VirtioNet, virtioNet } from '../../../../devicemodel/hw/pci/virtio/net.ts';
+import { virtioBlk } from '../../../../devicemodel/hw/pci/virtio/block/block.ts';
+import { virtioConsole } from '../../../../devicemodel/hw/pci/virtio/console/console.ts';
+import { defaultMac, VirtioNet, virtioNet } from '../../../../devicemodel/hw/pci/virtio/net/net.ts';
 import { virtioRnd } from '../../../../devicemodel/hw/pci/virtio/rng.ts';
-import { VirtioPci } from '../../../../devicemodel/hw/pci/virtio/transport.ts';
+import { VirtioPci } from '../../../../devicemodel/hw/pci/virtio/transport/transport.ts';
 import { socketPair } from '../../../support/socket-pair.ts';
 import { type FakeCharBackend, VirtioMachine } from '../../../support/virtio-driver.ts';
 

@@ -1,8 +1,8 @@
 /** virtio-rnd as its driver sees it. */
 import { afterEach, expect, test } from 'vitest';
 import { checkOptions } from '../../../../devicemodel/core/options.ts';
-import { parseRngText, RngOptions } from '../../../../devicemodel/hw/pci/virtio/options.ts';
 import { virtioRnd } from '../../../../devicemodel/hw/pci/virtio/rng.ts';
+import { parseRngText, RngOptions } from '../../../../devicemodel/hw/pci/virtio/transport/options.ts';
 import { type DriverMode, type MachineChoices, VirtioDriver, VirtioMachine } from '../../../support/virtio-driver.ts';
 
 const undo: Array<() => void | Promise<void>> = [];

@@ -1,0 +1,268 @@
+/**
+ * `--cmd_monitor PATH`: a Unix stream socket that takes JSON objects and answers with JSON objects, spoken by libvirt
+ * and other managers (C: core/cmd_monitor). Requests have no framing: an object ends where its last brace closes.
+ */
+import type { Socket } from 'node:net';
+import type { Clock } from '../devicemodel/core/clock.ts';
+import { listenUnix, type UnixListener } from '../devicemodel/core/host/unix-listener.ts';
+import type { Log } from '../devicemodel/core/log.ts';
+import { type VmEvent, VmEventPublisher } from '../devicemodel/core/vm-events.ts';
+
+/** A request that does not end within this many bytes is none [CLIENT_BUF_LEN]. */
+const MAX_REQUEST_BYTES = 4096;
+/** Longest `arguments` [CMD_ARG_MAX - 1]. */
+const MAX_ARGUMENT_BYTES = 319;
+/** Compat: the C device model serves one client at a time and lets the others wait. */
+const MAX_CLIENTS = 8;
+/** Replies and events a client has not read yet; a client that lets more pile up is cut off. */
+const MAX_UNREAD_BYTES = 64 * 1024;
+/** How long `stop` waits for clients to take their last reply. */
+const LINGER_MS = 500;
+
+export interface CmdMonitorHandlers {
+  /** Power the VM off. @returns false to refuse (RTVM). */
+  destroy(): boolean;
+  /** @param argument `SLOT,PATH[,OPTIONS]` as sent; '' when none was. @returns false when it failed. */
+  blkrescan(argument: string): boolean | Promise<boolean>;
+}
+
+export interface CmdMonitorOptions {
+  readonly path: string;
+  readonly handlers: CmdMonitorHandlers;
+  readonly log: Log;
+  readonly clock: Clock;
+}
+
+interface Request {
+  readonly command: string;
+  readonly argument: string;
+}
+
+/** The reply as cJSON_Print writes it: tabs, one member a line, no final newline. */
+function ackText(isDone: boolean): string {
+  return `{\n\t"ack":\t${isDone ? 0 : -1}\n}`;
+}
+
+const OPEN_BRACE = 0x7b;
+const CLOSE_BRACE = 0x7d;
+const QUOTE = 0x22;
+const BACKSLASH = 0x5c;
+
+/** Where the object that starts at `from` ends (exclusive), or -1 while it is incomplete. */
+function endOfObject(bytes: Uint8Array, from: number): number {
+  let depth = 0;
+  let isInString = false;
+  for (let i = from; i < bytes.length; i++) {
+    const byte = bytes[i];
+    if (isInString) {
+      if (byte === BACKSLASH) i++;
+      else if (byte === QUOTE) isInString = false;
+    } else if (byte === QUOTE) isInString = true;
+    else if (byte === OPEN_BRACE) depth++;
+    else if (byte === CLOSE_BRACE && --depth === 0) return i + 1;
+  }
+  return -1;
+}
+
+/** @returns undefined for text that is no request: not JSON, no object, no command. */
+function parseRequest(text: string): Request | undefined {
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch {
+    return undefined;
+  }
+  if (typeof value !== 'object' || value === null) return undefined;
+  const { command, arguments: argument } = value as { command?: unknown; arguments?: unknown };
+  if (typeof command !== 'string') return undefined;
+  return { command, argument: typeof argument === 'string' ? argument : '' };
+}
+
+/**
+ * Cuts what a client sends into requests. Anything that is no object is skipped, so one client's garbage costs it
+ * only its own garbage; at most {@link MAX_REQUEST_BYTES} are kept.
+ */
+export class RequestParser {
+  #rest: Uint8Array = new Uint8Array(0);
+
+  /** @returns the complete requests, in order. */
+  push(chunk: Uint8Array): Request[] {
+    const requests = this.#take(this.#rest.length === 0 ? chunk : Buffer.concat([this.#rest, chunk]));
+    if (requests.length === 0 && this.#rest.length > chunk.length) {
+      // A request that was cut off for good must not swallow the next one: the C device model takes each send alone.
+      const kept = this.#rest;
+      const alone = this.#take(chunk);
+      if (alone.length > 0) return alone;
+      this.#rest = kept;
+    }
+    if (this.#rest.length > MAX_REQUEST_BYTES) this.#rest = new Uint8Array(0);
+    return requests;
+  }
+
+  #take(bytes: Uint8Array): Request[] {
+    const requests: Request[] = [];
+    let at = bytes.indexOf(OPEN_BRACE);
+    while (at >= 0) {
+      const end = endOfObject(bytes, at);
+      if (end < 0) break;
+      const request =
+        end - at > MAX_REQUEST_BYTES ? undefined : parseRequest(Buffer.from(bytes.subarray(at, end)).toString());
+      if (request !== undefined) requests.push(request);
+      at = bytes.indexOf(OPEN_BRACE, end);
+    }
+    this.#rest = at < 0 ? new Uint8Array(0) : bytes.slice(at);
+    return requests;
+  }
+}
+
+/**
+ * The server. Events go to the one client that registered for them (`register_vm_event_client`), throttled as
+ * {@link VmEventPublisher} says.
+ */
+export class CmdMonitor {
+  readonly #path: string;
+  readonly #handlers: CmdMonitorHandlers;
+  readonly #log: Log;
+  readonly #publisher: VmEventPublisher;
+  /** Each with its requests under way. */
+  readonly #clients = new Map<Socket, Promise<void>>();
+  #eventClient: Socket | undefined;
+  /** Who asked for the end: its program is let go first, so that what runs it sees a reply and then the VM end. */
+  #destroyer: Socket | undefined;
+  #listener: UnixListener | undefined;
+
+  constructor(options: CmdMonitorOptions) {
+    this.#path = options.path;
+    this.#handlers = options.handlers;
+    this.#log = options.log;
+    this.#publisher = new VmEventPublisher({
+      clock: options.clock,
+      log: options.log,
+      send: (text) => this.#sendEvent(text),
+    });
+  }
+
+  /** @throws ConfigError for a path that cannot be one, HostError when it cannot be made or is in use. */
+  async start(): Promise<void> {
+    if (this.#listener !== undefined) return;
+    this.#listener = await listenUnix(this.#path, (socket) => this.#accept(socket));
+    this.#log.info(`command monitor on ${this.#path}`);
+  }
+
+  /** Lets clients take their last reply, then closes. Safe twice. */
+  async stop(): Promise<void> {
+    this.#publisher.stop();
+    this.#listener?.close();
+    this.#listener = undefined;
+    await Promise.all([...this.#clients].map(([socket, work]) => finish(socket, work, socket === this.#destroyer)));
+  }
+
+  /** Tell the registered client, if there is one. */
+  emitVmEvent(event: VmEvent): void {
+    this.#publisher.publish(event);
+  }
+
+  #accept(socket: Socket): void {
+    socket.on('error', () => {});
+    if (this.#clients.size >= MAX_CLIENTS) {
+      this.#log.warn(`command monitor: more than ${MAX_CLIENTS} clients, one was turned away`);
+      socket.destroy();
+      return;
+    }
+    const parser = new RequestParser();
+    // One after the other: a rescan may take a while, and replies carry no number.
+    let work = Promise.resolve();
+    const queue = (step: () => void | Promise<void>) => {
+      work = work.then(step);
+      if (!socket.destroyed) this.#clients.set(socket, work);
+    };
+    this.#clients.set(socket, work);
+    socket.on('data', (chunk) => {
+      const requests = parser.push(chunk);
+      if (requests.length === 0) this.#log.debug(`command monitor: ${chunk.length} bytes that are no complete request`);
+      if (requests.length === 0) return;
+      // Read on when these are answered: what a client sends meanwhile stays with it.
+      socket.pause();
+      for (const request of requests) queue(() => this.#serve(socket, request));
+      queue(() => void socket.resume());
+    });
+    socket.on('end', () => {
+      // The client sends nothing more, but may still wait for replies; events are over.
+      if (this.#eventClient === socket) this.#eventClient = undefined;
+      queue(() => void socket.end());
+    });
+    socket.on('close', () => {
+      this.#clients.delete(socket);
+      if (this.#eventClient === socket) this.#eventClient = undefined;
+    });
+  }
+
+  async #serve(socket: Socket, request: Request): Promise<void> {
+    let isDone: boolean;
+    try {
+      const result = await this.#run(socket, request);
+      if (result === undefined) {
+        // No reply, as the C device model: clients probe for commands this way.
+        this.#log.warn(`command monitor: command ${JSON.stringify(request.command.slice(0, 64))} is not supported`);
+        return;
+      }
+      isDone = result;
+    } catch (error) {
+      this.#log.error(`command monitor: ${request.command}: ${(error as Error).message}`);
+      isDone = false;
+    }
+    this.#log.info(`command monitor: ${request.command} ${isDone ? 'done' : 'refused'}`);
+    this.#write(socket, ackText(isDone));
+  }
+
+  #run(socket: Socket, { command, argument }: Request): boolean | Promise<boolean> | undefined {
+    switch (command) {
+      case 'destroy':
+        this.#destroyer = socket;
+        return this.#handlers.destroy();
+      case 'blkrescan':
+        // Compat: C cuts a longer argument silently, and would open another file than the one meant.
+        return Buffer.byteLength(argument) > MAX_ARGUMENT_BYTES ? false : this.#handlers.blkrescan(argument);
+      case 'register_vm_event_client':
+        if (this.#eventClient !== undefined) return false;
+        this.#eventClient = socket;
+        return true;
+      default:
+        return undefined;
+    }
+  }
+
+  #sendEvent(text: string): void {
+    if (this.#eventClient !== undefined) this.#write(this.#eventClient, text);
+  }
+
+  #write(socket: Socket, text: string): void {
+    if (socket.destroyed || socket.writableEnded) return;
+    if (socket.writableLength > MAX_UNREAD_BYTES) {
+      this.#log.warn('command monitor: a client does not read what it asked for and was cut off');
+      socket.destroy();
+      return;
+    }
+    socket.write(text);
+  }
+}
+
+/**
+ * End a connection once `work` is done and the client took what is under way, at the latest after {@link LINGER_MS}.
+ * @param isPeerAwaited wait for the client to close its half too
+ */
+export function finish(socket: Socket, work: Promise<void>, isPeerAwaited = false): Promise<void> {
+  return new Promise((resolve) => {
+    if (socket.destroyed) {
+      resolve();
+      return;
+    }
+    const timer = setTimeout(() => socket.destroy(), LINGER_MS);
+    socket.once('close', () => {
+      clearTimeout(timer);
+      resolve();
+    });
+    // The other side may keep its half open for ever: ours is enough, as a rule.
+    void work.then(() => socket.end(() => isPeerAwaited || socket.destroy()));
+  });
+}

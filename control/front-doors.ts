@@ -1,0 +1,123 @@
+/**
+ * The ways in from outside while a VM runs: signals, `--cmd_monitor`, acrnctl's socket. Everything here only asks the
+ * VM; what it does about it is core/vm.ts.
+ */
+import type { CharBackends } from '../devicemodel/core/char-backend.ts';
+import type { VmConfig } from '../devicemodel/core/config.ts';
+import type { Disposer } from '../devicemodel/core/disposer.ts';
+import type { Log } from '../devicemodel/core/log.ts';
+import type { TimerQueue } from '../devicemodel/core/timer-queue.ts';
+import type { Vm } from '../devicemodel/core/vm.ts';
+import type { VmEvent } from '../devicemodel/core/vm-events.ts';
+import type { PmVuart } from './life-manager.ts';
+
+/** A guest that was asked to shut down gets this long before the VM is powered off. */
+const SHUTDOWN_PATIENCE_NS = 60_000_000_000;
+
+export interface Control {
+  readonly vm: Vm;
+  readonly config: VmConfig;
+  readonly clock: TimerQueue;
+  readonly log: Log;
+  readonly undo: Disposer;
+}
+
+/** Ask the guest, by its power button, and power off when it does not answer. */
+function shutDown({ vm, clock, log }: Control, reason: string): void {
+  if (vm.board?.pressPowerButton() !== true) {
+    vm.power.request({ kind: 'poweroff', reason });
+    return;
+  }
+  log.notice(`${reason}: pressed the power button`);
+  const patience = clock.createTimer(() => {
+    vm.power.request({ kind: 'poweroff', reason: `${reason}, and the guest did not shut down in time` });
+  });
+  patience.arm(clock.nowNs() + SHUTDOWN_PATIENCE_NS);
+}
+
+/**
+ * SIGINT and SIGHUP power the VM off; SIGTERM asks the guest first.
+ * Compat: C dies of SIGTERM before the guest has enabled ACPI and leaves an unpaused VM behind, and ignores it after.
+ */
+export function connectSignals(control: Control): void {
+  const { vm, undo } = control;
+  const handlers: Partial<Record<NodeJS.Signals, (signal: NodeJS.Signals) => void>> = {
+    SIGINT: (signal) => vm.power.request({ kind: 'poweroff', reason: `received ${signal}` }),
+    SIGHUP: (signal) => vm.power.request({ kind: 'poweroff', reason: `received ${signal}` }),
+    SIGTERM: (signal) => shutDown(control, `received ${signal}`),
+  };
+  for (const [signal, handler] of Object.entries(handlers)) {
+    process.on(signal, handler);
+    undo.defer(() => void process.off(signal, handler));
+  }
+}
+
+/** `--cmd_monitor`: listens before the VM starts. @returns where VM events go. */
+export async function startCmdMonitor(control: Control, path: string): Promise<(event: VmEvent) => void> {
+  const { vm, config, clock, log, undo } = control;
+  const { CmdMonitor } = await import('./cmd-monitor.ts');
+  const monitor = new CmdMonitor({
+    path,
+    log,
+    clock,
+    handlers: {
+      destroy: () => {
+        // The hypervisor lets nobody pause a real-time VM.
+        if (config.rtvm) return false;
+        vm.power.request({ kind: 'poweroff', reason: 'asked by the command monitor' });
+        return true;
+      },
+      blkrescan: async (argument) => (await vm.board?.rescanBlockDevice(argument)) ?? false,
+    },
+  });
+  await monitor.start();
+  undo.defer(() => monitor.stop());
+  return (event) => monitor.emitVmEvent(event);
+}
+
+/**
+ * `--pm_notify_channel uart --pm_by_vuart ...`: the line on which the guest's life manager listens.
+ * @returns undefined where the options name none. @throws HostError
+ */
+export async function startLifeManagerLine(control: Control, consoles: CharBackends): Promise<PmVuart | undefined> {
+  const { vm, config, log, undo } = control;
+  if (config.pmByVuart === undefined) return undefined;
+  const { PmVuart } = await import('./life-manager.ts');
+  const line = consoles.open('life manager', config.pmByVuart);
+  await line.start();
+  const manager = new PmVuart({
+    line,
+    relay: config.pmNotifyChannel === 'uart,allow_trigger_s5',
+    onPowerOff: (reason) => vm.power.request({ kind: 'poweroff', reason }),
+    log,
+  });
+  await manager.start();
+  undo.defer(() => manager.stop());
+  return manager;
+}
+
+/** The socket of acrnctl and acrnd. Started once the guest runs: nobody can know of it earlier. */
+export async function startMonitorSocket(control: Control, lifeManager: PmVuart | undefined): Promise<void> {
+  const { vm, config, log, undo } = control;
+  const { MonitorSocket } = await import('./monitor-socket.ts');
+  const socket = new MonitorSocket({
+    vmName: config.name,
+    log,
+    handlers: {
+      forceStop: () => vm.power.request({ kind: 'poweroff', reason: 'acrnctl stop --force' }),
+      stop: () => {
+        if (lifeManager !== undefined) return lifeManager.requestShutdown();
+        shutDown(control, 'acrnctl stop');
+        return 0;
+      },
+      resume: () => {
+        vm.wake();
+        return 0;
+      },
+      query: () => (vm.state === 'suspended' ? 'suspended' : 'running'),
+      blkrescan: async (argument) => ((await vm.board?.rescanBlockDevice(argument)) === true ? 0 : -1),
+    },
+  });
+  await socket.start();
+  undo.defer(() => socket.stop());
+}

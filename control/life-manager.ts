@@ -1,0 +1,145 @@
+/**
+ * Power management over a virtual UART (`--pm_notify_channel uart`): the guest's life manager listens on the other end
+ * of a serial line. `acrnctl stop` becomes `shutdown` on that line; with `allow_trigger_s5` everything the guest says
+ * goes to the life manager of the Service VM and back (C: core/pm_vuart.c).
+ */
+import { createConnection, type Socket } from 'node:net';
+import { constants } from 'node:os';
+import { ConfigError, HostError } from '../devicemodel/core/errors.ts';
+import type { Log } from '../devicemodel/core/log.ts';
+
+/** The serial line's other end, as hw/uart's back ends are. */
+export interface PmLine {
+  read(): number;
+  write(byte: number): void;
+  flush(): void;
+  onReadable: (() => void) | undefined;
+}
+
+/** Where the Service VM's life manager listens [SERVICE_VM_SOCKET_PORT]. */
+const LIFE_MANAGER_PORT = 0x2000;
+/** A message ends with one of these, or at this length [CMD_LEN]. */
+const MAX_MESSAGE_BYTES = 16;
+const NUL = 0x00;
+const NEWLINE = 0x0a;
+const SHUTDOWN = Buffer.from('shutdown\0');
+
+/**
+ * The obsolete `--pm_by_vuart pty,LINK` or `tty,PATH`, as back end text: a pseudo terminal linked as LINK, or a device.
+ * @throws ConfigError
+ */
+export function parsePmByVuart(text: string): string {
+  const comma = text.indexOf(',');
+  const kind = (comma < 0 ? text : text.slice(0, comma)).toLowerCase();
+  const path = comma < 0 ? '' : text.slice(comma + 1);
+  if ((kind !== 'pty' && kind !== 'tty') || path === '') {
+    throw new ConfigError(`--pm_by_vuart ${text}: must be pty,LINK or tty,PATH`);
+  }
+  return `${kind}:${path}`;
+}
+
+/** Cuts a byte stream into messages; the end mark belongs to the message. */
+export class MessageSplitter {
+  readonly #onMessage: (message: Uint8Array) => void;
+  #kept: number[] = [];
+
+  constructor(onMessage: (message: Uint8Array) => void) {
+    this.#onMessage = onMessage;
+  }
+
+  push(byte: number): void {
+    this.#kept.push(byte);
+    if (byte !== NUL && byte !== NEWLINE && this.#kept.length < MAX_MESSAGE_BYTES) return;
+    const message = Uint8Array.from(this.#kept);
+    this.#kept = [];
+    this.#onMessage(message);
+  }
+}
+
+export interface PmVuartOptions {
+  readonly line: PmLine;
+  /** `allow_trigger_s5`: relay to the life manager. */
+  readonly relay: boolean;
+  /** The life manager is gone: the platform is going down, and so must the VM. */
+  readonly onPowerOff: (reason: string) => void;
+  readonly log: Log;
+  readonly port?: number;
+}
+
+export class PmVuart {
+  readonly #options: PmVuartOptions;
+  #manager: Socket | undefined;
+
+  constructor(options: PmVuartOptions) {
+    this.#options = options;
+  }
+
+  /** The line is started by its owner. @throws HostError when the life manager is wanted and not there. */
+  async start(): Promise<void> {
+    const { line, relay, log } = this.#options;
+    if (!relay || this.#manager !== undefined) return;
+    const manager = await connect(this.#options.port ?? LIFE_MANAGER_PORT);
+    this.#manager = manager;
+    const toManager = new MessageSplitter((message) => {
+      log.info(`life manager: the guest says ${shown(message)}`);
+      manager.write(message);
+    });
+    const toGuest = new MessageSplitter((message) => {
+      log.info(`life manager: the Service VM says ${shown(message)}`);
+      this.#send(message);
+    });
+    line.onReadable = () => {
+      for (let byte = line.read(); byte >= 0; byte = line.read()) toManager.push(byte);
+    };
+    line.onReadable();
+    manager.on('data', (chunk) => {
+      for (const byte of chunk) toGuest.push(byte);
+    });
+    manager.on('error', () => {});
+    manager.on('close', () => {
+      if (this.#manager !== manager) return;
+      this.#manager = undefined;
+      this.#options.onPowerOff('the connection to the life manager was closed');
+    });
+  }
+
+  /** `acrnctl stop`: ask the guest to shut down. @returns 0: whether it does is up to the guest. */
+  requestShutdown(): number {
+    this.#options.log.info('life manager: asking the guest to shut down');
+    this.#send(SHUTDOWN);
+    return 0;
+  }
+
+  stop(): void {
+    const manager = this.#manager;
+    this.#manager = undefined;
+    this.#options.line.onReadable = undefined;
+    manager?.destroy();
+  }
+
+  #send(message: Uint8Array): void {
+    const { line } = this.#options;
+    for (const byte of message) line.write(byte);
+    line.flush();
+  }
+}
+
+function shown(message: Uint8Array): string {
+  return JSON.stringify(
+    Buffer.from(message)
+      .toString('latin1')
+      .replace(/[\0\n]$/, ''),
+  );
+}
+
+function connect(port: number): Promise<Socket> {
+  return new Promise((resolve, reject) => {
+    const socket = createConnection(port, '127.0.0.1');
+    socket.once('connect', () => resolve(socket));
+    socket.once('error', (error) => {
+      const { errno, message } = error as NodeJS.ErrnoException;
+      const hint = 'allow_trigger_s5 needs the life manager of the Service VM to run first';
+      reject(new HostError(`life manager: ${message}`, Math.abs(errno ?? constants.errno.EIO), { hint, cause: error }));
+    });
+  });
+}

@@ -1,0 +1,216 @@
+/**
+ * The binary socket that acrnctl and acrnd speak: `/run/acrn/mngr/<vm>.monitor.<pid>.socket`, fixed-size messages, each
+ * answered by one of the same kind (C: core/monitor.c, misc/services/acrn_manager/acrn_mngr.h).
+ */
+import { mkdirSync, readdirSync, rmSync } from 'node:fs';
+import type { Socket } from 'node:net';
+import { join } from 'node:path';
+import { listenUnix, type UnixListener } from '../devicemodel/core/host/unix-listener.ts';
+import type { Log } from '../devicemodel/core/log.ts';
+import { bytes, struct, u32, u64 } from '../devicemodel/core/struct.ts';
+import { finish } from './cmd-monitor.ts';
+
+const SOCKET_DIRECTORY = '/run/acrn/mngr';
+/** MNGR_MSG_MAGIC: "vmm msg" as seen in memory. */
+export const MANAGER_MAGIC = 0x67736d206d6d76n;
+
+/** Message kinds; 1 to 2, 8 and 15 are the borders between the enums of the header. */
+export const ManagerMessageId = {
+  Text: 1,
+  DmStop: 3,
+  DmSuspend: 4,
+  DmResume: 5,
+  DmQuery: 6,
+  DmBlkrescan: 7,
+  AcrndTimer: 9,
+  AcrndReason: 10,
+  DmNotify: 11,
+  AcrndStop: 12,
+  AcrndResume: 13,
+  AcrndSuspend: 14,
+  WakeupReason: 16,
+  RtcTimer: 17,
+} as const;
+
+/** struct mngr_msg: 280 bytes. `data` is a union. */
+export const ManagerMessage = struct({ magic: u64, id: u32, timestamp: u64, data: bytes(256) });
+
+/** What DM_QUERY answers: the suspend mode [enum vm_suspend_how, pm.h]. */
+export const VmStateCode = {
+  running: 0,
+  'system-reset': 1,
+  'full-reset': 2,
+  poweroff: 3,
+  suspended: 4,
+} as const;
+
+/**
+ * What the messages ask for. An operation that is not there answers -1 ("no handler"): which ones exist depends on
+ * `--pm_notify_channel` and the devices.
+ */
+export interface MonitorHandlers {
+  /** `acrnctl stop -f`: power off without asking the guest. */
+  forceStop(): void;
+  /** `acrnctl stop`: ask the guest (power button, life manager). @returns 0, or a negative number. */
+  stop?: (() => number) | undefined;
+  suspend?: (() => number) | undefined;
+  /** @param reason why it is woken, for the guest's IOC. */
+  resume(reason: number): number;
+  query(): keyof typeof VmStateCode;
+  /** @param argument `SLOT,PATH[,OPTIONS]` */
+  blkrescan?: ((argument: string) => number | Promise<number>) | undefined;
+}
+
+/** Clients at a time [MNGR_MAX_CLIENT]; C lets further ones wait. */
+const MAX_CLIENTS = 4;
+
+function argumentText(data: Uint8Array): string {
+  const end = data.indexOf(0);
+  return Buffer.from(data.subarray(0, end < 0 ? data.length : end)).toString();
+}
+
+export interface MonitorSocketOptions {
+  readonly vmName: string;
+  readonly handlers: MonitorHandlers;
+  readonly log: Log;
+  /** Default `/run/acrn/mngr`. */
+  readonly directory?: string;
+}
+
+export class MonitorSocket {
+  readonly #options: MonitorSocketOptions;
+  /** Each with its requests under way. */
+  readonly #clients = new Map<Socket, Promise<void>>();
+  #listener: UnixListener | undefined;
+
+  constructor(options: MonitorSocketOptions) {
+    this.#options = options;
+  }
+
+  /** Where it listens, or undefined. */
+  get path(): string | undefined {
+    return this.#listener?.path;
+  }
+
+  /** Listen. Where that is not possible (no rights for /run/acrn) the VM runs without it: no script depends on it. */
+  async start(): Promise<void> {
+    if (this.#listener !== undefined) return;
+    const { vmName, log } = this.#options;
+    const directory = this.#options.directory ?? SOCKET_DIRECTORY;
+    try {
+      mkdirSync(directory, { recursive: true, mode: 0o755 });
+      removeStaleSockets(directory, vmName);
+      const path = join(directory, `${vmName}.monitor.${process.pid}.socket`);
+      this.#listener = await listenUnix(path, (socket) => this.#accept(socket));
+    } catch (error) {
+      log.debug(`acrnctl cannot reach this VM: ${(error as Error).message}`);
+    }
+  }
+
+  async stop(): Promise<void> {
+    this.#listener?.close();
+    this.#listener = undefined;
+    await Promise.all([...this.#clients].map(([socket, work]) => finish(socket, work)));
+  }
+
+  #accept(socket: Socket): void {
+    socket.on('error', () => {});
+    if (this.#clients.size >= MAX_CLIENTS) {
+      socket.destroy();
+      return;
+    }
+    let rest: Uint8Array = new Uint8Array(0);
+    let work = Promise.resolve();
+    const queue = (step: () => void | Promise<void>) => {
+      work = work.then(step);
+      if (!socket.destroyed) this.#clients.set(socket, work);
+    };
+    this.#clients.set(socket, work);
+    socket.on('close', () => this.#clients.delete(socket));
+    socket.on('data', (chunk) => {
+      // Read on when these are answered: what a client sends meanwhile stays with it.
+      socket.pause();
+      let received: Uint8Array = rest.length === 0 ? chunk : Buffer.concat([rest, chunk]);
+      while (received.length >= ManagerMessage.size) {
+        const message = received.subarray(0, ManagerMessage.size);
+        received = received.subarray(ManagerMessage.size);
+        if (ManagerMessage.decode(message).magic !== MANAGER_MAGIC) {
+          // Without a magic number there is no telling where the next message starts.
+          this.#options.log.debug('monitor socket: not a manager message, the client is cut off');
+          socket.destroy();
+          return;
+        }
+        queue(() => this.#serve(socket, message));
+      }
+      rest = received.slice();
+      queue(() => void socket.resume());
+    });
+    socket.on('end', () => queue(() => void socket.end()));
+  }
+
+  async #serve(socket: Socket, request: Uint8Array): Promise<void> {
+    const { id, timestamp, data } = ManagerMessage.decode(request);
+    let result: number | undefined;
+    try {
+      result = await this.#run(id, data);
+    } catch (error) {
+      this.#options.log.error(`monitor socket: message ${id}: ${(error as Error).message}`);
+      result = -1;
+    }
+    if (result === undefined) {
+      this.#options.log.debug(`monitor socket: message ${id} is not for a device model`);
+      return;
+    }
+    const reply = new Uint8Array(4);
+    new DataView(reply.buffer).setInt32(0, result, true);
+    if (socket.destroyed || socket.writableEnded) return;
+    // Waits for a client that does not read.
+    await new Promise<void>((resolve) => {
+      socket.write(ManagerMessage.encode({ magic: MANAGER_MAGIC, id, timestamp, data: reply }), () => resolve());
+    });
+  }
+
+  /** @returns `data.err` or `data.state` of the reply; undefined: no reply. */
+  #run(id: number, data: Uint8Array): number | Promise<number> | undefined {
+    const { handlers, log } = this.#options;
+    const first = new DataView(data.buffer, data.byteOffset).getInt32(0, true);
+    const unhandled = () => {
+      log.info(`monitor socket: nothing in this VM handles message ${id}`);
+      return -1;
+    };
+    switch (id) {
+      case ManagerMessageId.DmStop:
+        if (first === 0) return handlers.stop?.() ?? unhandled();
+        handlers.forceStop();
+        return 0;
+      case ManagerMessageId.DmSuspend:
+        return handlers.suspend?.() ?? unhandled();
+      case ManagerMessageId.DmResume:
+        return handlers.resume(first >>> 0);
+      case ManagerMessageId.DmQuery:
+        return VmStateCode[handlers.query()];
+      case ManagerMessageId.DmBlkrescan:
+        return handlers.blkrescan?.(argumentText(data)) ?? unhandled();
+      default:
+        return undefined;
+    }
+  }
+}
+
+/** A crashed run of the same VM leaves its socket behind, and acrnctl takes the first one with the VM's name. */
+function removeStaleSockets(directory: string, vmName: string): void {
+  const prefix = `${vmName}.monitor.`;
+  for (const name of readdirSync(directory)) {
+    const match = name.startsWith(prefix) ? /^(\d+)\.socket$/.exec(name.slice(prefix.length)) : null;
+    if (match !== null && !isRunning(Number(match[1]))) rmSync(join(directory, name), { force: true });
+  }
+}
+
+function isRunning(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code !== 'ESRCH';
+  }
+}

@@ -1,0 +1,288 @@
+/** virtio-blk (Virtio 1.2 §5.2): registers, options and the driver. Requests are in block-requests.ts. */
+import { createHash } from 'node:crypto';
+import type { AccessSize } from '../../../../core/address.ts';
+import { ConfigError } from '../../../../core/errors.ts';
+import { libc } from '../../../../core/host/libc.ts';
+import type { Log } from '../../../../core/log.ts';
+import { checkOptions } from '../../../../core/options.ts';
+import { BlockBackend, openBlockImage } from '../../../storage/disk-image.ts';
+import { definePciDriver, type PciEnv } from '../../driver.ts';
+import type { PciFunction } from '../../function.ts';
+import { DataThreads } from '../data-thread/data-thread.ts';
+import { BlockWord } from '../data-thread/words.ts';
+import type { Virtqueue } from '../ring/virtqueue.ts';
+import {
+  DeviceType,
+  Feature,
+  featureMask,
+  type QueueOwner,
+  readBytes,
+  ringFeatures,
+  type VirtioDevice,
+  type VirtioTransport,
+} from '../transport/device.ts';
+import { VirtioPci } from '../transport/transport.ts';
+import { BlockOptions, parseBlockText, SECTOR_BYTES } from './options.ts';
+import { type BlockRequestState, BlockRequests } from './requests.ts';
+
+const QUEUE_SIZE = 64;
+/** Data segments of one request, as the C device model announces them. */
+const MAX_SEGMENTS = 256;
+
+/** §5.2.3. */
+const BlkFeature = {
+  SegMax: 2,
+  ReadOnly: 5,
+  BlockSize: 6,
+  Flush: 9,
+  Topology: 10,
+  ConfigWce: 11,
+  Mq: 12,
+  Discard: 13,
+} as const;
+
+/** §5.2.4, struct virtio_blk_config up to the discard fields. */
+const Config = {
+  capacity: 0,
+  segMax: 12,
+  blockSize: 20,
+  physicalBlockExp: 24,
+  writeback: 32,
+  numQueues: 34,
+  maxDiscardSectors: 36,
+  maxDiscardSegments: 40,
+  discardAlignment: 44,
+  size: 48,
+} as const;
+
+export class VirtioBlock implements VirtioDevice, BlockRequestState {
+  readonly name = 'virtio-blk';
+  readonly configSizeBytes = Config.size;
+  readonly queueSizes: readonly number[];
+  readonly wantsIoeventfd: boolean;
+  readonly serial: Uint8Array;
+  readonly runsBesideDriver = false;
+  readonly #options: BlockOptions;
+  readonly #log: Log;
+  readonly #config = new DataView(new ArrayBuffer(Config.size));
+  readonly #requests: BlockRequests;
+  #transport: VirtioTransport | undefined;
+  #backend: BlockBackend | undefined;
+  /** What `writeback` or `writethru` asked for; a reset goes back to it. */
+  #initialWriteback = false;
+  #offersFlush = false;
+  readonly #workerUrl: URL | undefined;
+  #threads: DataThreads | undefined;
+  #iothreads: DataThreads | undefined;
+
+  /** @param workerUrl another place of the data thread's code, for tests. */
+  constructor(options: BlockOptions, queues: number, log: Log, workerUrl?: URL) {
+    this.#workerUrl = workerUrl;
+    this.#options = options;
+    this.#log = log;
+    this.queueSizes = new Array(queues).fill(QUEUE_SIZE);
+    this.wantsIoeventfd = options.iothread !== undefined;
+    this.serial = serialOf(options.text === '' ? options.path : options.text);
+    this.#requests = new BlockRequests(this, log);
+  }
+
+  attach(transport: VirtioTransport): void {
+    this.#transport = transport;
+  }
+
+  get backend(): BlockBackend | undefined {
+    return this.#backend;
+  }
+
+  get features(): bigint {
+    // Compat: before a disk is plugged a `nodisk` device offers nothing of its own but what its cache mode register says.
+    let features = ringFeatures(this.#options.transport);
+    if (this.#offersFlush) features |= featureMask(BlkFeature.Flush);
+    if (this.#backend === undefined) return features;
+    features |= featureMask(BlkFeature.SegMax, BlkFeature.BlockSize, BlkFeature.Topology, Feature.IndirectDesc);
+    if (this.#initialWriteback) features |= featureMask(BlkFeature.ConfigWce);
+    if (this.#backend.image.discardLimits !== undefined) features |= featureMask(BlkFeature.Discard);
+    if (this.#backend.image.isReadOnly) features |= featureMask(BlkFeature.ReadOnly);
+    if (this.queueSizes.length > 1) features |= featureMask(BlkFeature.Mq);
+    return features;
+  }
+
+  /** The cache mode register (§5.2.4), which only a driver that can flush may have at write-back. */
+  get isWriteback(): boolean {
+    return this.#config.getUint8(Config.writeback) !== 0 && this.#transport?.hasFeature(BlkFeature.Flush) === true;
+  }
+
+  get reportsLength(): boolean {
+    return this.#transport?.isVersion1 === true;
+  }
+
+  /** @throws HostError, ConfigError */
+  async start(): Promise<void> {
+    if (this.#options.path === '') return;
+    this.#plug(this.#options);
+    const { iothread } = this.#options;
+    if (iothread === undefined) return;
+    try {
+      this.#iothreads = await this.#startThreads(iothread.count, iothread.cpus);
+    } catch (error) {
+      this.#log.warn(`${(error as Error).message}: the disk is served without it`);
+    }
+  }
+
+  /** @returns undefined where there are none, and without a disk. @throws HostError */
+  async #startThreads(count: number, cpus: readonly (readonly number[])[]): Promise<DataThreads | undefined> {
+    const transport = this.#transport as VirtioTransport;
+    if (this.#backend === undefined || !DataThreads.isPossible(transport, this.#workerUrl)) return undefined;
+    if (this.#threads === undefined) {
+      this.#threads = new DataThreads(
+        {
+          threads: count,
+          cpus,
+          queueCount: this.queueSizes.length,
+          service: {
+            kind: 'block',
+            image: this.#backend.image,
+            serial: this.serial,
+            usesRing: this.#options.aio !== 'threads',
+          },
+          log: this.#log,
+          workerUrl: this.#workerUrl,
+        },
+        transport,
+      );
+    }
+    await this.#threads.start();
+    this.featuresAccepted();
+    return this.#threads;
+  }
+
+  /** `iothread`: the queues are theirs from DRIVER_OK. */
+  get queueOwner(): QueueOwner | undefined {
+    return this.#iothreads;
+  }
+
+  /** Without `iothread`, a disk with much to do gets a thread all the same. */
+  startDataThread(): Promise<QueueOwner | undefined> {
+    return this.#startThreads(1, []);
+  }
+
+  featuresAccepted(): void {
+    this.#threads?.set(BlockWord.Writeback, +this.isWriteback);
+    this.#threads?.set(BlockWord.ReportsLength, +this.reportsLength);
+  }
+
+  #plug(options: BlockOptions): void {
+    const image = openBlockImage(options, this.#log);
+    this.#backend = new BlockBackend(image);
+    this.#initialWriteback = options.writeback;
+    this.#offersFlush = options.writeback;
+    const config = this.#config;
+    const logical = image.logicalSectorBytes;
+    config.setBigUint64(Config.capacity, BigInt(Math.floor(image.sizeBytes / SECTOR_BYTES)), true);
+    config.setUint32(Config.segMax, MAX_SEGMENTS, true);
+    config.setUint32(Config.blockSize, logical, true);
+    const ratio = image.physicalSectorBytes / logical;
+    config.setUint8(Config.physicalBlockExp, ratio > 1 ? Math.floor(Math.log2(ratio)) : 0);
+    config.setUint8(Config.writeback, options.writeback ? 1 : 0);
+    config.setUint16(Config.numQueues, this.queueSizes.length, true);
+    config.setUint32(Config.maxDiscardSectors, image.discardLimits?.maxSectors ?? 0, true);
+    config.setUint32(Config.maxDiscardSegments, image.discardLimits?.maxSegments ?? 0, true);
+    config.setUint32(Config.discardAlignment, image.discardLimits?.alignmentSectors ?? 0, true);
+  }
+
+  /**
+   * Plug a disk into a `nodisk` device while the guest runs; it learns of it by a configuration interrupt.
+   * @param text `PATH[,option…]` as after `virtio-blk,`.
+   * @throws ConfigError if there is a disk already or the text is wrong; HostError.
+   */
+  rescan(text: string): void {
+    if (this.#backend !== undefined) {
+      throw new ConfigError(`virtio-blk: ${this.#backend.image.path} is plugged in: a disk cannot be replaced`);
+    }
+    const options = checkOptions(BlockOptions, parseBlockText(text)) as BlockOptions;
+    if (options.path === '') throw new ConfigError('virtio-blk: which image file?');
+    this.#plug(options);
+    this.#transport?.configChanged();
+  }
+
+  readConfig(offset: number, size: AccessSize): number {
+    return readBytes(this.#config, offset, size);
+  }
+
+  /** Only the cache mode can be written, by drivers of any age (§5.2.4). */
+  writeConfig(offset: number, size: AccessSize, value: number): boolean {
+    if (offset !== Config.writeback || size !== 1) return false;
+    const backend = this.#backend;
+    // What the driver switches to write-through has to be on disk from then on.
+    if (value === 0 && this.isWriteback) backend?.sync();
+    this.#config.setUint8(Config.writeback, value);
+    // Compat: FLUSH comes and goes with the mode.
+    this.#offersFlush = value !== 0;
+    this.#threads?.set(BlockWord.Writeback, +this.isWriteback);
+    return true;
+  }
+
+  notify(queue: Virtqueue): void {
+    if (!queue.hasAvailable()) return;
+    const before = this.#requests.served;
+    if (!this.#requests.serve(queue)) this.#transport?.notifyLater(queue);
+    this.#transport?.worked((this.#requests.served - before) | 0);
+  }
+
+  reset(): void {
+    this.#config.setUint8(Config.writeback, this.#initialWriteback ? 1 : 0);
+    this.#offersFlush = this.#initialWriteback;
+  }
+
+  /** S3: nothing is in flight; what the guest did not flush is made durable before the host may sleep. */
+  suspend(): void {
+    if (this.#backend?.image.isReadOnly === false) this.#backend.sync();
+  }
+
+  async stop(): Promise<void> {
+    await this.#threads?.stop();
+    this.#threads = undefined;
+    this.#iothreads = undefined;
+    const backend = this.#backend;
+    this.#backend = undefined;
+    if (backend === undefined) return;
+    const { image } = backend;
+    const errno = image.isReadOnly ? 0 : backend.sync();
+    if (errno !== 0) this.#log.error(`${image.path}: the last flush failed with errno ${errno}`);
+    // The lock goes with the descriptor.
+    libc.close(image.fd);
+    backend.dispose();
+  }
+}
+
+/** Compat: the serial number is a digest of the option text, as C makes it, so that guests find their disks again. */
+function serialOf(text: string): Uint8Array {
+  const MAX_DIGESTED = 256;
+  const digest = createHash('md5').update(Buffer.from(text).subarray(0, MAX_DIGESTED)).digest('hex').toUpperCase();
+  return Buffer.from(`ACRN--${digest.slice(0, 4)}-${digest.slice(4, 8)}-${digest.slice(8, 12)}`, 'latin1');
+}
+
+/**
+ * `blkrescan`: plug a disk into a virtio-blk function made with `nodisk`.
+ * @throws ConfigError, HostError
+ */
+export function rescanBlock(fn: PciFunction, text: string): void {
+  if (!(fn instanceof VirtioPci) || !(fn.device instanceof VirtioBlock)) {
+    throw new ConfigError('only a virtio-blk device can be given a disk');
+  }
+  fn.device.rescan(text);
+}
+
+export const virtioBlk = definePciDriver({
+  name: 'virtio-blk',
+  summary: 'disk on an image file or a block device',
+  options: BlockOptions,
+  parseText: parseBlockText,
+  create: (options, env: PciEnv) => {
+    const queues = Math.min(options.queues, env.machine.vcpuCount ?? options.queues);
+    return new VirtioPci(new VirtioBlock(options, queues, env.log), env, {
+      mode: options.transport,
+      identity: { legacyDeviceId: 0x1001, type: DeviceType.Block, classCode: 0x010000, hasWindowsId: true },
+    });
+  },
+});

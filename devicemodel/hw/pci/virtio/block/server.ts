@@ -1,0 +1,76 @@
+/** Disk requests on a data thread. */
+import type { Log } from '../../../../core/log.ts';
+import { BlockBackend, type BlockImage } from '../../../storage/disk-image.ts';
+import { BlockWord, type QueueServer } from '../data-thread/words.ts';
+import type { Virtqueue } from '../ring/virtqueue.ts';
+import { BlockRing } from './io-ring.ts';
+import { BlockRequests } from './requests.ts';
+
+/** What a data thread has to know of a disk. */
+export interface BlockService {
+  readonly kind: 'block';
+  readonly image: BlockImage;
+  readonly serial: Uint8Array;
+  /** `aio=threads`: plain system calls. */
+  readonly usesRing: boolean;
+}
+
+export class BlockServer implements QueueServer {
+  readonly #backend: BlockBackend;
+  readonly #requests: BlockRequests;
+  readonly #ring: BlockRing | undefined;
+
+  constructor(service: BlockService, words: Int32Array, log: Log) {
+    const backend = new BlockBackend(service.image);
+    this.#backend = backend;
+    this.#ring = service.usesRing ? openRing(log) : undefined;
+    this.#requests = new BlockRequests(
+      {
+        backend,
+        serial: service.serial,
+        runsBesideDriver: true,
+        get isWriteback() {
+          return Atomics.load(words, BlockWord.Writeback) !== 0;
+        },
+        get reportsLength() {
+          return Atomics.load(words, BlockWord.ReportsLength) !== 0;
+        },
+      },
+      log,
+      this.#ring,
+    );
+  }
+
+  get waitFd(): number {
+    return this.#ring !== undefined && this.#ring.inFlight > 0 ? this.#ring.fd : -1;
+  }
+
+  start(): void {}
+
+  serve(queue: Virtqueue): boolean {
+    return this.#requests.serve(queue);
+  }
+
+  onReadable(): void {
+    this.#requests.finish();
+  }
+
+  stop(): void {
+    this.#requests.drain();
+  }
+
+  dispose(): void {
+    this.#ring?.dispose();
+    this.#backend.dispose();
+  }
+}
+
+/** A ring, where the kernel has one and lets us. */
+function openRing(log: Log): BlockRing | undefined {
+  try {
+    return new BlockRing();
+  } catch (error) {
+    log.guest(() => `${(error as Error).message}: requests are served one after the other`);
+    return undefined;
+  }
+}

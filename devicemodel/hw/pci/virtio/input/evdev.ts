@@ -1,0 +1,124 @@
+/** An input device of the host (<linux/input.h>): opened for this process alone, its events and its description. */
+import { HostError } from '../../../../core/errors.ts';
+import { describeErrno, Errno, lastErrno, libc, native, OpenFlag, watchFd } from '../../../../core/host/libc.ts';
+
+/** _IOC(_IOC_READ, 'E', number, size). */
+const readRequest = (number: number, size: number) => ((2 << 30) | (size << 16) | (0x45 << 8) | number) >>> 0;
+const GRAB = 0x40044590;
+/** struct input_event: 16 bytes of time, u16 type, u16 code, s32 value. */
+const EVENT_BYTES = 24;
+const EVENT_TYPE = 16;
+/** struct input_absinfo: value, minimum, maximum, fuzz, flat, resolution. */
+const ABSINFO_BYTES = 24;
+
+/** What virtio-input needs of the host. */
+export interface InputSource {
+  /** UTF-8 without a final zero; empty when there is none. */
+  name(): Uint8Array;
+  /** bustype, vendor, product, version. */
+  ids(): readonly [number, number, number, number] | undefined;
+  /** Bit map of properties, or of the codes of an event type; undefined if the kernel knows none. */
+  properties(sizeBytes: number): Uint8Array | undefined;
+  codes(type: number, sizeBytes: number): Uint8Array | undefined;
+  /** minimum, maximum, fuzz, flat, resolution of an axis. */
+  axis(code: number): readonly number[] | undefined;
+  /** @returns false when no event is waiting. */
+  read(into: InputEvent): boolean;
+  write(type: number, code: number, value: number): void;
+  /** Called when events are waiting. @returns how to stop. */
+  watch(onReadable: () => void): () => void;
+  close(): void;
+}
+
+/** Reused by the reader. */
+export interface InputEvent {
+  type: number;
+  code: number;
+  value: number;
+}
+
+export class Evdev implements InputSource {
+  readonly #fd: number;
+  readonly #buffer = new Uint8Array(EVENT_BYTES);
+  readonly #view = new DataView(this.#buffer.buffer);
+  #open = true;
+
+  /** @throws HostError if it is no input device, or someone else has grabbed it. */
+  constructor(path: string) {
+    this.#fd = libc.open(path, OpenFlag.ReadWrite | OpenFlag.NonBlock | OpenFlag.CloseOnExec);
+    const isInput = this.#query(0x01, 4) !== undefined;
+    if (isInput && native('int ioctl(int, unsigned long, unsigned long)')(this.#fd, GRAB, 1) === 0) return;
+    const errno = lastErrno();
+    libc.close(this.#fd);
+    throw new HostError(
+      isInput ? `${path}: cannot be taken exclusively: ${describeErrno(errno)}` : `${path}: not an input device`,
+      errno,
+      { hint: isInput ? 'does another program or VM have it?' : 'name a /dev/input/event…' },
+    );
+  }
+
+  #query(number: number, size: number): Uint8Array | undefined {
+    const bytes = new Uint8Array(size);
+    const result = native('int ioctl(int, unsigned long, void *)')(this.#fd, readRequest(number, size), bytes);
+    return result < 0 ? undefined : bytes;
+  }
+
+  name(): Uint8Array {
+    const bytes = this.#query(0x06, 127) ?? new Uint8Array(0);
+    const end = bytes.indexOf(0);
+    return end < 0 ? bytes : bytes.subarray(0, end);
+  }
+
+  ids(): readonly [number, number, number, number] | undefined {
+    const bytes = this.#query(0x02, 8);
+    if (bytes === undefined) return undefined;
+    const view = new DataView(bytes.buffer);
+    return [view.getUint16(0, true), view.getUint16(2, true), view.getUint16(4, true), view.getUint16(6, true)];
+  }
+
+  properties(sizeBytes: number): Uint8Array | undefined {
+    return this.#query(0x09, sizeBytes);
+  }
+
+  codes(type: number, sizeBytes: number): Uint8Array | undefined {
+    return this.#query(0x20 + type, sizeBytes);
+  }
+
+  axis(code: number): readonly number[] | undefined {
+    const bytes = this.#query(0x40 + code, ABSINFO_BYTES);
+    if (bytes === undefined) return undefined;
+    const view = new DataView(bytes.buffer);
+    return [4, 8, 12, 16, 20].map((at) => view.getUint32(at, true));
+  }
+
+  read(into: InputEvent): boolean {
+    const got = native('int64_t read(int, void *, size_t)')(this.#fd, this.#buffer, EVENT_BYTES);
+    if (got !== EVENT_BYTES) {
+      if (got < 0 && lastErrno() !== Errno.EAGAIN && lastErrno() !== Errno.EINTR)
+        throw new HostError('input device is gone', lastErrno());
+      return false;
+    }
+    into.type = this.#view.getUint16(EVENT_TYPE, true);
+    into.code = this.#view.getUint16(EVENT_TYPE + 2, true);
+    into.value = this.#view.getUint32(EVENT_TYPE + 4, true);
+    return true;
+  }
+
+  /** LEDs and the like. The kernel puts its own time on it. */
+  write(type: number, code: number, value: number): void {
+    this.#buffer.fill(0);
+    this.#view.setUint16(EVENT_TYPE, type, true);
+    this.#view.setUint16(EVENT_TYPE + 2, code, true);
+    this.#view.setUint32(EVENT_TYPE + 4, value, true);
+    native('int64_t write(int, const void *, size_t)')(this.#fd, this.#buffer, EVENT_BYTES);
+  }
+
+  watch(onReadable: () => void): () => void {
+    return watchFd(this.#fd, onReadable);
+  }
+
+  close(): void {
+    if (this.#open) libc.close(this.#fd);
+    this.#open = false;
+  }
+}

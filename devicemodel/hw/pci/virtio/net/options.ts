@@ -1,0 +1,60 @@
+/** Options of virtio-net: the C device model's grammar. */
+import * as v from 'valibot';
+import { ConfigError } from '../../../../core/errors.ts';
+import { transportOption } from '../transport/options.ts';
+
+const MAC =
+  /^([0-9a-fA-F]{1,2}):([0-9a-fA-F]{1,2}):([0-9a-fA-F]{1,2}):([0-9a-fA-F]{1,2}):([0-9a-fA-F]{1,2}):([0-9a-fA-F]{1,2})$/;
+
+export const NetOptions = v.strictObject({
+  tap: v.optional(
+    v.pipe(
+      v.string(),
+      v.minLength(1, 'the name is missing'),
+      v.metadata({ arg: 'tap=NAME', help: 'tap or macvtap interface; a tap is made if there is none', named: true }),
+    ),
+  ),
+  vhost: v.optional(
+    v.pipe(v.boolean(), v.metadata({ arg: 'vhost', help: 'let the kernel move the frames', named: true })),
+    false,
+  ),
+  mac: v.optional(
+    v.pipe(
+      v.string(),
+      v.regex(MAC, 'must be XX:XX:XX:XX:XX:XX'),
+      v.transform((text) => (MAC.exec(text) as RegExpExecArray).slice(1).map((part) => Number.parseInt(part, 16))),
+      v.check((mac) => ((mac[0] as number) & 1) === 0 && mac.some((b) => b !== 0), 'must be a unicast address'),
+      v.metadata({ arg: 'mac=XX:XX:XX:XX:XX:XX', help: 'default: made from slot, function and seed', named: true }),
+    ),
+  ),
+  macSeed: v.optional(
+    v.pipe(v.string(), v.metadata({ arg: 'mac_seed=TEXT', help: 'right after tap=NAME, up to the end', named: true })),
+  ),
+  offload: v.optional(
+    v.pipe(v.boolean(), v.metadata({ arg: 'offload', help: 'checksum and segmentation offloads', named: true })),
+    false,
+  ),
+  transport: transportOption,
+});
+export type NetOptions = v.InferOutput<typeof NetOptions>;
+
+/**
+ * `tap=NAME[,mac_seed=TEXT]` or `tap=NAME[,vhost][,mac=…]…`.
+ * Compat: a seed counts only right after the interface, or first where there is none, and takes the rest of the text,
+ * commas included, as in C: the guest's address is made from it. Anything unknown is passed over; a first item that is no `tap=` (old libvirt's
+ * `virtio-net,tap0`) leaves the device without a link.
+ */
+export function parseNetText(text: string): Record<string, unknown> {
+  if (text === '') throw new ConfigError('virtio-net: which interface? tap=NAME');
+  const [first, ...items] = text.split(',') as [string, ...string[]];
+  const options: Record<string, unknown> = {};
+  if (first.startsWith('tap=')) options['tap'] = first.slice('tap='.length);
+  const rest = first.startsWith('tap') ? text.slice(first.length + 1) : text;
+  if (rest.startsWith('mac_seed') && rest.includes('=')) options['macSeed'] = rest.slice(rest.indexOf('=') + 1);
+  for (const item of items) {
+    if (item === 'vhost' || item === 'offload') options[item] = true;
+    else if (item.startsWith('mac=')) options['mac'] = item.slice('mac='.length);
+    else if (item.startsWith('transport=')) options['transport'] = item.slice('transport='.length);
+  }
+  return options;
+}

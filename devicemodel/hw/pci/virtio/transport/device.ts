@@ -1,0 +1,158 @@
+/** What a virtio device is to its transport, and the other way round. A device knows queues and configuration, no PCI. */
+import type { AccessSize } from '../../../../core/address.ts';
+import type { GuestRam } from '../../../../core/guest-buffers.ts';
+import type { QueueWires } from '../net/vhost.ts';
+import type { Chain } from '../ring/chain.ts';
+import type { Virtqueue } from '../ring/virtqueue.ts';
+import type { TransportMode } from './options.ts';
+
+/** Device types (Virtio 1.2 §5), those offered here. */
+export const DeviceType = {
+  Net: 1,
+  Block: 2,
+  Console: 3,
+  Entropy: 4,
+  Input: 18,
+  Vsock: 19,
+  I2c: 34,
+  Gpio: 41,
+} as const;
+
+/** Feature bits that are not a device's own (§6, §6.3 for legacy). */
+export const Feature = {
+  /** Legacy: interrupt when the available ring runs dry, suppressed or not. */
+  NotifyOnEmpty: 24,
+  AnyLayout: 27,
+  IndirectDesc: 28,
+  EventIdx: 29,
+  Version1: 32,
+  AccessPlatform: 33,
+  RingPacked: 34,
+} as const;
+
+export function featureMask(...bits: readonly number[]): bigint {
+  return bits.reduce((mask, bit) => mask | (1n << BigInt(bit)), 0n);
+}
+
+/**
+ * What a device offers of its queues and its transport, where the queues are served in this process.
+ *
+ * Packed rings come with the modern form alone: the transitional one is for guests of which it is not known how old their
+ * drivers are, and so also what remains where a driver's packed rings are at fault.
+ */
+export function ringFeatures(mode: TransportMode): bigint {
+  if (mode === 'legacy') return 0n;
+  const features = featureMask(Feature.IndirectDesc, Feature.EventIdx, Feature.Version1);
+  return mode === 'modern' ? features | featureMask(Feature.RingPacked) : features;
+}
+
+/** What the transport does for a device. */
+export interface VirtioTransport {
+  readonly ram: GuestRam;
+  queue(index: number): Virtqueue;
+  /** Whether the driver accepted the feature. */
+  hasFeature(bit: number): boolean;
+  /** The driver is done with the set-up and not told to start over. */
+  readonly isDriverOk: boolean;
+  /** The driver takes the device as Virtio 1.x says, not as legacy. */
+  readonly isVersion1: boolean;
+  /** The configuration changed by itself: a new generation and a configuration interrupt (§2.5). */
+  configChanged(): void;
+  /** The driver broke the rules: DEVICE_NEEDS_RESET, and nothing more until it resets (§2.1.2). */
+  needsReset(reason: string): void;
+  /** Look at the queue again soon, after other work had its turn: `notify` is called once more. */
+  notifyLater(queue: Virtqueue): void;
+  /** So many requests were served on the device thread: a device with much to do gets a thread of its own. */
+  worked(requests: number): void;
+  /** Take the queues back from a data thread that cannot go on; the device serves them from now on. */
+  reclaimQueues(): void;
+}
+
+export interface VirtioDevice {
+  /** For messages: `virtio-blk`. */
+  readonly name: string;
+  /** Offered features; may change while no driver is attached, and when a back end appears. */
+  readonly features: bigint;
+  /** One entry per queue: its largest size. */
+  readonly queueSizes: readonly number[];
+  /** Size of the configuration block, 0 for none. */
+  readonly configSizeBytes: number;
+  /** Once, before anything else. */
+  attach(transport: VirtioTransport): void;
+  /**
+   * Read configuration inside its size.
+   * @returns unsigned; undefined where nothing answers.
+   */
+  readConfig?(offset: number, size: AccessSize): number | undefined;
+  /** @returns false where nothing takes the write. */
+  writeConfig?(offset: number, size: AccessSize, value: number): boolean;
+  /** The driver settled on features; may come more than once from legacy drivers. */
+  featuresAccepted?(): void;
+  /** DRIVER_OK: queues are set up and may be used from now on. */
+  driverOk?(): void;
+  /** The driver made chains available. Also called without need. Must return soon whatever the driver does. */
+  notify(queue: Virtqueue): void;
+  /** The driver reset the device, or the machine was reset. Queues are off already; chains held are to be discarded. */
+  reset(): void;
+  start?(): void | Promise<void>;
+  stop?(): void | Promise<void>;
+  suspend?(): void;
+  resume?(): void;
+  /** Kicks come by ioeventfd and not through the request page. */
+  readonly wantsIoeventfd?: boolean;
+  /** `--virtio_poll` applies. Default true; false for what the kernel serves. */
+  readonly isPolled?: boolean;
+  /** Serves the first queues outside of this thread from DRIVER_OK to reset: vhost, a data thread. */
+  readonly queueOwner?: QueueOwner | undefined;
+  /**
+   * A data thread for a device that turned out to have much to do: it is given the queues until reset. May be asked for
+   * again after a reset.
+   * @returns undefined where there is none. @throws HostError
+   */
+  startDataThread?(): Promise<QueueOwner | undefined>;
+}
+
+/** A server of queues outside of this thread. Kicks and interrupts come and go as descriptors. */
+export interface QueueOwner {
+  /** How many of the first queues. */
+  readonly queueCount: number;
+  /** @returns false when it cannot, after a line in the log: the device serves its queues itself. */
+  takeOver(wires: readonly QueueWires[]): boolean;
+  /** Stop serving: when this returns nothing touches rings and buffers any more. Safe without `takeOver`. */
+  giveBack(): void;
+  /** Ask the hypervisor not to wait for the kick to arrive. */
+  readonly usesAsyncio?: boolean;
+  /** The machine goes to S3: finish what is in flight and stand still until `resume`. */
+  suspend?(): void;
+  resume?(): void;
+}
+
+/** Little-endian read of a configuration block kept as bytes. */
+export function readBytes(view: DataView, offset: number, size: AccessSize): number {
+  return size === 4 ? view.getUint32(offset, true) : size === 2 ? view.getUint16(offset, true) : view.getUint8(offset);
+}
+
+/**
+ * What most devices do when they are notified: serve the chains that the driver made available, in order.
+ * @param budget chains before other work has its turn; then `notify` is called once more.
+ * @param serve gives the chain back, now or later.
+ */
+export function serveChains(
+  transport: VirtioTransport | undefined,
+  queue: Virtqueue,
+  budget: number,
+  serve: (chain: Chain) => void,
+): void {
+  let left = budget;
+  do {
+    for (let chain = queue.pop(); chain !== undefined; chain = queue.pop()) {
+      serve(chain);
+      if (--left === 0) break;
+    }
+    queue.publish();
+    if (left === 0) {
+      transport?.notifyLater(queue);
+      return;
+    }
+  } while (queue.allowNotify());
+}

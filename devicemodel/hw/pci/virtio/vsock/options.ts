@@ -1,0 +1,21 @@
+/** Options of vhost-vsock. */
+import * as v from 'valibot';
+import { ConfigError } from '../../../../core/errors.ts';
+import { integer } from '../../../../core/options.ts';
+
+/** 0 to 2 are the hypervisor, the local and the host's own addresses; the last is a wildcard. */
+const FIRST_CID = 3;
+const LAST_CID = 0xfffffffe;
+
+export const VsockOptions = v.strictObject({
+  cid: v.pipe(
+    integer({ min: FIRST_CID, max: LAST_CID }),
+    v.metadata({ arg: 'cid=N', help: "the guest's vsock address, 3 or more", named: true }),
+  ),
+});
+
+/** @throws ConfigError */
+export function parseVsockText(text: string): Record<string, unknown> {
+  if (!text.startsWith('cid=')) throw new ConfigError('vhost-vsock: which address? cid=N');
+  return { cid: text.slice('cid='.length) };
+}

@@ -1,0 +1,524 @@
+/**
+ * The ACRN back end: /dev/acrn_hsm (or its predecessor /dev/acrn_vhm). Each method is one ioctl; its C counterpart in
+ * vmmapi.c is named. The descriptor is one VM life: after DESTROY_VM the driver wants a new one.
+ */
+import { accessSync, existsSync } from 'node:fs';
+import { bdfToNumber, formatBdf, type Gsi, hex } from '../../devicemodel/core/address.ts';
+import type { MsiMessage } from '../../devicemodel/core/device.ts';
+import { BugError, ExitCode, HostError } from '../../devicemodel/core/errors.ts';
+import { Errno, lastErrno, libc, native, nativeAsync, OpenFlag } from '../../devicemodel/core/host/libc.ts';
+import { type Mapping, map } from '../../devicemodel/core/host/mapping.ts';
+import {
+  AcrnIoeventfd,
+  AcrnIoreqNotify,
+  AcrnIrqfd,
+  AcrnMmiodev,
+  AcrnMsiEntry,
+  AcrnPcidev,
+  AcrnPtdevIrq,
+  AcrnVcpuRegs,
+  AcrnVmCreation,
+  AcrnVmMemmap,
+  CpuStateType,
+  Ioctl,
+  type IoctlName,
+  IoeventfdFlag,
+  IrqfdFlag,
+  IrqLineOpCode,
+  MemmapAttr,
+  MemmapType,
+} from '../../devicemodel/core/hsm/abi.ts';
+import { HsmError } from '../../devicemodel/core/hsm/errors.ts';
+import type {
+  AsyncioAbility,
+  CpuStateQuery,
+  Hsm,
+  IntrMonitorAbility,
+  IoeventfdSpec,
+  IrqLineOp,
+  MmiodevAssignment,
+  MmioMapping,
+  PassthroughAbility,
+  PcidevAssignment,
+  PtdevIntx,
+  RamMapping,
+  VcpuRegs,
+  VmEventAbility,
+  VmSpec,
+  WaitResult,
+} from '../../devicemodel/core/hsm/hsm.ts';
+import { encodeVdev, encodeVdevForDestroy, type HvVdev } from '../../devicemodel/core/hsm/vdev.ts';
+import { IoreqPage, IoreqState } from '../../devicemodel/core/ioreq-page.ts';
+import { formatSize } from '../../devicemodel/core/units.ts';
+
+/** Newest first name last: the C device model tries the legacy node first, too. */
+const NODES = ['/dev/acrn_vhm', '/dev/acrn_hsm'] as const;
+const PAGE_BYTES = 4096;
+/** A VM of the same name may still be going away; the C device model tries ten times, 500 ms apart. */
+const CREATE_ATTEMPTS = 10;
+const CREATE_RETRY_MS = 500;
+/** Where a wait cannot be interrupted: a guest is busy that asked for this much in every such time, for that long. */
+const BUSY_GAP_MS = 1;
+const BUSY_REQUESTS_PER_MS = 4;
+const BUSY_FOR_MS = 30;
+const BUSY_UNSEEN_REQUESTS = 64;
+/** And for that many requests: a burst of a guest that is set up or probes its devices is none. */
+const BUSY_STREAK_REQUESTS = 1000;
+/** How long this thread looks for the next request of such a guest, and how often between two looks at the clock. */
+const BUSY_LOOK_MS = 1;
+const BUSY_LOOKS_PER_CLOCK = 256;
+/** After so many looks whoever plays the guest has its turn, should it be on this CPU. */
+const BUSY_LOOKS_PER_YIELD = 16;
+const ACRN_PTDEV_IRQ_INTX = 0;
+const ACRN_PTDEV_QUIRK_ASSIGN = 1;
+/** Longest answer of PM_GET_CPU_STATE: struct acrn_pstate_data. */
+const CPU_STATE_BYTES = 48;
+
+/** Whether a device node of the HSM exists; `auto` asks this. */
+export function findHsmNode(): string | undefined {
+  return NODES.find((path) => {
+    try {
+      accessSync(path);
+      return true;
+    } catch {
+      return false;
+    }
+  });
+}
+
+/** The driver's device, as the kernel shows it. */
+const DRIVER_SYSFS = '/sys/class/misc/acrn_hsm';
+
+/**
+ * Whether a signal ends ATTACH early, as the kernel driver's does. Something else behind the node (a supervisor that
+ * plays the HSM) may hold the thread until the guest asks for something: then the wait has to be another thread's.
+ */
+export function isWaitInterruptible(): boolean {
+  return existsSync(DRIVER_SYSFS);
+}
+
+/** Open the HSM for one VM life. @throws HostError that says what to do. */
+export function openAcrnHsm(): AcrnHsm {
+  const path = findHsmNode() ?? NODES[1];
+  try {
+    return new AcrnHsm(libc.open(path, OpenFlag.ReadWrite | OpenFlag.CloseOnExec));
+  } catch (error) {
+    if (!(error instanceof HostError)) throw error;
+    const hint =
+      error.errno === Errno.ENOENT
+        ? 'boot the ACRN hypervisor with an HSM kernel, or use --hypervisor soft'
+        : error.errno === Errno.EACCES || error.errno === Errno.EPERM
+          ? 'run as root'
+          : undefined;
+    throw new HostError(error.message, error.errno, {
+      exitCode:
+        error.errno === Errno.EACCES || error.errno === Errno.EPERM ? ExitCode.NoPermission : ExitCode.Unavailable,
+      cause: error,
+      ...(hint === undefined ? {} : { hint }),
+    });
+  }
+}
+
+export class AcrnHsm implements Hsm {
+  readonly backend = 'acrn';
+  readonly ioreqPage: Uint8Array;
+  readonly passthrough: PassthroughAbility;
+  readonly vmEvents: VmEventAbility;
+  readonly asyncio: AsyncioAbility;
+  readonly intrMonitor: IntrMonitorAbility;
+
+  #fd: number;
+  #vmid = 0;
+  #vcpuCount = 0;
+  readonly #page: Mapping;
+  /** Encoded arguments of the calls on the request path, at an address that does not move. */
+  readonly #scratch: Mapping;
+  readonly #notifyView: DataView;
+  readonly #requests: IoreqPage;
+  readonly #isInterruptible = isWaitInterruptible();
+  readonly #yield = native('int sched_yield()');
+  /** The wait of the other thread, while it is under way: also across a system reset, which keeps the client. */
+  #attached: Promise<WaitResult> | undefined;
+  readonly #attachAsync = nativeAsync('int ioctl(int, unsigned long, uintptr_t)');
+  #waitedMs = 0;
+  #busySinceMs = 0;
+  /** Requests since then. */
+  #streak = 0;
+  #served = 0;
+  #isBusy = false;
+  readonly #ioctlNumber = native('int ioctl(int, unsigned long, uintptr_t)');
+  readonly #ioctlBytes = native('int ioctl(int, unsigned long, void *)');
+
+  constructor(fd: number) {
+    this.#fd = fd;
+    this.#page = map(PAGE_BYTES, 'I/O request page');
+    this.#scratch = map(PAGE_BYTES, 'ioctl arguments');
+    this.#notifyView = new DataView(this.#scratch.bytes.buffer);
+    this.ioreqPage = this.#page.bytes;
+    this.#requests = new IoreqPage(this.ioreqPage);
+    this.passthrough = this.#makePassthrough();
+    this.vmEvents = {
+      setup: (ringAddress, eventfd) => {
+        if (!this.#optional('SETUP_VM_EVENT_RING', ringAddress)) return false;
+        return this.#optional('SETUP_VM_EVENT_FD', BigInt(eventfd));
+      },
+    };
+    this.asyncio = { setup: (pageAddress) => this.#optional('SETUP_ASYNCIO', pageAddress) };
+    this.intrMonitor = { intrMonitor: (bufferAddress) => this.#call('VM_INTR_MONITOR', bufferAddress) };
+  }
+
+  /** C: vm_create. */
+  async createVm(spec: VmSpec): Promise<{ readonly vmid: number; readonly vcpuCount: number }> {
+    const creation = AcrnVmCreation.encode({
+      name: new TextEncoder().encode(spec.name),
+      vmFlag: spec.flags,
+      ioreqBuf: this.#page.address,
+      cpuAffinity: spec.cpuAffinity,
+    });
+    for (let attempt = 1; ; attempt++) {
+      const errno = this.#try('CREATE_VM', creation);
+      if (errno === 0) break;
+      if (attempt === CREATE_ATTEMPTS) throw new HsmError('CREATE_VM', errno, { what: `"${spec.name}"` });
+      await new Promise((resolve) => setTimeout(resolve, CREATE_RETRY_MS));
+    }
+    const { vmid, vcpuNum } = AcrnVmCreation.decode(creation);
+    this.#vmid = vmid;
+    this.#vcpuCount = vcpuNum;
+    return { vmid, vcpuCount: vcpuNum };
+  }
+
+  /** C: vm_run. */
+  startVm(): void {
+    this.#call('START_VM', 0n);
+  }
+
+  /** C: vm_pause. */
+  pauseVm(): void {
+    this.#call('PAUSE_VM', 0n);
+  }
+
+  /** C: vm_reset. Leaves the VM in state CREATED. */
+  resetVm(): void {
+    this.#call('RESET_VM', 0n);
+  }
+
+  /** C: vm_destroy, the ioctl part. The hypervisor wants the VM paused. */
+  destroyVm(): void {
+    this.#call('DESTROY_VM', 0n);
+  }
+
+  /** C: vm_set_vcpu_regs. */
+  setVcpuRegs(vcpu: number, regs: VcpuRegs): void {
+    this.#call('SET_VCPU_REGS', encodeVcpuRegs(vcpu, regs));
+  }
+
+  /** C: vm_map_memseg_vma. */
+  mapRam(mapping: RamMapping): void {
+    this.#call(
+      'SET_MEMSEG',
+      AcrnVmMemmap.encode({
+        type: MemmapType.Ram,
+        attr:
+          MemmapAttr.Read |
+          (mapping.writable ? MemmapAttr.Write : 0) |
+          (mapping.executable === false ? 0 : MemmapAttr.Execute),
+        userVmPa: mapping.gpa,
+        hostAddress: mapping.hostAddress,
+        len: mapping.sizeBytes,
+      }),
+      `RAM ${formatSize(mapping.sizeBytes)} at ${hex(mapping.gpa)}`,
+    );
+  }
+
+  /** C: vm_set_gsi_irq. */
+  setIrqLine(gsi: Gsi, op: IrqLineOp): void {
+    const argument = (BigInt(IrqLineOpCode[op]) << 32n) | BigInt(gsi);
+    this.#call('SET_IRQLINE', argument, `line ${gsi} ${op}`);
+  }
+
+  /** C: vm_lapic_msi. */
+  injectMsi(message: MsiMessage): void {
+    const entry = AcrnMsiEntry.encode({ msiAddr: message.address, msiData: BigInt(message.data) });
+    this.#call('INJECT_MSI', entry, `address ${hex(message.address)} data ${hex(message.data)}`);
+  }
+
+  /** C: vm_create_ioreq_client. */
+  createIoreqClient(): void {
+    this.#call('CREATE_IOREQ_CLIENT', 0n);
+  }
+
+  /** C: vm_destroy_ioreq_client. */
+  destroyIoreqClient(): void {
+    this.#call('DESTROY_IOREQ_CLIENT', 0n);
+  }
+
+  /** C: vm_clear_ioreq. */
+  clearIoreqs(): void {
+    this.#call('CLEAR_VM_IOREQ', 0n);
+  }
+
+  /**
+   * C: vm_attach_ioreq_client. With the kernel driver it blocks this thread, until a request or a signal. Elsewhere it
+   * blocks a thread of its own, so that signals and timers are heard; while the guest is busy without a pause this one
+   * looks for the next request itself, for as long as it should take at most.
+   */
+  waitForIoreqs(): WaitResult | Promise<WaitResult> {
+    // A thread that waits still, though nobody waits for it any more: two of them would take each other's requests.
+    if (this.#attached !== undefined) return this.#attached;
+    if (!this.#isInterruptible) {
+      if (this.#isGuestBusy() && this.#look()) return 'pending';
+      this.#attached = this.#attachAsync(this.#fd, Ioctl.ATTACH_IOREQ_CLIENT, 0).then(({ result, errno }) => {
+        this.#attached = undefined;
+        return result === 0 ? 'pending' : this.#waitResult(errno);
+      });
+      return this.#attached;
+    }
+    return this.#ioctlNumber(this.#fd, Ioctl.ATTACH_IOREQ_CLIENT, 0) === 0 ? 'pending' : this.#waitResult(lastErrno());
+  }
+
+  /** @returns whether a request came within the time. */
+  #look(): boolean {
+    for (let untilMs = 0; untilMs === 0 || performance.now() < untilMs; ) {
+      for (let n = 0; n < BUSY_LOOKS_PER_CLOCK; n++) {
+        for (let vcpu = 0; vcpu < this.#vcpuCount; vcpu++) if (this.#requests.isPending(vcpu)) return true;
+        if (n % BUSY_LOOKS_PER_YIELD === 0) this.#yield();
+      }
+      // Mostly it has come by now, without a look at the clock.
+      if (untilMs === 0) untilMs = performance.now() + BUSY_LOOK_MS;
+    }
+    return false;
+  }
+
+  /** Whether requests have come without a pause for so long that the next one will, too. */
+  #isGuestBusy(): boolean {
+    // Busy with this many requests and no look at the clock in between: each look is time and a number on the heap.
+    if (this.#isBusy && this.#served < BUSY_UNSEEN_REQUESTS) return true;
+    const now = performance.now();
+    const elapsedMs = now - this.#waitedMs;
+    // A short time says nothing: requests that were served without waiting count, too.
+    if (elapsedMs > BUSY_GAP_MS) {
+      this.#streak += this.#served;
+      if (this.#served < elapsedMs * BUSY_REQUESTS_PER_MS) {
+        this.#busySinceMs = now;
+        this.#streak = 0;
+      }
+      this.#waitedMs = now;
+      this.#served = 0;
+    }
+    this.#isBusy = now - this.#busySinceMs > BUSY_FOR_MS && this.#streak >= BUSY_STREAK_REQUESTS;
+    return this.#isBusy;
+  }
+
+  #waitResult(errno: number): WaitResult {
+    if (errno === Errno.EINTR) return 'idle';
+    if (errno === Errno.ENODEV) return 'closed';
+    throw new HsmError('ATTACH_IOREQ_CLIENT', errno);
+  }
+
+  /** C: vm_notify_request_done. */
+  notifyIoreqDone(vcpu: number): void {
+    this.#served++;
+    this.#notifyView.setUint32(AcrnIoreqNotify.offsets.vcpu, vcpu, true);
+    while (this.#ioctlBytes(this.#fd, Ioctl.NOTIFY_REQUEST_FINISH, this.#scratch.bytes) !== 0) {
+      const errno = lastErrno();
+      if (errno !== Errno.EINTR) throw new HsmError('NOTIFY_REQUEST_FINISH', errno, { what: `vCPU ${vcpu}` });
+      // The driver never answers EINTR, something between us and it may: then it is done if the slot moved on.
+      if (this.#requests.state(vcpu) !== IoreqState.Processing) return;
+    }
+  }
+
+  /** C: vm_add_hv_vdev. */
+  createVdev(vdev: HvVdev): void {
+    this.#call('CREATE_VDEV', encodeVdev(vdev), describeVdev(vdev));
+  }
+
+  /** C: vm_remove_hv_vdev. */
+  destroyVdev(vdev: HvVdev): void {
+    this.#call('DESTROY_VDEV', encodeVdevForDestroy(vdev), describeVdev(vdev));
+  }
+
+  /** C: vm_ioeventfd. */
+  ioeventfd(spec: IoeventfdSpec, assign: boolean): void {
+    const flags =
+      (spec.space === 'pio' ? IoeventfdFlag.Pio : 0) |
+      (spec.dataMatch === undefined ? 0 : IoeventfdFlag.DataMatch) |
+      (spec.asyncio === true ? IoeventfdFlag.Asyncio : 0) |
+      (assign ? 0 : IoeventfdFlag.Deassign);
+    this.#call(
+      'IOEVENTFD',
+      AcrnIoeventfd.encode({ fd: spec.fd, flags, addr: spec.address, len: spec.sizeBytes, data: spec.dataMatch ?? 0n }),
+      `${spec.space} ${hex(spec.address)}`,
+    );
+  }
+
+  /** C: vm_irqfd. */
+  irqfd(fd: number, message: MsiMessage, assign: boolean): void {
+    this.#call(
+      'IRQFD',
+      AcrnIrqfd.encode({
+        fd,
+        flags: assign ? 0 : IrqfdFlag.Deassign,
+        msi: { msiAddr: message.address, msiData: BigInt(message.data) },
+      }),
+    );
+  }
+
+  /** C: vm_get_cpu_state. A hypervisor without P- or C-state data answers with an error: undefined here. */
+  getCpuState(query: CpuStateQuery): Uint8Array | undefined {
+    const buffer = new Uint8Array(CPU_STATE_BYTES);
+    const command = (this.#vmid << 24) | (query.vcpu << 16) | (query.state << 8) | CpuStateType[query.type];
+    new DataView(buffer.buffer).setBigUint64(0, BigInt(command >>> 0), true);
+    return this.#try('PM_GET_CPU_STATE', buffer) === 0 ? buffer : undefined;
+  }
+
+  close(): void {
+    if (this.#fd < 0) return;
+    libc.close(this.#fd);
+    this.#fd = -1;
+    this.#page.dispose();
+    this.#scratch.dispose();
+  }
+
+  #makePassthrough(): PassthroughAbility {
+    const pcidev = (a: PcidevAssignment) =>
+      AcrnPcidev.encode({
+        type: a.quirk === true ? ACRN_PTDEV_QUIRK_ASSIGN : 0,
+        virtBdf: bdfToNumber(a.virtualBdf),
+        physBdf: bdfToNumber(a.physicalBdf),
+        intrLine: a.interruptLine,
+        intrPin: a.interruptPin,
+        bar: a.bars,
+      });
+    const mmiodev = (a: MmiodevAssignment) =>
+      AcrnMmiodev.encode({
+        name: new TextEncoder().encode(a.name),
+        res: a.resources.map((r) => ({
+          userVmPa: r.gpa,
+          hostPa: r.hostPhysical,
+          size: r.sizeBytes,
+          memType: BigInt(r.memoryType ?? 0),
+        })),
+      });
+    const intx = (i: PtdevIntx, physicalPin: number) =>
+      AcrnPtdevIrq.encode({
+        type: ACRN_PTDEV_IRQ_INTX,
+        virtBdf: bdfToNumber(i.virtualBdf),
+        physBdf: bdfToNumber(i.physicalBdf),
+        virtPin: i.virtualPin,
+        physPin: physicalPin,
+        isPicPin: i.isPicPin ? 1 : 0,
+      });
+    const mmio = (m: MmioMapping) =>
+      AcrnVmMemmap.encode({
+        type: MemmapType.Mmio,
+        attr: MemmapAttr.Read | MemmapAttr.Write | MemmapAttr.Execute,
+        userVmPa: m.gpa,
+        hostAddress: BigInt(m.physicalAddress),
+        len: m.sizeBytes,
+      });
+    const device = (a: PcidevAssignment) => `${formatBdf(a.physicalBdf)} as ${formatBdf(a.virtualBdf)}`;
+    const range = (m: MmioMapping) => `MMIO ${hex(m.physicalAddress)} at ${hex(m.gpa)}`;
+    return {
+      /** C: vm_assign_pcidev. */
+      assignPcidev: (a) => this.#call('ASSIGN_PCIDEV', pcidev(a), device(a)),
+      /** C: vm_deassign_pcidev. */
+      deassignPcidev: (a) => this.#call('DEASSIGN_PCIDEV', pcidev(a), device(a)),
+      /** C: vm_assign_mmiodev. */
+      assignMmiodev: (a) => this.#call('ASSIGN_MMIODEV', mmiodev(a), a.name),
+      /** C: vm_deassign_mmiodev. */
+      deassignMmiodev: (a) => this.#call('DEASSIGN_MMIODEV', mmiodev(a), a.name),
+      /** C: vm_set_ptdev_intx_info. */
+      setPtdevIntx: (i) => this.#call('SET_PTDEV_INTR', intx(i, i.physicalPin)),
+      /** C: vm_reset_ptdev_intx_info. */
+      resetPtdevIntx: (i) => this.#call('RESET_PTDEV_INTR', intx(i, 0)),
+      /** C: vm_map_ptdev_mmio. */
+      mapMmio: (m) => this.#call('SET_MEMSEG', mmio(m), range(m)),
+      /** C: vm_unmap_ptdev_mmio. */
+      unmapMmio: (m) => this.#call('UNSET_MEMSEG', mmio(m), range(m)),
+    };
+  }
+
+  /** @returns errno, 0 on success. */
+  #try(name: IoctlName, argument: bigint | ArrayBufferView): number {
+    if (this.#fd < 0) throw new BugError(`${name} on a closed HSM`);
+    const call = typeof argument === 'bigint' ? this.#ioctlNumber : this.#ioctlBytes;
+    for (;;) {
+      if (call(this.#fd, Ioctl[name], argument) === 0) return 0;
+      const errno = lastErrno();
+      if (errno !== Errno.EINTR) return errno;
+    }
+  }
+
+  #call(name: IoctlName, argument: bigint | ArrayBufferView, what?: string): void {
+    const errno = this.#try(name, argument);
+    if (errno !== 0) throw new HsmError(name, errno, what === undefined ? {} : { what });
+  }
+
+  /** For abilities only fork kernels have. */
+  #optional(name: IoctlName, argument: bigint | ArrayBufferView): boolean {
+    return this.#try(name, argument) === 0;
+  }
+}
+
+/** `ivshmem hv:/shm_region_0 (2 MiB) at 00:08.0`. */
+export function describeVdev(vdev: HvVdev): string {
+  const at = `at ${formatBdf(vdev.bdf)}`;
+  switch (vdev.type) {
+    case 'ivshmem':
+      return `ivshmem ${vdev.regionName} (${formatSize(vdev.sizeBytes)}) ${at}`;
+    case 'vuart':
+      return `vuart index ${vdev.vuartIndex} ${at}`;
+    case 'root-port':
+      return `root port for ${formatBdf(vdev.physicalBdf)} ${at}`;
+  }
+}
+
+/** struct acrn_vcpu_regs, 296 bytes. */
+export function encodeVcpuRegs(vcpu: number, regs: VcpuRegs): Uint8Array {
+  const r = regs;
+  const gp = (value: bigint | undefined) => value ?? 0n;
+  return AcrnVcpuRegs.encode({
+    vcpuId: vcpu,
+    vcpuRegs: {
+      gprs: {
+        rax: gp(r.rax),
+        rcx: gp(r.rcx),
+        rdx: gp(r.rdx),
+        rbx: gp(r.rbx),
+        rsp: gp(r.rsp),
+        rbp: gp(r.rbp),
+        rsi: gp(r.rsi),
+        rdi: gp(r.rdi),
+        r8: 0n,
+        r9: 0n,
+        r10: 0n,
+        r11: 0n,
+        r12: 0n,
+        r13: 0n,
+        r14: 0n,
+        r15: 0n,
+      },
+      gdt: { limit: r.gdt?.limit ?? 0, base: r.gdt?.base ?? 0n, reserved: [] },
+      idt: { limit: r.idt?.limit ?? 0, base: r.idt?.base ?? 0n, reserved: [] },
+      rip: r.rip,
+      csBase: r.cs.base,
+      cr0: r.cr0,
+      cr4: r.cr4 ?? 0n,
+      cr3: r.cr3 ?? 0n,
+      ia32Efer: r.efer ?? 0n,
+      rflags: r.rflags ?? 0n,
+      reserved64: [],
+      csAr: r.cs.attributes,
+      csLimit: r.cs.limit,
+      reserved32: [],
+      csSel: r.cs.selector,
+      ssSel: r.ss ?? 0,
+      dsSel: r.ds ?? 0,
+      esSel: r.es ?? 0,
+      fsSel: r.fs ?? 0,
+      gsSel: r.gs ?? 0,
+      ldtSel: r.ldt ?? 0,
+      trSel: r.tr ?? 0,
+    },
+  });
+}

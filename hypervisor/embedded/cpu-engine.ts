@@ -1,0 +1,71 @@
+/**
+ * The seam inside the embedded hypervisor: what runs the guest's instructions plugs in here. Everything else (VM states,
+ * the request page, the hypervisor's own devices, eventfds) is the same for every engine and lives in embedded-hsm.ts.
+ *
+ * An engine that runs its CPU on the device thread fills slot 0 and calls `submit` and `serve` from inside `run`; one
+ * whose vCPUs run in threads of their own fills their slots there, wakes the device thread, and calls both from `run`.
+ */
+import type { Gpa, Gsi } from '../../devicemodel/core/address.ts';
+import type { MsiMessage } from '../../devicemodel/core/device.ts';
+import type { EngineRam, HsmBackend, VcpuRegs } from '../../devicemodel/core/hsm/hsm.ts';
+import type { IoreqPage } from '../../devicemodel/core/ioreq-page.ts';
+
+/** What the hypervisor gives an engine to put guest accesses through. Called on the device thread only. */
+export interface GuestBus {
+  readonly page: IoreqPage;
+  /**
+   * Take the PENDING request of a slot as the hypervisor and the HSM driver do.
+   * @returns true when it was completed in here (a vdev, an ioeventfd, CF8): the slot is COMPLETE and holds the value.
+   * Otherwise it is PROCESSING, and waits for the device model.
+   */
+  submit(vcpu: number): boolean;
+  /** Let the device model look at the page now. Only inside `run`. */
+  serve(): void;
+  /**
+   * Take the slot back: COMPLETE becomes FREE.
+   * @returns false while the device model has not answered: the vCPU stays where it is (a reset or S3 is under way).
+   */
+  retire(vcpu: number): boolean;
+  /** The guest is lost: triple fault, shutdown. The engine has stopped the vCPU. Only inside `run`. */
+  tripleFault(vcpu: number): void;
+}
+
+/** Guest-physical memory served from bytes of this process; `dispose` takes it away again. */
+export interface MemoryWindow {
+  dispose(): void;
+}
+
+export interface CpuEngine {
+  readonly backend: HsmBackend;
+  /** Interrupt input pins, 0 up; a line beyond them cannot be raised. */
+  readonly gsiCount: number;
+  /** Present when guest RAM is the engine's own memory and cannot be given to it. */
+  readonly ram?: EngineRam;
+
+  /** Make the vCPUs, stopped. @returns how many there are. */
+  create(bus: GuestBus, cpuAffinity: bigint): Promise<number>;
+  /** Start state of a stopped vCPU. */
+  setRegs(vcpu: number, regs: VcpuRegs): void;
+  /** Bytes become guest memory at `gpa`: RAM from mapRam, or the shared memory of an ivshmem BAR. */
+  mapMemory(gpa: Gpa, bytes: Uint8Array, hostAddress: bigint | undefined, writable: boolean): MemoryWindow;
+
+  /** vCPUs may run, inside `run`, from the state `setRegs` gave (after create or reset). */
+  start(): void;
+  /** vCPUs stand still when this returns. May be called from inside `serve`. */
+  stop(): void;
+  /** vCPUs and interrupt controllers as after create; RAM is kept. Only while stopped. */
+  reset(): void;
+  /** Free everything. Safe twice. */
+  destroy(): void;
+
+  setLine(gsi: Gsi, asserted: boolean): void;
+  injectMsi(message: MsiMessage): void;
+
+  /**
+   * Let the guest run for a bounded time, or wait for its requests. Returns at once when the VM does not run.
+   * @returns a promise when no vCPU has anything to do until an interrupt, a timer or `wake`.
+   */
+  run(): undefined | Promise<void>;
+  /** End the wait of `run`, if any. */
+  wake(): void;
+}

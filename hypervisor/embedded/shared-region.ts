@@ -1,0 +1,115 @@
+/**
+ * Memory of one ivshmem region, shared by the VMs of a host: a file in /dev/shm that every process with such a VM maps.
+ *
+ * As the hypervisor's memory it outlives each VM: a guest that resets finds it as it was. Here it lives until the last
+ * process that had it ends; a lock on the file says who has it. The first one finds it zeroed, the last one removes it,
+ * and what a crash left behind is taken over.
+ */
+import { constants, fstatSync, statSync, unlinkSync } from 'node:fs';
+import { libc, native, OpenFlag } from '../../devicemodel/core/host/libc.ts';
+import { type Mapping, map } from '../../devicemodel/core/host/mapping.ts';
+
+const SHM_DIR = '/dev/shm';
+/** flock(2). */
+const Lock = { shared: 1, exclusive: 2, nonBlocking: 4 } as const;
+const PRIVATE = constants.S_IRUSR | constants.S_IWUSR;
+
+interface Region {
+  readonly fd: number;
+  readonly path: string;
+  readonly mapping: Mapping;
+  /** VMs of this process that use it now. */
+  users: number;
+}
+
+/** By path: what this process has mapped, in use or kept. */
+const regions = new Map<string, Region>();
+let isExitHooked = false;
+
+/** One file name per region and user; what a file name cannot hold is written as its code. */
+function pathOf(regionName: string): string {
+  const name = regionName.replace(/^hv:\//, '').replace(/[^A-Za-z0-9_-]/g, (c) => `%${c.codePointAt(0)?.toString(16)}`);
+  return `${SHM_DIR}/acrn-soft.${process.getuid?.() ?? 0}.${name}`;
+}
+
+const flock = (fd: number, operation: number) => native('int flock(int, int)')(fd, operation) === 0;
+
+/**
+ * The region for one VM; disposing ends its use, not its memory.
+ * @returns undefined when the region exists with another size.
+ * @throws HostError
+ */
+export function openSharedRegion(regionName: string, sizeBytes: number): Mapping | undefined {
+  const path = pathOf(regionName);
+  let region = regions.get(path);
+  if (region !== undefined && region.users === 0 && region.mapping.bytes.length !== sizeBytes) {
+    forget(region); // kept for nobody in particular: another configuration may have it
+    region = undefined;
+  }
+  region ??= mapRegion(path, regionName, sizeBytes);
+  if (region === undefined || region.mapping.bytes.length !== sizeBytes) return undefined;
+  regions.set(path, region);
+  region.users++;
+  const { mapping } = region;
+  const used = region;
+  let isUsed = true;
+  return {
+    ...mapping,
+    dispose: () => {
+      if (isUsed) used.users--;
+      isUsed = false;
+    },
+  };
+}
+
+/** Let go of every region no VM of this process uses; files nobody else has are removed. */
+export function forgetSharedRegions(): void {
+  for (const region of [...regions.values()]) {
+    if (region.users === 0) forget(region);
+  }
+}
+
+function mapRegion(path: string, regionName: string, sizeBytes: number): Region | undefined {
+  if (!isExitHooked) {
+    isExitHooked = true;
+    process.on('exit', () => {
+      for (const region of [...regions.values()]) forget(region);
+    });
+  }
+  for (;;) {
+    const fd = libc.open(path, OpenFlag.ReadWrite | OpenFlag.Create | OpenFlag.CloseOnExec, PRIVATE);
+    let isKept = false;
+    try {
+      const isFirst = flock(fd, Lock.exclusive | Lock.nonBlocking);
+      if (!isFirst) flock(fd, Lock.shared);
+      // The last user may have removed the file between our open and our lock: then it is not the one others will open.
+      if (!isSameFile(fd, path)) continue;
+      if (isFirst) {
+        libc.ftruncate(fd, 0, regionName); // what is left from a crash is not this VM's
+        libc.ftruncate(fd, sizeBytes, regionName);
+        flock(fd, Lock.shared);
+      } else if (fstatSync(fd).size !== sizeBytes) {
+        return undefined;
+      }
+      const mapping = map(sizeBytes, `ivshmem region ${regionName}`, fd);
+      isKept = true;
+      return { fd, path, mapping, users: 0 };
+    } finally {
+      if (!isKept) libc.close(fd);
+    }
+  }
+}
+
+function isSameFile(fd: number, path: string): boolean {
+  const stat = statSync(path, { throwIfNoEntry: false });
+  return stat !== undefined && stat.ino === fstatSync(fd).ino;
+}
+
+function forget(region: Region): void {
+  regions.delete(region.path);
+  region.mapping.dispose();
+  if (flock(region.fd, Lock.exclusive | Lock.nonBlocking) && isSameFile(region.fd, region.path)) {
+    unlinkSync(region.path);
+  }
+  libc.close(region.fd);
+}

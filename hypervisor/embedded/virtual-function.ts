@@ -1,0 +1,28 @@
+/** A PCI function the hypervisor itself emulates, as the rest of the hypervisor sees it, and what it may ask for. */
+import type { AccessSize, Bdf, Gpa } from '../../devicemodel/core/address.ts';
+import type { IoRegion, MsiSink } from '../../devicemodel/core/device.ts';
+import type { HvVdev } from '../../devicemodel/core/hsm/vdev.ts';
+import type { Log } from '../../devicemodel/core/log.ts';
+
+export interface VirtualFunction {
+  readonly bdf: Bdf;
+  /** Config space, 4096 bytes; accesses that are not naturally aligned never come here. */
+  readConfig(offset: number, size: AccessSize): number;
+  writeConfig(offset: number, size: AccessSize, value: number): void;
+  /** Take it off every bus and let go of what it holds. */
+  dispose(): void;
+}
+
+/** What a function gets from its VM. */
+export interface VirtualFunctionHost extends MsiSink {
+  /** 1 for the first User VM of this host. */
+  readonly vmid: number;
+  readonly log: Log;
+  /** Registers at a guest-physical range; an overlap is the guest's doing, the newest range wins. */
+  addRegisters(base: Gpa, sizeBytes: number, region: IoRegion): { dispose(): void };
+  /** Bytes of this process at a guest-physical range. */
+  addMemory(base: Gpa, bytes: Uint8Array, hostAddress: bigint | undefined): { dispose(): void };
+}
+
+/** Make the function for a CREATE_VDEV, or undefined when the scenario has no such device for this VM. */
+export type VirtualFunctionFactory = (vdev: HvVdev, host: VirtualFunctionHost) => VirtualFunction | undefined;

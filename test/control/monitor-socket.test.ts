@@ -1,0 +1,180 @@
+import { readdirSync, writeFileSync } from 'node:fs';
+import { connect } from 'node:net';
+import * as fc from 'fast-check';
+import { afterEach, describe, expect, test } from 'vitest';
+import {
+  ManagerMessageId as Id,
+  MANAGER_MAGIC,
+  ManagerMessage,
+  type MonitorHandlers,
+  MonitorSocket,
+} from '../../control/monitor-socket.ts';
+import { memoryLog } from '../support/memory-log.ts';
+import { scratchDirectory, until } from '../support/pty.ts';
+
+const cleanUp: Array<() => unknown> = [];
+afterEach(async () => {
+  for (const step of cleanUp.splice(0).reverse()) await step();
+});
+
+async function startSocket(handlers: Partial<MonitorHandlers> = {}) {
+  const scratch = scratchDirectory();
+  cleanUp.push(() => scratch.remove());
+  const calls: string[] = [];
+  const { log, lines } = memoryLog();
+  const socket = new MonitorSocket({
+    vmName: 'vm1',
+    directory: scratch.file('mngr'),
+    log,
+    handlers: {
+      forceStop: () => void calls.push('force-stop'),
+      resume: (reason) => {
+        calls.push(`resume ${reason}`);
+        return 0;
+      },
+      query: () => 'running',
+      ...handlers,
+    },
+  });
+  cleanUp.push(() => socket.stop());
+  await socket.start();
+  return { socket, calls, lines, directory: scratch.file('mngr') };
+}
+
+function client(path: string | undefined) {
+  const socket = connect(path as string);
+  let seen = Buffer.alloc(0);
+  let isClosed = false;
+  socket.on('data', (d) => {
+    seen = Buffer.concat([seen, d]);
+  });
+  socket.on('error', () => {});
+  socket.on('close', () => {
+    isClosed = true;
+  });
+  cleanUp.push(() => socket.destroy());
+  return {
+    socket,
+    isClosed: () => isClosed,
+    /** As acrnctl: one message out, one of the same size back. */
+    ask: async (id: number, data: Uint8Array = new Uint8Array(0)) => {
+      const before = seen.length;
+      socket.write(ManagerMessage.encode({ magic: MANAGER_MAGIC, id, timestamp: 0x1234n, data }));
+      await until(() => seen.length >= before + ManagerMessage.size, `reply to ${id}`);
+      expect(seen.length).toBe(before + ManagerMessage.size);
+      const reply = ManagerMessage.decode(seen.subarray(before));
+      expect(reply).toMatchObject({ magic: MANAGER_MAGIC, id, timestamp: 0x1234n });
+      return new DataView(reply.data.buffer).getInt32(0, true);
+    },
+    send: (bytes: Uint8Array) => socket.write(bytes),
+  };
+}
+
+const force = (on: number) => Uint8Array.of(on, 0, 0, 0, 20, 0, 0, 0); // struct req_acrnd_stop { force, timeout }
+
+test('a message has the layout of struct mngr_msg', () => {
+  // gcc x86-64: unsigned long long at 0, unsigned int at 8, unsigned long at 16, a union of 256 bytes at 24.
+  expect(ManagerMessage.size).toBe(280);
+  expect(ManagerMessage.offsets).toEqual({ magic: 0, id: 8, timestamp: 16, data: 24 });
+  expect(Buffer.from(ManagerMessage.encode({ magic: MANAGER_MAGIC })).toString('latin1', 0, 7)).toBe('vmm msg');
+});
+
+test('the socket is where acrnctl looks, and gone after stop', async () => {
+  const { socket, directory } = await startSocket();
+  expect(readdirSync(directory)).toEqual([`vm1.monitor.${process.pid}.socket`]);
+  await socket.stop();
+  expect(readdirSync(directory)).toEqual([]);
+});
+
+describe('messages', () => {
+  test('query, stop, resume, suspend and blkrescan reach their handlers', async () => {
+    const calls: string[] = [];
+    const { socket } = await startSocket({
+      stop: () => calls.push('stop') - 1,
+      suspend: () => -5,
+      query: () => 'suspended',
+      resume: (reason) => calls.push(`resume ${reason}`) * 0,
+      forceStop: () => void calls.push('force-stop'),
+      blkrescan: async (argument) => calls.push(argument) * 0,
+    });
+    const c = client(socket.path);
+    expect(await c.ask(Id.DmQuery)).toBe(4); // VM_SUSPEND_SUSPEND: acrnctl shows "suspended"
+    expect(await c.ask(Id.DmStop, force(0))).toBe(0);
+    expect(await c.ask(Id.DmSuspend)).toBe(-5);
+    expect(await c.ask(Id.DmResume, Uint8Array.of(3))).toBe(0);
+    expect(await c.ask(Id.DmBlkrescan, Buffer.from('4,/disk.img\0rest'))).toBe(0);
+    expect(await c.ask(Id.DmStop, force(1))).toBe(0);
+    expect(calls).toEqual(['stop', 'resume 3', '4,/disk.img', 'force-stop']);
+  });
+
+  test('what this VM cannot do is -1, also when it throws', async () => {
+    const { socket, lines } = await startSocket({
+      suspend: () => {
+        throw new Error('planned');
+      },
+    });
+    const c = client(socket.path);
+    expect(await c.ask(Id.DmStop, force(0))).toBe(-1);
+    expect(await c.ask(Id.DmBlkrescan)).toBe(-1);
+    expect(await c.ask(Id.DmSuspend)).toBe(-1);
+    expect(await c.ask(Id.DmQuery)).toBe(0);
+    expect(lines.join()).toContain('planned');
+  });
+
+  test('other kinds are not answered; several and divided messages are', async () => {
+    const { socket, calls } = await startSocket();
+    const c = client(socket.path);
+    const message = (id: number, data = new Uint8Array(0)) => ManagerMessage.encode({ magic: MANAGER_MAGIC, id, data });
+    c.send(message(Id.AcrndTimer));
+    c.send(Buffer.concat([message(Id.DmStop, force(1)), message(Id.DmResume).subarray(0, 100)]));
+    await until(() => calls.length === 1, 'the first');
+    c.send(message(Id.DmResume).subarray(100));
+    await until(() => calls.length === 2, 'the second');
+    expect(calls).toEqual(['force-stop', 'resume 0']);
+  });
+
+  test('arbitrary bytes do no harm to other clients', async () => {
+    const { socket } = await startSocket();
+    await fc.assert(
+      fc.asyncProperty(fc.uint8Array({ minLength: 280, maxLength: 900 }), async (bytes) => {
+        const c = client(socket.path);
+        c.send(bytes);
+        await until(() => c.isClosed(), 'cut off: no magic number');
+      }),
+      { numRuns: 20 },
+    );
+    expect(await client(socket.path).ask(Id.DmQuery)).toBe(0);
+  });
+});
+
+test('sockets that dead processes of this VM left are removed, others are not', async () => {
+  const scratch = scratchDirectory();
+  cleanUp.push(() => scratch.remove());
+  // No process has this number: pid_max is at most 2^22.
+  for (const name of [
+    'vm1.monitor.4194305.socket',
+    'vm11.monitor.4194305.socket',
+    `vm1.monitor.${process.ppid}.socket`,
+  ]) {
+    writeFileSync(scratch.file(name), '');
+  }
+  const { log } = memoryLog();
+  const handlers = { forceStop: () => {}, resume: () => 0, query: () => 'running' as const };
+  const socket = new MonitorSocket({ vmName: 'vm1', directory: scratch.path, log, handlers });
+  await socket.start();
+  expect(readdirSync(scratch.path).sort()).toEqual(
+    [`vm1.monitor.${process.ppid}.socket`, `vm1.monitor.${process.pid}.socket`, 'vm11.monitor.4194305.socket'].sort(),
+  );
+  await socket.stop();
+});
+
+test('without the directory the VM runs on, with a debug line', async () => {
+  const { log, lines } = memoryLog();
+  const handlers = { forceStop: () => {}, resume: () => 0, query: () => 'running' as const };
+  const socket = new MonitorSocket({ vmName: 'vm1', directory: '/dev/null/mngr', log, handlers });
+  await socket.start();
+  expect(socket.path).toBeUndefined();
+  expect(lines).toHaveLength(1);
+  expect(lines[0]).toMatch(/^debug: /);
+  await socket.stop();
+});

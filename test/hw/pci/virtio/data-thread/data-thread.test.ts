@@ -1,0 +1,198 @@
+/** A disk whose queues are served by a data thread: the same requests, without the device thread. */
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { pathToFileURL } from 'node:url';
+import { afterEach, describe, expect, test } from 'vitest';
+import type { MsiMessage } from '../../../../../devicemodel/core/device.ts';
+import { checkOptions } from '../../../../../devicemodel/core/options.ts';
+import type { PciEnv } from '../../../../../devicemodel/hw/pci/driver.ts';
+import { VirtioBlock } from '../../../../../devicemodel/hw/pci/virtio/block/block.ts';
+import { BlockOptions, parseBlockText } from '../../../../../devicemodel/hw/pci/virtio/block/options.ts';
+import { VirtioPci } from '../../../../../devicemodel/hw/pci/virtio/transport/transport.ts';
+import { useDataThreadWorker } from '../../../../support/data-thread-worker.ts';
+import { type DriverMode, VirtioDriver, VirtioMachine } from '../../../../support/virtio-driver.ts';
+
+const SECTORS = 64;
+const Type = { In: 0, Out: 1, Flush: 4 } as const;
+
+const workerUrl = useDataThreadWorker();
+
+const undo: Array<() => void | Promise<void>> = [];
+afterEach(async () => {
+  for (const step of undo.splice(0).reverse()) await step();
+});
+
+async function makeDisk(text: string, mode: DriverMode = 'legacy', url = workerUrl) {
+  const dir = mkdtempSync(join(tmpdir(), 'virtio-thread-'));
+  undo.push(() => rmSync(dir, { recursive: true }));
+  const path = join(dir, 'disk');
+  writeFileSync(
+    path,
+    Buffer.alloc(SECTORS * 512).map((_, i) => Math.floor(i / 512)),
+  );
+  const machine = new VirtioMachine();
+  undo.push(() => machine.dispose());
+  const base = machine.env();
+  const irqfds: Array<{ message: MsiMessage; assign: boolean }> = [];
+  const irqfd = (_fd: number, message: MsiMessage, assign: boolean) => {
+    // A hypervisor that refuses has its interrupts delivered from the device thread, where the test sees them.
+    if (assign) throw new Error('IRQFD: not here');
+    irqfds.push({ message, assign });
+  };
+  const env: PciEnv = { ...base, hsm: { ...base.hsm, irqfd } };
+  const options = checkOptions(BlockOptions, parseBlockText(text.replace('DISK', path))) as BlockOptions;
+  const device = new VirtioBlock(options, options.queues, env.log, url);
+  const fn = new VirtioPci(device, env, {
+    mode: options.transport,
+    identity: { legacyDeviceId: 0x1001, type: 2, classCode: 0x010000 },
+  });
+  const driver = new VirtioDriver(machine, fn, mode);
+  await fn.start();
+  undo.push(() => fn.stop());
+  return { machine, driver, fn, path };
+}
+
+function header(type: number, sector = 0): Uint8Array {
+  const bytes = new DataView(new ArrayBuffer(16));
+  bytes.setUint32(0, type, true);
+  bytes.setBigUint64(8, BigInt(sector), true);
+  return new Uint8Array(bytes.buffer);
+}
+
+/** The kick goes to an eventfd, the answer comes from another thread. */
+async function request(driver: VirtioDriver, queue: number, specs: Parameters<VirtioDriver['add']>[1]) {
+  driver.add(queue, specs);
+  const buffers = driver.lastBuffers;
+  driver.kick(queue);
+  const used = driver.takeUsed(queue);
+  await expect.poll(() => used.push(...driver.takeUsed(queue)), { interval: 1 }).toBe(1);
+  return buffers.map((b) => driver.read(b.at, b.length));
+}
+
+describe('data thread', () => {
+  test.each([
+    ['legacy', ''],
+    ['modern', ',transport=modern'],
+    ['packed', ',transport=modern'],
+  ] as const)('%s: reads, writes and flushes', async (mode, options) => {
+    const { driver, path, machine } = await makeDisk(`iothread,DISK${options}`, mode);
+    driver.init();
+    expect(machine.ioeventfds.map((e) => [e.assign, e.spec.asyncio, e.spec.dataMatch])).toEqual([[true, true, 0n]]);
+    const [, data, status] = await request(driver, 0, [{ read: header(Type.In, 5) }, { write: 1024 }, { write: 1 }]);
+    expect([data?.[0], data?.[512], status?.[0]]).toEqual([5, 6, 0]);
+    const written = await request(driver, 0, [
+      { read: header(Type.Out, 9) },
+      { read: new Uint8Array(512).fill(0xee) },
+      { write: 1 },
+    ]);
+    expect(written[2]?.[0]).toBe(0);
+    expect(readFileSync(path)[9 * 512]).toBe(0xee);
+    expect((await request(driver, 0, [{ read: header(Type.Flush) }, { write: 1 }]))[1]?.[0]).toBe(0);
+  });
+
+  test('interrupts where there is no irqfd', async () => {
+    const { driver, machine } = await makeDisk('iothread,DISK');
+    driver.init();
+    await request(driver, 0, [{ read: header(Type.In) }, { write: 512 }, { write: 1 }]);
+    await expect.poll(() => machine.intx).toBe(true);
+    expect(driver.isr).toBe(1);
+  });
+
+  test('two queues on two threads, bound to a CPU', async () => {
+    const { driver } = await makeDisk('iothread=2@0/*,mq=2,DISK');
+    driver.init();
+    for (const queue of [0, 1]) {
+      const [, data] = await request(driver, queue, [
+        { read: header(Type.In, 3 + queue) },
+        { write: 512 },
+        { write: 1 },
+      ]);
+      expect(data?.[0]).toBe(3 + queue);
+    }
+  });
+
+  test.each([
+    ['legacy', ''],
+    ['packed', ',transport=modern'],
+  ] as const)(
+    '%s: reset in the middle of traffic: nothing is written afterwards, and the next driver is served',
+    async (mode, options) => {
+      const { driver, machine } = await makeDisk(`iothread,DISK${options}`, mode);
+      for (let round = 0; round < 5; round++) {
+        driver.init();
+        for (let i = 0; i < 20; i++) driver.add(0, [{ read: header(Type.In, i) }, { write: 512 }, { write: 1 }]);
+        driver.kick(0);
+        driver.status = 0;
+        const after = Buffer.concat(machine.memory.chunks.map((c) => Buffer.from(c.bytes)));
+        await new Promise((resolve) => setTimeout(resolve, 5));
+        expect(Buffer.concat(machine.memory.chunks.map((c) => Buffer.from(c.bytes))).equals(after)).toBe(true);
+      }
+      driver.init();
+      expect((await request(driver, 0, [{ read: header(Type.In, 1) }, { write: 512 }, { write: 1 }]))[1]?.[0]).toBe(1);
+    },
+  );
+
+  test('a hostile ring needs a reset', async () => {
+    const { driver } = await makeDisk('iothread,DISK');
+    driver.init();
+    driver.makeAvailable(0, 0x1234);
+    driver.kick(0);
+    await expect.poll(() => driver.needsReset).toBe(true);
+    driver.init();
+    expect(driver.needsReset).toBe(false);
+    expect((await request(driver, 0, [{ read: header(Type.In, 1) }, { write: 512 }, { write: 1 }]))[1]?.[0]).toBe(1);
+  });
+
+  test("a ring that was broken before a reset is not the next driver's", async () => {
+    const { driver } = await makeDisk('iothread,DISK');
+    driver.init();
+    driver.makeAvailable(0, 0x1234);
+    driver.kick(0);
+    // The thread finds out while this one, which has yet to hear of it, does not run its event loop.
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 100);
+    driver.init();
+    expect((await request(driver, 0, [{ read: header(Type.In, 1) }, { write: 512 }, { write: 1 }]))[1]?.[0]).toBe(1);
+    expect(driver.needsReset).toBe(false);
+  });
+
+  test('packed: the driver moves a BAR: the thread gives the ring back and takes it where it was', async () => {
+    const { driver, fn } = await makeDisk('iothread,DISK,transport=modern', 'packed');
+    driver.init();
+    // 64 entries, three for each request: the places and wrap counters are not those of the beginning.
+    for (let i = 0; i < 50; i++) {
+      const sector = i % SECTORS;
+      const [, data] = await request(driver, 0, [{ read: header(Type.In, sector) }, { write: 512 }, { write: 1 }]);
+      expect(data?.[0]).toBe(sector);
+      fn.barMoved(2, 0x4000);
+    }
+  });
+
+  test('a thread that dies is one line; the disk is served without it', async () => {
+    const dir = mkdtempSync(join(tmpdir(), 'virtio-thread-'));
+    undo.push(() => rmSync(dir, { recursive: true }));
+    const path = join(dir, 'worker.mjs');
+    writeFileSync(
+      path,
+      `import { parentPort } from 'node:worker_threads';
+      parentPort.postMessage({ kind: 'ready' });
+      setTimeout(() => { throw new Error('out of memory'); }, 1);`,
+    );
+    const { driver, machine } = await makeDisk('iothread,DISK', 'legacy', pathToFileURL(path));
+    await expect.poll(() => machine.lines.filter((line) => line.includes('out of memory')).length).toBe(1);
+    driver.init();
+    expect((await request(driver, 0, [{ read: header(Type.In, 3) }, { write: 512 }, { write: 1 }]))[1]?.[0]).toBe(3);
+  });
+
+  test('stop ends the thread, twice is as good', async () => {
+    const { driver, fn } = await makeDisk('iothread,DISK');
+    driver.init();
+    await request(driver, 0, [{ read: header(Type.In, 1) }, { write: 512 }, { write: 1 }]);
+    await fn.stop();
+    await fn.stop();
+    driver.add(0, [{ read: header(Type.In, 1) }, { write: 512 }, { write: 1 }]);
+    driver.kick(0);
+    await new Promise((resolve) => setTimeout(resolve, 10));
+    expect(driver.takeUsed(0)).toEqual([]);
+  });
+});
