@@ -1,43 +1,31 @@
 /**
- * The PCI host: places functions, writes their headers, serves configuration accesses (by PCICFG request and by ECAM)
- * and keeps the buses in step with what the guest does to BARs and the command register. Spec: PCI Local Bus 3.0
- * chapters 3 and 6; PCI Express 4.0 §7.2.2 (ECAM).
+ * The PCI host: places functions, writes their headers, routes their interrupts and hands their vdevs to the hypervisor.
+ * Configuration accesses arrive in config-access.ts; bar-decoder.ts follows what the guest does to BARs. Spec: PCI Local
+ * Bus 3.0 chapters 3 and 6.
  */
 
 import type { BarIndex } from '../../chips/pci-config-space.ts';
 import { Cfg, Command, ConfigSpace } from '../../chips/pci-config-space.ts';
-import {
-  type AccessSize,
-  allOnes,
-  type Bdf,
-  bdfToNumber,
-  formatBdf,
-  type Gpa,
-  hex,
-  type Port,
-} from '../../core/address.ts';
+import { type AccessSize, type Bdf, bdfToNumber, formatBdf } from '../../core/address.ts';
 import type { CharBackend } from '../../core/char-backend.ts';
 import type { PciSlotConfig } from '../../core/config.ts';
-import type { Device, IoRegion, PciConfigAccess } from '../../core/device.ts';
+import type { Device, PciConfigAccess } from '../../core/device.ts';
 import { Disposer } from '../../core/disposer.ts';
 import { BugError, ConfigError } from '../../core/errors.ts';
 import type { PciFunctionAml } from '../../core/firmware/dsdt.ts';
 import type { HvVdev } from '../../core/hsm/vdev.ts';
 import type { IoBus, Registration } from '../../core/io-bus.ts';
 import { Layout } from '../../core/layout.ts';
-import { GiB } from '../../core/units.ts';
-import { BarAllocator, type BusWindows, barName, type PlacedBar } from './bar-allocator.ts';
+import { BarAllocator, type BusWindows } from './bar-allocator.ts';
+import { BarDecoder, BarRegion } from './bar-decoder.ts';
+import { ConfigAccess, EcamRegion } from './config-access.ts';
 import type { PciDriver, PciEnv } from './driver.ts';
-import type { PciFunction, PciIdentity, PciPlacement } from './function.ts';
-import { IntxLine, type IntxRouter, type SlotPin } from './intx.ts';
+import type { PciFunction, PciIdentity } from './function.ts';
+import { type InterruptRoute, IntxLine, type IntxRouter, type SlotPin, SlotPins } from './intx.ts';
+import { byAddress, configOf, functionOf, newSlot, type Slot } from './slot.ts';
 
-/** Ports of configuration mechanism 1: never a BAR's. */
-const CONFIG_PORTS = { base: 0xcf8, end: 0xd00 } as const;
-/** Beyond this no guest has address bits. */
-const ADDRESS_LIMIT = 2 ** 52;
 /** Interrupt Line of a function without a pin: "unknown or no connection" (PCI 3.0 §6.2.4). */
 const NO_INTERRUPT_LINE = 0xff;
-const PINS_PER_SLOT = 4;
 
 export interface PciHostOptions extends Omit<PciEnv, 'bdf' | 'intx' | 'pirqLinks' | 'charBackend'> {
   /** @param user who opens it, for messages and to find it again after a full reset */
@@ -65,44 +53,15 @@ export interface PciFunctionReport {
   readonly vdev: HvVdev | undefined;
 }
 
-/** One row of the ACPI interrupt routing table. */
-export interface InterruptRoute {
-  readonly bus: number;
-  readonly device: number;
-  /** 1..4, INTA# first. */
-  readonly pin: number;
-  readonly gsi: number;
-  /** PIRQ link 1..8, PIRQA first. */
-  readonly link: number;
-}
-
-interface BarSlot {
-  readonly owner: Slot;
-  readonly placed: PlacedBar;
-  readonly region: IoRegion;
-  registration: Registration | undefined;
-  /** Where the guest put it when it could not be decoded there. */
-  blockedAt: number | undefined;
-}
-
-interface Slot extends PciPlacement {
-  readonly bdf: Bdf;
-  readonly driver: PciDriver;
-  readonly options: unknown;
-  function: PciFunction | undefined;
-  config: ConfigSpace | undefined;
-  line: IntxLine | undefined;
-  bars: BarSlot[];
-}
-
 export class PciHost implements Device, PciConfigAccess {
   readonly #options: PciHostOptions;
   readonly #allocator: BarAllocator;
   /** By {@link bdfToNumber}. */
   readonly #slots = new Map<number, Slot>();
-  readonly #pins = new Map<number, SlotPin[]>();
+  readonly #access = new ConfigAccess();
+  readonly #decoder: BarDecoder;
+  readonly #pins = new SlotPins();
   readonly #busWindows = new Map<number, BusWindows>();
-  readonly #blocked = new Set<BarSlot>();
   readonly #created: HvVdev[] = [];
   readonly #started = new Disposer();
   /** In the order of initialisation. */
@@ -114,6 +73,7 @@ export class PciHost implements Device, PciConfigAccess {
   constructor(options: PciHostOptions) {
     this.#options = options;
     this.#allocator = new BarAllocator({ hasOvmf: options.machine.hasOvmf });
+    this.#decoder = new BarDecoder(options);
   }
 
   /** Where BARs are placed; passthrough reserves host ranges here before `configure`. */
@@ -128,10 +88,7 @@ export class PciHost implements Device, PciConfigAccess {
    * @throws ConfigError if the place is taken or does not exist.
    */
   add(slot: PciSlotConfig, driver: PciDriver): void {
-    const { bus, device, function: fn } = slot.bdf;
-    if (!(bus >= 0 && bus < 256 && device >= 0 && device < 32 && fn >= 0 && fn < 8)) {
-      throw new ConfigError(`PCI address ${bus}:${device}.${fn} does not exist: device is 0..31, function 0..7`);
-    }
+    const plugged = newSlot(slot, driver);
     const key = bdfToNumber(slot.bdf);
     const other = this.#slots.get(key);
     if (other !== undefined) {
@@ -142,18 +99,7 @@ export class PciHost implements Device, PciConfigAccess {
       const places = `${formatBdf(twin.bdf)} and ${formatBdf(slot.bdf)}`;
       throw new ConfigError(`only one ${driver.name} can be in a machine, there are two: ${places}`);
     }
-    this.#slots.set(key, {
-      bdf: slot.bdf,
-      driver,
-      options: slot.options,
-      function: undefined,
-      config: undefined,
-      line: undefined,
-      bars: [],
-      barAddress(index: BarIndex): Gpa | Port {
-        return this.config?.barAddress(index) ?? 0;
-      },
-    });
+    this.#slots.set(key, plugged);
   }
 
   /**
@@ -176,14 +122,14 @@ export class PciHost implements Device, PciConfigAccess {
     this.#route();
     for (const slot of this.#order) {
       configOf(slot).seal();
-      this.#updateDecoding(slot);
+      this.#decoder.update(slot);
       configOf(slot).onControlWritten = () => {
-        this.#updateDecoding(slot);
+        this.#decoder.update(slot);
         slot.line?.update();
       };
     }
     const range = { base: Layout.ecam.base, size: Layout.ecam.size, name: 'PCI ECAM' };
-    this.#ecam = this.#options.mmio.register(range, new EcamRegion(this));
+    this.#ecam = this.#options.mmio.register(range, new EcamRegion(this.#access));
   }
 
   /**
@@ -274,13 +220,9 @@ export class PciHost implements Device, PciConfigAccess {
   dispose(): void {
     this.#ecam?.dispose();
     this.#ecam = undefined;
-    this.#blocked.clear();
     for (const slot of this.#order) {
       if (slot.config !== undefined) slot.config.onControlWritten = undefined;
-      for (const bar of slot.bars) {
-        bar.registration?.dispose();
-        bar.registration = undefined;
-      }
+      this.#decoder.remove(slot);
     }
   }
 
@@ -313,14 +255,7 @@ export class PciHost implements Device, PciConfigAccess {
 
   /** For the ACPI _PRT: by bus, device and pin. */
   interruptRoutes(): InterruptRoute[] {
-    const routes: InterruptRoute[] = [];
-    for (const key of [...this.#pins.keys()].sort((a, b) => a - b)) {
-      for (const pin of this.#pins.get(key) as SlotPin[]) {
-        if (pin.gsi === undefined) continue;
-        routes.push({ bus: key >>> 5, device: key & 0x1f, pin: pin.pin, gsi: pin.gsi, link: pin.link as number });
-      }
-    }
-    return routes;
+    return this.#pins.routes();
   }
 
   /** What each bus with functions decodes, for the ACPI _CRS. */
@@ -342,20 +277,11 @@ export class PciHost implements Device, PciConfigAccess {
   // Configuration accesses.
 
   readConfig(bdf: Bdf, offset: number, size: AccessSize): number {
-    return this.readConfigAt(bdfToNumber(bdf), offset, size);
+    return this.#access.readConfig(bdf, offset, size);
   }
 
   writeConfig(bdf: Bdf, offset: number, size: AccessSize, value: number): void {
-    this.writeConfigAt(bdfToNumber(bdf), offset, size, value);
-  }
-
-  /** As `readConfig`, by the packed address. A function that is not there reads as all ones. */
-  readConfigAt(bdf: number, offset: number, size: AccessSize): number {
-    return this.#slots.get(bdf)?.config?.read(offset, size) ?? allOnes(size);
-  }
-
-  writeConfigAt(bdf: number, offset: number, size: AccessSize, value: number): void {
-    this.#slots.get(bdf)?.config?.write(offset, size, value);
+    this.#access.writeConfig(bdf, offset, size, value);
   }
 
   // Placing.
@@ -366,6 +292,7 @@ export class PciHost implements Device, PciConfigAccess {
     const config = new ConfigSpace(fn.configBytes);
     slot.function = fn;
     slot.config = config;
+    this.#access.add(slot.bdf, config);
     writeHeader(config, fn.identity);
     for (const spec of fn.bars) {
       const placed = this.#allocator.allocate(spec, where);
@@ -408,27 +335,13 @@ export class PciHost implements Device, PciConfigAccess {
   #lineOf(slot: Slot): IntxLine {
     if (slot.line !== undefined) return slot.line;
     if (this.#isRouted) throw new BugError(`pci ${formatBdf(slot.bdf)}: INTx asked for after routing`);
-    const key = (slot.bdf.bus << 5) | slot.bdf.device;
-    let pins = this.#pins.get(key);
-    if (pins === undefined) {
-      pins = Array.from({ length: PINS_PER_SLOT }, (_, i) => ({
-        pin: i + 1,
-        functions: 0,
-        gsi: undefined,
-        link: undefined,
-        asserting: 0,
-      }));
-      this.#pins.set(key, pins);
-    }
-    const best = pins.reduce((least, pin) => (pin.functions < least.functions ? pin : least));
-    best.functions++;
     const isPermitted = () => slot.config?.isIntxPermitted ?? false;
-    slot.line = new IntxLine(best, isPermitted, (pin) => this.#drive(pin));
+    slot.line = new IntxLine(this.#pins.take(slot.bdf), isPermitted, (pin) => this.#drive(pin));
     return slot.line;
   }
 
   #byAddress(): Slot[] {
-    return [...this.#order].sort((a, b) => bdfToNumber(a.bdf) - bdfToNumber(b.bdf));
+    return [...this.#order].sort(byAddress);
   }
 
   #markMultifunction(): void {
@@ -465,128 +378,6 @@ export class PciHost implements Device, PciConfigAccess {
       this.#options.log.guest(() => `INTx on line ${pin.gsi}: ${messageOf(error)}`);
     }
   }
-
-  // Decoding.
-
-  #updateDecoding(slot: Slot): void {
-    const config = configOf(slot);
-    let hasFreed = false;
-    for (const bar of slot.bars) {
-      const { index, kind } = bar.placed.spec;
-      const isDecoding = config.isDecoding(kind);
-      // Some drivers size BARs while they decode: what they write then is no address, and the old one stays.
-      if (isDecoding && config.isBarProbed(index)) continue;
-      const address = isDecoding ? config.barAddress(index) : undefined;
-      if (address === (bar.registration?.range.base ?? bar.blockedAt)) continue;
-      if (bar.registration !== undefined) hasFreed = true;
-      bar.registration?.dispose();
-      bar.registration = undefined;
-      this.#unblock(bar);
-      if (address !== undefined) this.#decode(bar, address);
-      notifyMoved(bar);
-    }
-    if (hasFreed) this.#retryBlocked();
-  }
-
-  #decode(bar: BarSlot, address: number): boolean {
-    const { spec } = bar.placed;
-    const name = barName(bar.owner.bdf, spec.index);
-    const obstacle = this.#obstacle(spec.kind === 'io', address, spec.sizeBytes);
-    if (obstacle !== undefined) {
-      if (bar.blockedAt !== address) {
-        this.#options.log.guest(() => `${name} at ${hex(address)}+${hex(spec.sizeBytes)} is not decoded: ${obstacle}`);
-      }
-      bar.blockedAt = address;
-      this.#blocked.add(bar);
-      return false;
-    }
-    const bus = spec.kind === 'io' ? this.#options.pio : this.#options.mmio;
-    bar.registration = bus.register({ base: address, size: spec.sizeBytes, name }, bar.region);
-    this.#unblock(bar);
-    return true;
-  }
-
-  /** Why a range cannot be decoded, or undefined if it can. A guest may ask for any. */
-  #obstacle(isIo: boolean, base: number, sizeBytes: number): string | undefined {
-    const end = base + sizeBytes;
-    if (base === 0) return 'it is address 0';
-    if (isIo) {
-      if (end > Layout.pciIo.end) return 'it is beyond the last port';
-      if (base < CONFIG_PORTS.end && CONFIG_PORTS.base < end) return 'configuration ports are there';
-    } else {
-      const isLow = base >= Layout.pciMem32.base && end <= Layout.pciMem32.end;
-      if (!isLow && !(base >= 4 * GiB && end <= ADDRESS_LIMIT)) return 'no PCI memory is there';
-      if (this.#options.memory.regions.some((ram) => base < ram.base + ram.size && ram.base < end))
-        return 'RAM is there';
-    }
-    const bus = isIo ? this.#options.pio : this.#options.mmio;
-    const other = bus.findOverlap(base, sizeBytes);
-    return other === undefined ? undefined : `${other.name} is there`;
-  }
-
-  #unblock(bar: BarSlot): void {
-    bar.blockedAt = undefined;
-    this.#blocked.delete(bar);
-  }
-
-  /** A range became free: a BAR that had to wait for it is decoded now. */
-  #retryBlocked(): void {
-    for (const bar of [...this.#blocked]) {
-      if (this.#decode(bar, bar.blockedAt as number)) notifyMoved(bar);
-    }
-  }
-}
-
-/** PCI Express 4.0 §7.2.2: bus 27:20, device 19:15, function 14:12, register 11:0. */
-class EcamRegion implements IoRegion {
-  readonly #host: PciHost;
-
-  constructor(host: PciHost) {
-    this.#host = host;
-  }
-
-  read(offset: number, size: AccessSize): number {
-    return this.#host.readConfigAt(offset >>> 12, offset & 0xfff, size);
-  }
-  write(offset: number, size: AccessSize, value: number): void {
-    this.#host.writeConfigAt(offset >>> 12, offset & 0xfff, size, value);
-  }
-  /** Configuration registers are accessed by at most a dword (§7.2.2.2). */
-  readU64(): bigint {
-    return 0xffff_ffff_ffff_ffffn;
-  }
-  writeU64(): void {}
-}
-
-/** One BAR on its bus. */
-class BarRegion implements IoRegion {
-  readonly #function: PciFunction;
-  readonly #index: BarIndex;
-  readonly #sizeBytes: number;
-  /** Only there if the function takes 64 bits at once. */
-  readU64?: (offset: number) => bigint;
-  writeU64?: (offset: number, value: bigint) => void;
-
-  constructor(fn: PciFunction, index: BarIndex, sizeBytes: number) {
-    this.#function = fn;
-    this.#index = index;
-    this.#sizeBytes = sizeBytes;
-    if (fn.backing !== 'device-model') return;
-    if (fn.readBarU64 !== undefined) this.readU64 = (offset) => fn.readBarU64?.(index, offset) as bigint;
-    if (fn.writeBarU64 !== undefined) this.writeU64 = (offset, value) => fn.writeBarU64?.(index, offset, value);
-  }
-
-  read(offset: number, size: AccessSize): number {
-    // A port access may start in the BAR and end behind it.
-    if (offset + size > this.#sizeBytes) return allOnes(size);
-    return this.#function.readBar?.(this.#index, offset, size) ?? allOnes(size);
-  }
-
-  write(offset: number, size: AccessSize, value: number): void {
-    const fn = this.#function;
-    if (fn.backing !== 'device-model' || offset + size > this.#sizeBytes) return;
-    fn.writeBar(this.#index, offset, size, value);
-  }
 }
 
 function writeHeader(config: ConfigSpace, identity: PciIdentity): void {
@@ -599,21 +390,6 @@ function writeHeader(config: ConfigSpace, identity: PciIdentity): void {
   config.set16(Cfg.SubsystemVendorId, identity.subsystemVendorId ?? 0);
   config.set16(Cfg.SubsystemId, identity.subsystemId ?? 0);
   config.set16(Cfg.Command, Command.IoSpace | Command.MemorySpace | Command.BusMaster);
-}
-
-function notifyMoved(bar: BarSlot): void {
-  const fn = functionOf(bar.owner);
-  if (fn.backing === 'device-model') fn.barMoved?.(bar.placed.spec.index, bar.registration?.range.base);
-}
-
-function functionOf(slot: Slot): PciFunction {
-  if (slot.function === undefined) throw new BugError(`pci ${formatBdf(slot.bdf)} is not configured`);
-  return slot.function;
-}
-
-function configOf(slot: Slot): ConfigSpace {
-  if (slot.config === undefined) throw new BugError(`pci ${formatBdf(slot.bdf)} is not configured`);
-  return slot.config;
 }
 
 function messageOf(error: unknown): string {

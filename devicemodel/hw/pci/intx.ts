@@ -2,7 +2,7 @@
  * Legacy interrupts of PCI: which pin a function drives and what its level means to the interrupt controllers. PCI 3.0
  * §2.2.6: INTx# is level sensitive, active low, shareable.
  */
-import type { Gsi } from '../../core/address.ts';
+import type { Bdf, Gsi } from '../../core/address.ts';
 import type { InterruptLine } from '../../core/device.ts';
 import type { PirqLinks } from './driver.ts';
 
@@ -69,5 +69,55 @@ export class IntxLine implements InterruptLine {
     this.#wanted = false;
     if (this.#driven) this.slotPin.asserting--;
     this.#driven = false;
+  }
+}
+
+/** One row of the ACPI interrupt routing table. */
+export interface InterruptRoute {
+  readonly bus: number;
+  readonly device: number;
+  /** 1..4, INTA# first. */
+  readonly pin: number;
+  readonly gsi: number;
+  /** PIRQ link 1..8, PIRQA first. */
+  readonly link: number;
+}
+
+const PINS_PER_SLOT = 4;
+
+/** The pins of every slot that has functions with a legacy interrupt. */
+export class SlotPins {
+  /** By bus and device number. */
+  readonly #pins = new Map<number, SlotPin[]>();
+
+  /** The least loaded pin of the slot, INTA# first; it counts one function more. */
+  take(bdf: Bdf): SlotPin {
+    const key = (bdf.bus << 5) | bdf.device;
+    let pins = this.#pins.get(key);
+    if (pins === undefined) {
+      pins = Array.from({ length: PINS_PER_SLOT }, (_, i) => ({
+        pin: i + 1,
+        functions: 0,
+        gsi: undefined,
+        link: undefined,
+        asserting: 0,
+      }));
+      this.#pins.set(key, pins);
+    }
+    const best = pins.reduce((least, pin) => (pin.functions < least.functions ? pin : least));
+    best.functions++;
+    return best;
+  }
+
+  /** Of all pins that are routed: by bus, device and pin. */
+  routes(): InterruptRoute[] {
+    const routes: InterruptRoute[] = [];
+    for (const key of [...this.#pins.keys()].sort((a, b) => a - b)) {
+      for (const pin of this.#pins.get(key) as SlotPin[]) {
+        if (pin.gsi === undefined) continue;
+        routes.push({ bus: key >>> 5, device: key & 0x1f, pin: pin.pin, gsi: pin.gsi, link: pin.link as number });
+      }
+    }
+    return routes;
   }
 }

@@ -1,0 +1,58 @@
+/**
+ * Where configuration accesses arrive: by number of the function, from a PCICFG request or from the memory-mapped
+ * window (ECAM). Spec: PCI Express 4.0 §7.2.2.
+ */
+import { type AccessSize, allOnes, type Bdf, bdfToNumber } from '../../core/address.ts';
+import type { IoRegion, PciConfigAccess } from '../../core/device.ts';
+
+/** Anything with configuration registers. */
+export interface ConfigTarget {
+  read(offset: number, size: AccessSize): number;
+  write(offset: number, size: AccessSize, value: number): void;
+}
+
+/** The functions of all buses by their packed address. A function that is not there reads as all ones. */
+export class ConfigAccess implements PciConfigAccess {
+  readonly #targets = new Map<number, ConfigTarget>();
+
+  add(bdf: Bdf, target: ConfigTarget): void {
+    this.#targets.set(bdfToNumber(bdf), target);
+  }
+
+  readConfig(bdf: Bdf, offset: number, size: AccessSize): number {
+    return this.readConfigAt(bdfToNumber(bdf), offset, size);
+  }
+
+  writeConfig(bdf: Bdf, offset: number, size: AccessSize, value: number): void {
+    this.writeConfigAt(bdfToNumber(bdf), offset, size, value);
+  }
+
+  readConfigAt(bdf: number, offset: number, size: AccessSize): number {
+    return this.#targets.get(bdf)?.read(offset, size) ?? allOnes(size);
+  }
+
+  writeConfigAt(bdf: number, offset: number, size: AccessSize, value: number): void {
+    this.#targets.get(bdf)?.write(offset, size, value);
+  }
+}
+
+/** The window: bus in bits 27:20, device 19:15, function 14:12, register 11:0. */
+export class EcamRegion implements IoRegion {
+  readonly #access: ConfigAccess;
+
+  constructor(access: ConfigAccess) {
+    this.#access = access;
+  }
+
+  read(offset: number, size: AccessSize): number {
+    return this.#access.readConfigAt(offset >>> 12, offset & 0xfff, size);
+  }
+  write(offset: number, size: AccessSize, value: number): void {
+    this.#access.writeConfigAt(offset >>> 12, offset & 0xfff, size, value);
+  }
+  /** Configuration registers are accessed by at most a dword (§7.2.2.2). */
+  readU64(): bigint {
+    return 0xffff_ffff_ffff_ffffn;
+  }
+  writeU64(): void {}
+}
