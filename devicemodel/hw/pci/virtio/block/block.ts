@@ -9,7 +9,6 @@ import { BlockBackend, openBlockImage } from '../../../storage/disk-image.ts';
 import { definePciDriver, type PciEnv } from '../../driver.ts';
 import type { PciFunction } from '../../function.ts';
 import { DataThreads } from '../data-thread/data-thread.ts';
-import { BlockWord } from '../data-thread/words.ts';
 import type { Virtqueue } from '../ring/virtqueue.ts';
 import {
   DeviceType,
@@ -24,6 +23,7 @@ import {
 import { VirtioPci } from '../transport/transport.ts';
 import { BlockOptions, parseBlockText, SECTOR_BYTES } from './options.ts';
 import { type BlockRequestState, BlockRequests } from './requests.ts';
+import { type BlockService, BlockWord } from './server.ts';
 
 const QUEUE_SIZE = 64;
 /** Data segments of one request, as the C device model announces them. */
@@ -134,17 +134,18 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
     const transport = this.#transport as VirtioTransport;
     if (this.#backend === undefined || !DataThreads.isPossible(transport, this.#workerUrl)) return undefined;
     if (this.#threads === undefined) {
+      const service: BlockService = {
+        kind: 'block',
+        image: this.#backend.image,
+        serial: this.serial,
+        usesRing: this.#options.aio !== 'threads',
+      };
       this.#threads = new DataThreads(
         {
           threads: count,
           cpus,
           queueCount: this.queueSizes.length,
-          service: {
-            kind: 'block',
-            image: this.#backend.image,
-            serial: this.serial,
-            usesRing: this.#options.aio !== 'threads',
-          },
+          service,
           log: this.#log,
           workerUrl: this.#workerUrl,
         },

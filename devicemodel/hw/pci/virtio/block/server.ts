@@ -1,13 +1,13 @@
 /** Disk requests on a data thread. */
 import type { Log } from '../../../../core/log.ts';
 import { BlockBackend, type BlockImage } from '../../../storage/disk-image.ts';
-import { BlockWord, type QueueServer } from '../data-thread/words.ts';
+import { type DataService, type QueueServer, type ServerFactory, Word } from '../data-thread/words.ts';
 import type { Virtqueue } from '../ring/virtqueue.ts';
 import { BlockRing } from './io-ring.ts';
 import { BlockRequests } from './requests.ts';
 
 /** What a data thread has to know of a disk. */
-export interface BlockService {
+export interface BlockService extends DataService {
   readonly kind: 'block';
   readonly image: BlockImage;
   readonly serial: Uint8Array;
@@ -15,7 +15,10 @@ export interface BlockService {
   readonly usesRing: boolean;
 }
 
-export class BlockServer implements QueueServer {
+/** Words that tell the server of the negotiation; `Writeback` changes while it runs. */
+export const BlockWord = { Writeback: Word.OfServer, ReportsLength: Word.OfServer + 1 } as const;
+
+class BlockServer implements QueueServer {
   readonly #backend: BlockBackend;
   readonly #requests: BlockRequests;
   readonly #ring: BlockRing | undefined;
@@ -64,6 +67,9 @@ export class BlockServer implements QueueServer {
     this.#backend.dispose();
   }
 }
+
+export const blockServer: ServerFactory = (service, { words, log }) =>
+  new BlockServer(service as BlockService, words, log);
 
 /** A ring, where the kernel has one and lets us. */
 function openRing(log: Log): BlockRing | undefined {

@@ -4,14 +4,14 @@
  * while there is work, and nothing while there is none.
  */
 import { parentPort, workerData } from 'node:worker_threads';
+import { BugError } from '../../../../core/errors.ts';
 import { GuestRam } from '../../../../core/guest-buffers.ts';
 import { libc, native, viewOf } from '../../../../core/host/libc.ts';
 import { Log } from '../../../../core/log.ts';
-import { BlockServer } from '../block/server.ts';
-import { NetServer } from '../net/server.ts';
 import { MAX_QUEUE_SIZE } from '../ring/ring.ts';
 import { Virtqueue, type VirtqueueHost } from '../ring/virtqueue.ts';
-import { type DataThreadMessage, type DataThreadSetup, Order, QueueField, type QueueServer, Word } from './words.ts';
+import { servers } from './servers.ts';
+import { type DataThreadMessage, type DataThreadSetup, Order, QueueField, Word } from './words.ts';
 
 const POLLIN = 1;
 /** struct pollfd: s32 fd, s16 events, s16 revents. */
@@ -46,10 +46,9 @@ function run(setup: DataThreadSetup): void {
     })),
   );
   const { service } = setup;
-  const server: QueueServer =
-    service.kind === 'block'
-      ? new BlockServer(service, words, log)
-      : new NetServer(service, words, log, (errno) => tell({ kind: 'failed', errno }));
+  const makeServer = servers[service.kind];
+  if (makeServer === undefined) throw new BugError(`nobody serves ${service.kind} in a data thread`);
+  const server = makeServer(service, { words, log, tellFailed: (errno) => tell({ kind: 'failed', errno }) });
   const poll = native('int poll(void *, unsigned long, int)');
   const read = native('int64_t read(int, void *, size_t)');
   const write = native('int64_t write(int, const void *, size_t)');

@@ -11,11 +11,8 @@ import { Eventfd } from '../../../../core/host/eventfd.ts';
 import { onProcessEnd } from '../../../../core/host/exit-hooks.ts';
 import { Errno } from '../../../../core/host/libc.ts';
 import type { Log } from '../../../../core/log.ts';
-import type { BlockService } from '../block/server.ts';
-import type { NetService } from '../net/server.ts';
-import type { QueueWires } from '../net/vhost.ts';
-import type { QueueOwner, VirtioTransport } from '../transport/device.ts';
-import { type DataThreadMessage, type DataThreadSetup, Order, QueueField, Word } from './words.ts';
+import type { QueueOwner, QueueWires, VirtioTransport } from '../transport/device.ts';
+import { type DataService, type DataThreadMessage, type DataThreadSetup, Order, QueueField, Word } from './words.ts';
 
 /** The worker is a file of its own beside this one, whatever this one was built to. */
 const ownExtension = /\.[a-z]+$/.exec(import.meta.url)?.[0] ?? '.js';
@@ -42,7 +39,7 @@ export interface DataThreadOptions {
   /** CPUs of each thread; missing or empty: any. */
   readonly cpus: readonly (readonly number[])[];
   readonly queueCount: number;
-  readonly service: BlockService | NetService;
+  readonly service: DataService;
   readonly log: Log;
   /** What is behind the queues failed for good; the queues stand still. */
   readonly onFailed?: (errno: number) => void;
@@ -138,7 +135,7 @@ export class DataThreads implements QueueOwner {
     return thread;
   }
 
-  /** Set a word of the server's (`BlockWord`, `NetWord`), which it sees at once. */
+  /** Set a word of the server's own (from `Word.OfServer` on), which it sees at once. */
   set(word: number, value: number): void {
     this.#settings.set(word, value);
     for (const { words } of this.#threads) Atomics.store(words, word, value);

@@ -1,18 +1,11 @@
 /** What the device thread and a data thread share: one block of memory, written by one side at a time. */
-import type { BlockService } from '../block/server.ts';
-import type { NetService } from '../net/server.ts';
+import type { Log } from '../../../../core/log.ts';
 import type { Virtqueue } from '../ring/virtqueue.ts';
 
 /** Indexes into the shared words. An order is written, its number raised, the control descriptor signalled, the answer awaited. */
-export const Word = { Order: 0, Ordered: 1, Answered: 2, Count: 16 } as const;
+export const Word = { Order: 0, Ordered: 1, Answered: 2, OfServer: 8, Count: 16 } as const;
 
 export const Order = { Start: 1, Stop: 2, Quit: 3 } as const;
-
-/** Words that tell a disk's server of the negotiation; `Writeback` changes while it runs. */
-export const BlockWord = { Writeback: 8, ReportsLength: 9 } as const;
-
-/** Words that tell a network's server of the negotiation. */
-export const NetWord = { TapFd: 8, HeaderBytes: 9, Merges: 10, Segmented: 11, ReportsRead: 12 } as const;
 
 /** One queue as given over: fields of a Float64Array, since addresses are larger than 32 bits. */
 export const QueueField = {
@@ -31,6 +24,11 @@ export const QueueField = {
   count: 16,
 } as const;
 
+/** What a device tells its server in a data thread, as plain data: `kind` finds the server in servers.ts. */
+export interface DataService {
+  readonly kind: string;
+}
+
 export interface DataThreadSetup {
   readonly words: SharedArrayBuffer;
   readonly queues: SharedArrayBuffer;
@@ -38,7 +36,7 @@ export interface DataThreadSetup {
   readonly queueCount: number;
   readonly controlFd: number;
   readonly chunks: ReadonlyArray<{ readonly base: number; readonly sizeBytes: number; readonly hostAddress: bigint }>;
-  readonly service: BlockService | NetService;
+  readonly service: DataService;
   /** CPUs of the Service VM to run on; empty: any. */
   readonly cpus: readonly number[];
 }
@@ -67,3 +65,15 @@ export interface QueueServer {
   /** The thread ends. */
   dispose(): void;
 }
+
+/** What a data thread gives to the server it makes. */
+export interface ServerWires {
+  /** Shared with the device; its own are those from `Word.OfServer` on. */
+  readonly words: Int32Array;
+  readonly log: Log;
+  /** What is behind the queues is gone. */
+  tellFailed(errno: number): void;
+}
+
+/** Makes the server of one kind of service. */
+export type ServerFactory = (service: DataService, wires: ServerWires) => QueueServer;

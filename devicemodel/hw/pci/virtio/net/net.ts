@@ -6,13 +6,13 @@ import { libc, watchFd } from '../../../../core/host/libc.ts';
 import type { Log } from '../../../../core/log.ts';
 import { definePciDriver } from '../../driver.ts';
 import { DataThreads } from '../data-thread/data-thread.ts';
-import { NetWord } from '../data-thread/words.ts';
 import type { Virtqueue } from '../ring/virtqueue.ts';
 import {
   DeviceType,
   Feature,
   featureMask,
   type QueueOwner,
+  type QueueWires,
   readBytes,
   ringFeatures,
   type VirtioDevice,
@@ -21,8 +21,9 @@ import {
 import { VirtioPci } from '../transport/transport.ts';
 import { HEADER_BYTES, type NetFrameState, NetFrames, RECEIVE, SHORT_HEADER_BYTES, TRANSMIT } from './frames.ts';
 import { NetOptions, parseNetText } from './options.ts';
+import { type NetService, NetWord } from './server.ts';
 import { isTapGone, logTapFailure, openTap, setHeaderSize, setOffload, TunOffload } from './tap.ts';
-import { type QueueWires, Vhost, VhostDevice } from './vhost.ts';
+import { Vhost, VhostDevice } from './vhost.ts';
 
 const QUEUE_SIZE = 1024;
 
@@ -218,12 +219,13 @@ export class VirtioNet implements VirtioDevice, NetFrameState {
     if (tap === undefined || this.#vhost !== undefined) return undefined;
     if (!DataThreads.isPossible(transport, this.#wires.workerUrl)) return undefined;
     if (this.#threads === undefined) {
+      const service: NetService = { kind: 'net', tap, hasHeader: this.hasHeader };
       this.#threads = new DataThreads(
         {
           threads: 1,
           cpus: [],
           queueCount: 2,
-          service: { kind: 'net', tap, hasHeader: this.hasHeader },
+          service,
           log: this.#log,
           onFailed: () => {
             // First, since what comes back would be waited for.

@@ -1,20 +1,29 @@
 /** Frames of a network device on a data thread. */
 import type { Log } from '../../../../core/log.ts';
-import { NetWord, type QueueServer } from '../data-thread/words.ts';
+import { type DataService, type QueueServer, type ServerFactory, Word } from '../data-thread/words.ts';
 import type { Virtqueue } from '../ring/virtqueue.ts';
 import { type NetFrameState, NetFrames, RECEIVE, TRANSMIT } from './frames.ts';
 import { isTapGone, logTapFailure } from './tap.ts';
 import { TapRing } from './tap-ring.ts';
 
 /** What a data thread has to know of a network device. */
-export interface NetService {
+export interface NetService extends DataService {
   readonly kind: 'net';
   /** For messages. */
   readonly tap: string;
   readonly hasHeader: boolean;
 }
 
-export class NetServer implements QueueServer, NetFrameState {
+/** Words that tell the server of the negotiation. */
+export const NetWord = {
+  TapFd: Word.OfServer,
+  HeaderBytes: Word.OfServer + 1,
+  Merges: Word.OfServer + 2,
+  Segmented: Word.OfServer + 3,
+  ReportsRead: Word.OfServer + 4,
+} as const;
+
+class NetServer implements QueueServer, NetFrameState {
   readonly hasHeader: boolean;
   fd: number | undefined;
   headerBytes = 0;
@@ -84,6 +93,9 @@ export class NetServer implements QueueServer, NetFrameState {
     this.#frames.dispose();
   }
 }
+
+export const netServer: ServerFactory = (service, { words, log, tellFailed }) =>
+  new NetServer(service as NetService, words, log, tellFailed);
 
 /** A ring, where the kernel has one and lets us. */
 function openRing(log: Log): TapRing | undefined {

@@ -5,7 +5,7 @@
 import { HostError } from '../../../../core/errors.ts';
 import type { GuestRam } from '../../../../core/guest-buffers.ts';
 import { describeErrno, lastErrno, libc, native, OpenFlag } from '../../../../core/host/libc.ts';
-import type { Virtqueue } from '../ring/virtqueue.ts';
+import type { QueueWires } from '../transport/device.ts';
 
 /** ioctls of type 0xAF, x86-64. */
 export const Vhost = {
@@ -25,15 +25,6 @@ export const Vhost = {
 } as const;
 
 const REGION_BYTES = 32;
-
-/** Descriptors of one queue for whoever serves it outside of this thread. */
-export interface QueueWires {
-  readonly queue: Virtqueue;
-  /** Readable when the driver kicked. */
-  readonly kickFd: number;
-  /** Written to interrupt the driver. */
-  readonly callFd: number;
-}
 
 /** One open vhost device. Opened anew for every driver: some of the kernel's forget nothing until closed. */
 export class VhostDevice {

@@ -1,7 +1,6 @@
 /** What a virtio device is to its transport, and the other way round. A device knows queues and configuration, no PCI. */
 import type { AccessSize } from '../../../../core/address.ts';
 import type { GuestRam } from '../../../../core/guest-buffers.ts';
-import type { QueueWires } from '../net/vhost.ts';
 import type { Chain } from '../ring/chain.ts';
 import type { Virtqueue } from '../ring/virtqueue.ts';
 import type { TransportMode } from './options.ts';
@@ -110,6 +109,15 @@ export interface VirtioDevice {
    * @returns undefined where there is none. @throws HostError
    */
   startDataThread?(): Promise<QueueOwner | undefined>;
+}
+
+/** Descriptors of one queue for whoever serves it outside of this thread. */
+export interface QueueWires {
+  readonly queue: Virtqueue;
+  /** Readable when the driver kicked. */
+  readonly kickFd: number;
+  /** Written to interrupt the driver. */
+  readonly callFd: number;
 }
 
 /** A server of queues outside of this thread. Kicks and interrupts come and go as descriptors. */

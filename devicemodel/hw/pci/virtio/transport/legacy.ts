@@ -4,7 +4,7 @@
  */
 import { type AccessSize, allOnes, type Port } from '../../../../core/address.ts';
 import { NO_VECTOR } from './registers.ts';
-import type { VirtioPci } from './transport.ts';
+import type { VirtioRegisters } from './window.ts';
 
 export const LegacyReg = {
   HostFeatures: 0x00,
@@ -39,11 +39,11 @@ export const LEGACY_HEADER_BYTES = { withMsix: 0x18, withoutMsix: 0x14 } as cons
 const PAGE_SHIFT = 4096;
 
 export class LegacyWindow {
-  readonly #pci: VirtioPci;
+  readonly #pci: VirtioRegisters;
   /** What the driver wrote to QueuePfn, queue by queue; kept for reading even when it names no RAM. */
   readonly #pfn: Uint32Array;
 
-  constructor(pci: VirtioPci) {
+  constructor(pci: VirtioRegisters) {
     this.#pci = pci;
     this.#pfn = new Uint32Array(pci.device.queueSizes.length);
   }

@@ -7,7 +7,7 @@ import { CapId, type ConfigSpace } from '../../../../chips/pci-config-space.ts';
 import { type AccessSize, allOnes } from '../../../../core/address.ts';
 import type { Virtqueue } from '../ring/virtqueue.ts';
 import { NO_VECTOR, Status, VirtioBar } from './registers.ts';
-import type { VirtioPci } from './transport.ts';
+import type { VirtioRegisters } from './window.ts';
 
 /** Where the structures are in BAR 4, one page each, as in the C device model. */
 export const ModernOffset = {
@@ -143,13 +143,13 @@ function pick(select: number, low: number, high: number): number {
 }
 
 export class ModernWindow {
-  readonly pci: VirtioPci;
+  readonly pci: VirtioRegisters;
   readonly #rings: RingRegisters[];
   readonly #enabled: boolean[];
   #config: ConfigSpace | undefined;
   #pciCap = 0;
 
-  constructor(pci: VirtioPci) {
+  constructor(pci: VirtioRegisters) {
     this.pci = pci;
     const empty = () => ({ descLow: 0, descHigh: 0, availLow: 0, availHigh: 0, usedLow: 0, usedHigh: 0 });
     this.#rings = pci.device.queueSizes.map(empty);

@@ -1,6 +1,6 @@
 /**
  * Virtio over PCI (Virtio 1.2 §4.1): status, features, queues and interrupts of one device, and the PCI function around
- * them. The legacy and the modern register windows are in files of their own and act on `VirtioPci`.
+ * them. The legacy and the modern register window are in files of their own (window.ts is what they see).
  *
  * BARs, as the C device model has them: 0 legacy I/O window, 1 MSI-X, 2 I/O notification register of modern devices,
  * 4 modern memory window.
@@ -24,6 +24,7 @@ import { LEGACY_HEADER_BYTES, LegacyReg, LegacyWindow } from './legacy.ts';
 import { MODERN_BAR_BYTES, ModernOffset, ModernWindow } from './modern.ts';
 import type { TransportMode } from './options.ts';
 import { Isr, NO_VECTOR, Status, VirtioBar } from './registers.ts';
+import type { VirtioRegisters } from './window.ts';
 
 const VIRTIO_VENDOR = 0x1af4;
 /** Subsystem vendor for Windows guests: their drivers look for it. */
@@ -85,7 +86,7 @@ interface LentQueue {
   unwatch: (() => void) | undefined;
 }
 
-export class VirtioPci implements EmulatedPciFunction, VirtioTransport, VirtqueueHost {
+export class VirtioPci implements EmulatedPciFunction, VirtioTransport, VirtioRegisters, VirtqueueHost {
   readonly backing = 'device-model';
   readonly identity: PciIdentity;
   readonly bars: readonly BarSpec[];

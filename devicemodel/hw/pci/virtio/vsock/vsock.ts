@@ -4,12 +4,13 @@ import { HostError } from '../../../../core/errors.ts';
 import { Errno } from '../../../../core/host/libc.ts';
 import type { Log } from '../../../../core/log.ts';
 import { definePciDriver } from '../../driver.ts';
-import { type QueueWires, Vhost, VhostDevice } from '../net/vhost.ts';
+import { Vhost, VhostDevice } from '../net/vhost.ts';
 import {
   DeviceType,
   Feature,
   featureMask,
   type QueueOwner,
+  type QueueWires,
   readBytes,
   type VirtioDevice,
   type VirtioTransport,

@@ -5,12 +5,8 @@ import type { MsiMessage } from '../../../../../devicemodel/core/device.ts';
 import { ConfigError, HostError } from '../../../../../devicemodel/core/errors.ts';
 import { GuestRam } from '../../../../../devicemodel/core/guest-buffers.ts';
 import type { PciEnv } from '../../../../../devicemodel/hw/pci/driver.ts';
-import {
-  memoryTable,
-  type QueueWires,
-  Vhost,
-  VhostDevice,
-} from '../../../../../devicemodel/hw/pci/virtio/net/vhost.ts';
+import { memoryTable, Vhost, VhostDevice } from '../../../../../devicemodel/hw/pci/virtio/net/vhost.ts';
+import type { QueueWires } from '../../../../../devicemodel/hw/pci/virtio/transport/device.ts';
 import { VirtioPci } from '../../../../../devicemodel/hw/pci/virtio/transport/transport.ts';
 import { parseVsockText } from '../../../../../devicemodel/hw/pci/virtio/vsock/options.ts';
 import { VhostVsock, vhostVsock } from '../../../../../devicemodel/hw/pci/virtio/vsock/vsock.ts';
