@@ -319,8 +319,8 @@ function bootOf(c: Collected, warn: (text: string) => void): BootConfig | undefi
     return { kind: 'bzimage', kernelPath: c.kernelPath, ramdiskPath: c.ramdiskPath, bootargs: c.bootargs };
   }
   if (c.elfPath !== undefined) {
-    ignored({ '--ramdisk': c.ramdiskPath }, '--elf_file');
-    return { kind: 'elf', imagePath: c.elfPath, bootargs: c.bootargs };
+    const module = c.ramdiskPath === undefined ? {} : { ramdiskPath: c.ramdiskPath };
+    return { kind: 'elf', imagePath: c.elfPath, bootargs: c.bootargs, ...module };
   }
   return undefined;
 }

@@ -250,8 +250,10 @@ function bootLines(boot: BootConfig | null): string[] {
       const ramdisk = boot.ramdiskPath === undefined ? [] : [`RAM disk      ${boot.ramdiskPath}`];
       return [`bzImage       ${boot.kernelPath}`, ...ramdisk, ...bootargs];
     }
-    case 'elf':
-      return [`ELF           ${boot.imagePath}`, ...bootargs];
+    case 'elf': {
+      const module = boot.ramdiskPath === undefined ? [] : [`module        ${boot.ramdiskPath}`];
+      return [`ELF           ${boot.imagePath}`, ...module, ...bootargs];
+    }
     case 'ovmf': {
       const { image } = boot;
       const end = `ends at ${hex(Layout.firmwareEnd)}${image.writeBack ? ', variables are written back' : ''}`;

@@ -45,7 +45,13 @@ export type BootConfig =
       readonly ramdiskPath: string | undefined;
       readonly bootargs: string | undefined;
     }
-  | { readonly kind: 'elf'; readonly imagePath: string; readonly bootargs: string | undefined }
+  | {
+      readonly kind: 'elf';
+      readonly imagePath: string;
+      readonly bootargs: string | undefined;
+      /** Handed to a Multiboot image as its module. */
+      readonly ramdiskPath?: string;
+    }
   | { readonly kind: 'ovmf'; readonly image: OvmfImage };
 
 export type OvmfImage =

@@ -18,8 +18,8 @@ export const Layout = {
 
   /** Where a bzImage's protected-mode kernel goes [KERNEL_LOAD_OFF]. */
   kernelLoadBase: 16 * MiB,
-  /** Multiboot information for ELF images. */
-  multibootInfoBase: 0x20000,
+  /** Multiboot information: structs, memory map and strings. */
+  multiboot: { base: 0x20000, size: 0x4000 },
   /** ROM images end at 4 GiB. */
   firmwareEnd: 4 * GiB,
 

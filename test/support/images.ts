@@ -32,6 +32,8 @@ export function bzImage({ setupSects = 7, bodyBytes = 100_000, tag = 'bz' } = {}
 
 export interface ElfSegment {
   readonly base: number;
+  /** p_paddr; default: `base`. */
+  readonly physical?: number;
   readonly fileBytes: number;
   readonly memoryBytes: number;
 }
@@ -59,7 +61,16 @@ export function elf32({
   const parts = [head];
   let offset = head.length;
   for (const [i, segment] of segments.entries()) {
-    const fields = [1, offset, segment.base, segment.base, segment.fileBytes, segment.memoryBytes, 7, 4096];
+    const fields = [
+      1,
+      offset,
+      segment.base,
+      segment.physical ?? segment.base,
+      segment.fileBytes,
+      segment.memoryBytes,
+      7,
+      4096,
+    ];
     for (const [j, value] of fields.entries()) word(52 + 32 * i + 4 * j, value);
     const data = new Uint8Array(Math.ceil(segment.fileBytes / 4096) * 4096);
     data.set(noise(`elf${i}`, segment.fileBytes));

@@ -7,7 +7,7 @@
  *   -8 KiB   kernel command line
  *   -8 KiB - initrd, rounded to 4 KiB    initrd
  *   2 KiB below that                     GDT
- *   16 MiB   the whole image, setup sectors and all
+ *   16 MiB   the whole image, setup sectors and all; a kernel that cannot relocate itself: where its header wants it
  */
 import type { Gpa } from '../address.ts';
 import type { BootConfig } from '../config.ts';
@@ -20,32 +20,18 @@ import type { GuestMemory } from '../memory.ts';
 import { alignUp, formatSize, KiB } from '../units.ts';
 import { type ImageFile, type ImageRole, withImage } from './image-file.ts';
 import { FLAT_CODE, FLAT_DATA, flatSegments, writeGdt } from './protected-mode.ts';
+import { memoryOption, readSetupHeader, runsAt, Setup, type SetupHeader } from './setup-header.ts';
 
 type BzImageConfig = Extract<BootConfig, { kind: 'bzimage' }>;
 
 const KERNEL: ImageRole = { option: '-k', what: 'kernel image' };
 const RAMDISK: ImageRole = { option: '-r', what: 'ramdisk image' };
 
-/** Setup header fields (boot.rst, "The Real-Mode Kernel Header"); the same offsets in image and zero page. */
-const Setup = {
-  setupSects: 0x1f1,
-  magic: 0x202,
-  loaderType: 0x210,
-  loadFlags: 0x211,
-  ramdiskImage: 0x218,
-  ramdiskSize: 0x21c,
-  cmdLinePtr: 0x228,
-  end: 0x268,
-} as const;
 /** struct boot_params outside the header. */
 const ZeroPage = { sizeBytes: 4 * KiB, e820Count: 0x1e8, e820: 0x2d0 } as const;
 
-const MAGIC = 0x5372_6448; // "HdrS"
 const LOADER_UNDEFINED = 0xff;
 const LOAD_FLAG_QUIET = 1 << 5;
-/** For setup_sects 0 the real value is 4. */
-const DEFAULT_SETUP_SECTS = 4;
-const SECTOR = 512;
 
 /** Command lines are shorter than this (C: BOOT_ARG_LEN); the kernel's own limit is 2047 characters, too. */
 export const BOOTARGS_BYTES = 2 * KiB;
@@ -78,15 +64,74 @@ function tooSmall(what: string, file: ImageFile, ram: E820Input): ConfigError {
   );
 }
 
-/** Where each part goes. @throws ConfigError if kernel or ramdisk do not fit. */
-function layOut(kernel: ImageFile, ramdisk: ImageFile | undefined, ram: E820Input) {
+interface Placement {
+  /** Where the file goes from byte `fileOffset` on. */
+  readonly kernelAt: Gpa;
+  readonly fileOffset: number;
+  readonly entry: Gpa;
+  readonly zeroPage: Gpa;
+  readonly bootargsAt: Gpa;
+  readonly ramdiskAt: Gpa;
+  readonly gdtAt: Gpa;
+}
+
+/**
+ * Where each part goes. As in C the whole file lies at 16 MiB; only a kernel that cannot relocate itself goes, without
+ * its setup sectors, to the address its header asks for, and a ramdisk below the address up to which the kernel looks.
+ * @throws ConfigError if kernel or ramdisk do not fit, or lie where the kernel unpacks itself.
+ */
+function layOut(header: SetupHeader, kernel: ImageFile, ramdisk: ImageFile | undefined, ram: E820Input): Placement {
   const top = ram.lowRamBytes;
-  const ramdiskAt = top - alignUp((ramdisk?.sizeBytes ?? 0) + BOOTARGS_BELOW, 4 * KiB);
+  const { demands, setupBytes } = header;
+  const ramdiskBytes = ramdisk?.sizeBytes ?? 0;
+  const ramdiskEnd = Math.min(top - BOOTARGS_BELOW, (demands?.initrdAddrMax ?? top) + 1);
+  const ramdiskAt = ramdiskEnd - alignUp(ramdiskBytes + (ramdiskEnd % (4 * KiB)), 4 * KiB);
   const gdtAt = ramdiskAt - GDT_BELOW_RAMDISK;
-  if (ramdisk !== undefined && gdtAt <= Layout.kernelLoadBase) throw tooSmall('a ramdisk', ramdisk, ram);
+  const isFixed = demands?.loadAddress !== undefined;
+  const kernelAt = demands?.loadAddress ?? Layout.kernelLoadBase;
+  const fileOffset = isFixed ? setupBytes : 0;
+  const entry = isFixed ? kernelAt : kernelAt + setupBytes;
+  if (ramdisk !== undefined && gdtAt <= kernelAt) throw tooSmall('a ramdisk', ramdisk, ram);
   // Compat: C lets the kernel's last 2 KiB reach where the GDT is written over them.
-  if (Layout.kernelLoadBase + kernel.sizeBytes > gdtAt) throw tooSmall('a kernel', kernel, ram);
-  return { zeroPage: top - ZERO_PAGE_BELOW, bootargsAt: top - BOOTARGS_BELOW, ramdiskAt, gdtAt };
+  if (kernelAt + kernel.sizeBytes - fileOffset > gdtAt) throw tooSmall('a kernel', kernel, ram);
+  if (demands !== undefined && demands.initSizeBytes > 0) {
+    const needed = runsAt(demands, entry) + demands.initSizeBytes;
+    if (needed > gdtAt) {
+      const isBelowTop = ramdisk !== undefined && ramdiskEnd < top - BOOTARGS_BELOW;
+      const hint = isBelowTop
+        ? `this kernel looks for a ramdisk below 0x${ramdiskEnd.toString(16)} only: take a smaller one`
+        : `give the VM at least -m ${memoryOption(needed + (top - gdtAt))}`;
+      throw unpacksOver(kernel, ramdisk, needed, hint);
+    }
+  }
+  return {
+    kernelAt,
+    fileOffset,
+    entry,
+    zeroPage: top - ZERO_PAGE_BELOW,
+    bootargsAt: top - BOOTARGS_BELOW,
+    ramdiskAt,
+    gdtAt,
+  };
+}
+
+/** boot.rst, init_size: a ramdisk and what else the kernel reads at its start must not lie there. */
+function unpacksOver(kernel: ImageFile, ramdisk: ImageFile | undefined, endsAt: number, hint: string): ConfigError {
+  const victim = ramdisk === undefined ? 'its own start-up data' : `the ramdisk of ${formatSize(ramdisk.sizeBytes)}`;
+  return new ConfigError(
+    `-k: kernel image ${kernel.path} unpacks itself up to 0x${endsAt.toString(16)}, over ${victim}`,
+    { hint, exitCode: ExitCode.DataError },
+  );
+}
+
+/** @throws ConfigError if the kernel says that it takes less. */
+function checkBootargs(bootargs: string | undefined, header: SetupHeader): void {
+  if (bootargs === undefined) return;
+  const length = encodeBootargs(bootargs).length - 1;
+  const limit = header.demands?.cmdlineBytes;
+  if (limit !== undefined && length > limit) {
+    throw new ConfigError(`-B: the kernel command line has ${length} bytes, this kernel takes at most ${limit}`);
+  }
 }
 
 /** Open kernel and, where given, ramdisk. */
@@ -98,10 +143,18 @@ function withImages<T>(boot: BzImageConfig, use: (kernel: ImageFile, ramdisk: Im
   );
 }
 
+/** What of the kernel an engine has to know. @throws ConfigError */
+export function isKernel64Bit(kernelPath: string): boolean {
+  return withImage(kernelPath, KERNEL, (kernel) => readSetupHeader(kernel).demands?.is64Bit === true);
+}
+
 /** Everything that can be wrong with the files, before anything is created. @throws ConfigError */
 export function checkBzImage(boot: BzImageConfig, ram: E820Input): void {
-  withImages(boot, (kernel, ramdisk) => layOut(kernel, ramdisk, ram));
-  if (boot.bootargs !== undefined) encodeBootargs(boot.bootargs);
+  withImages(boot, (kernel, ramdisk) => {
+    const header = readSetupHeader(kernel);
+    layOut(header, kernel, ramdisk, ram);
+    checkBootargs(boot.bootargs, header);
+  });
 }
 
 /**
@@ -111,53 +164,49 @@ export function checkBzImage(boot: BzImageConfig, ram: E820Input): void {
  */
 export function loadBzImage(boot: BzImageConfig, memory: GuestMemory, ram: E820Input, log: Log): VcpuRegs {
   return withImages(boot, (kernel, ramdisk) => {
-    const { zeroPage, bootargsAt, ramdiskAt, gdtAt } = layOut(kernel, ramdisk, ram);
+    const header = readSetupHeader(kernel);
+    const at = layOut(header, kernel, ramdisk, ram);
+    checkBootargs(boot.bootargs, header);
     if (ramdisk !== undefined) {
-      ramdisk.readToGuest(memory, ramdiskAt, ramdisk.sizeBytes);
-      log.info(`ramdisk: ${ramdisk.sizeBytes} bytes at 0x${ramdiskAt.toString(16)}`);
+      ramdisk.readToGuest(memory, at.ramdiskAt, ramdisk.sizeBytes);
+      log.info(`ramdisk: ${ramdisk.sizeBytes} bytes at 0x${at.ramdiskAt.toString(16)}`);
     }
-    kernel.readToGuest(memory, Layout.kernelLoadBase, kernel.sizeBytes);
-    const entry = kernelEntry(memory, kernel, log);
+    kernel.readToGuest(memory, at.kernelAt, kernel.sizeBytes - at.fileOffset, at.fileOffset);
+    if (header.demands === undefined) log.warn(`${kernel.path} has no usable bzImage header; started all the same`);
+    // As C does, in place: the zero page and a kernel that looks back at its image both see the real number.
+    if (at.fileOffset === 0) memory.writeU8(at.kernelAt + Setup.setupSects, header.bytes[0] as number);
     if (boot.bootargs !== undefined) {
       // Compat: C checks for 2047 characters, but copies 1024 and lets the rest of a longer line fall away.
-      memory.write(bootargsAt, encodeBootargs(boot.bootargs));
+      memory.write(at.bootargsAt, encodeBootargs(boot.bootargs));
     }
-    writeZeroPage(memory, zeroPage, bootargsAt, ramdisk && { at: ramdiskAt, sizeBytes: ramdisk.sizeBytes }, ram);
-    log.info(`kernel: ${boot.kernelPath} at 0x${Layout.kernelLoadBase.toString(16)}, entry 0x${entry.toString(16)}`);
+    writeZeroPage(memory, at, header, ramdisk?.sizeBytes, ram);
+    log.info(`kernel: ${boot.kernelPath} at 0x${at.kernelAt.toString(16)}, entry 0x${at.entry.toString(16)}`);
     return {
       ...flatSegments(Selector.code, 0xc09b, Selector.data),
-      gdt: writeGdt(memory, gdtAt, GDT),
-      rip: BigInt(entry),
-      rsi: BigInt(zeroPage),
+      gdt: writeGdt(memory, at.gdtAt, GDT),
+      rip: BigInt(at.entry),
+      rsi: BigInt(at.zeroPage),
     };
   });
 }
 
-/** Where the protected-mode part begins: right after the boot sector and the setup sectors. */
-function kernelEntry(memory: GuestMemory, kernel: ImageFile, log: Log): Gpa {
-  const base = Layout.kernelLoadBase;
-  if (memory.readU32(base + Setup.magic) !== MAGIC)
-    log.warn(`${kernel.path} has no bzImage header; started all the same`);
-  // As C does, in place: the zero page and a kernel that looks back at its image both see the real number.
-  if (memory.readU8(base + Setup.setupSects) === 0) memory.writeU8(base + Setup.setupSects, DEFAULT_SETUP_SECTS);
-  return base + (memory.readU8(base + Setup.setupSects) + 1) * SECTOR;
-}
-
+/** @param ramdiskBytes undefined: there is none. */
 function writeZeroPage(
   memory: GuestMemory,
-  at: Gpa,
-  bootargsAt: Gpa,
-  ramdisk: { readonly at: Gpa; readonly sizeBytes: number } | undefined,
+  placement: Placement,
+  header: SetupHeader,
+  ramdiskBytes: number | undefined,
   ram: E820Input,
 ): void {
+  const at = placement.zeroPage;
   const page = memory.bytes(at, ZeroPage.sizeBytes);
   page.fill(0);
-  page.set(memory.read(Layout.kernelLoadBase + Setup.setupSects, Setup.end - Setup.setupSects), Setup.setupSects);
-  if (ramdisk !== undefined) {
-    memory.writeU32(at + Setup.ramdiskImage, ramdisk.at);
-    memory.writeU32(at + Setup.ramdiskSize, ramdisk.sizeBytes);
+  page.set(header.bytes, Setup.setupSects);
+  if (ramdiskBytes !== undefined) {
+    memory.writeU32(at + Setup.ramdiskImage, placement.ramdiskAt);
+    memory.writeU32(at + Setup.ramdiskSize, ramdiskBytes);
   }
-  memory.writeU32(at + Setup.cmdLinePtr, bootargsAt);
+  memory.writeU32(at + Setup.cmdLinePtr, placement.bootargsAt);
   memory.writeU8(at + Setup.loaderType, LOADER_UNDEFINED);
   memory.writeU8(at + Setup.loadFlags, memory.readU8(at + Setup.loadFlags) | LOAD_FLAG_QUIET);
   const map = buildE820(ram);

@@ -2,7 +2,7 @@ import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { checkBzImage, encodeBootargs, loadBzImage } from '../../../devicemodel/core/boot/bzimage.ts';
+import { checkBzImage, encodeBootargs, isKernel64Bit, loadBzImage } from '../../../devicemodel/core/boot/bzimage.ts';
 import { splitRam } from '../../../devicemodel/core/boot/loader.ts';
 import { ConfigError } from '../../../devicemodel/core/errors.ts';
 import { silentLog } from '../../../devicemodel/core/log.ts';
@@ -148,6 +148,7 @@ test('whatever the sizes: it is refused, or nothing overlaps and everything is t
       // Every part is filled with a byte of its own: content that another part overwrote would show.
       const image = new Uint8Array(8 * 512 + bodyBytes).fill(0x4b);
       image[0x1f1] = 7;
+      image.set([0x55, 0xaa], 0x1fe); // without a setup header it is started as C starts it
       writeFileSync(join(dir, 'kernel'), image);
       writeFileSync(join(dir, 'ramdisk'), new Uint8Array(ramdiskBytes).fill(0x52));
       const config = {
@@ -172,4 +173,124 @@ test('whatever the sizes: it is refused, or nothing overlaps and everything is t
     }),
     { numRuns: 60 },
   );
+});
+
+/** A kernel with a header whose fields hold together, as every released Linux has it. */
+function linux(fields: {
+  version?: number;
+  relocatable?: number;
+  loadFlags?: number;
+  code32Start?: number;
+  prefAddress?: number;
+  initSizeBytes?: number;
+  initrdAddrMax?: number;
+  cmdlineSize?: number;
+  xloadFlags?: number;
+}): Uint8Array {
+  const image = bzImage({ bodyBytes: 5000 });
+  const view = new DataView(image.buffer);
+  view.setUint16(0x206, fields.version ?? 0x20f, true);
+  view.setUint8(0x211, fields.loadFlags ?? 1);
+  view.setUint32(0x214, fields.code32Start ?? 0x10_0000, true);
+  view.setUint32(0x22c, fields.initrdAddrMax ?? 0x7fff_ffff, true);
+  view.setUint32(0x230, 2 * MiB, true);
+  view.setUint8(0x234, fields.relocatable ?? 1);
+  view.setUint16(0x236, fields.xloadFlags ?? 0, true);
+  view.setUint32(0x238, fields.cmdlineSize ?? 2047, true);
+  view.setBigUint64(0x258, BigInt(fields.prefAddress ?? 16 * MiB), true);
+  view.setUint32(0x260, fields.initSizeBytes ?? 1 * MiB, true);
+  return image;
+}
+
+describe('what the setup header asks for (boot.rst)', () => {
+  const body = (image: Uint8Array) => Buffer.from(image.subarray(8 * 512));
+
+  test.each([
+    ['relocatable 0, protocol 2.10 and later: pref_address', { relocatable: 0, prefAddress: 3 * MiB }, 3 * MiB],
+    ['relocatable 0, no pref_address: code32_start (memtest86+)', { relocatable: 0, prefAddress: 0 }, 1 * MiB],
+    ['relocatable 0, protocol 2.05: code32_start', { relocatable: 0, version: 0x205, code32Start: 2 * MiB }, 2 * MiB],
+    ['protocol 2.04 has no relocatable kernels: 1 MiB', { version: 0x204, relocatable: 1 }, 1 * MiB],
+    ['protocol 2.02: 1 MiB', { version: 0x202, relocatable: 1, code32Start: 5 * MiB }, 1 * MiB],
+  ])('%s', (_, fields, address) => {
+    const image = linux(fields);
+    const { memory, regs } = boot({ kernel: image });
+    expect(regs.rip).toBe(BigInt(address));
+    expect(Buffer.from(memory.read(address, image.length - 8 * 512)).equals(body(image))).toBe(true);
+    expect(memory.readU32(KERNEL + 0x202)).toBe(0); // not at 16 MiB as well
+  });
+
+  test('a relocatable kernel stays where the C device model has it', () => {
+    expect(boot({ kernel: linux({}) }).regs.rip).toBe(BigInt(KERNEL + 8 * 512));
+  });
+
+  test('a ramdisk goes below the highest address at which the kernel looks for it', () => {
+    const limit = 21 * MiB - 1;
+    const ramdisk = noise('ramdisk', 10_000);
+    const { memory, ramBytes } = boot({ kernel: linux({ initrdAddrMax: limit }), ramdisk, ramBytes: 24 * MiB });
+    const at = memory.readU32(ramBytes - 4 * KiB + 0x218);
+    expect(at + ramdisk.length - 1).toBeLessThanOrEqual(limit);
+    expect(at % (4 * KiB)).toBe(0);
+    expect(Buffer.from(memory.read(at, ramdisk.length)).equals(ramdisk)).toBe(true);
+  });
+
+  test('where that leaves no room, more memory is not the advice', () => {
+    const kernel = linux({ initrdAddrMax: 19 * MiB - 1 });
+    expect(exitCode(() => boot({ kernel, ramdisk: noise('r', 10_000), ramBytes: 24 * MiB }))?.text).toMatch(
+      /this kernel looks for a ramdisk below 0x1300000 only/,
+    );
+  });
+
+  const exitCode = (act: () => unknown) => {
+    try {
+      act();
+    } catch (error) {
+      return {
+        status: (error as ConfigError).exitCode,
+        text: `${(error as Error).message}; ${(error as ConfigError).hint}`,
+      };
+    }
+    return undefined;
+  };
+
+  test('a kernel that unpacks itself over its ramdisk is refused, with the memory it takes', () => {
+    const ramdisk = new Uint8Array(2 * MiB).fill(1);
+    const kernel = linux({ initSizeBytes: 30 * MiB });
+    const refused = exitCode(() => boot({ kernel, ramdisk, ramBytes: 48 * MiB }));
+    expect(refused).toMatchObject({ status: 65 });
+    // It runs at 18 MiB, the first multiple of 2 MiB behind its setup sectors: 18 + 30 + 2 and what lies at the top.
+    expect(refused?.text).toMatch(/unpacks itself .* over the ramdisk of 2 MiB; give the VM at least -m 51M/);
+    expect(exitCode(() => boot({ kernel, ramdisk, ramBytes: 51 * MiB }))).toBeUndefined();
+    expect(exitCode(() => boot({ kernel, ramBytes: 48 * MiB }))?.text).toMatch(/start-up data; .* -m 49M/);
+  });
+
+  test('a command line longer than the kernel takes is refused', () => {
+    expect(exitCode(() => boot({ kernel: linux({ cmdlineSize: 255 }), bootargs: 'x'.repeat(256) }))).toMatchObject({
+      status: 64,
+      text: expect.stringMatching(/256 bytes, this kernel takes at most 255/),
+    });
+    expect(exitCode(() => boot({ kernel: linux({ cmdlineSize: 255 }), bootargs: 'x'.repeat(255) }))).toBeUndefined();
+    expect(exitCode(() => boot({ kernel: linux({ version: 0x205 }), bootargs: 'x'.repeat(256) }))?.status).toBe(64);
+  });
+
+  test.each([
+    ['no 32-bit entry (ipxe.lkrn)', linux({ code32Start: 0, relocatable: 0 }), /no 32-bit entry point/],
+    ['a zImage', linux({ loadFlags: 0 }), /is a zImage/],
+    ['a text file', new TextEncoder().encode('#!/bin/sh\necho hello\n'.repeat(100)), /it is a text file/],
+    ['an ELF file', new Uint8Array(9000).fill(1).map((b, i) => [0x7f, 0x45, 0x4c, 0x46][i] ?? b), /an ELF file; .* -E/],
+    ['gzip', new Uint8Array(9000).fill(1).map((b, i) => [0x1f, 0x8b][i] ?? b), /compressed by gzip/],
+    ['zeroes', new Uint8Array(9000), /without a boot sector signature/],
+    ['one byte', new Uint8Array(1), /only 1 bytes long|is no kernel image/],
+    ['an EFI program', new Uint8Array(9000).fill(1).map((b, i) => [0x4d, 0x5a][i] ?? b), /--ovmf/],
+    ['cut within its setup code', linux({}).subarray(0, 3000), /ends at 3000/],
+  ])('%s: status 65 with what was found', (_, kernel, words) => {
+    expect(exitCode(() => boot({ kernel }))).toMatchObject({ status: 65, text: expect.stringMatching(words) });
+  });
+
+  test.each([
+    [{ xloadFlags: 1 }, true],
+    [{ xloadFlags: 0 }, false],
+    [{ xloadFlags: 1, version: 0x20b }, false],
+  ])('xloadflags %o: 64-bit %s', (fields, expected) => {
+    expect(isKernel64Bit(file(temporaryDirectory(), 'k', linux(fields)))).toBe(expected);
+  });
 });

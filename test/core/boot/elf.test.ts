@@ -2,8 +2,9 @@ import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { checkElf, loadElf, multibootFlags } from '../../../devicemodel/core/boot/elf.ts';
+import { checkElf, loadElf } from '../../../devicemodel/core/boot/elf.ts';
 import { splitRam } from '../../../devicemodel/core/boot/loader.ts';
+import { findMultibootHeader } from '../../../devicemodel/core/boot/multiboot.ts';
 import { ConfigError } from '../../../devicemodel/core/errors.ts';
 import { silentLog } from '../../../devicemodel/core/log.ts';
 import { GuestMemory } from '../../../devicemodel/core/memory.ts';
@@ -47,22 +48,118 @@ test('the boot CPU starts at the entry point in flat protected mode', () => {
 });
 
 describe('Multiboot', () => {
-  test('an image that asks for memory information gets it in EBX', () => {
+  const u32s = (memory: GuestMemory, at: number, count: number) =>
+    Array.from({ length: count }, (_, i) => memory.readU32(at + 4 * i));
+  const text = (memory: GuestMemory, at: number) => {
+    const bytes = Buffer.from(memory.read(at, 256));
+    return bytes.subarray(0, bytes.indexOf(0)).toString();
+  };
+
+  test('memory: lower up to the video adapter, upper from 1 MiB to the first hole, in KiB (§3.3)', () => {
     const { memory, regs } = boot(elf32({ multibootFlags: 2, entry: 0x10_0020, segments }));
     expect(regs.rax).toBe(0x2bad_b002n);
     expect(regs.rbx).toBe(BigInt(INFO));
-    expect(memory.readU32(INFO)).toBe(1); // the memory fields are valid, nothing else
-    expect(memory.readU32(INFO + 8)).toBe((RAM - 64 * KiB) / 1024);
+    const [flags, lower, upper] = u32s(memory, INFO, 3);
+    expect((flags as number) & 1).toBe(1);
+    expect(lower).toBe(640);
+    expect(upper).toBe(RAM / 1024 - 1024);
   });
 
-  test('an image without a header gets none', () => {
+  test('the memory map covers exactly the RAM there is', () => {
+    const { memory } = boot(elf32({ multibootFlags: 2, segments }));
+    expect(memory.readU32(INFO) & (1 << 6)).not.toBe(0);
+    const [length, at] = [memory.readU32(INFO + 44), memory.readU32(INFO + 48)];
+    const ranges: [number, number][] = [];
+    for (let entry = at; entry < at + length; entry += memory.readU32(entry) + 4) {
+      if (memory.readU32(entry + 20) === 1) {
+        ranges.push([Number(memory.readU64(entry + 4)), Number(memory.readU64(entry + 12))]);
+      }
+    }
+    expect(ranges).toEqual([
+      [0, 640 * KiB],
+      [1 * MiB, RAM - 1 * MiB],
+    ]);
+  });
+
+  test('command line, loader name and module arrive', () => {
+    const dir = temporaryDirectory();
+    const module = noise('module', 5000);
+    const config = {
+      kind: 'elf',
+      imagePath: file(dir, 'image', elf32({ multibootFlags: 3, segments })),
+      ramdiskPath: file(dir, 'module', module),
+      bootargs: 'console=com1 -- a b',
+    } as const;
+    const memory = ram(0xee);
+    checkElf(config, splitRam(RAM));
+    loadElf(config, memory, splitRam(RAM), silentLog);
+    const flags = memory.readU32(INFO);
+    expect(flags & (1 << 2)).not.toBe(0);
+    expect(text(memory, memory.readU32(INFO + 16))).toBe(`${config.imagePath} console=com1 -- a b`);
+    expect(flags & (1 << 9)).not.toBe(0);
+    expect(text(memory, memory.readU32(INFO + 64))).toMatch(/^acrn-dm/);
+    expect(flags & (1 << 3)).not.toBe(0);
+    expect(memory.readU32(INFO + 20)).toBe(1);
+    const [start, end, name] = u32s(memory, memory.readU32(INFO + 24), 3) as [number, number, number];
+    expect(start % 4096).toBe(0);
+    expect(Buffer.from(memory.read(start, end - start)).equals(module)).toBe(true);
+    expect(text(memory, name)).toBe(config.ramdiskPath);
+  });
+
+  test('without a module the list is not said to be there', () => {
+    expect(boot(elf32({ multibootFlags: 2, segments })).memory.readU32(INFO) & (1 << 3)).toBe(0);
+  });
+
+  test('an image without a header gets none, and no module', () => {
     const { memory, regs } = boot(elf32({ segments }));
     expect(regs.rbx).toBeUndefined();
     expect(memory.readU32(INFO)).toBe(0);
+    const dir = temporaryDirectory();
+    const config = {
+      kind: 'elf',
+      imagePath: file(dir, 'image', elf32({ segments })),
+      ramdiskPath: file(dir, 'module', noise('m', 10)),
+      bootargs: undefined,
+    } as const;
+    expect(() => checkElf(config, splitRam(RAM))).toThrow(/^-r: .* without a Multiboot header/);
   });
 
-  test.each([0, 1, 3, 4, 0x1_0002])('an image that asks for flags %i is refused', (flags) => {
+  // §3.1.2: bits 0 and 1 are served, 2..15 must be understood, 17..31 may be ignored.
+  test.each([0, 1, 2, 3, 0x2_0003, 0xfffe_0000 | 0])('flags %i start', (flags) => {
+    expect(boot(elf32({ multibootFlags: flags >>> 0, segments })).regs.rbx).toBe(BigInt(INFO));
+  });
+  test.each([4, 8, 7, 0x8000, 0x4002])('flags %i are refused', (flags) => {
     expect(() => boot(elf32({ multibootFlags: flags, segments }))).toThrow(/Multiboot features/);
+  });
+
+  test('address fields count before the ELF headers, and without any ELF header (§3.1.3)', () => {
+    const kludge = (load: number, loadEnd: number, bssEnd: number) => {
+      const image = noise('kludge', 3000).slice();
+      const view = new DataView(image.buffer);
+      const magic = 0x1bad_b002;
+      const flags = 0x1_0003;
+      const words = [magic, flags, -(magic + flags), load + 0x40, load, loadEnd, bssEnd, load + 0x80];
+      for (const [i, word] of words.entries()) view.setUint32(0x60 + 4 * i, word, true);
+      return image;
+    };
+    // The header lies at 0x60 of the file and at load + 0x40 in memory: the load begins at byte 0x20.
+    const image = kludge(0x10_0000, 0x10_0000 + 2000, 0x10_0000 + 9000);
+    const { memory, regs } = boot(image, ram(0xee));
+    expect(regs.rip).toBe(0x10_0080n);
+    expect(Buffer.from(memory.read(0x10_0000, 2000)).equals(image.subarray(0x20, 0x20 + 2000))).toBe(true);
+    expect(memory.read(0x10_0000 + 2000, 7000).every((byte) => byte === 0)).toBe(true);
+    expect(memory.readU8(0x10_0000 + 9000)).toBe(0xee);
+    const whole = boot(kludge(0x10_0000, 0, 0));
+    expect(Buffer.from(whole.memory.read(0x10_0000, 3000 - 0x20)).equals(kludge(0x10_0000, 0, 0).subarray(0x20))).toBe(true);
+    expect(() => boot(kludge(0x10_0000, 0x10_0000 + 4000, 0))).toThrow(/contradict/);
+    expect(() => boot(kludge(0x10_0000, 0x10_0000 + 2000, 0x10_0000 + 100))).toThrow(/contradict/);
+    expect(() => boot(kludge(RAM - 100, 0, 0))).toThrow(/does not fit/);
+  });
+
+  test('a segment where the information goes is refused', () => {
+    const low = [{ base: 0x2_1000, fileBytes: 100, memoryBytes: 100 }];
+    expect(() => boot(elf32({ multibootFlags: 2, segments: low }))).toThrow(/Multiboot information goes/);
+    expect(() => boot(elf32({ segments: low }))).not.toThrow();
   });
 
   test('a header whose checksum is wrong is none', () => {
@@ -70,7 +167,25 @@ describe('Multiboot', () => {
     head.setUint32(16, 0x1bad_b002, true);
     head.setUint32(20, 2, true);
     head.setUint32(24, 12345, true);
-    expect(multibootFlags(head)).toBeUndefined();
+    expect(findMultibootHeader(head)).toBeUndefined();
+  });
+});
+
+describe('physical addresses', () => {
+  const high = { base: 0xc100_0000, physical: 0x10_0000, fileBytes: 5000, memoryBytes: 9000 };
+  test('a kernel linked high is put at p_paddr, and its entry moves as far (GNU Mach)', () => {
+    const { memory, regs } = boot(elf32({ entry: 0xc100_0020, segments: [high] }));
+    expect(regs.rip).toBe(0x10_0020n);
+    expect(Buffer.from(memory.read(0x10_0000, 5000)).equals(noise('elf0', 5000))).toBe(true);
+  });
+  test('an entry that is a physical address already stays', () => {
+    expect(boot(elf32({ entry: 0x10_0020, segments: [high] })).regs.rip).toBe(0x10_0020n);
+  });
+  test('a linker that leaves all of them at 0 means the virtual ones', () => {
+    const zero = segments.map((segment) => ({ ...segment, physical: 0 }));
+    const { memory, regs } = boot(elf32({ entry: 0x10_0020, segments: zero }));
+    expect(regs.rip).toBe(0x10_0020n);
+    expect(Buffer.from(memory.read(0x20_0000, 100)).equals(noise('elf1', 100))).toBe(true);
   });
 });
 
@@ -88,6 +203,8 @@ describe('refused', () => {
     ['program headers behind the end', change(30, 0xff), /program headers/],
     ['a segment behind the end of the file', elf32({ segments }).subarray(0, 6000), /damaged/],
     ['more in the file than in memory', change(52 + 21, 0), /damaged/],
+    ['without entry', elf32({ entry: 0, segments }), /no entry point/],
+    ['nothing to load', elf32({ segments: [] }), /nothing to load/],
     ['outside RAM', elf32({ segments: [{ base: RAM - 100, fileBytes: 10, memoryBytes: 200 }] }), /does not fit 4 MiB/],
     [
       'wraps at 4 GiB',

@@ -210,14 +210,16 @@ describe.skipIf(recordedDir === undefined)('what the reference puts into guest m
       expect(vcpu_id).toBe(0);
       expect(recordedRegs).toMatchObject(printedRegs(regs));
 
+      // On purpose: Multiboot images find more in their information than the reference gives (deviations.json).
+      const isMultiboot = name === 'boot_elf_mb';
       const recordedMap = trace.find((e) => e.op === 'mem_map');
-      if (recordedMap !== undefined) {
+      if (recordedMap !== undefined && !isMultiboot) {
         const facts = machineFacts(recorded);
         context.skip(facts === undefined, 'has a device unknown here');
         for (const table of buildMpTable((facts as NonNullable<typeof facts>).mp)) memory.write(table.gpa, table.bytes);
         expect(memoryMap(memory)).toEqual(recordedMap.runs);
       }
-      for (const dump of trace.filter((e) => e.op === 'mem_dump' && /^(top|mbi|e820)/.test(e.file))) {
+      for (const dump of trace.filter((e) => e.op === 'mem_dump' && /^(top|e820)/.test(e.file))) {
         const expected = recordedFile(name, dump.file) as Uint8Array;
         expect(Buffer.from(memory.read(Number(dump.gpa), dump.len)).equals(expected)).toBe(true);
       }
@@ -235,6 +237,8 @@ describe.skipIf(recordedDir === undefined)('what the reference puts into guest m
 describe.skipIf(recordedDir === undefined)('what the reference refuses', () => {
   for (const recorded of bootCases) {
     if (recordedTrace(recorded.name).at(-1).reached_loop === true) continue;
+    // On purpose: these Multiboot flags are served (deviations.json).
+    if (recorded.name === 'boot_elf_mb_bad') continue;
     test(recorded.name, (context) => {
       const boot = bootConfig(recorded.argv);
       // An --ovmf option with one half of a split image is refused by the option parser.
