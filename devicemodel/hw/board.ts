@@ -9,11 +9,12 @@ import { splitRam } from '../core/boot/loader.ts';
 import type { Device } from '../core/device.ts';
 import { BugError, ConfigError } from '../core/errors.ts';
 import { buildAcpi } from '../core/firmware/acpi-tables.ts';
+import type { TableContributor } from '../core/firmware/contribution.ts';
 import { readCpuStates } from '../core/firmware/cpu-states.ts';
-import { isaBridge } from '../core/firmware/dsdt.ts';
 import { buildMpTable } from '../core/firmware/mptable.ts';
 import { openSharedMemory } from '../core/host/mapping.ts';
 import type { VmEvent } from '../core/vm-events.ts';
+import { acpiInput, isaAml, tableContributors } from './firmware-tables.ts';
 import { InterruptWiring } from './interrupts.ts';
 import { PciHost } from './pci/host.ts';
 import type { IntxRouter } from './pci/intx.ts';
@@ -21,14 +22,14 @@ import { attachComPort, comResources } from './pci/lpc.ts';
 import { CmosIo } from './platform/cmos-io.ts';
 import { DebugExit } from './platform/debug-exit.ts';
 import { Hpet } from './platform/hpet.ts';
-import { I8042 } from './platform/i8042.ts';
+import { I8042, I8042Irq } from './platform/i8042.ts';
 import { IoapicPins, PirqRouter } from './platform/ioapic.ts';
 import { PIT_GSI, Pit } from './platform/pit.ts';
 import type { PlatformDevice } from './platform/platform-device.ts';
 import { AcpiPm, SCI_GSI } from './platform/pm.ts';
 import { QuietPorts } from './platform/quiet-ports.ts';
 import { ResetRegister } from './platform/reset.ts';
-import { Rtc } from './platform/rtc.ts';
+import { RTC_IRQ, Rtc } from './platform/rtc.ts';
 import { loadPciDriver } from './registry.ts';
 import type { CharBackendPool } from './uart/backends/pool.ts';
 
@@ -43,7 +44,6 @@ export interface PcOptions {
 }
 
 const RPMB_KEY_BYTES = 32;
-const IsaIrq = { keyboard: 1, rtc: 8, mouse: 12 } as const;
 
 export function pcBoard(options: PcOptions): BoardFactory {
   return async (parts) => {
@@ -61,6 +61,8 @@ class Pc implements Board {
   readonly #rtc: Rtc;
   readonly #cmosIo = new CmosIo();
   readonly #platform: PlatformDevice[];
+  /** What tells the guest's tables of itself, beside PCI functions; their order is the order in the tables. */
+  readonly #contributors: readonly TableContributor[];
   readonly #serial: Ns16550[] = [];
   readonly #wiring: InterruptWiring;
   readonly #pirq = new PirqRouter();
@@ -82,32 +84,28 @@ class Pc implements Board {
     const ram = splitRam(config.memoryBytes);
     this.#rtc = new Rtc({
       clock,
-      irq: wiring.level(IsaIrq.rtc),
+      irq: wiring.level(RTC_IRQ),
       lowMemoryBytes: ram.lowRamBytes,
       highMemoryBytes: ram.highRamBytes,
       onTimeChanged: (change) =>
         options.onVmEvent({ type: 'rtc-change', lastTimeS: change.lastS, deltaS: change.deltaS }),
       onAlarm: () => pm.rtcAlarm(),
     });
-    this.#platform = [
-      new I8042({ keyboardIrq: wiring.edge(IsaIrq.keyboard), auxIrq: wiring.edge(IsaIrq.mouse), power }),
-      this.#rtc,
-      this.#cmosIo,
-      new Pit({ clock, irq: wiring.edge(PIT_GSI) }),
-      new Hpet({
-        clock,
-        ioapic: {
-          pulse: (gsi) => wiring.drive(gsi, 'rising-pulse'),
-          set: (gsi, asserted) => wiring.drive(gsi, asserted ? 'high' : 'low'),
-        },
-        msi: wiring,
-        log: log.child('hpet'),
-      }),
-      pm,
-      new ResetRegister(power),
-      new QuietPorts(),
-    ];
+    const i8042 = new I8042({ keyboardIrq: wiring.edge(I8042Irq.keyboard), auxIrq: wiring.edge(I8042Irq.aux), power });
+    const pit = new Pit({ clock, irq: wiring.edge(PIT_GSI) });
+    const hpet = new Hpet({
+      clock,
+      ioapic: {
+        pulse: (gsi) => wiring.drive(gsi, 'rising-pulse'),
+        set: (gsi, asserted) => wiring.drive(gsi, asserted ? 'high' : 'low'),
+      },
+      msi: wiring,
+      log: log.child('hpet'),
+    });
+    this.#platform = [i8042, this.#rtc, this.#cmosIo, pit, hpet, pm, new ResetRegister(power), new QuietPorts()];
     if (config.debugExit) this.#platform.push(new DebugExit(power));
+    const devices = { i8042, rtc: this.#rtc, cmosIo: this.#cmosIo, pirq: this.#pirq, pit, pm, hpet, optional: [] };
+    this.#contributors = tableContributors(devices, { com: config.com, isRtvm: config.rtvm });
 
     const pins = new IoapicPins();
     const pirq = this.#pirq;
@@ -128,6 +126,7 @@ class Pc implements Board {
       mmio: parts.mmio,
       router,
       msi: wiring,
+      isaDevices: () => isaAml(this.#contributors),
       charBackend: (user, text) => options.consoles.open(user, text),
       sharedMemory: {
         openSharedMemory: (name, sizeBytes) => {
@@ -159,7 +158,7 @@ class Pc implements Board {
     }
     this.#pirq.use(SCI_GSI);
     // The keyboard's and the clock's irqs are not ones a link may have; the mouse's is.
-    this.#pirq.reserve(IsaIrq.mouse);
+    this.#pirq.reserve(I8042Irq.aux);
     for (const slot of config.pci) this.pciConfig.add(slot, await loadPciDriver(slot.driver));
     // Serial ports hang off the LPC bridge: without one they do not exist.
     if (config.pci.some((slot) => slot.driver === 'lpc')) this.#attachSerialPorts();
@@ -183,33 +182,30 @@ class Pc implements Board {
   writeTables(): void {
     const { memory, hsm, vcpuCount, config } = this.#parts;
     const lapicIds = this.#options.lapicIds(vcpuCount);
-    const routes = this.pciConfig.interruptRoutes().filter((r) => r.bus === 0);
-    const mpRoutes = routes.map((r) => ({ device: r.device, pin: r.pin as 1 | 2 | 3 | 4, gsi: r.gsi, link: r.link }));
-    const windows = this.pciConfig.busWindows();
-    const lpc = config.pci.find((slot) => slot.driver === 'lpc');
     const functionAml = this.pciConfig.aml();
-    if (lpc !== undefined) {
-      functionAml.push(
-        isaBridge({
-          bdf: lpc.bdf,
-          isRtvm: config.rtvm,
-          com: config.com.map((c) => ({ index: c.index, ...comResources(c) })),
-        }),
-      );
-    }
+    const routes = this.pciConfig.interruptRoutes();
     const tables = [
-      ...buildMpTable({ lapicIds, lapicPassthrough: config.lapicPt, routes: mpRoutes }),
-      ...buildAcpi({
-        cpus: lapicIds.map((lapicId, vcpu) => ({ lapicId, ...readCpuStates(hsm, vcpu) })),
-        isRtvm: config.rtvm,
-        hasIsaBridge: lpc !== undefined,
-        buses: [...windows].map(([bus, w]) => ({
-          bus,
-          ioWindow: w.io,
-          routes: bus === 0 ? mpRoutes : [],
-          functions: functionAml.filter(({ bdf }) => bdf.bus === bus),
-        })),
+      ...buildMpTable({
+        lapicIds,
+        lapicPassthrough: config.lapicPt,
+        routes: routes.filter(({ bus }) => bus === 0),
+        sciGsi: SCI_GSI,
       }),
+      ...buildAcpi(
+        acpiInput({
+          cpus: lapicIds.map((lapicId, vcpu) => ({ lapicId, ...readCpuStates(hsm, vcpu) })),
+          isRtvm: config.rtvm,
+          contributors: this.#contributors,
+          hasIsaBridge: config.pci.some((slot) => slot.driver === 'lpc'),
+          buses: [...this.pciConfig.busWindows()].map(([bus, { io }]) => ({
+            bus,
+            ioWindow: io,
+            routes: routes.filter((route) => route.bus === bus),
+            functions: functionAml.filter(({ bdf }) => bdf.bus === bus),
+          })),
+          functionTables: this.pciConfig.tables(),
+        }),
+      ),
     ];
     for (const table of tables) memory.write(table.gpa, table.bytes);
   }

@@ -1,21 +1,37 @@
 /**
  * The ACPI tables of a User VM: built in memory and placed where the device model has always placed them, so that a
- * guest finds the same machine. Table layouts: ACPI 6.4 §5.2; HPET: IA-PC HPET 1.0a §3.2.4; MCFG: PCI Firmware 3.2
- * §4.1.2; TPM2: TCG ACPI 1.2 §7.3.
+ * guest finds the same machine. Table layouts: ACPI 6.4 §5.2.
  */
-import type { Gpa } from '../address.ts';
+import type { Gpa, Gsi, Port } from '../address.ts';
 import { BugError, ConfigError } from '../errors.ts';
 import { Layout } from '../layout.ts';
 import { addr, bytes, struct, u8, u16, u32 } from '../struct.ts';
+import { alignUp } from '../units.ts';
 import { AddressSpace } from './aml-resources.ts';
+import type { DeviceTable, InterruptOverride } from './contribution.ts';
 import { type DsdtInput, dsdtBody } from './dsdt.ts';
+import { ascii, checksum, Gas, GasAccess, table } from './tables.ts';
+
+/** ACPI fixed hardware, as the FADT tells of it; the registers are those of the devices that say so (hw/platform). */
+export interface FixedHardware {
+  readonly sciGsi: Gsi;
+  readonly smiCommandPort: Port;
+  readonly acpiEnable: number;
+  readonly acpiDisable: number;
+  readonly pm1aEventPort: Port;
+  readonly pm1aControlPort: Port;
+  readonly resetPort: Port;
+  readonly resetValue: number;
+}
 
 /** Everything the tables tell of a machine. */
 export interface AcpiInput extends DsdtInput {
-  /** NHLT of the host, for a passed-through audio device; its header is replaced. */
-  readonly nhlt?: Uint8Array;
-  /** Real-time configuration table for software SRAM, whole. */
-  readonly rtct?: Uint8Array;
+  readonly isRtvm: boolean;
+  readonly fixedHardware: FixedHardware;
+  /** Tables of devices, in any order. */
+  readonly tables: readonly DeviceTable[];
+  /** Beside that of the SCI; an RTVM has none. */
+  readonly interruptOverrides: readonly InterruptOverride[];
 }
 
 /** Bytes for guest memory. */
@@ -46,79 +62,6 @@ const ACPI_END = 0x10_0000;
 
 /** `FACS.32-bit firmware waking vector`: where a guest leaves its resume address for S3 (ACPI 6.4 §5.2.10). */
 export const WAKING_VECTOR_GPA: Gpa = Layout.acpiBase + Offset.Facs + 12;
-
-/** ACPI fixed hardware (arch PM block); the devices behind them live in hw/platform. */
-export const FixedHardware = {
-  sciGsi: 9,
-  smiCommandPort: 0xb2,
-  acpiEnable: 0xa0,
-  acpiDisable: 0xa1,
-  pm1aEventPort: 0x400,
-  pm1aControlPort: 0x404,
-  resetPort: 0xcf9,
-  resetValue: 0x0e,
-} as const;
-
-/** System description table header (ACPI 6.4 §5.2.6). */
-const Header = struct(
-  {
-    signature: bytes(4),
-    length: u32,
-    revision: u8,
-    checksum: u8,
-    oemId: bytes(6),
-    oemTableId: bytes(8),
-    oemRevision: u32,
-    creatorId: bytes(4),
-    creatorRevision: u32,
-  },
-  { packed: true },
-);
-
-/** Who made the tables: this program, not a compiler. */
-const CREATOR_ID = 'ADMT';
-const CREATOR_REVISION = 1;
-
-const ascii = (text: string): Uint8Array => Uint8Array.from(text, (c) => c.charCodeAt(0));
-
-/** The byte that makes `bytes` sum up to zero, if it is zero now. */
-function checksum(table: Uint8Array): number {
-  let sum = 0;
-  for (let i = 0; i < table.length; i++) sum += table[i] as number;
-  return -sum & 0xff;
-}
-
-interface HeaderFields {
-  readonly signature: string;
-  readonly revision: number;
-  readonly oemTableId: string;
-  readonly oemId?: string;
-  readonly oemRevision?: number;
-}
-
-function table(fields: HeaderFields, ...parts: readonly Uint8Array[]): Uint8Array {
-  const length = Header.size + parts.reduce((sum, part) => sum + part.length, 0);
-  const out = new Uint8Array(length);
-  out.set(
-    Header.encode({
-      signature: ascii(fields.signature),
-      length,
-      revision: fields.revision,
-      oemId: ascii(fields.oemId ?? 'DM '),
-      oemTableId: ascii(fields.oemTableId),
-      oemRevision: fields.oemRevision ?? 1,
-      creatorId: ascii(CREATOR_ID),
-      creatorRevision: CREATOR_REVISION,
-    }),
-  );
-  let at = Header.size;
-  for (const part of parts) {
-    out.set(part, at);
-    at += part.length;
-  }
-  out[Header.offsets.checksum] = checksum(out);
-  return out;
-}
 
 /** Root System Description Pointer (§5.2.5.3). */
 const Rsdp = struct(
@@ -178,7 +121,7 @@ const LocalNmi = struct({ type: u8, length: u8, processor: u8, flags: u16, lint:
 const MadtType = { LocalApic: 0, IoApic: 1, SourceOverride: 2, LocalNmi: 4 } as const;
 const LAPIC_ENABLED = 1;
 /** MPS INTI flags (§5.2.12.5): polarity active high with edge or level trigger. */
-const Inti = { ActiveHighEdge: 0x5, ActiveHighLevel: 0xd } as const;
+export const Inti = { ActiveHighEdge: 0x5, ActiveHighLevel: 0xd } as const;
 
 function madt(input: AcpiInput): Uint8Array {
   const entries: Uint8Array[] = input.cpus.map((cpu, processor) => {
@@ -193,11 +136,10 @@ function madt(input: AcpiInput): Uint8Array {
   });
   entries.push(IoApic.encode({ type: MadtType.IoApic, length: IoApic.size, base: Layout.ioapicBase }));
   if (!input.isRtvm) {
-    const override = (source: number, gsi: number, flags: number) =>
-      SourceOverride.encode({ type: MadtType.SourceOverride, length: SourceOverride.size, source, gsi, flags });
-    // The timer's IRQ 0 arrives at pin 2; the SCI is a level.
-    entries.push(override(0, 2, Inti.ActiveHighEdge));
-    entries.push(override(FixedHardware.sciGsi, FixedHardware.sciGsi, Inti.ActiveHighLevel));
+    for (const { irq, gsi, flags } of input.interruptOverrides) {
+      const common = { type: MadtType.SourceOverride, length: SourceOverride.size };
+      entries.push(SourceOverride.encode({ ...common, source: irq, gsi, flags }));
+    }
   }
   entries.push(
     // NMI at LINT1 of all processors.
@@ -217,10 +159,6 @@ function madt(input: AcpiInput): Uint8Array {
 }
 
 // ---- FADT (§5.2.9) --------------------------------------------------------------------------------------------
-
-/** Generic address structure (§5.2.3.2). */
-const Gas = struct({ space: u8, bitWidth: u8, bitOffset: u8, accessSize: u8, address: addr }, { packed: true });
-const GasAccess = { Undefined: 0, Byte: 1, Word: 2, DWord: 3 } as const;
 
 const Fadt = struct(
   {
@@ -304,10 +242,9 @@ const ioBlock = (address: number, bitWidth: number, accessSize: number) => ({
   address,
 });
 
-function fadt(): Uint8Array {
+function fadt(hw: FixedHardware): Uint8Array {
   const facs = Layout.acpiBase + Offset.Facs;
   const dsdt = Layout.acpiBase + Offset.Dsdt;
-  const hw = FixedHardware;
   return table(
     { signature: 'FACP', revision: 5, oemTableId: 'DMFACP  ' },
     Fadt.encode({
@@ -351,43 +288,7 @@ function fadt(): Uint8Array {
   );
 }
 
-// ---- HPET, MCFG, FACS, TPM2, NHLT -----------------------------------------------------------------------------
-
-const Hpet = struct(
-  { blockId: u32, address: Gas, sequence: u8, minimumTicks: u16, pageProtection: u8 },
-  { packed: true },
-);
-/** Vendor 8086, 8 timers, 32-bit counter, revision 1: the low half of the HPET's capability register. */
-export const HPET_BLOCK_ID = 0x8086_0701;
-
-function hpet(): Uint8Array {
-  return table(
-    { signature: 'HPET', revision: 1, oemTableId: 'DMHPET  ' },
-    Hpet.encode({
-      blockId: HPET_BLOCK_ID,
-      address: {
-        space: AddressSpace.SystemMemory,
-        bitWidth: 0,
-        bitOffset: 0,
-        accessSize: 0,
-        address: Layout.hpet.base,
-      },
-      pageProtection: 1, // nothing else in its 4 KiB page
-    }),
-  );
-}
-
-const Mcfg = struct(
-  { reserved: bytes(8), base: addr, segment: u16, firstBus: u8, lastBus: u8, reserved2: u32 },
-  { packed: true },
-);
-
-function mcfg(): Uint8Array {
-  return table(
-    { signature: 'MCFG', revision: 1, oemTableId: 'DMMCFG  ' },
-    Mcfg.encode({ base: Layout.ecam.base, firstBus: 0, lastBus: 0xff }),
-  );
-}
+// ---- FACS, DSDT ------------------------------------------------------------------------------------------------
 
 /** Firmware ACPI Control Structure: no common header, no checksum (§5.2.10). */
 const Facs = struct(
@@ -411,62 +312,45 @@ function facs(): Uint8Array {
   return Facs.encode({ signature: ascii('FACS'), length: Facs.size, version: 2 });
 }
 
-const Tpm2 = struct(
-  {
-    platformClass: u16,
-    reserved: u16,
-    control: addr,
-    startMethod: u32,
-    parameters: bytes(12),
-    logLength: u32,
-    log: addr,
-  },
-  { packed: true },
-);
-/** CRB control area, from the base of the device (TCG PC Client PTP, CRB registers). */
-const CRB_CONTROL_REQUEST = 0x40;
-const START_METHOD_CRB = 7;
-
-function tpm2(tpm: NonNullable<AcpiInput['tpm']>): Uint8Array {
-  return table(
-    { signature: 'TPM2', revision: 0, oemId: 'ACRNDM', oemTableId: 'DMTPM2  ', oemRevision: 0 },
-    Tpm2.encode({
-      control: tpm.base + CRB_CONTROL_REQUEST,
-      startMethod: START_METHOD_CRB,
-      logLength: tpm.logLength ?? 0,
-      log: tpm.logAddress ?? 0,
-    }),
-  );
-}
-
-function nhlt(host: Uint8Array): Uint8Array {
-  if (host.length < Header.size) throw new ConfigError(`the host's NHLT has ${host.length} bytes: not an ACPI table`);
-  return table(
-    { signature: 'NHLT', revision: 0, oemId: 'INTEL ', oemTableId: 'NHLT-GPA', oemRevision: 3 },
-    host.subarray(Header.size),
-  );
-}
-
 function dsdt(input: AcpiInput): Uint8Array {
   return table({ signature: 'DSDT', revision: 2, oemTableId: 'DMDSDT  ' }, Uint8Array.from(dsdtBody(input)));
 }
 
+/** Tables that devices may bring, with their fixed places; others go behind the DSDT. */
+const DEVICE_TABLES: Readonly<Record<string, number>> = {
+  HPET: Offset.Hpet,
+  MCFG: Offset.Mcfg,
+  NHLT: Offset.Nhlt,
+  TPM2: Offset.Tpm2,
+  RTCT: Offset.Rtct,
+};
+const TABLE_ALIGN = 16;
+
 /**
  * All tables of a machine, ready to be copied into guest memory. Pure: the same input gives the same bytes.
- * @throws ConfigError if a table does not fit the room it has (only NHLT, RTCT and a DSDT full of device AML can).
+ * @throws ConfigError if a table does not fit the room it has (tables of the host and a DSDT full of device AML can be
+ * too long), or if two devices bring the same one.
  */
 export function buildAcpi(input: AcpiInput): readonly PlacedTable[] {
   const base = Layout.acpiBase;
-  const listed: Gpa[] = [base + Offset.Madt, base + Offset.Fadt, base + Offset.Hpet, base + Offset.Mcfg];
-  if (input.nhlt !== undefined) listed.push(base + Offset.Nhlt);
-  if (input.tpm !== undefined) listed.push(base + Offset.Tpm2);
-  if (input.rtct !== undefined) listed.push(base + Offset.Rtct);
+  const body = dsdt(input);
+  let free = alignUp(Offset.Dsdt + body.length, TABLE_ALIGN);
+  const devices = input.tables.map((table) => {
+    const offset = DEVICE_TABLES[table.signature] ?? free;
+    if (offset === free) free = alignUp(free + table.bytes.length, TABLE_ALIGN);
+    return { ...table, offset };
+  });
+  devices.sort((a, b) => a.offset - b.offset);
+  const listed = [Offset.Madt, Offset.Fadt, ...devices.map(({ offset }) => offset)].map((offset) => base + offset);
 
   const placed: PlacedTable[] = [];
   const place = (signature: string, offset: number, data: Uint8Array) => {
+    if (placed.some((other) => other.gpa === base + offset)) throw new ConfigError(`ACPI: two tables ${signature}`);
     const next = Object.values(Offset).find((o) => o > offset) ?? ACPI_END - base;
     if (offset + data.length > next) {
-      throw new ConfigError(`ACPI: ${signature} takes ${data.length} bytes, there is room for ${next - offset}`);
+      throw new ConfigError(
+        `ACPI: ${signature} takes ${data.length} bytes, there is room for ${Math.max(next - offset, 0)}`,
+      );
     }
     placed.push({ signature, gpa: base + offset, bytes: data });
   };
@@ -474,13 +358,9 @@ export function buildAcpi(input: AcpiInput): readonly PlacedTable[] {
   place('RSDT', Offset.Rsdt, rsdt(listed));
   place('XSDT', Offset.Xsdt, xsdt(listed));
   place('APIC', Offset.Madt, madt(input));
-  place('FACP', Offset.Fadt, fadt());
-  place('HPET', Offset.Hpet, hpet());
-  place('MCFG', Offset.Mcfg, mcfg());
+  place('FACP', Offset.Fadt, fadt(input.fixedHardware));
   place('FACS', Offset.Facs, facs());
-  if (input.nhlt !== undefined) place('NHLT', Offset.Nhlt, nhlt(input.nhlt));
-  if (input.tpm !== undefined) place('TPM2', Offset.Tpm2, tpm2(input.tpm));
-  if (input.rtct !== undefined) place('RTCT', Offset.Rtct, input.rtct);
-  place('DSDT', Offset.Dsdt, dsdt(input));
-  return placed;
+  place('DSDT', Offset.Dsdt, body);
+  for (const { signature, offset, bytes } of devices) place(signature, offset, bytes);
+  return placed.sort((a, b) => a.gpa - b.gpa);
 }

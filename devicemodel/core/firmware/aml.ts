@@ -312,6 +312,9 @@ export function method(object: string, argumentCount: number, body: readonly Aml
   return packaged([Op.Method], path(object), [flags], ...body);
 }
 
+/** For a method whose body creates named objects. */
+export const SERIALIZED: MethodOptions = { serialized: true };
+
 export function mutex(object: string, syncLevel = 0): Aml {
   return join([[EXT, ExtOp.Mutex], path(object), [syncLevel & 0xf]]);
 }
@@ -496,3 +499,6 @@ export function release(object: string): Aml {
 export function createBits(source: Operand, bitIndex: Operand, bits: Operand, object: string): Aml {
   return join([[EXT, ExtOp.CreateField], operand(source), operand(bitIndex), operand(bits), path(object)]);
 }
+
+/** `_STA`: there, enabled, shown, working (ACPI 6.4 §6.3.7). */
+export const PRESENT: Aml = method('_STA', 0, [ret(0x0f)]);

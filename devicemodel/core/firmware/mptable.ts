@@ -4,8 +4,16 @@
 import { BugError } from '../errors.ts';
 import { Layout } from '../layout.ts';
 import { bytes, struct, u8, u16, u32 } from '../struct.ts';
-import { FixedHardware, type PlacedTable } from './acpi-tables.ts';
-import type { IntxRoute } from './dsdt.ts';
+import type { PlacedTable } from './acpi-tables.ts';
+
+/** An INTx pin in use. */
+export interface MpRoute {
+  readonly device: number;
+  /** 1 = INTA# … 4 = INTD#. */
+  readonly pin: number;
+  /** Input of the IOAPIC. */
+  readonly gsi: number;
+}
 
 export interface MpInput {
   /** Local APIC id of each vCPU; the first is the boot processor. */
@@ -13,7 +21,9 @@ export interface MpInput {
   /** With the local APIC passed through there is no IOAPIC. */
   readonly lapicPassthrough: boolean;
   /** INTx pins in use on bus 0, in slot, then pin order. The table cannot tell of a second PCI hierarchy. */
-  readonly routes: readonly IntxRoute[];
+  readonly routes: readonly MpRoute[];
+  /** The ISA interrupt of the SCI: a level, active low. */
+  readonly sciGsi: number;
 }
 
 /** MP floating pointer structure (§4.1). */
@@ -88,7 +98,7 @@ function checksum(of: Uint8Array): number {
   return -sum & 0xff;
 }
 
-function isaInterrupt(pin: number): Uint8Array {
+function isaInterrupt(pin: number, sciGsi: number): Uint8Array {
   const common = {
     type: EntryType.IoInterrupt,
     sourceBus: BusId.Isa,
@@ -101,7 +111,7 @@ function isaInterrupt(pin: number): Uint8Array {
     case 2:
       // IRQ 0, the timer, comes in at pin 2.
       return Interrupt.encode({ ...common, interruptType: InterruptType.Vectored, sourceIrq: 0 });
-    case FixedHardware.sciGsi:
+    case sciGsi:
       return Interrupt.encode({
         ...common,
         interruptType: InterruptType.Vectored,
@@ -113,7 +123,7 @@ function isaInterrupt(pin: number): Uint8Array {
   }
 }
 
-function pciInterrupt(route: IntxRoute): Uint8Array {
+function pciInterrupt(route: MpRoute): Uint8Array {
   return Interrupt.encode({
     type: EntryType.IoInterrupt,
     interruptType: InterruptType.Vectored,
@@ -158,7 +168,7 @@ function entries(input: MpInput): Uint8Array[] {
         base: Layout.ioapicBase,
       }),
     );
-    for (let pin = 0; pin < ISA_IRQS; pin++) list.push(isaInterrupt(pin));
+    for (let pin = 0; pin < ISA_IRQS; pin++) list.push(isaInterrupt(pin, input.sciGsi));
     list.push(...input.routes.map(pciInterrupt));
   }
   list.push(localInterrupt(InterruptType.ExtInt, 0), localInterrupt(InterruptType.Nmi, 1));

@@ -4,6 +4,7 @@ import type { Bdf } from '../../core/address.ts';
 import type { CharBackend } from '../../core/char-backend.ts';
 import type { Clock } from '../../core/clock.ts';
 import type { InterruptLine, MsiSink, PowerControl } from '../../core/device.ts';
+import type { Aml } from '../../core/firmware/aml.ts';
 import type { Hsm } from '../../core/hsm/hsm.ts';
 import type { Log } from '../../core/log.ts';
 import type { GuestMemory } from '../../core/memory.ts';
@@ -54,6 +55,8 @@ export interface PciEnv {
   readonly sharedMemory?: SharedMemoryProvider;
   /** Absent where nothing routes legacy interrupts. */
   readonly pirqLinks?: PirqLinks;
+  /** AML of what sits behind the ISA bridge; absent where nothing collects it. */
+  readonly isaDevices?: () => readonly Aml[];
   /** Machine-wide choices that some drivers follow. */
   readonly machine: {
     readonly vmName: string;

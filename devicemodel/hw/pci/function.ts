@@ -5,7 +5,7 @@
 import type { BarIndex, BarSpec, ConfigSpace } from '../../chips/pci-config-space.ts';
 import type { AccessSize, Bdf, Gpa, Port } from '../../core/address.ts';
 import type { Device } from '../../core/device.ts';
-import type { PciFunctionAml } from '../../core/firmware/dsdt.ts';
+import type { DeviceTable, PciFunctionAml } from '../../core/firmware/contribution.ts';
 import type { HvVdev } from '../../core/hsm/vdev.ts';
 
 export interface PciIdentity {
@@ -59,6 +59,8 @@ export interface EmulatedPciFunction extends PciFunctionBase, Device {
    * @param ordinal how many functions of the same driver come before it, by address.
    */
   aml?: ((at: PciPlacement, ordinal: number) => PciFunctionAml) | undefined;
+  /** ACPI tables of its own: called with `aml`. */
+  tables?(at: PciPlacement): readonly DeviceTable[];
 }
 
 /** A function the hypervisor emulates: it is only described. */

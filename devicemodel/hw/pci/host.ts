@@ -12,7 +12,7 @@ import type { PciSlotConfig } from '../../core/config.ts';
 import type { Device, PciConfigAccess } from '../../core/device.ts';
 import { Disposer } from '../../core/disposer.ts';
 import { BugError, ConfigError } from '../../core/errors.ts';
-import type { PciFunctionAml } from '../../core/firmware/dsdt.ts';
+import type { DeviceTable, PciFunctionAml } from '../../core/firmware/contribution.ts';
 import type { HvVdev } from '../../core/hsm/vdev.ts';
 import type { IoBus, Registration } from '../../core/io-bus.ts';
 import { Layout } from '../../core/layout.ts';
@@ -271,6 +271,14 @@ export class PciHost implements Device, PciConfigAccess {
       seen.set(slot.driver, ordinal + 1);
       const fn = functionOf(slot);
       return fn.backing === 'device-model' && fn.aml !== undefined ? [fn.aml(slot, ordinal)] : [];
+    });
+  }
+
+  /** ACPI tables of functions, by address. */
+  tables(): DeviceTable[] {
+    return this.#byAddress().flatMap((slot) => {
+      const fn = functionOf(slot);
+      return fn.backing === 'device-model' ? (fn.tables?.(slot) ?? []) : [];
     });
   }
 

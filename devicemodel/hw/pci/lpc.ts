@@ -5,14 +5,18 @@
 import * as v from 'valibot';
 import { Ns16550, UART_REGISTER_COUNT } from '../../chips/ns16550.ts';
 import type { ConfigSpace } from '../../chips/pci-config-space.ts';
-import { type AccessSize, allOnes, type Gsi, hex, type Port } from '../../core/address.ts';
+import { type AccessSize, allOnes, type Bdf, type Gsi, hex, type Port } from '../../core/address.ts';
 import type { CharBackend } from '../../core/char-backend.ts';
 import type { ComConfig } from '../../core/config.ts';
 import type { InterruptLine, IoRegion } from '../../core/device.ts';
 import { ConfigError } from '../../core/errors.ts';
+import { type Aml, device, field, name, operationRegion, RegionSpace } from '../../core/firmware/aml.ts';
+import { io, irqNoFlags } from '../../core/firmware/aml-resources.ts';
+import { isaDevice, type PciFunctionAml, pciAddress, type TableContributor } from '../../core/firmware/contribution.ts';
 import type { IoBus, Registration } from '../../core/io-bus.ts';
+import { pirqFieldName } from '../platform/ioapic.ts';
 import { definePciDriver, type PirqLinks } from './driver.ts';
-import type { EmulatedPciFunction } from './function.ts';
+import type { EmulatedPciFunction, PciPlacement } from './function.ts';
 
 /** Bridge, ISA. */
 const Id = { vendorId: 0x8086, deviceId: 0x7000, classCode: 0x060100 };
@@ -20,16 +24,44 @@ const Id = { vendorId: 0x8086, deviceId: 0x7000, classCode: 0x060100 };
 const PIRQ_A_TO_D = 0x60;
 const PIRQ_E_TO_H = 0x68;
 const LINKS_PER_GROUP = 4;
+const CONFIG_BYTES = 0x100;
+
+/**
+ * The bridge with its routing registers, which the link devices use, and everything behind it.
+ * @param isaDevices AML of that.
+ */
+export function isaBridgeAml(bdf: Bdf, isaDevices: () => readonly Aml[]): PciFunctionAml {
+  const links = (first: number) =>
+    Array.from({ length: LINKS_PER_GROUP }, (_, i) => ({ name: pirqFieldName(first + i), bits: 8 }));
+  const registers = [{ offset: PIRQ_A_TO_D }, ...links(1), { offset: PIRQ_E_TO_H }, ...links(1 + LINKS_PER_GROUP)];
+  return {
+    bdf,
+    aml: () =>
+      device('ISA', [
+        name('_ADR', pciAddress(bdf)),
+        operationRegion('LPCR', RegionSpace.PciConfig, 0, CONFIG_BYTES),
+        field('LPCR', {}, registers),
+        ...isaDevices(),
+      ]),
+  };
+}
 
 class Lpc implements EmulatedPciFunction {
   readonly backing = 'device-model';
   readonly identity = Id;
   readonly bars = [];
   readonly #links: PirqLinks | undefined;
+  readonly #isaDevices: () => readonly Aml[];
   #config: ConfigSpace | undefined;
 
-  constructor(links: PirqLinks | undefined) {
+  /** @param isaDevices AML of what sits behind the bridge. */
+  constructor(links: PirqLinks | undefined, isaDevices: () => readonly Aml[]) {
     this.#links = links;
+    this.#isaDevices = isaDevices;
+  }
+
+  aml({ bdf }: PciPlacement): PciFunctionAml {
+    return isaBridgeAml(bdf, this.#isaDevices);
   }
 
   configure(config: ConfigSpace): void {
@@ -74,7 +106,7 @@ export const lpc = definePciDriver({
   isSingle: true,
   create(_options, env) {
     if (env.bdf.bus !== 0) throw new ConfigError('the LPC bridge can be on bus 0 only', { hint: 'use -s 1:0,lpc' });
-    return new Lpc(env.pirqLinks);
+    return new Lpc(env.pirqLinks, env.isaDevices ?? (() => []));
   },
 });
 
@@ -106,6 +138,13 @@ export interface ComPortWires {
   /** Edge triggered: every assertion is a pulse. */
   readonly irq: InterruptLine;
   readonly backend: CharBackend | undefined;
+}
+
+/** What the guest is told of a serial port. */
+export function comPortTables(com: ComConfig): TableContributor {
+  const { port, irq } = comResources(com);
+  const resources = [io(port, UART_REGISTER_COUNT), irqNoFlags(irq)];
+  return { aml: () => [isaDevice(`COM${com.index}`, 'PNP0501', resources, name('_UID', com.index))] };
 }
 
 /** A serial port on the I/O bus; the caller starts, resets and stops it with the other devices. */

@@ -4,10 +4,14 @@
  */
 import { type AccessSize, allOnes } from '../../core/address.ts';
 import type { IoRegion } from '../../core/device.ts';
+import type { Aml } from '../../core/firmware/aml.ts';
+import { io } from '../../core/firmware/aml-resources.ts';
 import type { IoBus, Registration } from '../../core/io-bus.ts';
 import type { PlatformDevice } from './platform-device.ts';
 
 const CMOS_IO_PORT = 0x74;
+/** The extended RTC's ports around it belong to nobody else. */
+const RESERVED_PORTS = { base: 0x72, size: 6 };
 /** Offsets from port 0x74. */
 const Port = { Index: 0, Data: 1 } as const;
 const CMOS_IO_BYTES = 256;
@@ -22,6 +26,10 @@ export class CmosIo implements PlatformDevice, IoRegion {
 
   attach(pio: IoBus): Registration[] {
     return [pio.register({ base: CMOS_IO_PORT, size: 2, name: 'cmos-io' }, this)];
+  }
+
+  motherboardResources(): Aml[] {
+    return [io(RESERVED_PORTS.base, RESERVED_PORTS.size)];
   }
 
   /** Contents are kept. */

@@ -7,6 +7,10 @@
 import type { AccessSize, Gsi } from '../../core/address.ts';
 import type { Clock, Timer } from '../../core/clock.ts';
 import type { IoRegion, MsiSink } from '../../core/device.ts';
+import { name, scope } from '../../core/firmware/aml.ts';
+import { memory32Fixed } from '../../core/firmware/aml-resources.ts';
+import { type DeviceAml, type DeviceTable, plainDevice } from '../../core/firmware/contribution.ts';
+import { hpetTable } from '../../core/firmware/tables.ts';
 import type { IoBus, Registration } from '../../core/io-bus.ts';
 import { Layout } from '../../core/layout.ts';
 import { type Log, silentLog } from '../../core/log.ts';
@@ -157,6 +161,16 @@ export class Hpet implements PlatformDevice, IoRegion {
       { length: HPET_TIMER_COUNT },
       (_, n) => new HpetTimer(options.clock.createTimer(() => this.#onHostTimer(n))),
     );
+  }
+
+  aml(): DeviceAml[] {
+    const { base, size } = Layout.hpet;
+    const hpet = plainDevice('HPET', 'PNP0103', [memory32Fixed(base, size)], name('_UID', 0));
+    return [{ place: 'system', aml: scope('_SB.PCI0', [hpet]) }];
+  }
+
+  tables(): DeviceTable[] {
+    return [hpetTable(this.capabilitiesLow, Layout.hpet.base)];
   }
 
   attach(_pio: IoBus, mmio: IoBus): Registration[] {

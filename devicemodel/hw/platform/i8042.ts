@@ -4,6 +4,8 @@
  */
 import { allOnes } from '../../core/address.ts';
 import type { InterruptLine, IoRegion, PowerControl } from '../../core/device.ts';
+import { io, irqNoFlags } from '../../core/firmware/aml-resources.ts';
+import { type DeviceAml, isaDevice } from '../../core/firmware/contribution.ts';
 import type { IoBus, Registration } from '../../core/io-bus.ts';
 import { ByteFifo } from './byte-fifo.ts';
 import type { PlatformDevice } from './platform-device.ts';
@@ -12,6 +14,8 @@ import { Ps2Mouse } from './ps2-mouse.ts';
 
 const DATA_PORT = 0x60;
 const COMMAND_PORT = 0x64;
+/** ISA interrupts of keyboard and mouse. */
+export const I8042Irq = { keyboard: 1, aux: 12 } as const;
 
 /** Status register, port 0x64. */
 const Status = { OutputFull: 1 << 0, System: 1 << 2, Command: 1 << 3, AuxFull: 1 << 5 } as const;
@@ -119,6 +123,14 @@ export class I8042 implements PlatformDevice {
       if ((this.#commandByte & CommandByte.KeyboardOff) === 0) this.#pollKeyboard();
     });
     this.mouse = new Ps2Mouse(() => this.#pollAux());
+  }
+
+  aml(): DeviceAml[] {
+    const ports = [io(DATA_PORT, 1), io(COMMAND_PORT, 1)];
+    return [
+      isaDevice('KBD', 'PNP0303', [...ports, irqNoFlags(I8042Irq.keyboard)]),
+      isaDevice('MOU', 'PNP0F13', [...ports, irqNoFlags(I8042Irq.aux)]),
+    ];
   }
 
   attach(pio: IoBus): Registration[] {

@@ -5,6 +5,28 @@
  */
 import type { Gsi } from '../../core/address.ts';
 import { ConfigError } from '../../core/errors.ts';
+import {
+  type Aml,
+  and,
+  arg,
+  call,
+  createWordField,
+  decrement,
+  device,
+  eisaId,
+  equal,
+  findSetRightBit,
+  ifElse,
+  less,
+  local,
+  method,
+  name,
+  ret,
+  shiftLeft,
+  store,
+} from '../../core/firmware/aml.ts';
+import { irq, resourceTemplate } from '../../core/firmware/aml-resources.ts';
+import type { DeviceAml, TableContributor } from '../../core/firmware/contribution.ts';
 
 /** Pins of the virtual IOAPIC (hypervisor, VIOAPIC_RTE_NUM). */
 export const IOAPIC_PINS = 48;
@@ -42,7 +64,7 @@ interface Link {
 }
 
 /** The PIRQ router in the LPC bridge. Order of calls decides the routing: reserve and use first, then allocate. */
-export class PirqRouter {
+export class PirqRouter implements TableContributor {
   readonly #links: readonly Link[] = Array.from({ length: PIRQ_LINKS }, () => ({
     value: PirqReg.Disabled,
     initial: PirqReg.Disabled,
@@ -102,6 +124,12 @@ export class PirqRouter {
     for (const link of this.#links) link.value = link.initial;
   }
 
+  /** The link devices of the ISA bridge. */
+  aml(): DeviceAml[] {
+    const links = Array.from({ length: PIRQ_LINKS }, (_, i) => linkDevice(i + 1));
+    return [linkIsValid(), ...links].map((aml) => ({ place: 'isa', aml }));
+  }
+
   #link(number: number): Link {
     return this.#links[number - 1] as Link;
   }
@@ -123,4 +151,60 @@ export class PirqRouter {
     this.#irqUsers.set(best, bestUsers + 1);
     return best;
   }
+}
+
+const letter = (link: number) => String.fromCharCode(0x40 + link);
+
+/** ACPI name of a link device. @param link 1 to 8 */
+export function pirqLinkName(link: number): string {
+  return `LNK${letter(link)}`;
+}
+
+/** ACPI name of a link's routing register, a field of the ISA bridge. */
+export function pirqFieldName(link: number): string {
+  return `PIR${letter(link)}`;
+}
+
+/** PIRV(reg): whether a routing register names an IRQ it may use. */
+function linkIsValid(): Aml {
+  return method('PIRV', 1, [
+    ifElse(and(arg(0), PirqReg.Disabled), [ret(0)]),
+    and(arg(0), PirqReg.IrqMask, local(0)),
+    ifElse(less(local(0), 3), [ret(0)]),
+    ifElse(equal(local(0), 8), [ret(0)]),
+    ifElse(equal(local(0), 13), [ret(0)]),
+    ret(1),
+  ]);
+}
+
+/** One interrupt link device (ACPI 6.4 §6.2.12, `PNP0C0F`). */
+function linkDevice(number: number): Aml {
+  const which = letter(number);
+  const routing = pirqFieldName(number);
+  const current = `CB${number.toString(16).toUpperCase().padStart(2, '0')}`;
+  const currentMask = `CIR${which}`;
+  const wantedMask = `SIR${which}`;
+  const shared = { level: true, activeLow: true, shared: true };
+  // The IRQ mask is the second byte of an IRQ descriptor.
+  const maskAt = 1;
+  return device(pirqLinkName(number), [
+    name('_HID', eisaId('PNP0C0F')),
+    name('_UID', number),
+    method('_STA', 0, [ifElse(call('PIRV', routing), [ret(0x0b)], [ret(0x09)])]),
+    name('_PRS', resourceTemplate([irq(shared, PIRQ_IRQS)])),
+    name(current, resourceTemplate([irq(shared, [])])),
+    createWordField(current, maskAt, currentMask),
+    method('_CRS', 0, [
+      and(routing, PIRQ_WRITABLE, local(0)),
+      ifElse(call('PIRV', local(0)), [shiftLeft(1, local(0), currentMask)], [store(0, currentMask)]),
+      ret(current),
+    ]),
+    method('_DIS', 0, [store(PirqReg.Disabled, routing)]),
+    method('_SRS', 1, [
+      createWordField(arg(0), maskAt, wantedMask),
+      findSetRightBit(wantedMask, local(0)),
+      // FindSetRightBit counts from one.
+      store(decrement(local(0)), routing),
+    ]),
+  ]);
 }

@@ -8,6 +8,10 @@
 import { type AccessSize, allOnes } from '../../core/address.ts';
 import type { Clock, Timer } from '../../core/clock.ts';
 import type { InterruptLine, IoRegion } from '../../core/device.ts';
+import { Inti } from '../../core/firmware/acpi-tables.ts';
+import type { Aml } from '../../core/firmware/aml.ts';
+import { io, irqNoFlags } from '../../core/firmware/aml-resources.ts';
+import { type DeviceAml, type InterruptOverride, isaDevice } from '../../core/firmware/contribution.ts';
 import type { IoBus, Registration } from '../../core/io-bus.ts';
 import type { PlatformDevice } from './platform-device.ts';
 import { TickRate } from './tick-rate.ts';
@@ -15,6 +19,7 @@ import { TickRate } from './tick-rate.ts';
 export const PIT_HZ = 1_193_182;
 /** The IOAPIC pin ISA interrupt 0 is wired to (ACPI MADT interrupt source override). */
 export const PIT_GSI = 2;
+const PIT_IRQ = 0;
 
 const PIT_PORT = 0x40;
 const NMI_SC_PORT = 0x61;
@@ -361,6 +366,18 @@ export class Pit implements PlatformDevice {
     this.#timer = clock.createTimer(() => this.#onRise());
     // Gates of counters 0 and 1 are tied high, that of counter 2 is bit 0 of port 0x61.
     this.#counters = [new Counter(clock, true), new Counter(clock, true), new Counter(clock, false)];
+  }
+
+  aml(): DeviceAml[] {
+    return [isaDevice('TIMR', 'PNP0100', [io(PIT_PORT, 4), irqNoFlags(PIT_IRQ)])];
+  }
+
+  motherboardResources(): Aml[] {
+    return [io(NMI_SC_PORT, 1)];
+  }
+
+  interruptOverrides(): InterruptOverride[] {
+    return [{ irq: PIT_IRQ, gsi: PIT_GSI, flags: Inti.ActiveHighEdge }];
   }
 
   attach(pio: IoBus): Registration[] {

@@ -1,8 +1,9 @@
 import type { Device } from '../../core/device.ts';
+import type { TableContributor } from '../../core/firmware/contribution.ts';
 import type { IoBus, Registration } from '../../core/io-bus.ts';
 
-/** A device soldered to the board: it knows its fixed ports and addresses and puts itself on the buses. */
-export interface PlatformDevice extends Device {
+/** A device soldered to the board: it knows its fixed ports and addresses, and tells the guest's tables of them. */
+export interface PlatformDevice extends Device, TableContributor {
   /** @returns one registration per range, for the teardown stack. @throws BugError if a range is taken. */
   attach(pio: IoBus, mmio: IoBus): Registration[];
 }

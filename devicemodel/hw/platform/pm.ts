@@ -5,6 +5,10 @@
  */
 import { type AccessSize, allOnes } from '../../core/address.ts';
 import type { InterruptLine, IoRegion, PowerControl } from '../../core/device.ts';
+import { type FixedHardware, Inti } from '../../core/firmware/acpi-tables.ts';
+import { type Aml, name, pkg } from '../../core/firmware/aml.ts';
+import { io } from '../../core/firmware/aml-resources.ts';
+import type { DeviceAml, InterruptOverride } from '../../core/firmware/contribution.ts';
 import type { IoBus, Registration } from '../../core/io-bus.ts';
 import type { PlatformDevice } from './platform-device.ts';
 
@@ -13,8 +17,20 @@ export const PmPort = { Event: 0x400, Control: 0x404, SmiCommand: 0xb2 } as cons
 export const SCI_GSI = 9;
 /** Values for the SMI command port. */
 export const SmiCommand = { AcpiEnable: 0xa0, AcpiDisable: 0xa1 } as const;
-/** SLP_TYP values, as the DSDT's _S3 and _S5 packages have them. */
+/** SLP_TYP values (§7.4.2). */
 export const SleepType = { S3: 3, S5: 5 } as const;
+
+/** The FADT's view of all this. */
+export const pmFixedHardware = {
+  sciGsi: SCI_GSI,
+  smiCommandPort: PmPort.SmiCommand,
+  acpiEnable: SmiCommand.AcpiEnable,
+  acpiDisable: SmiCommand.AcpiDisable,
+  pm1aEventPort: PmPort.Event,
+  pm1aControlPort: PmPort.Control,
+} as const satisfies Partial<FixedHardware>;
+/** Both PM1 blocks and what lies between and behind them. */
+const PM1_BLOCK_BYTES = 8;
 
 /** Offsets from the event block. */
 const Reg = { Status: 0, Enable: 2 } as const;
@@ -65,6 +81,22 @@ export class AcpiPm implements PlatformDevice {
     this.#power = options.power;
     this.#onSoftOff = options.onSoftOff ?? (() => {});
     this.#onWake = options.onWake ?? (() => {});
+  }
+
+  aml(): DeviceAml[] {
+    const sleepState = (object: string, type: number): DeviceAml => ({
+      place: 'root',
+      aml: name(object, pkg([type, 0])),
+    });
+    return [sleepState('_S3', SleepType.S3), sleepState('_S5', SleepType.S5)];
+  }
+
+  motherboardResources(): Aml[] {
+    return [io(PmPort.SmiCommand, 1), io(PmPort.Event, PM1_BLOCK_BYTES)];
+  }
+
+  interruptOverrides(): InterruptOverride[] {
+    return [{ irq: SCI_GSI, gsi: SCI_GSI, flags: Inti.ActiveHighLevel }];
   }
 
   attach(pio: IoBus): Registration[] {

@@ -4,8 +4,13 @@
  */
 import { type AccessSize, allOnes } from '../../core/address.ts';
 import type { IoRegion } from '../../core/device.ts';
+import { io } from '../../core/firmware/aml-resources.ts';
+import type { TableContributor } from '../../core/firmware/contribution.ts';
 import type { AddressRange, IoBus, Registration } from '../../core/io-bus.ts';
 import type { PlatformDevice } from './platform-device.ts';
+
+const POST_PORT = 0x84;
+const ELCR = { base: 0x4d0, size: 2 };
 
 export const quietPorts: readonly AddressRange[] = [
   /** Extended RTC ports. */
@@ -13,12 +18,16 @@ export const quietPorts: readonly AddressRange[] = [
   { base: 0x76, size: 2, name: 'rtc extended' },
   /** POST codes; Linux writes port 0x80 for a short delay. */
   { base: 0x80, size: 1, name: 'post' },
-  { base: 0x84, size: 1, name: 'post' },
+  { base: POST_PORT, size: 1, name: 'post' },
   /** Linux's other delay port (io_delay=0xed). */
   { base: 0xed, size: 1, name: 'io delay' },
   /** ELCR1, ELCR2. */
-  { base: 0x4d0, size: 2, name: 'elcr' },
+  { ...ELCR, name: 'elcr' },
 ];
+
+/** Those of them that the guest is told to keep clear of. */
+export const elcrTables: TableContributor = { motherboardResources: () => [io(ELCR.base, ELCR.size)] };
+export const postTables: TableContributor = { motherboardResources: () => [io(POST_PORT, 1)] };
 
 export class QuietPorts implements PlatformDevice, IoRegion {
   attach(pio: IoBus): Registration[] {

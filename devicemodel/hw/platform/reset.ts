@@ -5,7 +5,13 @@ import type { IoBus, Registration } from '../../core/io-bus.ts';
 import type { PlatformDevice } from './platform-device.ts';
 
 const RESET_PORT = 0xcf9;
-const ResetControl = { ResetCpu: 1 << 2, FullReset: 1 << 3 } as const;
+const ResetControl = { SystemReset: 1 << 1, ResetCpu: 1 << 2, FullReset: 1 << 3 } as const;
+
+/** The FADT's reset register, and what a guest writes there: a full reset. */
+export const resetFixedHardware = {
+  resetPort: RESET_PORT,
+  resetValue: ResetControl.FullReset | ResetControl.ResetCpu | ResetControl.SystemReset,
+} as const;
 
 export class ResetRegister implements PlatformDevice, IoRegion {
   readonly #power: PowerControl;

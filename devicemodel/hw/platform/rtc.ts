@@ -8,11 +8,15 @@
 import { type AccessSize, allOnes } from '../../core/address.ts';
 import type { Clock, Timer } from '../../core/clock.ts';
 import type { InterruptLine, IoRegion } from '../../core/device.ts';
+import { io, irqNoFlags } from '../../core/firmware/aml-resources.ts';
+import { type DeviceAml, isaDevice } from '../../core/firmware/contribution.ts';
 import type { IoBus, Registration } from '../../core/io-bus.ts';
 import { KiB, MiB } from '../../core/units.ts';
 import type { PlatformDevice } from './platform-device.ts';
 
 const RTC_PORT = 0x70;
+/** ISA interrupt. */
+export const RTC_IRQ = 8;
 /** Offsets from port 0x70. */
 const Port = { Index: 0, Data: 1 } as const;
 
@@ -124,6 +128,10 @@ export class Rtc implements PlatformDevice, IoRegion {
     this.#secondsTimer = options.clock.createTimer(() => this.#onSecond());
     this.#periodicTimer = options.clock.createTimer(() => this.#onPeriod());
     this.#powerOn();
+  }
+
+  aml(): DeviceAml[] {
+    return [isaDevice('RTC', 'PNP0B00', [io(RTC_PORT, 2), irqNoFlags(RTC_IRQ)])];
   }
 
   attach(pio: IoBus): Registration[] {

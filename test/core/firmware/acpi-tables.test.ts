@@ -7,18 +7,16 @@ import {
   WAKING_VECTOR_GPA,
 } from '../../../devicemodel/core/firmware/acpi-tables.ts';
 import { arg, device, method, name, path, ret, scope, text } from '../../../devicemodel/core/firmware/aml.ts';
-import { isaBridge } from '../../../devicemodel/core/firmware/dsdt.ts';
+import type { Cpu } from '../../../devicemodel/core/firmware/processor-aml.ts';
+import { nhltTable } from '../../../devicemodel/core/firmware/tables.ts';
+import { tpmTables } from '../../../devicemodel/hw/platform/tpm-tables.ts';
+import { type PcTables, pcAcpiInput } from '../../support/pc-tables.ts';
 
-const cpu = (lapicId: number) => ({ lapicId, pStates: undefined, cStates: [] });
+const cpu = (lapicId: number): Cpu => ({ lapicId, pStates: undefined, cStates: [] });
+const isaBridge = { bus: 0, device: 1, function: 0 };
 
-function machine(change: Partial<AcpiInput> = {}): AcpiInput {
-  return {
-    cpus: [cpu(0)],
-    isRtvm: false,
-    hasIsaBridge: true,
-    buses: [{ bus: 0, ioWindow: { base: 0x2000, end: 0x2020 }, routes: [], functions: [] }],
-    ...change,
-  };
+function machine(change: PcTables = {}): AcpiInput {
+  return pcAcpiInput(change);
 }
 
 function find(tables: readonly PlacedTable[], signature: string): PlacedTable {
@@ -38,14 +36,21 @@ test('from the RSDP a guest finds every table, each adding up to zero', () => {
   const inputs = fc.record({
     cpus: fc.uniqueArray(fc.nat(254), { minLength: 1, maxLength: 16 }).map((ids) => ids.map(cpu)),
     isRtvm: fc.boolean(),
-    tpm: fc.constantFrom(undefined, { base: 0xf000_0000, sizeBytes: 0x5000 }),
-    nhlt: fc.constantFrom(undefined, new Uint8Array(300).fill(7)),
-    rtct: fc.constantFrom(undefined, new Uint8Array(64)),
+    devices: fc.subarray([tpmTables({ base: 0xf000_0000, sizeBytes: 0x5000 })]),
+    // The RSDT has room for seven entries, four of which are always used.
+    functionTables: fc.subarray(
+      [
+        nhltTable(new Uint8Array(300).fill(7)),
+        { signature: 'RTCT', bytes: new Uint8Array(64) },
+        { ...nhltTable(new Uint8Array(100)), signature: 'ODD1' },
+        { ...nhltTable(new Uint8Array(101)), signature: 'ODD2' },
+      ],
+      { maxLength: 2 },
+    ),
   });
   fc.assert(
-    fc.property(inputs, ({ tpm, nhlt, rtct, ...rest }) => {
-      const options = { ...(tpm && { tpm }), ...(nhlt && { nhlt }), ...(rtct && { rtct }) };
-      const tables = buildAcpi(machine({ ...rest, ...options }));
+    fc.property(inputs, (input) => {
+      const tables = buildAcpi(machine(input));
       const at = new Map(tables.map((t) => [t.gpa, t]));
       const rsdp = find(tables, 'RSDP');
       expect([sum(rsdp.bytes.subarray(0, 20)), sum(rsdp.bytes)]).toEqual([0, 0]);
@@ -82,12 +87,7 @@ test('the waking vector is the fourth word of the FACS', () => {
 });
 
 test('an RTVM has no interrupt source overrides and no PIC', () => {
-  const isa = (isRtvm: boolean) => isaBridge({ bdf: { bus: 0, device: 1, function: 0 }, isRtvm, com: [] });
-  const at = (isRtvm: boolean) =>
-    machine({
-      isRtvm,
-      buses: [{ bus: 0, ioWindow: { base: 0x2000, end: 0x2020 }, routes: [], functions: [isa(isRtvm)] }],
-    });
+  const at = (isRtvm: boolean) => machine({ isRtvm, lpc: isaBridge });
   const madtBytes = (isRtvm: boolean) => find(buildAcpi(at(isRtvm)), 'APIC').bytes.length;
   expect(madtBytes(false) - madtBytes(true)).toBe(2 * 10); // §5.2.12.5: 10 bytes each
   const pic = path('PIC');
@@ -98,15 +98,8 @@ test('an RTVM has no interrupt source overrides and no PIC', () => {
 describe('interrupt routing', () => {
   const routed = (hasIsaBridge: boolean) =>
     machine({
-      hasIsaBridge,
-      buses: [
-        {
-          bus: 0,
-          ioWindow: { base: 0x2000, end: 0x2020 },
-          routes: [{ device: 6, pin: 3, gsi: 18, link: 8 }],
-          functions: [],
-        },
-      ],
+      ...(hasIsaBridge ? { lpc: isaBridge } : {}),
+      routes: [{ device: 6, pin: 3, gsi: 18, link: 8 }],
     });
 
   test('names the link behind the ISA bridge', () => {
@@ -124,16 +117,7 @@ test('AML of functions is written in slot order on their bus', () => {
     aml: () =>
       device(object, [name('_ADR', slot * 0x1_0000), name('_DDN', text(object)), method('GETA', 1, [ret(arg(0))])]),
   });
-  const input = machine({
-    buses: [
-      {
-        bus: 0,
-        ioWindow: { base: 0x2000, end: 0x2020 },
-        routes: [],
-        functions: [fn(9, 'LAST'), fn(2, 'FRST')],
-      },
-    ],
-  });
+  const input = machine({ functions: [fn(9, 'LAST'), fn(2, 'FRST')] });
   expect(position(input, path('FRST'))).toBeLessThan(position(input, path('LAST')));
   expect(position(input, path('FRST'))).toBeGreaterThan(position(input, path('PCI0')));
 });
@@ -143,8 +127,7 @@ test('a DSDT that would reach 1 MiB is refused', () => {
     bdf: { bus: 0, device: 2, function: 0 },
     aml: () => scope('_SB', [name('BIG', text('x'.repeat(60_000)))]),
   };
-  const buses = [{ bus: 0, ioWindow: { base: 0x2000, end: 0x2020 }, routes: [], functions: [huge] }];
-  expect(() => buildAcpi(machine({ buses }))).toThrow(/DSDT takes \d+ bytes, there is room for/);
+  expect(() => buildAcpi(machine({ functions: [huge] }))).toThrow(/DSDT takes \d+ bytes, there is room for/);
 });
 
 describe('power states', () => {
@@ -182,4 +165,21 @@ describe('power states', () => {
     expect(position(at(1), path('_CST'))).toBeGreaterThan(0);
     expect(position(at(0x55), path('_CST'))).toBe(-1);
   });
+});
+
+test('a table nobody has a place for is behind the DSDT, and found', () => {
+  const odd = { signature: 'ODD1', bytes: new Uint8Array(40) };
+  const tables = buildAcpi(machine({ functionTables: [odd] }));
+  const dsdt = find(tables, 'DSDT');
+  expect(find(tables, 'ODD1').gpa).toBeGreaterThanOrEqual(dsdt.gpa + dsdt.bytes.length);
+});
+
+test('two devices that bring the same table are refused', () => {
+  const nhlt = nhltTable(new Uint8Array(300));
+  expect(() => buildAcpi(machine({ functionTables: [nhlt, nhlt] }))).toThrow('ACPI: two tables NHLT');
+});
+
+test('a table of the host that is too long for its place is refused', () => {
+  const nhlt = nhltTable(new Uint8Array(36 + 0x801));
+  expect(() => buildAcpi(machine({ functionTables: [nhlt] }))).toThrow('NHLT takes 2085 bytes, there is room for 2048');
 });

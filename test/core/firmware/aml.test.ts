@@ -2,12 +2,12 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { buildAcpi } from '../../../devicemodel/core/firmware/acpi-tables.ts';
 import * as aml from '../../../devicemodel/core/firmware/aml.ts';
 import * as resources from '../../../devicemodel/core/firmware/aml-resources.ts';
-import { isaBridge } from '../../../devicemodel/core/firmware/dsdt.ts';
+import { tpmTables } from '../../../devicemodel/hw/platform/tpm-tables.ts';
 import { disassemble, hasIasl, recompile, tableOf } from '../../support/iasl.ts';
 import { temporaryDirectory } from '../../support/images.ts';
+import { pcTable } from '../../support/pc-tables.ts';
 
 const { arg, local } = aml;
 
@@ -196,29 +196,15 @@ describe.skipIf(!hasIasl)('iasl agrees', () => {
       status: 1,
     };
     const halt = { space: resources.AddressSpace.FixedHardware, bitWidth: 0, bitOffset: 0, accessSize: 0, address: 0 };
-    const machine = (cpu: object) => {
-      const tables = buildAcpi({
+    const machine = (cpu: object) =>
+      pcTable('DSDT', {
         cpus: [0, 2].map((lapicId) => ({ lapicId, pStates: undefined, cStates: [], ...cpu })),
-        isRtvm: false,
-        hasIsaBridge: true,
-        tpm: { base: 0xf000_0000, sizeBytes: 0x5000 },
-        buses: [
-          {
-            bus: 0,
-            ioWindow: { base: 0x2000, end: 0x3020 },
-            routes: [{ device: 3, pin: 1, gsi: 16, link: 1 }],
-            functions: [
-              isaBridge({
-                bdf: { bus: 0, device: 1, function: 0 },
-                isRtvm: false,
-                com: [{ index: 1, port: 0x3f8, irq: 4 }],
-              }),
-            ],
-          },
-        ],
+        com: [{ index: 1, backend: '' }],
+        lpc: { bus: 0, device: 1, function: 0 },
+        routes: [{ device: 3, pin: 1, gsi: 16, link: 1 }],
+        ioWindow: { base: 0x2000, end: 0x3020 },
+        devices: [tpmTables({ base: 0xf000_0000, sizeBytes: 0x5000 })],
       });
-      return tables.find((table) => table.signature === 'DSDT')?.bytes as Uint8Array;
-    };
     const machines = {
       plain: machine({}),
       continuous: machine({ pStates: 'continuous' }),

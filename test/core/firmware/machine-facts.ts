@@ -1,10 +1,13 @@
 /** What the firmware tables need to know of a recorded machine, from its command line. */
+import { parseLpc } from '../../../cmd/slot.ts';
 import type { AcpiInput } from '../../../devicemodel/core/firmware/acpi-tables.ts';
 import { readCpuStates } from '../../../devicemodel/core/firmware/cpu-states.ts';
-import { type IntxRoute, isaBridge } from '../../../devicemodel/core/firmware/dsdt.ts';
 import type { MpInput } from '../../../devicemodel/core/firmware/mptable.ts';
 import { affinityOf, vcpuLapicIds } from '../../../devicemodel/core/host-madt.ts';
 import type { CpuStateQuery } from '../../../devicemodel/core/hsm/hsm.ts';
+import type { IntxRoute } from '../../../devicemodel/hw/pci/host-aml.ts';
+import { SCI_GSI } from '../../../devicemodel/hw/platform/pm.ts';
+import { pcAcpiInput } from '../../support/pc-tables.ts';
 import { optionValues, RECORDED_HOST_LAPIC_IDS, type RecordedCase } from '../../support/recorded-cases.ts';
 
 /** What the tables see of a driver: whether it asks for an INTx pin, and how many I/O BARs it has. */
@@ -119,32 +122,23 @@ export function machineFacts(recorded: RecordedCase): { acpi: AcpiInput; mp: MpI
   }
   const ioBars = slots.reduce((sum, slot) => sum + (slot.facts?.ioBars ?? 0), 0);
   const lpc = slots.find((slot) => slot.driver === 'lpc');
-  const com = optionValues(argv, '-l').map((text) => {
-    const index = Number(/^com(\d)/.exec(text)?.[1]);
-    return { index, port: [0x3f8, 0x2f8, 0x3e8, 0x2e8][index - 1] as number, irq: index % 2 === 1 ? 4 : 3 };
-  });
+  const com = optionValues(argv, '-l').map(parseLpc);
   const states = cpuStateSource(script.config);
   return {
-    acpi: {
+    acpi: pcAcpiInput({
       cpus: lapicIds.map((lapicId, vcpu) => ({ lapicId, ...readCpuStates(states, vcpu) })),
       isRtvm,
-      hasIsaBridge: lpc !== undefined,
-      buses: [
-        {
-          bus: 0,
-          ioWindow: { base: IO_BASE, end: PASSTHROUGH_IO_END[name] ?? IO_BASE + ioBars * IO_BAR_STRIDE + IO_SLACK },
-          routes,
-          functions:
-            lpc === undefined ? [] : [isaBridge({ bdf: { bus: 0, device: lpc.device, function: 0 }, isRtvm, com })],
-        },
-      ],
-      ...(argv.includes('--vtpm2') ? { tpm: { base: 0xf000_0000, sizeBytes: 0x5000 } } : {}),
-    },
+      com: com.toSorted((a, b) => a.index - b.index),
+      ...(lpc === undefined ? {} : { lpc: { bus: 0, device: lpc.device, function: 0 } }),
+      ioWindow: { base: IO_BASE, end: PASSTHROUGH_IO_END[name] ?? IO_BASE + ioBars * IO_BAR_STRIDE + IO_SLACK },
+      routes,
+    }),
     // The local APIC is passed through to RTVMs only. A system reset, unlike a full one, leaves the MP table as it was.
     mp: {
       lapicIds,
       lapicPassthrough: isRtvm,
       routes: name === 'reset_cf9_6' ? routes.filter((r) => r.pin === 1) : routes,
+      sciGsi: SCI_GSI,
     },
   };
 }

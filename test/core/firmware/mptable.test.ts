@@ -6,7 +6,7 @@ import { buildMpTable, type MpInput } from '../../../devicemodel/core/firmware/m
 const ENTRY_BYTES = [20, 8, 8, 8, 8];
 
 const machine = (change: Partial<MpInput> = {}): MpInput => {
-  return { lapicIds: [0], lapicPassthrough: false, routes: [], ...change };
+  return { lapicIds: [0], lapicPassthrough: false, routes: [], sciGsi: 9, ...change };
 };
 
 /** Walk the table as a guest does. */
@@ -33,9 +33,9 @@ test('pointer and table add up to zero, and the entries fill the table', () => {
         device: fc.nat(31),
         pin: fc.integer({ min: 1, max: 4 }),
         gsi: fc.integer({ min: 16, max: 119 }),
-        link: fc.integer({ min: 1, max: 8 }),
       }),
     ),
+    sciGsi: fc.constant(9),
   });
   fc.assert(
     fc.property(inputs, (input) => {
@@ -57,13 +57,13 @@ test('the first processor boots, all are enabled, ids are the given ones', () =>
 });
 
 test('a PCI pin names device and pin in one byte and goes to its GSI', () => {
-  const interrupts = read(machine({ routes: [{ device: 5, pin: 2, gsi: 17, link: 2 }] })).ofType(3);
+  const interrupts = read(machine({ routes: [{ device: 5, pin: 2, gsi: 17 }] })).ofType(3);
   // MP 1.4 §4.3.4: device in bits 6:2, INTA# = 0.
   expect(interrupts.at(-1)).toEqual(Uint8Array.of(3, 0, 0, 0, 0, (5 << 2) | 1, 0, 17));
 });
 
 test('with the local APIC passed through there is no IOAPIC to route to', () => {
-  const table = read(machine({ lapicPassthrough: true, routes: [{ device: 3, pin: 1, gsi: 16, link: 1 }] }));
+  const table = read(machine({ lapicPassthrough: true, routes: [{ device: 3, pin: 1, gsi: 16 }] }));
   expect(table.ofType(2)).toEqual([]);
   expect(table.ofType(3)).toEqual([]);
   expect(table.ofType(4)).toHaveLength(2); // LINT0 and LINT1

@@ -4,7 +4,6 @@
  * `transport=modern` offers that one (`gpio-modern.ts`).
  */
 import type { AccessSize } from '../../../../core/address.ts';
-import { virtioGpio as controllerAml } from '../../../../core/firmware/device-aml.ts';
 import type { Log } from '../../../../core/log.ts';
 import { definePciDriver } from '../../driver.ts';
 import type { Chain } from '../ring/chain.ts';
@@ -20,6 +19,7 @@ import {
 import { LEGACY_HEADER_BYTES } from '../transport/legacy.ts';
 import { VirtioBar } from '../transport/registers.ts';
 import { VirtioPci } from '../transport/transport.ts';
+import { gpioAml } from './aml.ts';
 import { type Drive, type GpioLine, openGpioLines } from './lines.ts';
 import { ModernGpio } from './modern.ts';
 import { GpioOptions, MAX_LINES, MAX_NAME_BYTES, parseGpioText } from './options.ts';
@@ -339,7 +339,7 @@ export const virtioGpio = definePciDriver({
         classCode: 0x080000,
         subsystemId: 0xfff7,
       },
-      aml: (at) => controllerAml(at.bdf, at.barAddress(VirtioBar.Legacy) + REGISTERS_OFFSET),
+      aml: (at) => gpioAml(at.bdf, at.barAddress(VirtioBar.Legacy) + REGISTERS_OFFSET),
     });
   },
 });

@@ -1,5 +1,4 @@
 /** virtio-i2c (Virtio 1.2 §5.17): chosen clients of the host's I2C buses, on one bus of the guest's. Modern only, as with C. */
-import { virtioI2c as adapterAml, type I2cClient, i2cClients } from '../../../../core/firmware/device-aml.ts';
 import type { Log } from '../../../../core/log.ts';
 import { definePciDriver } from '../../driver.ts';
 import type { Chain } from '../ring/chain.ts';
@@ -13,6 +12,7 @@ import {
   type VirtioTransport,
 } from '../transport/device.ts';
 import { VirtioPci } from '../transport/transport.ts';
+import { type I2cClient, i2cAml, i2cClients } from './aml.ts';
 import { type I2cBus, LinuxI2cBus, MAX_MESSAGE } from './bus.ts';
 import { type I2cBusOptions, I2cOptions, parseI2cText } from './options.ts';
 
@@ -128,7 +128,7 @@ export const virtioI2c = definePciDriver({
     return new VirtioPci(new VirtioI2c(open), env, {
       mode: 'modern',
       notifyByIo: false,
-      aml: (at, ordinal) => adapterAml(at.bdf, ordinal, clients),
+      aml: (at, ordinal) => i2cAml(at.bdf, ordinal, clients),
       // Compat: class, revision and subsystem as C has them.
       identity: {
         legacyDeviceId: 0,

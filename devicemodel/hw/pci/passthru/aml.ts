@@ -1,8 +1,8 @@
 /**
- * AML of devices that need more than their PCI identity: controllers whose children cannot be enumerated, and
- * passed-through functions whose drivers look for objects that the host's firmware has. For `PciBusInput.functions`.
+ * AML of passed-through functions whose drivers look for objects that the host's firmware has. The set is that of the C
+ * device model (passthrough.c, write_dsdt_*).
  */
-import type { Bdf, Port } from '../address.ts';
+import type { Bdf } from '../../../core/address.ts';
 import {
   type Aml,
   add,
@@ -11,7 +11,6 @@ import {
   buffer,
   call,
   concatenate,
-  concatenateResources,
   createDWordField,
   device,
   equal,
@@ -22,174 +21,29 @@ import {
   method,
   name,
   operationRegion,
+  PRESENT,
   pkg,
   RegionSpace,
   ret,
+  SERIALIZED,
   scope,
-  shiftLeft,
   store,
   terms,
   text,
   toInteger,
   unicode,
   uuid,
-} from './aml.ts';
+} from '../../../core/firmware/aml.ts';
 import {
   gpioInput,
   gpioInterruptBothEdges,
-  i2cDevice,
   memory32Fixed,
   qwordMemoryReadOnlyAcpi,
   resourceTemplate,
-} from './aml-resources.ts';
-import { type PciFunctionAml, pciAddress } from './dsdt.ts';
-
-const SERIALIZED = { serialized: true } as const;
-const present = (): Aml => method('_STA', 0, [ret(0x0f)]);
-const emptyResources = (): Aml => resourceTemplate([]);
-
-// ---- virtio GPIO ----------------------------------------------------------------------------------------------
-
-/** Path of the virtio GPIO controller, for resources that name it. */
-const GPIO_CONTROLLER = '\\_SB_.PCI0.AGPI';
-
-/**
- * The virtio GPIO controller with methods to read and write lines from AML: `\_SB.GPCG(line)`, `\_SB.GPCS(line, value)`.
- * @param lineBase port of the first line's register in the device's I/O BAR; lines are 4 ports apart.
- */
-export function virtioGpio(bdf: Bdf, lineBase: Port): PciFunctionAml {
-  const lineRegister = (bits: number) => [
-    add(lineBase, shiftLeft(arg(0), 2), local(0)),
-    operationRegion('GPOR', RegionSpace.SystemIo, local(0), 4),
-    field('GPOR', { access: FieldAccess.DWord }, [{ name: 'TEMP', bits }]),
-  ];
-  return {
-    bdf,
-    aml: () =>
-      terms([
-        device('AGPI', [
-          name('_ADR', pciAddress(bdf)),
-          name('_DDN', text('Virtio GPIO Controller ')),
-          name('_UID', 1),
-          name('LINK', text(GPIO_CONTROLLER)),
-          // Compat: C has a method _CRS that returns nothing, which ACPI forbids (§6.2.2).
-          name('_CRS', emptyResources()),
-        ]),
-        scope('\\_SB', [
-          method('GPCS', 2, [...lineRegister(2), store(arg(1), 'TEMP')], SERIALIZED),
-          method('GPCG', 1, [...lineRegister(1), ret('TEMP')], SERIALIZED),
-        ]),
-      ]),
-  };
-}
-
-// ---- I2C controllers and what is known to sit behind them -----------------------------------------------------
-
-/** Devices behind an I2C controller that AML is known for. */
-export const i2cClients = ['cam1', 'cam2', 'hdac'] as const;
-export type I2cClient = (typeof i2cClients)[number];
-
-/** Device Properties UUID for _DSD (ACPI 6.4 §6.2.5). */
-const DEVICE_PROPERTIES = 'daffd814-6eba-4d8c-8a91-bc9bbf4aa301';
-const I2C_SPEED_HZ = 400_000;
-
-function clockFrequency(speedName: string): Aml[] {
-  const property = pkg([text('clock-frequency'), speedName]);
-  return [name(speedName, I2C_SPEED_HZ), name('_DSD', pkg([uuid(DEVICE_PROPERTIES), pkg([property])]))];
-}
-
-function i2cHeader(bdf: Bdf, speedName: string, number: number, path: string): Aml[] {
-  return [
-    name('_ADR', pciAddress(bdf)),
-    name('_DDN', text(`Intel(R) I2C Controller #${number}`)),
-    name('_UID', 1),
-    name('LINK', text(path)),
-    name('RBUF', emptyResources()),
-    ...clockFrequency(speedName),
-  ];
-}
-
-/** A camera bridge (ADV7481) of the reference board; `_DSM` tells its driver lanes, address and layout. */
-function camera(which: 1 | 2, controller: string): Aml {
-  const id = which === 1 ? 'ADV7481A' : 'ADV7481B';
-  const address = which === 1 ? 0x70 : 0x71;
-  const interfaceType = which === 1 ? 0x40 : 0x14;
-  const answer = (question: string, body: Aml[]) => ifElse(equal(arg(0), uuid(question)), body);
-  // Compat: C gives it an _ADR besides the _HID; a device has one or the other (ACPI 6.4 §6.1).
-  return device(`CAM${which}`, [
-    name('_HID', text(id)),
-    name('_CID', text(id)),
-    name('_UID', 1),
-    method(
-      '_CRS',
-      0,
-      [
-        name(
-          'SBUF',
-          resourceTemplate([
-            gpioInput({ controller: '\\_SB.GPO0', pins: [0x1e] }),
-            i2cDevice(controller, address, I2C_SPEED_HZ),
-          ]),
-        ),
-        ret('SBUF'),
-      ],
-      SERIALIZED,
-    ),
-    method('_DSM', 4, [
-      answer('377ba76a-f390-4aff-ab38-9b1bf33a3015', [ret(text(id))]),
-      answer('ea3b7bd8-e09b-4239-ad6e-ed525f3f26ab', [ret(interfaceType)]),
-      answer('8dbe2651-70c1-4c6f-ac87-a37cb46e4af6', [ret(0xff)]),
-      answer('26257549-9271-4ca4-bb43-c4899d5a4881', [
-        ifElse(equal(arg(2), 1), [ret(2)]),
-        ifElse(equal(arg(2), 2), [ret(0x0200_1000)]),
-        ifElse(equal(arg(2), 3), [ret(0x0200_0e01)]),
-      ]),
-      ret(0),
-    ]),
-  ]);
-}
-
-/** The audio codec of the reference board. */
-function audioCodec(controller: string): Aml {
-  return device('HDAC', [
-    name('_HID', text('INT34C3')),
-    name('_CID', text('INT34C3')),
-    name('_DDN', text('Intel(R) Smart Sound Technology Audio Codec')),
-    name('_UID', 1),
-    method('_INI', 0, []),
-    method(
-      '_CRS',
-      0,
-      [
-        name('SBFB', resourceTemplate([i2cDevice(controller, 0x6c, I2C_SPEED_HZ)])),
-        name('SBFI', emptyResources()),
-        ret(concatenateResources('SBFB', 'SBFI')),
-      ],
-      SERIALIZED,
-    ),
-    present(),
-  ]);
-}
-
-/**
- * A virtio I2C adapter and the clients it was given AML for.
- * @param number counts the adapters of the machine, from 0.
- */
-export function virtioI2c(bdf: Bdf, number: number, clients: readonly I2cClient[]): PciFunctionAml {
-  const object = `I2C${number}`;
-  const path = `\\_SB.PCI${bdf.bus}.${object}`;
-  const client = { cam1: () => camera(1, path), cam2: () => camera(2, path), hdac: () => audioCodec(path) };
-  return {
-    bdf,
-    aml: () =>
-      terms([
-        device(object, i2cHeader(bdf, 'IC0S', number, path)),
-        ...clients.map((which) => scope(object, [client[which]()])),
-      ]),
-  };
-}
-
-// ---- passed-through functions ---------------------------------------------------------------------------------
+} from '../../../core/firmware/aml-resources.ts';
+import { type PciFunctionAml, pciAddress } from '../../../core/firmware/contribution.ts';
+import { GPIO_CONTROLLER } from '../virtio/gpio/aml.ts';
+import { audioCodec, camera, i2cHeader } from '../virtio/i2c/aml.ts';
 
 /** A method that returns three timing values of an I2C controller (Windows "I2C controller timing" objects). */
 function timing(object: string, values: readonly number[]): Aml {
@@ -229,7 +83,7 @@ function tsn(bdf: Bdf, object: string, pcs: number): Aml {
       device(`PCS${pcs}`, [
         name('_HID', text('INTC1033')),
         name('_UID', 0),
-        present(),
+        PRESENT,
         method(
           '_CRS',
           0,
@@ -372,7 +226,7 @@ export function passthroughAml(
           name('_ADR', pciAddress(bdf)),
           name('_DDN', text('Intel(R) HS-UART Controller #1')),
           name('_UID', 1),
-          name('RBUF', emptyResources()),
+          name('RBUF', resourceTemplate([])),
           method('_CRS', 0, [ret('RBUF')]),
         ]);
       case 0x5aca: // SD card: detect and power by virtio GPIO

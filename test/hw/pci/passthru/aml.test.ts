@@ -1,23 +1,19 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
-import { buildAcpi } from '../../../devicemodel/core/firmware/acpi-tables.ts';
-import { passthroughAml, virtioGpio, virtioI2c } from '../../../devicemodel/core/firmware/device-aml.ts';
-import { isaBridge, type PciFunctionAml } from '../../../devicemodel/core/firmware/dsdt.ts';
-import { disassemble, hasIasl, recompile } from '../../support/iasl.ts';
-import { temporaryDirectory } from '../../support/images.ts';
+import type { PciFunctionAml } from '../../../../devicemodel/core/firmware/contribution.ts';
+import { passthroughAml } from '../../../../devicemodel/hw/pci/passthru/aml.ts';
+import { gpioAml } from '../../../../devicemodel/hw/pci/virtio/gpio/aml.ts';
+import { i2cAml } from '../../../../devicemodel/hw/pci/virtio/i2c/aml.ts';
+import { disassemble, hasIasl, recompile } from '../../../support/iasl.ts';
+import { temporaryDirectory } from '../../../support/images.ts';
+import { pcTable } from '../../../support/pc-tables.ts';
 
 const INTEL = 0x8086;
 const at = (device: number) => ({ bus: 0, device, function: 0 });
 
 function dsdtWith(functions: readonly PciFunctionAml[]): Uint8Array {
-  const tables = buildAcpi({
-    cpus: [{ lapicId: 0, pStates: undefined, cStates: [] }],
-    isRtvm: false,
-    hasIsaBridge: true,
-    buses: [{ bus: 0, ioWindow: { base: 0x2000, end: 0x2020 }, routes: [], functions }],
-  });
-  return tables.find((table) => table.signature === 'DSDT')?.bytes as Uint8Array;
+  return pcTable('DSDT', { lpc: at(1), functions });
 }
 
 const passthrough = (slot: number, deviceId: number) =>
@@ -38,15 +34,14 @@ test('an audio controller without a table to show gets nothing', () => {
 describe.skipIf(!hasIasl)('iasl has nothing to say about', () => {
   // Two passed-through I2C controllers are I2C0 and I2C1: the virtio adapter beside them is a third.
   const functions: Record<string, PciFunctionAml[]> = {
-    'virtio GPIO': [virtioGpio(at(3), 0x201c)],
-    'virtio I2C with everything behind it': [virtioI2c(at(4), 0, ['cam1', 'cam2', 'hdac'])],
-    'virtio I2C alone': [virtioI2c(at(4), 2, [])],
+    'virtio GPIO': [gpioAml(at(3), 0x201c)],
+    'virtio I2C with everything behind it': [i2cAml(at(4), 0, ['cam1', 'cam2', 'hdac'])],
+    'virtio I2C alone': [i2cAml(at(4), 2, [])],
     'all passed-through functions': known.map((id, i) => passthrough(5 + i, id) as PciFunctionAml),
   };
   test.each(Object.keys(functions))('%s', (what) => {
     const dir = temporaryDirectory();
-    const bridge = isaBridge({ bdf: at(1), isRtvm: false, com: [] });
-    const bytes = dsdtWith([bridge, ...(functions[what] as PciFunctionAml[])]);
+    const bytes = dsdtWith(functions[what] as PciFunctionAml[]);
     expect(disassemble(dir, 'dsdt', bytes)).not.toMatch(/error|warning/i);
     const { report, aml } = recompile(dir, 'dsdt');
     expect(report).toContain('0 Errors, 0 Warnings');
