@@ -15,6 +15,7 @@ import { Layout } from '../devicemodel/core/layout.ts';
 import { silentLog } from '../devicemodel/core/log.ts';
 import { GuestMemory } from '../devicemodel/core/memory.ts';
 import { formatSize } from '../devicemodel/core/units.ts';
+import { newWaits } from '../devicemodel/core/waits.ts';
 import { pcBoard } from '../devicemodel/hw/board.ts';
 import { type PciFunctionReport, PciHost } from '../devicemodel/hw/pci/host.ts';
 import { comResources } from '../devicemodel/hw/pci/lpc.ts';
@@ -117,6 +118,7 @@ async function assemble(
       mmio: new MmioBus(),
       clock: stoppedClock,
       power: { request: () => {} },
+      waits: newWaits(() => {}),
       vcpuCount: lapicIds.length,
       log: silentLog,
       undo,

@@ -10,6 +10,7 @@ import type { Hsm } from './hsm/hsm.ts';
 import type { MmioBus, PioBus } from './io-bus.ts';
 import type { Log } from './log.ts';
 import type { GuestMemory } from './memory.ts';
+import type { Waits } from './waits.ts';
 
 export interface BoardParts {
   readonly config: VmConfig;
@@ -19,6 +20,7 @@ export interface BoardParts {
   readonly mmio: MmioBus;
   readonly clock: Clock;
   readonly power: PowerControl;
+  readonly waits: Waits;
   readonly vcpuCount: number;
   readonly log: Log;
   /** Everything the board acquires is undone through this. */
@@ -33,6 +35,8 @@ export interface Board {
   writeTables(): void;
   /** Bytes that wait for the host: console output of this turn. */
   flush(): void;
+  /** What devices lent to others comes back: before a reset, a suspend and the end. @throws StorageHangError */
+  settle(): Promise<void> | undefined;
   /** First half of a reset, VM paused: devices back to power-on state, hypervisor devices taken away. */
   reset(): Promise<void>;
   /** Second half, VM created again: hypervisor devices registered anew. */

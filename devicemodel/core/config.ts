@@ -23,6 +23,8 @@ export interface VmConfig {
   readonly windows: boolean;
   readonly virtioMsi: boolean;
   readonly virtioPollNs: number | undefined;
+  /** `--io-timeout`: how long storage may keep what it was lent before it counts as hung. Absent: 60 s. */
+  readonly ioTimeoutMs?: number;
   readonly debugExit: boolean;
   readonly cmdMonitorPath: string | undefined;
   readonly intrMonitor: IntrMonitorConfig | undefined;

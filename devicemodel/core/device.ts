@@ -41,6 +41,11 @@ export interface Device {
   /** The guest enters S3: stop what costs time; registers are kept. */
   suspend?(): void;
   resume?(): void;
+  /**
+   * What was lent to others comes back, so that `reset`, `suspend` and `stop` need not wait for it. The VM is paused.
+   * @returns when it is there; undefined: it is. @throws StorageHangError, asynchronously.
+   */
+  settle?(): Promise<void> | undefined;
   /** Undo start. Safe to call twice, and without start. */
   stop?(): void | Promise<void>;
 }
@@ -53,7 +58,12 @@ export interface PciConfigAccess {
 
 /** Why the guest stops running. */
 export type PowerEvent =
-  | { readonly kind: 'poweroff'; readonly reason: string }
+  | {
+      readonly kind: 'poweroff';
+      readonly reason: string;
+      /** Now, and without waiting for storage. May follow an event without it. */
+      readonly isForced?: boolean;
+    }
   | { readonly kind: 'full-reset'; readonly reason: string }
   | { readonly kind: 'system-reset'; readonly reason: string }
   | { readonly kind: 'suspend'; readonly reason: string };

@@ -3,6 +3,8 @@
  * What the guest does wrong is never thrown through the request loop.
  */
 
+import { constants } from 'node:os';
+
 /** Process exit codes, after sysexits.h; listed in docs/exit-codes.md. */
 export const ExitCode = {
   Ok: 0,
@@ -52,6 +54,16 @@ export class HostError extends DmError {
   constructor(message: string, errno: number, options: DmErrorOptions = {}) {
     super(message, { exitCode: ExitCode.Unavailable, ...options });
     this.errno = errno;
+  }
+}
+
+/**
+ * Storage does not give back what it was lent. It may still write to guest memory, so nothing of this VM can be released:
+ * the VM is paused and destroyed, and the process ends.
+ */
+export class StorageHangError extends HostError {
+  constructor(message: string, options: DmErrorOptions = {}) {
+    super(message, constants.errno.ETIMEDOUT, { exitCode: ExitCode.VmFailed, ...options });
   }
 }
 

@@ -8,6 +8,7 @@ import type { Hsm } from './hsm/hsm.ts';
 import type { MmioBus, PioBus } from './io-bus.ts';
 import { IoreqPage, IoreqType } from './ioreq-page.ts';
 import type { Log } from './log.ts';
+import { RequestHolds } from './request-holds.ts';
 
 export interface IoreqServerParts {
   readonly hsm: Hsm;
@@ -15,6 +16,8 @@ export interface IoreqServerParts {
   readonly mmio: MmioBus;
   readonly pci: PciConfigAccess;
   readonly vcpuCount: number;
+  /** Of the devices behind the buses. Default: none of them ever makes a vCPU wait. */
+  readonly holds?: RequestHolds;
   readonly log: Log;
 }
 
@@ -26,21 +29,36 @@ export class IoreqServer {
   readonly #parts: IoreqServerParts;
   /** Reused for every config access. */
   readonly #bdf: { bus: number; device: number; function: number } = { bus: 0, device: 0, function: 0 };
-  /** Set while a reset or suspend is asked for: the vCPU must not run on, so its request stays open. */
-  holdCompletions = false;
+  readonly #holds: RequestHolds;
+  #keepsOpen = false;
 
   constructor(parts: IoreqServerParts) {
     this.#parts = parts;
     this.#page = new IoreqPage(parts.hsm.ioreqPage);
+    this.#holds = parts.holds ?? new RequestHolds();
+    this.#holds.onComplete = (vcpu) => {
+      if (!this.#keepsOpen) parts.hsm.notifyIoreqDone(vcpu);
+    };
   }
 
-  /** Serve every pending slot once. @returns how many were served. */
+  /** True while a reset or suspend is asked for: no vCPU must run on, so their requests stay open and are dropped then. */
+  get holdCompletions(): boolean {
+    return this.#keepsOpen;
+  }
+  set holdCompletions(isWanted: boolean) {
+    if (this.#keepsOpen && !isWanted) this.#holds.forget();
+    this.#keepsOpen = isWanted;
+  }
+
+  /** Serve every pending slot once, but for those whose vCPU a device makes wait. @returns how many were served. */
   readonly serve = (): number => {
     const page = this.#page;
+    const holds = this.#holds;
     let served = 0;
     for (let vcpu = 0; vcpu < this.#parts.vcpuCount; vcpu++) {
-      if (!page.isPending(vcpu)) continue;
+      if (!page.isPending(vcpu) || holds.states[vcpu] !== 0) continue;
       served++;
+      holds.serving = vcpu;
       switch (page.type(vcpu)) {
         case IoreqType.PortIo:
           this.#portIo(vcpu);
@@ -56,14 +74,16 @@ export class IoreqServer {
           this.#parts.log.guest(() => `request of unknown type ${page.type(vcpu)} from vCPU ${vcpu}`);
           page.setValueU64(vcpu, ALL_ONES_U64);
       }
-      if (!this.holdCompletions) this.#parts.hsm.notifyIoreqDone(vcpu);
+      if (!holds.served(vcpu) && !this.#keepsOpen) this.#parts.hsm.notifyIoreqDone(vcpu);
     }
     return served;
   };
 
   /** Whether anything waits, without serving it. */
   get hasPending(): boolean {
-    for (let vcpu = 0; vcpu < this.#parts.vcpuCount; vcpu++) if (this.#page.isPending(vcpu)) return true;
+    for (let vcpu = 0; vcpu < this.#parts.vcpuCount; vcpu++) {
+      if (this.#page.isPending(vcpu) && this.#holds.states[vcpu] === 0) return true;
+    }
     return false;
   }
 

@@ -12,7 +12,7 @@ import type { GuestSoftware } from './boot/loader.ts';
 import type { VmConfig } from './config.ts';
 import type { PowerControl, PowerEvent } from './device.ts';
 import { Disposer } from './disposer.ts';
-import { DmError, ExitCode, HostError } from './errors.ts';
+import { DmError, ExitCode, HostError, StorageHangError } from './errors.ts';
 import { allocateGuestRam, type GuestRam, type RamRequest } from './guest-ram.ts';
 import { type Mapping, map } from './host/mapping.ts';
 import { GuestFlag, type Hsm, type HsmOpener, type VcpuRegs, type WaitResult } from './hsm/hsm.ts';
@@ -27,6 +27,7 @@ import { GuestMemory } from './memory.ts';
 import type { TimerQueue } from './timer-queue.ts';
 import { VmEventSource } from './vm-event-source.ts';
 import type { VmEvent } from './vm-events.ts';
+import { newWaits, type Waits } from './waits.ts';
 
 /** How the event loop gets its share of the thread; see host/wakeups.ts. */
 export interface HostTurns {
@@ -122,14 +123,15 @@ export class Vm extends EventEmitter<VmEvents> {
         event = await life.run();
       } catch (error) {
         if (error instanceof DmError && life.hasAskedForVm) error.exitCode = ExitCode.VmFailed;
-        await this.#end(life, false);
+        if (error instanceof StorageHangError) return this.#endHung(life, error);
+        await this.#end(life, false).catch((hang: Error) => this.#log.error(hang.message));
         throw error;
       }
       // A guest can reset itself as often as it likes; the end of the VM is always said.
       const line = `${event.kind}: ${event.reason}`;
       if (event.kind === 'poweroff') this.#log.notice(line);
       else this.#log.rationed('notice', () => line);
-      await this.#end(life, event.kind === 'full-reset');
+      event = (await this.#end(life, event.kind === 'full-reset')) ?? event;
       if (event.kind !== 'full-reset') return event;
     }
   }
@@ -143,10 +145,12 @@ export class Vm extends EventEmitter<VmEvents> {
     this.#life = undefined;
   }
 
-  async #end(life: Life, isReset: boolean): Promise<void> {
+  /** @returns the event that took the place of the one that ended this life. @throws StorageHangError */
+  async #end(life: Life, isReset: boolean): Promise<PowerEvent | undefined> {
     try {
       await life.end(isReset);
     } catch (error) {
+      if (error instanceof StorageHangError) return this.#endHung(life, error);
       // The guest is gone whatever failed here; what could not be released is said, and nothing is left out.
       const failures = error instanceof AggregateError ? error.errors : [error];
       for (const failure of failures) this.#log.error((failure as Error).message);
@@ -154,6 +158,20 @@ export class Vm extends EventEmitter<VmEvents> {
       this.#life = undefined;
       if (!isReset) this.#enter('ended');
     }
+    return undefined;
+  }
+
+  /**
+   * Storage does not give back what it has of the guest's memory: the VM is paused and destroyed, and nothing else is
+   * released. @returns the event, if it was asked not to wait. @throws StorageHangError
+   */
+  #endHung(life: Life, error: StorageHangError): PowerEvent {
+    life.abandon();
+    this.#life = undefined;
+    this.#enter('ended');
+    if (life.forcedEnd === undefined) throw error;
+    this.#log.warn(`${error.message}: not waited for`);
+    return life.forcedEnd;
   }
 
   #enter(state: VmState): void {
@@ -177,6 +195,10 @@ class Life {
   #startRegs: VcpuRegs | undefined;
   #event: PowerEvent | undefined;
   #wakeUp: (() => void) | undefined;
+  readonly #waits: Waits;
+  #failure: Error | undefined;
+  /** The end that was asked for by force. */
+  forcedEnd: PowerEvent | undefined;
   /** Whether the hypervisor knows of this VM, or refused it. */
   hasAskedForVm = false;
   /** PAUSE_VM was done and the VM did not run since. */
@@ -187,6 +209,10 @@ class Life {
     this.#config = config;
     this.#parts = parts;
     this.#enter = enter;
+    this.#waits = newWaits((error) => {
+      this.#failure ??= error;
+      this.#wakeUp?.();
+    }, config.ioTimeoutMs);
   }
 
   get board(): Board | undefined {
@@ -195,6 +221,10 @@ class Life {
 
   readonly power: PowerControl = {
     request: (event) => {
+      if (event.kind === 'poweroff' && event.isForced === true) {
+        this.forcedEnd = event;
+        this.#waits.patience.force();
+      }
       // The first one counts, but power-off from outside overrides a reset that is not under way yet.
       if (this.#event !== undefined && event.kind !== 'poweroff') return;
       this.#event = event;
@@ -266,6 +296,7 @@ class Life {
       vcpuCount,
       log,
       power: this.power,
+      waits: this.#waits,
       undo: this.#undo,
     });
     this.#board = board;
@@ -276,7 +307,15 @@ class Life {
     board.writeTables();
     this.#startRegs = this.#parts.software.load(memory);
     hsm.setVcpuRegs(0, this.#startRegs);
-    this.#server = new IoreqServer({ hsm, pio, mmio, pci: board.pciConfig, vcpuCount, log: log.child('ioreq') });
+    this.#server = new IoreqServer({
+      hsm,
+      pio,
+      mmio,
+      pci: board.pciConfig,
+      vcpuCount,
+      holds: this.#waits.holds,
+      log: log.child('ioreq'),
+    });
   }
 
   start(): void {
@@ -295,10 +334,15 @@ class Life {
     const { clock, turns, linger } = this.#parts;
     const serve = () => void server.serve();
     const hasPending = () => server.hasPending;
+    const { holds } = this.#waits;
     let mayLinger = false;
     for (;;) {
       while (this.#event === undefined) {
-        if (!mayLinger || linger?.look(hasPending) !== true) {
+        if (this.#failure !== undefined) throw this.#failure;
+        if (holds.isHolding) {
+          await holds.rest();
+          await turns.turn();
+        } else if (!mayLinger || linger?.look(hasPending) !== true) {
           const waited = hsm.waitForIoreqs(serve);
           // Awaiting a plain value would cost a turn of the microtask queue for every request; and a wait that keeps
           // this thread is over as soon as the next request is there: nothing to gain by looking.
@@ -332,6 +376,7 @@ class Life {
   /** Release everything. @throws AggregateError with what could not be. */
   async end(isReset: boolean): Promise<void> {
     this.#isReset = isReset;
+    await this.#settle();
     await this.#undo.run();
   }
 
@@ -348,6 +393,20 @@ class Life {
     }
   }
 
+  /** @throws StorageHangError */
+  async #settle(): Promise<void> {
+    const settled = this.#board?.settle();
+    if (settled === undefined) return;
+    const { turns } = this.#parts;
+    // The thread is the event loop's meanwhile.
+    turns.rest?.();
+    try {
+      await settled;
+    } finally {
+      turns.endRest?.();
+    }
+  }
+
   /** CF9 = 6 and the like: same VM, same memory contents, devices and CPU from the start. */
   async #systemReset(reason: string): Promise<void> {
     this.#parts.log.rationed('notice', () => `system reset: ${reason}`);
@@ -356,6 +415,7 @@ class Life {
     const memory = this.#memory as GuestMemory;
     this.#pause(hsm);
     hsm.clearIoreqs();
+    await this.#settle();
     this.#parts.software.save(memory);
     await board.reset();
     // Compat: C re-creates its hypervisor devices while the VM is paused, which the hypervisor refuses: they are lost.
@@ -382,6 +442,7 @@ class Life {
       stir();
     };
     // From here on an event wakes the VM, one that came in the moment before included.
+    await this.#settle();
     board.suspend();
     hsm.clearIoreqs();
     this.#enter('suspended');

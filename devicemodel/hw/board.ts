@@ -120,6 +120,7 @@ class Pc implements Board {
       hsm,
       clock,
       power,
+      waits: parts.waits,
       log,
       memory: parts.memory,
       pio: parts.pio,
@@ -212,6 +213,10 @@ class Pc implements Board {
 
   flush(): void {
     this.#options.consoles.flush();
+  }
+
+  settle(): Promise<void> | undefined {
+    return this.pciConfig.settle();
   }
 
   async reset(): Promise<void> {

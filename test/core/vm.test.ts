@@ -64,6 +64,7 @@ function makeBoard(parts: BoardParts, trace: string[], onSuspend: () => void): B
     },
     writeTables: () => void trace.push('tables'),
     flush: () => {},
+    settle: () => undefined,
     reset: async () => {
       trace.push('reset');
       reads = 0;

@@ -1,9 +1,11 @@
 /** A machine of one virtio function: real buses and PCI host, guarded RAM, a hypervisor that keeps count of its wires. */
+
 import type { Bdf } from '../../devicemodel/core/address.ts';
 import { native } from '../../devicemodel/core/host/libc.ts';
 import type { Hsm, IoeventfdSpec } from '../../devicemodel/core/hsm/hsm.ts';
 import { MmioBus, PioBus } from '../../devicemodel/core/io-bus.ts';
 import { Log, LogLevel } from '../../devicemodel/core/log.ts';
+import { newWaits } from '../../devicemodel/core/waits.ts';
 import type { PciEnv } from '../../devicemodel/hw/pci/driver.ts';
 import { PciHost } from '../../devicemodel/hw/pci/host.ts';
 import { VirtioPci } from '../../devicemodel/hw/pci/virtio/transport/transport.ts';
@@ -121,6 +123,7 @@ export class FuzzMachine {
         },
       },
       power: { request: () => {} },
+      waits: newWaits(() => {}),
       charBackend: () => {
         if (choices.charBackend === undefined) throw new Error('this target has no character back end');
         return choices.charBackend();

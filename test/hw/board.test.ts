@@ -1,4 +1,5 @@
 /** The machine as a whole: what control commands reach in it. */
+
 import { writeFileSync } from 'node:fs';
 import { afterEach, describe, expect, test } from 'vitest';
 import type { PciSlotConfig, VmConfig } from '../../devicemodel/core/config.ts';
@@ -6,6 +7,7 @@ import { Disposer } from '../../devicemodel/core/disposer.ts';
 import { MmioBus, PioBus } from '../../devicemodel/core/io-bus.ts';
 import { GuestMemory } from '../../devicemodel/core/memory.ts';
 import { checkOptions, optionsFromText } from '../../devicemodel/core/options.ts';
+import { newWaits } from '../../devicemodel/core/waits.ts';
 import { pcBoard } from '../../devicemodel/hw/board.ts';
 import { loadPciDriver } from '../../devicemodel/hw/registry.ts';
 import { CharBackendPool } from '../../devicemodel/hw/uart/backends/pool.ts';
@@ -69,6 +71,7 @@ async function makeBoard(pci: PciSlotConfig[]) {
     mmio: new MmioBus(),
     clock: new FakeClock(),
     power: new FakePower(),
+    waits: newWaits(() => {}),
     vcpuCount: 1,
     log,
     undo,

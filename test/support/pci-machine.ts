@@ -6,12 +6,14 @@
  *   machine.power();                                   // configure, createVdevs
  *   machine.cfgRead('0:5.0', 0x10);                    // as the guest would
  */
+
 import type { AccessSize, Bdf, Gsi } from '../../devicemodel/core/address.ts';
 import { allOnes } from '../../devicemodel/core/address.ts';
 import type { Hsm, IrqLineOp, RamMapping } from '../../devicemodel/core/hsm/hsm.ts';
 import type { HvVdev } from '../../devicemodel/core/hsm/vdev.ts';
 import { MmioBus, PioBus } from '../../devicemodel/core/io-bus.ts';
 import { GuestMemory } from '../../devicemodel/core/memory.ts';
+import { newWaits } from '../../devicemodel/core/waits.ts';
 import type { SharedMemory } from '../../devicemodel/hw/pci/driver.ts';
 import { PciHost } from '../../devicemodel/hw/pci/host.ts';
 import { IoapicPins, PirqRouter } from '../../devicemodel/hw/platform/ioapic.ts';
@@ -110,6 +112,7 @@ export class PciMachine {
       log,
       msi: this.msi,
       power: this.power_,
+      waits: newWaits(() => {}),
       charBackend: (user, text) => {
         this.backendUsers.push(user);
         const backend = new FakeCharBackend(typeof text === 'string' ? text : text.kind);

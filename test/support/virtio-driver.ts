@@ -7,6 +7,7 @@
  *   await driver.init();                                  // all features, all queues, DRIVER_OK
  *   const used = driver.request(0, [{ write: 64 }]);      // one chain, kicked; what the device gave back
  */
+
 import { expect } from 'vitest';
 import type { BarIndex } from '../../devicemodel/chips/pci-config-space.ts';
 import { ConfigSpace } from '../../devicemodel/chips/pci-config-space.ts';
@@ -17,6 +18,7 @@ import { type Mapping, map } from '../../devicemodel/core/host/mapping.ts';
 import type { Hsm, IoeventfdSpec } from '../../devicemodel/core/hsm/hsm.ts';
 import { Log } from '../../devicemodel/core/log.ts';
 import { GuestMemory } from '../../devicemodel/core/memory.ts';
+import { newWaits } from '../../devicemodel/core/waits.ts';
 import type { PciEnv } from '../../devicemodel/hw/pci/driver.ts';
 import type { EmulatedPciFunction, PciFunction } from '../../devicemodel/hw/pci/function.ts';
 import { FakeClock } from './fake-clock.ts';
@@ -83,6 +85,7 @@ export class VirtioMachine {
       log: new Log([{ maxLevel: 5, write: (level, line) => this.lines.push(`${level} ${line}`) }]),
       msi: { signal: (message) => this.msis.push({ ...message }) },
       power: { request: () => {} },
+      waits: newWaits(() => {}),
       intx: () => ({
         gsi: 16,
         set: (asserted) => {

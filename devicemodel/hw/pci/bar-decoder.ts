@@ -9,6 +9,7 @@ import type { IoBus } from '../../core/io-bus.ts';
 import { Layout } from '../../core/layout.ts';
 import type { Log } from '../../core/log.ts';
 import type { GuestMemory } from '../../core/memory.ts';
+import type { AccessGate } from '../../core/request-holds.ts';
 import { GiB } from '../../core/units.ts';
 import { barName } from './bar-allocator.ts';
 import type { PciFunction } from './function.ts';
@@ -123,6 +124,7 @@ export class BarRegion implements IoRegion {
   readonly #function: PciFunction;
   readonly #index: BarIndex;
   readonly #sizeBytes: number;
+  readonly #gate: AccessGate | undefined;
   /** Only there if the function takes 64 bits at once. */
   readU64?: (offset: number) => bigint;
   writeU64?: (offset: number, value: bigint) => void;
@@ -132,6 +134,7 @@ export class BarRegion implements IoRegion {
     this.#index = index;
     this.#sizeBytes = sizeBytes;
     if (fn.backing !== 'device-model') return;
+    this.#gate = fn.gate;
     if (fn.readBarU64 !== undefined) this.readU64 = (offset) => fn.readBarU64?.(index, offset) as bigint;
     if (fn.writeBarU64 !== undefined) this.writeU64 = (offset, value) => fn.writeBarU64?.(index, offset, value);
   }
@@ -139,12 +142,14 @@ export class BarRegion implements IoRegion {
   read(offset: number, size: AccessSize): number {
     // A port access may start in the BAR and end behind it.
     if (offset + size > this.#sizeBytes) return allOnes(size);
+    if (this.#gate?.isClosed === true) return this.#gate.postpone();
     return this.#function.readBar?.(this.#index, offset, size) ?? allOnes(size);
   }
 
   write(offset: number, size: AccessSize, value: number): void {
     const fn = this.#function;
     if (fn.backing !== 'device-model' || offset + size > this.#sizeBytes) return;
-    fn.writeBar(this.#index, offset, size, value);
+    if (this.#gate?.isClosed === true) this.#gate.postpone();
+    else fn.writeBar(this.#index, offset, size, value);
   }
 }

@@ -4,6 +4,7 @@
  */
 import { type AccessSize, allOnes, type Bdf, bdfToNumber } from '../../core/address.ts';
 import type { IoRegion, PciConfigAccess } from '../../core/device.ts';
+import type { AccessGate } from '../../core/request-holds.ts';
 
 /** Anything with configuration registers. */
 export interface ConfigTarget {
@@ -15,8 +16,9 @@ export interface ConfigTarget {
 export class ConfigAccess implements PciConfigAccess {
   readonly #targets = new Map<number, ConfigTarget>();
 
-  add(bdf: Bdf, target: ConfigTarget): void {
-    this.#targets.set(bdfToNumber(bdf), target);
+  /** @param gate accesses wait while it is closed. */
+  add(bdf: Bdf, target: ConfigTarget, gate?: AccessGate): void {
+    this.#targets.set(bdfToNumber(bdf), gate === undefined ? target : behindGate(target, gate));
   }
 
   readConfig(bdf: Bdf, offset: number, size: AccessSize): number {
@@ -34,6 +36,16 @@ export class ConfigAccess implements PciConfigAccess {
   writeConfigAt(bdf: number, offset: number, size: AccessSize, value: number): void {
     this.#targets.get(bdf)?.write(offset, size, value);
   }
+}
+
+function behindGate(target: ConfigTarget, gate: AccessGate): ConfigTarget {
+  return {
+    read: (offset, size) => (gate.isClosed ? gate.postpone() : target.read(offset, size)),
+    write: (offset, size, value) => {
+      if (gate.isClosed) gate.postpone();
+      else target.write(offset, size, value);
+    },
+  };
 }
 
 /** The window: bus in bits 27:20, device 19:15, function 14:12, register 11:0. */

@@ -9,6 +9,7 @@ import type { Hsm } from '../../core/hsm/hsm.ts';
 import type { Log } from '../../core/log.ts';
 import type { GuestMemory } from '../../core/memory.ts';
 import type { OptionSchema } from '../../core/options.ts';
+import type { Waits } from '../../core/waits.ts';
 import type { CharBackendSpec } from '../uart/backends/spec.ts';
 import type { PciFunction } from './function.ts';
 
@@ -44,6 +45,7 @@ export interface PciEnv {
   readonly log: Log;
   readonly msi: MsiSink;
   readonly power: PowerControl;
+  readonly waits: Waits;
   /** Legacy interrupt: takes a pin (INTA# first) and a line on first call; the same line on later calls. Level, active low at the IOAPIC. */
   intx(): InterruptLine;
   /**

@@ -7,6 +7,7 @@ import type { AccessSize, Bdf, Gpa, Port } from '../../core/address.ts';
 import type { Device } from '../../core/device.ts';
 import type { DeviceTable, PciFunctionAml } from '../../core/firmware/contribution.ts';
 import type { HvVdev } from '../../core/hsm/vdev.ts';
+import type { AccessGate } from '../../core/request-holds.ts';
 
 export interface PciIdentity {
   readonly vendorId: number;
@@ -36,6 +37,8 @@ interface PciFunctionBase {
 /** A function emulated here. */
 export interface EmulatedPciFunction extends PciFunctionBase, Device {
   readonly backing: 'device-model';
+  /** For a function that may have to make a vCPU wait: while it is closed no access to BARs or configuration gets here. */
+  readonly gate?: AccessGate;
   /** Called once when the header is written and BARs are placed, before the guest runs: add capabilities, special registers. */
   configure?(config: ConfigSpace, placement: PciPlacement): void;
   readBar(index: BarIndex, offset: number, size: AccessSize): number;

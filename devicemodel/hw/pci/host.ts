@@ -188,6 +188,15 @@ export class PciHost implements Device, PciConfigAccess {
     }
   }
 
+  /** What functions lent to others comes back. @returns when it is there; undefined: it is. */
+  settle(): Promise<void> | undefined {
+    const waits = this.#order.flatMap((slot) => {
+      const wait = slot.function?.backing === 'device-model' ? slot.function.settle?.() : undefined;
+      return wait === undefined ? [] : [wait];
+    });
+    return waits.length === 0 ? undefined : Promise.all(waits).then(() => {});
+  }
+
   /** Power-on state of every function: header, BARs, PIRQ links, devices. The hypervisor is not called. */
   reset(): void {
     this.#options.router.reset();
@@ -300,7 +309,7 @@ export class PciHost implements Device, PciConfigAccess {
     const config = new ConfigSpace(fn.configBytes);
     slot.function = fn;
     slot.config = config;
-    this.#access.add(slot.bdf, config);
+    this.#access.add(slot.bdf, config, fn.backing === 'device-model' ? fn.gate : undefined);
     writeHeader(config, fn.identity);
     for (const spec of fn.bars) {
       const placed = this.#allocator.allocate(spec, where);

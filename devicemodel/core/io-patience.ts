@@ -1,0 +1,51 @@
+/**
+ * How long the machine waits for storage that was told to give back what it was lent: as long as `--io-timeout` says,
+ * and hardly at all once the VM is ended by force.
+ */
+
+/** What a forced stop leaves to storage that is well. */
+const FORCED_MS = 500;
+
+interface Wait {
+  timeout: NodeJS.Timeout;
+  readonly onOver: () => void;
+}
+
+export class IoPatience {
+  readonly #timeoutMs: number;
+  readonly #waits = new Set<Wait>();
+  #isForced = false;
+
+  constructor(timeoutMs: number) {
+    this.#timeoutMs = timeoutMs;
+  }
+
+  get limitMs(): number {
+    return this.#isForced ? Math.min(FORCED_MS, this.#timeoutMs) : this.#timeoutMs;
+  }
+
+  /** Begin to wait. @param onOver it took too long. @returns to be called when what is waited for has come. */
+  start(onOver: () => void): () => void {
+    const wait: Wait = { timeout: setTimeout(() => this.#over(wait), this.limitMs), onOver };
+    this.#waits.add(wait);
+    return () => {
+      clearTimeout(wait.timeout);
+      this.#waits.delete(wait);
+    };
+  }
+
+  /** The VM is ended by force: waits under way are cut short. */
+  force(): void {
+    if (this.#isForced) return;
+    this.#isForced = true;
+    for (const wait of this.#waits) {
+      clearTimeout(wait.timeout);
+      wait.timeout = setTimeout(() => this.#over(wait), this.limitMs);
+    }
+  }
+
+  #over(wait: Wait): void {
+    this.#waits.delete(wait);
+    wait.onOver();
+  }
+}
