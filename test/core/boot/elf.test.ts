@@ -150,7 +150,9 @@ describe('Multiboot', () => {
     expect(memory.read(0x10_0000 + 2000, 7000).every((byte) => byte === 0)).toBe(true);
     expect(memory.readU8(0x10_0000 + 9000)).toBe(0xee);
     const whole = boot(kludge(0x10_0000, 0, 0));
-    expect(Buffer.from(whole.memory.read(0x10_0000, 3000 - 0x20)).equals(kludge(0x10_0000, 0, 0).subarray(0x20))).toBe(true);
+    expect(Buffer.from(whole.memory.read(0x10_0000, 3000 - 0x20)).equals(kludge(0x10_0000, 0, 0).subarray(0x20))).toBe(
+      true,
+    );
     expect(() => boot(kludge(0x10_0000, 0x10_0000 + 4000, 0))).toThrow(/contradict/);
     expect(() => boot(kludge(0x10_0000, 0x10_0000 + 2000, 0x10_0000 + 100))).toThrow(/contradict/);
     expect(() => boot(kludge(RAM - 100, 0, 0))).toThrow(/does not fit/);
