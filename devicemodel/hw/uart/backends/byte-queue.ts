@@ -36,8 +36,9 @@ export class ByteQueue {
     return this.#ring.subarray(this.#head, end);
   }
 
+  /** Take the oldest away; nothing for a count below 1. */
   drop(count: number): void {
-    const dropped = Math.min(count, this.#length);
+    const dropped = Math.min(Math.max(count, 0), this.#length);
     this.#head = (this.#head + dropped) & (this.#ring.length - 1);
     this.#length -= dropped;
   }

@@ -6,8 +6,13 @@ import { listenUnix, type UnixListener } from '../../../core/host/unix-listener.
 import { type CharBackendEnv, StreamBackend } from './stream-backend.ts';
 import { reason } from './tty.ts';
 
-/** A listening back end. Output while no client is there is dropped, as on a line nobody listens to. */
+/** What a guest printed before anybody connected, kept for the first client: boot messages, a panic. */
+const KEPT_FOR_FIRST_CLIENT_BYTES = 64 * 1024;
+
+/** A listening back end. Once a client has been there, output without one is dropped, as on a line nobody listens to. */
 abstract class ServerBackend extends StreamBackend {
+  protected override keepForFirstBytes = KEPT_FOR_FIRST_CLIENT_BYTES;
+
   protected accept(client: Socket): void {
     if (this.isAttached) {
       this.env.log.info(`${this.env.user}: ${this.name} has a client already, another one was turned away`);

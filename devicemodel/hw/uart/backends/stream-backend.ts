@@ -37,6 +37,8 @@ export abstract class StreamBackend implements CharBackend {
   protected readonly env: CharBackendEnv;
   /** How long `stop` waits for a reader that takes nothing at all. */
   protected drainTimeoutMs = 200;
+  /** Newest output kept while nobody has been connected yet; 0: what a real line without a listener does with it. */
+  protected keepForFirstBytes = 0;
   #input: Duplex | undefined;
   #output: Duplex | undefined;
   /** Output that cannot be polled and never makes us wait: a regular file, /dev/null. */
@@ -91,8 +93,7 @@ export abstract class StreamBackend implements CharBackend {
     }
     const output = this.#output;
     if (output === undefined) {
-      // Nobody is connected: what a real line without a listener does with it.
-      this.#pending.clear();
+      this.#pending.drop(this.#pending.length - this.keepForFirstBytes);
       return;
     }
     // While the stream holds a chunk it could not write, the queue keeps the rest: there it is bounded.
@@ -138,7 +139,9 @@ export abstract class StreamBackend implements CharBackend {
 
   protected attachOutput(stream: Duplex): void {
     this.#output = stream;
+    this.keepForFirstBytes = 0;
     this.#watch(stream);
+    this.flush();
   }
 
   /** @param fd stays the caller's. */

@@ -54,7 +54,6 @@ describe.each(['tcp', 'unix'])('%s', (kind) => {
 
   test('serves one client at a time, the next one when the first has left', async () => {
     const { backend, lines, to } = await listening();
-    writeText(backend, 'nobody hears this');
     for (const word of ['first', 'second']) {
       const c = client(to);
       c.socket.write(word);
@@ -71,6 +70,31 @@ describe.each(['tcp', 'unix'])('%s', (kind) => {
         'leave',
       );
     }
+  });
+
+  // Without keepForFirstBytes in ServerBackend the first client sees only what comes after it.
+  test('the first client gets the last 64 KiB from before it, the second nothing from between', async () => {
+    const { backend, to } = await listening();
+    const before = Array.from({ length: 20_000 }, (_, i) => `${i}`.padStart(5, '0')).join('');
+    writeText(backend, before.slice(0, 50_000));
+    backend.flush();
+    writeText(backend, before.slice(50_000));
+    backend.flush();
+    const first = client(to);
+    await until(() => first.seen().length >= 65_536, 'what was printed before');
+    expect(first.seen()).toBe(before.slice(-65_536));
+    writeText(backend, 'now');
+    await until(() => first.seen().endsWith('now'), 'what is printed now');
+    first.socket.end();
+    await until(() => first.isClosed(), 'leave');
+    writeText(backend, 'nobody hears this');
+    backend.flush();
+    const second = client(to);
+    second.socket.write('x');
+    await until(() => readAll(backend) === 'x', 'connection');
+    writeText(backend, 'hello');
+    await until(() => second.seen().length >= 5, 'output');
+    expect(second.seen()).toBe('hello');
   });
 
   test('what was written before stop reaches the client', async () => {
