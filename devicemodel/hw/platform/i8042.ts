@@ -18,7 +18,7 @@ const COMMAND_PORT = 0x64;
 export const I8042Irq = { keyboard: 1, aux: 12 } as const;
 
 /** Status register, port 0x64. */
-const Status = { OutputFull: 1 << 0, System: 1 << 2, Command: 1 << 3, AuxFull: 1 << 5 } as const;
+const Status = { OutputFull: 1 << 0, System: 1 << 2, Command: 1 << 3, Unlocked: 1 << 4, AuxFull: 1 << 5 } as const;
 /** Command byte: RAM byte 0. */
 const CommandByte = {
   KeyboardInterrupt: 1 << 0,
@@ -173,12 +173,14 @@ export class I8042 implements PlatformDevice {
 
   /**
    * Compat: the C device model leaves OBF set after its own answers were read, so that a driver reads one byte too
-   * many; here OBF means a byte is waiting.
+   * many; here OBF means a byte is waiting. It leaves bit 4 clear, which means that the keyboard lock is on: guests say
+   * so at every boot.
    */
   get #status(): number {
     const hasAnswer = this.#answer !== NO_ANSWER;
     const hasAux = this.mouse.pending > 0;
     return (
+      Status.Unlocked |
       (hasAnswer || hasAux || this.#buffer.length > 0 ? Status.OutputFull : 0) |
       (hasAux && !hasAnswer ? Status.AuxFull : 0) |
       ((this.#commandByte & CommandByte.System) !== 0 ? Status.System : 0) |

@@ -8,7 +8,7 @@ import { FakeLine, FakePower } from '../../support/fake-line.ts';
 
 const DATA = 0x60;
 const COMMAND = 0x64;
-const Status = { full: 1, system: 4, command: 8, aux: 0x20 };
+const Status = { full: 1, system: 4, command: 8, aux: 0x20, unlocked: 0x10 };
 const [ACK, BAT] = [0xfa, 0xaa];
 
 function makeI8042() {
@@ -64,7 +64,7 @@ describe('controller', () => {
   test('OBF goes with the last byte, also the controller’s own', () => {
     const { command, read, status } = makeI8042();
     command(0xaa);
-    expect(status()).toBe(Status.full | Status.command);
+    expect(status()).toBe(Status.full | Status.command | Status.unlocked);
     read();
     expect(status() & Status.full).toBe(0);
   });
@@ -104,9 +104,9 @@ describe('controller', () => {
     command(0x60, 0x02);
     command(0xd3, 0xa5);
     expect(auxIrq.edges).toBe(1);
-    expect(status()).toBe(Status.full | Status.aux);
+    expect(status()).toBe(Status.full | Status.aux | Status.unlocked);
     expect(read()).toBe(0xa5);
-    expect(status()).toBe(0);
+    expect(status()).toBe(Status.unlocked);
   });
 
   test('the keyboard loop likewise', () => {
@@ -114,7 +114,7 @@ describe('controller', () => {
     command(0x60, 0x01);
     command(0xd2, 0x5a);
     expect(keyboardIrq.edges).toBe(1);
-    expect(status()).toBe(Status.full);
+    expect(status()).toBe(Status.full | Status.unlocked);
     expect(read()).toBe(0x5a);
   });
 
@@ -140,7 +140,7 @@ describe('controller', () => {
     expect(pio.read(COMMAND, 2)).toBe(0xffff);
     expect(pio.read(DATA, 4)).toBe(0xffffffff);
     pio.write(COMMAND, 2, 0xaa);
-    expect(pio.read(COMMAND, 1)).toBe(0);
+    expect(pio.read(COMMAND, 1)).toBe(Status.unlocked);
   });
 });
 
