@@ -53,6 +53,8 @@ export interface PciPlan {
   readonly classCode: number;
   readonly bars: PciFunctionReport['bars'];
   readonly intx: { readonly pin: number; readonly gsi: number } | null;
+  /** Number of the bus below it, BUS of `-s BUS:0:0,DRIVER`. */
+  readonly secondaryBus: number | null;
   /** For a device of the hypervisor: what CREATE_VDEV is given, by name and as struct acrn_vdev. */
   readonly vdev: { readonly fields: Omit<HvVdev, 'bdf'>; readonly bytes: string } | null;
 }
@@ -112,7 +114,7 @@ async function assemble(
   try {
     const board = await makeBoard({
       config,
-      hsm: inertHsm(),
+      hsm: inertHsm(config.hypervisor),
       memory,
       pio: new PioBus(),
       mmio: new MmioBus(),
@@ -147,12 +149,13 @@ class TableMemory extends GuestMemory {
 }
 
 /** A hypervisor that must not be asked for anything. */
-function inertHsm(): Hsm {
+function inertHsm(hypervisor: VmConfig['hypervisor']): Hsm {
   const refuse = (): never => {
     throw new BugError('a dry run called the hypervisor');
   };
   return {
     backend: 'fake',
+    ...(hypervisor === 'acrn' ? {} : { ownRootPorts: true }),
     ioreqPage: new Uint8Array(0),
     createVm: refuse,
     startVm: refuse,
@@ -200,6 +203,7 @@ function pciPlan(report: PciFunctionReport, config: VmConfig): PciPlan {
     classCode: identity.classCode,
     bars: report.bars,
     intx: report.intx ?? null,
+    secondaryBus: report.secondaryBus ?? null,
     vdev: vdev === undefined ? null : vdevPlan(vdev),
   };
 }
@@ -277,6 +281,9 @@ function pciLines(fn: PciPlan): string[] {
     );
   }
   if (fn.intx !== null) lines.push(`         INT${'ABCD'[fn.intx.pin - 1]}#  IOAPIC pin ${fn.intx.gsi}`);
+  if (fn.secondaryBus !== null) {
+    lines.push(`         bus ${fn.secondaryBus} is below it: -s ${fn.secondaryBus}:0:0,DRIVER puts a device there`);
+  }
   if (fn.vdev !== null) {
     lines.push(`         CREATE_VDEV ${fn.vdev.fields.type}, struct acrn_vdev (rows of zeros left out):`);
     const bytes = Buffer.from(fn.vdev.bytes, 'hex');

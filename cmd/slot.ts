@@ -3,6 +3,7 @@ import { type Bdf, formatBdf } from '../devicemodel/core/address.ts';
 import type { ComConfig, PciSlotConfig } from '../devicemodel/core/config.ts';
 import { ConfigError, DmError } from '../devicemodel/core/errors.ts';
 import { checkOptions, optionsFromText, optionUsage } from '../devicemodel/core/options.ts';
+import { type BusMember, checkBus, numberBuses } from '../devicemodel/hw/pci/buses.ts';
 import { lookupPciDriver, type PciDriverEntry } from '../devicemodel/hw/registry.ts';
 import { parseCharBackend } from '../devicemodel/hw/uart/backends/spec.ts';
 import { parseCNumber } from './option-values.ts';
@@ -77,9 +78,10 @@ export interface SlotsResult {
 export function parseSlots(values: readonly string[], drivers: readonly PciDriverEntry[]): SlotsResult {
   const slots = { pci: [] as PciSlotConfig[], ignored: [] as string[], later: [] as SlotText[] };
   const taken = new Map<string, string>();
+  const { bridges } = numberBuses(values.flatMap((value) => bridgeOf(value, drivers)));
   for (const value of values) {
     try {
-      addSlot(slots, value, taken, drivers);
+      addSlot(slots, value, taken, drivers, bridges);
     } catch (error) {
       throw located(`-s ${value}`, error);
     }
@@ -87,11 +89,23 @@ export function parseSlots(values: readonly string[], drivers: readonly PciDrive
   return slots;
 }
 
+/** A value that is a bridge, as its order among the others does not matter to the devices below it. */
+function bridgeOf(value: string, drivers: readonly PciDriverEntry[]): BusMember[] {
+  try {
+    const { bdf, driver } = parseSlotText(value);
+    const found = lookupPciDriver(driver, drivers);
+    return found.kind === 'driver' && found.entry.isBridge === true ? [{ bdf, isBridge: true }] : [];
+  } catch {
+    return []; // what is wrong with it is said in its turn
+  }
+}
+
 function addSlot(
   slots: { readonly pci: PciSlotConfig[]; readonly ignored: string[]; readonly later: SlotText[] },
   value: string,
   taken: Map<string, string>,
   drivers: readonly PciDriverEntry[],
+  bridges: ReadonlyMap<number, Bdf>,
 ): void {
   const slot = parseSlotText(value);
   const found = lookupPciDriver(slot.driver, drivers);
@@ -100,7 +114,7 @@ function addSlot(
     slots.ignored.push(`-s ${value}: ignored: ${found.message}`);
     return;
   }
-  const { bus, device, function: func } = slot.bdf;
+  const { device, function: func } = slot.bdf;
   const key = formatBdf(slot.bdf);
   const holder = taken.get(key);
   if (holder !== undefined) throw new ConfigError(`pci slot ${device}:${func} is already occupied by -s ${holder}`);
@@ -111,9 +125,9 @@ function addSlot(
     slots.later.push(slot);
     return;
   }
-  // The MP table cannot describe further buses, so the C program ends here too.
-  if (bus !== 0) throw new ConfigError(`bus ${bus} does not exist, devices are on bus 0`);
   const driver = found.entry;
+  // The MP table cannot describe a further root bus, so the C program ends here too.
+  checkBus({ bdf: slot.bdf, isBridge: driver.isBridge === true }, bridges);
   const twin = driver.isSingle === true ? slots.pci.find((other) => other.driver === driver.name) : undefined;
   if (twin !== undefined) {
     throw new ConfigError(

@@ -100,6 +100,7 @@ export class ConfigSpace {
   /** One slot per dword: an aligned access of at most 4 bytes never leaves it. */
   readonly #hooks: Array<ConfigHook | undefined>;
   readonly #bars: Array<Bar | undefined> = new Array(6);
+  readonly #barEnd: number;
   /** Registers that hold the all-ones pattern of a size probe. */
   readonly #probed = new Uint8Array(6);
   #capabilityEnd = FIRST_CAPABILITY;
@@ -116,8 +117,10 @@ export class ConfigSpace {
    */
   onControlWritten: (() => void) | undefined;
 
-  constructor(sizeBytes: 256 | 4096 = STANDARD_SIZE) {
+  /** @param headerType 0: a function with six BARs; 1: a bridge with two, and its bus numbers and windows behind them. */
+  constructor(sizeBytes: 256 | 4096 = STANDARD_SIZE, headerType = 0) {
     this.sizeBytes = sizeBytes;
+    this.#barEnd = Cfg.Bar0 + (headerType === 1 ? 2 : 6) * 4;
     this.bytes = new Uint8Array(sizeBytes);
     this.#view = new DataView(this.bytes.buffer);
     this.#hooks = new Array(sizeBytes / 4);
@@ -128,7 +131,7 @@ export class ConfigSpace {
     // facts, so write-1-to-clear has nothing to clear.
     this.setWritable(Cfg.Command, [0x7f, 0x07, 0, 0]);
     this.setWritable(Cfg.HeaderType, [0xff & ~MULTIFUNCTION]);
-    this.setWritable(Cfg.Bar0, new Uint8Array(24));
+    this.setWritable(Cfg.Bar0, new Uint8Array(this.#barEnd - Cfg.Bar0));
     // No driver has an expansion ROM; a size probe reads zero.
     this.setWritable(Cfg.ExpansionRom, new Uint8Array(4));
   }
@@ -347,7 +350,7 @@ export class ConfigSpace {
     if ((offset & (size - 1)) !== 0 || offset >= this.sizeBytes) return;
     const hook = this.#hooks[offset >>> 2];
     if (hook?.write?.(offset, size, value) === true) return;
-    if (offset >= Cfg.Bar0 && offset < Cfg.Bar0 + 24) {
+    if (offset >= Cfg.Bar0 && offset < this.#barEnd) {
       this.#writeBar(offset, size, value);
       return;
     }

@@ -183,13 +183,12 @@ class Pc implements Board {
   writeTables(): void {
     const { memory, hsm, vcpuCount, config } = this.#parts;
     const lapicIds = this.#options.lapicIds(vcpuCount);
-    const functionAml = this.pciConfig.aml();
     const routes = this.pciConfig.interruptRoutes();
     const tables = [
       ...buildMpTable({
         lapicIds,
         lapicPassthrough: config.lapicPt,
-        routes: routes.filter(({ bus }) => bus === 0),
+        routes,
         sciGsi: SCI_GSI,
       }),
       ...buildAcpi(
@@ -198,12 +197,15 @@ class Pc implements Board {
           isRtvm: config.rtvm,
           contributors: this.#contributors,
           hasIsaBridge: config.pci.some((slot) => slot.driver === 'lpc'),
-          buses: [...this.pciConfig.busWindows()].map(([bus, { io }]) => ({
-            bus,
-            ioWindow: io,
-            routes: routes.filter((route) => route.bus === bus),
-            functions: functionAml.filter(({ bdf }) => bdf.bus === bus),
-          })),
+          buses: [
+            {
+              bus: 0,
+              lastBus: this.pciConfig.lastBus,
+              ioWindow: this.pciConfig.windows().io,
+              routes,
+              functions: this.pciConfig.aml(),
+            },
+          ],
           functionTables: this.pciConfig.tables(),
         }),
       ),

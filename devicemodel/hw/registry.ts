@@ -8,6 +8,7 @@ import { dummy } from './pci/dummy.ts';
 import { amdHostBridge, hostBridge } from './pci/host-bridge.ts';
 import { ivshmem } from './pci/ivshmem.ts';
 import { lpc } from './pci/lpc.ts';
+import { rootPort } from './pci/root-port.ts';
 import { pciUart } from './pci/uart.ts';
 import { BlockOptions, parseBlockText } from './pci/virtio/block/options.ts';
 import { ConsoleOptions, parseConsoleText } from './pci/virtio/console/options.ts';
@@ -24,7 +25,7 @@ export type AnyPciDriver = PciDriver<any>;
 
 /** What the command line and help need of a driver, and how to get at the rest. */
 export interface PciDriverEntry
-  extends Pick<AnyPciDriver, 'name' | 'aliases' | 'summary' | 'options' | 'parseText' | 'isSingle'> {
+  extends Pick<AnyPciDriver, 'name' | 'aliases' | 'summary' | 'options' | 'parseText' | 'isSingle' | 'isBridge'> {
   /**
    * What has to be there on the host, by path. Not for parsing, which works on any machine: looked at when a VM is about
    * to be started, before the hypervisor is asked for one.
@@ -54,6 +55,7 @@ export const pciDrivers: readonly PciDriverEntry[] = [
   eager(lpc),
   eager(ivshmem),
   eager(pciUart),
+  eager(rootPort),
   eager(dummy),
   eager(wdtI6300esb),
   lazy(

@@ -82,6 +82,7 @@ export class EmbeddedHsm implements Hsm {
   readonly ioreqPage: Uint8Array = new Uint8Array(IOREQ_PAGE_BYTES);
   readonly engineRam?: EngineRam;
   readonly vmEvents: VmEventAbility;
+  readonly ownRootPorts = true;
 
   readonly #engine: CpuEngine;
   readonly #vdevFactory: VirtualFunctionFactory;

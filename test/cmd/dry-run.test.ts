@@ -48,6 +48,19 @@ describe('plan', () => {
       expect(decodeVdev(raw)).toMatchObject(fields);
     }
   });
+  test('the bus below a root port is named, with what is on it', async () => {
+    const slots = ['-s', '6,root-port,ptm', '-s', '1:0:0,virtio-rnd', '-s', '0:0,hostbridge', 'vm'];
+    const { pci } = await planOf(...slots);
+    expect(pci.map((fn) => [fn.bdf, fn.secondaryBus])).toEqual([
+      ['00:00.0', null],
+      ['00:06.0', 1],
+      ['01:00.0', null],
+    ]);
+    expect(await textOf(...slots)).toContain('bus 1 is below it: -s 1:0:0,DRIVER puts a device there');
+    await expect(planOf('--hypervisor', 'acrn', ...slots)).rejects.toThrow(
+      /^-s 0:6:0,root-port: a root port of ACRN stands for a physical one/,
+    );
+  });
   test('serial ports have their place and their back end', async () => {
     expect((await planOf(...argv)).com).toEqual([
       { name: 'com1', port: 0x3f8, irq: 4, backend: 'stdio' },

@@ -137,6 +137,22 @@ describe('-s', () => {
   test('devices are on bus 0', () => {
     expect(() => slotsOf('1:4:0,virtio-rnd')).toThrow('-s 1:4:0,virtio-rnd: bus 1 does not exist');
   });
+  test('or on the bus below a bridge, wherever that stands on the command line', () => {
+    const parse = (...values: string[]) => parseSlots(values, realDrivers);
+    const { pci } = parse('1:0:0,virtio-rnd', '6,root-port,ptm', '2:0:1,virtio-rnd', '9,root-port');
+    expect(pci.map(({ bdf }) => [bdf.bus, bdf.device, bdf.function])).toEqual([
+      [1, 0, 0],
+      [0, 6, 0],
+      [2, 0, 1],
+      [0, 9, 0],
+    ]);
+    expect(() => parse('6,root-port', '2:0:0,virtio-rnd')).toThrow(
+      '-s 2:0:0,virtio-rnd: bus 2 does not exist, there is bus 0 and 1 (below 6:0)',
+    );
+    expect(() => parse('6,root-port', '1:1:0,virtio-rnd')).toThrow('-s 1:1:0,virtio-rnd: slot 1 of bus 1 does not');
+    expect(() => parse('6,root-port', '1:0:0,root-port')).toThrow('-s 1:0:0,root-port: a bridge is on bus 0');
+    expect(() => parse('6,root-port,mtp')).toThrow('-s 6,root-port,mtp: unknown option "mtp"');
+  });
   test('any texts end in slots or a ConfigError', () => {
     const text = fc.oneof(
       fc.string(),

@@ -58,6 +58,7 @@ export function pcAcpiInput(pc: PcTables = {}): AcpiInput {
     buses: [
       {
         bus: 0,
+        lastBus: 0,
         ioWindow: pc.ioWindow ?? { base: 0x2000, end: 0x2020 },
         routes: pc.routes ?? [],
         functions: [...bridge, ...(pc.functions ?? [])],

@@ -32,6 +32,7 @@ export type HsmCallRecord =
 /** The calls PCI makes, and nothing else. */
 export class PciHsm {
   readonly calls: HsmCallRecord[] = [];
+  readonly ownRootPorts: true | undefined = true;
   /** Throws at the call of this name; cleared by hand. */
   failing: HsmCallRecord['name'] | undefined;
   unmapRam: ((mapping: RamMapping) => void) | undefined;

@@ -93,6 +93,9 @@ export class VirtioMachine {
           this.intx = asserted;
         },
       }),
+      secondaryBus: () => {
+        throw new Error('no virtio device is a bridge');
+      },
       charBackend: (text) => {
         const backend = new FakeCharBackend(typeof text === 'string' ? text : JSON.stringify(text));
         this.backends.push(backend);

@@ -150,6 +150,8 @@ export interface Hsm {
   /** Take a mapping of `mapRam` away again, for device memory that moves. ACRN keeps RAM until the VM is destroyed. */
   unmapRam?(mapping: RamMapping): void;
   readonly engineRam?: EngineRam;
+  /** A virtual root port need not stand for one of the host: a machine can have one by itself. */
+  readonly ownRootPorts?: true;
   readonly passthrough?: PassthroughAbility;
   readonly vmEvents?: VmEventAbility;
   readonly asyncio?: AsyncioAbility;

@@ -11,6 +11,7 @@ import type { GuestMemory } from '../../core/memory.ts';
 import type { OptionSchema } from '../../core/options.ts';
 import type { Waits } from '../../core/waits.ts';
 import type { CharBackendSpec } from '../uart/backends/spec.ts';
+import type { SecondaryBus } from './buses.ts';
 import type { PciFunction } from './function.ts';
 
 /** POSIX shared memory of the host, mapped into this process. */
@@ -49,6 +50,11 @@ export interface PciEnv {
   /** Legacy interrupt: takes a pin (INTA# first) and a line on first call; the same line on later calls. Level, active low at the IOAPIC. */
   intx(): InterruptLine;
   /**
+   * The bus below this function, which has to be on bus 0: takes a number on the first call, the same on later calls
+   * until it is released. @throws ConfigError when all numbers are taken.
+   */
+  secondaryBus(): SecondaryBus;
+  /**
    * Open a character back end by its option text (`stdio`, `pty`, `tcp:PORT`, a path…), or as parsed from one.
    * @param part which one, for a device with several: `port 1`. Kept across a full reset by device and part.
    */
@@ -80,6 +86,8 @@ export interface PciDriver<S extends OptionSchema = OptionSchema> {
   readonly options: S;
   /** At most one in a machine. */
   readonly isSingle?: boolean;
+  /** It has a bus below it, for slots `BUS:0:FUNCTION` of other drivers. */
+  readonly isBridge?: boolean;
   /** For grammars the comma rule does not cover. Everything after `driver,`. */
   parseText?(text: string): Record<string, unknown>;
   /** Nothing on the host is touched here: files and taps open in `start`. */

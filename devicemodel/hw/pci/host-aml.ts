@@ -35,7 +35,9 @@ export interface IntxRoute {
 
 export interface PciBusInput {
   readonly bus: number;
-  /** I/O ports given to BARs of this bus. */
+  /** The highest number of a bus below its bridges, or its own. */
+  readonly lastBus: number;
+  /** I/O ports given to BARs of this bus and of those below it. */
   readonly ioWindow: { readonly base: Port; readonly end: Port };
   /** In slot, then pin order. */
   readonly routes: readonly IntxRoute[];
@@ -45,7 +47,7 @@ export interface PciBusInput {
 
 function hostBridgeResources(bus: PciBusInput): Aml {
   const { pciMem32, pciMem64, pciIo } = Layout;
-  const list: Aml[] = [wordBusNumber(bus.bus, 1)];
+  const list: Aml[] = [wordBusNumber(bus.bus, bus.lastBus - bus.bus + 1)];
   if (bus.bus === 0) {
     const afterConfig = CONFIG_PORTS.base + CONFIG_PORTS.size;
     // Bus 0 decodes the configuration ports and everything around them that is below the BARs.

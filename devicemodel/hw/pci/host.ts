@@ -18,6 +18,7 @@ import type { IoBus, Registration } from '../../core/io-bus.ts';
 import { Layout } from '../../core/layout.ts';
 import { BarAllocator, type BusWindows } from './bar-allocator.ts';
 import { BarDecoder, BarRegion } from './bar-decoder.ts';
+import { checkBus, numberBuses, PciBuses, type SecondaryBus } from './buses.ts';
 import { ConfigAccess, EcamRegion } from './config-access.ts';
 import type { PciDriver, PciEnv } from './driver.ts';
 import type { PciFunction, PciIdentity } from './function.ts';
@@ -27,7 +28,7 @@ import { byAddress, configOf, functionOf, newSlot, type Slot } from './slot.ts';
 /** Interrupt Line of a function without a pin: "unknown or no connection" (PCI 3.0 §6.2.4). */
 const NO_INTERRUPT_LINE = 0xff;
 
-export interface PciHostOptions extends Omit<PciEnv, 'bdf' | 'intx' | 'pirqLinks' | 'charBackend'> {
+export interface PciHostOptions extends Omit<PciEnv, 'bdf' | 'intx' | 'secondaryBus' | 'pirqLinks' | 'charBackend'> {
   /** @param user who opens it, for messages and to find it again after a full reset */
   charBackend(user: string, text: Parameters<PciEnv['charBackend']>[0]): CharBackend;
   readonly pio: IoBus;
@@ -51,6 +52,8 @@ export interface PciFunctionReport {
   readonly intx: { readonly pin: number; readonly gsi: number } | undefined;
   /** What the hypervisor is asked to emulate. */
   readonly vdev: HvVdev | undefined;
+  /** Number of the bus below it. */
+  readonly secondaryBus: number | undefined;
 }
 
 export class PciHost implements Device, PciConfigAccess {
@@ -61,7 +64,8 @@ export class PciHost implements Device, PciConfigAccess {
   readonly #access = new ConfigAccess();
   readonly #decoder: BarDecoder;
   readonly #pins = new SlotPins();
-  readonly #busWindows = new Map<number, BusWindows>();
+  #buses = new PciBuses();
+  #windows: BusWindows | undefined;
   readonly #created: HvVdev[] = [];
   readonly #started = new Disposer();
   /** In the order of initialisation. */
@@ -114,10 +118,12 @@ export class PciHost implements Device, PciConfigAccess {
     const rank = (s: Slot) =>
       (s.bdf.bus << 9) | (s.driver.name === 'passthru' ? 0 : 1 << 8) | (bdfToNumber(s.bdf) & 0xff);
     this.#order = [...this.#slots.values()].sort((a, b) => rank(a) - rank(b));
+    this.#numberBuses();
     for (const [i, slot] of this.#order.entries()) {
       this.#place(slot);
-      if (this.#order[i + 1]?.bdf.bus !== slot.bdf.bus) this.#busWindows.set(slot.bdf.bus, this.#allocator.finishBus());
+      if (this.#order[i + 1]?.bdf.bus !== slot.bdf.bus) this.#finishBus();
     }
+    if (this.#order.length === 0) this.#finishBus();
     this.#markMultifunction();
     this.#route();
     for (const slot of this.#order) {
@@ -253,6 +259,7 @@ export class PciHost implements Device, PciConfigAccess {
         })),
         intx: slot.line === undefined ? undefined : { pin: slot.line.slotPin.pin, gsi: slot.line.gsi },
         vdev: fn.backing === 'hypervisor' ? fn.describe(slot) : undefined,
+        secondaryBus: slot.bus?.number,
       };
     });
   }
@@ -267,20 +274,30 @@ export class PciHost implements Device, PciConfigAccess {
     return this.#pins.routes();
   }
 
-  /** What each bus with functions decodes, for the ACPI _CRS. */
-  busWindows(): ReadonlyMap<number, BusWindows> {
-    return this.#busWindows;
+  /** What bus 0 and the buses below it decode, for the ACPI _CRS. @throws BugError before `configure`. */
+  windows(): BusWindows {
+    if (this.#windows === undefined) throw new BugError('PCI host is not configured');
+    return this.#windows;
   }
 
-  /** What functions add to the DSDT, by address. */
+  /**
+   * The highest bus number of the machine, for the ACPI _CRS. A bus that passthrough opened does not count. Compat: with
+   * C the root bus ends at 0 then; the hypervisor answers for the port and what is below it all the same.
+   */
+  get lastBus(): number {
+    return Math.max(0, ...this.#order.map(({ bus, driver }) => (driver.isBridge === true ? (bus?.number ?? 0) : 0)));
+  }
+
+  /** What functions add to the DSDT, by address; below a bridge, inside an object for the bridge. */
   aml(): PciFunctionAml[] {
     const seen = new Map<PciDriver, number>();
-    return this.#byAddress().flatMap((slot) => {
+    const parts = this.#byAddress().flatMap((slot) => {
       const ordinal = seen.get(slot.driver) ?? 0;
       seen.set(slot.driver, ordinal + 1);
       const fn = functionOf(slot);
       return fn.backing === 'device-model' && fn.aml !== undefined ? [fn.aml(slot, ordinal)] : [];
     });
+    return [...parts.filter(({ bdf }) => bdf.bus === 0), ...this.#buses.amlOfBridges(parts)];
   }
 
   /** ACPI tables of functions, by address. */
@@ -303,10 +320,44 @@ export class PciHost implements Device, PciConfigAccess {
 
   // Placing.
 
+  /** @throws ConfigError for a slot on a bus that is not there. */
+  #numberBuses(): void {
+    const members = this.#order.map(({ bdf, driver }) => ({ bdf, isBridge: driver.isBridge === true }));
+    this.#buses = numberBuses(members);
+    for (const member of members) {
+      try {
+        checkBus(member, this.#buses.bridges);
+      } catch (error) {
+        throw new ConfigError(`PCI slot ${formatBdf(member.bdf)}: ${(error as Error).message}`, { cause: error });
+      }
+    }
+  }
+
+  /** The bus below a function; a bridge had its number before anything was placed. */
+  #secondaryBusOf(slot: Slot): SecondaryBus {
+    slot.bus ??= this.#buses.busBelow(slot.bdf) ?? this.#buses.open(slot.bdf);
+    const bus = slot.bus;
+    return {
+      ...bus,
+      release: () => {
+        if (slot.bus === bus) slot.bus = undefined;
+        bus.release();
+      },
+    };
+  }
+
+  /** Buses are placed one after the other: what they have of each window is one range. */
+  #finishBus(): void {
+    const last = this.#allocator.finishBus();
+    const first = this.#windows ?? last;
+    const join = (name: keyof BusWindows) => ({ base: first[name].base, end: last[name].end });
+    this.#windows = { io: join('io'), mem32: join('mem32'), mem64: join('mem64') };
+  }
+
   #place(slot: Slot): void {
     const where = `-s ${slot.bdf.bus}:${slot.bdf.device}:${slot.bdf.function},${slot.driver.name}`;
     const fn = this.#create(slot, where);
-    const config = new ConfigSpace(fn.configBytes);
+    const config = new ConfigSpace(fn.configBytes, fn.identity.headerType);
     slot.function = fn;
     slot.config = config;
     this.#access.add(slot.bdf, config, fn.backing === 'device-model' ? fn.gate : undefined);
@@ -333,6 +384,7 @@ export class PciHost implements Device, PciConfigAccess {
       bdf: slot.bdf,
       log: shared.log.child(`pci.${formatBdf(slot.bdf)}.${slot.driver.name}`),
       intx: () => this.#lineOf(slot),
+      secondaryBus: () => this.#secondaryBusOf(slot),
       charBackend: (text, part) => {
         const user = `${slot.driver.name} at ${formatBdf(slot.bdf)}`;
         return shared.charBackend(part === undefined ? user : `${user} ${part}`, text);
@@ -353,7 +405,7 @@ export class PciHost implements Device, PciConfigAccess {
     if (slot.line !== undefined) return slot.line;
     if (this.#isRouted) throw new BugError(`pci ${formatBdf(slot.bdf)}: INTx asked for after routing`);
     const isPermitted = () => slot.config?.isIntxPermitted ?? false;
-    slot.line = new IntxLine(this.#pins.take(slot.bdf), isPermitted, (pin) => this.#drive(pin));
+    slot.line = new IntxLine(this.#pins.take(this.#buses.rootPlace(slot.bdf)), isPermitted, (pin) => this.#drive(pin));
     return slot.line;
   }
 

@@ -6,6 +6,7 @@ import type { IoRegion } from '../../core/device.ts';
 import { BugError, ConfigError } from '../../core/errors.ts';
 import type { Registration } from '../../core/io-bus.ts';
 import type { PlacedBar } from './bar-allocator.ts';
+import type { SecondaryBus } from './buses.ts';
 import type { PciDriver } from './driver.ts';
 import type { PciFunction, PciPlacement } from './function.ts';
 import type { IntxLine } from './intx.ts';
@@ -26,6 +27,8 @@ export interface Slot extends PciPlacement {
   function: PciFunction | undefined;
   config: ConfigSpace | undefined;
   line: IntxLine | undefined;
+  /** The bus below it. */
+  bus: SecondaryBus | undefined;
   bars: BarSlot[];
 }
 
@@ -42,6 +45,7 @@ export function newSlot({ bdf, options }: PciSlotConfig, driver: PciDriver): Slo
     function: undefined,
     config: undefined,
     line: undefined,
+    bus: undefined,
     bars: [],
     barAddress(index: BarIndex): Gpa | Port {
       return this.config?.barAddress(index) ?? 0;

@@ -6,11 +6,13 @@ import type { BarSpec, ConfigSpace } from '../../../devicemodel/chips/pci-config
 import type { AccessSize } from '../../../devicemodel/core/address.ts';
 import { ConfigError } from '../../../devicemodel/core/errors.ts';
 import { MiB } from '../../../devicemodel/core/units.ts';
+import { PciBuses } from '../../../devicemodel/hw/pci/buses.ts';
 import { definePciDriver, type PciEnv } from '../../../devicemodel/hw/pci/driver.ts';
 import type { EmulatedPciFunction } from '../../../devicemodel/hw/pci/function.ts';
 import { hostBridge } from '../../../devicemodel/hw/pci/host-bridge.ts';
 import { ivshmem } from '../../../devicemodel/hw/pci/ivshmem.ts';
 import { lpc } from '../../../devicemodel/hw/pci/lpc.ts';
+import { rootPort } from '../../../devicemodel/hw/pci/root-port.ts';
 import { pciUart } from '../../../devicemodel/hw/pci/uart.ts';
 import { expectWithin } from '../../support/bus-access.ts';
 import { PciMachine } from '../../support/pci-machine.ts';
@@ -104,7 +106,8 @@ describe('slots', () => {
   test('there is one LPC bridge, on bus 0', () => {
     const machine = new PciMachine().plug('0:1.0', lpc);
     expect(() => machine.plug('0:2.0', lpc)).toThrow(/only one lpc/);
-    expect(() => new PciMachine().plug('1:1.0', lpc).power()).toThrow(/-s 1:1:0,lpc: .*bus 0 only/);
+    const below = new PciMachine().plug('0:6.0', rootPort).plug('1:0.0', lpc);
+    expect(() => below.power()).toThrow(/-s 1:0:0,lpc: .*bus 0 only/);
   });
 
   test('the multifunction bit follows the slot', () => {
@@ -113,20 +116,85 @@ describe('slots', () => {
   });
 
   test('functions are placed bus by bus in slot order, whatever the order they were given in', () => {
-    const machine = new PciMachine().plug('1:0.0', probe).plug('0:9.0', probe).plug('0:3.1', probe).power();
+    const machine = new PciMachine()
+      .plug('1:0.0', probe)
+      .plug('0:9.0', probe)
+      .plug('0:3.1', probe)
+      .plug('0:6.0', rootPort)
+      .power();
     const bases = ['0:3.1', '0:9.0', '1:0.0'].map((at) => machine.cfgRead(at, MEM));
     expect(bases).toEqual([...bases].sort((a, b) => a - b));
-    expect([...machine.host.busWindows().keys()]).toEqual([0, 1]);
-    expect(machine.host.busWindows().get(1)?.io).toEqual({ base: 0x4020, end: 0x6020 });
+    // Two BARs of a page on bus 0, one on bus 1, each bus with room behind it.
+    expect(machine.host.windows().io).toEqual({ base: 0x2000, end: 0x6020 });
   });
 
-  test('ECAM and PCICFG show the same registers', () => {
-    const machine = new PciMachine().plug('1:2.3', probe).power();
-    const at = 0xe0000000 + (1 << 20) + (2 << 15) + (3 << 12);
+  test('ECAM and PCICFG show the same registers, on a bus below a bridge too', () => {
+    const machine = new PciMachine().plug('0:6.0', rootPort).plug('1:0.3', probe).power();
+    const at = 0xe0000000 + (1 << 20) + (3 << 12);
     machine.mmioWrite(at + 0x3c, 0x5a, 1);
-    expect(machine.cfgRead('1:2.3', 0x3c, 1)).toBe(0x5a);
+    expect(machine.cfgRead('1:0.3', 0x3c, 1)).toBe(0x5a);
     expect(machine.mmioRead(at)).toBe(0x56781234);
     expect(machine.mmio.readU64(at)).toBe(0xffff_ffff_ffff_ffffn);
+  });
+});
+
+describe('buses below bridges', () => {
+  test('are numbered in the order of the bridges, and the report says which is below what', () => {
+    const machine = new PciMachine().plug('0:9.0', rootPort).plug('0:3.1', rootPort).plug('2:0.0', probe).power();
+    expect(machine.host.report().map((fn) => [fn.bdf.device, fn.bdf.bus, fn.secondaryBus])).toEqual([
+      [3, 0, 1],
+      [9, 0, 2],
+      [0, 2, undefined],
+    ]);
+    expect(machine.host.lastBus).toBe(2);
+    expect(new PciMachine().plug('0:3.0', probe).power().host.lastBus).toBe(0);
+  });
+
+  test.each([
+    ['without a bridge', ['1:0.0'], /PCI slot 01:00.0: bus 1 does not exist, devices are on bus 0/],
+    ['without that bridge', ['0:6.0', '2:0.0'], /bus 2 does not exist, there is bus 0 and 1 \(below 6:0\)/],
+    ['in another slot', ['0:6.0', '1:3.0'], /slot 3 of bus 1 does not exist/],
+  ])('a function %s is refused', (_what, places, message) => {
+    const machine = new PciMachine();
+    for (const place of places) machine.plug(place, place === '0:6.0' ? rootPort : probe);
+    expect(() => machine.host.configure()).toThrow(ConfigError);
+    const again = new PciMachine();
+    for (const place of places) again.plug(place, place === '0:6.0' ? rootPort : probe);
+    expect(() => again.host.configure()).toThrow(message);
+  });
+
+  test('a bridge below a bridge is refused', () => {
+    const machine = new PciMachine().plug('0:6.0', rootPort).plug('1:0.0', rootPort);
+    expect(() => machine.host.configure()).toThrow(/a bridge is on bus 0, not on bus 1/);
+  });
+
+  test('legacy interrupts come out at the pins of the bridge’s slot, shared with what is there', () => {
+    const machine = new PciMachine()
+      .plug('0:6.0', rootPort)
+      .plug('0:6.1', probe)
+      .plug('1:0.0', probe)
+      .plug('1:0.1', probe)
+      .power();
+    const pins = ['0:6.1', '1:0.0', '1:0.1'].map((at) => machine.cfgRead(at, 0x3d, 1));
+    expect(pins).toEqual([1, 2, 3]);
+    expect(machine.host.interruptRoutes().map(({ bus, device, pin }) => [bus, device, pin])).toEqual([
+      [0, 6, 1],
+      [0, 6, 2],
+      [0, 6, 3],
+    ]);
+  });
+
+  test('a number that is given back goes to the next bridge', () => {
+    const buses = new PciBuses();
+    const at = (device: number) => ({ bus: 0, device, function: 0 });
+    const first = buses.open(at(6));
+    expect([first.number, buses.open(at(7)).number]).toEqual([1, 2]);
+    first.release();
+    expect(buses.open(at(8)).number).toBe(1);
+    // The late second release is nobody's any more.
+    first.release();
+    expect(buses.bridges.get(1)).toEqual(at(8));
+    expect(() => Array.from({ length: 254 }, (_, i) => buses.open(at(i)))).toThrow(ConfigError);
   });
 });
 
