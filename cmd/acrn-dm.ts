@@ -1,4 +1,3 @@
-#!/usr/bin/env node
 /** The program: command line → VM → exit status. The only file that ends the process. */
 import { ExitCode } from '../devicemodel/core/errors.ts';
 import { Log, LogLevel } from '../devicemodel/core/log.ts';

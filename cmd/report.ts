@@ -2,6 +2,7 @@
 import { writeSync } from 'node:fs';
 import { isatty } from 'node:tty';
 import { BugError, DmError, ExitCode } from '../devicemodel/core/errors.ts';
+import { withSourcePlaces } from './source-places.ts';
 
 /** Lines of `cause:` that are worth reading. */
 const MAX_CAUSES = 4;
@@ -133,7 +134,9 @@ function hintOf(error: unknown): string | undefined {
 function stackLines(error: unknown): string[] {
   const lines: string[] = [];
   for (const candidate of [error, ...causesOf(error)]) {
-    if (candidate instanceof Error && candidate.stack !== undefined) lines.push(...candidate.stack.split('\n'));
+    if (candidate instanceof Error && candidate.stack !== undefined) {
+      lines.push(...withSourcePlaces(candidate.stack).split('\n'));
+    }
   }
   return lines;
 }

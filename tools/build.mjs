@@ -1,10 +1,11 @@
 /**
- * npm run build [-- --force]
+ * npm run build [-- --force] [--out DIR]
  *
  *   dist/acrn-dm.js             the program: a few lines that load the bundle from V8's code cache
  *   dist/acrn-dm.bundle.cjs     cmd/acrn-dm.ts and all it imports, one file; packages with native parts stay outside
+ *   dist/acrn-dm.VERSION.cache  compiled code for the V8 this was built with, and a checksum over it and the bundle
  *   dist/data-thread-main.js    what runs in a thread of its own
- *   dist/acrn-dm.VERSION.cache  compiled code for the V8 this was built with
+ *   dist/*.map                  where in the sources a place in a bundle is; read when a stack is shown
  *   dist/lib/                   the library, one file per module, with types
  *
  * Does nothing when no source is newer than the last build.
@@ -22,12 +23,10 @@ import {
   statSync,
   writeFileSync,
 } from 'node:fs';
-import { basename, join } from 'node:path';
+import { basename, join, relative, resolve } from 'node:path';
 import { pathToFileURL } from 'node:url';
+import { parseArgs } from 'node:util';
 import { root } from './prepare.mjs';
-
-const dist = join(root, 'dist');
-const stamp = join(dist, '.built');
 
 /** Sources by path, time and size; with the Node version, since the code cache belongs to it. */
 function fingerprint() {
@@ -71,46 +70,64 @@ const lazyBuiltinsPlugin = {
   },
 };
 
-/** One entry point and all it imports, as CommonJS. */
-async function bundled(entryPoint) {
+/** In the bundle koffi's native module is loaded without the package's own loader; see bundle/koffi.cjs. */
+const koffiPlugin = {
+  name: 'koffi',
+  setup(build) {
+    const standIn = join(root, 'tools/bundle/koffi.cjs');
+    build.onResolve({ filter: /^koffi$/ }, ({ importer }) =>
+      importer === standIn ? { path: 'koffi', external: true } : { path: standIn },
+    );
+  },
+};
+
+/**
+ * One entry point and all it imports, as CommonJS between `head` and `tail`, with a source map beside it. Names are not
+ * kept: the calls that keep them cost 3 ms of every start, and a map that is read when a stack is shown tells more.
+ */
+async function bundle(entryPoint, outfile, head, tail) {
   const { build: esbuild } = await import('esbuild');
   const version = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')).version;
   const result = await esbuild({
     absWorkingDir: root,
     entryPoints: [entryPoint],
+    outfile,
     bundle: true,
     write: false,
+    minify: true,
     platform: 'node',
     format: 'cjs',
     target: 'node20.19',
     // import() would need a loader hook that V8's code cache does not go with; require() loads ES modules as well.
     supported: { 'dynamic-import': false },
-    external: ['v86', '@koromix/*', 'koffi-package'],
-    alias: { koffi: './tools/bundle/koffi.cjs', 'string-width': './tools/bundle/string-width.cjs' },
+    external: ['v86', '@koromix/*'],
+    alias: { 'string-width': './tools/bundle/string-width.cjs' },
     define: { 'import.meta.url': '__bundleUrl', ACRN_DM_VERSION: JSON.stringify(version) },
-    banner: { js: 'const __bundleUrl = require("node:url").pathToFileURL(__filename).href;' },
-    plugins: [lazyBuiltinsPlugin],
+    banner: { js: `${head}"use strict";const __bundleUrl=require("node:url").pathToFileURL(__filename).href;` },
+    footer: { js: tail },
+    plugins: [lazyBuiltinsPlugin, koffiPlugin],
     legalComments: 'inline',
+    sourcemap: 'external',
+    sourcesContent: false,
     logLevel: 'warning',
   });
-  return result.outputFiles[0].text.replace(/^#!.*\n/, '').replaceAll('require("koffi-package")', 'require("koffi")');
+  for (const { path, text } of result.outputFiles) replaceFile(path, text);
 }
 
-async function bundle() {
+async function program(dist) {
   // The loader reads it as Latin-1, which is quicker than UTF-8; esbuild escapes everything else.
-  const wrapped = `(function (require, module, __filename, __dirname) { "use strict"; ${await bundled('cmd/acrn-dm.ts')}\n})`;
-  replaceFile(join(dist, 'acrn-dm.bundle.cjs'), wrapped);
+  const parameters = '(function(require,module,__filename,__dirname){';
+  await bundle('cmd/acrn-dm.ts', join(dist, 'acrn-dm.bundle.cjs'), parameters, '})');
   replaceFile(join(dist, 'acrn-dm.js'), readFileSync(join(root, 'tools/bundle/acrn-dm.js')));
   chmodSync(join(dist, 'acrn-dm.js'), 0o755);
   replaceFile(join(dist, 'package.json'), '{ "type": "commonjs" }\n');
   for (const thread of threads) {
-    if (!existsSync(join(root, thread))) continue;
-    replaceFile(join(dist, basename(thread).replace(/\.ts$/, '.js')), `"use strict"; ${await bundled(thread)}`);
+    await bundle(thread, join(dist, basename(thread).replace(/\.ts$/, '.js')), '', '');
   }
 }
 
 /** The run whose compiled code goes into the cache: a usual configuration, as far as it goes without a hypervisor. */
-function codeCache() {
+function codeCache(dist) {
   for (const name of readdirSync(dist)) if (name.endsWith('.cache')) rmSync(join(dist, name));
   const usual =
     '--dry-run -m 256M -s 0:0,hostbridge -s 1:0,lpc -l com1,stdio -s 5,ivshmem,hv:/shm_region_0,2 -s 6,uart,vuart_idx:1';
@@ -124,30 +141,35 @@ function codeCache() {
 }
 
 /** Types are checked by `npm run check`, not here. */
-function library() {
+function library(dist) {
   const tsc = join(root, 'node_modules/.bin/tsc');
   rmSync(join(dist, 'lib'), { recursive: true, force: true });
-  const result = spawnSync(tsc, ['-p', 'tsconfig.build.json', '--noCheck'], { cwd: root, stdio: 'inherit' });
+  const options = ['-p', 'tsconfig.build.json', '--noCheck', '--outDir', join(dist, 'lib')];
+  const result = spawnSync(tsc, options, { cwd: root, stdio: 'inherit' });
   if (result.status !== 0) throw new Error('build: tsc failed');
   replaceFile(join(dist, 'lib/package.json'), '{ "type": "module" }\n');
 }
 
-export async function build({ force = false } = {}) {
+/** @param options.dist where to; below the repository, so that packages are found. */
+export async function build({ force = false, dist = join(root, 'dist') } = {}) {
+  const stamp = join(dist, '.built');
   const now = fingerprint();
   if (!force && existsSync(stamp) && readFileSync(stamp, 'utf8') === now) return;
   const startMs = Date.now();
   mkdirSync(dist, { recursive: true });
   rmSync(stamp, { force: true });
-  await bundle();
-  codeCache();
-  library();
+  await program(dist);
+  codeCache(dist);
+  library(dist);
   replaceFile(stamp, now);
-  console.log(`acrn-dm: built dist/ in ${((Date.now() - startMs) / 1000).toFixed(1)} s`);
+  // Not to standard output, which belongs to whatever needed the build: `npm pack --json`, `npm start`.
+  console.error(`acrn-dm: built ${relative(root, dist)}/ in ${((Date.now() - startMs) / 1000).toFixed(1)} s`);
 }
 
 if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) {
+  const { values } = parseArgs({ options: { force: { type: 'boolean' }, out: { type: 'string' } } });
   try {
-    await build({ force: process.argv.includes('--force') });
+    await build({ force: values.force, ...(values.out === undefined ? {} : { dist: resolve(values.out) }) });
   } catch (error) {
     console.error(error.message); // esbuild and tsc have shown the place
     process.exit(1);

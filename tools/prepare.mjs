@@ -21,17 +21,18 @@ function isInstalled() {
 function npm(args) {
   const cli = process.env.npm_execpath;
   const [command, prefix] = cli?.endsWith('.js') ? [process.execPath, [cli]] : ['npm', []];
-  return spawnSync(command, [...prefix, ...args], { cwd: root, stdio: ['ignore', 'inherit', 'inherit'] });
+  return spawnSync(command, [...prefix, ...args], { cwd: root, stdio: ['ignore', process.stderr, process.stderr] });
 }
 
 /** Install dependencies if they are missing or not those of package-lock.json. */
 export function ensureInstalled() {
   if (isInstalled()) return;
-  console.log('acrn-dm: installing dependencies');
-  const options = ['--ignore-scripts', '--no-audit', '--no-fund', '--loglevel=error'];
+  console.error('acrn-dm: installing dependencies');
+  // Run by `npm pack --dry-run --json`, npm would take over both.
+  const options = ['--ignore-scripts', '--no-audit', '--no-fund', '--loglevel=error', '--no-dry-run', '--no-json'];
   if (npm(['ci', ...options]).status === 0) return;
   // A registry that lacks packages of other platforms cannot satisfy the lock file to the letter.
-  console.log('acrn-dm: trying without the lock file');
+  console.error('acrn-dm: trying without the lock file');
   if (npm(['install', '--no-save', ...options]).status === 0) return;
   console.error('acrn-dm: npm could not install the dependencies; is the package registry within reach?');
   process.exit(1);

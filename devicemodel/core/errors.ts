@@ -30,12 +30,13 @@ export interface DmErrorOptions extends ErrorOptions {
 }
 
 export class DmError extends Error {
+  /** Written out: `constructor.name` is not what it was in the minified program. */
+  override readonly name: string = 'DmError';
   readonly hint: string | undefined;
   /** Not final: what fails after a VM was asked for ends with {@link ExitCode.VmFailed}, whatever it was. */
   exitCode: ExitCode;
   constructor(message: string, options: DmErrorOptions = {}) {
     super(message, options.cause === undefined ? undefined : { cause: options.cause });
-    this.name = new.target.name;
     this.hint = options.hint;
     this.exitCode = options.exitCode ?? ExitCode.Software;
   }
@@ -43,6 +44,7 @@ export class DmError extends Error {
 
 /** The command line, a configuration file or an image is wrong. Nothing on the host was touched yet. */
 export class ConfigError extends DmError {
+  override readonly name: string = 'ConfigError';
   constructor(message: string, options: DmErrorOptions = {}) {
     super(message, { exitCode: ExitCode.Usage, ...options });
   }
@@ -50,6 +52,7 @@ export class ConfigError extends DmError {
 
 /** The host refused something: a file, a device node, memory. */
 export class HostError extends DmError {
+  override readonly name: string = 'HostError';
   readonly errno: number;
   constructor(message: string, errno: number, options: DmErrorOptions = {}) {
     super(message, { exitCode: ExitCode.Unavailable, ...options });
@@ -68,7 +71,11 @@ export class StorageHangError extends HostError {
 }
 
 /** Our own mistake. */
-export class BugError extends DmError {}
+export class BugError extends DmError {
+  override readonly name: string = 'BugError';
+}
 
 /** The guest gave an address that is not RAM. Caught where the guest's request is served, never by the loop. */
-export class GuestFault extends DmError {}
+export class GuestFault extends DmError {
+  override readonly name: string = 'GuestFault';
+}

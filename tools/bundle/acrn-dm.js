@@ -1,15 +1,22 @@
 #!/usr/bin/env node
 
 /*
- * Runs acrn-dm.bundle.cjs from V8's code cache when there is one for this very V8; V8 refuses one that does not fit,
- * and then simply compiles. Kept small: this file is compiled on every start.
+ * Runs acrn-dm.bundle.cjs, from V8's code cache when there is one for this very V8. V8 refuses a cache of another
+ * version or for a source of another length, but does not look at what is in it: a damaged one would crash, and one of
+ * an older bundle would run the older code. So the file begins with a CRC-32 over the bundle and the cache. (zlib's is
+ * the cheapest that Node has: loading node:crypto alone costs more than the cache saves.) Without a cache V8 compiles.
+ * Kept small: this file is compiled on every start.
  */
 const { readFileSync } = require('node:fs');
 const { Script } = require('node:vm');
 const filename = `${__dirname}/acrn-dm.bundle.cjs`;
+const bundle = readFileSync(filename);
 let cachedData;
 try {
-  cachedData = readFileSync(`${__dirname}/acrn-dm.${process.versions.v8}.cache`);
+  const file = readFileSync(`${__dirname}/acrn-dm.${process.versions.v8}.cache`);
+  const data = file.subarray(8);
+  const { crc32 } = require('node:zlib');
+  if (file.readUInt32LE(0) === crc32(data, crc32(bundle))) cachedData = data;
 } catch {}
-const script = new Script(readFileSync(filename, 'latin1'), { filename, cachedData });
+const script = new Script(bundle.latin1Slice(), { filename, cachedData });
 script.runInThisContext()(require, module, filename, __dirname);

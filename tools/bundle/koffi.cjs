@@ -7,6 +7,6 @@ let native;
 try {
   native = require('@koromix/koffi-linux-x64/linux_x64/koffi.node');
 } catch {
-  native = require(/* musl, a build from source */ 'koffi-package').default;
+  native = require(/* musl, a build from source */ 'koffi').default;
 }
 module.exports = native;

@@ -1,19 +1,28 @@
 /**
  * node write-code-cache.cjs DIST_DIR ARG...: runs the bundle as acrn-dm.js would, and when it ends writes V8's code
  * cache, which then holds what that run compiled. The arguments should take the way most starts take.
+ *
+ *   0  u32   CRC-32 over the bundle, then the cache
+ *   4  u32   0; V8 copies what is not aligned to 8 bytes
+ *   8        what V8 calls the cached data
  */
 const { readFileSync, renameSync, writeFileSync } = require('node:fs');
 const { createRequire } = require('node:module');
 const { join, resolve } = require('node:path');
 const { Script } = require('node:vm');
+const { crc32 } = require('node:zlib');
 
 const dist = resolve(process.argv[2]);
 const filename = join(dist, 'acrn-dm.bundle.cjs');
-const script = new Script(readFileSync(filename, 'latin1'), { filename });
+const bundle = readFileSync(filename);
+const script = new Script(bundle.latin1Slice(), { filename });
 
 process.on('exit', () => {
   const file = join(dist, `acrn-dm.${process.versions.v8}.cache`);
-  writeFileSync(`${file}.new`, script.createCachedData());
+  const data = script.createCachedData();
+  const header = Buffer.alloc(8);
+  header.writeUInt32LE(crc32(data, crc32(bundle)));
+  writeFileSync(`${file}.new`, Buffer.concat([header, data]));
   renameSync(`${file}.new`, file);
 });
 const main = join(dist, 'acrn-dm.js');

@@ -12,6 +12,7 @@ export interface HsmErrorOptions extends DmErrorOptions {
 
 /** An ioctl of the HSM failed. The hint names the likely cause for this ioctl and errno. */
 export class HsmError extends HostError {
+  override readonly name: string = 'HsmError';
   readonly ioctl: string;
   constructor(ioctl: string, errno: number, options: HsmErrorOptions = {}) {
     const [name, text] = getSystemErrorMap().get(-errno) ?? [`errno ${errno}`, 'unknown error'];

@@ -1,0 +1,115 @@
+/**
+ * V8's code cache is used when it is whole and of this bundle; otherwise it costs time, and nothing else. What the
+ * caches here hold is seen by the version the program prints: a text in the cached code, and in the bundle.
+ */
+import { execFileSync, spawnSync } from 'node:child_process';
+import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { crc32 } from 'node:zlib';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { repository, whyNoSoftHypervisor } from '../support/program.ts';
+
+/** CRC-32, then four bytes of nothing. */
+const HEADER_BYTES = 8;
+const OTHER_VERSION = '9.8.7';
+
+describe.skipIf(whyNoSoftHypervisor() !== undefined)('the code cache', () => {
+  let dist: string;
+  let cachePath: string;
+  let bundle: Buffer;
+  let cache: Buffer;
+  let version: string;
+
+  beforeAll(() => {
+    // Below the repository, so that packages are found.
+    const parent = join(repository, 'node_modules/.cache');
+    mkdirSync(parent, { recursive: true });
+    dist = mkdtempSync(join(parent, 'acrn-dm-cache-'));
+    for (const name of readdirSync(join(repository, 'dist'))) {
+      if (name !== 'lib') cpSync(join(repository, 'dist', name), join(dist, name), { recursive: true });
+    }
+    version = (JSON.parse(readFileSync(join(repository, 'package.json'), 'utf8')) as { version: string }).version;
+    expect(version).toHaveLength(OTHER_VERSION.length);
+    // A run that prints the version has it in its cache.
+    execFileSync(process.execPath, [join(repository, 'tools/bundle/write-code-cache.cjs'), dist, '--version']);
+    cachePath = join(dist, `acrn-dm.${process.versions.v8}.cache`);
+    bundle = readFileSync(join(dist, 'acrn-dm.bundle.cjs'));
+    cache = readFileSync(cachePath);
+  }, 60_000);
+  afterAll(() => rmSync(dist, { recursive: true, force: true }));
+
+  const start = (...args: string[]) => {
+    const result = spawnSync(process.execPath, [join(dist, 'acrn-dm.js'), ...args], { encoding: 'utf8' });
+    return { status: result.status, signal: result.signal, stdout: result.stdout, stderr: result.stderr };
+  };
+  const startsAs = (shown: string) =>
+    expect(start('--version')).toEqual({ status: 0, signal: null, stdout: `acrn-dm ${shown}\n`, stderr: '' });
+
+  /** The cache with another version in it, as a damage would have left it. */
+  const altered = () => {
+    const copy = Buffer.from(cache);
+    const at = copy.indexOf(version, HEADER_BYTES, 'latin1');
+    expect(at).toBeGreaterThan(0);
+    copy.write(OTHER_VERSION, at, 'latin1');
+    return copy;
+  };
+  const withChecksum = (file: Buffer, over: Buffer) => {
+    const copy = Buffer.from(file);
+    copy.writeUInt32LE(crc32(copy.subarray(HEADER_BYTES), crc32(over)));
+    return copy;
+  };
+
+  /** Mutation: `cachedData` is never set. Also shows that V8 itself does not notice. */
+  test('is what runs, when its checksum is right', () => {
+    writeFileSync(cachePath, withChecksum(altered(), bundle));
+    startsAs(OTHER_VERSION);
+  });
+
+  /** Mutation: the checksum is not compared, or leaves out the cache. */
+  test('is not used when a text in it has changed', () => {
+    writeFileSync(cachePath, altered());
+    startsAs(version);
+  });
+
+  /** Mutation: the checksum leaves out the bundle. V8 only compares the length. */
+  test('is not used for another bundle of the same length', () => {
+    const other = Buffer.from(bundle.toString('latin1').replaceAll(`"${version}"`, `"${OTHER_VERSION}"`), 'latin1');
+    expect(other).toHaveLength(bundle.length);
+    expect(other).not.toEqual(bundle);
+    writeFileSync(cachePath, cache);
+    try {
+      writeFileSync(join(dist, 'acrn-dm.bundle.cjs'), other);
+      startsAs(OTHER_VERSION);
+    } finally {
+      writeFileSync(join(dist, 'acrn-dm.bundle.cjs'), bundle);
+    }
+  });
+
+  test('with bits flipped in 100 places, costs time only', () => {
+    const damaged = Buffer.from(cache);
+    for (let place = 0; place < 100; place++) {
+      const at = HEADER_BYTES + Math.floor(((place + 0.5) * (cache.length - HEADER_BYTES)) / 100);
+      damaged[at] = (damaged[at] as number) ^ (1 << (place % 8));
+    }
+    writeFileSync(cachePath, damaged);
+    startsAs(version);
+  });
+
+  test.each([0, 7, 8, 0.5, 0.999])('cut off at %d (bytes, or a share of it), costs time only', (end) => {
+    writeFileSync(cachePath, cache.subarray(0, end < 1 ? Math.floor(cache.length * end) : end));
+    startsAs(version);
+  });
+
+  test('that V8 refuses, costs time only', () => {
+    const refused = Buffer.from(cache);
+    // V8's own version hash.
+    refused.fill(0xff, HEADER_BYTES + 4, HEADER_BYTES + 8);
+    writeFileSync(cachePath, withChecksum(refused, bundle));
+    startsAs(version);
+  });
+
+  test('may be missing', () => {
+    rmSync(cachePath, { force: true });
+    startsAs(version);
+  });
+});

@@ -1,0 +1,6 @@
+/** npm pack, npm publish: installs if needed, then builds anew, whatever is in dist/. */
+import { ensureInstalled } from './prepare.mjs';
+
+ensureInstalled();
+const { build } = await import('./build.mjs');
+await build({ force: true });
