@@ -26,7 +26,7 @@ import {
 import { basename, join, relative, resolve } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { parseArgs } from 'node:util';
-import { root } from './prepare.mjs';
+import { root } from './root.mjs';
 
 /** Sources by path, time and size; with the Node version, since the code cache belongs to it. */
 function fingerprint() {

@@ -1,10 +1,10 @@
 /** What `npm start` and `npm test` need on a fresh clone, before any dependency is there. */
 import { spawnSync } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
-import { dirname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
+import { join } from 'node:path';
+import { root } from './root.mjs';
 
-export const root = dirname(dirname(fileURLToPath(import.meta.url)));
+export { root };
 
 /** Whether node_modules holds what package-lock.json asks for (npm notes what it installed in a lock file of its own). */
 function isInstalled() {

@@ -3,7 +3,6 @@
  * waits at the other end of a pipe; the pipe closing without a word means that we are gone.
  */
 import { spawn } from 'node:child_process';
-import type { Termios } from './tty.ts';
 
 /**
  * Standard input is the terminal, descriptor 3 our pipe, $1 the settings to restore, $2 those we left. If the user's
@@ -15,7 +14,7 @@ const NCCS = 32;
 const C_CC = 17;
 
 /** As `stty -g` prints settings: flags and control characters in hexadecimal. */
-export function sttyText(termios: Termios): string {
+export function sttyText(termios: Uint8Array): string {
   const view = new DataView(termios.buffer, termios.byteOffset, termios.length);
   const flags = [0, 4, 8, 12].map((offset) => view.getUint32(offset, true));
   return [...flags, ...termios.subarray(C_CC, C_CC + NCCS)].map((value) => value.toString(16)).join(':');
@@ -26,7 +25,7 @@ export function sttyText(termios: Termios): string {
  * @param saved what to restore, @param raw what it is set to now.
  * @returns dismiss: nothing is restored any more. Safe twice. Where no shell can be started, nobody watches.
  */
-export function guardTerminal(fd: number, saved: Termios, raw: Termios): () => void {
+export function guardTerminal(fd: number, saved: Uint8Array, raw: Uint8Array): () => void {
   // A session of its own: what is sent to our process group must not reach it, and job control does not apply to it.
   const guard = spawn('/bin/sh', ['-c', SCRIPT, 'sh', sttyText(saved), sttyText(raw)], {
     stdio: [fd, 'ignore', 'ignore', 'pipe'],
