@@ -58,6 +58,9 @@ export interface CpuEngine {
   /** Free everything. Safe twice. */
   destroy(): void;
 
+  /** Registers of a stopped vCPU in one line, for a log. */
+  describeVcpu(vcpu: number): string;
+
   setLine(gsi: Gsi, asserted: boolean): void;
   injectMsi(message: MsiMessage): void;
 

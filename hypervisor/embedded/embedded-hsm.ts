@@ -557,7 +557,7 @@ export class EmbeddedHsm implements Hsm {
    * a write of S5 to its PM1a control register.
    */
   #tripleFault(vcpu: number): void {
-    this.#log.guest(() => `triple fault on vCPU ${vcpu}`);
+    this.#log.rationed('error', () => `triple fault on vCPU ${vcpu}: ${this.#engine.describeVcpu(vcpu)}`);
     this.#eventRing.put(VmEventType.TripleFault);
     this.#onTripleFault?.();
     this.#page.fillPortIo(vcpu, true, Pm1aControl.port, 2, Pm1aControl.sleepS5);

@@ -49,6 +49,8 @@ export class SoftEngine implements CpuEngine {
   #isRunning = false;
   /** The access the CPU is in was not answered: it stands still until clear and reset. */
   #isBlocked = false;
+  /** The device model served something in this slice: what it has to do at its end must not wait for the guest. */
+  #hasServed = false;
   /** The guest shut down, and that was reported. */
   #isShutDown = false;
   /** Thrown by the device model from inside an access; handed on when the CPU has come to a stop. */
@@ -185,11 +187,16 @@ export class SoftEngine implements CpuEngine {
     this.wake();
   }
 
+  describeVcpu(_vcpu: number): string {
+    return this.#cpu?.describe() ?? '';
+  }
+
   run(): undefined | Promise<void> {
     const cpu = this.#cpu;
     if (cpu === undefined || !this.#isRunning || this.#isShutDown) return this.#sleep(Number.POSITIVE_INFINITY);
     if (this.#isBlocked && this.#bus?.retire(0) === true) this.#isBlocked = false; // answered late, after all
     const end = performance.now() + SLICE_MS;
+    this.#hasServed = false;
     do {
       const turnEnd = cpu.turn();
       if (this.#failure !== undefined) {
@@ -205,7 +212,7 @@ export class SoftEngine implements CpuEngine {
       }
       if (turnEnd === 'halted') {
         const { sleepMs } = cpu;
-        return sleepMs < MIN_SLEEP_MS ? undefined : this.#sleep(sleepMs);
+        return this.#hasServed || sleepMs < MIN_SLEEP_MS ? undefined : this.#sleep(sleepMs);
       }
     } while (performance.now() < end);
     return undefined;
@@ -310,7 +317,10 @@ export class SoftEngine implements CpuEngine {
   #finish(size: 1 | 2 | 4): number {
     const bus = this.#bus as GuestBus;
     try {
-      if (!bus.submit(0)) bus.serve();
+      if (!bus.submit(0)) {
+        this.#hasServed = true;
+        bus.serve();
+      }
     } catch (error) {
       // It must not unwind the CPU's own frames: stop, and throw when it has.
       this.#failure ??= { error };

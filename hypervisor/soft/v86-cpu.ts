@@ -90,7 +90,20 @@ const TABLE_OWN = 1024;
 const TABLE_CODE = 900;
 
 /** Local APIC struct (apic.rs), in words. */
-const Apic = { irr: 16, tmr: 32, words: 46 } as const;
+const Apic = { icrLow: 14, icrHigh: 15, irr: 16, tmr: 32, words: 46 } as const;
+/** Interrupt command register (Intel SDM vol. 3, 11.6.1): delivery mode NMI, destination mode and shorthand. */
+const Icr = {
+  modeMask: 7 << 8,
+  nmi: 4 << 8,
+  logical: 1 << 11,
+  shorthandShift: 18,
+  allButSelf: 3,
+  broadcast: 0xff,
+} as const;
+const DELIVERY_NMI = 4;
+const NMI_VECTOR = 2;
+/** DPL of a gate, in its byte 5. */
+const GATE_DPL_3 = 3 << 5;
 /** IOAPIC struct (ioapic.rs), in words. */
 const Ioapic = { config: 0, irr: 50, irqValue: 51, words: 52, pins: 24 } as const;
 const PIC_BYTES = 13;
@@ -120,6 +133,8 @@ interface Exports {
   get_pic_addr_master(): number;
   get_pic_addr_slave(): number;
   apic_timer(nowMs: number): number;
+  instr_CD(vector: number): void;
+  translate_address_system_read_js(linear: number): number;
   update_state_flags(): void;
   full_clear_tlb(): void;
   jit_clear_cache_js(): void;
@@ -187,6 +202,7 @@ export class V86Cpu {
   #isHeld = false;
   #nextTimerMs = 0;
   #isLost = false;
+  #isNmiPending = false;
   #translated: TranslatedCode | undefined;
 
   private constructor(exports: Exports, table: WebAssembly.Table) {
@@ -299,6 +315,7 @@ export class V86Cpu {
     for (const { live, initial } of this.#powerOn) live.set(initial);
     this.#bytes[At.apicEnabled] = 1; // firmware leaves the local APIC on
     this.#isLost = false;
+    this.#isNmiPending = false;
   }
 
   setSegment(name: SegmentName, segment: SegmentState): void {
@@ -373,7 +390,8 @@ export class V86Cpu {
   message(data: number): void {
     const deliveryMode = (data >>> 8) & 7;
     const vector = data & 0xff;
-    // Fixed and lowest priority; SMI, NMI, INIT and ExtINT are not wired in this CPU.
+    if (deliveryMode === DELIVERY_NMI) this.#raiseNmi();
+    // Fixed and lowest priority; SMI, INIT and ExtINT are not wired in this CPU.
     if (deliveryMode > 1 || vector < 0x10) return;
     this.#deliver(vector, (data & Rte.level) !== 0);
     this.interruptSoon();
@@ -397,15 +415,17 @@ export class V86Cpu {
     this.#release();
     try {
       this.#installCode();
+      if (this.#isNmiPending) this.#deliverNmi();
       this.#exports.handle_irqs();
       this.#nextTimerMs = this.#exports.main_loop();
+      this.#takeNmiCommand();
     } catch {
       // The bus does not throw: this is a trap of the module (it panics where a CPU shuts down) or its stack's end.
       this.#isLost = true;
       return 'shutdown';
     }
     this.#release();
-    return this.#bytes[At.inHlt] === 0 ? 'ran' : 'halted';
+    return this.#bytes[At.inHlt] === 0 || this.#isNmiPending ? 'ran' : 'halted';
   }
 
   /** End the current turn as soon as the CPU can; nothing is delivered any more in this turn. */
@@ -418,6 +438,22 @@ export class V86Cpu {
   get sleepMs(): number {
     if (((this.#words[At.flags >> 2] as number) & FLAG_INTERRUPT) === 0) return Number.POSITIVE_INFINITY;
     return this.#nextTimerMs === NO_TIMER_MS ? Number.POSITIVE_INFINITY : this.#nextTimerMs;
+  }
+
+  /** For a log: where the CPU is and what its registers hold. */
+  describe(): string {
+    const hex = (value: number | undefined) => ((value ?? 0) >>> 0).toString(16).padStart(8, '0');
+    const word = (at: number) => this.#words[at >> 2];
+    const names = ['eax', 'ecx', 'edx', 'ebx', 'esp', 'ebp', 'esi', 'edi'];
+    const cs = this.#halves[(At.sreg >> 1) + SEGMENT.cs] ?? 0;
+    const eip = (word(At.previousIp) ?? 0) - (this.#words[(At.segmentOffsets >> 2) + SEGMENT.cs] ?? 0);
+    return [
+      `cs:eip ${cs.toString(16).padStart(4, '0')}:${hex(eip)}`,
+      ...names.map((name, i) => `${name} ${hex(word(At.reg32 + 4 * i))}`),
+      `eflags ${hex(word(At.flags))}`,
+      ...[0, 2, 3, 4].map((i) => `cr${i} ${hex(word(At.cr + 4 * i))}`),
+      `idt ${hex(word(At.idtrOffset))}+${((word(At.idtrSize) ?? 0) & 0xffff).toString(16)}`,
+    ].join(' ');
   }
 
   /** Instructions executed, modulo 2^32, give or take 100,000 per interrupt: for measurements. */
@@ -445,7 +481,8 @@ export class V86Cpu {
   /** Called by the module between stretches of guest code, before it looks for interrupts, and by HLT. */
   #runTimers(nowMs: number): number {
     const sleepMs = this.#exports.apic_timer(nowMs);
-    if (this.#stopping && !this.#isHeld) {
+    this.#takeNmiCommand();
+    if ((this.#stopping || this.#isNmiPending) && !this.#isHeld) {
       // Nothing may be delivered now: without IF nothing is, and a halted CPU leaves the loop.
       this.#isHeld = true;
       this.#heldFlags = this.#words[At.flags >> 2] as number;
@@ -506,7 +543,9 @@ export class V86Cpu {
     } else {
       ioapic[Ioapic.irr] = (ioapic[Ioapic.irr] as number) & ~mask;
     }
-    if ((config & Rte.deliveryMode) <= Rte.lowestPriority) this.#deliver(config & Rte.vector, isLevel);
+    const mode = config & Rte.deliveryMode;
+    if (mode === DELIVERY_NMI << 8) this.#raiseNmi();
+    else if (mode <= Rte.lowestPriority) this.#deliver(config & Rte.vector, isLevel);
   }
 
   #deliver(vector: number, isLevel: boolean): void {
@@ -516,6 +555,45 @@ export class V86Cpu {
     this.#apic[Apic.irr + word] = (this.#apic[Apic.irr + word] as number) | bit;
     const tmr = this.#apic[Apic.tmr + word] as number;
     this.#apic[Apic.tmr + word] = isLevel ? tmr | bit : tmr & ~bit;
+  }
+
+  /** Delivered at the start of the next turn: only between turns are the registers in place. */
+  #raiseNmi(): void {
+    this.#isNmiPending = true;
+    this.interruptSoon();
+  }
+
+  /**
+   * The module keeps what the guest writes to the interrupt command register and sends only fixed interrupts from it. An
+   * NMI to this CPU is taken out here, so that the same command written again is seen again.
+   */
+  #takeNmiCommand(): void {
+    const low = this.#apic[Apic.icrLow] as number;
+    if ((low & Icr.modeMask) !== Icr.nmi) return;
+    this.#apic[Apic.icrLow] = low & ~Icr.modeMask;
+    const shorthand = (low >>> Icr.shorthandShift) & 3;
+    const destination = (this.#apic[Apic.icrHigh] as number) >>> 24;
+    const isToSelf =
+      shorthand === 0
+        ? (low & Icr.logical) !== 0 || destination === 0 || destination === Icr.broadcast
+        : shorthand !== Icr.allButSelf;
+    if (isToSelf) this.#raiseNmi();
+  }
+
+  /**
+   * The module's software interrupt does what an NMI does but for one check, the gate's privilege level, which is lifted
+   * meanwhile. A further NMI is not held back until IRET, as a real CPU would.
+   */
+  #deliverNmi(): void {
+    this.#isNmiPending = false;
+    this.#bytes[At.inHlt] = 0;
+    const isProtected = (this.#words[At.protectedMode >> 2] as number) !== 0;
+    const gateAt = ((this.#words[At.idtrOffset >> 2] as number) + 8 * NMI_VECTOR + 5) >>> 0;
+    const at = isProtected ? this.#exports.translate_address_system_read_js(gateAt) >>> 0 : this.ram.length;
+    const type = this.ram[at];
+    if (type !== undefined) this.ram[at] = type | GATE_DPL_3;
+    this.#exports.instr_CD(NMI_VECTOR);
+    if (type !== undefined) this.ram[at] = type;
   }
 
   /** The module delivers at once if it may; clear IF so that it may not. */

@@ -136,6 +136,10 @@ export class FakeGuest {
 }
 
 class FakeEngine implements CpuEngine {
+  describeVcpu(): string {
+    return 'fake';
+  }
+
   readonly backend = 'fake';
   readonly gsiCount = 48;
   readonly vcpuCount: number;

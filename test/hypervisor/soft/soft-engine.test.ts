@@ -73,6 +73,14 @@ describeHsm('soft', async () => {
   };
 });
 
+const endOfInterrupt = asm.storeImmediate(LAPIC + 0xb0, 0);
+
+/** A handler at `at` that counts in RESULT. */
+function countingHandler(vm: SoftVm, vector: number, at: number, more: readonly number[] = []): void {
+  vm.setGate(vector, at);
+  vm.ram.set([...asm.incMemory(RESULT), ...more, ...endOfInterrupt, ...asm.iret], at);
+}
+
 describe('accesses', () => {
   test('ports of every width reach the device model with their value, and reads come back', async () => {
     const { accesses, onRequest } = recorder(0x1234_5678);
@@ -175,13 +183,6 @@ describe('accesses', () => {
 describe('interrupts', () => {
   /** Interrupts on, then HLT for ever. */
   const idle = [...asm.sti, ...asm.hlt, ...asm.jump(-3)];
-  const endOfInterrupt = asm.storeImmediate(LAPIC + 0xb0, 0);
-
-  /** A handler at `at` that counts in RESULT. */
-  function countingHandler(vm: SoftVm, vector: number, at: number, more: readonly number[] = []): void {
-    vm.setGate(vector, at);
-    vm.ram.set([...asm.incMemory(RESULT), ...more, ...endOfInterrupt, ...asm.iret], at);
-  }
 
   test('an MSI wakes a halted CPU; each message counts', async () => {
     const vm = await makeVm();
@@ -300,6 +301,78 @@ describe('interrupts', () => {
       return vm.word(RESULT) >= 5;
     });
     expect(waits).toBeLessThan(100); // one promise a tick, give or take; never a busy loop
+  });
+});
+
+describe('NMI', () => {
+  const ICR = LAPIC + 0x300;
+  const enableApic = asm.storeImmediate(LAPIC + 0xf0, 0x1ff);
+  const SPIN_THEN_STORE = (at: number) => [0xb9, ...dword(1_000_000), 0xe2, 0xfe, ...asm.incMemory(at)];
+  const start = async (code: readonly number[]) => {
+    const vm = await makeVm({});
+    countingHandler(vm, 2, 0x2000);
+    vm.start([...enableApic, ...code]);
+    return vm;
+  };
+
+  // Without #takeNmiCommand the command register keeps the command and nothing is delivered.
+  test.each([
+    ['to its own id', [...asm.storeImmediate(ICR + 0x10, 0), ...asm.storeImmediate(ICR, 0x4400)]],
+    ['shorthand self', asm.storeImmediate(ICR, 0x4_4400)],
+    ['shorthand all', asm.storeImmediate(ICR, 0x8_4400)],
+    ['broadcast', [...asm.storeImmediate(ICR + 0x10, 0xff00_0000 | 0), ...asm.storeImmediate(ICR, 0x4400)]],
+  ])('%s, with interrupts off, arrives while the CPU runs', async (_, command) => {
+    const vm = await start([...asm.cli, ...command, ...SPIN_THEN_STORE(0x4000), ...asm.jump(-2)]);
+    await vm.runUntil(() => vm.word(0x4000) === 1);
+    expect(vm.word(RESULT)).toBe(1);
+  });
+
+  test('wakes a CPU that halted with interrupts off, each time', async () => {
+    const vm = await start([
+      ...asm.cli,
+      ...asm.storeImmediate(ICR, 0x4_4400),
+      ...asm.hlt,
+      ...asm.incMemory(0x4000),
+      ...asm.storeImmediate(ICR, 0x4_4400),
+      ...asm.hlt,
+      ...asm.incMemory(0x4000),
+      ...asm.hlt,
+    ]);
+    await vm.runUntil(() => vm.word(0x4000) === 2);
+    expect(vm.word(RESULT)).toBe(2);
+  });
+
+  test('for another CPU it is not taken', async () => {
+    const vm = await start([
+      ...asm.storeImmediate(ICR, 0xc_4400), // all but self
+      ...asm.storeImmediate(ICR + 0x10, 0x0500_0000),
+      ...asm.storeImmediate(ICR, 0x4400),
+      ...SPIN_THEN_STORE(0x4000),
+      ...asm.jump(-2),
+    ]);
+    await vm.runUntil(() => vm.word(0x4000) === 1);
+    expect(vm.word(RESULT)).toBe(0);
+  });
+
+  test('also as a message of a device', async () => {
+    const vm = await start([...asm.cli, ...asm.incMemory(0x4000), ...asm.hlt, ...asm.incMemory(0x4000), ...asm.hlt]);
+    await vm.runUntil(() => vm.word(0x4000) === 1);
+    await vm.step();
+    vm.hsm.injectMsi({ address: 0xfee0_0000, data: 0x400 });
+    await vm.runUntil(() => vm.word(0x4000) === 2);
+    expect(vm.word(RESULT)).toBe(1);
+  });
+});
+
+describe('what was served comes before the wait', () => {
+  // Without #hasServed the slice of the last access returns the promise of the sleep.
+  test('a guest that prints and halts gives the device model a turn first', async () => {
+    const { accesses, onRequest } = recorder();
+    const vm = await makeVm({ onRequest });
+    vm.start([...asm.movAl(0x41), ...asm.outAl(0xf8), ...asm.cli, ...asm.hlt]);
+    for (let i = 0; accesses.length === 0 && i < 1000; i++) expect(vm.turn()).not.toBeInstanceOf(Promise);
+    expect(accesses).toHaveLength(1);
+    expect(vm.turn()).toBeInstanceOf(Promise);
   });
 });
 
