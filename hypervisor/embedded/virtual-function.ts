@@ -6,6 +6,13 @@ import type { Log } from '../../devicemodel/core/log.ts';
 
 export interface VirtualFunction {
   readonly bdf: Bdf;
+  /** It passes configuration accesses on to a bus below it. */
+  readonly bridge?: {
+    /** Number of that bus at power-on: the functions there were made for it. */
+    readonly firstSecondaryBus: number;
+    /** Number of that bus as the guest has it now. */
+    readonly secondaryBus: number;
+  };
   /** Config space, 4096 bytes; accesses that are not naturally aligned never come here. */
   readConfig(offset: number, size: AccessSize): number;
   writeConfig(offset: number, size: AccessSize, value: number): void;

@@ -26,11 +26,18 @@ const Ptm = { at: 0x100, header: 0x0001_001f, capability: 0x406, control: 0x3 } 
 
 class RootPort implements VirtualFunction {
   readonly bdf: RootPortVdev['bdf'];
+  readonly bridge: NonNullable<VirtualFunction['bridge']>;
   readonly #config = new ConfigSpace();
 
   constructor(vdev: RootPortVdev) {
     this.bdf = vdev.bdf;
     const config = this.#config;
+    this.bridge = {
+      firstSecondaryBus: vdev.secondaryBus,
+      get secondaryBus() {
+        return config.read(Bridge.SecondaryBus, 1);
+      },
+    };
     config.set(Register.VendorId, 2, Id.vendor);
     config.set(Register.DeviceId, 2, Id.device);
     config.set(Register.RevisionId, 1, Id.revision);

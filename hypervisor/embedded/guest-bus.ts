@@ -1,0 +1,215 @@
+/**
+ * What happens to a guest's access below the request page: ports CF8 to CFF, the hypervisor's own functions and their
+ * registers, eventfds; everything else waits for the device model. As ACRN's hypervisor and Linux
+ * drivers/virt/acrn/ioreq.c do it.
+ */
+import { type AccessSize, allOnes, type Bdf, bdfToNumber, type Gpa } from '../../devicemodel/core/address.ts';
+import type { IoRegion } from '../../devicemodel/core/device.ts';
+import { type IoreqPage, IoreqState, IoreqType } from '../../devicemodel/core/ioreq-page.ts';
+import { Layout } from '../../devicemodel/core/layout.ts';
+import type { EventfdTable } from './eventfd-table.ts';
+import type { VirtualFunction } from './virtual-function.ts';
+
+/** PCI configuration mechanism 1. */
+const ConfigPort = { Address: 0xcf8, Data: 0xcfc, End: 0xd00 } as const;
+const CONFIG_ENABLE = 0x8000_0000;
+
+interface RegisterRange {
+  readonly base: Gpa;
+  readonly end: Gpa;
+  readonly region: IoRegion;
+}
+
+export class AccessRouter {
+  /** Whether a client is there to wait for: without one, requests are completed with whatever is in them. */
+  hasClient = false;
+  readonly #page: IoreqPage;
+  readonly #eventfds: EventfdTable;
+  #configAddress = 0;
+  /** By BDF as a number; the hypervisor's own functions. */
+  readonly #functions = new Map<number, VirtualFunction>();
+  #bridges: VirtualFunction[] = [];
+  #registers: RegisterRange[] = [];
+
+  constructor(page: IoreqPage, eventfds: EventfdTable) {
+    this.#page = page;
+    this.#eventfds = eventfds;
+  }
+
+  /** Power-on state of what the guest itself can change here. */
+  reset(): void {
+    this.#configAddress = 0;
+  }
+
+  functionAt(bdf: Bdf): VirtualFunction | undefined {
+    return this.#functions.get(bdfToNumber(bdf));
+  }
+
+  addFunction(fn: VirtualFunction): void {
+    this.#functions.set(bdfToNumber(fn.bdf), fn);
+    if (fn.bridge !== undefined) this.#bridges.push(fn);
+  }
+
+  /** Take a function off and let it go. */
+  removeFunction(fn: VirtualFunction): void {
+    this.#functions.delete(bdfToNumber(fn.bdf));
+    this.#bridges = this.#bridges.filter((bridge) => bridge !== fn);
+    fn.dispose();
+  }
+
+  removeAllFunctions(): void {
+    for (const fn of [...this.#functions.values()]) this.removeFunction(fn);
+  }
+
+  /** Registers at a guest-physical range; where ranges overlap, the newest wins. */
+  addRegisters(base: Gpa, sizeBytes: number, region: IoRegion): { dispose(): void } {
+    const range: RegisterRange = { base, end: base + sizeBytes, region };
+    this.#registers = [range, ...this.#registers];
+    return {
+      dispose: () => {
+        this.#registers = this.#registers.filter((r) => r !== range);
+      },
+    };
+  }
+
+  /** As `GuestBus.submit`. */
+  submit(vcpu: number): boolean {
+    const page = this.#page;
+    const type = page.type(vcpu);
+    if (type === IoreqType.PortIo) {
+      const port = page.address(vcpu);
+      if (port >= ConfigPort.Data && port < ConfigPort.End) return this.#configData(vcpu, port);
+      if (port === ConfigPort.Address) {
+        if (page.isWrite(vcpu)) this.#configAddress = page.value(vcpu);
+        else page.setValue(vcpu, this.#configAddress);
+        return this.#completed(vcpu);
+      }
+      if (this.#eventfds.serve(page, vcpu, 'pio')) return this.#completed(vcpu);
+    } else if (type === IoreqType.Mmio) {
+      const address = page.address(vcpu);
+      if (address >= Layout.ecam.base && address < Layout.ecam.base + Layout.ecam.size) {
+        if (this.#ecam(vcpu, address)) return this.#completed(vcpu);
+      } else if (this.#registers.length > 0 && this.#registerAccess(vcpu, address)) {
+        return this.#completed(vcpu);
+      }
+      if (this.#eventfds.serve(page, vcpu, 'mmio')) return this.#completed(vcpu);
+    }
+    return this.#passOn(vcpu);
+  }
+
+  /** As `GuestBus.retire`. */
+  retire(vcpu: number): boolean {
+    if (this.#page.state(vcpu) !== IoreqState.Complete) return false;
+    this.#page.setState(vcpu, IoreqState.Free);
+    return true;
+  }
+
+  #completed(vcpu: number): true {
+    this.#page.setKernelHandled(vcpu, true);
+    this.#page.setState(vcpu, IoreqState.Complete);
+    return true;
+  }
+
+  #passOn(vcpu: number): boolean {
+    if (!this.hasClient) return this.#completed(vcpu); // as the driver: completed, whatever is in it
+    this.#page.setState(vcpu, IoreqState.Processing);
+    return false;
+  }
+
+  // ---- configuration space
+
+  /**
+   * The function a configuration access is for. Bus 0 is itself; another bus is below the bridge whose secondary bus
+   * register names it now, and there are the functions that were made for the number the bridge began with.
+   * @returns undefined when no bridge passes the access on: nobody answers.
+   */
+  #target(bdf: number): number | undefined {
+    if (bdf < 0x100 || this.#bridges.length === 0) return bdf;
+    for (const { bridge } of this.#bridges) {
+      if (bridge?.secondaryBus === bdf >>> 8) return (bridge.firstSecondaryBus << 8) | (bdf & 0xff);
+    }
+    return undefined;
+  }
+
+  /** Ports CFC..CFF: the hypervisor's own functions answer here, the others become a config request. */
+  #configData(vcpu: number, port: number): boolean {
+    const page = this.#page;
+    const address = this.#configAddress;
+    const size = page.size(vcpu) as AccessSize;
+    // PCI 3.0 §3.2.2.3.2; bits 27:24 are the extended register number, as the driver takes them.
+    const target = (address & CONFIG_ENABLE) === 0 ? undefined : this.#target((address >>> 8) & 0xffff);
+    if (target === undefined) {
+      if (!page.isWrite(vcpu)) page.setValue(vcpu, allOnes(size));
+      return this.#completed(vcpu);
+    }
+    const register = (address & 0xfc) + ((address >>> 16) & 0xf00) + (port - ConfigPort.Data);
+    const fn = this.#functions.get(target);
+    if (fn !== undefined) {
+      this.#configAccess(fn, vcpu, register, size);
+      return this.#completed(vcpu);
+    }
+    page.fillPciConfig(vcpu, page.isWrite(vcpu), target, register, size, page.value(vcpu));
+    return this.#passOn(vcpu);
+  }
+
+  /** @returns false for a function that is not the hypervisor's: the device model answers for it. */
+  #ecam(vcpu: number, address: Gpa): boolean {
+    const page = this.#page;
+    const bdf = ((address - Layout.ecam.base) >>> 12) & 0xffff;
+    const target = this.#target(bdf);
+    const size = page.size(vcpu);
+    const fn = target === undefined ? undefined : this.#functions.get(target);
+    if (fn === undefined && target === bdf) return false;
+    if (size === 8) {
+      // PCI Express 4.0 §7.2.2.2: a dword at most.
+      if (!page.isWrite(vcpu)) page.setValueU64(vcpu, 0xffff_ffff_ffff_ffffn);
+    } else if (fn !== undefined) {
+      this.#configAccess(fn, vcpu, address & 0xfff, size as AccessSize);
+    } else if (target !== undefined) {
+      page.fillPciConfig(vcpu, page.isWrite(vcpu), target, address & 0xfff, size as AccessSize, page.value(vcpu));
+      return false;
+    } else if (!page.isWrite(vcpu)) {
+      page.setValue(vcpu, allOnes(size as AccessSize));
+    }
+    return true;
+  }
+
+  #configAccess(fn: VirtualFunction, vcpu: number, register: number, size: AccessSize): void {
+    const page = this.#page;
+    const isAligned = register % size === 0;
+    if (page.isWrite(vcpu)) {
+      if (isAligned) fn.writeConfig(register, size, cut(page.value(vcpu), size));
+    } else {
+      page.setValue(vcpu, isAligned ? fn.readConfig(register, size) : allOnes(size));
+    }
+  }
+
+  // ---- registers of the hypervisor's functions
+
+  #registerAccess(vcpu: number, address: Gpa): boolean {
+    const range = this.#registers.find((r) => address >= r.base && address < r.end);
+    if (range === undefined) return false;
+    const page = this.#page;
+    const offset = address - range.base;
+    const size = page.size(vcpu);
+    const { region } = range;
+    if (size === 8) {
+      if (page.isWrite(vcpu)) {
+        region.write(offset, 4, page.value(vcpu));
+        region.write(offset + 4, 4, Number(page.valueU64(vcpu) >> 32n));
+      } else {
+        const low = region.read(offset, 4);
+        page.setValueU64(vcpu, BigInt(low) | (BigInt(region.read(offset + 4, 4)) << 32n));
+      }
+    } else if (page.isWrite(vcpu)) {
+      region.write(offset, size as AccessSize, cut(page.value(vcpu), size));
+    } else {
+      page.setValue(vcpu, region.read(offset, size as AccessSize));
+    }
+    return true;
+  }
+}
+
+function cut(value: number, size: number): number {
+  return size === 4 ? value : value & (size === 2 ? 0xffff : 0xff);
+}
