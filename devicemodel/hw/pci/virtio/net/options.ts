@@ -6,11 +6,19 @@ import { transportOption } from '../transport/options.ts';
 const MAC =
   /^([0-9a-fA-F]{1,2}):([0-9a-fA-F]{1,2}):([0-9a-fA-F]{1,2}):([0-9a-fA-F]{1,2}):([0-9a-fA-F]{1,2}):([0-9a-fA-F]{1,2})$/;
 
+const FLAGS: ReadonlySet<string> = new Set(['vhost', 'offload']);
+/** IFNAMSIZ without the NUL. */
+const MAX_NAME_BYTES = 15;
+
 export const NetOptions = v.strictObject({
   tap: v.optional(
     v.pipe(
       v.string(),
       v.minLength(1, 'the name is missing'),
+      v.check(
+        (name) => Buffer.byteLength(name) <= MAX_NAME_BYTES && !/[/\s]/.test(name),
+        `must be an interface name: at most ${MAX_NAME_BYTES} bytes, without / and blanks`,
+      ),
       v.metadata({ arg: 'tap=NAME', help: 'tap or macvtap interface; a tap is made if there is none', named: true }),
     ),
   ),
@@ -41,18 +49,20 @@ export type NetOptions = v.InferOutput<typeof NetOptions>;
 /**
  * `tap=NAME[,mac_seed=TEXT]` or `tap=NAME[,vhost][,mac=…]…`.
  * Compat: a seed counts only right after the interface, or first where there is none, and takes the rest of the text,
- * commas included, as in C: the guest's address is made from it. Anything unknown is passed over; a first item that is no `tap=` (old libvirt's
- * `virtio-net,tap0`) leaves the device without a link.
+ * commas included, as in C: the guest's address is made from it. Anything unknown is passed over. A first item that is a
+ * bare name is the form of old releases, which libvirt and Kata still write (`virtio-net,tap0_kata,mac=…`): it names the
+ * tap; C 3.x starts such a VM without a link.
  */
 export function parseNetText(text: string): Record<string, unknown> {
   if (text === '') throw new ConfigError('virtio-net: which interface? tap=NAME');
   const [first, ...items] = text.split(',') as [string, ...string[]];
   const options: Record<string, unknown> = {};
   if (first.startsWith('tap=')) options['tap'] = first.slice('tap='.length);
+  else if (!first.includes('=') && !FLAGS.has(first)) options['tap'] = first;
   const rest = first.startsWith('tap') ? text.slice(first.length + 1) : text;
   if (rest.startsWith('mac_seed') && rest.includes('=')) options['macSeed'] = rest.slice(rest.indexOf('=') + 1);
   for (const item of items) {
-    if (item === 'vhost' || item === 'offload') options[item] = true;
+    if (FLAGS.has(item)) options[item] = true;
     else if (item.startsWith('mac=')) options['mac'] = item.slice('mac='.length);
     else if (item.startsWith('transport=')) options['transport'] = item.slice('transport='.length);
   }

@@ -64,6 +64,27 @@ async function used(driver: VirtioDriver, queue: number, count: number) {
   return all;
 }
 
+describe('the form of old releases, a bare name', () => {
+  test.each([
+    ['tap0', { tap: 'tap0' }],
+    ['tap0_kata,mac=00:11:22:33:44:55', { tap: 'tap0_kata', mac: [0, 0x11, 0x22, 0x33, 0x44, 0x55] }],
+    ['tap0,vhost', { tap: 'tap0', vhost: true }],
+    ['WaaG', { tap: 'WaaG' }],
+    ['tap0,mac_seed=a,b', { tap: 'tap0', macSeed: 'a,b' }],
+  ])('%s names the tap', (text, expected) => {
+    expect(optionsOf(text)).toMatchObject(expected);
+  });
+  test.each(['vhost', 'offload', 'mac=00:11:22:33:44:55'])('%s does not', (text) => {
+    expect(optionsOf(text).tap).toBeUndefined();
+  });
+  test.each(['tap=a234567890123456', 'tap=', 'tap=a/b', 'tap=a b', 'a234567890123456'])(
+    '%s is no interface name',
+    (text) => {
+      expect(() => optionsOf(text)).toThrow(/tap/);
+    },
+  );
+});
+
 describe('sending', () => {
   test.each([
     ['legacy', 'tap=t0', {}],
@@ -99,7 +120,7 @@ describe('sending', () => {
   });
 
   test('before DRIVER_OK or without a tap nothing happens', async () => {
-    const { driver } = await makeNet('tap0,mac=02:00:00:00:00:09');
+    const { driver } = await makeNet('mac=02:00:00:00:00:09');
     driver.init();
     expect(driver.readConfig(6, 2)).toBe(0);
     driver.request(TX, [{ read: HEADER }, { read: frame(60) }]);
@@ -311,7 +332,7 @@ describe('the host', () => {
   test('a tap that cannot be opened: one line, link down, the VM starts', async () => {
     const machine = new VirtioMachine();
     undo.push(() => machine.dispose());
-    const fn = virtioNet.create(optionsOf('tap=no/such/if'), machine.env());
+    const fn = virtioNet.create(optionsOf('tap=..'), machine.env());
     const driver = new VirtioDriver(machine, fn);
     await driver.fn.start?.();
     undo.push(() => driver.fn.stop?.());
