@@ -43,7 +43,7 @@ async function main(): Promise<ExitCode> {
 async function dryRun(order: VmOrder): Promise<ExitCode> {
   const [{ describeVm, formatDryRun }, { problemsOf }] = await Promise.all([
     import('./dry-run.ts'),
-    import('./preflight.ts'),
+    import('../config/preflight.ts'),
   ]);
   writeLines(
     standardError,
@@ -51,7 +51,7 @@ async function dryRun(order: VmOrder): Promise<ExitCode> {
   );
   const plan = await describeVm(order.config, order.later);
   writeLines(standardOutput, order.format === 'json' ? [JSON.stringify(plan, undefined, 2)] : formatDryRun(plan));
-  const problems = problemsOf(order);
+  const problems = problemsOf(order.config, order.later);
   for (const problem of problems) writeLines(standardError, errorLines(problem, { debug }));
   return problems[0]?.exitCode ?? ExitCode.Ok;
 }
@@ -59,14 +59,14 @@ async function dryRun(order: VmOrder): Promise<ExitCode> {
 async function run(order: VmOrder): Promise<ExitCode> {
   const [{ createSinks }, { checkHostPaths, problemsOf }] = await Promise.all([
     import('../devicemodel/core/log-sinks.ts'),
-    import('./preflight.ts'),
+    import('../config/preflight.ts'),
   ]);
   const { config, notices } = order;
   // --debug is about the console: the last setting of a sink counts.
   const loggers = order.debug ? [...config.logger, { sink: 'console', level: LogLevel.debug } as const] : config.logger;
   const log = new Log(createSinks(loggers, config.name));
   for (const notice of notices) log[notice.level](notice.text);
-  const [problem] = problemsOf(order);
+  const [problem] = problemsOf(order.config, order.later);
   if (problem !== undefined) throw problem;
   checkHostPaths(config);
 

@@ -2,12 +2,6 @@
  * The command line → what to do. Pure: nothing on the host is touched, nothing is printed.
  */
 
-import { parsePmByVuart } from '../control/life-manager.ts';
-import type { BootConfig, ComConfig, OvmfImage, SsramConfig, VmConfig } from '../devicemodel/core/config.ts';
-import { ConfigError } from '../devicemodel/core/errors.ts';
-import { lookupPciDriver, type PciDriverEntry } from '../devicemodel/hw/registry.ts';
-import { getoptLong } from './getopt.ts';
-import { type OptionId, optionTable } from './option-table.ts';
 import {
   DEFAULT_MEMORY_BYTES,
   type Notice,
@@ -27,8 +21,14 @@ import {
   parseVirtioPoll,
   parseVmName,
   parseVtpm2,
-} from './option-values.ts';
-import { located, parseLpc, parseSlots, parseSlotText, type SlotText } from './slot.ts';
+} from '../config/option-values.ts';
+import { located, parseLpc, parseSlots, parseSlotText, type SlotText } from '../config/slot.ts';
+import { parsePmByVuart } from '../control/life-manager.ts';
+import type { BootConfig, ComConfig, OvmfImage, SsramConfig, VmConfig } from '../devicemodel/core/config.ts';
+import { ConfigError } from '../devicemodel/core/errors.ts';
+import { lookupPciDriver, type PciDriverEntry } from '../devicemodel/hw/registry.ts';
+import { getoptLong } from './getopt.ts';
+import { type OptionId, optionTable } from './option-table.ts';
 
 /** What `--help`, `-s help`, `-l help` or `-s DRIVER,help` asks for. */
 export type HelpTopic =

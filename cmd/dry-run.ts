@@ -2,6 +2,8 @@
  * `--dry-run`: the machine a command line describes, as it would be created. The same board and the same drivers make it,
  * stopped before anything of this host or of a hypervisor is touched; so it works anywhere and always says the same.
  */
+
+import { formatSlotText, type SlotText } from '../config/slot.ts';
 import { formatBdf, hex } from '../devicemodel/core/address.ts';
 import { splitRam } from '../devicemodel/core/boot/loader.ts';
 import type { Clock } from '../devicemodel/core/clock.ts';
@@ -21,7 +23,6 @@ import { type PciFunctionReport, PciHost } from '../devicemodel/hw/pci/host.ts';
 import { comResources } from '../devicemodel/hw/pci/lpc.ts';
 import { CharBackendPool } from '../devicemodel/hw/uart/backends/pool.ts';
 import { describeCharBackend, parseCharBackend } from '../devicemodel/hw/uart/backends/spec.ts';
-import { formatSlotText, type SlotText } from './slot.ts';
 
 /** A machine in plain values: what `--dry-run=json` prints. Addresses are numbers, bytes are hexadecimal. */
 export interface VmPlan {

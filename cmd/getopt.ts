@@ -2,8 +2,9 @@
  * getopt_long(3) as glibc has it, since launch scripts rely on its manners: unambiguous prefixes of long names,
  * `--opt=value` and `--opt value`, `-m256M`, clustered flags, options after the VM name, `--`.
  */
+
+import { didYouMean } from '../config/suggest.ts';
 import { ConfigError } from '../devicemodel/core/errors.ts';
-import { didYouMean } from './suggest.ts';
 
 /** What getopt needs to know of an option. */
 export interface GetoptOption {

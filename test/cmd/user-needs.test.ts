@@ -4,8 +4,8 @@
  */
 import { describe, expect, test } from 'vitest';
 import { parseCommandLine } from '../../cmd/cli.ts';
-import { problemsOf } from '../../cmd/preflight.ts';
 import { errorLines, exitCodeOf } from '../../cmd/report.ts';
+import { problemsOf } from '../../config/preflight.ts';
 import { affinityOf, vcpuLapicIds } from '../../devicemodel/core/host-madt.ts';
 import { HsmError } from '../../devicemodel/core/hsm/errors.ts';
 import { pciDrivers } from '../../devicemodel/hw/registry.ts';
@@ -17,7 +17,7 @@ const EINVAL = 22;
 function refusal(...argv: string[]): { readonly lines: string[]; readonly status: number } {
   try {
     const parsed = parseCommandLine(argv, pciDrivers);
-    const [problem] = parsed.action === 'run' ? problemsOf(parsed) : [];
+    const [problem] = parsed.action === 'run' ? problemsOf(parsed.config, parsed.later) : [];
     if (problem !== undefined) return { lines: errorLines(problem), status: exitCodeOf(problem) };
   } catch (error) {
     return { lines: errorLines(error), status: exitCodeOf(error) };

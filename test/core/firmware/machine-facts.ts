@@ -1,5 +1,5 @@
 /** What the firmware tables need to know of a recorded machine, from its command line. */
-import { parseLpc } from '../../../cmd/slot.ts';
+import { parseLpc } from '../../../config/slot.ts';
 import type { AcpiInput } from '../../../devicemodel/core/firmware/acpi-tables.ts';
 import { readCpuStates } from '../../../devicemodel/core/firmware/cpu-states.ts';
 import type { MpInput } from '../../../devicemodel/core/firmware/mptable.ts';

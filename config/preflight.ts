@@ -3,8 +3,7 @@ import { statSync } from 'node:fs';
 import type { VmConfig } from '../devicemodel/core/config.ts';
 import { ConfigError, DmError, ExitCode } from '../devicemodel/core/errors.ts';
 import { type PciDriverEntry, pciDrivers } from '../devicemodel/hw/registry.ts';
-import type { VmOrder } from './cli.ts';
-import { formatSlotText } from './slot.ts';
+import { formatSlotText, type SlotText } from './slot.ts';
 
 /** Options that are understood but have nothing behind them yet; a line goes when its part is there. */
 const laterOptions: readonly { readonly name: string; isUsed(config: VmConfig): boolean }[] = [
@@ -15,9 +14,11 @@ const laterOptions: readonly { readonly name: string; isUsed(config: VmConfig): 
   { name: '--ssram', isUsed: (config) => (config.ssram?.length ?? 0) > 0 },
 ];
 
-/** Reasons why this VM cannot be run, however the host looks. Empty: it can. */
-export function problemsOf(order: VmOrder): DmError[] {
-  const { config, later } = order;
+/**
+ * Reasons why this VM cannot be run, however the host looks. Empty: it can.
+ * @param later slots of drivers that do not exist yet.
+ */
+export function problemsOf(config: VmConfig, later: readonly SlotText[]): DmError[] {
   const problems: DmError[] = [];
   const missing = [
     ...later.map((slot) => `-s ${formatSlotText(slot)}`),

@@ -1,6 +1,6 @@
 import * as fc from 'fast-check';
 import { expect, test } from 'vitest';
-import { didYouMean } from '../../cmd/suggest.ts';
+import { didYouMean } from '../../config/suggest.ts';
 
 const words = ['console', 'kmsg', 'disk', 'cpu_affinity', 'cmd_monitor'];
 

@@ -1,9 +1,9 @@
 import * as fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { formatSlotText, parseLpc, parseSlots, parseSlotText } from '../../cmd/slot.ts';
+import { formatSlotText, parseLpc, parseSlots, parseSlotText } from '../../config/slot.ts';
 import { ConfigError } from '../../devicemodel/core/errors.ts';
 import { pciDrivers as realDrivers } from '../../devicemodel/hw/registry.ts';
-import { allDrivers, anyTextDriver, shmDriver } from './drivers.ts';
+import { allDrivers, anyTextDriver, shmDriver } from '../cmd/drivers.ts';
 
 const withHint = (hint: string) => expect.objectContaining({ hint: expect.stringContaining(hint) });
 

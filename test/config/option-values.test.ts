@@ -1,6 +1,6 @@
 import * as fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import * as values from '../../cmd/option-values.ts';
+import * as values from '../../config/option-values.ts';
 import { ConfigError } from '../../devicemodel/core/errors.ts';
 import { GiB, KiB, MiB } from '../../devicemodel/core/units.ts';
 

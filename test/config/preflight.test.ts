@@ -1,12 +1,15 @@
 import { describe, expect, test } from 'vitest';
 import { parseCommandLine, type VmOrder } from '../../cmd/cli.ts';
-import { checkHostPaths, problemsOf } from '../../cmd/preflight.ts';
+import { checkHostPaths, problemsOf } from '../../config/preflight.ts';
 import { ConfigError, ExitCode } from '../../devicemodel/core/errors.ts';
 import { pciDrivers } from '../../devicemodel/hw/registry.ts';
-import { anyTextDriver } from './drivers.ts';
+import { anyTextDriver } from '../cmd/drivers.ts';
 
 describe('an order that cannot be run', () => {
-  const problems = (...argv: string[]) => problemsOf(parseCommandLine(argv, [anyTextDriver('lpc')]) as VmOrder);
+  const problems = (...argv: string[]) => {
+    const { config, later } = parseCommandLine(argv, [anyTextDriver('lpc')]) as VmOrder;
+    return problemsOf(config, later);
+  };
 
   test('a VM without boot image', () => {
     expect(problems('vm1').map((p) => p.message)).toEqual(['VM "vm1" has no boot image']);
