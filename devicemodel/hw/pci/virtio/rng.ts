@@ -4,8 +4,9 @@ import { HostError } from '../../../core/errors.ts';
 import type { Log } from '../../../core/log.ts';
 import { definePciDriver } from '../driver.ts';
 import type { Chain } from './ring/chain.ts';
+import type { ChainServer, SliceBudget } from './ring/serve-chains.ts';
 import type { Virtqueue } from './ring/virtqueue.ts';
-import { DeviceType, ringFeatures, type VirtioDevice, type VirtioTransport } from './transport/device.ts';
+import { DeviceType, ringFeatures, serveSlice, type VirtioDevice, type VirtioTransport } from './transport/device.ts';
 import { parseRngText, RngOptions, type TransportMode } from './transport/options.ts';
 import { VirtioPci } from './transport/transport.ts';
 
@@ -13,10 +14,10 @@ const QUEUE_SIZE = 64;
 const SOURCE = '/dev/random';
 /** A request gets no more than this at once; §5.4.6: the device may fill less than was asked for. */
 const MAX_FILL_BYTES = 64 * 1024;
-/** Bytes made before other work has its turn: a few milliseconds. */
-const BYTE_BUDGET = 4 * MAX_FILL_BYTES;
+/** Two rings full, or what takes the kernel about a millisecond to make. */
+const BUDGET: SliceBudget = { chains: 2 * QUEUE_SIZE, cost: 4 * MAX_FILL_BYTES };
 
-export class VirtioRng implements VirtioDevice {
+export class VirtioRng implements VirtioDevice, ChainServer {
   readonly name = 'virtio-rnd';
   readonly features: bigint;
   readonly queueSizes = [QUEUE_SIZE];
@@ -44,21 +45,13 @@ export class VirtioRng implements VirtioDevice {
   }
 
   notify(queue: Virtqueue): void {
-    let budget = 2 * queue.size;
-    let bytes = BYTE_BUDGET;
-    do {
-      for (let chain = queue.pop(); chain !== undefined; chain = queue.pop()) {
-        const filled = this.#fill(chain);
-        queue.push(chain, filled);
-        bytes -= filled;
-        if (--budget === 0 || bytes <= 0) break;
-      }
-      queue.publish();
-      if (budget === 0 || bytes <= 0) {
-        this.#transport?.notifyLater(queue);
-        return;
-      }
-    } while (queue.allowNotify());
+    serveSlice(this.#transport, queue, BUDGET, this);
+  }
+
+  serveChain(queue: Virtqueue, chain: Chain): number {
+    const filled = this.#fill(chain);
+    queue.push(chain, filled);
+    return filled;
   }
 
   /** @returns bytes written. */

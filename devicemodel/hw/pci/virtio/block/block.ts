@@ -65,7 +65,7 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
   readonly #options: BlockOptions;
   readonly #log: Log;
   readonly #config = new DataView(new ArrayBuffer(Config.size));
-  readonly #requests: BlockRequests;
+  #requests: BlockRequests | undefined;
   #transport: VirtioTransport | undefined;
   #backend: BlockBackend | undefined;
   /** What `writeback` or `writethru` asked for; a reset goes back to it. */
@@ -83,11 +83,11 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
     this.queueSizes = new Array(queues).fill(QUEUE_SIZE);
     this.wantsIoeventfd = options.iothread !== undefined;
     this.serial = serialOf(options.text === '' ? options.path : options.text);
-    this.#requests = new BlockRequests(this, log);
   }
 
   attach(transport: VirtioTransport): void {
     this.#transport = transport;
+    this.#requests = new BlockRequests(this, this.#log, transport.clock);
   }
 
   get backend(): BlockBackend | undefined {
@@ -163,8 +163,14 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
   }
 
   /** Without `iothread`, a disk with much to do gets a thread all the same. */
-  startDataThread(): Promise<QueueOwner | undefined> {
-    return this.#startThreads(1, []);
+  async startDataThread(): Promise<QueueOwner | undefined> {
+    return await this.#startThreads(1, []);
+  }
+
+  /** Requests that are begun are completed or put back: who serves the queues next finds everything before their positions used. */
+  settle(): void {
+    const transport = this.#transport as VirtioTransport;
+    this.#requests?.settle(this.queueSizes.map((_, index) => transport.queue(index)));
   }
 
   featuresAccepted(): void {
@@ -224,10 +230,11 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
   }
 
   notify(queue: Virtqueue): void {
-    if (!queue.hasAvailable()) return;
-    const before = this.#requests.served;
-    if (!this.#requests.serve(queue)) this.#transport?.notifyLater(queue);
-    this.#transport?.worked((this.#requests.served - before) | 0);
+    const requests = this.#requests;
+    if (requests === undefined || !(queue.hasAvailable() || requests.isWaiting)) return;
+    const before = requests.served;
+    if (!requests.serve(queue)) this.#transport?.notifyLater(queue);
+    this.#transport?.worked((requests.served - before) | 0);
   }
 
   reset(): void {
@@ -235,8 +242,9 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
     this.#offersFlush = this.#initialWriteback;
   }
 
-  /** S3: nothing is in flight; what the guest did not flush is made durable before the host may sleep. */
+  /** S3: what the guest did not flush is made durable before the host may sleep. */
   suspend(): void {
+    this.settle();
     if (this.#backend?.image.isReadOnly === false) this.#backend.sync();
   }
 

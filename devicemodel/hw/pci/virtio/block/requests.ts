@@ -3,8 +3,10 @@
  * the device thread or a data thread runs it on a queue.
  */
 import type { Log } from '../../../../core/log.ts';
-import type { BlockBackend } from '../../../storage/disk-image.ts';
+import { GiB, MiB } from '../../../../core/units.ts';
+import type { BlockBackend, DiscardLimits } from '../../../storage/disk-image.ts';
 import type { Chain } from '../ring/chain.ts';
+import { type ChainServer, SLICE_BYTES, type SliceBudget, type SliceClock, serveChains } from '../ring/serve-chains.ts';
 import type { Virtqueue } from '../ring/virtqueue.ts';
 import type { BlockRing } from './io-ring.ts';
 import { SECTOR_BYTES } from './options.ts';
@@ -21,10 +23,16 @@ const DISCARD_SEGMENT_BYTES = 16;
 const DISCARD_UNMAP = 1;
 /** Serial numbers are this long; longer buffers are cleared up to here. */
 const MAX_ID_FILL = 4096;
-/** One call of `serve` takes no more than this many times the queue's size, however fast the guest refills it. */
-const BUDGET_FACTOR = 2;
-/** … nor moves more than this before other work has its turn. */
-const BYTE_BUDGET = 64 * 1024 * 1024;
+/** Two rings full; a queue has 64 entries. */
+const BUDGET: SliceBudget = { chains: 128, cost: SLICE_BYTES, suppressesNotify: true };
+/** Requests longer than this are served in slices and not by the kernel beside this thread, which could not call them back. */
+const MAX_RING_BYTES = 4 * MiB;
+/** Of a discard: what a file system or a disk gives back in about a millisecond. */
+const DiscardSlice = { file: 64 * MiB, blockDevice: GiB } as const;
+/** Calls to the host for one slice of a discard, however short its segments are. */
+const MAX_DISCARD_CALLS = 16;
+/** Slices after which requests that wait for a sync have it, however much comes after them. */
+const MAX_SYNC_DELAY = 8;
 
 /** What the device decides about requests. */
 export interface BlockRequestState {
@@ -43,60 +51,72 @@ export interface BlockRequestState {
 /** Requests after which the driver is shown what is done, when there are many: often enough to keep both sides busy. */
 const PUBLISH_EVERY = 8;
 
-export class BlockRequests {
+export class BlockRequests implements ChainServer {
   readonly #state: BlockRequestState;
   readonly #log: Log;
-  /** Requests that are done but for the sync they wait for. */
+  readonly #clock: SliceClock;
+  /** Requests that are done but for the sync they wait for, and the queue of each. */
   readonly #waiting: Chain[] = [];
+  readonly #waitingQueues: Virtqueue[] = [];
   /** Of `waiting`: setting its length to 0 would free its memory, and the next request allocate it. */
   #waitingCount = 0;
-  #bytesLeft = 0;
-  /** Requests so far; wraps at 2^31. */
+  /** Slices since the last sync, while requests wait for one. */
+  #syncDelay = 0;
+  /** Requests and parts of requests so far; wraps at 2^31. */
   served = 0;
 
   readonly #ring: BlockRing | undefined;
 
-  /** @param ring lets requests go on in the kernel after `serve` returned: see `finish` and `drain`. */
-  constructor(state: BlockRequestState, log: Log, ring?: BlockRing) {
+  /** @param ring lets requests go on in the kernel after `serve` returned: see `finish` and `settle`. */
+  constructor(state: BlockRequestState, log: Log, clock: SliceClock, ring?: BlockRing) {
     this.#state = state;
     this.#log = log;
+    this.#clock = clock;
     this.#ring = ring;
   }
 
   /**
-   * Serve what the driver made available, and complete it: when this returns nothing is in flight but in the ring.
-   * @returns false if there may be more, which the guest made while this ran: call again after other work had its turn.
+   * Serve a slice of what the driver made available.
+   * @returns false if there may be more: call again after other work had its turn. Until it returned true, and while
+   *   requests are in the ring, `settle` comes before somebody else has the queue.
    */
   serve(queue: Virtqueue): boolean {
-    let budget = BUDGET_FACTOR * queue.size;
-    this.#bytesLeft = BYTE_BUDGET;
-    do {
-      queue.suppressNotify();
-      for (let chain = queue.pop(); chain !== undefined; chain = queue.pop()) {
-        this.#request(queue, chain);
-        this.served = (this.served + 1) | 0;
-        if (this.#state.runsBesideDriver && this.served % PUBLISH_EVERY === 0) queue.publish();
-        // The guest can bring requests forever, but only a ring full is waiting for one sync.
-        if (--budget === 0 || this.#bytesLeft <= 0 || this.#waitingCount >= queue.size) break;
-      }
-      if (this.#ring !== undefined && this.#ring.inFlight > 0) {
-        this.#ring.submit();
-        this.#finish(queue);
-      }
-      this.#syncWaiting(queue);
-      queue.publish();
-      if (budget <= 0 || this.#bytesLeft <= 0) return false;
-    } while (queue.allowNotify());
-    return true;
+    return serveChains(queue, BUDGET, this, this.#clock);
   }
 
-  #request(queue: Virtqueue, chain: Chain): void {
+  /** Requests are done but for the sync that a slice to come makes. */
+  get isWaiting(): boolean {
+    return this.#waitingCount > 0;
+  }
+
+  serveChain(queue: Virtqueue, chain: Chain): number {
+    const cost = this.#request(queue, chain);
+    this.served = (this.served + 1) | 0;
+    if (this.#state.runsBesideDriver && this.served % PUBLISH_EVERY === 0) queue.publish();
+    return cost;
+  }
+
+  endPass(queue: Virtqueue, hasMore: boolean): void {
+    if (this.#ring !== undefined && this.#ring.inFlight > 0) {
+      this.#ring.submit();
+      this.#finish(queue);
+    }
+    if (this.#waitingCount === 0) return;
+    // One sync for everything that is available, and not one for each slice of it.
+    if (hasMore && ++this.#syncDelay < MAX_SYNC_DELAY) return;
+    queue.publish();
+    this.#syncWaiting();
+  }
+
+  /** @returns bytes moved. */
+  #request(queue: Virtqueue, chain: Chain): number {
     if (chain.writableBytes === 0 || chain.readableBytes < HEADER_BYTES) {
       this.#logShort(chain);
       // No room for a status, or no header. §5.2.6.2 has no answer to that; Compat: the used length is 1 all the same.
       queue.push(chain, this.#state.reportsLength ? 0 : 1);
-      return;
+      return 0;
     }
+    // Read again for each part of a request: what the guest changed meanwhile is checked like a request of its own.
     const type = (chain.readU32(0) & ~BARRIER) >>> 0;
     const high = chain.readU32(12);
     // A small integer where it is one: every other number is an object for whom it is passed to.
@@ -106,30 +126,24 @@ export class BlockRequests {
     const { backend } = this.#state;
     const isWrite = type === RequestType.Out || type === RequestType.Discard;
     if (backend === undefined || (isWrite ? backend.image.isReadOnly || inBytes > 0 : outBytes > 0)) {
-      this.#done(queue, chain, BlkStatus.IoError, 0);
-      return;
+      return this.#done(queue, chain, BlkStatus.IoError, 0);
     }
     switch (type) {
       case RequestType.In:
-        this.#in(queue, chain, backend, sector, inBytes);
-        break;
+        return this.#in(queue, chain, backend, sector, inBytes);
       case RequestType.Out:
-        this.#out(queue, chain, backend, sector, outBytes);
-        break;
+        return this.#out(queue, chain, backend, sector, outBytes);
       case RequestType.Flush:
       case RequestType.FlushOut:
-        this.#waiting[this.#waitingCount++] = chain;
-        break;
+        return this.#wait(queue, chain);
       case RequestType.Discard:
-        this.#discard(queue, chain, backend, outBytes);
-        break;
+        return this.#discard(queue, chain, backend, outBytes);
       case RequestType.GetId:
         chain.fillIn(0, Math.min(inBytes, MAX_ID_FILL), 0);
         chain.copyIn(0, this.#state.serial, 0, Math.min(inBytes, this.#state.serial.length));
-        this.#done(queue, chain, BlkStatus.Ok, inBytes);
-        break;
+        return this.#done(queue, chain, BlkStatus.Ok, inBytes);
       default:
-        this.#done(queue, chain, BlkStatus.Unsupported, 0);
+        return this.#done(queue, chain, BlkStatus.Unsupported, 0);
     }
   }
 
@@ -140,15 +154,16 @@ export class BlockRequests {
       : false;
   }
 
-  #in(queue: Virtqueue, chain: Chain, backend: BlockBackend, sector: number, count: number): void {
-    if (!this.#isInside(backend, sector, count)) {
-      this.#done(queue, chain, BlkStatus.IoError, 0);
-      return;
-    }
-    this.#bytesLeft -= count;
-    if (this.#begin(queue, chain, backend, 0, count, sector * SECTOR_BYTES, false)) return;
-    const errno = backend.transfer(chain, 0, count, sector * SECTOR_BYTES, false);
-    this.#readDone(queue, chain, backend, count, errno);
+  #in(queue: Virtqueue, chain: Chain, backend: BlockBackend, sector: number, count: number): number {
+    if (!this.#isInside(backend, sector, count)) return this.#done(queue, chain, BlkStatus.IoError, 0);
+    const offset = sector * SECTOR_BYTES;
+    if (this.#begin(queue, chain, backend, 0, count, offset, false)) return count;
+    const at = chain.progress;
+    const part = Math.min(count - at, SLICE_BYTES);
+    const errno = backend.transfer(chain, at, part, offset + at, false);
+    if (errno === 0 && at + part < count) this.#parkAt(queue, chain, at + part);
+    else this.#readDone(queue, chain, backend, count, errno);
+    return part;
   }
 
   #readDone(queue: Virtqueue, chain: Chain, backend: BlockBackend, count: number, errno: number): void {
@@ -156,24 +171,45 @@ export class BlockRequests {
     this.#done(queue, chain, errno === 0 ? BlkStatus.Ok : BlkStatus.IoError, errno === 0 ? count : 0);
   }
 
-  #out(queue: Virtqueue, chain: Chain, backend: BlockBackend, sector: number, count: number): void {
-    if (!this.#isInside(backend, sector, count)) {
-      this.#done(queue, chain, BlkStatus.IoError, 0);
-      return;
+  #out(queue: Virtqueue, chain: Chain, backend: BlockBackend, sector: number, count: number): number {
+    if (!this.#isInside(backend, sector, count)) return this.#done(queue, chain, BlkStatus.IoError, 0);
+    const offset = sector * SECTOR_BYTES;
+    if (this.#begin(queue, chain, backend, HEADER_BYTES, count, offset, true)) return count;
+    const at = chain.progress;
+    const part = Math.min(count - at, SLICE_BYTES);
+    const { isWriteback } = this.#state;
+    let errno = backend.transfer(chain, HEADER_BYTES + at, part, offset + at, true);
+    if (errno === 0 && at + part < count) {
+      // The medium gets each part at once: a sync of gigabytes at the end could not be cut.
+      if (!isWriteback) errno = backend.sync();
+      if (errno === 0) {
+        this.#parkAt(queue, chain, at + part);
+        return part;
+      }
     }
-    this.#bytesLeft -= count;
-    if (this.#begin(queue, chain, backend, HEADER_BYTES, count, sector * SECTOR_BYTES, true)) return;
-    const errno = backend.transfer(chain, HEADER_BYTES, count, sector * SECTOR_BYTES, true);
-    if (errno === 0 && !this.#state.isWriteback && this.#beginSync(queue, chain, backend, sector * SECTOR_BYTES, count))
-      return;
-    this.#writeDone(queue, chain, backend, errno, this.#state.isWriteback);
+    const isSyncing = errno === 0 && !isWriteback && this.#beginSync(queue, chain, backend, offset + at, part);
+    if (!isSyncing) this.#writeDone(queue, chain, backend, errno, isWriteback);
+    return part;
   }
 
   #writeDone(queue: Virtqueue, chain: Chain, backend: BlockBackend, errno: number, isDurable: boolean): void {
     this.#report('write', backend, errno);
     if (errno !== 0) this.#done(queue, chain, BlkStatus.IoError, 0);
     else if (isDurable) this.#done(queue, chain, BlkStatus.Ok, 0);
-    else this.#waiting[this.#waitingCount++] = chain;
+    else this.#wait(queue, chain);
+  }
+
+  /** The rest of the request is for the slices that follow. */
+  #parkAt(queue: Virtqueue, chain: Chain, progress: number): void {
+    chain.progress = progress;
+    queue.park(chain);
+  }
+
+  /** The request is done once the medium has it. */
+  #wait(queue: Virtqueue, chain: Chain): 0 {
+    this.#waiting[this.#waitingCount] = chain;
+    this.#waitingQueues[this.#waitingCount++] = queue;
+    return 0;
   }
 
   // Requests in the ring.
@@ -192,6 +228,7 @@ export class BlockRequests {
     const { image } = backend;
     // Writes to the host's cache are a copy, for which the kernel would only get a thread of its own.
     if (ring === undefined || count === 0 || (!image.isDirect && (isWrite || !backend.knowsCached))) return false;
+    if (count > MAX_RING_BYTES) return false;
     // Nothing else to do meanwhile: one system call less.
     if (ring.inFlight === 0 && !queue.hasAvailable()) return false;
     if (!backend.isDirectlyUsable(chain, chainAt, count, offset, isWrite)) return false;
@@ -247,74 +284,102 @@ export class BlockRequests {
     if (touched !== publishedLater) touched?.publish();
   }
 
-  /** Wait for everything in flight and complete it. */
-  drain(): void {
+  /**
+   * Somebody else serves these queues from now on: wait for what is in flight, complete what is done, and put back what
+   * was only begun. Everything before the queues' positions is then used.
+   */
+  settle(queues: readonly Virtqueue[]): void {
     while (this.#ring !== undefined && this.#ring.inFlight > 0) {
       this.#ring.submit(1);
       this.finish();
     }
+    this.#syncWaiting();
+    for (const queue of queues) queue.putBackParked();
   }
 
-  #discard(queue: Virtqueue, chain: Chain, backend: BlockBackend, outBytes: number): void {
+  /** Give back what fits a slice. */
+  #discard(queue: Virtqueue, chain: Chain, backend: BlockBackend, outBytes: number): number {
     const limits = backend.image.discardLimits;
-    if (limits === undefined) {
-      this.#done(queue, chain, BlkStatus.Unsupported, 0);
-      return;
-    }
+    if (limits === undefined) return this.#done(queue, chain, BlkStatus.Unsupported, 0);
     const segments = Math.floor(outBytes / DISCARD_SEGMENT_BYTES);
     const isWhole = segments > 0 && segments <= limits.maxSegments && outBytes % DISCARD_SEGMENT_BYTES === 0;
-    let status: number = isWhole ? BlkStatus.Ok : BlkStatus.IoError;
     // All segments are looked at before the first is carried out.
-    for (let i = 0; i < segments && status === BlkStatus.Ok; i++) {
+    const status = !isWhole
+      ? BlkStatus.IoError
+      : chain.progress > 0
+        ? BlkStatus.Ok
+        : this.#checkSegments(chain, backend, limits, segments);
+    if (status !== BlkStatus.Ok) return this.#done(queue, chain, status, 0);
+    const sliceBytes = backend.image.isBlockDevice ? DiscardSlice.blockDevice : DiscardSlice.file;
+    let left = sliceBytes;
+    let end = 0;
+    for (let i = 0; i < segments; i++) {
+      const at = HEADER_BYTES + i * DISCARD_SEGMENT_BYTES;
+      // Read a second time: the guest may have changed it, so it is checked a second time where it matters.
+      const sector = chain.readU32(at) + chain.readU32(at + 4) * 0x1_0000_0000;
+      const count = chain.readU32(at + 8) * SECTOR_BYTES;
+      if (!this.#isInside(backend, sector, count) || count === 0) return this.#done(queue, chain, BlkStatus.IoError, 0);
+      end += count;
+      while (chain.progress < end) {
+        if (left <= 0) {
+          queue.park(chain);
+          return SLICE_BYTES;
+        }
+        const rest = end - chain.progress;
+        const part = Math.min(rest, sliceBytes);
+        const errno = backend.discard(sector * SECTOR_BYTES + count - rest, part);
+        this.#report('discard', backend, errno);
+        if (errno !== 0) return this.#done(queue, chain, BlkStatus.IoError, 0);
+        chain.progress += part;
+        left -= Math.max(part, sliceBytes / MAX_DISCARD_CALLS);
+      }
+    }
+    return this.#state.isWriteback ? this.#done(queue, chain, BlkStatus.Ok, 0) : this.#wait(queue, chain);
+  }
+
+  /** @returns the status of a discard of these segments before anything is carried out. */
+  #checkSegments(chain: Chain, backend: BlockBackend, limits: DiscardLimits, segments: number): number {
+    for (let i = 0; i < segments; i++) {
       const at = HEADER_BYTES + i * DISCARD_SEGMENT_BYTES;
       const sector = chain.readU32(at) + chain.readU32(at + 4) * 0x1_0000_0000;
       const sectors = chain.readU32(at + 8);
       // §5.2.6.2: unmap is for write-zeroes only.
-      if ((chain.readU32(at + 12) & DISCARD_UNMAP) !== 0) status = BlkStatus.Unsupported;
-      else if (
+      if ((chain.readU32(at + 12) & DISCARD_UNMAP) !== 0) return BlkStatus.Unsupported;
+      if (
         sectors === 0 ||
         sectors > limits.maxSectors ||
         (limits.alignmentSectors !== 0 && sector % limits.alignmentSectors !== 0) ||
         !this.#isInside(backend, sector, sectors * SECTOR_BYTES)
       ) {
-        status = BlkStatus.IoError;
+        return BlkStatus.IoError;
       }
     }
-    for (let i = 0; i < segments && status === BlkStatus.Ok; i++) {
-      const at = HEADER_BYTES + i * DISCARD_SEGMENT_BYTES;
-      // Read a second time: the guest may have changed it, so it is checked a second time where it matters.
-      const sector = chain.readU32(at) + chain.readU32(at + 4) * 0x1_0000_0000;
-      const count = chain.readU32(at + 8) * SECTOR_BYTES;
-      if (!this.#isInside(backend, sector, count) || count === 0) {
-        status = BlkStatus.IoError;
-        break;
-      }
-      const errno = backend.discard(sector * SECTOR_BYTES, count);
-      this.#report('discard', backend, errno);
-      if (errno !== 0) status = BlkStatus.IoError;
-    }
-    if (status === BlkStatus.Ok && !this.#state.isWriteback) this.#waiting[this.#waitingCount++] = chain;
-    else this.#done(queue, chain, status, 0);
+    return BlkStatus.Ok;
   }
 
   /** One sync for all writes and flushes taken together; requests that are done need not wait for it. */
-  #syncWaiting(queue: Virtqueue): void {
-    if (this.#waitingCount === 0) return;
-    queue.publish();
+  #syncWaiting(): void {
+    const count = this.#waitingCount;
+    this.#waitingCount = 0;
+    this.#syncDelay = 0;
+    if (count === 0) return;
     const { backend } = this.#state;
     // A disk that cannot be written has nothing to flush.
     const errno = backend === undefined || backend.image.isReadOnly ? 0 : backend.sync();
     if (backend !== undefined) this.#report('flush', backend, errno);
-    for (let i = 0; i < this.#waitingCount; i++) {
+    for (let i = 0; i < count; i++) {
+      const queue = this.#waitingQueues[i] as Virtqueue;
       this.#done(queue, this.#waiting[i] as Chain, errno === 0 ? BlkStatus.Ok : BlkStatus.IoError, 0);
+      if (this.#waitingQueues[i + 1] !== queue || i + 1 === count) queue.publish();
     }
-    this.#waitingCount = 0;
   }
 
-  /** The status is the last writable byte, wherever the driver put it. */
-  #done(queue: Virtqueue, chain: Chain, status: number, inBytes: number): void {
-    chain.writeU8(chain.writableBytes - 1, status);
+  /** The status is the last writable byte, wherever the driver put it. @returns what the answer costs: nothing. */
+  #done(queue: Virtqueue, chain: Chain, status: number, inBytes: number): 0 {
+    // The rings it came from may be gone, and its memory somebody else's.
+    if (chain.generation === queue.generation) chain.writeU8(chain.writableBytes - 1, status);
     queue.push(chain, this.#state.reportsLength ? inBytes + 1 : 1);
+    return 0;
   }
 
   #report(what: string, backend: BlockBackend, errno: number): void {

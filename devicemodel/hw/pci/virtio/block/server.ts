@@ -2,6 +2,7 @@
 import type { Log } from '../../../../core/log.ts';
 import { BlockBackend, type BlockImage } from '../../../storage/disk-image.ts';
 import { type DataService, type QueueServer, type ServerFactory, Word } from '../data-thread/words.ts';
+import { monotonicClock } from '../ring/serve-chains.ts';
 import type { Virtqueue } from '../ring/virtqueue.ts';
 import { BlockRing } from './io-ring.ts';
 import { BlockRequests } from './requests.ts';
@@ -22,6 +23,7 @@ class BlockServer implements QueueServer {
   readonly #backend: BlockBackend;
   readonly #requests: BlockRequests;
   readonly #ring: BlockRing | undefined;
+  #queues: readonly Virtqueue[] = [];
 
   constructor(service: BlockService, words: Int32Array, log: Log) {
     const backend = new BlockBackend(service.image);
@@ -40,6 +42,7 @@ class BlockServer implements QueueServer {
         },
       },
       log,
+      monotonicClock,
       this.#ring,
     );
   }
@@ -48,7 +51,9 @@ class BlockServer implements QueueServer {
     return this.#ring !== undefined && this.#ring.inFlight > 0 ? this.#ring.fd : -1;
   }
 
-  start(): void {}
+  start(queues: readonly Virtqueue[]): void {
+    this.#queues = queues;
+  }
 
   serve(queue: Virtqueue): boolean {
     return this.#requests.serve(queue);
@@ -59,7 +64,8 @@ class BlockServer implements QueueServer {
   }
 
   stop(): void {
-    this.#requests.drain();
+    this.#requests.settle(this.#queues);
+    this.#queues = [];
   }
 
   dispose(): void {

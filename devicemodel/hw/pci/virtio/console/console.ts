@@ -8,13 +8,14 @@ import type { Log } from '../../../../core/log.ts';
 import type { CharBackendSpec } from '../../../uart/backends/spec.ts';
 import { definePciDriver } from '../../driver.ts';
 import type { Chain } from '../ring/chain.ts';
+import type { ChainServer, SliceBudget } from '../ring/serve-chains.ts';
 import type { Virtqueue } from '../ring/virtqueue.ts';
 import {
   DeviceType,
   featureMask,
   readBytes,
   ringFeatures,
-  serveChains,
+  serveSlice,
   type VirtioDevice,
   type VirtioTransport,
 } from '../transport/device.ts';
@@ -46,10 +47,8 @@ const ControlEvent = {
 /** Control messages that wait for a buffer; a driver that gives none gets no more than these. */
 const MAX_PENDING_CONTROL = 128;
 
-/** One chain's output beyond this is lost: no console driver writes that much at once. */
-const MAX_CHAIN_OUTPUT = 1 << 20;
-/** Output served in one go before other work has its turn. */
-const OUTPUT_BUDGET = 1 << 20;
+/** Two rings full of output or control messages. Output goes byte by byte, which takes about ten times as long as a copy. */
+const BUDGET: SliceBudget = { chains: 2 * QUEUE_SIZE, cost: 64 * 1024 };
 /** Input copied to the guest in one go, and in one call. */
 const INPUT_CHUNK = 4096;
 const INPUT_BUDGET = 64 * 1024;
@@ -84,7 +83,7 @@ export interface SizeSource {
   onResize(changed: () => void): () => void;
 }
 
-export class VirtioConsole implements VirtioDevice {
+export class VirtioConsole implements VirtioDevice, ChainServer {
   readonly name = 'virtio-console';
   readonly features: bigint;
   /** Compat: all 34 queues are there whatever the number of ports. */
@@ -172,12 +171,12 @@ export class VirtioConsole implements VirtioDevice {
       this.#startReceiving(queue, this.#controlReceiving);
       this.#controlReceiving = true;
       this.#sendPendingControl();
-    } else if (queue.index === CONTROL_TRANSMIT) {
-      this.#control(queue);
+    } else if ((queue.index & 1) === 1) {
+      serveSlice(this.#transport, queue, BUDGET, this);
+      if (queue.index !== CONTROL_TRANSMIT) this.#portOf(queue)?.backend.flush();
     } else {
-      const port = this.#ports[queue.index < 2 ? 0 : (queue.index >>> 1) - 1];
-      if ((queue.index & 1) === 1) this.#transmit(queue, port);
-      else if (port !== undefined) {
+      const port = this.#portOf(queue);
+      if (port !== undefined) {
         this.#startReceiving(queue, port.isReceiving);
         port.isReceiving = true;
         this.#receive(port);
@@ -190,35 +189,36 @@ export class VirtioConsole implements VirtioDevice {
     if (!wasReceiving && queue.hasAvailable()) queue.suppressNotify();
   }
 
-  /** The guest writes to a port; output of a port that does not exist is lost. */
-  #transmit(queue: Virtqueue, port: Port | undefined): void {
-    let budget = OUTPUT_BUDGET;
-    let chains = 2 * queue.size;
-    do {
-      for (let chain = queue.pop(); chain !== undefined; chain = queue.pop()) {
-        budget -= port === undefined ? 0 : this.#output(chain, port.backend);
-        queue.push(chain, 0);
-        if (budget <= 0 || --chains === 0) break;
-      }
-      queue.publish();
-      if (budget <= 0 || chains === 0) {
-        this.#transport?.notifyLater(queue);
-        break;
-      }
-    } while (queue.allowNotify());
-    port?.backend.flush();
+  /** The port of a receive or transmit queue. */
+  #portOf(queue: Virtqueue): Port | undefined {
+    return this.#ports[queue.index < 2 ? 0 : (queue.index >>> 1) - 1];
   }
 
+  serveChain(queue: Virtqueue, chain: Chain): number {
+    if (queue.index === CONTROL_TRANSMIT) return this.#control(queue, chain);
+    const port = this.#portOf(queue);
+    // Output of a port that does not exist is lost.
+    const count = port === undefined ? 0 : this.#output(chain, port.backend);
+    if (port !== undefined && chain.progress < chain.readableBytes) queue.park(chain);
+    else queue.push(chain, 0);
+    return count;
+  }
+
+  /** Write as much of the chain as fits a slice. @returns how much. */
   #output(chain: Chain, backend: CharBackend): number {
-    let left = Math.min(chain.readableBytes, MAX_CHAIN_OUTPUT);
-    for (let i = 0; i < chain.readableCount && left > 0; i++) {
+    const end = Math.min(chain.readableBytes, chain.progress + BUDGET.cost);
+    let at = chain.progress;
+    while (at < end && chain.seek(at, false)) {
+      const i = chain.segment;
       const bytes = chain.ram.bytes[chain.chunk[i] as number] as Uint8Array;
-      const from = chain.offset[i] as number;
-      const count = Math.min(left, chain.length[i] as number);
-      for (let at = from; at < from + count; at++) backend.write(bytes[at] as number);
-      left -= count;
+      const from = (chain.offset[i] as number) + chain.within;
+      const count = Math.min(end - at, (chain.length[i] as number) - chain.within);
+      for (let n = from; n < from + count; n++) backend.write(bytes[n] as number);
+      at += count;
     }
-    return Math.min(chain.readableBytes, MAX_CHAIN_OUTPUT);
+    const written = at - chain.progress;
+    chain.progress = at;
+    return written;
   }
 
   /**
@@ -272,13 +272,12 @@ export class VirtioConsole implements VirtioDevice {
 
   // Control (§5.3.6.2).
 
-  #control(queue: Virtqueue): void {
-    serveChains(this.#transport, queue, 2 * queue.size, (chain) => {
-      if (chain.readableBytes >= CONTROL_BYTES) {
-        this.#controlEvent(chain.readU32(0), chain.readU16(4), chain.readU16(6));
-      }
-      queue.push(chain, 0);
-    });
+  #control(queue: Virtqueue, chain: Chain): number {
+    if (chain.readableBytes >= CONTROL_BYTES) {
+      this.#controlEvent(chain.readU32(0), chain.readU16(4), chain.readU16(6));
+    }
+    queue.push(chain, 0);
+    return 0;
   }
 
   #controlEvent(id: number, event: number, value: number): void {

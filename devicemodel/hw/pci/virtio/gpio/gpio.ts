@@ -7,12 +7,13 @@ import type { AccessSize } from '../../../../core/address.ts';
 import type { Log } from '../../../../core/log.ts';
 import { definePciDriver } from '../../driver.ts';
 import type { Chain } from '../ring/chain.ts';
+import { type ChainServer, SLICE_BYTES, type SliceBudget } from '../ring/serve-chains.ts';
 import type { Virtqueue } from '../ring/virtqueue.ts';
 import {
   DeviceType,
   featureMask,
   readBytes,
-  serveChains,
+  serveSlice,
   type VirtioDevice,
   type VirtioTransport,
 } from '../transport/device.ts';
@@ -62,14 +63,14 @@ const IrqAction = { Enable: 0, Disable: 1, Acknowledge: 2, Mask: 3, Unmask: 4 } 
 /** An event: a bit for each line. */
 const EVENT_BYTES = MAX_LINES / 8;
 
-/** Chains before other work has its turn; each is a system call. */
-const BUDGET = QUEUE_SIZE;
+/** Each chain is a system call. */
+const BUDGET: SliceBudget = { chains: QUEUE_SIZE, cost: SLICE_BYTES };
 
 class AcrnPin extends GpioPin {
   isMasked = false;
 }
 
-export class AcrnGpio implements VirtioDevice {
+export class AcrnGpio implements VirtioDevice, ChainServer {
   readonly name = 'virtio-gpio';
   readonly features = featureMask(FEATURE_CHIP);
   readonly queueSizes = [QUEUE_SIZE, QUEUE_SIZE, QUEUE_SIZE];
@@ -158,9 +159,12 @@ export class AcrnGpio implements VirtioDevice {
       this.#deliver();
       return;
     }
-    serveChains(this.#transport, queue, BUDGET, (chain) => {
-      queue.push(chain, queue.index === Queue.Operations ? this.#operation(chain) : this.#irqCommand(chain));
-    });
+    serveSlice(this.#transport, queue, BUDGET, this);
+  }
+
+  serveChain(queue: Virtqueue, chain: Chain): number {
+    queue.push(chain, queue.index === Queue.Operations ? this.#operation(chain) : this.#irqCommand(chain));
+    return 0;
   }
 
   /** @returns the length the driver expects. */

@@ -2,12 +2,13 @@
 import type { AccessSize } from '../../../../core/address.ts';
 import type { Log } from '../../../../core/log.ts';
 import type { Chain } from '../ring/chain.ts';
+import { type ChainServer, SLICE_BYTES, type SliceBudget } from '../ring/serve-chains.ts';
 import type { Virtqueue } from '../ring/virtqueue.ts';
 import {
   Feature,
   featureMask,
   readBytes,
-  serveChains,
+  serveSlice,
   type VirtioDevice,
   type VirtioTransport,
 } from '../transport/device.ts';
@@ -34,8 +35,8 @@ const Direction = { None: 0, Out: 1, In: 2 } as const;
 const EVENT_REQUEST_BYTES = 2;
 const EventStatus = { Invalid: 0, Valid: 1 } as const;
 
-/** Chains before other work has its turn; each is a system call. */
-const BUDGET = QUEUE_SIZE;
+/** Each chain is a system call. */
+const BUDGET: SliceBudget = { chains: QUEUE_SIZE, cost: SLICE_BYTES };
 
 class ModernPin extends GpioPin {
   /** For when the line becomes an output: drivers set the level first. */
@@ -46,7 +47,7 @@ class ModernPin extends GpioPin {
   isLatched = false;
 }
 
-export class ModernGpio implements VirtioDevice {
+export class ModernGpio implements VirtioDevice, ChainServer {
   readonly name = 'virtio-gpio';
   readonly features = featureMask(FEATURE_IRQ, Feature.IndirectDesc, Feature.EventIdx, Feature.Version1);
   readonly queueSizes = [QUEUE_SIZE, QUEUE_SIZE];
@@ -97,10 +98,13 @@ export class ModernGpio implements VirtioDevice {
   }
 
   notify(queue: Virtqueue): void {
-    serveChains(this.#transport, queue, BUDGET, (chain) => {
-      if (queue.index === Queue.Requests) queue.push(chain, this.#request(chain));
-      else this.#await(queue, chain);
-    });
+    serveSlice(this.#transport, queue, BUDGET, this);
+  }
+
+  serveChain(queue: Virtqueue, chain: Chain): number {
+    if (queue.index === Queue.Requests) queue.push(chain, this.#request(chain));
+    else this.#await(queue, chain);
+    return 0;
   }
 
   /** @returns bytes written. */

@@ -2,12 +2,13 @@
 import type { Log } from '../../../../core/log.ts';
 import { definePciDriver } from '../../driver.ts';
 import type { Chain } from '../ring/chain.ts';
+import { type ChainServer, SLICE_BYTES, type SliceBudget } from '../ring/serve-chains.ts';
 import type { Virtqueue } from '../ring/virtqueue.ts';
 import {
   DeviceType,
   Feature,
   featureMask,
-  serveChains,
+  serveSlice,
   type VirtioDevice,
   type VirtioTransport,
 } from '../transport/device.ts';
@@ -23,15 +24,15 @@ const ZERO_LENGTH = 0;
 const HEADER_BYTES = 8;
 const RequestFlag = { FailNext: 1 << 0, Read: 1 << 1 } as const;
 const MessageStatus = { Ok: 0, Error: 1 } as const;
-/** Messages before other work has its turn: a slow bus takes a millisecond for each. */
-const BUDGET = 16;
+/** A slow bus takes a millisecond for each message, and the slice's time is up after one. */
+const BUDGET: SliceBudget = { chains: 16, cost: SLICE_BYTES };
 /** What a client without a name in the DSDT may be called. */
 const NO_NODE = 'default';
 
 /** The buses and the clients on them. */
 export type OpenBuses = () => ReadonlyArray<{ readonly bus: I2cBus; readonly addresses: readonly number[] }>;
 
-export class VirtioI2c implements VirtioDevice {
+export class VirtioI2c implements VirtioDevice, ChainServer {
   readonly name = 'virtio-i2c';
   readonly features = featureMask(ZERO_LENGTH, Feature.Version1);
   readonly queueSizes = [QUEUE_SIZE];
@@ -69,9 +70,12 @@ export class VirtioI2c implements VirtioDevice {
   }
 
   notify(queue: Virtqueue): void {
-    serveChains(this.#transport, queue, BUDGET, (chain) => {
-      queue.push(chain, this.#request(chain));
-    });
+    serveSlice(this.#transport, queue, BUDGET, this);
+  }
+
+  serveChain(queue: Virtqueue, chain: Chain): number {
+    queue.push(chain, this.#request(chain));
+    return 0;
   }
 
   /** @returns bytes written. */

@@ -3,13 +3,14 @@ import type { AccessSize } from '../../../../core/address.ts';
 import type { Log } from '../../../../core/log.ts';
 import { definePciDriver } from '../../driver.ts';
 import type { Chain } from '../ring/chain.ts';
+import { type ChainServer, SLICE_BYTES, type SliceBudget } from '../ring/serve-chains.ts';
 import type { Virtqueue } from '../ring/virtqueue.ts';
 import {
   DeviceType,
   Feature,
   featureMask,
   readBytes,
-  serveChains,
+  serveSlice,
   type VirtioDevice,
   type VirtioTransport,
 } from '../transport/device.ts';
@@ -43,10 +44,12 @@ const codeBytes: Readonly<Record<number, number>> = {
 const EVENT_BYTES = 8;
 /** Events up to the next SYN_REPORT; no device sends that many. */
 const MAX_PACKET = 512;
+/** Status events of the guest, two rings full. */
+const BUDGET: SliceBudget = { chains: 2 * QUEUE_SIZE, cost: SLICE_BYTES };
 /** Host events taken at once. */
 const READ_BUDGET = 1024;
 
-export class VirtioInput implements VirtioDevice {
+export class VirtioInput implements VirtioDevice, ChainServer {
   readonly name = 'virtio-input';
   readonly features = featureMask(Feature.Version1);
   readonly queueSizes = [QUEUE_SIZE, QUEUE_SIZE];
@@ -222,15 +225,17 @@ export class VirtioInput implements VirtioDevice {
   // Guest to host.
 
   notify(queue: Virtqueue): void {
-    if (queue.index === EVENTS) return;
-    serveChains(this.#transport, queue, 2 * queue.size, (chain) => {
-      if (chain.readableBytes >= EVENT_BYTES) {
-        const type = chain.readU16(0);
-        // Compat: EV_MSC comes back from the host to every reader, and so to us: it would never end.
-        if (type !== EventType.Msc) this.#source?.write(type, chain.readU16(2), chain.readU32(4));
-      }
-      queue.push(chain, 0);
-    });
+    if (queue.index !== EVENTS) serveSlice(this.#transport, queue, BUDGET, this);
+  }
+
+  serveChain(queue: Virtqueue, chain: Chain): number {
+    if (chain.readableBytes >= EVENT_BYTES) {
+      const type = chain.readU16(0);
+      // Compat: EV_MSC comes back from the host to every reader, and so to us: it would never end.
+      if (type !== EventType.Msc) this.#source?.write(type, chain.readU16(2), chain.readU32(4));
+    }
+    queue.push(chain, 0);
+    return 0;
   }
 }
 

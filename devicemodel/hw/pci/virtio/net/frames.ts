@@ -6,6 +6,7 @@ import { addressOf, Errno, lastErrno, native } from '../../../../core/host/libc.
 import { type Mapping, map } from '../../../../core/host/mapping.ts';
 import type { Log } from '../../../../core/log.ts';
 import { type Chain, ChainFifo, setIovec } from '../ring/chain.ts';
+import { type ChainServer, SLICE_BYTES, type SliceBudget, type SliceClock, serveChains } from '../ring/serve-chains.ts';
 import type { Virtqueue } from '../ring/virtqueue.ts';
 import { isUnsupported, MAX_BATCH, type TapRing } from './tap-ring.ts';
 
@@ -23,6 +24,13 @@ const PLAIN_FRAME = 1514;
 const MAX_FRAME = 65_550;
 /** Frames handled before other work has its turn. */
 const FRAME_BUDGET = 256;
+/** A tap never makes a write wait: a look at the clock for each frame would cost more than it tells. */
+const TRANSMIT_BUDGET: SliceBudget = {
+  chains: FRAME_BUDGET,
+  cost: SLICE_BYTES,
+  chainsPerLook: 8,
+  suppressesNotify: true,
+};
 /** Pieces of one frame. */
 const MAX_IOVECS = 1024;
 /** Fewer frames than this are sent one by one: a batch has its own price. */
@@ -48,9 +56,10 @@ export interface NetFrameState {
   failed(what: 'send' | 'receive', errno: number): void;
 }
 
-export class NetFrames {
+export class NetFrames implements ChainServer {
   readonly #state: NetFrameState;
   readonly #log: Log;
+  readonly #clock: SliceClock;
   readonly #iov = new DataView(new ArrayBuffer((MAX_IOVECS + 2) * 16));
   readonly #iovBytes = new Uint8Array(this.#iov.buffer);
   /** What does not fit the guest's buffers at once, and frames of engines whose RAM has no address. */
@@ -61,6 +70,9 @@ export class NetFrames {
   #bufferBytes = 0;
   /** Frames moved so far, both ways; wraps at 2^31. */
   moved = 0;
+
+  /** By the present call of `receive`. */
+  #receivedBytes = 0;
 
   // Batches.
   #ring: TapRing | undefined;
@@ -80,9 +92,10 @@ export class NetFrames {
   #mayReadTogether = true;
 
   /** @param ring moves frames by the batch; this owns it. */
-  constructor(state: NetFrameState, log: Log, ring?: TapRing) {
+  constructor(state: NetFrameState, log: Log, clock: SliceClock, ring?: TapRing) {
     this.#state = state;
     this.#log = log;
+    this.#clock = clock;
     this.#ring = ring;
     if (ring === undefined) return;
     this.#spills = map(MAX_BATCH * SPILL_BYTES, 'network frames');
@@ -121,21 +134,20 @@ export class NetFrames {
 
   // Guest to host.
 
-  /** Send what the driver made available. @returns false if there may be more. */
+  /** Send a slice of what the driver made available. @returns false if there may be more. */
   transmit(queue: Virtqueue): boolean {
-    let budget = FRAME_BUDGET;
-    do {
-      queue.suppressNotify();
-      for (let chain = queue.pop(); chain !== undefined; chain = queue.pop()) {
-        this.#toSend[this.#toSendCount++] = chain;
-        if (this.#toSendCount === MAX_BATCH || this.#ring === undefined) this.#sendTaken(queue);
-        if (--budget === 0) break;
-      }
-      this.#sendTaken(queue);
-      queue.publish();
-      if (budget === 0) return false;
-    } while (queue.allowNotify());
-    return true;
+    return serveChains(queue, TRANSMIT_BUDGET, this, this.#clock);
+  }
+
+  serveChain(queue: Virtqueue, chain: Chain): number {
+    const frame = chain.readableBytes - this.#state.headerBytes;
+    this.#toSend[this.#toSendCount++] = chain;
+    if (this.#toSendCount === MAX_BATCH || this.#ring === undefined) this.#sendTaken(queue);
+    return frame > MAX_FRAME ? 0 : chain.readableBytes;
+  }
+
+  endPass(queue: Virtqueue): void {
+    this.#sendTaken(queue);
   }
 
   #sendTaken(queue: Virtqueue): void {
@@ -255,6 +267,7 @@ export class NetFrames {
     if (this.#buffers.length > 0 && this.#buffers.at(0).generation !== queue.generation) this.dropBuffers(queue);
     queue.suppressNotify();
     let hasBuffers = true;
+    this.#receivedBytes = 0;
     for (let budget = FRAME_BUDGET; budget > 0; ) {
       const batch = this.#readBatch;
       hasBuffers =
@@ -267,6 +280,8 @@ export class NetFrames {
       const asked = together >= MIN_BATCH ? together : 1;
       const got = asked > 1 ? this.#receiveTogether(queue, fd, asked, merges) : +this.#receiveFrame(queue, fd, merges);
       this.moved = (this.moved + got) | 0;
+      // Segmented frames are up to 64 KiB each. What is left stays in the tap, which is looked at again soon.
+      if (this.#receivedBytes >= SLICE_BYTES) break;
       if (got < asked) {
         this.#readBatch = Math.max(got, 1);
         break;
@@ -287,7 +302,9 @@ export class NetFrames {
     for (let i = 0; i < count; i++) {
       const chain = this.#buffers.at(i);
       const first = ring.firstPiece;
-      const pieces = chain.toIovecs(skip, chain.writableBytes - skip, true, ring.iov, first, ring.endPiece - 1);
+      // A buffer may have 4 GiB: no more of it than a frame can fill, which also keeps `rooms` within 32 bits.
+      const wanted = Math.min(chain.writableBytes - skip, SPILL_BYTES);
+      const pieces = chain.toIovecs(skip, wanted, true, ring.iov, first, ring.endPiece - 1);
       this.#rooms[i] = chain.iovBytes;
       setIovec(ring.iov, first + pieces, this.#spillsAddress + i * SPILL_BYTES, SPILL_BYTES);
       ring.add('read', fd, pieces + 1);
@@ -355,10 +372,12 @@ export class NetFrames {
       for (let i = 0; i < usable; i++) {
         const chain = this.#buffers.at(i);
         const from = i === 0 ? skip : 0;
-        pieces += chain.toIovecs(from, chain.writableBytes - from, true, this.#iov, pieces, MAX_IOVECS - 1);
+        // No more than a frame can fill: the kernel cuts a read at 2 GiB, which a buffer may have in one piece.
+        const wanted = Math.min(chain.writableBytes - from, SPILL_BYTES);
+        pieces += chain.toIovecs(from, wanted, true, this.#iov, pieces, MAX_IOVECS - 1);
         room += chain.iovBytes;
-        // No entry left: what follows goes through the spill.
-        if (chain.iovBytes < chain.writableBytes - from) break;
+        // No entry left, or enough: what follows goes through the spill.
+        if (chain.iovBytes < chain.writableBytes - from || room >= SPILL_BYTES) break;
       }
     }
     setIovec(this.#iov, pieces++, this.#spillAddress, SPILL_BYTES);
@@ -408,6 +427,7 @@ export class NetFrames {
   /** The frame and its header take `total` bytes of the buffers at hand. */
   #complete(queue: Virtqueue, total: number, skip: number): void {
     const first = this.#buffers.at(0);
+    this.#receivedBytes += total;
     if (skip > 0) first.fillIn(0, skip, 0);
     let used = 0;
     let left = total;

@@ -137,7 +137,7 @@ export class VirtioNet implements VirtioDevice, NetFrameState {
   }
 
   start(): void {
-    this.#frames = new NetFrames(this, this.#log);
+    this.#frames = new NetFrames(this, this.#log, this.#wires.clock);
     const { tap } = this.#options;
     if (tap === undefined) {
       // Once a life, and a guest can have many.

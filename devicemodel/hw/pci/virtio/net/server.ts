@@ -1,6 +1,7 @@
 /** Frames of a network device on a data thread. */
 import type { Log } from '../../../../core/log.ts';
 import { type DataService, type QueueServer, type ServerFactory, Word } from '../data-thread/words.ts';
+import { monotonicClock } from '../ring/serve-chains.ts';
 import type { Virtqueue } from '../ring/virtqueue.ts';
 import { type NetFrameState, NetFrames, RECEIVE, TRANSMIT } from './frames.ts';
 import { isTapGone, logTapFailure } from './tap.ts';
@@ -45,7 +46,7 @@ class NetServer implements QueueServer, NetFrameState {
     this.#tap = service.tap;
     this.hasHeader = service.hasHeader;
     this.#tellFailed = tellFailed;
-    this.#frames = new NetFrames(this, log, openRing(log));
+    this.#frames = new NetFrames(this, log, monotonicClock, openRing(log));
   }
 
   get waitFd(): number {

@@ -30,8 +30,8 @@ export class Chain {
   length = new Uint32Array(INITIAL_SEGMENTS);
   /** Which set-up of the queue it belongs to. */
   generation = 0;
-  /** Free for the device: what it keeps about the request while it is in flight. */
-  tag = 0;
+  /** Bytes of the request that are served, while it is served in parts. */
+  progress = 0;
   readonly ram: GuestRam;
   /** Cursor of `seek`. */
   segment = 0;
@@ -49,6 +49,7 @@ export class Chain {
     this.readableBytes = 0;
     this.writableBytes = 0;
     this.descriptorCount = 0;
+    this.progress = 0;
   }
 
   /** Append a piece. The caller has checked that it is RAM of this chunk. */

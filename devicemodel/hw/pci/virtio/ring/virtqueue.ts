@@ -56,6 +56,8 @@ export class Virtqueue {
   #outstanding = 0;
   /** Chains not in use. */
   readonly #pool: Chain[] = [];
+  /** Served in part: `pop` returns it before any other. */
+  #parked: Chain | undefined;
 
   /** @param maxSize what the device offers, a power of two: drivers may choose split rings and not write another. */
   constructor(index: number, maxSize: number, ram: GuestRam, host: VirtqueueHost) {
@@ -121,6 +123,8 @@ export class Virtqueue {
     this.#notifySuppressed = false;
     this.#generation = (this.#generation + 1) | 0;
     this.#outstanding = 0;
+    if (this.#parked !== undefined) this.#pool.push(this.#parked);
+    this.#parked = undefined;
   }
 
   /**
@@ -149,9 +153,9 @@ export class Virtqueue {
     return true;
   }
 
-  /** Whether the driver has made chains available that were not taken. Looks at guest memory. */
+  /** Whether there is something to serve: a chain that was not taken, or one served in part. Looks at guest memory. */
   hasAvailable(): boolean {
-    return this.#ring !== undefined && !this.#broken && this.#ring.hasNext();
+    return this.#ring !== undefined && !this.#broken && (this.#parked !== undefined || this.#ring.hasNext());
   }
 
   /**
@@ -160,7 +164,13 @@ export class Virtqueue {
    */
   pop(): Chain | undefined {
     const ring = this.#ring;
-    if (ring === undefined || this.#broken || !ring.hasNext()) return undefined;
+    if (ring === undefined || this.#broken) return undefined;
+    const parked = this.#parked;
+    if (parked !== undefined) {
+      this.#parked = undefined;
+      return parked;
+    }
+    if (!ring.hasNext()) return undefined;
     const chain = this.#pool.pop() ?? new Chain(this.#ram);
     chain.clear();
     if (!ring.take(chain)) {
@@ -182,6 +192,22 @@ export class Virtqueue {
     if (chain.generation !== this.#generation) return;
     this.#ring?.untake(chain);
     this.#outstanding -= chain.ringEntries;
+  }
+
+  /** Keep the chain just popped, which is served in part: the next `pop` returns it, with its `progress`. */
+  park(chain: Chain): void {
+    this.#parked = chain;
+  }
+
+  get hasParked(): boolean {
+    return this.#parked !== undefined;
+  }
+
+  /** Put a chain that is served in part back into the ring: who serves the queue next starts it from the beginning. */
+  putBackParked(): void {
+    const parked = this.#parked;
+    this.#parked = undefined;
+    if (parked !== undefined) this.unpop(parked);
   }
 
   #fail(reason: string): false {

@@ -1,7 +1,7 @@
 /** What a virtio device is to its transport, and the other way round. A device knows queues and configuration, no PCI. */
 import type { AccessSize } from '../../../../core/address.ts';
 import type { GuestRam } from '../../../../core/guest-buffers.ts';
-import type { Chain } from '../ring/chain.ts';
+import { type ChainServer, type SliceBudget, type SliceClock, serveChains } from '../ring/serve-chains.ts';
 import type { Virtqueue } from '../ring/virtqueue.ts';
 import type { TransportMode } from './options.ts';
 
@@ -48,6 +48,8 @@ export function ringFeatures(mode: TransportMode): bigint {
 /** What the transport does for a device. */
 export interface VirtioTransport {
   readonly ram: GuestRam;
+  /** Monotonic time of the device thread. */
+  readonly clock: SliceClock;
   queue(index: number): Virtqueue;
   /** Whether the driver accepted the feature. */
   hasFeature(bit: number): boolean;
@@ -93,6 +95,8 @@ export interface VirtioDevice {
   notify(queue: Virtqueue): void;
   /** The driver reset the device, or the machine was reset. Queues are off already; chains held are to be discarded. */
   reset(): void;
+  /** Somebody else serves the queues from now on: everything before their positions has to be used. */
+  settle?(): void;
   start?(): void | Promise<void>;
   stop?(): void | Promise<void>;
   suspend?(): void;
@@ -140,27 +144,13 @@ export function readBytes(view: DataView, offset: number, size: AccessSize): num
   return size === 4 ? view.getUint32(offset, true) : size === 2 ? view.getUint16(offset, true) : view.getUint8(offset);
 }
 
-/**
- * What most devices do when they are notified: serve the chains that the driver made available, in order.
- * @param budget chains before other work has its turn; then `notify` is called once more.
- * @param serve gives the chain back, now or later.
- */
-export function serveChains(
+/** What a device does when it is notified: a slice of work now, the next ones after other work had its turn. */
+export function serveSlice(
   transport: VirtioTransport | undefined,
   queue: Virtqueue,
-  budget: number,
-  serve: (chain: Chain) => void,
+  budget: SliceBudget,
+  server: ChainServer,
 ): void {
-  let left = budget;
-  do {
-    for (let chain = queue.pop(); chain !== undefined; chain = queue.pop()) {
-      serve(chain);
-      if (--left === 0) break;
-    }
-    queue.publish();
-    if (left === 0) {
-      transport?.notifyLater(queue);
-      return;
-    }
-  } while (queue.allowNotify());
+  if (transport === undefined) return;
+  if (!serveChains(queue, budget, server, transport.clock)) transport.notifyLater(queue);
 }

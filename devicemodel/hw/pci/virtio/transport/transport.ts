@@ -18,6 +18,7 @@ import type { IoeventfdSpec } from '../../../../core/hsm/hsm.ts';
 import type { PciEnv } from '../../driver.ts';
 import type { EmulatedPciFunction, PciIdentity, PciPlacement } from '../../function.ts';
 import { Msi } from '../../msi.ts';
+import type { SliceClock } from '../ring/serve-chains.ts';
 import { Virtqueue, type VirtqueueHost } from '../ring/virtqueue.ts';
 import { Feature, type QueueOwner, type VirtioDevice, type VirtioTransport } from './device.ts';
 import { LEGACY_HEADER_BYTES, LegacyReg, LegacyWindow } from './legacy.ts';
@@ -383,6 +384,10 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, VirtioRe
 
   // Queues.
 
+  get clock(): SliceClock {
+    return this.env.clock;
+  }
+
   queue(index: number): Virtqueue {
     return this.queues[index] as Virtqueue;
   }
@@ -573,6 +578,7 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, VirtioRe
       this.#lent.push(lent);
       this.#wireCall(lent);
     }
+    this.device.settle?.();
     const wires = this.#lent.map(({ queue, kick, call }) => ({ queue, kickFd: kick.fd, callFd: call.fd }));
     if (owner.takeOver(wires)) {
       // Kicks from before, and those that still come through the request page, are passed on.

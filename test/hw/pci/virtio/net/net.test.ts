@@ -231,9 +231,13 @@ describe('receiving', () => {
     act(driver);
     peer.send(frame(60));
     await settle();
-    const before = performance.nodeTiming.uvMetricsInfo.events;
-    await settle();
-    expect(performance.nodeTiming.uvMetricsInfo.events - before).toBeLessThan(20);
+    const events = async () => {
+      const before = performance.nodeTiming.uvMetricsInfo.events;
+      await settle();
+      return performance.nodeTiming.uvMetricsInfo.events - before;
+    };
+    // A device that looks at the tap all the time is never quiet; the test runner's own events pass.
+    await expect.poll(events).toBeLessThan(20);
   });
 
   test('buffers too small for a header are given back empty', async () => {

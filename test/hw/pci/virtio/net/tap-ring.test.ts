@@ -99,7 +99,7 @@ async function make(choices: { ring?: () => TapRing; merges?: boolean } = {}) {
   undo.push(() => peer.close());
   const device = new Frames(fd, choices.merges ?? false);
   const env = machine.env();
-  device.frames = new NetFrames(device, env.log, choices.ring?.() ?? new TapRing());
+  device.frames = new NetFrames(device, env.log, env.clock, choices.ring?.() ?? new TapRing());
   undo.push(() => device.frames?.dispose());
   const fn = new VirtioPci(device, env, {
     mode: 'legacy',
