@@ -5,28 +5,31 @@
 import {
   DEFAULT_MEMORY_BYTES,
   type Notice,
-  parseAcpidevPt,
   parseBootargs,
   parseCpuAffinity,
   parseHypervisor,
   parseIntrMonitor,
   parseLoggerSetting,
   parseMemsize,
-  parseMmiodevPt,
   parseOvmf,
   parsePath,
   parsePmNotifyChannel,
-  parseSocketPath,
-  parseSsram,
   parseVirtioPoll,
   parseVmName,
-  parseVtpm2,
 } from '../config/option-values.ts';
 import { located, parseLpc, parseSlots, parseSlotText, type SlotText } from '../config/slot.ts';
 import { parsePmByVuart } from '../control/life-manager.ts';
-import type { BootConfig, ComConfig, OvmfImage, SsramConfig, VmConfig } from '../devicemodel/core/config.ts';
+import type { BootConfig, ComConfig, OvmfImage, PlatformDeviceConfig, VmConfig } from '../devicemodel/core/config.ts';
 import { ConfigError } from '../devicemodel/core/errors.ts';
-import { lookupPciDriver, type PciDriverEntry } from '../devicemodel/hw/registry.ts';
+import { checkOptions, parseSocketPath } from '../devicemodel/core/options.ts';
+import {
+  type AnyPlatformDriver,
+  lookupPciDriver,
+  type PciDriverEntry,
+  type PlatformOptionName,
+  platformDriver,
+  platformDrivers,
+} from '../devicemodel/hw/registry.ts';
 import { getoptLong } from './getopt.ts';
 import { type OptionId, optionTable } from './option-table.ts';
 
@@ -79,10 +82,7 @@ interface Collected {
   logger: VmConfig['logger'];
   pmNotifyChannel: VmConfig['pmNotifyChannel'];
   pmByVuart: string | undefined;
-  acpidevPt: string | undefined;
-  readonly mmiodevPt: { base: number; sizeBytes: number }[];
-  vtpm2SocketPath: string | undefined;
-  ssram: SsramConfig[] | undefined;
+  readonly platform: PlatformDeviceConfig[];
   dryRun: 'text' | 'json' | undefined;
   debug: boolean;
   readonly notices: Notice[];
@@ -91,16 +91,13 @@ interface Collected {
 /** `value` is a text for every option that needs one (getopt has seen to that), but for a bare --ssram or --dry-run. */
 type Apply = (into: Collected, value: string, spelled: string) => void;
 
-/** mmio devices of one VM. [MAX_MMIO_DEV_NUM] */
-const MAX_MMIODEV = 2;
-
 const obsolete: Apply = (into, _value, spelled) => {
   const option = optionTable.find((o) => spelled === `--${o.name}` || spelled === `-${o.short}`);
   into.notices.push({ level: 'warn', text: `${spelled}: obsolete, ignored: ${option?.help ?? ''}` });
 };
 
 /** Later values of an option replace earlier ones, as in the C program, but for those that are lists. */
-const apply: Record<Exclude<OptionId, 'help' | 'version'>, Apply> = {
+const apply: Record<Exclude<OptionId, 'help' | 'version' | PlatformOptionName>, Apply> = {
   memsize: (c, value) => void (c.memoryBytes = parseMemsize(value)),
   cpu_affinity: (c, value, spelled) => {
     c.cpuAffinity = parseCpuAffinity(value, notify(c, spelled), c.cpuAffinity);
@@ -128,13 +125,9 @@ const apply: Record<Exclude<OptionId, 'help' | 'version'>, Apply> = {
   windows: (c) => void (c.windows = true),
   virtio_msi: (c) => void (c.virtioMsi = true),
   virtio_poll: (c, value) => void (c.virtioPollNs = parseVirtioPoll(value)),
-  acpidev_pt: (c, value) => void (c.acpidevPt = parseAcpidevPt(value)),
-  mmiodev_pt: (c, value) => void c.mmiodevPt.push(parseMmiodevPt(value)),
-  vtpm2: (c, value) => void (c.vtpm2SocketPath = parseVtpm2(value)),
   debugexit: (c) => void (c.debugExit = true),
   rtvm: (c) => void (c.rtvm = true),
   lapic_pt: (c) => void (c.lapicPt = true),
-  ssram: (c, value) => void (c.ssram = parseSsram(value)),
   intr_monitor: (c, value) => void (c.intrMonitor = parseIntrMonitor(value)),
   enable_trusty: (c) => void (c.trusty = true),
   cmd_monitor: (c, value) => void (c.cmdMonitorPath = parseSocketPath(value)),
@@ -166,6 +159,16 @@ const apply: Record<Exclude<OptionId, 'help' | 'version'>, Apply> = {
   '-x': obsolete,
 };
 
+/** A device of the board, by its own option. */
+function addPlatformDevice(into: Collected, driver: AnyPlatformDriver, text: string, spelled: string): void {
+  const options: unknown = checkOptions(driver.options, driver.parseText(text));
+  const reason = driver.ignored?.(options);
+  if (reason !== undefined) into.notices.push({ level: 'warn', text: `${spelled}: ignored, ${reason}` });
+  const earlier = into.platform.findIndex((device) => device.driver === driver.name);
+  if (earlier >= 0 && driver.isList !== true) into.platform.splice(earlier, 1);
+  if (reason === undefined) into.platform.push({ driver: driver.name, options, text });
+}
+
 function notify(into: Collected, spelled: string) {
   return (notice: Notice) => void into.notices.push({ ...notice, text: `${spelled}: ${notice.text}` });
 }
@@ -192,7 +195,9 @@ export function parseCommandLine(argv: readonly string[], drivers: readonly PciD
     // There may be several -l, so the line says which one it means; parseSlots does the same for -s.
     const where = id === 'lpc' ? `${spelled} ${value}` : spelled;
     try {
-      apply[id](collected, value ?? '', spelled);
+      const platform = platformDrivers.find((driver) => driver.name === id);
+      if (platform === undefined) apply[id as keyof typeof apply](collected, value ?? '', spelled);
+      else addPlatformDevice(collected, platform, value ?? '', spelled);
     } catch (error) {
       throw located(where, error);
     }
@@ -234,13 +239,7 @@ function orderOf(c: Collected, names: readonly string[], drivers: readonly PciDr
 
   if (c.lapicPt && !c.rtvm)
     warn('--lapic_pt: ignored, only a real-time VM (--rtvm) can have the local APIC passed through');
-  if (c.mmiodevPt.length + (c.acpidevPt === undefined ? 0 : 1) > MAX_MMIODEV) {
-    throw new ConfigError(`--mmiodev_pt: a VM has at most ${MAX_MMIODEV} of them, --acpidev_pt included`);
-  }
-  if (c.vtpm2SocketPath !== undefined && c.acpidevPt !== undefined) {
-    throw new ConfigError('--vtpm2 and --acpidev_pt: a VM has one TPM', { hint: 'give one of the two' });
-  }
-  if (c.ssram?.length === 0) warn('--ssram: ignored, it names no region (write L2|L3,vcpu=N,size=SIZE)');
+  for (const { driver } of c.platform) platformDriver(driver).check?.(c.platform);
   const hasLpc = slots.pci.some((slot) => slot.driver === 'lpc');
   if (c.com.length > 0 && !hasLpc) warn('-l: has no effect without the LPC bridge, -s 1:0,lpc');
 
@@ -268,10 +267,7 @@ function orderOf(c: Collected, names: readonly string[], drivers: readonly PciDr
     logger: c.logger,
     pmNotifyChannel: c.pmNotifyChannel,
     ...(pmByVuart === undefined ? {} : { pmByVuart }),
-    acpidevPt: c.acpidevPt,
-    mmiodevPt: c.mmiodevPt,
-    vtpm2SocketPath: c.vtpm2SocketPath,
-    ...(c.ssram === undefined ? {} : { ssram: c.ssram }),
+    platform: c.platform,
   };
   return {
     action: c.dryRun === undefined ? 'run' : 'dry-run',
@@ -350,10 +346,7 @@ function emptyCollected(): Collected {
     logger: [],
     pmNotifyChannel: undefined,
     pmByVuart: undefined,
-    acpidevPt: undefined,
-    mmiodevPt: [],
-    vtpm2SocketPath: undefined,
-    ssram: undefined,
+    platform: [],
     dryRun: undefined,
     debug: false,
     notices: [],

@@ -1,10 +1,12 @@
 /** docs/option-reference.md, made from the option table and the drivers' schemas: tools/make-option-reference.mjs. */
-import { optionMeta, optionUsage } from '../devicemodel/core/options.ts';
-import type { PciDriverEntry } from '../devicemodel/hw/registry.ts';
+import { type OptionSchema, optionMeta, optionUsage } from '../devicemodel/core/options.ts';
+import { type AnyPlatformDriver, type PciDriverEntry, platformDrivers } from '../devicemodel/hw/registry.ts';
 import { CHAR_BACKEND_USAGE } from '../devicemodel/hw/uart/backends/spec.ts';
 import { type OptionSpec, optionGroups, optionTable } from './option-table.ts';
 
 export function optionReference(drivers: readonly PciDriverEntry[]): string {
+  const all: readonly AnyPlatformDriver[] = platformDrivers;
+  const lists = ['`-s`', '`-l`', ...all.filter((d) => d.isList === true).map((d) => `\`--${d.name}\``)];
   const lines = [
     '# Options of acrn-dm',
     '',
@@ -13,7 +15,7 @@ export function optionReference(drivers: readonly PciDriverEntry[]): string {
     '`acrn-dm [OPTIONS] NAME` starts the User VM NAME, 1 to 15 bytes. The manners are those of getopt_long: options and the',
     'name in any order, `--opt=value` or `--opt value`, `-m256m` or `-m 256m`, flags in one word (`-Yv`), unambiguous',
     'beginnings of long names (`--mem`), `--` before a name that starts with a dash. Of an option given twice the last',
-    'counts, except `-s`, `-l` and `--mmiodev_pt`, which add up.',
+    `counts, except ${lists.join(', ')}, which add up.`,
   ];
   for (const group of optionGroups) {
     lines.push('', `## ${group}`, '');
@@ -30,6 +32,8 @@ export function optionReference(drivers: readonly PciDriverEntry[]): string {
     'Numbers are decimal: bus 0, slot 0 to 31, function 0 to 7, separated by `:`, `/` or `.`.',
   );
   for (const driver of drivers) lines.push(...driverSection(driver));
+  lines.push('', '## Devices of the board');
+  for (const driver of platformDrivers) lines.push(...boardSection(driver));
   lines.push(
     '',
     '## Serial ports: `-l comN[,BACKEND]`',
@@ -68,13 +72,21 @@ function driverSection(driver: PciDriverEntry): string[] {
     '',
     `${sentence(driver.summary)}${others.length === 0 ? '' : ` Also ${others.join(', ')}.`}`,
   ];
-  lines.push('', '```', `-s SLOT,${optionUsage(driver.name, driver.options)}`, '```');
-  const rows = Object.entries(driver.options.entries).flatMap(([key, entry]) => {
+  lines.push('', '```', `-s SLOT,${optionUsage(driver.name, driver.options)}`, '```', ...optionRows(driver.options));
+  return lines;
+}
+
+function boardSection(driver: AnyPlatformDriver): string[] {
+  const usage = ['', '```', `--${driver.name} ${driver.arg}`, '```'];
+  return ['', `### --${driver.name}`, '', sentence(driver.summary), ...usage, ...optionRows(driver.options)];
+}
+
+function optionRows(schema: OptionSchema): string[] {
+  const rows = Object.entries(schema.entries).flatMap(([key, entry]) => {
     const { arg, help } = optionMeta(entry);
     return help === undefined ? [] : [`| \`${cell(arg ?? key)}\` | ${cell(help)} |`];
   });
-  if (rows.length > 0) lines.push('', '| Option | Meaning |', '| --- | --- |', ...rows);
-  return lines;
+  return rows.length === 0 ? [] : ['', '| Option | Meaning |', '| --- | --- |', ...rows];
 }
 
 function sentence(text: string): string {

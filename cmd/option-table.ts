@@ -1,4 +1,5 @@
 /** Every option the program knows, in the order --help lists them. Parsing, help and docs/option-reference.md read this. */
+import { type AnyPlatformDriver, type PlatformOptionName, platformDrivers } from '../devicemodel/hw/registry.ts';
 import type { GetoptOption } from './getopt.ts';
 
 export const optionGroups = ['Machine', 'Boot', 'Devices', 'Real time', 'Running', 'Information', 'Obsolete'] as const;
@@ -39,6 +40,15 @@ function removed<const Id extends string>(entry: Entry<Id>): Entry<Id> {
 function removedLetter<const Letter extends string>(letter: Letter, help: string): Entry<`-${Letter}`> {
   return { id: `-${letter}`, short: letter, arg: 'none', help };
 }
+/** Options of devices of the board; all are known to the C program. */
+function board(group: AnyPlatformDriver['group']): Entry<PlatformOptionName>[] {
+  const drivers: readonly AnyPlatformDriver[] = platformDrivers;
+  return drivers
+    .filter((driver) => driver.group === group)
+    .map(({ name, arg, summary, argPattern }) =>
+      value(name, arg, summary, argPattern === undefined ? {} : { argPattern }),
+    );
+}
 function group<Id extends string>(name: OptionGroup, entries: readonly Entry<Id>[]): OptionSpec<Id>[] {
   return entries.map((entry) => ({ ...entry, group: name }));
 }
@@ -75,18 +85,13 @@ export const optionTable = [
     flag('windows', "virtio devices use Oracle's PCI ids"),
     flag('virtio_msi', 'virtio devices use MSI with one vector instead of MSI-X'),
     value('virtio_poll', 'NS', 'poll virtio queues every 1 to 10000000 ns instead of waiting for the guest'),
-    value('acpidev_pt', 'HID[,UID]', 'pass an ACPI device through (a TPM: MSFT0101)'),
-    value('mmiodev_pt', 'BASE,SIZE', 'pass device memory through (hexadecimal, whole pages, at most twice)'),
-    value('vtpm2', 'sock_path=PATH', 'TPM 2.0 backed by swtpm'),
+    ...board('Devices'),
     flag('debugexit', 'a debug exit port at 0xf4, for test guests'),
   ]),
   ...group('Real time', [
     flag('rtvm', 'real-time VM, with its local APIC passed through'),
     flag('lapic_pt', 'part of --rtvm, ignored without it'),
-    value('ssram', '{L2|L3},vcpu=N,size=SIZE[;...]', 'software SRAM: cache reserved for vCPUs', {
-      // Generated launch scripts have a bare --ssram, which must not swallow what follows.
-      argPattern: /^[lL][23](,|$)/,
-    }),
+    ...board('Real time'),
     value(
       'intr_monitor',
       'PER_S,PERIOD_S,DELAY_MS,DURATION_MS',

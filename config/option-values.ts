@@ -2,7 +2,7 @@
  * The values of single options. Each function takes the text behind an option and returns what VmConfig holds, or
  * throws a ConfigError whose message goes on after "--option: ". Nothing on the host is looked at.
  */
-import type { IntrMonitorConfig, LoggerConfig, OvmfImage, SsramConfig, VmConfig } from '../devicemodel/core/config.ts';
+import type { IntrMonitorConfig, LoggerConfig, OvmfImage, VmConfig } from '../devicemodel/core/config.ts';
 import { ConfigError } from '../devicemodel/core/errors.ts';
 import { Layout } from '../devicemodel/core/layout.ts';
 import { LogLevel } from '../devicemodel/core/log.ts';
@@ -122,19 +122,6 @@ export function parsePath(text: string): string {
   return text;
 }
 
-/** sockaddr_un has 108 bytes for a path and its end (unix(7)). */
-const MAX_SOCKET_PATH_BYTES = 107;
-
-/** Compat: C takes paths of up to 1023 bytes and then fails, or not, when the socket is bound. */
-export function parseSocketPath(text: string): string {
-  if (text === '') throw new ConfigError('the path of the socket is empty');
-  const sizeBytes = Buffer.byteLength(text);
-  if (sizeBytes > MAX_SOCKET_PATH_BYTES) {
-    throw new ConfigError(`the path has ${sizeBytes} bytes, a Unix socket allows ${MAX_SOCKET_PATH_BYTES}`);
-  }
-  return text;
-}
-
 /**
  * `[w,]FILE` or `[w,]code=FILE,vars=FILE`, in any order.
  * Compat: C takes the last of several images, and an image next to one half of a pair.
@@ -240,62 +227,6 @@ export function parseVirtioPoll(text: string): number {
     throw new ConfigError(`"${text}" is not an interval from 1 to 10000000 ns`);
   }
   return pollNs;
-}
-
-const PAGE_BYTES = 4 * KiB;
-
-/** `0xfe000000,0x4000`, hexadecimal with or without 0x. Compat: C only logs a bad value and starts without the range. */
-export function parseMmiodevPt(text: string): { base: number; sizeBytes: number } {
-  const match = /^(?:0x)?([0-9a-f]{1,13}),(?:0x)?([0-9a-f]{1,13})$/i.exec(text);
-  if (match === null) {
-    throw new ConfigError(`"${text}" is not BASE,SIZE in hexadecimal`, { hint: 'write it as in 0xfed40000,0x5000' });
-  }
-  const base = Number.parseInt(match[1] as string, 16);
-  const sizeBytes = Number.parseInt(match[2] as string, 16);
-  // The hypervisor maps pages (assign_mmio_dev).
-  if (base % PAGE_BYTES !== 0 || base === 0)
-    throw new ConfigError(`base 0x${base.toString(16)} is not the address of a page`);
-  if (sizeBytes % PAGE_BYTES !== 0 || sizeBytes === 0) {
-    throw new ConfigError(`size 0x${sizeBytes.toString(16)} is not a number of 4 KiB pages`);
-  }
-  return { base, sizeBytes };
-}
-
-/** `MSFT0101`, `MSFT0101,00`. */
-export function parseAcpidevPt(text: string): string {
-  if (!/^[A-Za-z0-9]{7,8}(,\d{1,4})?$/.test(text)) {
-    throw new ConfigError(`"${text}" is not an ACPI device id`, { hint: 'write HID or HID,UID, as in MSFT0101,00' });
-  }
-  return text;
-}
-
-/** Compat: C starts without a TPM when `sock_path=` is missing. */
-export function parseVtpm2(text: string): string {
-  const path = /^sock_path=(.*)$/s.exec(text)?.[1];
-  if (path === undefined)
-    throw new ConfigError(`sock_path= is missing in "${text}"`, { hint: 'write --vtpm2 sock_path=PATH' });
-  return parseSocketPath(path);
-}
-
-/** Software SRAM one VM may have in all. [VSSRAM_MAX_SIZE] */
-const MAX_SSRAM_BYTES = 8 * MiB;
-
-/** `L2,vcpu=0,1,size=4K;L3,vcpu=all,size=2M`; nothing at all is an empty list. */
-export function parseSsram(text: string | undefined): SsramConfig[] {
-  const hint = 'write {L2|L3},vcpu=N[,N...],size=SIZE with k or m, several separated by ;';
-  const regions: SsramConfig[] = [];
-  for (const element of (text ?? '').split(';')) {
-    if (element === '') continue;
-    const match = /^l([23]),vcpu=(all|\d{1,2}(?:,\d{1,2})*),size=(\d{1,9})([km])$/i.exec(element);
-    if (match === null) throw new ConfigError(`"${element}" is not a cache region`, { hint });
-    const sizeBytes = Number(match[3]) * (match[4]?.toLowerCase() === 'm' ? MiB : KiB);
-    if (sizeBytes === 0 || sizeBytes % PAGE_BYTES !== 0 || sizeBytes > MAX_SSRAM_BYTES) {
-      throw new ConfigError(`size ${match[3]}${match[4]} is not a multiple of 4k up to 8m in "${element}"`);
-    }
-    const vcpus = match[2]?.toLowerCase() === 'all' ? 'all' : (match[2] as string).split(',').map(Number);
-    regions.push({ cacheLevel: match[1] === '2' ? 2 : 3, vcpus, sizeBytes });
-  }
-  return regions;
 }
 
 /**

@@ -2,17 +2,8 @@
 import { statSync } from 'node:fs';
 import type { VmConfig } from '../devicemodel/core/config.ts';
 import { ConfigError, DmError, ExitCode } from '../devicemodel/core/errors.ts';
-import { type PciDriverEntry, pciDrivers } from '../devicemodel/hw/registry.ts';
-import { formatSlotText, type SlotText } from './slot.ts';
-
-/** Options that are understood but have nothing behind them yet; a line goes when its part is there. */
-const laterOptions: readonly { readonly name: string; isUsed(config: VmConfig): boolean }[] = [
-  { name: '--acpidev_pt', isUsed: (config) => config.acpidevPt !== undefined },
-  { name: '--mmiodev_pt', isUsed: (config) => config.mmiodevPt.length > 0 },
-  { name: '--vtpm2', isUsed: (config) => config.vtpm2SocketPath !== undefined },
-  // Without regions, as launch scripts have it, the guest loses nothing it could name.
-  { name: '--ssram', isUsed: (config) => (config.ssram?.length ?? 0) > 0 },
-];
+import { type PciDriverEntry, pciDrivers, platformDriver } from '../devicemodel/hw/registry.ts';
+import { formatSlotText, located, type SlotText } from './slot.ts';
 
 /**
  * Reasons why this VM cannot be run, however the host looks. Empty: it can.
@@ -22,7 +13,7 @@ export function problemsOf(config: VmConfig, later: readonly SlotText[]): DmErro
   const problems: DmError[] = [];
   const missing = [
     ...later.map((slot) => `-s ${formatSlotText(slot)}`),
-    ...laterOptions.flatMap(({ name, isUsed }) => (isUsed(config) ? [name] : [])),
+    ...config.platform.flatMap(({ driver }) => (platformDriver(driver).create === undefined ? [`--${driver}`] : [])),
   ];
   if (missing.length > 0) {
     problems.push(
@@ -54,6 +45,13 @@ export function checkHostPaths(config: VmConfig, drivers: readonly PciDriverEntr
       if (statSync(path, { throwIfNoEntry: false }) === undefined) {
         throw new ConfigError(`-s ${formatSlotText({ ...slot, text: slot.text })}: ${path}: no such file or device`);
       }
+    }
+  }
+  for (const { driver, options, text } of config.platform) {
+    try {
+      platformDriver(driver).inspectHost?.(options);
+    } catch (error) {
+      throw located(`--${driver} ${text}`, error);
     }
   }
 }

@@ -32,12 +32,8 @@ export interface VmConfig {
   readonly pmNotifyChannel: 'ioc' | 'power_button' | 'uart' | 'uart,allow_trigger_s5' | undefined;
   /** The serial line of channel `uart`, as back end text: `pty:LINK` or `tty:PATH`. */
   readonly pmByVuart?: string;
-  /** `--acpidev_pt HID[,UID]`. */
-  readonly acpidevPt: string | undefined;
-  readonly mmiodevPt: readonly { readonly base: number; readonly sizeBytes: number }[];
-  readonly vtpm2SocketPath: string | undefined;
-  /** Software SRAM regions; an empty list: the option without regions; absent: none. */
-  readonly ssram?: readonly SsramConfig[];
+  /** Devices that options of their own put on the board, in the order given. */
+  readonly platform: readonly PlatformDeviceConfig[];
 }
 
 export type BootConfig =
@@ -90,8 +86,11 @@ export interface LoggerConfig {
   readonly level: number;
 }
 
-export interface SsramConfig {
-  readonly cacheLevel: 2 | 3;
-  readonly vcpus: readonly number[] | 'all';
-  readonly sizeBytes: number;
+export interface PlatformDeviceConfig {
+  /** Name of the option, which is that of the driver. */
+  readonly driver: string;
+  /** Checked by the driver's schema. */
+  readonly options: unknown;
+  /** As given, for messages. */
+  readonly text: string;
 }

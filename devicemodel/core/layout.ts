@@ -32,6 +32,9 @@ export const Layout = {
   /** Enhanced configuration access, 1 MiB a bus [PCI_EMUL_ECFG_BASE]. */
   ecam: { base: 0xe000_0000, size: 256 * MiB },
 
+  /** Memory of devices that are neither PCI's nor the platform's: a TPM, device memory passed through. */
+  deviceWindow: { base: 0xf000_0000, end: 0xfe00_0000 },
+
   hpet: { base: 0xfed0_0000, size: 1 * KiB },
   ioapicBase: 0xfec0_0000,
   lapicBase: 0xfee0_0000,

@@ -105,3 +105,19 @@ export function integer(range: { min?: number; max?: number } = {}) {
     }),
   );
 }
+
+/** sockaddr_un has 108 bytes for a path and its end (unix(7)). */
+const MAX_SOCKET_PATH_BYTES = 107;
+
+/**
+ * Compat: C takes paths of up to 1023 bytes and then fails, or not, when the socket is bound.
+ * @throws ConfigError
+ */
+export function parseSocketPath(text: string): string {
+  if (text === '') throw new ConfigError('the path of the socket is empty');
+  const sizeBytes = Buffer.byteLength(text);
+  if (sizeBytes > MAX_SOCKET_PATH_BYTES) {
+    throw new ConfigError(`the path has ${sizeBytes} bytes, a Unix socket allows ${MAX_SOCKET_PATH_BYTES}`);
+  }
+  return text;
+}

@@ -24,13 +24,14 @@ import { DebugExit } from './platform/debug-exit.ts';
 import { Hpet } from './platform/hpet.ts';
 import { I8042, I8042Irq } from './platform/i8042.ts';
 import { IoapicPins, PirqRouter } from './platform/ioapic.ts';
+import { MmioWindow } from './platform/mmio-window.ts';
 import { PIT_GSI, Pit } from './platform/pit.ts';
 import type { PlatformDevice } from './platform/platform-device.ts';
 import { AcpiPm, SCI_GSI } from './platform/pm.ts';
 import { QuietPorts } from './platform/quiet-ports.ts';
 import { ResetRegister } from './platform/reset.ts';
 import { RTC_IRQ, Rtc } from './platform/rtc.ts';
-import { loadPciDriver } from './registry.ts';
+import { loadPciDriver, platformDriver } from './registry.ts';
 import type { CharBackendPool } from './uart/backends/pool.ts';
 
 /** What the board needs beside the parts of one life. */
@@ -62,7 +63,9 @@ class Pc implements Board {
   readonly #cmosIo = new CmosIo();
   readonly #platform: PlatformDevice[];
   /** What tells the guest's tables of itself, beside PCI functions; their order is the order in the tables. */
-  readonly #contributors: readonly TableContributor[];
+  readonly #contributors: () => readonly TableContributor[];
+  /** Put on the board by options, in their order. */
+  readonly #optional: PlatformDevice[] = [];
   readonly #serial: Ns16550[] = [];
   readonly #wiring: InterruptWiring;
   readonly #pirq = new PirqRouter();
@@ -104,8 +107,9 @@ class Pc implements Board {
     });
     this.#platform = [i8042, this.#rtc, this.#cmosIo, pit, hpet, pm, new ResetRegister(power), new QuietPorts()];
     if (config.debugExit) this.#platform.push(new DebugExit(power));
-    const devices = { i8042, rtc: this.#rtc, cmosIo: this.#cmosIo, pirq: this.#pirq, pit, pm, hpet, optional: [] };
-    this.#contributors = tableContributors(devices, { com: config.com, isRtvm: config.rtvm });
+    const devices = { i8042, rtc: this.#rtc, cmosIo: this.#cmosIo, pirq: this.#pirq, pit, pm, hpet };
+    this.#contributors = () =>
+      tableContributors({ ...devices, optional: this.#optional }, { com: config.com, isRtvm: config.rtvm });
 
     const pins = new IoapicPins();
     const pirq = this.#pirq;
@@ -127,7 +131,7 @@ class Pc implements Board {
       mmio: parts.mmio,
       router,
       msi: wiring,
-      isaDevices: () => isaAml(this.#contributors),
+      isaDevices: () => isaAml(this.#contributors()),
       charBackend: (user, text) => options.consoles.open(user, text),
       sharedMemory: {
         openSharedMemory: (name, sizeBytes) => {
@@ -150,7 +154,8 @@ class Pc implements Board {
   /** Put everything in its place; neither the host nor the hypervisor is asked for anything yet. */
   async plugIn(): Promise<void> {
     const { config, pio, mmio, undo } = this.#parts;
-    for (const device of this.#platform) {
+    await this.#addOptionalDevices();
+    for (const device of [...this.#platform, ...this.#optional]) {
       for (const registration of device.attach(pio, mmio)) undo.add(registration);
     }
     if (config.boot?.kind === 'ovmf') {
@@ -167,12 +172,26 @@ class Pc implements Board {
     undo.defer(() => this.pciConfig.dispose());
   }
 
+  async #addOptionalDevices(): Promise<void> {
+    const { config, hsm, log } = this.#parts;
+    const window = new MmioWindow();
+    for (const { driver: name, options } of config.platform) {
+      const driver = platformDriver(name);
+      // What is not there yet was refused before; a dry run shows the rest of the machine.
+      const device = await driver.create?.(options, { hsm, window, log: log.child(name) });
+      if (device !== undefined) this.#optional.push(device);
+    }
+  }
+
   async start(): Promise<void> {
     const { undo } = this.#parts;
     for (const device of [...this.#platform, ...this.#serial]) {
       undo.defer(() => device.stop?.());
       await device.start?.();
     }
+    // As with C they are given back in the order they were taken.
+    for (const device of this.#optional.toReversed()) undo.defer(() => device.stop?.());
+    for (const device of this.#optional) await device.start?.();
     undo.defer(() => this.pciConfig.detach());
     undo.defer(() => this.pciConfig.stop());
     await this.pciConfig.start();
@@ -195,7 +214,7 @@ class Pc implements Board {
         acpiInput({
           cpus: lapicIds.map((lapicId, vcpu) => ({ lapicId, ...readCpuStates(hsm, vcpu) })),
           isRtvm: config.rtvm,
-          contributors: this.#contributors,
+          contributors: this.#contributors(),
           hasIsaBridge: config.pci.some((slot) => slot.driver === 'lpc'),
           buses: [
             {
@@ -247,7 +266,7 @@ class Pc implements Board {
   }
 
   get #devices(): readonly Device[] {
-    return [...this.#platform, ...this.#serial, this.pciConfig];
+    return [...this.#platform, ...this.#serial, ...this.#optional, this.pciConfig];
   }
 
   /** @param argument `SLOT,PATH[,option…]`: a slot of bus 0, and what follows `virtio-blk,` on the command line. */

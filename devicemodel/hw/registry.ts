@@ -1,38 +1,36 @@
 /**
- * The PCI drivers there are. A new device is one line in {@link pciDrivers}: `eager(driver)` for a small one, `lazy(…)`
- * for one whose module costs start-up time when nobody uses it.
+ * The devices there are. A new one is one line, in {@link pciDrivers} or in {@link platformDrivers}: `eager(driver)` for
+ * a small PCI one, `lazy(…)` for one whose module costs start-up time when nobody uses it.
  */
-import { ConfigError } from '../core/errors.ts';
-import type { PciDriver } from './pci/driver.ts';
+import { BugError, ConfigError } from '../core/errors.ts';
+import type { PciDriver, PciDriverInfo } from './pci/driver.ts';
 import { dummy } from './pci/dummy.ts';
 import { amdHostBridge, hostBridge } from './pci/host-bridge.ts';
 import { ivshmem } from './pci/ivshmem.ts';
 import { lpc } from './pci/lpc.ts';
 import { rootPort } from './pci/root-port.ts';
 import { pciUart } from './pci/uart.ts';
-import { BlockOptions, parseBlockText } from './pci/virtio/block/options.ts';
-import { ConsoleOptions, parseConsoleText } from './pci/virtio/console/options.ts';
-import { GpioOptions, parseGpioText } from './pci/virtio/gpio/options.ts';
-import { I2cOptions, parseI2cText } from './pci/virtio/i2c/options.ts';
-import { InputOptions, parseInputText } from './pci/virtio/input/options.ts';
-import { NetOptions, parseNetText } from './pci/virtio/net/options.ts';
-import { parseRngText, RngOptions } from './pci/virtio/transport/options.ts';
-import { parseVsockText, VsockOptions } from './pci/virtio/vsock/options.ts';
+import { blockInfo } from './pci/virtio/block/options.ts';
+import { consoleInfo } from './pci/virtio/console/options.ts';
+import { gpioInfo } from './pci/virtio/gpio/options.ts';
+import { i2cInfo } from './pci/virtio/i2c/options.ts';
+import { inputInfo } from './pci/virtio/input/options.ts';
+import { netInfo } from './pci/virtio/net/options.ts';
+import { rngInfo } from './pci/virtio/transport/options.ts';
+import { vsockInfo } from './pci/virtio/vsock/options.ts';
 import { wdtI6300esb } from './pci/wdt-i6300esb.ts';
+import { acpidevPt } from './platform/acpidev-pt.ts';
+import type { PlatformDriver } from './platform/driver.ts';
+import { mmiodevPt } from './platform/mmiodev-pt.ts';
+import { ssram } from './platform/ssram.ts';
+import { vtpm2 } from './platform/vtpm2.ts';
 
 // biome-ignore lint/suspicious/noExplicitAny: drivers of all option types in one list
 export type AnyPciDriver = PciDriver<any>;
 
 /** What the command line and help need of a driver, and how to get at the rest. */
-export interface PciDriverEntry
-  extends Pick<AnyPciDriver, 'name' | 'aliases' | 'summary' | 'options' | 'parseText' | 'isSingle' | 'isBridge'> {
-  /**
-   * What has to be there on the host, by path. Not for parsing, which works on any machine: looked at when a VM is about
-   * to be started, before the hypervisor is asked for one.
-   * @param options checked by the schema.
-   */
-  // biome-ignore lint/suspicious/noExplicitAny: as AnyPciDriver
-  hostPaths?(options: any): readonly string[];
+// biome-ignore lint/suspicious/noExplicitAny: as AnyPciDriver
+export interface PciDriverEntry extends PciDriverInfo<any> {
   load(): AnyPciDriver | Promise<AnyPciDriver>;
 }
 
@@ -45,7 +43,8 @@ function eager(driver: AnyPciDriver): PciDriverEntry {
  * For a module that is loaded when a VM has such a device. The options stand in a small module of their own, since the
  * command line checks them before that.
  */
-function lazy(info: Omit<PciDriverEntry, 'load'>, load: () => Promise<AnyPciDriver>): PciDriverEntry {
+// biome-ignore lint/suspicious/noExplicitAny: as AnyPciDriver
+function lazy(info: PciDriverInfo<any>, load: () => Promise<AnyPciDriver>): PciDriverEntry {
   return { ...info, load };
 }
 
@@ -58,81 +57,29 @@ export const pciDrivers: readonly PciDriverEntry[] = [
   eager(rootPort),
   eager(dummy),
   eager(wdtI6300esb),
-  lazy(
-    {
-      name: 'virtio-blk',
-      summary: 'disk on an image file or a block device',
-      options: BlockOptions,
-      parseText: parseBlockText,
-      hostPaths: ({ path }: BlockOptions) => (path === '' ? [] : [path]),
-    },
-    async () => (await import('./pci/virtio/block/block.ts')).virtioBlk,
-  ),
-  lazy(
-    {
-      name: 'virtio-net',
-      summary: 'network interface on a tap or macvtap',
-      options: NetOptions,
-      parseText: parseNetText,
-    },
-    async () => (await import('./pci/virtio/net/net.ts')).virtioNet,
-  ),
-  lazy(
-    {
-      name: 'virtio-console',
-      summary: 'consoles and serial ports',
-      options: ConsoleOptions,
-      parseText: parseConsoleText,
-    },
-    async () => (await import('./pci/virtio/console/console.ts')).virtioConsole,
-  ),
-  lazy(
-    {
-      name: 'virtio-input',
-      summary: 'input device of the host',
-      options: InputOptions,
-      parseText: parseInputText,
-      hostPaths: ({ path }: { path: string }) => [path],
-    },
-    async () => (await import('./pci/virtio/input/input.ts')).virtioInput,
-  ),
-  lazy(
-    {
-      name: 'vhost-vsock',
-      summary: 'sockets between host and guest, by the kernel',
-      options: VsockOptions,
-      parseText: parseVsockText,
-    },
-    async () => (await import('./pci/virtio/vsock/vsock.ts')).vhostVsock,
-  ),
-  lazy(
-    {
-      name: 'virtio-i2c',
-      summary: 'clients of the I2C buses of the host',
-      options: I2cOptions,
-      parseText: parseI2cText,
-      hostPaths: ({ buses }: { buses: readonly { bus: number }[] }) => buses.map(({ bus }) => `/dev/i2c-${bus}`),
-    },
-    async () => (await import('./pci/virtio/i2c/i2c.ts')).virtioI2c,
-  ),
-  lazy(
-    {
-      name: 'virtio-gpio',
-      summary: 'lines of the GPIO chips of the host',
-      options: GpioOptions,
-      parseText: parseGpioText,
-      isSingle: true,
-      // A chip that is missing is one of several that can be left out.
-      hostPaths: ({ chips }: { chips: readonly { chip: string }[] }) =>
-        chips.length === 1 ? chips.map(({ chip }) => `/dev/${chip}`) : [],
-    },
-    async () => (await import('./pci/virtio/gpio/gpio.ts')).virtioGpio,
-  ),
-  lazy(
-    { name: 'virtio-rnd', summary: 'entropy from the host', options: RngOptions, parseText: parseRngText },
-    async () => (await import('./pci/virtio/rng.ts')).virtioRnd,
-  ),
+  lazy(blockInfo, async () => (await import('./pci/virtio/block/block.ts')).virtioBlk),
+  lazy(netInfo, async () => (await import('./pci/virtio/net/net.ts')).virtioNet),
+  lazy(consoleInfo, async () => (await import('./pci/virtio/console/console.ts')).virtioConsole),
+  lazy(inputInfo, async () => (await import('./pci/virtio/input/input.ts')).virtioInput),
+  lazy(vsockInfo, async () => (await import('./pci/virtio/vsock/vsock.ts')).vhostVsock),
+  lazy(i2cInfo, async () => (await import('./pci/virtio/i2c/i2c.ts')).virtioI2c),
+  lazy(gpioInfo, async () => (await import('./pci/virtio/gpio/gpio.ts')).virtioGpio),
+  lazy(rngInfo, async () => (await import('./pci/virtio/rng.ts')).virtioRnd),
 ];
+
+/** Devices that options of their own put on the board: `--vtpm2 …`. */
+export const platformDrivers = [acpidevPt, mmiodevPt, vtpm2, ssram] as const;
+export type PlatformOptionName = (typeof platformDrivers)[number]['name'];
+
+// biome-ignore lint/suspicious/noExplicitAny: drivers of all option types in one list
+export type AnyPlatformDriver = PlatformDriver<PlatformOptionName, any>;
+
+/** @throws BugError for a name that no option has. */
+export function platformDriver(name: string): AnyPlatformDriver {
+  const driver: AnyPlatformDriver | undefined = platformDrivers.find((d) => d.name === name);
+  if (driver === undefined) throw new BugError(`there is no platform device ${name}`);
+  return driver;
+}
 
 /** Drivers of the C device model that this one does not have yet. A driver in `pciDrivers` wins over its line here. */
 const notYet: ReadonlySet<string> = new Set([

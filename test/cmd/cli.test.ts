@@ -61,10 +61,15 @@ describe('a VM', () => {
       intrMonitor: { thresholdPerSecond: 10000, probePeriodS: 10, delayMs: 1, delayDurationMs: 100 },
       logger: [{ sink: 'kmsg', level: 3 }],
       pmNotifyChannel: undefined,
-      acpidevPt: 'MSFT0101,00',
-      mmiodevPt: [{ base: 0xfed40000, sizeBytes: 0x5000 }],
-      vtpm2SocketPath: undefined,
-      ssram: [{ cacheLevel: 2, vcpus: [0], sizeBytes: 4096 }],
+      platform: [
+        { driver: 'acpidev_pt', options: { hid: 'MSFT0101', uid: '00' }, text: 'MSFT0101,00' },
+        { driver: 'mmiodev_pt', options: { base: 0xfed40000, sizeBytes: 0x5000 }, text: '0xfed40000,0x5000' },
+        {
+          driver: 'ssram',
+          options: { regions: [{ cacheLevel: 2, vcpus: [0], sizeBytes: 4096 }] },
+          text: 'L2,vcpu=0,size=4K',
+        },
+      ],
     });
   });
   test('the last of several values counts', () => {
@@ -168,7 +173,7 @@ describe('options that exclude each other', () => {
   });
   test('more than two devices in memory', () => {
     const range = ['--mmiodev_pt', '0xfe000000,0x1000'];
-    expect(config(...range, ...range, 'vm').mmiodevPt).toHaveLength(2);
+    expect(config(...range, ...range, 'vm').platform).toHaveLength(2);
     expect(() => parse(...range, ...range, ...range, 'vm')).toThrow('at most 2');
   });
   test('COM ports without an LPC bridge have no effect, with a warning', () => {
@@ -179,14 +184,15 @@ describe('options that exclude each other', () => {
 
 describe('--ssram as launch scripts have it', () => {
   test('without a value', () => {
-    expect(config('--ssram', '--ovmf', 'f', 'vm')).toMatchObject({ ssram: [], boot: { kind: 'ovmf' } });
-    expect(config('--ssram', 'vm')).toMatchObject({ ssram: [], name: 'vm' });
+    expect(config('--ssram', '--ovmf', 'f', 'vm')).toMatchObject({ platform: [], boot: { kind: 'ovmf' } });
+    expect(config('--ssram', 'vm')).toMatchObject({ platform: [], name: 'vm' });
+    expect(warnings('--ssram', 'vm')).toEqual([expect.stringMatching(/^--ssram: ignored, it names no region/)]);
   });
   test('with a value', () => {
-    expect(config('--ssram', 'L3,vcpu=all,size=2M', 'vm').ssram).toHaveLength(1);
+    expect(config('--ssram', 'L3,vcpu=all,size=2M', 'vm').platform).toHaveLength(1);
   });
   test('not at all', () => {
-    expect(config('vm').ssram).toBeUndefined();
+    expect(config('vm').platform).toEqual([]);
   });
 });
 

@@ -2,7 +2,9 @@ import * as fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import * as values from '../../config/option-values.ts';
 import { ConfigError } from '../../devicemodel/core/errors.ts';
-import { GiB, KiB, MiB } from '../../devicemodel/core/units.ts';
+import { parseSocketPath } from '../../devicemodel/core/options.ts';
+import { GiB, MiB } from '../../devicemodel/core/units.ts';
+import { platformDrivers } from '../../devicemodel/hw/registry.ts';
 
 const silent = () => {};
 const withHint = (hint: string) => expect.objectContaining({ hint: expect.stringContaining(hint) });
@@ -197,68 +199,9 @@ test.each(['0', '10000001', '', 'fast', '1ms', '-1'])('virtio_poll refuses "%s"'
   expect(() => values.parseVirtioPoll(text)).toThrow('1 to 10000000 ns');
 });
 
-describe('mmiodev_pt', () => {
-  test('hexadecimal, with or without 0x', () => {
-    expect(values.parseMmiodevPt('0xFED40000,0x00005000')).toEqual({ base: 0xfed40000, sizeBytes: 0x5000 });
-    expect(values.parseMmiodevPt('fe000000,4000')).toEqual({ base: 0xfe000000, sizeBytes: 0x4000 });
-  });
-  test.each([
-    '',
-    '0xfe000000',
-    '0xfe000000,',
-    '0xfe000000,0',
-    '0xfe000010,0x1000',
-    '0xfe000000,0x800',
-    '0,0x1000',
-    'x,y',
-  ])('refuses "%s"', (text) => {
-    expect(() => values.parseMmiodevPt(text)).toThrow(ConfigError);
-  });
-});
-
-test.each(['MSFT0101', 'MSFT0101,00', 'STM7364,1'])('acpidev_pt %s', (text) => {
-  expect(values.parseAcpidevPt(text)).toBe(text);
-});
-test.each(['', 'MSFT', '../../etc', 'MSFT0101,x'])('acpidev_pt refuses "%s"', (text) => {
-  expect(() => values.parseAcpidevPt(text)).toThrow(ConfigError);
-});
-
-test('vtpm2 is a socket path', () => {
-  expect(values.parseVtpm2('sock_path=/run/tpm.sock')).toBe('/run/tpm.sock');
-});
-test.each(['', '/run/tpm.sock', 'sock_path=', 'path=/x', `sock_path=/${'x'.repeat(107)}`])(
-  'vtpm2 refuses "%s"',
-  (text) => {
-    expect(() => values.parseVtpm2(text)).toThrow(ConfigError);
-  },
-);
-
 test('a socket path has at most the 107 bytes of sockaddr_un', () => {
-  expect(values.parseSocketPath(`/${'x'.repeat(106)}`)).toHaveLength(107);
-  expect(() => values.parseSocketPath(`/${'x'.repeat(107)}`)).toThrow('108 bytes');
-});
-
-describe('ssram', () => {
-  test('regions', () => {
-    expect(values.parseSsram('L2,vcpu=0,1,size=4K;l3,vcpu=all,size=2M')).toEqual([
-      { cacheLevel: 2, vcpus: [0, 1], sizeBytes: 4 * KiB },
-      { cacheLevel: 3, vcpus: 'all', sizeBytes: 2 * MiB },
-    ]);
-  });
-  test('without a value: no regions', () => {
-    expect(values.parseSsram(undefined)).toEqual([]);
-  });
-  test.each([
-    'L1,vcpu=0,size=4K',
-    'L2',
-    'L2,size=4K',
-    'L2,vcpu=,size=4K',
-    'L2,vcpu=0,size=4',
-    'L2,vcpu=0,size=3K',
-    'L3,vcpu=0,size=9M',
-  ])('refuses "%s"', (text) => {
-    expect(() => values.parseSsram(text)).toThrow(ConfigError);
-  });
+  expect(parseSocketPath(`/${'x'.repeat(106)}`)).toHaveLength(107);
+  expect(() => parseSocketPath(`/${'x'.repeat(107)}`)).toThrow('108 bytes');
 });
 
 test.each(['ioc', 'power_button', 'uart', 'uart,allow_trigger_s5'])('pm_notify_channel %s', (text) => {
@@ -283,15 +226,12 @@ test('any text ends in a value or a ConfigError', () => {
     values.parseHypervisor,
     values.parseBootargs,
     values.parsePath,
-    values.parseSocketPath,
+    parseSocketPath,
     values.parseOvmf,
     (text) => values.parseLoggerSetting(text, silent),
     values.parseIntrMonitor,
     values.parseVirtioPoll,
-    values.parseMmiodevPt,
-    values.parseAcpidevPt,
-    values.parseVtpm2,
-    values.parseSsram,
+    ...platformDrivers.map((driver) => (text: string) => driver.parseText(text)),
     values.parsePmNotifyChannel,
     values.parseVmName,
   ];

@@ -30,9 +30,7 @@ const config: VmConfig = {
   intrMonitor: undefined,
   logger: [],
   pmNotifyChannel: undefined,
-  acpidevPt: undefined,
-  mmiodevPt: [],
-  vtpm2SocketPath: undefined,
+  platform: [],
 };
 
 const vuart: HvVdev = {

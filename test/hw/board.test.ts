@@ -54,9 +54,7 @@ async function makeBoard(pci: PciSlotConfig[]) {
     intrMonitor: undefined,
     logger: [],
     pmNotifyChannel: undefined,
-    acpidevPt: undefined,
-    mmiodevPt: [],
-    vtpm2SocketPath: undefined,
+    platform: [],
   };
   const board = await pcBoard({
     consoles: new CharBackendPool({ log } as never),

@@ -78,7 +78,8 @@ export interface PciEnv {
   };
 }
 
-export interface PciDriver<S extends OptionSchema = OptionSchema> {
+/** What the command line, help and the option reference need of a driver: a small module for a driver that is not. */
+export interface PciDriverInfo<S extends OptionSchema = OptionSchema> {
   readonly name: string;
   /** Other names it is known by. */
   readonly aliases?: readonly string[];
@@ -90,6 +91,14 @@ export interface PciDriver<S extends OptionSchema = OptionSchema> {
   readonly isBridge?: boolean;
   /** For grammars the comma rule does not cover. Everything after `driver,`. */
   parseText?(text: string): Record<string, unknown>;
+  /**
+   * What has to be there on the host, by path. Not for parsing, which works on any machine: looked at when a VM is about
+   * to be started, before the hypervisor is asked for one.
+   */
+  hostPaths?(options: v.InferOutput<S>): readonly string[];
+}
+
+export interface PciDriver<S extends OptionSchema = OptionSchema> extends PciDriverInfo<S> {
   /** Nothing on the host is touched here: files and taps open in `start`. */
   create(options: v.InferOutput<S>, env: PciEnv): PciFunction;
 }
@@ -97,4 +106,9 @@ export interface PciDriver<S extends OptionSchema = OptionSchema> {
 /** Keeps the options' type between schema and `create`. */
 export function definePciDriver<S extends OptionSchema>(driver: PciDriver<S>): PciDriver<S> {
   return driver;
+}
+
+/** The same for the part that stands with the options. */
+export function describePciDriver<S extends OptionSchema>(info: PciDriverInfo<S>): PciDriverInfo<S> {
+  return info;
 }

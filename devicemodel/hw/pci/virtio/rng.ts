@@ -7,7 +7,7 @@ import type { Chain } from './ring/chain.ts';
 import type { ChainServer, SliceBudget } from './ring/serve-chains.ts';
 import type { Virtqueue } from './ring/virtqueue.ts';
 import { DeviceType, ringFeatures, serveSlice, type VirtioDevice, type VirtioTransport } from './transport/device.ts';
-import { parseRngText, RngOptions, type TransportMode } from './transport/options.ts';
+import { rngInfo, type TransportMode } from './transport/options.ts';
 import { VirtioPci } from './transport/transport.ts';
 
 const QUEUE_SIZE = 64;
@@ -82,10 +82,7 @@ export class VirtioRng implements VirtioDevice, ChainServer {
 }
 
 export const virtioRnd = definePciDriver({
-  name: 'virtio-rnd',
-  summary: 'entropy from the host',
-  options: RngOptions,
-  parseText: parseRngText,
+  ...rngInfo,
   create: (options, env) =>
     new VirtioPci(new VirtioRng(options.transport, env.log), env, {
       mode: options.transport,

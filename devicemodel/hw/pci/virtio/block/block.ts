@@ -21,7 +21,7 @@ import {
   type VirtioTransport,
 } from '../transport/device.ts';
 import { VirtioPci } from '../transport/transport.ts';
-import { BlockOptions, parseBlockText, SECTOR_BYTES } from './options.ts';
+import { BlockOptions, blockInfo, parseBlockText, SECTOR_BYTES } from './options.ts';
 import { type BlockRequestState, BlockRequests } from './requests.ts';
 import { type BlockService, BlockWord } from './server.ts';
 
@@ -283,10 +283,7 @@ export function rescanBlock(fn: PciFunction, text: string): void {
 }
 
 export const virtioBlk = definePciDriver({
-  name: 'virtio-blk',
-  summary: 'disk on an image file or a block device',
-  options: BlockOptions,
-  parseText: parseBlockText,
+  ...blockInfo,
   create: (options, env: PciEnv) => {
     const queues = Math.min(options.queues, env.machine.vcpuCount ?? options.queues);
     return new VirtioPci(new VirtioBlock(options, queues, env.log), env, {

@@ -2,6 +2,7 @@
 import * as v from 'valibot';
 import { ConfigError } from '../../../../core/errors.ts';
 import { isPowerOfTwo } from '../../../../core/units.ts';
+import { describePciDriver } from '../../driver.ts';
 import { transportOption } from '../transport/options.ts';
 
 /** The one sector unit of the protocol (Virtio 1.2 §5.2.4); also what LBAs of `discard` count. */
@@ -201,3 +202,11 @@ function parseDiscard(item: string, value: string | undefined): Record<string, n
     alignmentSectors: count(item, alignment),
   };
 }
+
+export const blockInfo = describePciDriver({
+  name: 'virtio-blk',
+  summary: 'disk on an image file or a block device',
+  options: BlockOptions,
+  parseText: parseBlockText,
+  hostPaths: ({ path }) => (path === '' ? [] : [path]),
+});

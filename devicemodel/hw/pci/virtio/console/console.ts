@@ -21,7 +21,7 @@ import {
 } from '../transport/device.ts';
 import type { TransportMode } from '../transport/options.ts';
 import { VirtioPci } from '../transport/transport.ts';
-import { ConsoleOptions, MAX_PORTS, type PortOptions, parseConsoleText } from './options.ts';
+import { consoleInfo, MAX_PORTS, type PortOptions } from './options.ts';
 
 const QUEUE_SIZE = 64;
 
@@ -373,10 +373,7 @@ const processTerminal: SizeSource = {
 };
 
 export const virtioConsole = definePciDriver({
-  name: 'virtio-console',
-  summary: 'consoles and serial ports',
-  options: ConsoleOptions,
-  parseText: parseConsoleText,
+  ...consoleInfo,
   create: (options, env) => {
     const usesStdio = options.ports.some((p) => p.backend.kind === 'stdio');
     const device = new VirtioConsole(

@@ -2,6 +2,7 @@
 import * as v from 'valibot';
 import { ConfigError } from '../../../../core/errors.ts';
 import type { CharBackendSpec } from '../../../uart/backends/spec.ts';
+import { describePciDriver } from '../../driver.ts';
 import { transportOption } from '../transport/options.ts';
 
 /** As many as the C device model offers queues for. */
@@ -74,3 +75,10 @@ export function parseConsoleText(text: string): Record<string, unknown> {
   }
   return { ...options, ports };
 }
+
+export const consoleInfo = describePciDriver({
+  name: 'virtio-console',
+  summary: 'consoles and serial ports',
+  options: ConsoleOptions,
+  parseText: parseConsoleText,
+});

@@ -23,7 +23,7 @@ import { VirtioPci } from '../transport/transport.ts';
 import { gpioAml } from './aml.ts';
 import { type Drive, type GpioLine, openGpioLines } from './lines.ts';
 import { ModernGpio } from './modern.ts';
-import { GpioOptions, MAX_LINES, MAX_NAME_BYTES, parseGpioText } from './options.ts';
+import { gpioInfo, MAX_LINES, MAX_NAME_BYTES } from './options.ts';
 import { GpioPin, IrqType } from './pin.ts';
 
 const INTEL_VENDOR = 0x8086;
@@ -321,11 +321,7 @@ function isEmpty(words: Uint32Array): boolean {
 const REGISTERS_OFFSET = LEGACY_HEADER_BYTES.withMsix + Config.registers;
 
 export const virtioGpio = definePciDriver({
-  name: 'virtio-gpio',
-  summary: 'lines of the GPIO chips of the host',
-  options: GpioOptions,
-  parseText: parseGpioText,
-  isSingle: true,
+  ...gpioInfo,
   create: (options, env) => {
     const open = () => openGpioLines(options.chips, env.log);
     if (options.transport === 'modern') {

@@ -1,6 +1,7 @@
 /** Options of virtio-gpio: `@CHIP{LINE[=ALIAS]:…}[@CHIP{…}]…`, as the C device model takes them. */
 import * as v from 'valibot';
 import { ConfigError } from '../../../../core/errors.ts';
+import { describePciDriver } from '../../driver.ts';
 
 /** What the C device model has room for; an interrupt message has a bit for each line. */
 export const MAX_LINES = 64;
@@ -75,3 +76,13 @@ function parseLine(text: string): { line: string; alias?: string } {
   const alias = equals < 0 ? '' : text.slice(equals + 1);
   return alias === '' ? { line } : { line, alias };
 }
+
+export const gpioInfo = describePciDriver({
+  name: 'virtio-gpio',
+  summary: 'lines of the GPIO chips of the host',
+  options: GpioOptions,
+  parseText: parseGpioText,
+  isSingle: true,
+  // A chip that is missing is one of several that can be left out.
+  hostPaths: ({ chips }) => (chips.length === 1 ? chips.map(({ chip }) => `/dev/${chip}`) : []),
+});

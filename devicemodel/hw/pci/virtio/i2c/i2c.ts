@@ -15,7 +15,7 @@ import {
 import { VirtioPci } from '../transport/transport.ts';
 import { type I2cClient, i2cAml, i2cClients } from './aml.ts';
 import { type I2cBus, LinuxI2cBus, MAX_MESSAGE } from './bus.ts';
-import { type I2cBusOptions, I2cOptions, parseI2cText } from './options.ts';
+import { type I2cBusOptions, i2cInfo } from './options.ts';
 
 const QUEUE_SIZE = 64;
 /** VIRTIO_I2C_F_ZERO_LENGTH_REQUEST (§5.17.3). */
@@ -118,10 +118,7 @@ function describedClients(buses: readonly I2cBusOptions[], log: Log): I2cClient[
 }
 
 export const virtioI2c = definePciDriver({
-  name: 'virtio-i2c',
-  summary: 'clients of the I2C buses of the host',
-  options: I2cOptions,
-  parseText: parseI2cText,
+  ...i2cInfo,
   create: (options, env) => {
     const open: OpenBuses = () =>
       options.buses.map(({ bus, clients }) => {

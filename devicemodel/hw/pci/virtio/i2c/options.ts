@@ -1,6 +1,7 @@
 /** Options of virtio-i2c: `BUS:ADDRESS[@NODE][:ADDRESS…][,BUS:…]`. */
 import * as v from 'valibot';
 import { ConfigError } from '../../../../core/errors.ts';
+import { describePciDriver } from '../../driver.ts';
 
 const MAX_BUSES = 16;
 /** Seven bits. */
@@ -42,3 +43,11 @@ export function parseI2cText(text: string): Record<string, unknown> {
   });
   return { buses };
 }
+
+export const i2cInfo = describePciDriver({
+  name: 'virtio-i2c',
+  summary: 'clients of the I2C buses of the host',
+  options: I2cOptions,
+  parseText: parseI2cText,
+  hostPaths: ({ buses }) => buses.map(({ bus }) => `/dev/i2c-${bus}`),
+});

@@ -16,7 +16,7 @@ import {
 } from '../transport/device.ts';
 import { VirtioPci } from '../transport/transport.ts';
 import { Evdev, type InputEvent, type InputSource } from './evdev.ts';
-import { InputOptions, parseInputText } from './options.ts';
+import { inputInfo } from './options.ts';
 
 const QUEUE_SIZE = 64;
 const EVENTS = 0;
@@ -248,10 +248,7 @@ function trimmed(bytes: Uint8Array | undefined): Uint8Array | undefined {
 }
 
 export const virtioInput = definePciDriver({
-  name: 'virtio-input',
-  summary: 'input device of the host',
-  options: InputOptions,
-  parseText: parseInputText,
+  ...inputInfo,
   create: (options, env) =>
     new VirtioPci(new VirtioInput(() => new Evdev(options.path), options.serial, env.log), env, {
       mode: 'modern',

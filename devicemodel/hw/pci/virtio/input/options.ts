@@ -1,6 +1,7 @@
 /** Options of virtio-input. */
 import * as v from 'valibot';
 import { ConfigError } from '../../../../core/errors.ts';
+import { describePciDriver } from '../../driver.ts';
 
 export const InputOptions = v.strictObject({
   path: v.pipe(
@@ -23,3 +24,11 @@ export function parseInputText(text: string): Record<string, unknown> {
   if (path === '') throw new ConfigError('virtio-input: which device? /dev/input/eventX');
   return comma < 0 ? { path } : { path, serial: text.slice(comma + 1) };
 }
+
+export const inputInfo = describePciDriver({
+  name: 'virtio-input',
+  summary: 'input device of the host',
+  options: InputOptions,
+  parseText: parseInputText,
+  hostPaths: ({ path }) => [path],
+});

@@ -20,7 +20,7 @@ import {
 } from '../transport/device.ts';
 import { VirtioPci } from '../transport/transport.ts';
 import { HEADER_BYTES, type NetFrameState, NetFrames, RECEIVE, SHORT_HEADER_BYTES, TRANSMIT } from './frames.ts';
-import { NetOptions, parseNetText } from './options.ts';
+import { type NetOptions, netInfo } from './options.ts';
 import { type NetService, NetWord } from './server.ts';
 import { isTapGone, logTapFailure, openTap, setHeaderSize, setOffload, TunOffload } from './tap.ts';
 import { Vhost, VhostDevice } from './vhost.ts';
@@ -431,10 +431,7 @@ export class VirtioNet implements VirtioDevice, NetFrameState {
 }
 
 export const virtioNet = definePciDriver({
-  name: 'virtio-net',
-  summary: 'network interface on a tap or macvtap',
-  options: NetOptions,
-  parseText: parseNetText,
+  ...netInfo,
   create: (options, env) => {
     const mac = options.mac ?? defaultMac(env.bdf, options.macSeed);
     return new VirtioPci(new VirtioNet(options, { clock: env.clock, log: env.log, mac }), env, {

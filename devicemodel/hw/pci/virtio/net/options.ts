@@ -1,6 +1,7 @@
 /** Options of virtio-net: the C device model's grammar. */
 import * as v from 'valibot';
 import { ConfigError } from '../../../../core/errors.ts';
+import { describePciDriver } from '../../driver.ts';
 import { transportOption } from '../transport/options.ts';
 
 const MAC =
@@ -68,3 +69,10 @@ export function parseNetText(text: string): Record<string, unknown> {
   }
   return options;
 }
+
+export const netInfo = describePciDriver({
+  name: 'virtio-net',
+  summary: 'network interface on a tap or macvtap',
+  options: NetOptions,
+  parseText: parseNetText,
+});

@@ -1,5 +1,6 @@
 /** Options several virtio devices share, and those of the devices that have no others. */
 import * as v from 'valibot';
+import { describePciDriver } from '../../driver.ts';
 
 /** Which register interface a device shows: legacy is what guests of the C device model expect, and the default. */
 export const transportModes = ['legacy', 'transitional', 'modern'] as const;
@@ -21,3 +22,10 @@ export function parseRngText(text: string): Record<string, unknown> {
   const transport = text.split(',').findLast((item) => item.startsWith('transport='));
   return transport === undefined ? {} : { transport: transport.slice('transport='.length) };
 }
+
+export const rngInfo = describePciDriver({
+  name: 'virtio-rnd',
+  summary: 'entropy from the host',
+  options: RngOptions,
+  parseText: parseRngText,
+});

@@ -2,6 +2,7 @@
 import * as v from 'valibot';
 import { ConfigError } from '../../../../core/errors.ts';
 import { integer } from '../../../../core/options.ts';
+import { describePciDriver } from '../../driver.ts';
 
 /** 0 to 2 are the hypervisor, the local and the host's own addresses; the last is a wildcard. */
 const FIRST_CID = 3;
@@ -19,3 +20,10 @@ export function parseVsockText(text: string): Record<string, unknown> {
   if (!text.startsWith('cid=')) throw new ConfigError('vhost-vsock: which address? cid=N');
   return { cid: text.slice('cid='.length) };
 }
+
+export const vsockInfo = describePciDriver({
+  name: 'vhost-vsock',
+  summary: 'sockets between host and guest, by the kernel',
+  options: VsockOptions,
+  parseText: parseVsockText,
+});

@@ -16,7 +16,7 @@ import {
   type VirtioTransport,
 } from '../transport/device.ts';
 import { VirtioPci } from '../transport/transport.ts';
-import { parseVsockText, VsockOptions } from './options.ts';
+import { vsockInfo } from './options.ts';
 
 const PATH = '/dev/vhost-vsock';
 const QUEUE_SIZE = 128;
@@ -121,10 +121,7 @@ export class VhostVsock implements VirtioDevice, QueueOwner {
 }
 
 export const vhostVsock = definePciDriver({
-  name: 'vhost-vsock',
-  summary: 'sockets between host and guest, by the kernel',
-  options: VsockOptions,
-  parseText: parseVsockText,
+  ...vsockInfo,
   create: (options, env) =>
     new VirtioPci(new VhostVsock(options.cid, env.log), env, {
       mode: 'modern',

@@ -1,0 +1,54 @@
+/**
+ * One object per device that an option of its own puts on the board (`--vtpm2 …`), as PCI drivers are for `-s`: its
+ * option, its schema, and how it is made. Parsing, help and the option reference follow from it.
+ */
+import type * as v from 'valibot';
+import type { Gpa } from '../../core/address.ts';
+import type { PlatformDeviceConfig } from '../../core/config.ts';
+import type { Hsm } from '../../core/hsm/hsm.ts';
+import type { Log } from '../../core/log.ts';
+import type { OptionSchema } from '../../core/options.ts';
+import type { PlatformDevice } from './platform-device.ts';
+
+/** The wires of a device that an option put on the board. */
+export interface PlatformEnv {
+  readonly hsm: Hsm;
+  readonly log: Log;
+  /** Guest addresses for device memory, see {@link MmioWindow}. */
+  readonly window: { allocate(sizeBytes: number, what: string): Gpa };
+}
+
+export interface PlatformDriver<Name extends string = string, S extends OptionSchema = OptionSchema> {
+  /** Of the option, without dashes. */
+  readonly name: Name;
+  /** Where --help lists it. */
+  readonly group: 'Devices' | 'Real time';
+  /** The value as help shows it. */
+  readonly arg: string;
+  readonly summary: string;
+  readonly options: S;
+  /** The option has a value only if the next word looks like one: for old scripts that give it none. */
+  readonly argPattern?: RegExp;
+  /** Given several times it means several devices; otherwise the last counts. */
+  readonly isList?: boolean;
+  /** @throws ConfigError; its message goes on after `--name: `. */
+  parseText(text: string): Record<string, unknown>;
+  /** Why these options mean no device at all, if they do. */
+  ignored?(options: v.InferOutput<S>): string | undefined;
+  /** What cannot be together in one machine. Asked once for every device of this driver. @throws ConfigError */
+  check?(all: readonly PlatformDeviceConfig[]): void;
+  /**
+   * Look at what the host must have, before the hypervisor is asked for a VM.
+   * @throws ConfigError; its message goes on after `--name: `.
+   */
+  inspectHost?(options: v.InferOutput<S>): void;
+  /** Nothing on the host is touched here: that is for `start`. Absent: understood, but not there yet. */
+  create?(options: v.InferOutput<S>, env: PlatformEnv): PlatformDevice | Promise<PlatformDevice>;
+}
+
+/** Keeps the options' type between schema and `create`. */
+export function definePlatformDriver<const Name extends string, S extends OptionSchema>(
+  driver: PlatformDriver<Name, S>,
+): PlatformDriver<Name, S> {
+  return driver;
+}

@@ -1,0 +1,59 @@
+/** What the devices of the host that an option passes through have in common. */
+import type { PlatformDeviceConfig } from '../../core/config.ts';
+import { ConfigError, ExitCode, HostError } from '../../core/errors.ts';
+import type { Hsm, MmiodevAssignment, PassthroughAbility } from '../../core/hsm/hsm.ts';
+import type { Registration } from '../../core/io-bus.ts';
+import type { PlatformDevice } from './platform-device.ts';
+
+/** Devices in memory of one VM. [MAX_MMIO_DEV_NUM] */
+const MAX_MMIO_DEVICES = 2;
+
+/** @throws ConfigError if there are more than the hypervisor has room for. */
+export function assertRoomForHostDevices(all: readonly PlatformDeviceConfig[]): void {
+  const count = all.filter(({ driver }) => driver === 'mmiodev_pt' || driver === 'acpidev_pt').length;
+  if (count > MAX_MMIO_DEVICES) {
+    throw new ConfigError(`--mmiodev_pt: a VM has at most ${MAX_MMIO_DEVICES} of them, --acpidev_pt included`);
+  }
+}
+
+/** @throws HostError if this hypervisor cannot pass devices through. */
+export function passthroughOf(hsm: Hsm, what: string): PassthroughAbility {
+  if (hsm.passthrough !== undefined) return hsm.passthrough;
+  throw new HostError(`${what}: the embedded hypervisor has no devices of the host to pass through`, 0, {
+    exitCode: ExitCode.Unavailable,
+    hint: 'leave it out, or run on ACRN',
+  });
+}
+
+/**
+ * Memory of a host device in the guest, from start to stop. A reset of the VM leaves it alone: the hypervisor keeps it,
+ * and the device is nobody's to reset.
+ */
+export class HostMmio implements PlatformDevice {
+  readonly #hsm: Hsm;
+  readonly #assignment: MmiodevAssignment;
+  #isAssigned = false;
+
+  constructor(hsm: Hsm, assignment: MmiodevAssignment) {
+    this.#hsm = hsm;
+    this.#assignment = assignment;
+  }
+
+  attach(): Registration[] {
+    return [];
+  }
+
+  start(): void {
+    passthroughOf(this.#hsm, 'device memory').assignMmiodev(this.#assignment);
+    this.#isAssigned = true;
+  }
+
+  /** Compat: C also takes back what it was refused. */
+  stop(): void {
+    if (!this.#isAssigned) return;
+    this.#isAssigned = false;
+    this.#hsm.passthrough?.deassignMmiodev(this.#assignment);
+  }
+
+  reset(): void {}
+}

@@ -1,0 +1,55 @@
+/** `--ssram`: software SRAM, parts of a cache that belong to vCPUs of a real-time VM. */
+import * as v from 'valibot';
+import { ConfigError } from '../../core/errors.ts';
+import { KiB, MiB } from '../../core/units.ts';
+import { definePlatformDriver } from './driver.ts';
+
+/** Software SRAM one VM may have in all. [VSSRAM_MAX_SIZE] */
+const MAX_SSRAM_BYTES = 8 * MiB;
+const PAGE_BYTES = 4 * KiB;
+const USAGE = '{L2|L3},vcpu=N,size=SIZE[;...]';
+
+const Region = v.strictObject({
+  cacheLevel: v.picklist([2, 3]),
+  vcpus: v.union([v.literal('all'), v.array(v.number())]),
+  sizeBytes: v.number(),
+});
+
+export const SsramOptions = v.strictObject({
+  regions: v.pipe(
+    v.array(Region),
+    v.metadata({ arg: USAGE, help: 'a region in the cache of these vCPUs (all, or numbers); SIZE with k or m' }),
+  ),
+});
+type Regions = v.InferOutput<typeof SsramOptions>['regions'];
+
+/** `L2,vcpu=0,1,size=4K;L3,vcpu=all,size=2M`; nothing at all is an empty list. */
+function parseText(text: string): Record<string, unknown> {
+  const hint = 'write {L2|L3},vcpu=N[,N...],size=SIZE with k or m, several separated by ;';
+  const regions: Regions = [];
+  for (const element of text.split(';')) {
+    if (element === '') continue;
+    const match = /^l([23]),vcpu=(all|\d{1,2}(?:,\d{1,2})*),size=(\d{1,9})([km])$/i.exec(element);
+    if (match === null) throw new ConfigError(`"${element}" is not a cache region`, { hint });
+    const sizeBytes = Number(match[3]) * (match[4]?.toLowerCase() === 'm' ? MiB : KiB);
+    if (sizeBytes === 0 || sizeBytes % PAGE_BYTES !== 0 || sizeBytes > MAX_SSRAM_BYTES) {
+      throw new ConfigError(`size ${match[3]}${match[4]} is not a multiple of 4k up to 8m in "${element}"`);
+    }
+    const vcpus = match[2]?.toLowerCase() === 'all' ? 'all' : (match[2] as string).split(',').map(Number);
+    regions.push({ cacheLevel: match[1] === '2' ? 2 : 3, vcpus, sizeBytes });
+  }
+  return { regions };
+}
+
+export const ssram = definePlatformDriver({
+  name: 'ssram',
+  group: 'Real time',
+  arg: USAGE,
+  summary: 'software SRAM: cache reserved for vCPUs',
+  options: SsramOptions,
+  // Generated launch scripts have a bare --ssram, which must not swallow what follows.
+  argPattern: /^[lL][23](,|$)/,
+  parseText,
+  // The guest loses nothing it could name.
+  ignored: ({ regions }) => (regions.length === 0 ? 'it names no region (write L2|L3,vcpu=N,size=SIZE)' : undefined),
+});
