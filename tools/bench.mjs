@@ -4,12 +4,14 @@
  *   start     start-up times of the program beside those of a bare node
  *   micro     bench/*.bench.ts: parts of the device model inside this process (vitest bench)
  *   virtio    disks and networks under load, in the same recorder, beside the C device model (bench/virtio.mjs)
+ *   pairs     this checkout beside another one, figure by figure (bench/pairs.mjs)
  *   hsmrec    round trips and start-up against a recorded hypervisor, when a recorder is there (as root, huge pages)
  */
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { benchPairs } from '../bench/pairs.mjs';
 import { benchVirtio } from '../bench/virtio.mjs';
 import { prepare, root, run } from './prepare.mjs';
 
@@ -80,7 +82,18 @@ const benchOfVirtio = () =>
     return benchVirtio({ dm, recorder: join(work, 'hsmrec'), kernel: join(work, 'fx/bzimage') });
   });
 
-const parts = { start: benchStart, micro: benchMicro, virtio: benchOfVirtio, hsmrec: benchHsmrec };
+const benchOfPairs = () =>
+  withRecorder('pairs', (_recorder, work) =>
+    benchPairs(root, { recorder: join(work, 'hsmrec'), kernel: join(work, 'fx/bzimage') }),
+  );
+
+const parts = {
+  start: benchStart,
+  micro: benchMicro,
+  virtio: benchOfVirtio,
+  hsmrec: benchHsmrec,
+  pairs: benchOfPairs,
+};
 await prepare();
 let status = 0;
 for (const name of process.argv.length > 2 ? process.argv.slice(2) : Object.keys(parts)) {
