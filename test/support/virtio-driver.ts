@@ -243,6 +243,15 @@ export class VirtioDriver {
   set status(value: number) {
     this.out(this.mode === 'legacy' ? Legacy.status : 20, 1, value);
   }
+  /** Reset the device; with queues in other hands that takes until they are back, and a vCPU would be held. */
+  async reset(): Promise<void> {
+    this.status = 0;
+    await this.notHeld();
+  }
+  /** When the device takes the next access. */
+  async notHeld(): Promise<void> {
+    await expect.poll(() => this.fn.gate?.isClosed ?? false, { interval: 1, timeout: 10_000 }).toBe(false);
+  }
   get needsReset(): boolean {
     return (this.status & 0x40) !== 0;
   }

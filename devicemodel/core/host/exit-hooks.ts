@@ -4,6 +4,7 @@
  * otherwise end the process with nobody listening. SIGKILL and faults in native code cannot be caught here; for
  * terminals see terminal-guard.ts.
  */
+import { exitAtOnce } from './libc.ts';
 
 /**
  * Signals that end a process which does not handle them. Left out: those of faults (a handler in JavaScript would never
@@ -28,6 +29,20 @@ const FATAL_SIGNALS = [
 
 const hooks = new Set<() => void>();
 let installed = false;
+let isThreadLeft = false;
+
+/**
+ * A thread of this process sits in a system call that may never end. Node would wait for it at the process's end; so the
+ * process ends without Node once the hooks have run.
+ */
+export function leaveThreadBehind(): void {
+  isThreadLeft = true;
+}
+
+function onExit(status: number): void {
+  runAll();
+  if (isThreadLeft) exitAtOnce(status);
+}
 
 function runAll(): void {
   // Last in, first out, as every teardown here; a hook that fails must not keep the others from running.
@@ -50,13 +65,13 @@ function onSignal(signal: NodeJS.Signals): void {
 
 function install(): void {
   installed = true;
-  process.on('exit', runAll);
+  process.on('exit', onExit);
   for (const signal of FATAL_SIGNALS) process.on(signal, onSignal);
 }
 
 function uninstall(): void {
   installed = false;
-  process.removeListener('exit', runAll);
+  process.removeListener('exit', onExit);
   for (const signal of FATAL_SIGNALS) process.removeListener(signal, onSignal);
 }
 

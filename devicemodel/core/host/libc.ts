@@ -176,6 +176,11 @@ export const libc = {
   },
 } as const;
 
+/** _exit(2): nothing of the process is tidied up, and no thread is waited for. */
+export function exitAtOnce(status: number): void {
+  native('void _exit(int)')(status);
+}
+
 /** The bytes at an address, as a view that owns nothing: valid until the memory is unmapped. At most 4 GiB. */
 export function viewOf(address: bigint, sizeBytes: number): Uint8Array<ArrayBuffer> {
   return new Uint8Array(koffi.view(address, sizeBytes));

@@ -123,37 +123,34 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
     const { iothread } = this.#options;
     if (iothread === undefined) return;
     try {
-      this.#iothreads = await this.#startThreads(iothread.count, iothread.cpus);
+      const threads = this.#dataThreads(iothread.count, iothread.cpus);
+      await threads?.start();
+      this.#iothreads = threads;
     } catch (error) {
       this.#log.warn(`${(error as Error).message}: the disk is served without it`);
     }
   }
 
-  /** @returns undefined where there are none, and without a disk. @throws HostError */
-  async #startThreads(count: number, cpus: readonly (readonly number[])[]): Promise<DataThreads | undefined> {
+  /** @returns undefined where there are none, and without a disk. */
+  #dataThreads(count: number, cpus: readonly (readonly number[])[]): DataThreads | undefined {
     const transport = this.#transport as VirtioTransport;
-    if (this.#backend === undefined || !DataThreads.isPossible(transport, this.#workerUrl)) return undefined;
+    const { image } = this.#backend ?? {};
+    if (image === undefined || !DataThreads.isPossible(transport, this.#workerUrl)) return undefined;
     if (this.#threads === undefined) {
-      const service: BlockService = {
-        kind: 'block',
-        image: this.#backend.image,
-        serial: this.serial,
-        usesRing: this.#options.aio !== 'threads',
+      const usesRing = this.#options.aio !== 'threads';
+      const service: BlockService = { kind: 'block', image, serial: this.serial, usesRing };
+      const options = {
+        threads: count,
+        cpus,
+        queueCount: this.queueSizes.length,
+        service,
+        what: image.path,
+        log: this.#log,
+        workerUrl: this.#workerUrl,
       };
-      this.#threads = new DataThreads(
-        {
-          threads: count,
-          cpus,
-          queueCount: this.queueSizes.length,
-          service,
-          log: this.#log,
-          workerUrl: this.#workerUrl,
-        },
-        transport,
-      );
+      this.#threads = new DataThreads(options, transport);
+      this.featuresAccepted();
     }
-    await this.#threads.start();
-    this.featuresAccepted();
     return this.#threads;
   }
 
@@ -163,8 +160,9 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
   }
 
   /** Without `iothread`, a disk with much to do gets a thread all the same. */
-  async startDataThread(): Promise<QueueOwner | undefined> {
-    return await this.#startThreads(1, []);
+  startDataThread(): QueueOwner | undefined | Promise<QueueOwner> {
+    const threads = this.#dataThreads(1, []);
+    return threads === undefined || threads.isUp ? threads : threads.start().then(() => threads);
   }
 
   /** Requests that are begun are completed or put back: who serves the queues next finds everything before their positions used. */

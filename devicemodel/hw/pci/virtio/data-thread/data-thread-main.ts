@@ -11,7 +11,7 @@ import { Log } from '../../../../core/log.ts';
 import { MAX_QUEUE_SIZE } from '../ring/ring.ts';
 import { Virtqueue, type VirtqueueHost } from '../ring/virtqueue.ts';
 import { servers } from './servers.ts';
-import { type DataThreadMessage, type DataThreadSetup, Order, QueueField, Word } from './words.ts';
+import { type DataThreadMessage, type DataThreadSetup, Order, QueueField, Standing, Word } from './words.ts';
 
 const POLLIN = 1;
 /** struct pollfd: s32 fd, s16 events, s16 revents. */
@@ -95,36 +95,39 @@ function run(setup: DataThreadSetup): void {
     }
     server.start(served.map((each) => each.queue));
   };
-  const stop = () => {
-    server.stop();
+  /** @returns whether everything before the positions is used, and nothing behind them is touched any more. */
+  const writePositions = () => {
+    let outstanding = 0;
     for (let i = 0; i < setup.queueCount; i++) {
       const at = i * QueueField.count;
       const each = served.find((s) => s.queue.index === fields[at + QueueField.index]);
-      if (each !== undefined) fields[at + QueueField.position] = each.queue.position;
+      if (each === undefined) continue;
+      fields[at + QueueField.position] = each.queue.position;
+      outstanding += each.queue.outstanding;
     }
+    Atomics.store(words, Word.Standing, outstanding === 0 ? Standing.Known : Standing.Unknown);
+  };
+  const stop = () => {
+    server.stop();
+    writePositions();
     served = [];
   };
-
-  tell({ kind: 'ready' });
-  let hasMore = false;
-  for (let isRunning = true; isRunning; ) {
-    watch(Slot.Server, server.waitFd);
-    poll(pollBytes, served.length + Slot.Kicks, hasMore ? 0 : -1);
-    if ((events(Slot.Control) & POLLIN) !== 0) {
-      read(setup.controlFd, count, 8);
-      const ordered = Atomics.load(words, Word.Ordered);
-      if (ordered !== Atomics.load(words, Word.Answered)) {
-        const order = Atomics.load(words, Word.Order);
-        stop();
-        obeyed = ordered;
-        if (order === Order.Start) start();
-        hasMore = served.length > 0;
-        isRunning = order !== Order.Quit;
-        Atomics.store(words, Word.Answered, ordered);
-        Atomics.notify(words, Word.Answered);
-        continue;
-      }
-    }
+  /** @returns whether the thread goes on. */
+  const obey = () => {
+    const ordered = Atomics.load(words, Word.Ordered);
+    if (ordered === Atomics.load(words, Word.Answered)) return true;
+    const order = Atomics.load(words, Word.Order);
+    stop();
+    obeyed = ordered;
+    if (order === Order.Start) start();
+    hasMore = served.length > 0;
+    Atomics.store(words, Word.Answered, ordered);
+    Atomics.notify(words, Word.Answered);
+    tell({ kind: 'answered' });
+    return order !== Order.Quit;
+  };
+  /** One slice of each queue that has something. An order is obeyed between any two. */
+  const serveAll = () => {
     hasMore = false;
     for (let i = 0; i < served.length; i++) {
       const each = served[i] as Served;
@@ -132,10 +135,42 @@ function run(setup: DataThreadSetup): void {
       if (kicked) read(each.kickFd, count, 8);
       if (kicked || each.hasMore) each.hasMore = !server.serve(each.queue);
       if (each.hasMore) hasMore = true;
+      if (Atomics.load(words, Word.Ordered) !== obeyed) return;
     }
     if (events(Slot.Server) !== 0) server.onReadable();
+  };
+
+  tell({ kind: 'ready' });
+  let hasMore = false;
+  try {
+    for (;;) {
+      watch(Slot.Server, server.waitFd);
+      poll(pollBytes, served.length + Slot.Kicks, hasMore ? 0 : -1);
+      if ((events(Slot.Control) & POLLIN) !== 0) read(setup.controlFd, count, 8);
+      if (Atomics.load(words, Word.Ordered) !== obeyed) {
+        if (!obey()) break;
+        continue;
+      }
+      Atomics.store(words, Word.Standing, Standing.Unknown);
+      serveAll();
+      writePositions();
+    }
+  } catch (error) {
+    // What is in flight in the kernel must be over before the device thread goes on with the queues.
+    tryTo(() => server.stop());
+    for (const each of served) each.queue.putBackLatest();
+    writePositions();
+    tell({ kind: 'ended', reason: (error as Error).message });
   }
   server.dispose();
+}
+
+function tryTo(step: () => void): void {
+  try {
+    step();
+  } catch {
+    // One error is told; what this one leaves behind shows in the positions.
+  }
 }
 
 /** Run this thread on the given CPUs only; CPUs that do not exist are no reason to stop. */

@@ -6,19 +6,29 @@
 import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { Worker } from 'node:worker_threads';
-import { HostError } from '../../../../core/errors.ts';
+import { HostError, StorageHangError } from '../../../../core/errors.ts';
 import { Eventfd } from '../../../../core/host/eventfd.ts';
-import { onProcessEnd } from '../../../../core/host/exit-hooks.ts';
+import { leaveThreadBehind, onProcessEnd } from '../../../../core/host/exit-hooks.ts';
 import { Errno } from '../../../../core/host/libc.ts';
 import type { Log } from '../../../../core/log.ts';
 import type { QueueOwner, QueueWires, VirtioTransport } from '../transport/device.ts';
-import { type DataService, type DataThreadMessage, type DataThreadSetup, Order, QueueField, Word } from './words.ts';
+import {
+  type DataService,
+  type DataThreadMessage,
+  type DataThreadSetup,
+  Order,
+  QueueField,
+  Standing,
+  Word,
+} from './words.ts';
 
 /** The worker is a file of its own beside this one, whatever this one was built to. */
 const ownExtension = /\.[a-z]+$/.exec(import.meta.url)?.[0] ?? '.js';
 const workerUrl = new URL(`./data-thread-main${ownExtension === '.ts' ? '.ts' : '.js'}`, import.meta.url);
-/** An order is answered at the end of the request being served. */
-const ANSWER_TIMEOUT_MS = 10_000;
+/** A thread that sleeps or serves answers within this; this thread waits so long for it before it turns to other work. */
+const QUICK_ANSWER_MS = 1;
+/** After a thread has ended by an error this often, the device thread serves the device for good. */
+const MAX_RESTARTS = 3;
 /** At the process's end nobody waits for long. */
 const EXIT_TIMEOUT_MS = 500;
 
@@ -28,8 +38,12 @@ interface Thread {
   readonly fields: Float64Array;
   readonly control: Eventfd;
   readonly exited: Promise<unknown>;
-  /** It ended without being told to: there is nobody to answer. */
-  hasDied: boolean;
+  /** It ended by an error, or was told to when it stood still: it touches nothing any more. */
+  hasEnded: boolean;
+  /** Storage keeps it in a system call, and perhaps for ever. */
+  isStuck: boolean;
+  /** Called at every sign of life. */
+  onAnswer: () => void;
   /** The thread sleeps in the kernel, where the process's end does not reach it by itself. */
   readonly removeExitHook: () => void;
 }
@@ -40,11 +54,25 @@ export interface DataThreadOptions {
   readonly cpus: readonly (readonly number[])[];
   readonly queueCount: number;
   readonly service: DataService;
+  /** What is behind the queues, for messages: the file of a disk. */
+  readonly what: string;
   readonly log: Log;
   /** What is behind the queues failed for good; the queues stand still. */
   readonly onFailed?: (errno: number) => void;
+  /** What a thread is at, from its words; undefined: nothing that could be named. */
+  readonly describeWork?: (words: Int32Array) => string | undefined;
   /** Another place of the worker, for tests. */
   readonly workerUrl?: URL | undefined;
+}
+
+/** A queue in a thread's hands. */
+interface Loan {
+  readonly wires: QueueWires;
+  readonly thread: Thread;
+  /** Which queue among the thread's. */
+  readonly slot: number;
+  /** The set-up of the queue it was lent with: a position of another one is no use. */
+  readonly generation: number;
 }
 
 export class DataThreads implements QueueOwner {
@@ -54,8 +82,12 @@ export class DataThreads implements QueueOwner {
   readonly #transport: VirtioTransport;
   readonly #threads: Thread[] = [];
   readonly #settings = new Map<number, number>();
-  #lent: readonly QueueWires[] = [];
-  #started: Promise<void> | undefined;
+  #loans: readonly Loan[] = [];
+  /** The threads serve, or may still. False: they stand still, and queues are where they left them. */
+  #isServing = false;
+  #stopping: Promise<void> | undefined;
+  #starting: Promise<void> | undefined;
+  #restarts = 0;
 
   constructor(options: DataThreadOptions, transport: VirtioTransport) {
     this.#options = options;
@@ -68,19 +100,37 @@ export class DataThreads implements QueueOwner {
     return transport.ram.hasHostAddresses && !transport.ram.isObserved && existsSync(fileURLToPath(url));
   }
 
-  /** @throws HostError when a thread does not come up. */
+  /** All of them are there. */
+  get isUp(): boolean {
+    return this.#threads.length === this.#wanted && this.#threads.every((thread) => !thread.hasEnded);
+  }
+
+  get #wanted(): number {
+    return Math.min(this.#options.threads, this.queueCount);
+  }
+
+  /** Also after a thread has ended by an error, a few times. @throws HostError when a thread does not come up. */
   start(): Promise<void> {
-    this.#started ??= this.#startThreads();
-    return this.#started;
+    this.#starting ??= this.#startThreads().finally(() => {
+      this.#starting = undefined;
+    });
+    return this.#starting;
   }
 
   async #startThreads(): Promise<void> {
-    const count = Math.min(this.#options.threads, this.queueCount);
-    for (let i = 0; i < count; i++) this.#threads.push(await this.#startThread(i));
+    for (let i = 0; i < this.#wanted; i++) {
+      const old = this.#threads[i];
+      if (old !== undefined && !old.hasEnded) continue;
+      if (old !== undefined && ++this.#restarts > MAX_RESTARTS) {
+        throw new HostError(`data thread: it ended ${MAX_RESTARTS} times already`, Errno.EAGAIN);
+      }
+      if (old !== undefined) await this.#bury(old);
+      this.#threads[i] = await this.#startThread(i);
+    }
   }
 
   async #startThread(index: number): Promise<Thread> {
-    const { service, queueCount, cpus, log } = this.#options;
+    const { service, queueCount, cpus } = this.#options;
     const words = new SharedArrayBuffer(Word.Count * 4);
     const queues = new SharedArrayBuffer(queueCount * QueueField.count * 8);
     const control = new Eventfd();
@@ -96,43 +146,70 @@ export class DataThreads implements QueueOwner {
     const worker = new Worker(this.#options.workerUrl ?? workerUrl, { workerData: setup, stdin: false });
     const exited = new Promise((resolve) => worker.once('exit', resolve));
     const shared = new Int32Array(words);
-    // From the start: an order that comes before the thread is up is found by it.
-    let hasToldToQuit = false;
-    const removeExitHook = onProcessEnd(() => {
-      if (hasToldToQuit) return;
-      hasToldToQuit = true;
-      const answered = Atomics.load(shared, Word.Answered);
-      postOrder(shared, control, Order.Quit);
-      // The process's end must not meet it in the middle of a system call on guest memory.
-      Atomics.wait(shared, Word.Answered, answered, EXIT_TIMEOUT_MS);
-    });
+    const thread: Thread = {
+      worker,
+      words: shared,
+      fields: new Float64Array(queues),
+      control,
+      exited,
+      hasEnded: false,
+      isStuck: false,
+      onAnswer: () => {},
+      // From the start: an order that comes before the thread is up is found by it.
+      removeExitHook: onProcessEnd(() => quitAtProcessEnd(thread)),
+    };
     try {
       await new Promise<void>((resolve, reject) => {
         worker.on('message', (message: DataThreadMessage) => {
           if (message.kind === 'ready') resolve();
-          else if (message.kind === 'guest') log.guest(() => message.text);
-          else if (message.kind === 'failed') this.#options.onFailed?.(message.errno);
-          else if (message.order === Atomics.load(shared, Word.Ordered)) {
-            this.#transport.needsReset(`queue ${message.queue}: ${message.reason}`);
-          }
+          else this.#hear(thread, message);
         });
         worker.once('error', reject);
       });
     } catch (error) {
-      removeExitHook();
+      thread.removeExitHook();
       control.dispose();
       throw new HostError(`data thread: ${(error as Error).message}`, Errno.EAGAIN, { cause: error });
     }
-    const fields = new Float64Array(queues);
-    const thread: Thread = { worker, words: shared, fields, control, exited, hasDied: false, removeExitHook };
-    worker.on('error', (error) => {
-      thread.hasDied = true;
-      log.error(`data thread: ${error.message}`);
-      if (this.#lent.length > 0) this.#transport.needsReset('the data thread has ended');
-    });
+    worker.on('error', (error) => this.#ended(thread, error.message));
+    worker.once('exit', () => this.#ended(thread, 'it is gone'));
     // It ends by order; until then it need not keep the process alive.
     worker.unref();
     return thread;
+  }
+
+  #hear(thread: Thread, message: DataThreadMessage): void {
+    const { log } = this.#options;
+    switch (message.kind) {
+      case 'answered':
+        thread.onAnswer();
+        break;
+      case 'guest':
+        log.guest(() => message.text);
+        break;
+      case 'failed':
+        this.#options.onFailed?.(message.errno);
+        break;
+      case 'broken':
+        if (message.order !== Atomics.load(thread.words, Word.Ordered)) break;
+        this.#transport.needsReset(`queue ${message.queue}: ${message.reason}`);
+        break;
+      case 'ended':
+        this.#ended(thread, message.reason);
+        break;
+      default:
+        break;
+    }
+  }
+
+  /** A thread ended by an error: its queues come back, and the VM lives on. */
+  #ended(thread: Thread, reason: string): void {
+    if (thread.hasEnded) return;
+    thread.hasEnded = true;
+    const { log, what } = this.#options;
+    log.error(`data thread of ${what}: ${reason}; the device is served without it`);
+    thread.onAnswer();
+    if (this.#isServing) this.#transport.reclaimQueues();
   }
 
   /** Set a word of the server's own (from `Word.OfServer` on), which it sees at once. */
@@ -142,72 +219,128 @@ export class DataThreads implements QueueOwner {
   }
 
   takeOver(wires: readonly QueueWires[]): boolean {
-    if (this.#threads.length === 0) return false;
-    this.#lent = wires;
-    for (const { fields, words } of this.#threads) {
+    const threads = this.#threads;
+    // What was ordered before and is not answered belongs to another set-up.
+    if (!this.isUp || this.#stopping !== undefined) return false;
+    for (const { fields, words } of threads) {
       fields.fill(0);
       for (const [word, value] of this.#settings) Atomics.store(words, word, value);
     }
-    wires.forEach(({ queue, kickFd, callFd }, i) => {
-      const { fields } = this.#threads[i % this.#threads.length] as Thread;
-      const { desc, avail, used } = queue.addresses;
-      const { packed, indirect, eventIdx, notifyOnEmpty } = queue.features;
-      const values = [queue.index, queue.size, desc, avail, used, queue.position];
-      fields.set([...values, +indirect, +eventIdx, +notifyOnEmpty, kickFd, callFd, +packed], i * QueueField.count);
-    });
-    const isStarted = this.#threads.map((thread) => this.#order(thread, Order.Start)).every(Boolean);
-    if (!isStarted) {
-      this.#options.log.error('a data thread does not answer');
-      this.giveBack();
-    }
-    return isStarted;
+    this.#loans = wires.map((wire, i) => ({
+      wires: wire,
+      thread: threads[i % threads.length] as Thread,
+      slot: i,
+      generation: wire.queue.generation,
+    }));
+    for (const { wires: wire, thread, slot } of this.#loans) writeLoan(thread.fields, slot, wire);
+    // Nobody waits for the answer: kicks that come before it wait in their descriptors.
+    for (const { words, control } of threads) postOrder(words, control, Order.Start);
+    this.#isServing = true;
+    return true;
   }
 
-  giveBack(): void {
-    this.suspend();
-    this.#lent = [];
+  giveBack(): Promise<void> | undefined {
+    const wait = this.suspend();
+    if (wait === undefined) this.#loans = [];
+    return wait?.then(() => {
+      this.#loans = [];
+    });
   }
 
   /** Finish what is in flight and stand still. The queues on this side are then where the threads left them. */
-  suspend(): void {
-    const lent = this.#lent;
-    if (lent.length === 0) return;
-    for (const thread of this.#threads) this.#order(thread, Order.Stop);
-    lent.forEach(({ queue }, i) => {
-      const { fields } = this.#threads[i % this.#threads.length] as Thread;
-      queue.resumeAt(fields[i * QueueField.count + QueueField.position] as number);
+  suspend(): Promise<void> | undefined {
+    if (!this.#isServing) return undefined;
+    if (this.#stopping !== undefined) return this.#stopping;
+    const orders = this.#threads.map((thread) => ({ thread, number: thread.hasEnded ? 0 : postStop(thread) }));
+    const late = orders.filter(({ thread, number }) => !isAnsweredSoon(thread, number));
+    if (late.length === 0) {
+      this.#takePositions();
+      return undefined;
+    }
+    this.#stopping = Promise.all(late.map(({ thread, number }) => this.#answer(thread, number))).then(() => {
+      this.#stopping = undefined;
+      this.#takePositions();
     });
+    return this.#stopping;
   }
 
   resume(): void {
-    if (this.#lent.length > 0) this.takeOver(this.#lent);
+    if (this.#isServing || this.#loans.length === 0) return;
+    const wires = this.#loans.map((loan) => loan.wires);
+    // A thread ended meanwhile: nobody serves the queues it was lent.
+    if (!this.takeOver(wires)) this.#transport.reclaimQueues();
   }
 
-  /** Give an order and wait until it is carried out. @returns false when the thread does not answer. */
-  #order(thread: Thread, order: number): boolean {
-    const { words, control } = thread;
-    if (thread.hasDied) return false;
-    const number = postOrder(words, control, order);
-    for (;;) {
-      const answered = Atomics.load(words, Word.Answered);
-      if (answered === number) return true;
-      if (Atomics.wait(words, Word.Answered, answered, ANSWER_TIMEOUT_MS) === 'timed-out') return false;
+  /** When the order is answered, or there is nobody any more who could. @throws StorageHangError */
+  #answer(thread: Thread, number: number): Promise<void> {
+    const { patience } = this.#transport;
+    const limitMs = patience.limitMs;
+    return new Promise((resolve, reject) => {
+      const isAnswered = () => thread.hasEnded || Atomics.load(thread.words, Word.Answered) === number;
+      const endPatience = patience.start(() => {
+        thread.onAnswer = () => {};
+        thread.isStuck = true;
+        leaveThreadBehind();
+        reject(this.#hang(thread, limitMs));
+      });
+      thread.onAnswer = () => {
+        if (!isAnswered()) return;
+        thread.onAnswer = () => {};
+        endPatience();
+        resolve();
+      };
+      // The answer may have come while nobody listened.
+      thread.onAnswer();
+    });
+  }
+
+  #hang({ words }: Thread, limitMs: number): StorageHangError {
+    const { what, describeWork } = this.#options;
+    const work = describeWork?.(words) ?? 'a request';
+    return new StorageHangError(`${what}: ${work} is not answered by the host after ${limitMs / 1000} s`, {
+      hint: 'the storage behind it hangs; --io-timeout says how long it may',
+    });
+  }
+
+  /** The threads stand still: what they wrote for their last order is where the queues go on. */
+  #takePositions(): void {
+    this.#isServing = false;
+    let isLost = false;
+    for (const { wires, thread, slot, generation } of this.#loans) {
+      const { queue } = wires;
+      if (queue.generation !== generation) continue;
+      // Of a thread that could not say where it was nothing can be known.
+      if (thread.hasEnded && Atomics.load(thread.words, Word.Standing) !== Standing.Known) isLost = true;
+      else queue.resumeAt(thread.fields[slot * QueueField.count + QueueField.position] as number);
     }
+    if (isLost) this.#transport.needsReset('the data thread ended in the middle of a request');
   }
 
-  /** End the threads. Safe twice. */
+  /** End the threads. Safe twice. @throws StorageHangError */
   async stop(): Promise<void> {
     // One that is still coming up is waited for: it could not be told to end.
-    await this.#started?.catch(() => {});
-    this.giveBack();
-    for (const thread of this.#threads.splice(0)) {
-      thread.worker.ref();
-      if (!this.#order(thread, Order.Quit)) await thread.worker.terminate();
-      await thread.exited;
-      thread.removeExitHook();
-      thread.control.dispose();
-    }
+    await this.#starting?.catch(() => {});
+    await this.giveBack();
+    for (const thread of this.#threads.splice(0)) await this.#bury(thread);
   }
+
+  async #bury(thread: Thread): Promise<void> {
+    if (!thread.hasEnded) {
+      thread.hasEnded = true;
+      thread.worker.ref();
+      postOrder(thread.words, thread.control, Order.Quit);
+    }
+    await thread.exited;
+    thread.removeExitHook();
+    thread.control.dispose();
+  }
+}
+
+function writeLoan(fields: Float64Array, slot: number, { queue, kickFd, callFd }: QueueWires): void {
+  const { desc, avail, used } = queue.addresses;
+  const { packed, indirect, eventIdx, notifyOnEmpty } = queue.features;
+  const values = [queue.index, queue.size, desc, avail, used, queue.position];
+  fields.set([...values, +indirect, +eventIdx, +notifyOnEmpty, kickFd, callFd, +packed], slot * QueueField.count);
 }
 
 /** @returns the order's number, with which it is answered. */
@@ -217,4 +350,31 @@ function postOrder(words: Int32Array, control: Eventfd, order: number): number {
   Atomics.store(words, Word.Ordered, number);
   control.signal();
   return number;
+}
+
+function postStop({ words, control }: Thread): number {
+  return postOrder(words, control, Order.Stop);
+}
+
+/** Whether the order is answered, or there is nobody to answer; most are within microseconds. */
+function isAnsweredSoon({ words, hasEnded }: Thread, number: number): boolean {
+  if (hasEnded) return true;
+  const answered = Atomics.load(words, Word.Answered);
+  if (answered !== number) Atomics.wait(words, Word.Answered, answered, QUICK_ANSWER_MS);
+  return Atomics.load(words, Word.Answered) === number;
+}
+
+/** The process's end must not meet the thread in the middle of a system call on guest memory. */
+function quitAtProcessEnd(thread: Thread): void {
+  if (thread.hasEnded || thread.isStuck) return;
+  const { words, control } = thread;
+  const number = postOrder(words, control, Order.Quit);
+  for (let answered = Atomics.load(words, Word.Answered); answered !== number; ) {
+    if (Atomics.wait(words, Word.Answered, answered, EXIT_TIMEOUT_MS) === 'timed-out') {
+      leaveThreadBehind();
+      return;
+    }
+    answered = Atomics.load(words, Word.Answered);
+  }
+  thread.hasEnded = true;
 }

@@ -2,8 +2,14 @@
 import type { Log } from '../../../../core/log.ts';
 import type { Virtqueue } from '../ring/virtqueue.ts';
 
-/** Indexes into the shared words. An order is written, its number raised, the control descriptor signalled, the answer awaited. */
-export const Word = { Order: 0, Ordered: 1, Answered: 2, OfServer: 8, Count: 16 } as const;
+/**
+ * Indexes into the shared words. An order is written, its number raised, the control descriptor signalled. The thread
+ * carries it out, writes the positions of the queues, then the number as the answer, and says so in a message.
+ */
+export const Word = { Order: 0, Ordered: 1, Answered: 2, Standing: 3, OfServer: 8, Count: 24 } as const;
+
+/** Whether the positions in the queue fields are the queues': what counts of a thread that ended by an error. */
+export const Standing = { Unknown: 0, /** Everything before them is used. */ Known: 1 } as const;
 
 export const Order = { Start: 1, Stop: 2, Quit: 3 } as const;
 
@@ -44,6 +50,10 @@ export interface DataThreadSetup {
 /** What a data thread has to say; everything else goes through the words. */
 export type DataThreadMessage =
   | { readonly kind: 'ready' }
+  /** The latest order is carried out. */
+  | { readonly kind: 'answered' }
+  /** The thread ends by an error. */
+  | { readonly kind: 'ended'; readonly reason: string }
   | { readonly kind: 'guest'; readonly text: string }
   /** `order` is the number of the order to start: after another one the driver that broke the ring is gone. */
   | { readonly kind: 'broken'; readonly order: number; readonly queue: number; readonly reason: string }

@@ -172,6 +172,7 @@ export class VirtioNet implements VirtioDevice, NetFrameState {
     if (this.#vhost === undefined || this.fd === undefined) return undefined;
     return {
       queueCount: 2,
+      needsAllQueues: true,
       takeOver: (wires) => this.#lend(this.#vhost as VhostDevice, wires),
       giveBack: () => this.#takeBack(),
     };
@@ -197,7 +198,8 @@ export class VirtioNet implements VirtioDevice, NetFrameState {
     vhost.ioctl(Vhost.NetSetBackend, Int32Array.of(index, fd), 'VHOST_NET_SET_BACKEND');
   }
 
-  #takeBack(): void {
+  /** The kernel answers in the call. */
+  #takeBack(): undefined {
     const wires = this.#lent;
     const vhost = this.#vhost;
     this.#lent = [];
@@ -213,7 +215,7 @@ export class VirtioNet implements VirtioDevice, NetFrameState {
   }
 
   /** A device with much to do gets a thread of its own. */
-  async startDataThread(): Promise<QueueOwner | undefined> {
+  startDataThread(): QueueOwner | undefined | Promise<QueueOwner> {
     const transport = this.#transport as VirtioTransport;
     const { tap } = this.#options;
     if (tap === undefined || this.#vhost !== undefined) return undefined;
@@ -226,6 +228,7 @@ export class VirtioNet implements VirtioDevice, NetFrameState {
           cpus: [],
           queueCount: 2,
           service,
+          what: `tap ${tap}`,
           log: this.#log,
           onFailed: () => {
             // First, since what comes back would be waited for.
@@ -236,17 +239,26 @@ export class VirtioNet implements VirtioDevice, NetFrameState {
         },
         transport,
       );
-      await this.#threads.start();
     }
     const threads = this.#threads;
+    const owner = this.#threadOwner(threads);
+    return threads.isUp ? owner : threads.start().then(() => owner);
+  }
+
+  #threadOwner(threads: DataThreads): QueueOwner {
+    const hasBack = () => {
+      this.#lent = [];
+      this.#listen();
+    };
     return {
       queueCount: 2,
       usesAsyncio: true,
       takeOver: (wires) => this.#lendToThread(threads, wires),
       giveBack: () => {
-        threads.giveBack();
-        this.#lent = [];
-        this.#listen();
+        const wait = threads.giveBack();
+        if (wait !== undefined) return wait.then(hasBack);
+        hasBack();
+        return undefined;
       },
       suspend: () => threads.suspend(),
       resume: () => threads.resume(),

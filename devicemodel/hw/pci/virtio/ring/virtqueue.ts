@@ -54,6 +54,8 @@ export class Virtqueue {
   #generation = 0;
   /** Entries of the ring that were taken and not given back. */
   #outstanding = 0;
+  /** Taken last, and not given back. */
+  #latest: Chain | undefined;
   /** Chains not in use. */
   readonly #pool: Chain[] = [];
   /** Served in part: `pop` returns it before any other. */
@@ -183,11 +185,24 @@ export class Virtqueue {
       return undefined;
     }
     chain.generation = this.#generation;
+    this.#latest = chain;
     return chain;
+  }
+
+  /** Entries of the ring that were taken and not given back. */
+  get outstanding(): number {
+    return this.#outstanding;
+  }
+
+  /** After a failure in the middle of a request: put it back if it is the one that was taken last and all others are done. */
+  putBackLatest(): void {
+    const latest = this.#latest;
+    if (latest?.generation === this.#generation && this.#outstanding === latest.ringEntries) this.unpop(latest);
   }
 
   /** Put the chain just popped back as the next one: the device has no use for it yet. Only the latest can go back. */
   unpop(chain: Chain): void {
+    this.#latest = undefined;
     this.#pool.push(chain);
     if (chain.generation !== this.#generation) return;
     this.#ring?.untake(chain);
@@ -221,6 +236,7 @@ export class Virtqueue {
    * @param writtenBytes from the start of the writable part (§2.7.8.2).
    */
   push(chain: Chain, writtenBytes: number): void {
+    if (chain === this.#latest) this.#latest = undefined;
     if (this.#ram.isObserved) {
       for (let i = chain.readableCount; i < chain.segmentCount; i++) {
         this.#ram.noteWrite(chain.chunk[i] as number, chain.offset[i] as number, chain.length[i] as number);

@@ -1,6 +1,7 @@
 /** What a virtio device is to its transport, and the other way round. A device knows queues and configuration, no PCI. */
 import type { AccessSize } from '../../../../core/address.ts';
 import type { GuestRam } from '../../../../core/guest-buffers.ts';
+import type { IoPatience } from '../../../../core/io-patience.ts';
 import { type ChainServer, type SliceBudget, type SliceClock, serveChains } from '../ring/serve-chains.ts';
 import type { Virtqueue } from '../ring/virtqueue.ts';
 import type { TransportMode } from './options.ts';
@@ -50,6 +51,8 @@ export interface VirtioTransport {
   readonly ram: GuestRam;
   /** Monotonic time of the device thread. */
   readonly clock: SliceClock;
+  /** With who serves queues outside of this thread and was told to give them back. */
+  readonly patience: IoPatience;
   queue(index: number): Virtqueue;
   /** Whether the driver accepted the feature. */
   hasFeature(bit: number): boolean;
@@ -110,9 +113,9 @@ export interface VirtioDevice {
   /**
    * A data thread for a device that turned out to have much to do: it is given the queues until reset. May be asked for
    * again after a reset.
-   * @returns undefined where there is none. @throws HostError
+   * @returns at once if it is there, undefined where there is none. @throws HostError, asynchronously.
    */
-  startDataThread?(): Promise<QueueOwner | undefined>;
+  startDataThread?(): QueueOwner | undefined | Promise<QueueOwner | undefined>;
 }
 
 /** Descriptors of one queue for whoever serves it outside of this thread. */
@@ -126,16 +129,25 @@ export interface QueueWires {
 
 /** A server of queues outside of this thread. Kicks and interrupts come and go as descriptors. */
 export interface QueueOwner {
-  /** How many of the first queues. */
+  /** How many of the first queues; those of them that the driver has set up. */
   readonly queueCount: number;
-  /** @returns false when it cannot, after a line in the log: the device serves its queues itself. */
+  /** It serves all of them or none. */
+  readonly needsAllQueues?: boolean;
+  /**
+   * Queues, rings and descriptors are the owner's from here on.
+   * @returns false when it cannot, after a line in the log: the device serves its queues itself.
+   */
   takeOver(wires: readonly QueueWires[]): boolean;
-  /** Stop serving: when this returns nothing touches rings and buffers any more. Safe without `takeOver`. */
-  giveBack(): void;
+  /**
+   * Stop serving. Then nothing touches rings, buffers and descriptors any more, and the queues on this side are where the
+   * owner left them. Safe without `takeOver`.
+   * @returns when that is so; undefined: it is. @throws StorageHangError, asynchronously: what was lent stays lent.
+   */
+  giveBack(): Promise<void> | undefined;
   /** Ask the hypervisor not to wait for the kick to arrive. */
   readonly usesAsyncio?: boolean;
-  /** The machine goes to S3: finish what is in flight and stand still until `resume`. */
-  suspend?(): void;
+  /** Finish what is in flight and stand still until `resume`, or until it is given back. @returns as `giveBack` does. */
+  suspend?(): Promise<void> | undefined;
   resume?(): void;
 }
 

@@ -12,18 +12,22 @@ import { type AccessSize, allOnes, type Gpa, type Port } from '../../../../core/
 import type { Timer } from '../../../../core/clock.ts';
 import type { InterruptLine, MsiMessage } from '../../../../core/device.ts';
 import { GuestRam } from '../../../../core/guest-buffers.ts';
-import { Eventfd } from '../../../../core/host/eventfd.ts';
-import { watchFd } from '../../../../core/host/libc.ts';
-import type { IoeventfdSpec } from '../../../../core/hsm/hsm.ts';
+import type { Hsm, IoeventfdSpec } from '../../../../core/hsm/hsm.ts';
+import type { IoPatience } from '../../../../core/io-patience.ts';
+import type { Log } from '../../../../core/log.ts';
+import type { AccessGate } from '../../../../core/request-holds.ts';
 import type { PciEnv } from '../../driver.ts';
 import type { EmulatedPciFunction, PciIdentity, PciPlacement } from '../../function.ts';
 import { Msi } from '../../msi.ts';
 import type { SliceClock } from '../ring/serve-chains.ts';
 import { Virtqueue, type VirtqueueHost } from '../ring/virtqueue.ts';
-import { Feature, type QueueOwner, type VirtioDevice, type VirtioTransport } from './device.ts';
+import { Feature, type VirtioDevice, type VirtioTransport } from './device.ts';
+import { HandOver } from './hand-over.ts';
 import { LEGACY_HEADER_BYTES, LegacyReg, LegacyWindow } from './legacy.ts';
 import { MODERN_BAR_BYTES, ModernOffset, ModernWindow } from './modern.ts';
 import type { TransportMode } from './options.ts';
+import { Polling } from './polling.ts';
+import { type LendingHost, QueueLending } from './queue-lending.ts';
 import { Isr, NO_VECTOR, Status, VirtioBar } from './registers.ts';
 import type { VirtioRegisters } from './window.ts';
 
@@ -32,16 +36,6 @@ const VIRTIO_VENDOR = 0x1af4;
 const ORACLE_VENDOR = 0x108e;
 /** §4.1.2.1: device id of a modern function. */
 const MODERN_DEVICE_BASE = 0x1040;
-
-/** Polling starts this long after DRIVER_OK, so that firmware and start-up are through. */
-const POLL_START_NS = 5e9;
-/**
- * A device that serves this many requests within this time gets a data thread. One costs 30 ms of a CPU to start, as much
- * as 3000 kicks through the request page on a fast machine; on a slow one it halves the time of each frame long before
- * that. Firmware and a driver that only looks around never get there.
- */
-const BUSY_REQUESTS = 300;
-const BUSY_WINDOW_NS = 2e9;
 
 export interface VirtioPciIdentity {
   /** Device id of the legacy and transitional forms. */
@@ -69,25 +63,7 @@ export interface VirtioPciOptions {
   readonly aml?: EmulatedPciFunction['aml'];
 }
 
-/** One queue's kick descriptor while ioeventfds are on. */
-interface Kick {
-  readonly eventfd: Eventfd;
-  readonly spec: IoeventfdSpec;
-  readonly unwatch: () => void;
-}
-
-/** A queue that is served outside of this thread. */
-interface LentQueue {
-  readonly queue: Virtqueue;
-  readonly kick: Eventfd;
-  readonly call: Eventfd;
-  readonly spec: IoeventfdSpec | undefined;
-  /** The message the call descriptor sends; undefined: it is watched here. */
-  irqfd: MsiMessage | undefined;
-  unwatch: (() => void) | undefined;
-}
-
-export class VirtioPci implements EmulatedPciFunction, VirtioTransport, VirtioRegisters, VirtqueueHost {
+export class VirtioPci implements EmulatedPciFunction, VirtioTransport, VirtioRegisters, VirtqueueHost, LendingHost {
   readonly backing = 'device-model';
   readonly identity: PciIdentity;
   readonly bars: readonly BarSpec[];
@@ -97,26 +73,21 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, VirtioRe
   readonly queues: readonly Virtqueue[];
   readonly mode: TransportMode;
   readonly env: PciEnv;
+  readonly gate: AccessGate;
   readonly hasNotifyIo: boolean;
   readonly #intx: InterruptLine;
   readonly #msi: Msi;
   readonly #msix: Msix | undefined;
   readonly #legacy: LegacyWindow | undefined;
   readonly #modern: ModernWindow | undefined;
-  readonly #pollTimer: Timer | undefined;
+  readonly #polling: Polling | undefined;
   readonly #againTimer: Timer;
   /** Bit n: queue n is to be looked at again. */
   #again: boolean[];
   #placement: PciPlacement | undefined;
-  readonly #kicks: Kick[] = [];
-  readonly #lent: LentQueue[] = [];
-  /** Who has the queues: the device's own owner, or a data thread it got for being busy. */
-  #owner: QueueOwner | undefined;
-  /** The driver's time with the device, by number: what began in another must not end in this. */
-  #session = 0;
-  #mayGetThread = false;
-  #worked = 0;
-  #workedSinceNs = 0;
+  #isKickDecoded = true;
+  readonly #lending: QueueLending;
+  readonly #handOver: HandOver;
 
   // Registers.
   #status = 0;
@@ -125,7 +96,6 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, VirtioRe
   #isr = 0;
   #acceptedLow = 0;
   #acceptedHigh = 0;
-  #polling = false;
   queueSelect = 0;
   configVector = NO_VECTOR;
   configGeneration = 0;
@@ -135,6 +105,7 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, VirtioRe
   constructor(device: VirtioDevice, env: PciEnv, options: VirtioPciOptions) {
     this.device = device;
     this.env = env;
+    this.gate = env.waits.holds.gate();
     this.mode = options.mode;
     this.hasNotifyIo = options.mode !== 'legacy' && (options.notifyByIo ?? true);
     this.ram = new GuestRam(env.memory.chunks);
@@ -152,15 +123,12 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, VirtioRe
 
     this.#intx = env.intx();
     this.#againTimer = env.clock.createTimer(() => this.#runAgain());
-    this.#pollTimer =
-      env.machine.virtioPollNs !== undefined && device.isPolled !== false
-        ? env.clock.createTimer(() => this.#poll())
-        : undefined;
-    if (this.#msix !== undefined) {
-      this.#msix.onVectorChanged = (vector) => {
-        for (const lent of this.#lent) if (lent.queue.vector === vector) this.#wireCall(lent);
-      };
-    }
+    const { virtioPollNs } = env.machine;
+    this.#polling =
+      virtioPollNs !== undefined && device.isPolled !== false ? new Polling(this, env.clock, virtioPollNs) : undefined;
+    this.#lending = new QueueLending(this);
+    this.#handOver = new HandOver(this, this.#lending, env.clock);
+    if (this.#msix !== undefined) this.#msix.onVectorChanged = (vector) => this.#lending.vectorChanged(vector);
     device.attach(this);
   }
 
@@ -198,18 +166,24 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, VirtioRe
     this.#msix?.reset();
   }
 
+  settle(): Promise<void> | undefined {
+    return this.#lending.settle();
+  }
+
   suspend(): void {
-    this.#owner?.suspend?.();
     this.device.suspend?.();
   }
 
   resume(): void {
     this.device.resume?.();
-    this.#owner?.resume?.();
+    this.#lending.resume();
   }
 
+  /** @throws StorageHangError: what is lent is left as it is. */
   async stop(): Promise<void> {
-    this.#resetDevice();
+    this.#stopServing();
+    await this.#lending.end();
+    this.#toPowerOn();
     await this.device.stop?.();
   }
 
@@ -230,18 +204,11 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, VirtioRe
     else if (index === VirtioBar.NotifyIo && this.hasNotifyIo) this.notify(value);
   }
 
-  barMoved(index: BarIndex, _address: Gpa | Port | undefined): void {
-    // Kicks are registered by address.
+  /** Kicks are registered by address. Whoever gets them sees nothing of the move. */
+  barMoved(index: BarIndex, address: Gpa | Port | undefined): void {
     if (index !== this.#kickBar) return;
-    if (this.#kicks.length > 0) {
-      this.#stopKicks();
-      this.#startKicks();
-    }
-    const owner = this.#owner;
-    if (owner !== undefined) {
-      this.#stopOwner();
-      this.#startOwner(owner);
-    }
+    this.#isKickDecoded = address !== undefined;
+    this.#lending.moveKicks();
   }
 
   // Features.
@@ -324,38 +291,53 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, VirtioRe
     }
     this.#status = next;
     if ((next & Status.DriverOk) !== 0 && (before & Status.DriverOk) === 0) this.#driverOk();
-    else if ((next & Status.DriverOk) === 0 && (before & Status.DriverOk) !== 0) {
-      this.#stopOwner();
-      this.#stopKicks();
-    }
+    else if ((next & Status.DriverOk) === 0 && (before & Status.DriverOk) !== 0) this.#whenBack(() => {});
   }
 
   #driverOk(): void {
     // A driver may go on without having written features at all.
     this.#applyFeatures();
-    if (this.#pollTimer !== undefined) {
-      this.#pollTimer.arm(this.env.clock.nowNs() + POLL_START_NS);
-    }
-    this.#session++;
-    if (this.device.queueOwner !== undefined) this.#startOwner(this.device.queueOwner);
+    this.#polling?.start();
+    this.#handOver.newSession();
+    const { queueOwner } = this.device;
+    const isLent = queueOwner !== undefined && this.#lending.lend(queueOwner);
     // Who asked for polling gets it: the driver is then never to kick.
-    this.#mayGetThread = this.#owner === undefined && this.#pollTimer === undefined;
-    this.#worked = 0;
-    this.#workedSinceNs = this.env.clock.nowNs();
-    if (this.#lent.length === 0 && this.device.wantsIoeventfd === true) this.#startKicks();
+    if (!isLent && this.#polling === undefined) this.#handOver.allow();
+    if (!isLent && this.device.wantsIoeventfd === true) this.#lending.listen();
     this.device.driverOk?.();
   }
 
   #resetDevice(): void {
-    // CVE-2021-36144: nothing that runs later may see the queues of before.
-    this.#pollTimer?.cancel();
-    this.#polling = false;
+    this.#stopServing();
+    this.#whenBack(() => this.#toPowerOn());
+  }
+
+  /** CVE-2021-36144: nothing that runs later may see the queues of before. */
+  #stopServing(): void {
+    this.#polling?.stop();
     this.#againTimer.cancel();
     this.#again.fill(false);
-    this.#mayGetThread = false;
-    this.#session++;
-    this.#stopOwner();
-    this.#stopKicks();
+    this.#handOver.newSession();
+  }
+
+  /** Go on when nothing is lent any more. Until then the vCPU whose access it is waits, and who else comes here. */
+  #whenBack(goOn: () => void): void {
+    const wait = this.#lending.end();
+    if (wait === undefined) {
+      goOn();
+      return;
+    }
+    this.gate.close();
+    wait.then(
+      () => {
+        goOn();
+        this.gate.open();
+      },
+      (error: Error) => this.env.waits.giveUp(error),
+    );
+  }
+
+  #toPowerOn(): void {
     for (const queue of this.queues) queue.reset();
     this.#legacy?.reset();
     this.#modern?.reset();
@@ -404,17 +386,15 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, VirtioRe
       this.env.log.guest(() => `${this.device.name}: notification for queue ${index} of ${this.queues.length}`);
       return;
     }
-    this.#service(queue);
+    this.service(queue);
   }
 
-  #service(queue: Virtqueue): void {
+  service(queue: Virtqueue): void {
     if (!queue.isReady || this.#needsReset) return;
     // §2.1.2: nothing is consumed before DRIVER_OK. Legacy drivers are known to kick before it (§3.1.2), and the C
     // device model serves them.
     if ((this.#status & Status.DriverOk) === 0 && this.isVersion1) return;
-    const lent = this.#lent[queue.index];
-    if (lent !== undefined) lent.kick.signal();
-    else this.device.notify(queue);
+    if (!this.#lending.passOn(queue)) this.device.notify(queue);
   }
 
   notifyLater(queue: Virtqueue): void {
@@ -426,25 +406,9 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, VirtioRe
     for (let i = 0; i < this.queues.length; i++) {
       if (this.#again[i] === true) {
         this.#again[i] = false;
-        this.#service(this.queues[i] as Virtqueue);
+        this.service(this.queues[i] as Virtqueue);
       }
     }
-  }
-
-  /** `--virtio_poll`: look at every queue that is set up, and keep the driver from kicking. */
-  #poll(): void {
-    const intervalNs = this.env.machine.virtioPollNs;
-    if (!this.isDriverOk || intervalNs === undefined) return;
-    this.#polling = true;
-    for (const queue of this.queues) {
-      if (!queue.isReady) continue;
-      queue.isPolled = true;
-      queue.suppressNotify();
-      this.#service(queue);
-      // The device may have been reset or broken by what it found.
-      if (!this.#polling || !this.isDriverOk) return;
-    }
-    this.#pollTimer?.arm(this.env.clock.nowNs() + intervalNs);
   }
 
   broken(queue: Virtqueue, reason: string): void {
@@ -499,8 +463,8 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, VirtioRe
     return this.isVersion1 ? (this.hasNotifyIo ? VirtioBar.NotifyIo : VirtioBar.Modern) : VirtioBar.Legacy;
   }
 
-  #kickSpec(index: number, fd: number, asyncio: boolean): IoeventfdSpec | undefined {
-    const address = this.#placement?.barAddress(this.#kickBar);
+  kickSpec({ index }: Virtqueue, fd: number, asyncio: boolean): IoeventfdSpec | undefined {
+    const address = this.#isKickDecoded ? this.#placement?.barAddress(this.#kickBar) : undefined;
     if (address === undefined) return undefined;
     const common = { fd, sizeBytes: 2, ...(asyncio ? { asyncio } : {}) } as const;
     if (!this.isVersion1) {
@@ -511,168 +475,41 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, VirtioRe
       : { ...common, address: address + ModernOffset.notify + index * ModernOffset.notifyMultiplier, space: 'mmio' };
   }
 
-  /** Ask the hypervisor to turn kicks of a queue into `eventfd`. @returns undefined when it does not. */
-  #assignKick(queue: Virtqueue, eventfd: Eventfd, asyncio: boolean): IoeventfdSpec | undefined {
-    const spec = this.#kickSpec(queue.index, eventfd.fd, asyncio);
-    if (spec === undefined) return undefined;
-    try {
-      this.env.hsm.ioeventfd(spec, true);
-      return spec;
-    } catch (error) {
-      // The request page serves the kick just as well, only slower.
-      this.env.log.rationed(
-        'warn',
-        () => `${this.device.name}: queue ${queue.index}: no ioeventfd: ${(error as Error).message}`,
-      );
-      return undefined;
-    }
+  messageOf(queue: Virtqueue): MsiMessage | undefined {
+    return this.isMsixEnabled ? this.#msix?.message(queue.vector) : undefined;
   }
 
-  #removeKick(spec: IoeventfdSpec): void {
-    try {
-      this.env.hsm.ioeventfd(spec, false);
-    } catch (error) {
-      this.env.log.rationed('warn', () => `${this.device.name}: ioeventfd not removed: ${(error as Error).message}`);
-    }
-  }
-
-  #startKicks(): void {
-    for (const queue of this.queues) {
-      const eventfd = new Eventfd();
-      // Asyncio is used where the hypervisor has it and ignored elsewhere.
-      const spec = this.#assignKick(queue, eventfd, true);
-      if (spec === undefined) {
-        eventfd.dispose();
-        continue;
-      }
-      const unwatch = watchFd(eventfd.fd, () => {
-        if (eventfd.take() > 0) this.#service(queue);
-      });
-      this.#kicks.push({ eventfd, spec, unwatch });
-    }
-  }
-
-  #stopKicks(): void {
-    for (const kick of this.#kicks.splice(0)) {
-      kick.unwatch();
-      this.#removeKick(kick.spec);
-      kick.eventfd.dispose();
-    }
-  }
-
-  // Queues that are served outside of this thread.
-
-  /** Give the queues to an owner. @returns false when the device has to serve them itself. */
-  #startOwner(owner: QueueOwner): boolean {
-    this.#owner = owner;
-    for (const queue of this.queues.slice(0, owner.queueCount)) {
-      if (!queue.isReady) {
-        this.env.log.guest(() => `${this.device.name}: queue ${queue.index} is not set up`);
-        this.#stopOwner();
-        return false;
-      }
-      const kick = new Eventfd();
-      const call = new Eventfd();
-      const spec = this.#assignKick(queue, kick, owner.usesAsyncio === true);
-      const lent: LentQueue = { queue, kick, call, spec, irqfd: undefined, unwatch: undefined };
-      this.#lent.push(lent);
-      this.#wireCall(lent);
-    }
+  finishBegun(): void {
     this.device.settle?.();
-    const wires = this.#lent.map(({ queue, kick, call }) => ({ queue, kickFd: kick.fd, callFd: call.fd }));
-    if (owner.takeOver(wires)) {
-      // Kicks from before, and those that still come through the request page, are passed on.
-      for (const { kick } of this.#lent) kick.signal();
-      return true;
-    }
-    this.#stopOwner();
-    return false;
+  }
+
+  get patience(): IoPatience {
+    return this.env.waits.patience;
+  }
+  get name(): string {
+    return this.device.name;
+  }
+  get log(): Log {
+    return this.env.log;
+  }
+  get hsm(): Hsm {
+    return this.env.hsm;
   }
 
   worked(requests: number): void {
-    if (!this.#mayGetThread) return;
-    this.#worked += requests;
-    if (this.#worked < BUSY_REQUESTS) return;
-    const nowNs = this.env.clock.nowNs();
-    const isBusy = nowNs - this.#workedSinceNs < BUSY_WINDOW_NS;
-    this.#worked = 0;
-    this.#workedSinceNs = nowNs;
-    // Without MSI-X every interrupt needs the device thread, for the ISR.
-    if (isBusy && this.isMsixEnabled) void this.#getThread();
-  }
-
-  /** The thread comes up while the device goes on; then the queues are given over between two requests. */
-  async #getThread(): Promise<void> {
-    this.#mayGetThread = false;
-    const session = this.#session;
-    try {
-      const owner = await this.device.startDataThread?.();
-      if (owner === undefined || session !== this.#session || !this.isDriverOk) return;
-      if (this.#startOwner(owner)) this.env.log.debug(`${this.device.name}: busy, served by a data thread`);
-    } catch (error) {
-      this.env.log.rationed('warn', () => `${(error as Error).message}: ${this.device.name} goes on without it`);
-    }
+    this.#handOver.worked(requests);
   }
 
   reclaimQueues(): void {
-    this.#stopOwner();
-    this.#mayGetThread = this.#pollTimer === undefined;
-    for (const queue of this.queues) this.#service(queue);
-  }
-
-  /** An interrupt goes from the owner straight to the guest by irqfd, or through here where that is not possible now. */
-  #wireCall(lent: LentQueue): void {
-    const message = this.isMsixEnabled ? this.#msix?.message(lent.queue.vector) : undefined;
-    if (
-      message?.address === lent.irqfd?.address &&
-      message?.data === lent.irqfd?.data &&
-      (message !== undefined || lent.unwatch !== undefined)
-    ) {
-      return;
-    }
-    this.#unwireCall(lent);
-    if (message !== undefined) {
-      try {
-        this.env.hsm.irqfd(lent.call.fd, message, true);
-        lent.irqfd = message;
-        return;
-      } catch (error) {
-        this.env.log.rationed(
-          'warn',
-          () => `${this.device.name}: queue ${lent.queue.index}: no irqfd: ${(error as Error).message}`,
-        );
-      }
-    }
-    lent.unwatch = watchFd(lent.call.fd, () => {
-      if (lent.call.take() > 0) this.interrupt(lent.queue);
-    });
-  }
-
-  #unwireCall(lent: LentQueue): void {
-    lent.unwatch?.();
-    lent.unwatch = undefined;
-    if (lent.irqfd === undefined) return;
-    try {
-      this.env.hsm.irqfd(lent.call.fd, lent.irqfd, false);
-    } catch (error) {
-      this.env.log.rationed('warn', () => `${this.device.name}: irqfd not removed: ${(error as Error).message}`);
-    }
-    lent.irqfd = undefined;
-  }
-
-  #stopOwner(): void {
-    const owner = this.#owner;
-    this.#owner = undefined;
-    if (owner === undefined) return;
-    owner.giveBack();
-    for (const lent of this.#lent.splice(0)) {
-      if (lent.spec !== undefined) this.#removeKick(lent.spec);
-      this.#unwireCall(lent);
-      // What was signalled and not delivered yet.
-      if (lent.call.take() > 0) this.interrupt(lent.queue);
-      lent.kick.dispose();
-      lent.call.dispose();
-    }
+    const { session } = this.#handOver;
+    const goOn = () => {
+      if (session !== this.#handOver.session) return;
+      if (this.#polling === undefined) this.#handOver.allow();
+      for (const queue of this.queues) this.service(queue);
+    };
+    const wait = this.#lending.end();
+    if (wait === undefined) goOn();
+    else wait.then(goOn, (error: Error) => this.env.waits.giveUp(error));
   }
 }
 

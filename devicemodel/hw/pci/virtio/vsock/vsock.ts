@@ -32,6 +32,7 @@ export class VhostVsock implements VirtioDevice, QueueOwner {
   readonly configSizeBytes = CONFIG_BYTES;
   readonly isPolled = false;
   readonly queueCount = LENT_QUEUES;
+  readonly needsAllQueues = true;
   features = featureMask(...ringFeatures);
   readonly #cid: number;
   readonly #vhost: VhostDevice;
@@ -92,7 +93,8 @@ export class VhostVsock implements VirtioDevice, QueueOwner {
     }
   }
 
-  giveBack(): void {
+  /** The kernel answers in the call. */
+  giveBack(): undefined {
     const wires = this.#lent;
     this.#lent = [];
     if (wires.length === 0) return;

@@ -174,7 +174,7 @@ describe('a disk', () => {
     disk.write(3, 7, 0x77);
     await disk.finish();
     expect(readFileSync(path)[7 * 512]).toBe(0x77);
-    driver.status = 0;
+    await driver.reset();
     expect(machine.ioeventfds.map((e) => e.assign)).toEqual([true, false]);
     driver.init();
     await keepBusy(disk, 10);
@@ -208,6 +208,7 @@ describe('a disk', () => {
     await expect.poll(() => machine.ioeventfds.length, { timeout: 5000 }).toBe(1);
     for (let slot = 0; slot < DEPTH; slot++) disk.write(slot, 100 + slot, 0xa0 + slot);
     driver.kickIfWanted(0);
+    await fn.settle?.();
     fn.suspend?.();
     const before = readFileSync(path);
     disk.write(0, 50, 0xee);
@@ -237,7 +238,7 @@ describe('a disk', () => {
       // What is in flight when the driver resets is either there or not, and nothing comes afterwards.
       for (let slot = 0; slot < DEPTH; slot++) disk.write(slot, SECTORS - 1 - slot, 0xdd);
       driver.kickIfWanted(0);
-      driver.status = 0;
+      await driver.reset();
       const after = readFileSync(path);
       await new Promise((resolve) => setTimeout(resolve, 20));
       expect(readFileSync(path).equals(after)).toBe(true);
@@ -426,7 +427,7 @@ describe('a network device', () => {
         [true, 0n],
         [true, 1n],
       ]);
-      driver.status = 0;
+      await driver.reset();
       expect(machine.ioeventfds.map((e) => e.assign)).toEqual([true, true, false, false]);
       driver.init();
       const again = new NetDriver(driver);

@@ -123,7 +123,7 @@ describe('data thread', () => {
         driver.init();
         for (let i = 0; i < 20; i++) driver.add(0, [{ read: header(Type.In, i) }, { write: 512 }, { write: 1 }]);
         driver.kick(0);
-        driver.status = 0;
+        await driver.reset();
         const after = Buffer.concat(machine.memory.chunks.map((c) => Buffer.from(c.bytes)));
         await new Promise((resolve) => setTimeout(resolve, 5));
         expect(Buffer.concat(machine.memory.chunks.map((c) => Buffer.from(c.bytes))).equals(after)).toBe(true);
@@ -139,6 +139,7 @@ describe('data thread', () => {
     driver.makeAvailable(0, 0x1234);
     driver.kick(0);
     await expect.poll(() => driver.needsReset).toBe(true);
+    await driver.reset();
     driver.init();
     expect(driver.needsReset).toBe(false);
     expect((await request(driver, 0, [{ read: header(Type.In, 1) }, { write: 512 }, { write: 1 }]))[1]?.[0]).toBe(1);
@@ -151,6 +152,7 @@ describe('data thread', () => {
     driver.kick(0);
     // The thread finds out while this one, which has yet to hear of it, does not run its event loop.
     Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 100);
+    await driver.reset();
     driver.init();
     expect((await request(driver, 0, [{ read: header(Type.In, 1) }, { write: 512 }, { write: 1 }]))[1]?.[0]).toBe(1);
     expect(driver.needsReset).toBe(false);
