@@ -17,7 +17,7 @@ const MAX_ADDRESS_HIGH = 0xfffff;
 
 /**
  * The table sits at offset 0 of `bar`, the pending bits at the next 4 KiB boundary, as the C device model lays them
- * out. Reads and writes of the whole BAR can be handed to this region.
+ * out, or where `pbaOffset` says. Reads and writes of the whole BAR can be handed to this region.
  */
 export class Msix implements IoRegion {
   readonly vectors: number;
@@ -35,14 +35,18 @@ export class Msix implements IoRegion {
   /** A vector's message or mask changed, for owners that hand messages to irqfds. */
   onVectorChanged: ((vector: number) => void) | undefined;
 
-  constructor(vectors: number, bar: BarIndex, sink: MsiSink) {
+  /** @param pbaOffset behind the table, a multiple of 8. */
+  constructor(vectors: number, bar: BarIndex, sink: MsiSink, pbaOffset = alignUp(vectors * Entry.Size, 4 * KiB)) {
     if (!Number.isInteger(vectors) || vectors < 1 || vectors > MAX_VECTORS) {
       throw new BugError(`MSI-X: ${vectors} vectors is not 1..${MAX_VECTORS}`);
+    }
+    if (pbaOffset < vectors * Entry.Size || pbaOffset % 8 !== 0) {
+      throw new BugError(`MSI-X: the pending bits cannot be at ${pbaOffset}`);
     }
     this.vectors = vectors;
     this.bar = bar;
     this.#sink = sink;
-    this.pbaOffset = alignUp(vectors * Entry.Size, 4 * KiB);
+    this.pbaOffset = pbaOffset;
     // §6.8.2.10: pending bits come in whole qwords.
     this.#pending = new Uint32Array(Math.ceil(vectors / 64) * 2);
     this.barBytes = this.pbaOffset + this.#pending.byteLength;

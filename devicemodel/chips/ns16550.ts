@@ -3,7 +3,7 @@
  * owner maps the eight registers and wires the interrupt.
  *
  * The line is told its level after every access, also when it did not change: on an ISA bus each such call while
- * something is pending is one more edge, as in the C device model.
+ * something is pending is one more edge, as in the C device model. Where the line sends a message, it is told of news.
  */
 import type { AccessSize } from '../core/address.ts';
 import type { CharBackend } from '../core/char-backend.ts';
@@ -48,12 +48,15 @@ const FLUSH_BYTES = 64 * 1024;
 
 export interface Ns16550Options {
   readonly irq: InterruptLine;
+  /** The line sends a message when it is raised: raise it for another reason or another cause only. Default: false. */
+  readonly isMessageSignalled?: boolean;
   /** Undefined: nothing is connected. Started and stopped with the UART. */
   readonly backend: CharBackend | undefined;
 }
 
 export class Ns16550 implements Device, IoRegion {
   readonly #irq: InterruptLine;
+  readonly #isMessageSignalled: boolean;
   readonly #backend: CharBackend | undefined;
   readonly #fifo = new Uint8Array(FIFO_BYTES);
   #fifoHead = 0;
@@ -69,9 +72,12 @@ export class Ns16550 implements Device, IoRegion {
   #hasOverrun = false;
   /** Set when THR empties, cleared when IIR names it or THR is written. Latched whether or not IER enables it. */
   #isThrePending = false;
+  /** What the last message was about. */
+  #signalled: number = Iir.None;
 
   constructor(options: Ns16550Options) {
     this.#irq = options.irq;
+    this.#isMessageSignalled = options.isMessageSignalled ?? false;
     this.#backend = options.backend;
     this.#powerOn();
   }
@@ -80,6 +86,7 @@ export class Ns16550 implements Device, IoRegion {
     const backend = this.#backend;
     if (backend === undefined) return;
     backend.onReadable = () => this.#receive();
+    backend.onRoom = () => this.#roomAgain();
     return backend.start();
   }
 
@@ -87,6 +94,7 @@ export class Ns16550 implements Device, IoRegion {
     const backend = this.#backend;
     if (backend === undefined) return;
     backend.onReadable = undefined;
+    backend.onRoom = undefined;
     return backend.stop();
   }
 
@@ -120,8 +128,9 @@ export class Ns16550 implements Device, IoRegion {
   }
 
   write(offset: number, _size: AccessSize, value: number): void {
+    const isNews = !this.#isDlabSet && (offset === Reg.RbrThr || offset === Reg.Ier);
     this.#writeRegister(offset, value & 0xff);
-    this.#updateIrq();
+    this.#updateIrq(isNews);
   }
 
   #readRegister(offset: number): number {
@@ -144,8 +153,8 @@ export class Ns16550 implements Device, IoRegion {
       case Reg.Lsr: {
         const overrun = this.#hasOverrun ? Lsr.Overrun : 0;
         this.#hasOverrun = false;
-        // The host takes every byte at once: the transmitter is always empty.
-        return Lsr.ThrEmpty | Lsr.TransmitterEmpty | overrun | (this.#fifoCount > 0 ? Lsr.DataReady : 0);
+        const empty = this.#isTransmitterEmpty ? Lsr.ThrEmpty | Lsr.TransmitterEmpty : 0;
+        return empty | overrun | (this.#fifoCount > 0 ? Lsr.DataReady : 0);
       }
       case Reg.Msr: {
         const value = this.#modemStatus;
@@ -174,11 +183,12 @@ export class Ns16550 implements Device, IoRegion {
         this.#isThrePending = false;
         this.#updateIrq();
         this.#transmit(value);
-        this.#isThrePending = true;
+        this.#isThrePending = this.#isTransmitterEmpty;
         return;
       case Reg.Ier:
         // Linux 8250 autodetection enables ETBEI while THR is empty and expects an interrupt for it.
-        if ((this.#interruptEnable & Ier.ThrEmpty) === 0 && (value & Ier.ThrEmpty) !== 0) this.#isThrePending = true;
+        if ((value & ~this.#interruptEnable & Ier.ThrEmpty) !== 0 && this.#isTransmitterEmpty)
+          this.#isThrePending = true;
         this.#interruptEnable = value & 0x0f;
         return;
       case Reg.IirFcr:
@@ -237,6 +247,16 @@ export class Ns16550 implements Device, IoRegion {
     else if (!this.#putByte(byte)) this.#hasOverrun = true;
   }
 
+  /** Most back ends take every byte at once. */
+  get #isTransmitterEmpty(): boolean {
+    return this.#isLoopback || this.#backend?.hasRoom !== false;
+  }
+
+  #roomAgain(): void {
+    this.#isThrePending = true;
+    this.#updateIrq(true);
+  }
+
   // Receiver.
 
   /** The back end has input. */
@@ -247,12 +267,13 @@ export class Ns16550 implements Device, IoRegion {
       return;
     }
     this.#fill();
-    this.#updateIrq();
+    this.#updateIrq(true);
   }
 
   #fill(): void {
     const backend = this.#backend;
     if (backend === undefined || this.#isLoopback) return;
+    if (backend.takeOverrun?.() === true) this.#hasOverrun = true;
     while (this.#fifoCount < this.#capacity) {
       const byte = backend.read();
       if (byte < 0) return;
@@ -305,8 +326,16 @@ export class Ns16550 implements Device, IoRegion {
     return Iir.None;
   }
 
-  #updateIrq(): void {
-    this.#irq.set(this.#pendingInterrupt() !== Iir.None);
+  /** @param isNews something happened that a message has to be sent for, even if the reason is still the same. */
+  #updateIrq(isNews = false): void {
+    const reason = this.#pendingInterrupt();
+    const isPending = reason !== Iir.None;
+    if (this.#isMessageSignalled) {
+      const isRaised = isPending && (isNews || reason !== this.#signalled);
+      this.#signalled = reason;
+      if (isPending && !isRaised) return;
+    }
+    this.#irq.set(isPending);
   }
 
   get #isDlabSet(): boolean {

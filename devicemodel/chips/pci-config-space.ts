@@ -16,6 +16,19 @@ export interface BarSpec {
   readonly prefetchable?: boolean;
 }
 
+/** What a function says it is. */
+export interface PciIdentity {
+  readonly vendorId: number;
+  readonly deviceId: number;
+  readonly revisionId?: number;
+  /** Class code 23:16, subclass 15:8, programming interface 7:0. */
+  readonly classCode: number;
+  readonly subsystemVendorId?: number;
+  readonly subsystemId?: number;
+  /** Header type register 0x0e: layout in bits 6:0, and bit 7 where whoever places functions does not set it. */
+  readonly headerType?: number;
+}
+
 /** Offsets of the type 0 header (PCI 3.0 §6.1). */
 export const Cfg = {
   VendorId: 0x00,
@@ -35,6 +48,23 @@ export const Cfg = {
   CapabilitiesPointer: 0x34,
   InterruptLine: 0x3c,
   InterruptPin: 0x3d,
+} as const;
+
+/** Offsets of the type 1 header, a bridge's (PCI-to-PCI Bridge 1.2 §3.2), where it differs from type 0. */
+export const BridgeCfg = {
+  PrimaryBus: 0x18,
+  SecondaryBus: 0x19,
+  SubordinateBus: 0x1a,
+  SecondaryLatencyTimer: 0x1b,
+  IoBase: 0x1c,
+  IoLimit: 0x1d,
+  MemoryBase: 0x20,
+  MemoryLimit: 0x22,
+  PrefetchableBase: 0x24,
+  PrefetchableLimit: 0x26,
+  PrefetchableBaseHigh: 0x28,
+  PrefetchableLimitHigh: 0x2c,
+  BridgeControl: 0x3e,
 } as const;
 
 /** Command register bits (PCI 3.0 §6.2.2). */
@@ -57,7 +87,8 @@ const BarFlag = { Io: 1 << 0, Mem64: 2 << 1, Prefetchable: 1 << 3 } as const;
 /** First capability; also the end of the type 0 header. */
 const FIRST_CAPABILITY = 0x40;
 const STANDARD_SIZE = 0x100;
-const MULTIFUNCTION = 0x80;
+/** In the header type register (§6.2.1). */
+export const MULTIFUNCTION = 0x80;
 
 /**
  * What a device does when the guest touches one of its special registers. `offset` counts from the start of the
@@ -80,6 +111,18 @@ interface Bar {
   readonly lowMask: number;
   readonly highMask: number;
   initialAddress: number;
+}
+
+export interface ConfigSpaceOptions {
+  /** Default 256; 4096 with extended capabilities. */
+  readonly sizeBytes?: 256 | 4096;
+  /** 0: a function with six BARs; 1: a bridge with two, and its bus numbers and windows behind them. Default 0. */
+  readonly headerType?: 0 | 1;
+  /**
+   * What the guest may do to registers that no rule is given for. Default `writable`. Compat: the C device model lets
+   * the guest overwrite everything, ids included; what it writes there only the guest itself reads.
+   */
+  readonly otherRegisters?: 'writable' | 'read-only';
 }
 
 export interface CapabilityOptions {
@@ -117,23 +160,37 @@ export class ConfigSpace {
    */
   onControlWritten: (() => void) | undefined;
 
-  /** @param headerType 0: a function with six BARs; 1: a bridge with two, and its bus numbers and windows behind them. */
-  constructor(sizeBytes: 256 | 4096 = STANDARD_SIZE, headerType = 0) {
+  constructor(options: ConfigSpaceOptions = {}) {
+    const { sizeBytes = STANDARD_SIZE, headerType = 0, otherRegisters = 'writable' } = options;
     this.sizeBytes = sizeBytes;
     this.#barEnd = Cfg.Bar0 + (headerType === 1 ? 2 : 6) * 4;
     this.bytes = new Uint8Array(sizeBytes);
     this.#view = new DataView(this.bytes.buffer);
     this.#hooks = new Array(sizeBytes / 4);
-    // Compat: the C device model lets the guest overwrite everything that has no rule of its own, ids included; what it
-    // writes there only the guest itself reads. Exceptions follow here and where capabilities and BARs are defined.
-    this.#writable = new Uint8Array(sizeBytes).fill(0xff, 0, STANDARD_SIZE);
+    this.#writable = new Uint8Array(sizeBytes);
+    if (otherRegisters === 'writable') this.#writable.fill(0xff, 0, STANDARD_SIZE);
+    this.setWritable(Cfg.CacheLineSize, [0xff]);
+    this.setWritable(Cfg.InterruptLine, [0xff]);
     // PCI 3.0 §6.2.2: command bits 7 and 11-15 are reserved. Status bits are never set here except as read-only
     // facts, so write-1-to-clear has nothing to clear.
     this.setWritable(Cfg.Command, [0x7f, 0x07, 0, 0]);
-    this.setWritable(Cfg.HeaderType, [0xff & ~MULTIFUNCTION]);
+    if (otherRegisters === 'writable') this.setWritable(Cfg.HeaderType, [0xff & ~MULTIFUNCTION]);
     this.setWritable(Cfg.Bar0, new Uint8Array(this.#barEnd - Cfg.Bar0));
     // No driver has an expansion ROM; a size probe reads zero.
-    this.setWritable(Cfg.ExpansionRom, new Uint8Array(4));
+    if (headerType === 0) this.setWritable(Cfg.ExpansionRom, new Uint8Array(4));
+  }
+
+  /** Write the header's ids, class and layout. */
+  setIdentity(identity: PciIdentity): void {
+    this.set16(Cfg.VendorId, identity.vendorId);
+    this.set16(Cfg.DeviceId, identity.deviceId);
+    this.set8(Cfg.RevisionId, identity.revisionId ?? 0);
+    this.set8(Cfg.ClassCode, identity.classCode & 0xff);
+    this.set16(Cfg.ClassCode + 1, identity.classCode >>> 8);
+    this.set8(Cfg.HeaderType, identity.headerType ?? 0);
+    if (this.#barEnd !== Cfg.Bar0 + 24) return; // a bridge has its windows there
+    this.set16(Cfg.SubsystemVendorId, identity.subsystemVendorId ?? 0);
+    this.set16(Cfg.SubsystemId, identity.subsystemId ?? 0);
   }
 
   // Device side: no masks, no hooks.

@@ -10,6 +10,12 @@ export interface CharBackend {
   /** One byte out; kept until `flush` at the end of the turn. Never blocks the guest: what the host does not take is dropped once a bounded buffer is full. */
   write(byte: number): void;
   flush(): void;
+  /** Whether a byte written now would be kept. Without it the device need not wait, whatever becomes of the byte. */
+  readonly hasRoom?: boolean;
+  /** There is room again; called on the device thread. */
+  onRoom?: (() => void) | undefined;
+  /** Whether input was lost since the last call. */
+  takeOverrun?(): boolean;
   /** The device's wish to hear of new input; called on the device thread. */
   onReadable: (() => void) | undefined;
   start(): void | Promise<void>;

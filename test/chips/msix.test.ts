@@ -2,6 +2,7 @@ import * as fc from 'fast-check';
 import { expect, test } from 'vitest';
 import { Msix } from '../../devicemodel/chips/msix.ts';
 import { CapId, ConfigSpace } from '../../devicemodel/chips/pci-config-space.ts';
+import { BugError } from '../../devicemodel/core/errors.ts';
 import { Msi } from '../../devicemodel/hw/pci/msi.ts';
 import { applyAccess, busAccesses } from '../support/bus-access.ts';
 import { FakeMsi } from '../support/fake-line.ts';
@@ -169,4 +170,17 @@ test('any access sequence stays within width and sends exact addresses only', ()
       for (const message of sink.messages) expect(Number.isSafeInteger(message.address)).toBe(true);
     }),
   );
+});
+
+test('the pending bits can be elsewhere behind the table', () => {
+  const config = new ConfigSpace();
+  const msix = new Msix(8, 1, new FakeMsi(), 0x800);
+  msix.attach(config);
+  config.seal();
+  const base = config.findCapability(CapId.Msix) as number;
+  expect([config.read(base + 8, 4), msix.barBytes]).toEqual([0x801, 0x808]);
+  config.write(base + 2, 2, ENABLE);
+  msix.signal(3); // masked
+  expect([msix.read(0x800, 4), msix.read(0x7f8, 4)]).toEqual([8, 0xffff_ffff]);
+  expect(() => new Msix(8, 1, new FakeMsi(), 0x40)).toThrow(BugError);
 });

@@ -87,7 +87,7 @@ describe('capabilities', () => {
   });
 
   test('extended capabilities are linked by their headers', () => {
-    const config = new ConfigSpace(4096);
+    const config = new ConfigSpace({ sizeBytes: 4096 });
     const body = new Uint8Array(8);
     expect(config.addExtendedCapability(0x1f, 1, body)).toBe(0x100);
     expect(config.addExtendedCapability(0x0b, 1, body)).toBe(0x10c);
@@ -229,4 +229,24 @@ test('whatever a guest writes, reads stay within width, and reset brings the sea
       expect(config.isBarProbed(0) || config.isBarProbed(2)).toBe(false);
     }),
   );
+});
+
+test('a bridge has two BARs, and registers of its own behind them', () => {
+  const config = new ConfigSpace({ headerType: 1 });
+  config.setIdentity({ vendorId: 0x8086, deviceId: 0x9d14, classCode: 0x060400, headerType: 1, subsystemId: 5 });
+  expect([config.read(0, 4), config.read(8, 4), config.read(0x0c, 4)]).toEqual([0x9d14_8086, 0x0604_0000, 0x0001_0000]);
+  config.write(0x10, 4, 0xffff_ffff);
+  config.write(0x18, 1, 0x12); // bytes, unlike a BAR
+  expect([config.read(0x10, 4), config.read(0x18, 4), config.read(0x2c, 4)]).toEqual([0, 0x12, 0]);
+});
+
+test('with registers read-only, only those that have a rule can be written', () => {
+  const config = new ConfigSpace({ sizeBytes: 4096, otherRegisters: 'read-only' });
+  config.setIdentity({ vendorId: 1, deviceId: 2, classCode: 3 });
+  const at = config.addCapability(CapId.Vendor, [0, 0], { writable: [0, 0x0f] });
+  for (let offset = 0; offset < 4096; offset += 4) config.write(offset, 4, 0xffff_ffff);
+  const changed = Array.from({ length: 4096 }, (_, i) => i).filter((i) => config.read(i, 1) !== 0);
+  // Ids, command, status and class as they were, cache line size, capability, interrupt line.
+  expect(changed).toEqual([0, 2, 4, 5, 6, 9, 0x0c, 0x34, 0x3c, at, at + 3]);
+  expect([config.read(0, 4), config.read(4, 2), config.read(at + 3, 1)]).toEqual([0x0002_0001, 0x077f, 0x0f]);
 });

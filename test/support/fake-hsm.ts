@@ -191,7 +191,7 @@ class FakeEngine implements CpuEngine {
     this.lines.set(gsi, asserted);
   }
   injectMsi(message: MsiMessage): void {
-    this.msis.push(message);
+    this.msis.push({ ...message });
   }
 
   /** One access of each vCPU; from inside (as an engine on this thread) or left on the page (as the driver does). */

@@ -2,24 +2,14 @@
  * A PCI function says what it is and what it needs; the PCI host places it, writes its header and routes accesses.
  */
 
-import type { BarIndex, BarSpec, ConfigSpace } from '../../chips/pci-config-space.ts';
+import type { BarIndex, BarSpec, ConfigSpace, PciIdentity } from '../../chips/pci-config-space.ts';
 import type { AccessSize, Bdf, Gpa, Port } from '../../core/address.ts';
 import type { Device } from '../../core/device.ts';
 import type { DeviceTable, PciFunctionAml } from '../../core/firmware/contribution.ts';
 import type { HvVdev } from '../../core/hsm/vdev.ts';
 import type { AccessGate } from '../../core/request-holds.ts';
 
-export interface PciIdentity {
-  readonly vendorId: number;
-  readonly deviceId: number;
-  readonly revisionId?: number;
-  /** Class code 23:16, subclass 15:8, programming interface 7:0. */
-  readonly classCode: number;
-  readonly subsystemVendorId?: number;
-  readonly subsystemId?: number;
-  /** Header type register 0x0e without the multifunction bit (the host sets that). */
-  readonly headerType?: number;
-}
+export type { PciIdentity };
 
 /** Where the host put the function. BAR addresses are read live: the guest may move them. */
 export interface PciPlacement {

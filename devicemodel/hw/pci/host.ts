@@ -357,11 +357,15 @@ export class PciHost implements Device, PciConfigAccess {
   #place(slot: Slot): void {
     const where = `-s ${slot.bdf.bus}:${slot.bdf.device}:${slot.bdf.function},${slot.driver.name}`;
     const fn = this.#create(slot, where);
-    const config = new ConfigSpace(fn.configBytes, fn.identity.headerType);
+    const config = new ConfigSpace({
+      sizeBytes: fn.configBytes ?? 256,
+      headerType: fn.identity.headerType === 1 ? 1 : 0,
+    });
     slot.function = fn;
     slot.config = config;
     this.#access.add(slot.bdf, config, fn.backing === 'device-model' ? fn.gate : undefined);
-    writeHeader(config, fn.identity);
+    config.setIdentity(fn.identity);
+    config.set16(Cfg.Command, Command.IoSpace | Command.MemorySpace | Command.BusMaster);
     for (const spec of fn.bars) {
       const placed = this.#allocator.allocate(spec, where);
       config.defineBar(placed.spec, placed.address);
@@ -447,18 +451,6 @@ export class PciHost implements Device, PciConfigAccess {
       this.#options.log.guest(() => `INTx on line ${pin.gsi}: ${messageOf(error)}`);
     }
   }
-}
-
-function writeHeader(config: ConfigSpace, identity: PciIdentity): void {
-  config.set16(Cfg.VendorId, identity.vendorId);
-  config.set16(Cfg.DeviceId, identity.deviceId);
-  config.set8(Cfg.RevisionId, identity.revisionId ?? 0);
-  config.set8(Cfg.ClassCode, identity.classCode & 0xff);
-  config.set16(Cfg.ClassCode + 1, identity.classCode >>> 8);
-  config.set8(Cfg.HeaderType, identity.headerType ?? 0);
-  config.set16(Cfg.SubsystemVendorId, identity.subsystemVendorId ?? 0);
-  config.set16(Cfg.SubsystemId, identity.subsystemId ?? 0);
-  config.set16(Cfg.Command, Command.IoSpace | Command.MemorySpace | Command.BusMaster);
 }
 
 function messageOf(error: unknown): string {

@@ -2,16 +2,26 @@
  * The hypervisor's ivshmem function: memory shared between User VMs, and doorbells that interrupt the other side.
  * Specification: QEMU docs/specs/ivshmem-spec.rst, revision 1; behaviour of ACRN's dm/vpci/ivshmem.c.
  */
+import { Msix } from '../../../devicemodel/chips/msix.ts';
+import { ConfigSpace, MULTIFUNCTION } from '../../../devicemodel/chips/pci-config-space.ts';
 import { type AccessSize, formatBdf } from '../../../devicemodel/core/address.ts';
 import type { IoRegion } from '../../../devicemodel/core/device.ts';
 import type { IvshmemVdev } from '../../../devicemodel/core/hsm/vdev.ts';
 import type { VirtualFunction, VirtualFunctionHost } from '../virtual-function.ts';
-import { ConfigSpace, HEADER_MULTI_FUNCTION, Register } from './config-space.ts';
-import { MSIX_BAR_BYTES, MsixTable } from './msix.ts';
+import { PlacedBars } from './placed-bars.ts';
 
-const Id = { vendor: 0x1af4, device: 0x1110, revision: 1, class: 0x05, subsystemVendor: 0x8086 } as const;
+/** Memory controller, RAM. */
+const Id = {
+  vendorId: 0x1af4,
+  deviceId: 0x1110,
+  revisionId: 1,
+  classCode: 0x050000,
+  subsystemVendorId: 0x8086,
+} as const;
 const Bar = { Registers: 0, Msix: 1, Memory: 2 } as const;
 const REGISTERS_BYTES = 256;
+const MSIX_BYTES = 4096;
+const PBA_OFFSET = MSIX_BYTES / 2;
 const VECTORS = 8;
 
 /** BAR0. */
@@ -31,51 +41,34 @@ export interface IvshmemRegion {
 
 class Ivshmem implements VirtualFunction {
   readonly bdf: IvshmemVdev['bdf'];
-  readonly #config = new ConfigSpace();
+  readonly #config = new ConfigSpace({ sizeBytes: 4096, otherRegisters: 'read-only' });
+  readonly #bars = new PlacedBars(this.#config);
   readonly #region: IvshmemRegion;
-  readonly #placed: Array<{ dispose(): void } | undefined> = [];
 
   constructor(vdev: IvshmemVdev, region: IvshmemRegion, host: VirtualFunctionHost) {
     this.bdf = vdev.bdf;
     this.#region = region;
-    const config = this.#config;
-    config.set(Register.VendorId, 2, Id.vendor);
-    config.set(Register.DeviceId, 2, Id.device);
-    config.set(Register.RevisionId, 1, Id.revision);
-    config.set(Register.Class, 1, Id.class);
-    config.set(Register.HeaderType, 1, vdev.bdf.function === 0 ? HEADER_MULTI_FUNCTION : 0);
-    config.set(Register.SubsystemVendorId, 2, Id.subsystemVendor);
-    config.set(Register.SubsystemId, 2, region.regionId);
-    const msix = new MsixTable(VECTORS, Bar.Msix, config, host);
+    const headerType = vdev.bdf.function === 0 ? MULTIFUNCTION : 0;
+    this.#config.setIdentity({ ...Id, subsystemId: region.regionId, headerType });
+    const msix = new Msix(VECTORS, Bar.Msix, host, PBA_OFFSET);
+    msix.attach(this.#config);
     const registers = new Registers(host.vmid, region);
-
-    const place = (index: number, what: { dispose(): void } | undefined) => {
-      this.#placed[index]?.dispose();
-      this.#placed[index] = what;
-    };
-    const bar32 = (index: number, base: number, sizeBytes: number, region: IoRegion) =>
-      config.addBar({
-        index,
-        sizeBytes,
-        base,
-        is64: false,
-        prefetchable: false,
-        place: (at) => place(index, at === undefined ? undefined : host.addRegisters(at, sizeBytes, region)),
-      });
-    bar32(Bar.Registers, vdev.registersBar, REGISTERS_BYTES, registers);
-    bar32(Bar.Msix, vdev.msixBar, MSIX_BAR_BYTES, msix);
-    config.addBar({
-      index: Bar.Memory,
-      sizeBytes: vdev.sizeBytes,
-      base: vdev.memoryBar,
-      is64: true,
-      prefetchable: true,
-      place: (at) =>
-        place(Bar.Memory, at === undefined ? undefined : host.addMemory(at, region.bytes, region.hostAddress)),
-    });
+    const bars = this.#bars;
+    bars.add({ index: Bar.Registers, kind: 'mem32', sizeBytes: REGISTERS_BYTES }, vdev.registersBar, (at) =>
+      host.addRegisters(at, REGISTERS_BYTES, registers),
+    );
+    bars.add({ index: Bar.Msix, kind: 'mem32', sizeBytes: MSIX_BYTES }, vdev.msixBar, (at) =>
+      host.addRegisters(at, MSIX_BYTES, msix),
+    );
+    bars.add(
+      { index: Bar.Memory, kind: 'mem64', sizeBytes: vdev.sizeBytes, prefetchable: true },
+      vdev.memoryBar,
+      (at) => host.addMemory(at, region.bytes, region.hostAddress),
+    );
 
     region.onRing((vector) => {
-      if (!msix.signal(vector)) {
+      msix.signal(vector);
+      if (!msix.isEnabled || vector >= VECTORS) {
         host.log.guest(
           () => `ivshmem ${formatBdf(this.bdf)}: doorbell ${vector}, but MSI-X is off or has no such vector`,
         );
@@ -90,7 +83,7 @@ class Ivshmem implements VirtualFunction {
     this.#config.write(offset, size, value);
   }
   dispose(): void {
-    this.#config.dispose();
+    this.#bars.dispose();
     this.#region.dispose();
   }
 }

@@ -2,32 +2,30 @@
  * The hypervisor's virtual PCIe root port, there for precision time measurement. Registers as ACRN's
  * dm/vpci/vroot_port.c sets them; PCI-to-PCI Bridge 1.2 §3.2, PCIe 5.0 §7.5.3 and §7.9.15.
  */
+import { BridgeCfg, CapId, ConfigSpace } from '../../../devicemodel/chips/pci-config-space.ts';
 import type { AccessSize } from '../../../devicemodel/core/address.ts';
 import type { RootPortVdev } from '../../../devicemodel/core/hsm/vdev.ts';
 import type { VirtualFunction } from '../virtual-function.ts';
-import { ConfigSpace, Register } from './config-space.ts';
 
-const Id = { vendor: 0x8086, device: 0x9d14, revision: 1, class: 0x06, subclass: 0x04 } as const;
-const HEADER_BRIDGE = 1;
+/** Bridge, PCI to PCI. */
+const Id = { vendorId: 0x8086, deviceId: 0x9d14, revisionId: 1, classCode: 0x060400, headerType: 1 } as const;
 
-/** Type 1 header. */
-const Bridge = { PrimaryBus: 0x18, SecondaryBus: 0x19, SubordinateBus: 0x1a, IoBase: 0x1c, MemoryBase: 0x20 } as const;
-const BRIDGE_CONTROL = 0x3e;
-
-/** PCI Express capability, from its own start. */
-const Express = { id: 0x10, capabilities: 2, deviceCapabilities: 4, deviceControl: 8, bytes: 0x3c } as const;
+/** PCI Express capability, from behind its id and link. */
+const Express = { Capabilities: 0, DeviceCapabilities: 2, DeviceControl: 6, bytes: 0x3a } as const;
 /** Version 2, root port, slot implemented. */
 const EXPRESS_ROOT_PORT = 0x0142;
 const MAX_PAYLOAD_SHIFT = 5;
 const MAX_PAYLOAD_MASK = 0xe0;
 
-/** Precision Time Measurement extended capability, from the start of extended config space. */
-const Ptm = { at: 0x100, header: 0x0001_001f, capability: 0x406, control: 0x3 } as const;
+/** Precision Time Measurement extended capability, from behind its header: root and responder, 4 ns; both enabled. */
+const Ptm = { id: 0x1f, version: 1, Capability: 0, Control: 4, bytes: 8 } as const;
+const PTM_CAPABILITY = 0x406;
+const PTM_CONTROL = 0x3;
 
 class RootPort implements VirtualFunction {
   readonly bdf: RootPortVdev['bdf'];
   readonly bridge: NonNullable<VirtualFunction['bridge']>;
-  readonly #config = new ConfigSpace();
+  readonly #config = new ConfigSpace({ sizeBytes: 4096, headerType: 1, otherRegisters: 'read-only' });
 
   constructor(vdev: RootPortVdev) {
     this.bdf = vdev.bdf;
@@ -35,40 +33,56 @@ class RootPort implements VirtualFunction {
     this.bridge = {
       firstSecondaryBus: vdev.secondaryBus,
       get secondaryBus() {
-        return config.read(Bridge.SecondaryBus, 1);
+        return config.get8(BridgeCfg.SecondaryBus);
       },
     };
-    config.set(Register.VendorId, 2, Id.vendor);
-    config.set(Register.DeviceId, 2, Id.device);
-    config.set(Register.RevisionId, 1, Id.revision);
-    config.set(Register.Subclass, 1, Id.subclass);
-    config.set(Register.Class, 1, Id.class);
-    config.set(Register.HeaderType, 1, HEADER_BRIDGE);
+    config.setIdentity(Id);
     // A port of this kind is always on bus 0, whatever the request says.
-    config.set(Bridge.PrimaryBus, 1, 0);
-    config.set(Bridge.SecondaryBus, 1, vdev.secondaryBus);
-    config.set(Bridge.SubordinateBus, 1, vdev.subordinateBus);
-    for (let at: number = Bridge.PrimaryBus; at < Bridge.IoBase; at += 4) config.allow(at, 4, 0xffff_ffff);
-    config.allow(Bridge.IoBase, 2, 0xffff);
-    for (let at: number = Bridge.MemoryBase; at < Register.CapabilityPointer; at += 4) {
-      config.allow(at, 4, 0xffff_ffff);
-    }
-    config.allow(BRIDGE_CONTROL, 2, 0xffff);
+    config.set8(BridgeCfg.PrimaryBus, 0);
+    config.set8(BridgeCfg.SecondaryBus, vdev.secondaryBus);
+    config.set8(BridgeCfg.SubordinateBus, vdev.subordinateBus);
+    config.setWritable(BridgeCfg.PrimaryBus, [0xff, 0xff, 0xff, 0xff]);
+    config.setWritable(BridgeCfg.BridgeControl, [0xff, 0xff]);
+    this.#addWindows();
+    this.#addExpress(vdev.maxPayload);
+    if (vdev.ptmCapOffset !== undefined) this.#addPtm();
+  }
 
-    const express = new DataView(new ArrayBuffer(Express.bytes));
-    express.setUint8(0, Express.id);
-    express.setUint16(Express.capabilities, EXPRESS_ROOT_PORT, true);
-    express.setUint32(Express.deviceCapabilities, vdev.maxPayload, true);
-    express.setUint16(Express.deviceControl, (vdev.maxPayload << MAX_PAYLOAD_SHIFT) & MAX_PAYLOAD_MASK, true);
-    const at = config.addCapability(new Uint8Array(express.buffer));
-    config.allow(at + Express.deviceControl, 2, 0xffff);
+  /**
+   * Windows of 4 KiB of ports, 1 MiB of memory and 1 MiB of prefetchable memory with 64-bit addresses. Nothing is held
+   * back outside of them.
+   * Compat: closed, and with the low bits of the registers fixed. ACRN's are zero, which is a window at address 0, and
+   * keep what is written, which tells a guest that there is no memory above 4 GiB for it.
+   */
+  #addWindows(): void {
+    const config = this.#config;
+    config.setWritable(BridgeCfg.IoBase, [0xf0, 0xf0]);
+    config.setWritable(BridgeCfg.MemoryBase, [0xf0, 0xff, 0xf0, 0xff]);
+    config.setWritable(BridgeCfg.PrefetchableBase, [0xf0, 0xff, 0xf0, 0xff]);
+    config.setWritable(BridgeCfg.PrefetchableBaseHigh, new Uint8Array(8).fill(0xff));
+    const is64Bit = 1;
+    config.set8(BridgeCfg.IoBase, 0xf0);
+    config.set16(BridgeCfg.MemoryBase, 0xfff0);
+    config.set16(BridgeCfg.PrefetchableBase, 0xfff0 | is64Bit);
+    config.set16(BridgeCfg.PrefetchableLimit, is64Bit);
+  }
 
-    if (vdev.ptmCapOffset !== undefined) {
-      config.set(Ptm.at, 4, Ptm.header);
-      config.set(Ptm.at + 4, 4, Ptm.capability);
-      config.set(Ptm.at + 8, 4, Ptm.control);
-      config.allow(Ptm.at + 8, 4, Ptm.control);
-    }
+  #addExpress(maxPayload: number): void {
+    const body = new DataView(new ArrayBuffer(Express.bytes));
+    body.setUint16(Express.Capabilities, EXPRESS_ROOT_PORT, true);
+    body.setUint32(Express.DeviceCapabilities, maxPayload, true);
+    body.setUint16(Express.DeviceControl, (maxPayload << MAX_PAYLOAD_SHIFT) & MAX_PAYLOAD_MASK, true);
+    const writable = new Uint8Array(Express.bytes).fill(0xff, Express.DeviceControl, Express.DeviceControl + 2);
+    this.#config.addCapability(CapId.PciExpress, new Uint8Array(body.buffer), { writable });
+  }
+
+  #addPtm(): void {
+    const body = new DataView(new ArrayBuffer(Ptm.bytes));
+    body.setUint32(Ptm.Capability, PTM_CAPABILITY, true);
+    body.setUint32(Ptm.Control, PTM_CONTROL, true);
+    const writable = new Uint8Array(Ptm.bytes);
+    writable[Ptm.Control] = PTM_CONTROL;
+    this.#config.addExtendedCapability(Ptm.id, Ptm.version, new Uint8Array(body.buffer), { writable });
   }
 
   readConfig(offset: number, size: AccessSize): number {
@@ -77,9 +91,7 @@ class RootPort implements VirtualFunction {
   writeConfig(offset: number, size: AccessSize, value: number): void {
     this.#config.write(offset, size, value);
   }
-  dispose(): void {
-    this.#config.dispose();
-  }
+  dispose(): void {}
 }
 
 export function createRootPort(vdev: RootPortVdev): VirtualFunction {

@@ -52,7 +52,7 @@ class FakeHost implements VirtualFunctionHost {
   readonly ranges: Array<{ base: number; size: number; region?: IoRegion }> = [];
 
   signal(message: MsiMessage): void {
-    this.messages.push(message);
+    this.messages.push({ ...message });
   }
   addRegisters(base: number, size: number, region: IoRegion) {
     return this.#add({ base, size, region });
@@ -262,7 +262,7 @@ describe('vUART', () => {
     uart.write(Reg.ier, 1, 1);
     wire.handlers.receive(2);
     expect(host.messages.length).toBe(2); // enabling found one, and another came
-    expect(uart.read(Reg.iir, 1) & 0xf).toBe(4);
+    expect(uart.read(Reg.iir, 1) & 0xf).toBe(0xc);
   });
 
   test('THRE is pending after it was enabled, and reading IIR takes it back', () => {
@@ -312,13 +312,35 @@ describe('vUART', () => {
     expect([uart.read(Reg.ier, 1), wire.sent]).toEqual([0, []]);
   });
 
-  test('an unread FIFO keeps the newest bytes and says overrun once', () => {
+  test('where the sender does not wait, the oldest byte on the wire goes, and overrun is said once', () => {
     const { uart, wire } = makeVuart();
-    for (let i = 0; i <= VUART_FIFO_BYTES; i++) wire.handlers.receive(i & 0xff);
+    // One byte is in the receiver, the rest on the wire: the next one is too many.
+    for (let i = 0; i < 1 + VUART_FIFO_BYTES; i++) wire.handlers.receive(i & 0xff);
+    expect([uart.read(Reg.lsr, 1) & 2, wire.takenCount]).toEqual([0, 1]);
+    wire.handlers.receive(0xee);
     expect(uart.read(Reg.lsr, 1) & 2).toBe(2);
     expect(uart.read(Reg.lsr, 1) & 2).toBe(0);
-    expect(uart.read(0, 1)).toBe(1); // byte 0 had to go
-    expect(wire.takenCount).toBe(2); // and frees its place with the sender
+    expect(wire.takenCount).toBe(2); // what had to go frees its place with the sender
+    expect([uart.read(0, 1), uart.read(0, 1)]).toEqual([0, 2]);
+  });
+
+  test('a message goes out for a new reason or cause, not for every access while one stands', () => {
+    const { uart, wire, host } = makeVuart();
+    uart.write(Reg.ier, 1, 1);
+    wire.handlers.receive(1);
+    const before = host.messages.length;
+    for (const register of [Reg.iir, Reg.lsr, Reg.msr, Reg.scratch]) uart.read(register, 1);
+    expect(host.messages.length).toBe(before);
+    wire.handlers.receive(2);
+    expect(host.messages.length).toBe(before + 1);
+  });
+
+  test('THRE is not offered while there is no room', () => {
+    const { uart, wire } = makeVuart();
+    wire.hasRoom = false;
+    uart.write(Reg.data, 1, 0x41);
+    uart.write(Reg.ier, 1, 2);
+    expect(uart.read(Reg.iir, 1)).toBe(1);
   });
 
   test('the reserve lets a driver send a burst for one THRE', () => {
@@ -347,6 +369,26 @@ describe('root port', () => {
   test('without PTM the extended space is empty', () => {
     const port = createRootPort({ ...rootPortVdev, ptmCapOffset: undefined });
     expect(port.readConfig(0x100, 4)).toBe(0);
+  });
+
+  test('its windows are closed at power-on, and can be opened anywhere', () => {
+    const port = fn();
+    // Base above limit: ports, memory, prefetchable memory with 64-bit addresses (bit 0).
+    expect([port.readConfig(0x1c, 2), port.readConfig(0x20, 4), port.readConfig(0x24, 4)]).toEqual([
+      0x00f0, 0x0000_fff0, 0x0001_fff1,
+    ]);
+    for (const [at, size, value] of [
+      [0x1c, 2, 0x4f3f],
+      [0x20, 4, 0x801f_800f],
+      [0x24, 4, 0x000f_000f],
+      [0x28, 4, 0x40],
+      [0x2c, 4, 0x41],
+    ] as const) {
+      port.writeConfig(at, size, value);
+    }
+    expect([0x1c, 0x20, 0x24, 0x28, 0x2c].map((at) => port.readConfig(at, at === 0x1c ? 2 : 4))).toEqual([
+      0x4030, 0x8010_8000, 0x0001_0001, 0x40, 0x41,
+    ]);
   });
 
   test('a guest may renumber buses, but not change the ids', () => {
