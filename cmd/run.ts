@@ -51,7 +51,8 @@ interface Host {
 /** For a hypervisor whose wait blocks the thread. */
 async function blockingHost(): Promise<Host> {
   const { SystemClock } = await import('../hypervisor/blocking-loop/system-clock.ts');
-  const { installKickSignal, Wakeups } = await import('../hypervisor/blocking-loop/wakeups.ts');
+  const { installKickSignal } = await import('../devicemodel/core/host/signals.ts');
+  const { Wakeups } = await import('../hypervisor/blocking-loop/wakeups.ts');
   installKickSignal();
   const clock = new SystemClock();
   const wakeups = new Wakeups();

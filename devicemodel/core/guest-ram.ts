@@ -9,7 +9,11 @@
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import type { Gpa } from './address.ts';
 import { HostError } from './errors.ts';
-import { Errno, libc, MapFlag, MemfdFlag, OpenFlag, Protection, viewOf } from './host/libc.ts';
+import { Errno } from './host/errno.ts';
+import { lockWait } from './host/file-lock.ts';
+import { closeFd, OpenFlag, openFile } from './host/files.ts';
+import { type AddressSpace, mapFileAt, mapZeroAt, reserveAddressSpace, viewOf } from './host/mapping.ts';
+import { createHugeMemfd } from './host/memfd.ts';
 import type { RamMapping } from './hsm/hsm.ts';
 import type { Log } from './log.ts';
 import type { RamChunk } from './memory.ts';
@@ -35,8 +39,6 @@ const HUGE_1G = GiB;
 const CHUNK_BYTES = GiB;
 /** With 4 KiB pages the HSM's page list is one kmalloc: segments must stay well below 512 MiB. */
 const SMALL_PAGE_SEGMENT_BYTES = 256 * MiB;
-/** F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW: nobody can cut the guest's memory away. */
-const SEALS = 0x1 | 0x2 | 0x4;
 /** Shared with the C device model, so that both kinds can start VMs at the same time. */
 const LOCK_DIR = '/run/hugepage/acrn';
 
@@ -155,43 +157,29 @@ function planHugePages(
 
 function mapHuge(plan: readonly Backing[], regions: readonly RamRequest[]): GuestRam {
   const usesGigabytes = plan.some((b) => b.gigabyteBytes > 0);
-  const space = reserveAddressSpace(regions, usesGigabytes ? HUGE_1G : HUGE_2M);
-  let fd = -1;
+  const space = reserveFor(regions, usesGigabytes ? HUGE_1G : HUGE_2M);
+  const kinds = [
+    { pageBytes: HUGE_1G, bytesOf: (b: Backing) => b.gigabyteBytes, offsetOf: (_: Backing) => 0 },
+    { pageBytes: HUGE_2M, bytesOf: (b: Backing) => b.megabyteBytes, offsetOf: (b: Backing) => b.gigabyteBytes },
+  ];
   try {
-    const kinds = [
-      { flag: MemfdFlag.Huge1Gib, bytesOf: (b: Backing) => b.gigabyteBytes, offsetOf: (_: Backing) => 0 },
-      { flag: MemfdFlag.Huge2Mib, bytesOf: (b: Backing) => b.megabyteBytes, offsetOf: (b: Backing) => b.gigabyteBytes },
-    ];
     for (const kind of kinds) {
       const total = plan.reduce((sum, b) => sum + kind.bytesOf(b), 0);
       if (total === 0) continue;
-      fd = libc.memfdCreate(
-        'acrn_memfd',
-        MemfdFlag.CloseOnExec | MemfdFlag.AllowSealing | MemfdFlag.HugeTlb | kind.flag,
-      );
-      libc.ftruncate(fd, total, 'guest memory');
-      libc.addSeals(fd, SEALS, 'guest memory');
-      let fileOffset = 0;
-      for (const backing of plan) {
-        const size = kind.bytesOf(backing);
-        if (size === 0) continue;
-        const at = space.hostBase + BigInt(backing.base + kind.offsetOf(backing));
-        libc.mmap(
-          size,
-          Protection.Read | Protection.Write,
-          MapFlag.Shared | MapFlag.Fixed,
-          fd,
-          fileOffset,
-          'guest memory',
-          at,
-        );
-        fileOffset += size;
+      const fd = createHugeMemfd('acrn_memfd', kind.pageBytes, total, 'guest memory');
+      try {
+        let fileOffset = 0;
+        for (const backing of plan) {
+          const size = kind.bytesOf(backing);
+          if (size === 0) continue;
+          mapFileAt(space.base + BigInt(backing.base + kind.offsetOf(backing)), size, fd, fileOffset, 'guest memory');
+          fileOffset += size;
+        }
+      } finally {
+        closeFd(fd); // the mappings keep the memory
       }
-      libc.close(fd); // the mappings keep the memory
-      fd = -1;
     }
   } catch (error) {
-    if (fd >= 0) libc.close(fd);
     space.dispose();
     throw error;
   }
@@ -199,12 +187,10 @@ function mapHuge(plan: readonly Backing[], regions: readonly RamRequest[]): Gues
 }
 
 function mapSmall(regions: readonly RamRequest[]): GuestRam {
-  const space = reserveAddressSpace(regions, HUGE_2M);
+  const space = reserveFor(regions, HUGE_2M);
   try {
     for (const region of regions) {
-      const flags = MapFlag.Shared | MapFlag.Fixed | MapFlag.Anonymous | MapFlag.NoReserve;
-      const at = space.hostBase + BigInt(region.base);
-      libc.mmap(region.sizeBytes, Protection.Read | Protection.Write, flags, -1, 0, 'guest memory', at);
+      mapZeroAt(space.base + BigInt(region.base), region.sizeBytes, 'guest memory');
     }
   } catch (error) {
     space.dispose();
@@ -213,27 +199,10 @@ function mapSmall(regions: readonly RamRequest[]): GuestRam {
   return describe(regions, space, SMALL_PAGE_SEGMENT_BYTES);
 }
 
-interface AddressSpace {
-  /** Host address of guest-physical address 0. */
-  readonly hostBase: bigint;
-  dispose(): void;
-}
-
-/** One inaccessible mapping that covers guest addresses 0 to the end of the last region, aligned for its pages. */
-function reserveAddressSpace(regions: readonly RamRequest[], alignment: number): AddressSpace {
+/** Addresses for guest addresses 0 to the end of the last region, aligned for its pages. */
+function reserveFor(regions: readonly RamRequest[], alignment: number): AddressSpace {
   const end = Math.max(...regions.map((r) => r.base + r.sizeBytes));
-  const size = alignUp(end, SMALL_PAGE) + alignment;
-  const flags = MapFlag.Private | MapFlag.Anonymous | MapFlag.NoReserve;
-  const address = libc.mmap(size, Protection.None, flags, -1, 0, 'address space for guest memory');
-  const mask = BigInt(alignment) - 1n;
-  let live = true;
-  return {
-    hostBase: (address + mask) & ~mask,
-    dispose: () => {
-      if (live) libc.munmap(address, size);
-      live = false;
-    },
-  };
+  return reserveAddressSpace(alignUp(end, SMALL_PAGE), alignment, 'address space for guest memory');
 }
 
 function describe(regions: readonly RamRequest[], space: AddressSpace, segmentBytes: number): GuestRam {
@@ -243,7 +212,7 @@ function describe(regions: readonly RamRequest[], space: AddressSpace, segmentBy
       for (let offset = 0; offset < region.sizeBytes; offset += limit) {
         const sizeBytes = Math.min(limit, region.sizeBytes - offset);
         const gpa = region.base + offset;
-        const hostAddress = space.hostBase + BigInt(gpa);
+        const hostAddress = space.base + BigInt(gpa);
         // A segment of more than a chunk shows its first chunk: its hypervisor maps it by address.
         const bytes = viewOf(hostAddress, Math.min(sizeBytes, CHUNK_BYTES));
         parts.push({ gpa, sizeBytes, hostAddress, bytes, writable: true });
@@ -270,12 +239,9 @@ function giveBack(...pools: readonly PagePool[]): void {
 function lockHugePages(log: Log): () => void {
   try {
     mkdirSync(LOCK_DIR, { recursive: true, mode: 0o755 });
-    const fd = libc.open(`${LOCK_DIR}/lock`, OpenFlag.ReadWrite | OpenFlag.Create | OpenFlag.CloseOnExec);
-    libc.lockFile(fd, `${LOCK_DIR}/lock`);
-    return () => {
-      libc.unlockFile(fd);
-      libc.close(fd);
-    };
+    const fd = openFile(`${LOCK_DIR}/lock`, OpenFlag.ReadWrite | OpenFlag.Create | OpenFlag.CloseOnExec);
+    lockWait(fd, 'exclusive', `${LOCK_DIR}/lock`);
+    return () => closeFd(fd);
   } catch (error) {
     log.debug(`huge pages are not locked: ${(error as Error).message}`);
     return () => {};

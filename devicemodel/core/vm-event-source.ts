@@ -1,6 +1,6 @@
 /** The hypervisor's end of VM events: the ring's page, the eventfd that announces elements, and their registration. */
 import { Eventfd } from './host/eventfd.ts';
-import { watchFd } from './host/libc.ts';
+import { watchFd } from './host/fd-watch.ts';
 import { type Mapping, map } from './host/mapping.ts';
 import type { VmEventAbility } from './hsm/hsm.ts';
 import type { Log } from './log.ts';

@@ -6,8 +6,11 @@ import { accessSync, existsSync } from 'node:fs';
 import { bdfToNumber, formatBdf, type Gsi, hex } from '../../devicemodel/core/address.ts';
 import type { MsiMessage } from '../../devicemodel/core/device.ts';
 import { BugError, ExitCode, HostError } from '../../devicemodel/core/errors.ts';
-import { Errno, lastErrno, libc, native, nativeAsync, OpenFlag } from '../../devicemodel/core/host/libc.ts';
+import { Errno } from '../../devicemodel/core/host/errno.ts';
+import { closeFd, OpenFlag, openFile } from '../../devicemodel/core/host/files.ts';
+import { ioctlAsync, ioctlBytes, ioctlBytesOnce, ioctlNumber, ioctlWait } from '../../devicemodel/core/host/ioctl.ts';
 import { type Mapping, map } from '../../devicemodel/core/host/mapping.ts';
+import { yieldCpu } from '../../devicemodel/core/host/scheduling.ts';
 import {
   AcrnIoeventfd,
   AcrnIoreqNotify,
@@ -101,7 +104,7 @@ export function isWaitInterruptible(): boolean {
 export function openAcrnHsm(): AcrnHsm {
   const path = findHsmNode() ?? NODES[1];
   try {
-    return new AcrnHsm(libc.open(path, OpenFlag.ReadWrite | OpenFlag.CloseOnExec));
+    return new AcrnHsm(openFile(path, OpenFlag.ReadWrite | OpenFlag.CloseOnExec));
   } catch (error) {
     if (!(error instanceof HostError)) throw error;
     const hint =
@@ -136,18 +139,14 @@ export class AcrnHsm implements Hsm {
   readonly #notifyView: DataView;
   readonly #requests: IoreqPage;
   readonly #isInterruptible = isWaitInterruptible();
-  readonly #yield = native('int sched_yield()');
   /** The wait of the other thread, while it is under way: also across a system reset, which keeps the client. */
   #attached: Promise<WaitResult> | undefined;
-  readonly #attachAsync = nativeAsync('int ioctl(int, unsigned long, uintptr_t)');
   #waitedMs = 0;
   #busySinceMs = 0;
   /** Requests since then. */
   #streak = 0;
   #served = 0;
   #isBusy = false;
-  readonly #ioctlNumber = native('int ioctl(int, unsigned long, uintptr_t)');
-  readonly #ioctlBytes = native('int ioctl(int, unsigned long, void *)');
 
   constructor(fd: number) {
     this.#fd = fd;
@@ -267,13 +266,13 @@ export class AcrnHsm implements Hsm {
     if (this.#attached !== undefined) return this.#attached;
     if (!this.#isInterruptible) {
       if (this.#isGuestBusy() && this.#look()) return 'pending';
-      this.#attached = this.#attachAsync(this.#fd, Ioctl.ATTACH_IOREQ_CLIENT, 0).then(({ result, errno }) => {
+      this.#attached = ioctlAsync(this.#fd, Ioctl.ATTACH_IOREQ_CLIENT, 0).then((result) => {
         this.#attached = undefined;
-        return result === 0 ? 'pending' : this.#waitResult(errno);
+        return this.#waitResult(result);
       });
       return this.#attached;
     }
-    return this.#ioctlNumber(this.#fd, Ioctl.ATTACH_IOREQ_CLIENT, 0) === 0 ? 'pending' : this.#waitResult(lastErrno());
+    return this.#waitResult(ioctlWait(this.#fd, Ioctl.ATTACH_IOREQ_CLIENT, 0));
   }
 
   /** @returns whether a request came within the time. */
@@ -281,7 +280,7 @@ export class AcrnHsm implements Hsm {
     for (let untilMs = 0; untilMs === 0 || performance.now() < untilMs; ) {
       for (let n = 0; n < BUSY_LOOKS_PER_CLOCK; n++) {
         for (let vcpu = 0; vcpu < this.#vcpuCount; vcpu++) if (this.#requests.isPending(vcpu)) return true;
-        if (n % BUSY_LOOKS_PER_YIELD === 0) this.#yield();
+        if (n % BUSY_LOOKS_PER_YIELD === 0) yieldCpu();
       }
       // Mostly it has come by now, without a look at the clock.
       if (untilMs === 0) untilMs = performance.now() + BUSY_LOOK_MS;
@@ -309,19 +308,22 @@ export class AcrnHsm implements Hsm {
     return this.#isBusy;
   }
 
-  #waitResult(errno: number): WaitResult {
-    if (errno === Errno.EINTR) return 'idle';
-    if (errno === Errno.ENODEV) return 'closed';
-    throw new HsmError('ATTACH_IOREQ_CLIENT', errno);
+  /** @param result 0 or a negative errno. */
+  #waitResult(result: number): WaitResult {
+    if (result === 0) return 'pending';
+    if (result === -Errno.EINTR) return 'idle';
+    if (result === -Errno.ENODEV) return 'closed';
+    throw new HsmError('ATTACH_IOREQ_CLIENT', -result);
   }
 
   /** C: vm_notify_request_done. */
   notifyIoreqDone(vcpu: number): void {
     this.#served++;
     this.#notifyView.setUint32(AcrnIoreqNotify.offsets.vcpu, vcpu, true);
-    while (this.#ioctlBytes(this.#fd, Ioctl.NOTIFY_REQUEST_FINISH, this.#scratch.bytes) !== 0) {
-      const errno = lastErrno();
-      if (errno !== Errno.EINTR) throw new HsmError('NOTIFY_REQUEST_FINISH', errno, { what: `vCPU ${vcpu}` });
+    for (;;) {
+      const result = ioctlBytesOnce(this.#fd, Ioctl.NOTIFY_REQUEST_FINISH, this.#scratch.bytes);
+      if (result === 0) return;
+      if (result !== -Errno.EINTR) throw new HsmError('NOTIFY_REQUEST_FINISH', -result, { what: `vCPU ${vcpu}` });
       // The driver never answers EINTR, something between us and it may: then it is done if the slot moved on.
       if (this.#requests.state(vcpu) !== IoreqState.Processing) return;
     }
@@ -373,7 +375,7 @@ export class AcrnHsm implements Hsm {
 
   close(): void {
     if (this.#fd < 0) return;
-    libc.close(this.#fd);
+    closeFd(this.#fd);
     this.#fd = -1;
     this.#page.dispose();
     this.#scratch.dispose();
@@ -441,12 +443,11 @@ export class AcrnHsm implements Hsm {
   /** @returns errno, 0 on success. */
   #try(name: IoctlName, argument: bigint | ArrayBufferView): number {
     if (this.#fd < 0) throw new BugError(`${name} on a closed HSM`);
-    const call = typeof argument === 'bigint' ? this.#ioctlNumber : this.#ioctlBytes;
-    for (;;) {
-      if (call(this.#fd, Ioctl[name], argument) === 0) return 0;
-      const errno = lastErrno();
-      if (errno !== Errno.EINTR) return errno;
-    }
+    const result =
+      typeof argument === 'bigint'
+        ? ioctlNumber(this.#fd, Ioctl[name], argument)
+        : ioctlBytes(this.#fd, Ioctl[name], argument);
+    return result < 0 ? -result : 0;
   }
 
   #call(name: IoctlName, argument: bigint | ArrayBufferView, what?: string): void {

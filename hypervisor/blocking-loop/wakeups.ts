@@ -10,28 +10,16 @@
  * signals again until this thread has copied it; a timer repeats until it was served.
  */
 import { Worker } from 'node:worker_threads';
-import { Eventfd } from '../../devicemodel/core/host/eventfd.ts';
-import { libc, native, nativeAddress, onWatchAdded, watchFd } from '../../devicemodel/core/host/libc.ts';
+import { eventLoopFd, eventLoopTimeoutMs } from '../../devicemodel/core/host/event-loop.ts';
+import { createEventfd, Eventfd, signalEventfd } from '../../devicemodel/core/host/eventfd.ts';
+import { onWatchAdded, watchFd } from '../../devicemodel/core/host/fd-watch.ts';
+import { closeFd } from '../../devicemodel/core/host/files.ts';
+import { threadId } from '../../devicemodel/core/host/scheduling.ts';
+import { KICK_SIGNAL } from '../../devicemodel/core/host/signals.ts';
 import { type WatcherData, Word, watcherThread } from './watcher-thread.ts';
-
-/** SIGRTMIN+6: free in Node, and not SIGUSR1, which starts the inspector. */
-export const KICK_SIGNAL = 40;
-const SIGACTION_BYTES = 152;
-
-/**
- * The kick signal must interrupt and do nothing else. Its handler is a C function without side effects; SA_RESTART is
- * not set, so that a blocked call returns.
- */
-export function installKickSignal(): void {
-  const action = new DataView(new ArrayBuffer(SIGACTION_BYTES));
-  action.setBigUint64(0, nativeAddress('abs'), true); // sa_handler; mask, flags and restorer stay 0
-  native('int sigaction(int, const void *, void *)')(KICK_SIGNAL, new Uint8Array(action.buffer), null);
-}
 
 export class Wakeups {
   readonly #words = new Int32Array(new SharedArrayBuffer(Word.Count * Int32Array.BYTES_PER_ELEMENT));
-  readonly #backendTimeout = native('int uv_backend_timeout(void *)');
-  readonly #loop = (native('uintptr_t uv_default_loop()') as () => unknown)();
   /** Brings a turn of the event loop to its end: readable as soon as the loop polls. */
   readonly #turnEnd = new Eventfd();
   #endTurn: () => void = () => {};
@@ -52,16 +40,16 @@ export class Wakeups {
   /** Start watching. From now on {@link pending} becomes true when the event loop has something to do. */
   start(koffiPath: string): void {
     if (this.#worker !== undefined) return;
-    this.#stopFd = libc.eventfd(0);
+    this.#stopFd = createEventfd({ blocking: true });
     // Not published yet: the descriptor just added is registered only in the first turn.
     Atomics.store(this.#words, Word.TimeoutMs, 0);
     const data: WatcherData = {
       words: this.#words,
       koffiPath,
-      backendFd: native('int uv_backend_fd(uintptr_t)')(this.#loop),
+      backendFd: eventLoopFd(),
       stopFd: this.#stopFd,
       pid: process.pid,
-      tid: libc.gettid(),
+      tid: threadId(),
       signal: KICK_SIGNAL,
     };
     // The thread's code is one self-contained function: its source is all it needs, bundled or not.
@@ -118,7 +106,7 @@ export class Wakeups {
     this.endRest();
     Atomics.store(this.#words, Word.Answered, Atomics.load(this.#words, Word.Kicked));
     Atomics.notify(this.#words, Word.Answered);
-    native('int64_t write(int, const void *, size_t)')(this.#stopFd, Uint8Array.of(1, 0, 0, 0, 0, 0, 0, 0), 8);
+    signalEventfd(this.#stopFd);
   }
 
   /** Stop watching and give everything back. Safe twice. */
@@ -130,7 +118,7 @@ export class Wakeups {
       this.stopNow();
       this.#worker = undefined;
       await ended;
-      libc.close(this.#stopFd);
+      closeFd(this.#stopFd);
     }
     this.#unlisten();
     this.#unwatch();
@@ -139,6 +127,6 @@ export class Wakeups {
 
   /** Node's own timers are not in the descriptor: tell the watcher how long it may sleep (-1: no timer). */
   #publishTimeout(): void {
-    Atomics.store(this.#words, Word.TimeoutMs, this.#backendTimeout(this.#loop));
+    Atomics.store(this.#words, Word.TimeoutMs, eventLoopTimeoutMs());
   }
 }

@@ -6,7 +6,7 @@
 import { constants } from 'node:os';
 import { formatBdf, type Gpa, type Gsi, hex } from '../../devicemodel/core/address.ts';
 import type { MsiMessage } from '../../devicemodel/core/device.ts';
-import { viewOf } from '../../devicemodel/core/host/libc.ts';
+import { viewOf } from '../../devicemodel/core/host/mapping.ts';
 import { HsmError } from '../../devicemodel/core/hsm/errors.ts';
 import type {
   CpuStateQuery,

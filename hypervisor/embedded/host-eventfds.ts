@@ -1,9 +1,9 @@
 /** Real eventfds, watched by Node's event loop. */
 import { readlinkSync } from 'node:fs';
-import { Errno, native, watchFd } from '../../devicemodel/core/host/libc.ts';
+import { Errno } from '../../devicemodel/core/host/errno.ts';
+import { signalEventfd, takeEventfd } from '../../devicemodel/core/host/eventfd.ts';
+import { watchFd } from '../../devicemodel/core/host/fd-watch.ts';
 import type { EventfdHost } from './eventfd-host.ts';
-
-const one = Uint8Array.of(1, 0, 0, 0, 0, 0, 0, 0);
 
 export const hostEventfds: EventfdHost = {
   check(fd) {
@@ -15,13 +15,12 @@ export const hostEventfds: EventfdHost = {
   },
 
   signal(fd) {
-    native('int64_t write(int, const void *, size_t)')(fd, one, one.length);
+    signalEventfd(fd);
   },
 
   watch(fd, onSignal) {
-    const count = new Uint8Array(8);
     const stop = watchFd(fd, () => {
-      if (native('int64_t read(int, void *, size_t)')(fd, count, count.length) === count.length) onSignal();
+      if (takeEventfd(fd) !== 0) onSignal();
     });
     return { dispose: stop };
   },

@@ -7,7 +7,8 @@ import { mkdirSync, readdirSync, unlinkSync } from 'node:fs';
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { ExitCode, HostError } from '../../devicemodel/core/errors.ts';
-import { libc, OpenFlag } from '../../devicemodel/core/host/libc.ts';
+import { lockWhenFree } from '../../devicemodel/core/host/file-lock.ts';
+import { closeFd, OpenFlag, openFile } from '../../devicemodel/core/host/files.ts';
 import type { Log } from '../../devicemodel/core/log.ts';
 import type { VuartAddress } from './scenario.ts';
 import { VUART_FIFO_BYTES, VUART_FIFO_RESERVE, type VuartWire } from './vpci/vuart.ts';
@@ -66,13 +67,12 @@ export class Neighbours {
     }
     // Who looks at which sockets are dead must not be disturbed: a fresh one of another process would look dead, too.
     const lockPath = `${this.#directory}/lock`;
-    const lock = libc.open(lockPath, OpenFlag.ReadWrite | OpenFlag.Create | OpenFlag.CloseOnExec, 0o600);
+    const lock = openFile(lockPath, OpenFlag.ReadWrite | OpenFlag.Create | OpenFlag.CloseOnExec, 0o600);
     try {
-      libc.lockFile(lock, lockPath);
+      await lockWhenFree(lock, 'exclusive', lockPath);
       await this.#claim();
     } finally {
-      libc.unlockFile(lock);
-      libc.close(lock);
+      closeFd(lock);
     }
     return { vmid: this.#vmid, release: () => this.#leave() };
   }

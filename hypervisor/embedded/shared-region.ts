@@ -6,12 +6,11 @@
  * and what a crash left behind is taken over.
  */
 import { constants, fstatSync, statSync, unlinkSync } from 'node:fs';
-import { libc, native, OpenFlag } from '../../devicemodel/core/host/libc.ts';
-import { type Mapping, map } from '../../devicemodel/core/host/mapping.ts';
+import { lockWait, tryLock } from '../../devicemodel/core/host/file-lock.ts';
+import { closeFd, OpenFlag, openFile, setFileSize } from '../../devicemodel/core/host/files.ts';
+import { fillShared, type Mapping, map } from '../../devicemodel/core/host/mapping.ts';
 
 const SHM_DIR = '/dev/shm';
-/** flock(2). */
-const Lock = { shared: 1, exclusive: 2, nonBlocking: 4 } as const;
 const PRIVATE = constants.S_IRUSR | constants.S_IWUSR;
 
 interface Region {
@@ -31,8 +30,6 @@ function pathOf(regionName: string): string {
   const name = regionName.replace(/^hv:\//, '').replace(/[^A-Za-z0-9_-]/g, (c) => `%${c.codePointAt(0)?.toString(16)}`);
   return `${SHM_DIR}/acrn-soft.${process.getuid?.() ?? 0}.${name}`;
 }
-
-const flock = (fd: number, operation: number) => native('int flock(int, int)')(fd, operation) === 0;
 
 /**
  * The region for one VM; disposing ends its use, not its memory.
@@ -77,17 +74,17 @@ function mapRegion(path: string, regionName: string, sizeBytes: number): Region 
     });
   }
   for (;;) {
-    const fd = libc.open(path, OpenFlag.ReadWrite | OpenFlag.Create | OpenFlag.CloseOnExec, PRIVATE);
+    const fd = openFile(path, OpenFlag.ReadWrite | OpenFlag.Create | OpenFlag.CloseOnExec, PRIVATE);
     let isKept = false;
     try {
-      const isFirst = flock(fd, Lock.exclusive | Lock.nonBlocking);
-      if (!isFirst) flock(fd, Lock.shared);
+      const isFirst = tryLock(fd, 'exclusive', path);
+      if (!isFirst) lockWait(fd, 'shared', path);
       // The last user may have removed the file between our open and our lock: then it is not the one others will open.
       if (!isSameFile(fd, path)) continue;
       if (isFirst) {
-        libc.ftruncate(fd, 0, regionName); // what is left from a crash is not this VM's
-        libc.ftruncate(fd, sizeBytes, regionName);
-        flock(fd, Lock.shared);
+        setFileSize(fd, 0, regionName); // what is left from a crash is not this VM's
+        fillShared(fd, sizeBytes, `ivshmem region ${regionName}`);
+        lockWait(fd, 'shared', path);
       } else if (fstatSync(fd).size !== sizeBytes) {
         return undefined;
       }
@@ -95,7 +92,7 @@ function mapRegion(path: string, regionName: string, sizeBytes: number): Region 
       isKept = true;
       return { fd, path, mapping, users: 0 };
     } finally {
-      if (!isKept) libc.close(fd);
+      if (!isKept) closeFd(fd);
     }
   }
 }
@@ -108,8 +105,8 @@ function isSameFile(fd: number, path: string): boolean {
 function forget(region: Region): void {
   regions.delete(region.path);
   region.mapping.dispose();
-  if (flock(region.fd, Lock.exclusive | Lock.nonBlocking) && isSameFile(region.fd, region.path)) {
+  if (tryLock(region.fd, 'exclusive', region.path) && isSameFile(region.fd, region.path)) {
     unlinkSync(region.path);
   }
-  libc.close(region.fd);
+  closeFd(region.fd);
 }

@@ -10,7 +10,7 @@ import { randomBytes } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import { ExitCode, HostError } from '../../devicemodel/core/errors.ts';
-import { addressOf, viewOf } from '../../devicemodel/core/host/libc.ts';
+import { addressOf, viewOf } from '../../devicemodel/core/host/mapping.ts';
 
 /** Where accesses go that are not RAM. Values are unsigned. None of these may throw. */
 export interface CpuBus {

@@ -1,6 +1,7 @@
 import * as fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { native, viewOf } from '../../devicemodel/core/host/libc.ts';
+import { signalEventfd } from '../../devicemodel/core/host/eventfd.ts';
+import { viewOf } from '../../devicemodel/core/host/mapping.ts';
 import { VmEventSource } from '../../devicemodel/core/vm-event-source.ts';
 import {
   cjsonNumber,
@@ -125,7 +126,7 @@ test('a source hands on what the hypervisor announces through the eventfd, until
   const hypervisor = new Hypervisor(page);
   for (const type of [2, 1]) {
     hypervisor.put(type);
-    native('int eventfd_write(int, uint64_t)')(fd, 1);
+    signalEventfd(fd);
     await until(() => events.at(-1)?.type === (type === 2 ? 'triple-fault' : 'poweroff'), 'event');
   }
   source.stop();

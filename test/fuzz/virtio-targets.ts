@@ -3,7 +3,11 @@ import { mkdtempSync, readFileSync, rmSync, statSync, truncateSync, writeFileSyn
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { HostError } from '../../devicemodel/core/errors.ts';
-import { libc, native } from '../../devicemodel/core/host/libc.ts';
+import type { InputEvent, InputSource } from '../../devicemodel/core/host/evdev.ts';
+import { closeFd } from '../../devicemodel/core/host/files.ts';
+import type { I2cBus } from '../../devicemodel/core/host/i2c-dev.ts';
+import { native } from '../../devicemodel/core/host/libc.ts';
+import type { VhostOrder } from '../../devicemodel/core/host/vhost.ts';
 import { checkOptions } from '../../devicemodel/core/options.ts';
 import type { PciEnv } from '../../devicemodel/hw/pci/driver.ts';
 import { VirtioBlock } from '../../devicemodel/hw/pci/virtio/block/block.ts';
@@ -12,9 +16,7 @@ import { VirtioConsole } from '../../devicemodel/hw/pci/virtio/console/console.t
 import { ConsoleOptions, type PortOptions, parseConsoleText } from '../../devicemodel/hw/pci/virtio/console/options.ts';
 import { AcrnGpio } from '../../devicemodel/hw/pci/virtio/gpio/gpio.ts';
 import { ModernGpio } from '../../devicemodel/hw/pci/virtio/gpio/modern.ts';
-import type { I2cBus } from '../../devicemodel/hw/pci/virtio/i2c/bus.ts';
 import { VirtioI2c } from '../../devicemodel/hw/pci/virtio/i2c/i2c.ts';
-import type { InputEvent, InputSource } from '../../devicemodel/hw/pci/virtio/input/evdev.ts';
 import { VirtioInput } from '../../devicemodel/hw/pci/virtio/input/input.ts';
 import { VirtioNet } from '../../devicemodel/hw/pci/virtio/net/net.ts';
 import { NetOptions, parseNetText } from '../../devicemodel/hw/pci/virtio/net/options.ts';
@@ -247,7 +249,7 @@ function makeDeadTap(): { readonly fd: number; dispose(): void } {
   return {
     fd: ends[0] as number,
     dispose: () => {
-      for (const fd of ends) libc.close(fd);
+      for (const fd of ends) closeFd(fd);
     },
   };
 }
@@ -370,7 +372,7 @@ class FickleVhost extends VhostDevice {
   }
   override open(): void {}
   override close(): void {}
-  override ioctl(_request: number, argument: ArrayBufferView | undefined, name: string): void {
+  protected override order(name: VhostOrder, argument: ArrayBufferView | undefined): void {
     if (this.failIn > 0 && --this.failIn === 0) throw new HostError(`${name}: made to fail`, 22);
     if (argument instanceof Uint32Array && name === 'VHOST_GET_VRING_BASE') argument[1] = 0x10007;
   }

@@ -4,7 +4,7 @@ import { afterEach, describe, expect, test } from 'vitest';
 import { Ns16550 } from '../../devicemodel/chips/ns16550.ts';
 import type { CharBackend } from '../../devicemodel/core/char-backend.ts';
 import { Eventfd } from '../../devicemodel/core/host/eventfd.ts';
-import { watchFd } from '../../devicemodel/core/host/libc.ts';
+import { watchFd } from '../../devicemodel/core/host/fd-watch.ts';
 import { MiB } from '../../devicemodel/core/units.ts';
 import { openCharBackend } from '../../devicemodel/hw/uart/backends/open.ts';
 import { FakeLine } from '../support/fake-line.ts';

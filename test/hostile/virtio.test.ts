@@ -2,6 +2,7 @@
 import { spawnSync } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { afterEach, describe, expect, test } from 'vitest';
+import { openTap } from '../../devicemodel/core/host/tap.ts';
 import { checkOptions } from '../../devicemodel/core/options.ts';
 import type { PciEnv } from '../../devicemodel/hw/pci/driver.ts';
 import type { PciFunction } from '../../devicemodel/hw/pci/function.ts';
@@ -11,7 +12,6 @@ import { virtioConsole } from '../../devicemodel/hw/pci/virtio/console/console.t
 import { ConsoleOptions, parseConsoleText } from '../../devicemodel/hw/pci/virtio/console/options.ts';
 import { VirtioNet } from '../../devicemodel/hw/pci/virtio/net/net.ts';
 import { NetOptions, parseNetText } from '../../devicemodel/hw/pci/virtio/net/options.ts';
-import { openTap } from '../../devicemodel/hw/pci/virtio/net/tap.ts';
 import { virtioRnd } from '../../devicemodel/hw/pci/virtio/rng.ts';
 import { VirtioPci } from '../../devicemodel/hw/pci/virtio/transport/transport.ts';
 import { scratchDirectory } from '../support/pty.ts';

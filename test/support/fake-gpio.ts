@@ -1,5 +1,5 @@
 /** A GPIO line without a chip: levels, edges and what the device did to it. */
-import { type Drive, Edge, type GpioLine } from '../../devicemodel/hw/pci/virtio/gpio/lines.ts';
+import { type Drive, Edge, type GpioLine } from '../../devicemodel/core/host/gpio.ts';
 
 export class FakeGpioLine implements GpioLine {
   readonly name: string;

@@ -1,5 +1,6 @@
 /** A pair of connected datagram sockets: each write is one read at the other end, as with a tap. */
-import { lastErrno, libc, native } from '../../devicemodel/core/host/libc.ts';
+import { closeFd } from '../../devicemodel/core/host/files.ts';
+import { lastErrno, native } from '../../devicemodel/core/host/libc.ts';
 
 const AF_UNIX = 1;
 const SOCK_DGRAM_NONBLOCK = 2 | 0o4000;
@@ -34,7 +35,7 @@ export function socketPair(): [number, FramePeer] {
         return got < 0 ? undefined : buffer.slice(0, got);
       },
       close: () => {
-        if (isOpen) libc.close(fd);
+        if (isOpen) closeFd(fd);
         isOpen = false;
       },
     },

@@ -21,7 +21,7 @@ import type { Gpa } from '../address.ts';
 import type { BootConfig } from '../config.ts';
 import { BugError, ConfigError, ExitCode, HostError } from '../errors.ts';
 import { buildE820, type E820Input, ovmfE820Block } from '../firmware/e820.ts';
-import { tryLockExclusive } from '../host/file-lock.ts';
+import { tryLock } from '../host/file-lock.ts';
 import type { VcpuRegs } from '../hsm/hsm.ts';
 import { Layout } from '../layout.ts';
 import type { Log } from '../log.ts';
@@ -34,6 +34,7 @@ type OvmfConfig = Extract<BootConfig, { kind: 'ovmf' }>;
 const IMAGE_BYTES_MAX = 2 * MiB;
 /** Variables: a file of their own, or the first bytes of the whole image. */
 const VARS_BYTES_MAX = 128 * KiB;
+const VARS_RANGE = { base: 0, sizeBytes: VARS_BYTES_MAX };
 const CODE_BYTES_MAX = IMAGE_BYTES_MAX - VARS_BYTES_MAX;
 /** Firmware memory comes in large pages. */
 const REGION_ALIGN = 2 * MiB;
@@ -216,7 +217,7 @@ export class NvStore {
       } catch {
         // Not root and not the owner: the file becomes ours, as with any editor.
       }
-      if (!tryLockExclusive(fd, 0, VARS_BYTES_MAX, temporary)) throw new BugError(`${temporary} is locked`);
+      if (!tryLock(fd, 'exclusive', temporary, VARS_RANGE)) throw new BugError(`${temporary} is locked`);
       writeAll(fd, content, 0);
       fsyncSync(fd);
       renameSync(temporary, this.#path);
@@ -268,7 +269,7 @@ function openLocked(path: string, role: ImageRole): ImageFile {
   for (let tries = 0; tries < OPEN_TRIES; tries++) {
     const file = ImageFile.open(path, role, 'r+');
     try {
-      if (!tryLockExclusive(file.fd, 0, VARS_BYTES_MAX, path)) {
+      if (!tryLock(file.fd, 'exclusive', path, VARS_RANGE)) {
         throw new ConfigError(`${role.option}: ${role.what} ${path} is in use by another User VM that writes to it`, {
           hint: 'give each VM with "w" an image of its own',
           exitCode: ExitCode.Unavailable,

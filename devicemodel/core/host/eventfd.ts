@@ -1,33 +1,52 @@
-/** eventfd(2): a counter in a descriptor; here always non-blocking and closed on exec. */
-import { libc, native } from './libc.ts';
+/** eventfd(2): a counter in a descriptor. */
+import { closeFd, readBytes, writeBytes } from './files.ts';
+import { hostCall, must } from './libc.ts';
 
 const EFD_NONBLOCK = 0o4000;
 const EFD_CLOEXEC = 0o2000000;
+const COUNT_BYTES = 8;
 
+const eventfd = hostCall<[initial: number, flags: number]>('int eventfd(unsigned int, int)');
+const one = Uint8Array.of(1, 0, 0, 0, 0, 0, 0, 0);
+const count = new Uint8Array(COUNT_BYTES);
+const countView = new DataView(count.buffer);
+
+/** The descriptor is the caller's. @throws HostError */
+export function createEventfd(options: { readonly blocking?: boolean } = {}): number {
+  return must(eventfd(0, EFD_CLOEXEC | (options.blocking === true ? 0 : EFD_NONBLOCK)), 'eventfd', 'eventfd');
+}
+
+/** Add 1: whoever polls the descriptor wakes. */
+export function signalEventfd(fd: number): void {
+  writeBytes(fd, one, COUNT_BYTES);
+}
+
+/** Take the count (0 when nothing was signalled). */
+export function takeEventfd(fd: number): number {
+  if (readBytes(fd, count, COUNT_BYTES) !== COUNT_BYTES) return 0;
+  return countView.getUint32(0, true) + countView.getUint32(4, true) * 0x1_0000_0000;
+}
+
+/** A non-blocking one that is closed by `dispose`. */
 export class Eventfd {
   readonly fd: number;
-  readonly #value = new Uint8Array(8);
   #open = true;
 
+  /** @throws HostError */
   constructor() {
-    this.fd = libc.eventfd(EFD_NONBLOCK | EFD_CLOEXEC);
+    this.fd = createEventfd();
   }
 
-  /** Add 1: whoever polls the descriptor wakes. */
   signal(): void {
-    this.#value.fill(0);
-    this.#value[0] = 1;
-    native('int64_t write(int, const void *, size_t)')(this.fd, this.#value, 8);
+    signalEventfd(this.fd);
   }
 
-  /** Take the count (0 when nothing was signalled). */
   take(): number {
-    const got = native('int64_t read(int, void *, size_t)')(this.fd, this.#value, 8);
-    return got === 8 ? new DataView(this.#value.buffer).getUint32(0, true) : 0;
+    return takeEventfd(this.fd);
   }
 
   dispose(): void {
-    if (this.#open) libc.close(this.fd);
+    if (this.#open) closeFd(this.fd);
     this.#open = false;
   }
 }

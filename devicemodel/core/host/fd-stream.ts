@@ -8,20 +8,17 @@
 import { fstatSync } from 'node:fs';
 import { Socket } from 'node:net';
 import { isatty } from 'node:tty';
-import { HostError } from '../errors.ts';
-import { describeErrno, lastErrno, libc, native, OpenFlag } from './libc.ts';
+import { closeFd, duplicate, OpenFlag, openFile, setNonBlocking } from './files.ts';
+import { hostCall, must } from './libc.ts';
 
-// <fcntl.h>, <bits/socket.h>, x86-64 Linux.
-const F_GETFL = 3;
-const F_SETFL = 4;
-const F_DUPFD_CLOEXEC = 1030;
+/** <bits/socket.h>. */
 const AF_UNIX = 1;
 const SOCK_STREAM = 1;
 
-function fail(call: string, what: string): never {
-  const errno = lastErrno();
-  throw new HostError(`${what}: ${call}: ${describeErrno(errno)}`, errno);
-}
+const socketpair = hostCall<[domain: number, type: number, protocol: number, pair: Int32Array]>(
+  'int socketpair(int, int, int, void *)',
+);
+const dup3 = hostCall<[from: number, to: number, flags: number]>('int dup3(int, int, int)');
 
 /**
  * Whether epoll accepts this descriptor. Regular files and most devices (/dev/null) are always ready and cannot be
@@ -30,16 +27,6 @@ function fail(call: string, what: string): never {
 export function isPollable(fd: number): boolean {
   const stat = fstatSync(fd);
   return stat.isFIFO() || stat.isSocket() || isatty(fd);
-}
-
-/** O_NONBLOCK belongs to the open file, not to the descriptor: whoever shares it sees the change. @returns the old setting. */
-export function setNonBlocking(fd: number, on: boolean, what: string): boolean {
-  const fcntl = native('int fcntl(int, int, unsigned long)');
-  const flags = fcntl(fd, F_GETFL, 0);
-  if (flags < 0) return fail('fcntl', what);
-  const wanted = on ? flags | OpenFlag.NonBlock : flags & ~OpenFlag.NonBlock;
-  if (wanted !== flags && fcntl(fd, F_SETFL, wanted) < 0) return fail('fcntl', what);
-  return (flags & OpenFlag.NonBlock) !== 0;
 }
 
 export interface FdStreamOptions {
@@ -55,25 +42,15 @@ export interface FdStreamOptions {
 export function streamOverFd(fd: number, what: string, options: FdStreamOptions): Socket {
   setNonBlocking(fd, true, what);
   const pair = new Int32Array(2);
-  if (native('int socketpair(int, int, int, void *)')(AF_UNIX, SOCK_STREAM | OpenFlag.CloseOnExec, 0, pair) < 0) {
-    return fail('socketpair', what);
-  }
+  must(socketpair(AF_UNIX, SOCK_STREAM | OpenFlag.CloseOnExec, 0, pair), 'socketpair', what);
   const [placeholder, other] = pair as unknown as [number, number];
-  libc.close(other);
+  closeFd(other);
   const stream = new Socket({ fd: placeholder, allowHalfOpen: true, ...options });
-  if (native('int dup3(int, int, int)')(fd, placeholder, OpenFlag.CloseOnExec) < 0) {
-    const errno = lastErrno();
-    stream.destroy();
-    throw new HostError(`${what}: dup3: ${describeErrno(errno)}`, errno);
-  }
-  libc.close(fd);
+  const moved = dup3(fd, placeholder, OpenFlag.CloseOnExec);
+  if (moved < 0) stream.destroy();
+  must(moved, 'dup3', what);
+  closeFd(fd);
   return stream;
-}
-
-/** Another descriptor of the same open file. @throws HostError */
-export function duplicate(fd: number, what: string): number {
-  const copy = native('int fcntl(int, int, unsigned long)')(fd, F_DUPFD_CLOEXEC, 3);
-  return copy < 0 ? fail('fcntl', what) : copy;
 }
 
 /**
@@ -85,7 +62,7 @@ export function reopen(fd: number, access: 'read' | 'write'): { readonly fd: num
   const mode = access === 'read' ? OpenFlag.ReadOnly : OpenFlag.WriteOnly;
   const flags = mode | OpenFlag.NoCtty | OpenFlag.NonBlock | OpenFlag.CloseOnExec;
   try {
-    return { fd: libc.open(`/proc/self/fd/${fd}`, flags), shared: false };
+    return { fd: openFile(`/proc/self/fd/${fd}`, flags), shared: false };
   } catch {
     return { fd: duplicate(fd, `descriptor ${fd}`), shared: true };
   }

@@ -1,30 +1,62 @@
 /**
  * Advisory locks on open files. These are open-file-description locks (fcntl(2)): they belong to the descriptor, so
- * closing another descriptor of the same file does not drop them, as it does with the traditional kind.
+ * closing another descriptor of the same file does not drop them, as it does with the traditional kind, and two
+ * descriptors of one process exclude each other, too.
  */
 import { HostError } from '../errors.ts';
-import { describeErrno, Errno, lastErrno, native } from './libc.ts';
+import { describeErrno, Errno } from './errno.ts';
+import { hostCall, must } from './libc.ts';
 
 /** <bits/fcntl-linux.h>, x86-64. */
-const F_OFD_SETLK = 37;
-const F_WRLCK = 1;
+const Command = { SetLock: 37, SetLockWait: 38 } as const;
+const LockType = { shared: 0, exclusive: 1, none: 2 } as const;
+/** How often a lock that somebody has is tried again. */
+const RETRY_MS = 5;
+export type LockKind = 'shared' | 'exclusive';
 
-/**
- * Take an exclusive lock on part of a file, until the descriptor is closed.
- * @param sizeBytes 0 = to the end of the file, however far that moves.
- * @returns false if another process, or another descriptor of this one, holds a lock on any of it.
- * @throws HostError for any other failure.
- */
-export function tryLockExclusive(fd: number, base: number, sizeBytes: number, what: string): boolean {
+const fcntl = hostCall<[fd: number, command: number, flock: Uint8Array]>('int fcntl(int, int, void *)');
+
+/** Part of a file; without a size, to its end, however far that moves. */
+export interface LockRange {
+  readonly base: number;
+  readonly sizeBytes: number;
+}
+const WHOLE_FILE: LockRange = { base: 0, sizeBytes: 0 };
+
+function lock(fd: number, command: number, type: number, { base, sizeBytes }: LockRange): number {
   // struct flock: l_type, l_whence (SEEK_SET), l_start, l_len, l_pid (0 for this kind of lock).
   const flock = new DataView(new ArrayBuffer(32));
-  flock.setInt16(0, F_WRLCK, true);
+  flock.setInt16(0, type, true);
   flock.setBigInt64(8, BigInt(base), true);
   flock.setBigInt64(16, BigInt(sizeBytes), true);
-  for (;;) {
-    if (native('int fcntl(int, int, void *)')(fd, F_OFD_SETLK, new Uint8Array(flock.buffer)) !== -1) return true;
-    const errno = lastErrno();
-    if (errno === Errno.EAGAIN || errno === Errno.EACCES) return false;
-    if (errno !== Errno.EINTR) throw new HostError(`${what}: cannot be locked: ${describeErrno(errno)}`, errno);
-  }
+  return fcntl(fd, command, new Uint8Array(flock.buffer));
+}
+
+/**
+ * Take a lock, or change the one this descriptor has, until the descriptor is closed or `unlock`.
+ * @returns false if another process, or another descriptor of this one, holds a lock that excludes it.
+ * @throws HostError for any other failure.
+ */
+export function tryLock(fd: number, kind: LockKind, what: string, range: LockRange = WHOLE_FILE): boolean {
+  const result = lock(fd, Command.SetLock, LockType[kind], range);
+  if (result >= 0) return true;
+  if (-result === Errno.EAGAIN || -result === Errno.EACCES) return false;
+  throw new HostError(`${what}: cannot be locked: ${describeErrno(-result)}`, -result);
+}
+
+/**
+ * As {@link tryLock}, and waits for who has it, with the event loop running meanwhile: who has it may be another VM of
+ * this process. @throws HostError
+ */
+export async function lockWhenFree(fd: number, kind: LockKind, what: string): Promise<void> {
+  while (!tryLock(fd, kind, what)) await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+}
+
+/** As {@link tryLock}, and blocks this thread until who has it lets go: for what is held for no longer than a few calls. @throws HostError */
+export function lockWait(fd: number, kind: LockKind, what: string, range: LockRange = WHOLE_FILE): void {
+  must(lock(fd, Command.SetLockWait, LockType[kind], range), 'lock', what);
+}
+
+export function unlock(fd: number): void {
+  lock(fd, Command.SetLock, LockType.none, WHOLE_FILE);
 }

@@ -3,7 +3,9 @@
  * something else. Entries are made in shared memory; one system call hands over all that were made.
  */
 import { HostError } from '../errors.ts';
-import { describeErrno, lastErrno, libc, MapFlag, native, Protection, viewOf } from './libc.ts';
+import { closeFd } from './files.ts';
+import { hostCall, must } from './libc.ts';
+import { type Mapping, mapPresent } from './mapping.ts';
 
 const Syscall = { setup: 425, enter: 426 } as const;
 /** struct io_uring_params: u32 at these offsets. */
@@ -23,18 +25,20 @@ const ENTER_GETEVENTS = 1;
 /** IORING_OP_*. */
 export const UringOp = { Readv: 1, Writev: 2, Fsync: 3 } as const;
 
+const setup = hostCall<[number: number, entries: number, params: Uint8Array]>(
+  'int64_t syscall(int64_t, unsigned int, void *)',
+);
+const enter = hostCall<
+  [number: number, fd: number, submit: number, wait: number, flags: number, mask: number, maskBytes: number]
+>('int64_t syscall(int64_t, unsigned int, unsigned int, unsigned int, unsigned int, uintptr_t, size_t)');
+
 export class IoUring {
   /** Readable while there are completions. */
   readonly fd: number;
-  readonly #ringBytes: number;
-  readonly #entriesBytes: number;
-  readonly #ringAddress: bigint;
-  readonly #entriesAddress: bigint;
+  readonly #rings: Mapping;
+  readonly #entryMemory: Mapping;
   readonly #ring: Int32Array;
   readonly #entries: DataView;
-  readonly #enter = native(
-    'int64_t syscall(int64_t, unsigned int, unsigned int, unsigned int, unsigned int, uintptr_t, size_t)',
-  );
   /** Indexes into `#ring`. */
   readonly #sqTail: number;
   readonly #sqMask: number;
@@ -50,31 +54,31 @@ export class IoUring {
   /** @param entries a power of two: how many may be in flight. @throws HostError where the kernel does not let us. */
   constructor(entries: number) {
     const params = new DataView(new ArrayBuffer(Params.size));
-    const setup = native('int64_t syscall(int64_t, unsigned int, void *)');
-    const fd = setup(Syscall.setup, entries, new Uint8Array(params.buffer));
-    if (fd < 0) {
-      const errno = lastErrno();
-      throw new HostError(`io_uring: ${describeErrno(errno)}`, errno);
-    }
+    const fd = must(setup(Syscall.setup, entries, new Uint8Array(params.buffer)), 'io_uring_setup', 'io_uring');
     this.fd = fd;
     const u32 = (offset: number) => params.getUint32(offset, true);
     const sq = (field: number) => u32(Params.sqOffsets + field);
     const cq = (field: number) => u32(Params.cqOffsets + field);
     if ((u32(Params.features) & FEATURE_SINGLE_MMAP) === 0) {
-      libc.close(fd);
+      closeFd(fd);
       throw new HostError('io_uring: the kernel is too old', 0);
     }
-    this.#ringBytes = Math.max(
+    const ringBytes = Math.max(
       sq(SqOffset.array) + 4 * u32(Params.sqEntries),
       cq(CqOffset.cqes) + Cqe.size * u32(Params.cqEntries),
     );
-    this.#entriesBytes = Sqe.size * u32(Params.sqEntries);
-    const mapRing = (bytes: number, offset: number) =>
-      libc.mmap(bytes, Protection.Read | Protection.Write, MapFlag.Shared | MapFlag.Populate, fd, offset, 'io_uring');
-    this.#ringAddress = mapRing(this.#ringBytes, MmapOffset.rings);
-    this.#entriesAddress = mapRing(this.#entriesBytes, MmapOffset.entries);
-    this.#ring = new Int32Array(viewOf(this.#ringAddress, this.#ringBytes).buffer);
-    this.#entries = new DataView(viewOf(this.#entriesAddress, this.#entriesBytes).buffer);
+    let rings: Mapping | undefined;
+    try {
+      rings = mapPresent(ringBytes, 'io_uring', fd, MmapOffset.rings);
+      this.#entryMemory = mapPresent(Sqe.size * u32(Params.sqEntries), 'io_uring', fd, MmapOffset.entries);
+    } catch (error) {
+      rings?.dispose();
+      closeFd(fd);
+      throw error;
+    }
+    this.#rings = rings;
+    this.#ring = new Int32Array(rings.bytes.buffer);
+    this.#entries = new DataView(this.#entryMemory.bytes.buffer);
     this.#sqTail = sq(SqOffset.tail) / 4;
     this.#sqMask = this.#ring[sq(SqOffset.mask) / 4] as number;
     this.#cqHead = cq(CqOffset.head) / 4;
@@ -117,8 +121,8 @@ export class IoUring {
   submit(completions = 0): number {
     if (this.#prepared === 0 && completions === 0) return 0;
     const flags = completions > 0 ? ENTER_GETEVENTS : 0;
-    const taken = this.#enter(Syscall.enter, this.fd, this.#prepared, completions, flags, 0, 0);
-    if (taken < 0) return lastErrno();
+    const taken = enter(Syscall.enter, this.fd, this.#prepared, completions, flags, 0, 0);
+    if (taken < 0) return -taken;
     this.#prepared -= taken;
     return 0;
   }
@@ -135,9 +139,9 @@ export class IoUring {
   }
 
   dispose(): void {
-    libc.munmap(this.#ringAddress, this.#ringBytes);
-    libc.munmap(this.#entriesAddress, this.#entriesBytes);
-    libc.close(this.fd);
+    this.#rings.dispose();
+    this.#entryMemory.dispose();
+    closeFd(this.fd);
   }
 }
 

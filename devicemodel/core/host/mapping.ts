@@ -1,7 +1,25 @@
 /** Mapped memory of this process, as bytes and as an address; disposing unmaps it. */
 import { fstatSync } from 'node:fs';
+import koffi from 'koffi';
 import { HostError } from '../errors.ts';
-import { Errno, libc, MapFlag, OpenFlag, Protection, viewOf } from './libc.ts';
+import { describeErrno, Errno } from './errno.ts';
+import { closeFd, OpenFlag, reserveSpace, setFileSize } from './files.ts';
+import { hostCall, lastErrno, must, native } from './libc.ts';
+
+/** <bits/mman.h>, x86-64 Linux. */
+const Protection = { None: 0, Read: 1, Write: 2 } as const;
+const MapFlag = {
+  Shared: 1,
+  Private: 2,
+  Fixed: 0x10,
+  Anonymous: 0x20,
+  NoReserve: 0x4000,
+  Populate: 0x8000,
+} as const;
+const MAP_FAILED = 0xffff_ffff_ffff_ffffn;
+const READ_WRITE = Protection.Read | Protection.Write;
+
+const shmOpen = hostCall<[name: string, flags: number, mode: number]>('int shm_open(const char *, int, unsigned int)');
 
 export interface Mapping {
   readonly address: bigint;
@@ -9,47 +27,128 @@ export interface Mapping {
   dispose(): void;
 }
 
+function mmap(
+  at: bigint,
+  sizeBytes: number,
+  protection: number,
+  flags: number,
+  fd: number,
+  offset: number,
+  what: string,
+): bigint {
+  const call = native('uintptr_t mmap(uintptr_t, size_t, int, int, int, int64_t)');
+  const address = BigInt(call(at, sizeBytes, protection, flags, fd, offset));
+  if (address !== MAP_FAILED) return address;
+  const errno = lastErrno();
+  throw new HostError(`${what}: mmap: ${describeErrno(errno)}`, errno);
+}
+
+function munmap(address: bigint, sizeBytes: number): void {
+  native('int munmap(uintptr_t, size_t)')(address, sizeBytes);
+}
+
+/** The bytes at an address, as a view that owns nothing: valid until the memory is unmapped. At most 4 GiB. */
+export function viewOf(address: bigint, sizeBytes: number): Uint8Array<ArrayBuffer> {
+  return new Uint8Array(koffi.view(address, sizeBytes));
+}
+
+/** The address of a typed array's bytes. Stable only for memory that does not move: mapped pages. */
+export function addressOf(bytes: Uint8Array): bigint {
+  return koffi.address(bytes);
+}
+
 /** Map `fd` (shared) or anonymous zero pages (fd undefined). @throws HostError */
 export function map(sizeBytes: number, what: string, fd?: number): Mapping {
   const flags = fd === undefined ? MapFlag.Private | MapFlag.Anonymous : MapFlag.Shared;
-  const address = libc.mmap(sizeBytes, Protection.Read | Protection.Write, flags, fd ?? -1, 0, what);
-  return mapped(address, sizeBytes);
+  return mapped(mmap(0n, sizeBytes, READ_WRITE, flags, fd ?? -1, 0, what), sizeBytes);
+}
+
+/** Map a part of `fd` with its pages present at once. @throws HostError */
+export function mapPresent(sizeBytes: number, what: string, fd: number, offset: number): Mapping {
+  return mapped(mmap(0n, sizeBytes, READ_WRITE, MapFlag.Shared | MapFlag.Populate, fd, offset, what), sizeBytes);
 }
 
 /** Wrap memory that is mapped already. */
-export function mapped(address: bigint, sizeBytes: number): Mapping {
+function mapped(address: bigint, sizeBytes: number): Mapping {
   let live = true;
   return {
     address,
     bytes: viewOf(address, sizeBytes),
     dispose: () => {
-      if (live) libc.munmap(address, sizeBytes);
+      if (live) munmap(address, sizeBytes);
       live = false;
     },
   };
 }
 
+/** Addresses that are set aside, to be filled piece by piece. */
+export interface AddressSpace {
+  /** A multiple of the alignment asked for. */
+  readonly base: bigint;
+  /** Everything mapped into it goes, too. */
+  dispose(): void;
+}
+
+/** @throws HostError */
+export function reserveAddressSpace(sizeBytes: number, alignment: number, what: string): AddressSpace {
+  const reserved = sizeBytes + alignment;
+  const flags = MapFlag.Private | MapFlag.Anonymous | MapFlag.NoReserve;
+  const address = mmap(0n, reserved, Protection.None, flags, -1, 0, what);
+  const mask = BigInt(alignment) - 1n;
+  let live = true;
+  return {
+    base: (address + mask) & ~mask,
+    dispose: () => {
+      if (live) munmap(address, reserved);
+      live = false;
+    },
+  };
+}
+
+/** Map part of a file into an address space that was reserved. @throws HostError */
+export function mapFileAt(at: bigint, sizeBytes: number, fd: number, offset: number, what: string): void {
+  mmap(at, sizeBytes, READ_WRITE, MapFlag.Shared | MapFlag.Fixed, fd, offset, what);
+}
+
+/** Zero pages of the usual size, taken as they are touched. @throws HostError */
+export function mapZeroAt(at: bigint, sizeBytes: number, what: string): void {
+  mmap(at, sizeBytes, READ_WRITE, MapFlag.Shared | MapFlag.Fixed | MapFlag.Anonymous | MapFlag.NoReserve, -1, 0, what);
+}
+
 /**
  * POSIX shared memory by name (`/name`), made with mode 0600 when it does not exist. It is not unlinked: it outlives
- * the VM on purpose, so that a peer keeps its data over a reboot.
+ * the VM on purpose, so that a peer keeps its data over a reboot. All of its pages are there when this returns: a full
+ * /dev/shm is an error here, and not a fault at some later access.
  * @throws HostError, also when it exists with another size.
  */
 export function openSharedMemory(name: string, sizeBytes: number): Mapping {
-  const fd = libc.shmOpen(name, OpenFlag.ReadWrite | OpenFlag.Create | OpenFlag.CloseOnExec, 0o600);
+  const what = `shared memory ${name}`;
+  const fd = must(shmOpen(name, OpenFlag.ReadWrite | OpenFlag.Create | OpenFlag.CloseOnExec, 0o600), 'shm_open', what);
   try {
     const have = fstatSync(fd).size;
-    if (have === 0) libc.ftruncate(fd, sizeBytes, `shared memory ${name}`);
-    else if (have !== sizeBytes) {
-      throw new HostError(
-        `shared memory ${name} exists with ${have} bytes, ${sizeBytes} were asked for`,
-        Errno.EEXIST,
-        {
-          hint: `use the same size, or remove /dev/shm${name} when no VM uses it`,
-        },
-      );
+    if (have !== 0 && have !== sizeBytes) {
+      throw new HostError(`${what} exists with ${have} bytes, ${sizeBytes} were asked for`, Errno.EEXIST, {
+        hint: `use the same size, or remove /dev/shm${name} when no VM uses it`,
+      });
     }
-    return map(sizeBytes, `shared memory ${name}`, fd);
+    fillShared(fd, sizeBytes, what);
+    return map(sizeBytes, what, fd);
   } finally {
-    libc.close(fd);
+    closeFd(fd);
+  }
+}
+
+/** Give a file of /dev/shm its size and all its pages. @throws HostError; the file is then as large as it was. */
+export function fillShared(fd: number, sizeBytes: number, what: string): void {
+  const before = fstatSync(fd).size;
+  try {
+    reserveSpace(fd, sizeBytes, what);
+  } catch (error) {
+    setFileSize(fd, before, what);
+    if (!(error instanceof HostError) || error.errno !== Errno.ENOSPC) throw error;
+    throw new HostError(`${what}: /dev/shm has no room for ${sizeBytes} bytes`, Errno.ENOSPC, {
+      cause: error,
+      hint: 'remove what nobody uses from /dev/shm, or "mount -o remount,size=… /dev/shm"',
+    });
   }
 }

@@ -5,8 +5,10 @@
 import { isatty } from 'node:tty';
 import { HostError } from '../errors.ts';
 import { countRawTerminal } from '../terminal-state.ts';
+import { Errno } from './errno.ts';
 import { onProcessEnd } from './exit-hooks.ts';
-import { describeErrno, Errno, lastErrno, libc, native, OpenFlag } from './libc.ts';
+import { closeFd, OpenFlag, openFile } from './files.ts';
+import { hostCall, must, native } from './libc.ts';
 import { guardTerminal } from './terminal-guard.ts';
 
 const TERMIOS_BYTES = 60;
@@ -20,20 +22,22 @@ const TCIFLUSH = 0;
 
 export type Termios = Uint8Array;
 
-function fail(call: string, what: string): never {
-  const errno = lastErrno();
-  throw new HostError(`${what}: ${call}: ${describeErrno(errno)}`, errno);
-}
+const tcgetattr = hostCall<[fd: number, termios: Termios]>('int tcgetattr(int, void *)');
+const tcsetattr = hostCall<[fd: number, when: number, termios: Termios]>('int tcsetattr(int, int, const void *)');
+const tcgetpgrp = hostCall<[fd: number]>('int tcgetpgrp(int)');
+const grantpt = hostCall<[fd: number]>('int grantpt(int)');
+const unlockpt = hostCall<[fd: number]>('int unlockpt(int)');
 
 /** @throws HostError, ENOTTY when it is no terminal. */
 export function getTermios(fd: number, what: string): Termios {
   const termios = new Uint8Array(TERMIOS_BYTES);
-  return native('int tcgetattr(int, void *)')(fd, termios) === 0 ? termios : fail('tcgetattr', what);
+  must(tcgetattr(fd, termios), 'tcgetattr', what);
+  return termios;
 }
 
 /** Takes effect at once, output that is under way included. @throws HostError */
 export function setTermios(fd: number, termios: Termios, what: string): void {
-  if (native('int tcsetattr(int, int, const void *)')(fd, TCSANOW, termios) !== 0) fail('tcsetattr', what);
+  must(tcsetattr(fd, TCSANOW, termios), 'tcsetattr', what);
 }
 
 export interface RawModeOptions {
@@ -58,7 +62,7 @@ export function rawTermios(termios: Termios, options: RawModeOptions = {}): Term
  * (SIGTTOU, SIGTTIN). A terminal that is not our controlling one has no such rule.
  */
 function isForeground(fd: number): boolean {
-  const group = native('int tcgetpgrp(int)')(fd);
+  const group = tcgetpgrp(fd);
   return group < 0 || group === native('int getpgrp()')();
 }
 
@@ -127,7 +131,7 @@ export class RawTerminal {
     this.#saved = undefined;
     countRawTerminal(-1);
     // A terminal that was hung up cannot be restored, and need not be.
-    native('int tcsetattr(int, int, const void *)')(this.#fd, TCSANOW, saved);
+    tcsetattr(this.#fd, TCSANOW, saved);
     this.#dismissGuard?.();
     this.#dismissGuard = undefined;
   }
@@ -144,26 +148,27 @@ export interface PtyPair {
 
 /** Allocate a pseudo terminal with its slave in raw mode. Both descriptors are the caller's. @throws HostError */
 export function openPty(): PtyPair {
-  const masterFd = libc.open(
+  const masterFd = openFile(
     '/dev/ptmx',
     OpenFlag.ReadWrite | OpenFlag.NoCtty | OpenFlag.NonBlock | OpenFlag.CloseOnExec,
   );
   try {
     const name = new Uint8Array(64);
-    if (native('int grantpt(int)')(masterFd) !== 0) fail('grantpt', 'pty');
-    if (native('int unlockpt(int)')(masterFd) !== 0) fail('unlockpt', 'pty');
-    if (native('int ptsname_r(int, void *, size_t)')(masterFd, name, name.length) !== 0) fail('ptsname_r', 'pty');
+    must(grantpt(masterFd), 'grantpt', 'pty');
+    must(unlockpt(masterFd), 'unlockpt', 'pty');
+    // The answer is an errno.
+    must(-native('int ptsname_r(int, void *, size_t)')(masterFd, name, name.length), 'ptsname_r', 'pty');
     const slavePath = new TextDecoder().decode(name.subarray(0, name.indexOf(0)));
-    const slaveFd = libc.open(slavePath, OpenFlag.ReadWrite | OpenFlag.NoCtty | OpenFlag.CloseOnExec);
+    const slaveFd = openFile(slavePath, OpenFlag.ReadWrite | OpenFlag.NoCtty | OpenFlag.CloseOnExec);
     try {
       setTermios(slaveFd, rawTermios(getTermios(slaveFd, slavePath)), slavePath);
     } catch (error) {
-      libc.close(slaveFd);
+      closeFd(slaveFd);
       throw error;
     }
     return { masterFd, slaveFd, slavePath };
   } catch (error) {
-    libc.close(masterFd);
+    closeFd(masterFd);
     throw error;
   }
 }
@@ -173,8 +178,8 @@ export function openPty(): PtyPair {
  * @throws HostError; ENOTTY when the path is something else.
  */
 export function openTty(path: string): number {
-  const fd = libc.open(path, OpenFlag.ReadWrite | OpenFlag.NoCtty | OpenFlag.NonBlock | OpenFlag.CloseOnExec);
+  const fd = openFile(path, OpenFlag.ReadWrite | OpenFlag.NoCtty | OpenFlag.NonBlock | OpenFlag.CloseOnExec);
   if (isatty(fd)) return fd;
-  libc.close(fd);
+  closeFd(fd);
   throw new HostError(`${path}: not a terminal`, Errno.ENOTTY);
 }

@@ -4,22 +4,27 @@
  */
 import { constants, fstatSync, readSync, type Stats, writeSync } from 'node:fs';
 import { ConfigError, HostError } from '../../core/errors.ts';
-import { describeErrno, Errno, lastErrno, libc, native, OpenFlag } from '../../core/host/libc.ts';
+import { blockDeviceSize, discardBlocks, physicalBlockBytes } from '../../core/host/block-device.ts';
+import { Errno } from '../../core/host/errno.ts';
+import { tryLock } from '../../core/host/file-lock.ts';
+import {
+  closeFd,
+  OpenFlag,
+  openFile,
+  punchHole,
+  readAt,
+  readCachedAt,
+  readVectorAt,
+  syncData,
+  writeAt,
+  writeVectorAt,
+} from '../../core/host/files.ts';
 import { type Mapping, map } from '../../core/host/mapping.ts';
 import type { Log } from '../../core/log.ts';
 import { alignDown, alignUp, MiB } from '../../core/units.ts';
 import { type BlockOptions, SECTOR_BYTES } from '../pci/virtio/block/options.ts';
 import type { Chain } from '../pci/virtio/ring/chain.ts';
 
-/** <linux/fs.h>, x86-64. */
-const Ioctl = { BlkGetSize64: 0x80081272, BlkPhysicalBlockSize: 0x127b, BlkDiscard: 0x1277 } as const;
-/** <linux/falloc.h>: the hole reads as zeros, the file keeps its length. */
-const PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01;
-/** <bits/fcntl-linux.h>: locks that belong to the open file, not to the process. */
-const F_OFD_SETLK = 37;
-const LockType = { Read: 0, Write: 1 } as const;
-/** <linux/fs.h>: fail rather than wait for the medium. */
-const RWF_NOWAIT = 0x08;
 /** preadv takes this many pieces at once (IOV_MAX). */
 const MAX_IOVECS = 1024;
 /** One call moves this much at most (MAX_RW_COUNT, rounded down). */
@@ -61,11 +66,11 @@ export function openBlockImage(options: BlockOptions, log: Log): BlockImage {
   let isReadOnly = options.ro;
   let fd: number;
   try {
-    fd = libc.open(path, (isReadOnly ? OpenFlag.ReadOnly : OpenFlag.ReadWrite) | OpenFlag.CloseOnExec | direct);
+    fd = openFile(path, (isReadOnly ? OpenFlag.ReadOnly : OpenFlag.ReadWrite) | OpenFlag.CloseOnExec | direct);
   } catch (error) {
     if (isReadOnly) throw error;
     // As the C device model does, but not silently.
-    fd = libc.open(path, OpenFlag.ReadOnly | OpenFlag.CloseOnExec | direct);
+    fd = openFile(path, OpenFlag.ReadOnly | OpenFlag.CloseOnExec | direct);
     isReadOnly = true;
     log.warn(`${path} cannot be written: the disk is read-only`);
   }
@@ -80,7 +85,7 @@ export function openBlockImage(options: BlockOptions, log: Log): BlockImage {
       isReadOnly,
       sizeBytes: options.range === undefined ? whole : options.range.sectors * logicalSectorBytes,
       logicalSectorBytes,
-      physicalSectorBytes: options.sectorSize?.physical ?? (isBlockDevice ? physicalBlockSize(fd) : stat.blksize),
+      physicalSectorBytes: options.sectorSize?.physical ?? (isBlockDevice ? physicalBlockBytes(fd) : stat.blksize),
       base: (options.range?.startLba ?? 0) * logicalSectorBytes,
       isBlockDevice,
       isDirect: options.nocache,
@@ -89,7 +94,7 @@ export function openBlockImage(options: BlockOptions, log: Log): BlockImage {
     lockImage(image, log);
     return { ...image, discardLimits: discardLimits(options, image, log) };
   } catch (error) {
-    libc.close(fd);
+    closeFd(fd);
     throw error;
   }
 }
@@ -102,8 +107,7 @@ function discardLimits(
   if (options.discard === undefined) return undefined;
   if (image.isBlockDevice && !image.isReadOnly) {
     // A discard of nothing tells whether the device knows the order.
-    const nothing = new BigUint64Array(2);
-    if (native('int ioctl(int, unsigned long, void *)')(image.fd, Ioctl.BlkDiscard, nothing) !== 0) {
+    if (discardBlocks(image.fd, 0, 0) !== 0) {
       log.warn(`${options.path}: the device has no discard, it is not offered`);
       return undefined;
     }
@@ -117,19 +121,15 @@ function discardLimits(
 
 /** Two User VMs that write one image destroy it: the second is refused. Readers may share. */
 function lockImage(image: Omit<BlockImage, 'discardLimits'>, log: Log): void {
-  // struct flock: s16 type, s16 whence, s64 start, s64 len (0: to the end), s32 pid.
-  const flock = new DataView(new ArrayBuffer(32));
-  flock.setInt16(0, image.isReadOnly ? LockType.Read : LockType.Write, true);
-  flock.setBigInt64(8, BigInt(image.base), true);
-  flock.setBigInt64(16, image.hasRange ? BigInt(image.sizeBytes) : 0n, true);
-  const result = native('int fcntl(int, int, void *)')(image.fd, F_OFD_SETLK, new Uint8Array(flock.buffer));
-  if (result === 0) return;
-  const errno = lastErrno();
-  if (errno !== Errno.EAGAIN && errno !== Errno.EACCES) {
-    log.warn(`${image.path}: cannot be locked against other User VMs: ${describeErrno(errno)}`);
+  const range = { base: image.base, sizeBytes: image.hasRange ? image.sizeBytes : 0 };
+  try {
+    if (tryLock(image.fd, image.isReadOnly ? 'shared' : 'exclusive', image.path, range)) return;
+  } catch (error) {
+    if (!(error instanceof HostError)) throw error;
+    log.warn(`${error.message}: other User VMs are not kept from it`);
     return;
   }
-  throw new HostError(`${image.path}: in use by another disk or User VM`, errno, {
+  throw new HostError(`${image.path}: in use by another disk or User VM`, Errno.EAGAIN, {
     hint: 'stop the other VM, or give both the image with ro, or parts that do not overlap with range=',
   });
 }
@@ -140,7 +140,6 @@ export class BlockBackend {
   readonly #base: number;
   readonly #iov = new DataView(new ArrayBuffer(MAX_IOVECS * 16));
   readonly #iovBytes = new Uint8Array(this.#iov.buffer);
-  readonly #discardArg = new BigUint64Array(2);
   #bounce: Mapping | undefined;
 
   constructor(image: BlockImage) {
@@ -165,13 +164,9 @@ export class BlockBackend {
       const pieces = chain.toIovecs(chainAt + done, part, !isWrite, this.#iov, 0, MAX_IOVECS);
       if (pieces === 0) return Errno.EINVAL;
       const got = isWrite
-        ? pwritev(this.image.fd, this.#iovBytes, pieces, this.#base + offset + done)
-        : preadv(this.image.fd, this.#iovBytes, pieces, this.#base + offset + done);
-      if (got < 0) {
-        const errno = lastErrno();
-        if (errno === Errno.EINTR) continue;
-        return errno;
-      }
+        ? writeVectorAt(this.image.fd, this.#iovBytes, pieces, this.#base + offset + done)
+        : readVectorAt(this.image.fd, this.#iovBytes, pieces, this.#base + offset + done);
+      if (got < 0) return -got;
       if (got === 0) return this.#endOfFile(chain, chainAt + done, count - done, isWrite);
       done += got;
     }
@@ -192,8 +187,8 @@ export class BlockBackend {
   readCached(chain: Chain, chainAt: number, count: number, offset: number): boolean {
     const pieces = chain.toIovecs(chainAt, count, true, this.#iov, 0, MAX_IOVECS);
     if (chain.iovBytes !== count) return false;
-    const got = preadv2(this.image.fd, this.#iovBytes, pieces, this.#base + offset, RWF_NOWAIT);
-    if (got < 0 && lastErrno() === Errno.EOPNOTSUPP) this.knowsCached = false;
+    const got = readCachedAt(this.image.fd, this.#iovBytes, pieces, this.#base + offset);
+    if (got === -Errno.EOPNOTSUPP) this.knowsCached = false;
     return got === count;
   }
 
@@ -256,8 +251,8 @@ export class BlockBackend {
       const span = alignUp(head + part, unit);
       // Writes keep what is around them in the first and the last sector.
       if (!isWrite || head !== 0 || span !== head + part) {
-        const got = native('int64_t pread(int, uintptr_t, size_t, int64_t)')(this.image.fd, address, span, from);
-        if (got < 0) return lastErrno();
+        const got = readAt(this.image.fd, address, span, from);
+        if (got < 0) return -got;
         if (got < head + part) {
           if (!isWrite && !this.image.hasRange) return Errno.EIO;
           bytes.fill(0, got, span);
@@ -265,8 +260,8 @@ export class BlockBackend {
       }
       if (isWrite) {
         chain.copyOut(chainAt + done, bytes, head, part);
-        const put = native('int64_t pwrite(int, uintptr_t, size_t, int64_t)')(this.image.fd, address, span, from);
-        if (put < 0) return lastErrno();
+        const put = writeAt(this.image.fd, address, span, from);
+        if (put < 0) return -put;
         if (put !== span) return Errno.EIO;
       } else {
         chain.copyIn(chainAt + done, bytes, head, part);
@@ -278,21 +273,15 @@ export class BlockBackend {
 
   /** Everything written so far is on the medium when this returns 0. @returns 0 or an errno. */
   sync(): number {
-    return fdatasync(this.image.fd) === 0 ? 0 : lastErrno();
+    return -syncData(this.image.fd);
   }
 
   /** Give a range back; it reads as zeros or as anything (block devices). @returns 0 or an errno. */
   discard(offset: number, count: number): number {
     const from = this.#base + offset;
-    if (this.image.isBlockDevice) {
-      this.#discardArg[0] = BigInt(from);
-      this.#discardArg[1] = BigInt(count);
-      return native('int ioctl(int, unsigned long, void *)')(this.image.fd, Ioctl.BlkDiscard, this.#discardArg) === 0
-        ? 0
-        : lastErrno();
-    }
-    const done = native('int fallocate(int, int, int64_t, int64_t)')(this.image.fd, PUNCH_HOLE_KEEP_SIZE, from, count);
-    return done === 0 ? 0 : lastErrno();
+    return -(this.image.isBlockDevice
+      ? discardBlocks(this.image.fd, from, count)
+      : punchHole(this.image.fd, from, count));
   }
 
   /** Give back what this object holds; the image stays open. */
@@ -302,48 +291,10 @@ export class BlockBackend {
   }
 }
 
-// Declared once: the lookup by prototype is not for every request.
-let preadvFn: ReturnType<typeof native> | undefined;
-let preadv2Fn: ReturnType<typeof native> | undefined;
-let pwritevFn: ReturnType<typeof native> | undefined;
-let fdatasyncFn: ReturnType<typeof native> | undefined;
-
-function preadv(fd: number, iov: Uint8Array, count: number, offset: number): number {
-  preadvFn ??= native('int64_t preadv(int, const void *, int, int64_t)');
-  return preadvFn(fd, iov, count, offset);
-}
-function preadv2(fd: number, iov: Uint8Array, count: number, offset: number, flags: number): number {
-  preadv2Fn ??= native('int64_t preadv2(int, const void *, int, int64_t, int)');
-  return preadv2Fn(fd, iov, count, offset, flags);
-}
-function pwritev(fd: number, iov: Uint8Array, count: number, offset: number): number {
-  pwritevFn ??= native('int64_t pwritev(int, const void *, int, int64_t)');
-  return pwritevFn(fd, iov, count, offset);
-}
-function fdatasync(fd: number): number {
-  fdatasyncFn ??= native('int fdatasync(int)');
-  return fdatasyncFn(fd);
-}
-
 function fileSize(stat: Stats, path: string): number {
   if (!stat.isFile()) throw new ConfigError(`virtio-blk: ${path}: neither a file nor a block device`);
   if (stat.size < SECTOR_BYTES || stat.size % SECTOR_BYTES !== 0) {
     throw new ConfigError(`virtio-blk: ${path}: the size must be a multiple of 512 bytes, it is ${stat.size}`);
   }
   return stat.size;
-}
-
-function blockDeviceSize(fd: number, path: string): number {
-  const size = new BigUint64Array(1);
-  if (native('int ioctl(int, unsigned long, void *)')(fd, Ioctl.BlkGetSize64, size) !== 0) {
-    const errno = lastErrno();
-    throw new HostError(`${path}: BLKGETSIZE64: ${describeErrno(errno)}`, errno);
-  }
-  return Number(size[0]);
-}
-
-function physicalBlockSize(fd: number): number {
-  const size = new Uint32Array(1);
-  const result = native('int ioctl(int, unsigned long, void *)')(fd, Ioctl.BlkPhysicalBlockSize, size);
-  return result === 0 && size[0] !== 0 ? (size[0] as number) : SECTOR_BYTES;
 }

@@ -1,13 +1,8 @@
 import { closeSync, openSync, readSync, writeSync } from 'node:fs';
 import { afterEach, expect, test } from 'vitest';
 import { Eventfd } from '../../../devicemodel/core/host/eventfd.ts';
-import {
-  duplicate,
-  isPollable,
-  reopen,
-  setNonBlocking,
-  streamOverFd,
-} from '../../../devicemodel/core/host/fd-stream.ts';
+import { isPollable, reopen, streamOverFd } from '../../../devicemodel/core/host/fd-stream.ts';
+import { duplicate, setNonBlocking } from '../../../devicemodel/core/host/files.ts';
 import { openPty } from '../../../devicemodel/core/host/tty.ts';
 import { scratchDirectory, until } from '../../support/pty.ts';
 

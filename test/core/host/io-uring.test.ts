@@ -3,8 +3,8 @@ import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync }
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, describe, expect, test } from 'vitest';
+import { Errno } from '../../../devicemodel/core/host/errno.ts';
 import { IoUring, UringOp } from '../../../devicemodel/core/host/io-uring.ts';
-import { Errno } from '../../../devicemodel/core/host/libc.ts';
 import { map } from '../../../devicemodel/core/host/mapping.ts';
 
 const isAllowed = (() => {

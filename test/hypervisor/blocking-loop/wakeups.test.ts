@@ -2,8 +2,9 @@ import { createRequire } from 'node:module';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { Eventfd } from '../../../devicemodel/core/host/eventfd.ts';
-import { watchFd } from '../../../devicemodel/core/host/libc.ts';
-import { installKickSignal, Wakeups } from '../../../hypervisor/blocking-loop/wakeups.ts';
+import { watchFd } from '../../../devicemodel/core/host/fd-watch.ts';
+import { installKickSignal } from '../../../devicemodel/core/host/signals.ts';
+import { Wakeups } from '../../../hypervisor/blocking-loop/wakeups.ts';
 
 let wakeups: Wakeups;
 

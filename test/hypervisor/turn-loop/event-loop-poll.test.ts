@@ -1,6 +1,6 @@
 import { afterEach, describe, expect, test } from 'vitest';
 import { Eventfd } from '../../../devicemodel/core/host/eventfd.ts';
-import { watchFd } from '../../../devicemodel/core/host/libc.ts';
+import { watchFd } from '../../../devicemodel/core/host/fd-watch.ts';
 import { EventLoopPoll } from '../../../hypervisor/turn-loop/event-loop-poll.ts';
 
 /** Keeps the thread from the event loop. */

@@ -4,7 +4,7 @@ import { constants } from 'node:os';
 import { dirname } from 'node:path';
 import { HostError } from '../../../core/errors.ts';
 import { streamOverFd } from '../../../core/host/fd-stream.ts';
-import { libc } from '../../../core/host/libc.ts';
+import { closeFd } from '../../../core/host/files.ts';
 import { openPty, openTty, RawTerminal } from '../../../core/host/tty.ts';
 import { type CharBackendEnv, StreamBackend } from './stream-backend.ts';
 
@@ -35,7 +35,7 @@ export class TtyBackend extends StreamBackend {
       const stream = streamOverFd(dataFd, this.#path, { readable: true, writable: true });
       this.attach(stream);
     } catch (error) {
-      libc.close(dataFd);
+      closeFd(dataFd);
       this.close();
       throw error;
     }
@@ -44,7 +44,7 @@ export class TtyBackend extends StreamBackend {
   protected override close(): void {
     this.#raw?.leave();
     this.#raw = undefined;
-    if (this.#controlFd !== undefined) libc.close(this.#controlFd);
+    if (this.#controlFd !== undefined) closeFd(this.#controlFd);
     this.#controlFd = undefined;
   }
 
@@ -79,7 +79,7 @@ export class PtyBackend extends StreamBackend {
       ownedMaster = undefined;
       this.attach(stream);
     } catch (error) {
-      if (ownedMaster !== undefined) libc.close(ownedMaster);
+      if (ownedMaster !== undefined) closeFd(ownedMaster);
       this.close();
       throw error;
     }
@@ -89,7 +89,7 @@ export class PtyBackend extends StreamBackend {
 
   protected override close(): void {
     if (this.#linkPath !== undefined && this.#slavePath !== undefined) removeLink(this.#linkPath, this.#slavePath);
-    if (this.#slaveFd !== undefined) libc.close(this.#slaveFd);
+    if (this.#slaveFd !== undefined) closeFd(this.#slaveFd);
     this.#slaveFd = undefined;
     this.#slavePath = undefined;
   }

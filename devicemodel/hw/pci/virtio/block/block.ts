@@ -2,7 +2,7 @@
 import { createHash } from 'node:crypto';
 import type { AccessSize } from '../../../../core/address.ts';
 import { ConfigError } from '../../../../core/errors.ts';
-import { libc } from '../../../../core/host/libc.ts';
+import { closeFd } from '../../../../core/host/files.ts';
 import type { Log } from '../../../../core/log.ts';
 import { checkOptions } from '../../../../core/options.ts';
 import { BlockBackend, openBlockImage } from '../../../storage/disk-image.ts';
@@ -257,7 +257,7 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
     const errno = image.isReadOnly ? 0 : backend.sync();
     if (errno !== 0) this.#log.error(`${image.path}: the last flush failed with errno ${errno}`);
     // The lock goes with the descriptor.
-    libc.close(image.fd);
+    closeFd(image.fd);
     backend.dispose();
   }
 }

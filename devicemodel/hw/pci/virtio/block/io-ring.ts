@@ -1,6 +1,7 @@
 /** Disk requests that are in flight in the kernel, by io_uring. Nothing here allocates per request. */
+
+import { Errno } from '../../../../core/host/errno.ts';
 import { IoUring, UringOp } from '../../../../core/host/io-uring.ts';
-import { Errno } from '../../../../core/host/libc.ts';
 import { map } from '../../../../core/host/mapping.ts';
 import type { Chain } from '../ring/chain.ts';
 import type { Virtqueue } from '../ring/virtqueue.ts';

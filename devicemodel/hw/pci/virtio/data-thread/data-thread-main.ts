@@ -6,24 +6,20 @@
 import { parentPort, workerData } from 'node:worker_threads';
 import { BugError } from '../../../../core/errors.ts';
 import { GuestRam } from '../../../../core/guest-buffers.ts';
-import { libc, native, viewOf } from '../../../../core/host/libc.ts';
+import { signalEventfd, takeEventfd } from '../../../../core/host/eventfd.ts';
+import { viewOf } from '../../../../core/host/mapping.ts';
+import { PollSet } from '../../../../core/host/poll.ts';
+import { pinThread, setNice } from '../../../../core/host/scheduling.ts';
 import { Log } from '../../../../core/log.ts';
 import { MAX_QUEUE_SIZE } from '../ring/ring.ts';
 import { Virtqueue, type VirtqueueHost } from '../ring/virtqueue.ts';
 import { servers } from './servers.ts';
 import { type DataThreadMessage, type DataThreadSetup, Order, QueueField, Standing, Word } from './words.ts';
 
-const POLLIN = 1;
-/** struct pollfd: s32 fd, s16 events, s16 revents. */
-const POLLFD_BYTES = 8;
-/** Places in the array of struct pollfd; the kicks follow. */
+/** Places in the set that is polled; the kicks follow. */
 const Slot = { Control: 0, Server: 1, Kicks: 2 } as const;
 /** As the C device model has its I/O threads; a guest waits for this thread. */
 const NICE = -20;
-/** <sys/resource.h>: of one thread, if given its id. */
-const PRIO_PROCESS = 0;
-/** sched_setaffinity: CPUs a mask of this many bytes can name. */
-const CPU_MASK_BYTES = 128;
 
 interface Served {
   readonly queue: Virtqueue;
@@ -49,31 +45,21 @@ function run(setup: DataThreadSetup): void {
   const makeServer = servers[service.kind];
   if (makeServer === undefined) throw new BugError(`nobody serves ${service.kind} in a data thread`);
   const server = makeServer(service, { words, log, tellFailed: (errno) => tell({ kind: 'failed', errno }) });
-  const poll = native('int poll(void *, unsigned long, int)');
-  const read = native('int64_t read(int, void *, size_t)');
-  const write = native('int64_t write(int, const void *, size_t)');
-  const one = Uint8Array.of(1, 0, 0, 0, 0, 0, 0, 0);
-  const count = new Uint8Array(8);
   let served: Served[] = [];
   /** Number of the latest order. */
   let obeyed = 0;
   const host: VirtqueueHost = {
     interrupt: (queue) => {
-      for (const each of served) if (each.queue === queue) write(each.callFd, one, 8);
+      for (const each of served) if (each.queue === queue) signalEventfd(each.callFd);
     },
     broken: (queue, reason) => tell({ kind: 'broken', order: obeyed, queue: queue.index, reason }),
   };
-  const pollfds = new DataView(new ArrayBuffer(POLLFD_BYTES * (setup.queueCount + Slot.Kicks)));
-  const pollBytes = new Uint8Array(pollfds.buffer);
-  const watch = (slot: number, fd: number) => {
-    pollfds.setInt32(slot * POLLFD_BYTES, fd, true);
-    pollfds.setInt16(slot * POLLFD_BYTES + 4, POLLIN, true);
-  };
-  const events = (slot: number) => pollfds.getInt16(slot * POLLFD_BYTES + 6, true);
-  watch(Slot.Control, setup.controlFd);
-  pinTo(setup.cpus);
+  const polled = new PollSet(setup.queueCount + Slot.Kicks);
+  polled.watch(Slot.Control, setup.controlFd);
+  // CPUs that do not exist are no reason to stop.
+  if (setup.cpus.length > 0) pinThread(setup.cpus);
   // Who may not is served at the usual priority.
-  native('int setpriority(int, unsigned int, int)')(PRIO_PROCESS, libc.gettid(), NICE);
+  setNice(NICE);
 
   const start = () => {
     served = [];
@@ -91,7 +77,7 @@ function run(setup: DataThreadSetup): void {
       queue.enable(field('desc'), field('avail'), field('used'));
       queue.resumeAt(field('position'));
       served.push({ queue, kickFd: field('kickFd'), callFd: field('callFd'), hasMore: true });
-      watch(Slot.Kicks + served.length - 1, field('kickFd'));
+      polled.watch(Slot.Kicks + served.length - 1, field('kickFd'));
     }
     server.start(served.map((each) => each.queue));
   };
@@ -131,22 +117,22 @@ function run(setup: DataThreadSetup): void {
     hasMore = false;
     for (let i = 0; i < served.length; i++) {
       const each = served[i] as Served;
-      const kicked = (events(Slot.Kicks + i) & POLLIN) !== 0;
-      if (kicked) read(each.kickFd, count, 8);
+      const kicked = polled.isReadable(Slot.Kicks + i);
+      if (kicked) takeEventfd(each.kickFd);
       if (kicked || each.hasMore) each.hasMore = !server.serve(each.queue);
       if (each.hasMore) hasMore = true;
       if (Atomics.load(words, Word.Ordered) !== obeyed) return;
     }
-    if (events(Slot.Server) !== 0) server.onReadable();
+    if (polled.isReady(Slot.Server)) server.onReadable();
   };
 
   tell({ kind: 'ready' });
   let hasMore = false;
   try {
     for (;;) {
-      watch(Slot.Server, server.waitFd);
-      poll(pollBytes, served.length + Slot.Kicks, hasMore ? 0 : -1);
-      if ((events(Slot.Control) & POLLIN) !== 0) read(setup.controlFd, count, 8);
+      polled.watch(Slot.Server, server.waitFd);
+      polled.wait(served.length + Slot.Kicks, hasMore ? 0 : -1);
+      if (polled.isReadable(Slot.Control)) takeEventfd(setup.controlFd);
       if (Atomics.load(words, Word.Ordered) !== obeyed) {
         if (!obey()) break;
         continue;
@@ -171,16 +157,6 @@ function tryTo(step: () => void): void {
   } catch {
     // One error is told; what this one leaves behind shows in the positions.
   }
-}
-
-/** Run this thread on the given CPUs only; CPUs that do not exist are no reason to stop. */
-function pinTo(cpus: readonly number[]): void {
-  if (cpus.length === 0) return;
-  const mask = new Uint8Array(CPU_MASK_BYTES);
-  for (const cpu of cpus) {
-    if (cpu < CPU_MASK_BYTES * 8) mask[cpu >>> 3] = (mask[cpu >>> 3] as number) | (1 << (cpu & 7));
-  }
-  native('int sched_setaffinity(int, size_t, const void *)')(libc.gettid(), CPU_MASK_BYTES, mask);
 }
 
 run(workerData as DataThreadSetup);

@@ -7,9 +7,9 @@ import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { Worker } from 'node:worker_threads';
 import { HostError, StorageHangError } from '../../../../core/errors.ts';
+import { Errno } from '../../../../core/host/errno.ts';
 import { Eventfd } from '../../../../core/host/eventfd.ts';
 import { leaveThreadBehind, onProcessEnd } from '../../../../core/host/exit-hooks.ts';
-import { Errno } from '../../../../core/host/libc.ts';
 import type { Log } from '../../../../core/log.ts';
 import type { QueueOwner, QueueWires, VirtioTransport } from '../transport/device.ts';
 import {

@@ -4,6 +4,7 @@
  * `transport=modern` offers that one (`gpio-modern.ts`).
  */
 import type { AccessSize } from '../../../../core/address.ts';
+import type { Drive, GpioLine } from '../../../../core/host/gpio.ts';
 import type { Log } from '../../../../core/log.ts';
 import { definePciDriver } from '../../driver.ts';
 import type { Chain } from '../ring/chain.ts';
@@ -21,7 +22,7 @@ import { LEGACY_HEADER_BYTES } from '../transport/legacy.ts';
 import { VirtioBar } from '../transport/registers.ts';
 import { VirtioPci } from '../transport/transport.ts';
 import { gpioAml } from './aml.ts';
-import { type Drive, type GpioLine, openGpioLines } from './lines.ts';
+import { openGpioLines } from './lines.ts';
 import { ModernGpio } from './modern.ts';
 import { gpioInfo, MAX_LINES, MAX_NAME_BYTES } from './options.ts';
 import { GpioPin, IrqType } from './pin.ts';

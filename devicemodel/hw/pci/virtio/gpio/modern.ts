@@ -1,5 +1,6 @@
 /** The GPIO device of Virtio 1.2 (§5.18), which Linux has a driver for since 5.15. */
 import type { AccessSize } from '../../../../core/address.ts';
+import type { GpioLine } from '../../../../core/host/gpio.ts';
 import type { Log } from '../../../../core/log.ts';
 import type { Chain } from '../ring/chain.ts';
 import { type ChainServer, SLICE_BYTES, type SliceBudget } from '../ring/serve-chains.ts';
@@ -12,7 +13,6 @@ import {
   type VirtioDevice,
   type VirtioTransport,
 } from '../transport/device.ts';
-import type { GpioLine } from './lines.ts';
 import { GpioPin, IrqType } from './pin.ts';
 
 /** All lines of the largest device can wait for an interrupt at once, two descriptors each. */

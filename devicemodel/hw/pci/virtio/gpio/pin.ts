@@ -1,6 +1,7 @@
 /** One line as a guest uses it: level, direction, drive, and an interrupt of either kind made of the host's edges. */
+
+import { CHIP_GONE, type Drive, Edge, type GpioLine } from '../../../../core/host/gpio.ts';
 import type { Log } from '../../../../core/log.ts';
-import { CHIP_GONE, type Drive, Edge, type GpioLine } from './lines.ts';
 
 /** Interrupt types, numbered alike by Linux (IRQ_TYPE_…) and by both virtio protocols. */
 export const IrqType = { None: 0, EdgeRising: 1, EdgeFalling: 2, LevelHigh: 4, LevelLow: 8 } as const;

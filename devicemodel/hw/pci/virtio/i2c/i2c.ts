@@ -1,4 +1,5 @@
 /** virtio-i2c (Virtio 1.2 §5.17): chosen clients of the host's I2C buses, on one bus of the guest's. Modern only, as with C. */
+import { type I2cBus, LinuxI2cBus, MAX_MESSAGE } from '../../../../core/host/i2c-dev.ts';
 import type { Log } from '../../../../core/log.ts';
 import { definePciDriver } from '../../driver.ts';
 import type { Chain } from '../ring/chain.ts';
@@ -14,7 +15,6 @@ import {
 } from '../transport/device.ts';
 import { VirtioPci } from '../transport/transport.ts';
 import { type I2cClient, i2cAml, i2cClients } from './aml.ts';
-import { type I2cBus, LinuxI2cBus, MAX_MESSAGE } from './bus.ts';
 import { type I2cBusOptions, i2cInfo } from './options.ts';
 
 const QUEUE_SIZE = 64;

@@ -1,5 +1,6 @@
 /** virtio-input (Virtio 1.2 §5.8): an evdev device of the host, passed on event by event. Modern only, as with C. */
 import type { AccessSize } from '../../../../core/address.ts';
+import { Evdev, type InputEvent, type InputSource } from '../../../../core/host/evdev.ts';
 import type { Log } from '../../../../core/log.ts';
 import { definePciDriver } from '../../driver.ts';
 import type { Chain } from '../ring/chain.ts';
@@ -15,7 +16,6 @@ import {
   type VirtioTransport,
 } from '../transport/device.ts';
 import { VirtioPci } from '../transport/transport.ts';
-import { Evdev, type InputEvent, type InputSource } from './evdev.ts';
 import { inputInfo } from './options.ts';
 
 const QUEUE_SIZE = 64;

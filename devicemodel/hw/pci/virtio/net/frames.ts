@@ -2,8 +2,9 @@
  * Frames between the queues of a network device and a tap: the device thread or a data thread runs it. System calls work
  * on guest memory in place; nothing here allocates per frame.
  */
-import { addressOf, Errno, lastErrno, native } from '../../../../core/host/libc.ts';
-import { type Mapping, map } from '../../../../core/host/mapping.ts';
+import { Errno } from '../../../../core/host/errno.ts';
+import { readToAddress, readVector, writeVector } from '../../../../core/host/files.ts';
+import { addressOf, type Mapping, map } from '../../../../core/host/mapping.ts';
 import type { Log } from '../../../../core/log.ts';
 import { type Chain, ChainFifo, setIovec } from '../ring/chain.ts';
 import { type ChainServer, SLICE_BYTES, type SliceBudget, type SliceClock, serveChains } from '../ring/serve-chains.ts';
@@ -116,7 +117,7 @@ export class NetFrames implements ChainServer {
 
   /** Throw away what waits in the tap, within bounds. */
   discardWaiting(fd: number): void {
-    for (let i = 0; i < FRAME_BUDGET * 4 && readInto(fd, this.#spillAddress, MAX_FRAME) >= 0; i++);
+    for (let i = 0; i < FRAME_BUDGET * 4 && readToAddress(fd, this.#spillAddress, MAX_FRAME) >= 0; i++);
   }
 
   /** The rings the buffers came from are gone. */
@@ -215,15 +216,15 @@ export class NetFrames implements ChainServer {
         spill.bytes.fill(0, 0, MIN_FRAME);
         setIovec(this.#iov, pieces++, this.#spillAddress, MIN_FRAME - frame);
       }
-      result = writev(fd, this.#iovBytes, pieces);
+      result = writeVector(fd, this.#iovBytes, pieces);
     } else {
       const count = chain.copyOut(skip, spill.bytes, 0, chain.readableBytes - skip);
       const padded = Math.max(count, MIN_FRAME + header - skip);
       spill.bytes.fill(0, count, padded);
       setIovec(this.#iov, 0, this.#spillAddress, padded);
-      result = writev(fd, this.#iovBytes, 1);
+      result = writeVector(fd, this.#iovBytes, 1);
     }
-    if (result < 0) this.#state.failed('send', lastErrno());
+    if (result < 0) this.#state.failed('send', -result);
   }
 
   // Host to guest.
@@ -381,11 +382,9 @@ export class NetFrames implements ChainServer {
       }
     }
     setIovec(this.#iov, pieces++, this.#spillAddress, SPILL_BYTES);
-    const got = readv(fd, this.#iovBytes, pieces);
+    const got = readVector(fd, this.#iovBytes, pieces);
     if (got < 0) {
-      const errno = lastErrno();
-      if (errno === Errno.EINTR) return true;
-      if (errno !== Errno.EAGAIN) this.#state.failed('receive', errno);
+      if (got !== -Errno.EAGAIN) this.#state.failed('receive', -got);
       return false;
     }
     const total = got + skip;
@@ -448,21 +447,4 @@ export class NetFrames implements ChainServer {
       queue.push(chain, bytes);
     }
   }
-}
-
-let readvFn: ReturnType<typeof native> | undefined;
-let writevFn: ReturnType<typeof native> | undefined;
-let readFn: ReturnType<typeof native> | undefined;
-
-function readv(fd: number, iov: Uint8Array, count: number): number {
-  readvFn ??= native('int64_t readv(int, const void *, int)');
-  return readvFn(fd, iov, count);
-}
-function writev(fd: number, iov: Uint8Array, count: number): number {
-  writevFn ??= native('int64_t writev(int, const void *, int)');
-  return writevFn(fd, iov, count);
-}
-function readInto(fd: number, address: number, size: number): number {
-  readFn ??= native('int64_t read(int, uintptr_t, size_t)');
-  return readFn(fd, address, size);
 }

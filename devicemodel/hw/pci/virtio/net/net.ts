@@ -2,7 +2,9 @@
 import { createHash } from 'node:crypto';
 import type { AccessSize, Bdf } from '../../../../core/address.ts';
 import type { Clock, Timer } from '../../../../core/clock.ts';
-import { libc, watchFd } from '../../../../core/host/libc.ts';
+import { watchFd } from '../../../../core/host/fd-watch.ts';
+import { closeFd } from '../../../../core/host/files.ts';
+import { isTapGone, openTap, setHeaderSize, setOffload, TunOffload, tapFailure } from '../../../../core/host/tap.ts';
 import type { Log } from '../../../../core/log.ts';
 import { definePciDriver } from '../../driver.ts';
 import { DataThreads } from '../data-thread/data-thread.ts';
@@ -22,8 +24,7 @@ import { VirtioPci } from '../transport/transport.ts';
 import { HEADER_BYTES, type NetFrameState, NetFrames, RECEIVE, SHORT_HEADER_BYTES, TRANSMIT } from './frames.ts';
 import { type NetOptions, netInfo } from './options.ts';
 import { type NetService, NetWord } from './server.ts';
-import { isTapGone, logTapFailure, openTap, setHeaderSize, setOffload, TunOffload } from './tap.ts';
-import { Vhost, VhostDevice } from './vhost.ts';
+import { VhostDevice } from './vhost.ts';
 
 const QUEUE_SIZE = 1024;
 
@@ -195,7 +196,7 @@ export class VirtioNet implements VirtioDevice, NetFrameState {
   }
 
   #setVhostBackend(vhost: VhostDevice, index: number, fd: number): void {
-    vhost.ioctl(Vhost.NetSetBackend, Int32Array.of(index, fd), 'VHOST_NET_SET_BACKEND');
+    vhost.setNetBackend(index, fd);
   }
 
   /** The kernel answers in the call. */
@@ -287,7 +288,7 @@ export class VirtioNet implements VirtioDevice, NetFrameState {
     this.#threads = undefined;
     this.#retry.cancel();
     this.#pause();
-    if (this.fd !== undefined) libc.close(this.fd);
+    if (this.fd !== undefined) closeFd(this.fd);
     this.fd = undefined;
     this.#frames?.dispose();
     this.#frames = undefined;
@@ -411,13 +412,13 @@ export class VirtioNet implements VirtioDevice, NetFrameState {
   // Trouble with the host.
 
   failed(what: 'send' | 'receive', errno: number): void {
-    logTapFailure(this.#log, this.#options.tap as string, what, errno);
+    this.#log.guest(() => tapFailure(this.#options.tap as string, what, errno));
     if (isTapGone(errno)) this.#tapGone();
   }
 
   #tapGone(): void {
     this.#pause();
-    if (this.fd !== undefined) libc.close(this.fd);
+    if (this.fd !== undefined) closeFd(this.fd);
     this.fd = undefined;
     this.#setLink(false);
     this.#retry.arm(this.#wires.clock.nowNs() + RETRY_NS);

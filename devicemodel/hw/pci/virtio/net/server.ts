@@ -1,10 +1,11 @@
 /** Frames of a network device on a data thread. */
+
+import { isTapGone, tapFailure } from '../../../../core/host/tap.ts';
 import type { Log } from '../../../../core/log.ts';
 import { type DataService, type QueueServer, type ServerFactory, Word } from '../data-thread/words.ts';
 import { monotonicClock } from '../ring/serve-chains.ts';
 import type { Virtqueue } from '../ring/virtqueue.ts';
 import { type NetFrameState, NetFrames, RECEIVE, TRANSMIT } from './frames.ts';
-import { isTapGone, logTapFailure } from './tap.ts';
 import { TapRing } from './tap-ring.ts';
 
 /** What a data thread has to know of a network device. */
@@ -76,7 +77,7 @@ class NetServer implements QueueServer, NetFrameState {
   }
 
   failed(what: 'send' | 'receive', errno: number): void {
-    logTapFailure(this.#log, this.#tap, what, errno);
+    this.#log.guest(() => tapFailure(this.#tap, what, errno));
     if (!isTapGone(errno) || this.fd === undefined) return;
     this.fd = undefined;
     this.#tellFailed(errno);

@@ -2,8 +2,9 @@
  * Frames by the batch: many reads or writes of a tap in one system call, by io_uring. A frame costs a third less than
  * with a call of its own. Nothing here allocates per frame.
  */
+
+import { Errno } from '../../../../core/host/errno.ts';
 import { IoUring, UringOp } from '../../../../core/host/io-uring.ts';
-import { Errno } from '../../../../core/host/libc.ts';
 import { type Mapping, map } from '../../../../core/host/mapping.ts';
 
 /** Frames in one batch; a power of two. */

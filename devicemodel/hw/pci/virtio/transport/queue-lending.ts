@@ -7,7 +7,7 @@
  */
 import type { MsiMessage } from '../../../../core/device.ts';
 import { Eventfd } from '../../../../core/host/eventfd.ts';
-import { watchFd } from '../../../../core/host/libc.ts';
+import { watchFd } from '../../../../core/host/fd-watch.ts';
 import type { Hsm, IoeventfdSpec } from '../../../../core/hsm/hsm.ts';
 import type { Log } from '../../../../core/log.ts';
 import type { Virtqueue } from '../ring/virtqueue.ts';

@@ -1,10 +1,10 @@
 /** vhost-vsock (Virtio 1.2 §5.10): sockets between host and guest, served by the kernel. Modern only, as with C. */
 import type { AccessSize } from '../../../../core/address.ts';
 import { HostError } from '../../../../core/errors.ts';
-import { Errno } from '../../../../core/host/libc.ts';
+import { Errno } from '../../../../core/host/errno.ts';
 import type { Log } from '../../../../core/log.ts';
 import { definePciDriver } from '../../driver.ts';
-import { Vhost, VhostDevice } from '../net/vhost.ts';
+import { VhostDevice } from '../net/vhost.ts';
 import {
   DeviceType,
   Feature,
@@ -71,7 +71,7 @@ export class VhostVsock implements VirtioDevice, QueueOwner {
   }
 
   #takeAddress(): void {
-    this.#vhost.ioctl(Vhost.VsockSetGuestCid, BigUint64Array.of(BigInt(this.#cid)), 'VHOST_VSOCK_SET_GUEST_CID');
+    this.#vhost.setVsockCid(this.#cid);
   }
 
   stop(): void {
@@ -84,7 +84,7 @@ export class VhostVsock implements VirtioDevice, QueueOwner {
     try {
       const accepted = featureMask(...ringFeatures.filter((bit) => transport.hasFeature(bit)));
       this.#vhost.start(transport.ram, accepted, wires);
-      this.#vhost.ioctl(Vhost.VsockSetRunning, Int32Array.of(1), 'VHOST_VSOCK_SET_RUNNING');
+      this.#vhost.setVsockRunning(true);
       return true;
     } catch (error) {
       this.#log.rationed('error', () => (error as Error).message);
@@ -99,7 +99,7 @@ export class VhostVsock implements VirtioDevice, QueueOwner {
     this.#lent = [];
     if (wires.length === 0) return;
     try {
-      this.#vhost.ioctl(Vhost.VsockSetRunning, Int32Array.of(0), 'VHOST_VSOCK_SET_RUNNING');
+      this.#vhost.setVsockRunning(false);
     } catch {
       // It did not run yet.
     }

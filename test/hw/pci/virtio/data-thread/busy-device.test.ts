@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import * as fc from 'fast-check';
 import { afterEach, describe, expect, test } from 'vitest';
-import { libc } from '../../../../../devicemodel/core/host/libc.ts';
+import { closeFd } from '../../../../../devicemodel/core/host/files.ts';
 import { checkOptions } from '../../../../../devicemodel/core/options.ts';
 import type { PciEnv } from '../../../../../devicemodel/hw/pci/driver.ts';
 import { VirtioBlock } from '../../../../../devicemodel/hw/pci/virtio/block/block.ts';
@@ -467,7 +467,7 @@ describe('a network device', () => {
     const { machine, driver, net, peer, sparePeer, fd } = await makeNet();
     await busy(net, peer, machine, 10);
     expect(driver.readConfig(6, 2)).toBe(1);
-    libc.close(fd);
+    closeFd(fd);
     net.send();
     await expect.poll(() => machine.ioeventfds.length).toBe(4);
     expect(machine.lines.filter((line) => line.includes('tap t0: send: EBADF')).length).toBe(1);

@@ -1,8 +1,8 @@
 /** virtio-i2c as its driver sees it, on a made-up bus. */
 import { afterEach, expect, test } from 'vitest';
 import { ConfigError } from '../../../../../devicemodel/core/errors.ts';
+import type { I2cBus } from '../../../../../devicemodel/core/host/i2c-dev.ts';
 import { checkOptions } from '../../../../../devicemodel/core/options.ts';
-import type { I2cBus } from '../../../../../devicemodel/hw/pci/virtio/i2c/bus.ts';
 import { VirtioI2c, virtioI2c } from '../../../../../devicemodel/hw/pci/virtio/i2c/i2c.ts';
 import { I2cOptions, parseI2cText } from '../../../../../devicemodel/hw/pci/virtio/i2c/options.ts';
 import { VirtioPci } from '../../../../../devicemodel/hw/pci/virtio/transport/transport.ts';

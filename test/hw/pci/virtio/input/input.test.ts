@@ -1,6 +1,6 @@
 /** virtio-input as its driver sees it, on a made-up input device. */
 import { afterEach, describe, expect, test } from 'vitest';
-import type { InputEvent, InputSource } from '../../../../../devicemodel/hw/pci/virtio/input/evdev.ts';
+import type { InputEvent, InputSource } from '../../../../../devicemodel/core/host/evdev.ts';
 import { VirtioInput } from '../../../../../devicemodel/hw/pci/virtio/input/input.ts';
 import { parseInputText } from '../../../../../devicemodel/hw/pci/virtio/input/options.ts';
 import { VirtioPci } from '../../../../../devicemodel/hw/pci/virtio/transport/transport.ts';

@@ -2,7 +2,7 @@
 import * as fc from 'fast-check';
 import { afterEach, describe, expect, test } from 'vitest';
 import { ConfigError } from '../../../../../devicemodel/core/errors.ts';
-import { libc } from '../../../../../devicemodel/core/host/libc.ts';
+import { closeFd } from '../../../../../devicemodel/core/host/files.ts';
 import { checkOptions } from '../../../../../devicemodel/core/options.ts';
 import { defaultMac, VirtioNet, virtioNet } from '../../../../../devicemodel/hw/pci/virtio/net/net.ts';
 import { NetOptions, parseNetText } from '../../../../../devicemodel/hw/pci/virtio/net/options.ts';
@@ -347,7 +347,7 @@ describe('the host', () => {
   test('the interface goes away: the link is down and it is looked for again', async () => {
     const { driver, machine, fd, opened } = await makeNet();
     driver.init();
-    libc.close(fd);
+    closeFd(fd);
     driver.request(TX, [{ read: HEADER }, { read: frame(60) }]);
     expect(driver.readConfig(6, 2)).toBe(0);
     expect(driver.isr & 2).toBe(2);

@@ -1,6 +1,7 @@
 /** Frames by the batch, as the driver and the network see them: the same as one by one. */
 import { afterEach, describe, expect, test } from 'vitest';
-import { libc, native } from '../../../../../devicemodel/core/host/libc.ts';
+import { closeFd } from '../../../../../devicemodel/core/host/files.ts';
+import { native } from '../../../../../devicemodel/core/host/libc.ts';
 import {
   type NetFrameState,
   NetFrames,
@@ -47,7 +48,7 @@ class RefusedRing extends TapRing {
   }
   override dispose(): void {
     super.dispose();
-    libc.close(this.#epollFd);
+    closeFd(this.#epollFd);
   }
 }
 

@@ -4,8 +4,9 @@ import { afterEach, describe, expect, test } from 'vitest';
 import type { MsiMessage } from '../../../../../devicemodel/core/device.ts';
 import { ConfigError, HostError } from '../../../../../devicemodel/core/errors.ts';
 import { GuestRam } from '../../../../../devicemodel/core/guest-buffers.ts';
+import { memoryTable, type VhostOrder, VhostRequest } from '../../../../../devicemodel/core/host/vhost.ts';
 import type { PciEnv } from '../../../../../devicemodel/hw/pci/driver.ts';
-import { memoryTable, Vhost, VhostDevice } from '../../../../../devicemodel/hw/pci/virtio/net/vhost.ts';
+import { regionsOf, VhostDevice } from '../../../../../devicemodel/hw/pci/virtio/net/vhost.ts';
 import type { QueueWires } from '../../../../../devicemodel/hw/pci/virtio/transport/device.ts';
 import { VirtioPci } from '../../../../../devicemodel/hw/pci/virtio/transport/transport.ts';
 import { parseVsockText } from '../../../../../devicemodel/hw/pci/virtio/vsock/options.ts';
@@ -36,7 +37,7 @@ class FakeVhost extends VhostDevice {
     this.wires = wires;
     super.start(ram, features, wires);
   }
-  override ioctl(_request: number, argument: ArrayBufferView | undefined, name: string): void {
+  protected override order(name: VhostOrder, argument: ArrayBufferView | undefined): void {
     this.calls.push(name.replace('VHOST_', ''));
     if (name === this.fail) throw new HostError(`${name}: no`, 22);
     if (argument instanceof Uint32Array && name === 'VHOST_GET_VRING_BASE') argument[1] = 7;
@@ -209,7 +210,7 @@ test('the memory table joins chunks that touch in both address spaces', () => {
     chunk(0x1000, 0x1000, 0x7000_1000n),
     chunk(0x2000, 0x1000, 0x9000_0000n),
   ]);
-  const view = new DataView(memoryTable(ram).buffer);
+  const view = new DataView(memoryTable(regionsOf(ram)).buffer);
   expect(view.getUint32(0, true)).toBe(2);
   expect([view.getBigUint64(8, true), view.getBigUint64(16, true), view.getBigUint64(24, true)]).toEqual([
     0n,
@@ -226,19 +227,19 @@ test('the memory table joins chunks that touch in both address spaces', () => {
 test('ioctl numbers are those of <linux/vhost.h>', () => {
   // _IOC(dir, 0xAF, number, size): write 1, read 2.
   const ioc = (dir: number, number: number, size: number) => ((dir << 30) | (size << 16) | (0xaf << 8) | number) >>> 0;
-  expect(Vhost).toEqual({
-    GetFeatures: ioc(2, 0x00, 8),
-    SetFeatures: ioc(1, 0x00, 8),
-    SetOwner: ioc(0, 0x01, 0),
-    SetMemTable: ioc(1, 0x03, 8),
-    SetVringNum: ioc(1, 0x10, 8),
-    SetVringAddr: ioc(1, 0x11, 40),
-    SetVringBase: ioc(1, 0x12, 8),
-    GetVringBase: ioc(3, 0x12, 8),
-    SetVringKick: ioc(1, 0x20, 8),
-    SetVringCall: ioc(1, 0x21, 8),
-    NetSetBackend: ioc(1, 0x30, 8),
-    VsockSetGuestCid: ioc(1, 0x60, 8),
-    VsockSetRunning: ioc(1, 0x61, 4),
+  expect(VhostRequest).toEqual({
+    VHOST_GET_FEATURES: ioc(2, 0x00, 8),
+    VHOST_SET_FEATURES: ioc(1, 0x00, 8),
+    VHOST_SET_OWNER: ioc(0, 0x01, 0),
+    VHOST_SET_MEM_TABLE: ioc(1, 0x03, 8),
+    VHOST_SET_VRING_NUM: ioc(1, 0x10, 8),
+    VHOST_SET_VRING_ADDR: ioc(1, 0x11, 40),
+    VHOST_SET_VRING_BASE: ioc(1, 0x12, 8),
+    VHOST_GET_VRING_BASE: ioc(3, 0x12, 8),
+    VHOST_SET_VRING_KICK: ioc(1, 0x20, 8),
+    VHOST_SET_VRING_CALL: ioc(1, 0x21, 8),
+    VHOST_NET_SET_BACKEND: ioc(1, 0x30, 8),
+    VHOST_VSOCK_SET_GUEST_CID: ioc(1, 0x60, 8),
+    VHOST_VSOCK_SET_RUNNING: ioc(1, 0x61, 4),
   });
 });

@@ -1,6 +1,9 @@
 /** An input device of the host (<linux/input.h>): opened for this process alone, its events and its description. */
-import { HostError } from '../../../../core/errors.ts';
-import { describeErrno, Errno, lastErrno, libc, native, OpenFlag, watchFd } from '../../../../core/host/libc.ts';
+import { HostError } from '../errors.ts';
+import { describeErrno, Errno } from './errno.ts';
+import { watchFd } from './fd-watch.ts';
+import { closeFd, OpenFlag, openFile, readBytes, writeBytes } from './files.ts';
+import { ioctlBytes, ioctlNumber } from './ioctl.ts';
 
 /** _IOC(_IOC_READ, 'E', number, size). */
 const readRequest = (number: number, size: number) => ((2 << 30) | (size << 16) | (0x45 << 8) | number) >>> 0;
@@ -11,7 +14,7 @@ const EVENT_TYPE = 16;
 /** struct input_absinfo: value, minimum, maximum, fuzz, flat, resolution. */
 const ABSINFO_BYTES = 24;
 
-/** What virtio-input needs of the host. */
+/** What an input device of a guest needs of the host. */
 export interface InputSource {
   /** UTF-8 without a final zero; empty when there is none. */
   name(): Uint8Array;
@@ -45,11 +48,13 @@ export class Evdev implements InputSource {
 
   /** @throws HostError if it is no input device, or someone else has grabbed it. */
   constructor(path: string) {
-    this.#fd = libc.open(path, OpenFlag.ReadWrite | OpenFlag.NonBlock | OpenFlag.CloseOnExec);
-    const isInput = this.#query(0x01, 4) !== undefined;
-    if (isInput && native('int ioctl(int, unsigned long, unsigned long)')(this.#fd, GRAB, 1) === 0) return;
-    const errno = lastErrno();
-    libc.close(this.#fd);
+    this.#fd = openFile(path, OpenFlag.ReadWrite | OpenFlag.NonBlock | OpenFlag.CloseOnExec);
+    const version = ioctlBytes(this.#fd, readRequest(0x01, 4), new Uint8Array(4));
+    const isInput = version >= 0;
+    const result = isInput ? ioctlNumber(this.#fd, GRAB, 1) : version;
+    if (result >= 0) return;
+    const errno = -result;
+    closeFd(this.#fd);
     throw new HostError(
       isInput ? `${path}: cannot be taken exclusively: ${describeErrno(errno)}` : `${path}: not an input device`,
       errno,
@@ -59,8 +64,7 @@ export class Evdev implements InputSource {
 
   #query(number: number, size: number): Uint8Array | undefined {
     const bytes = new Uint8Array(size);
-    const result = native('int ioctl(int, unsigned long, void *)')(this.#fd, readRequest(number, size), bytes);
-    return result < 0 ? undefined : bytes;
+    return ioctlBytes(this.#fd, readRequest(number, size), bytes) < 0 ? undefined : bytes;
   }
 
   name(): Uint8Array {
@@ -92,10 +96,9 @@ export class Evdev implements InputSource {
   }
 
   read(into: InputEvent): boolean {
-    const got = native('int64_t read(int, void *, size_t)')(this.#fd, this.#buffer, EVENT_BYTES);
+    const got = readBytes(this.#fd, this.#buffer, EVENT_BYTES);
     if (got !== EVENT_BYTES) {
-      if (got < 0 && lastErrno() !== Errno.EAGAIN && lastErrno() !== Errno.EINTR)
-        throw new HostError('input device is gone', lastErrno());
+      if (got < 0 && got !== -Errno.EAGAIN) throw new HostError('input device is gone', -got);
       return false;
     }
     into.type = this.#view.getUint16(EVENT_TYPE, true);
@@ -110,7 +113,7 @@ export class Evdev implements InputSource {
     this.#view.setUint16(EVENT_TYPE, type, true);
     this.#view.setUint16(EVENT_TYPE + 2, code, true);
     this.#view.setUint32(EVENT_TYPE + 4, value, true);
-    native('int64_t write(int, const void *, size_t)')(this.#fd, this.#buffer, EVENT_BYTES);
+    writeBytes(this.#fd, this.#buffer, EVENT_BYTES);
   }
 
   watch(onReadable: () => void): () => void {
@@ -118,7 +121,7 @@ export class Evdev implements InputSource {
   }
 
   close(): void {
-    if (this.#open) libc.close(this.#fd);
+    if (this.#open) closeFd(this.#fd);
     this.#open = false;
   }
 }

@@ -1,7 +1,9 @@
 /** One I2C bus of the host (<linux/i2c-dev.h>). */
-import { HostError } from '../../../../core/errors.ts';
-import { addressOf, describeErrno, lastErrno, libc, native, OpenFlag } from '../../../../core/host/libc.ts';
-import { type Mapping, map } from '../../../../core/host/mapping.ts';
+import { HostError } from '../errors.ts';
+import { describeErrno } from './errno.ts';
+import { closeFd, OpenFlag, openFile } from './files.ts';
+import { ioctlBytes, ioctlNumber } from './ioctl.ts';
+import { type Mapping, map } from './mapping.ts';
 
 const Ioctl = { Slave: 0x0703, Funcs: 0x0705, Rdwr: 0x0707 } as const;
 const FUNC_I2C = 1n;
@@ -12,7 +14,7 @@ export const MAX_MESSAGE = 8192;
 const MESSAGE_AT = 16;
 const DATA_AT = 32;
 
-/** What virtio-i2c needs of a bus. */
+/** What an I2C controller needs of a bus. */
 export interface I2cBus {
   /** Data of the next transfer, `MAX_MESSAGE` bytes. */
   readonly data: Uint8Array;
@@ -32,17 +34,22 @@ export class LinuxI2cBus implements I2cBus {
   /** @throws HostError if the bus or a client is not there, or a driver of the host has the client. */
   constructor(bus: number, addresses: readonly number[]) {
     const path = `/dev/i2c-${bus}`;
-    this.#fd = libc.open(path, OpenFlag.ReadWrite | OpenFlag.CloseOnExec);
-    this.#memory = map(DATA_AT + MAX_MESSAGE, `${path} messages`);
+    this.#fd = openFile(path, OpenFlag.ReadWrite | OpenFlag.CloseOnExec);
+    try {
+      this.#memory = map(DATA_AT + MAX_MESSAGE, `${path} messages`);
+    } catch (error) {
+      closeFd(this.#fd);
+      throw error;
+    }
     this.#view = new DataView(this.#memory.bytes.buffer);
-    this.#at = addressOf(this.#memory.bytes);
+    this.#at = this.#memory.address;
     this.data = this.#memory.bytes.subarray(DATA_AT);
     try {
       const funcs = new BigUint64Array(1);
-      this.#check(native('int ioctl(int, unsigned long, void *)')(this.#fd, Ioctl.Funcs, funcs), `${path}: functions`);
+      this.#check(ioctlBytes(this.#fd, Ioctl.Funcs, funcs), `${path}: functions`);
       if (((funcs[0] as bigint) & FUNC_I2C) === 0n) throw new HostError(`${path}: only does SMBus`, 0);
       for (const address of addresses) {
-        const result = native('int ioctl(int, unsigned long, unsigned long)')(this.#fd, Ioctl.Slave, address);
+        const result = ioctlNumber(this.#fd, Ioctl.Slave, address);
         this.#check(result, `${path}: client 0x${address.toString(16)}`);
       }
     } catch (error) {
@@ -53,8 +60,7 @@ export class LinuxI2cBus implements I2cBus {
 
   #check(result: number, what: string): void {
     if (result >= 0) return;
-    const errno = lastErrno();
-    throw new HostError(`${what}: ${describeErrno(errno)}`, errno);
+    throw new HostError(`${what}: ${describeErrno(-result)}`, -result);
   }
 
   transfer(address: number, length: number, isRead: boolean): boolean {
@@ -65,13 +71,13 @@ export class LinuxI2cBus implements I2cBus {
     view.setUint16(MESSAGE_AT + 2, isRead ? READ : 0, true);
     view.setUint16(MESSAGE_AT + 4, length, true);
     view.setBigUint64(MESSAGE_AT + 8, this.#at + BigInt(DATA_AT), true);
-    return native('int ioctl(int, unsigned long, void *)')(this.#fd, Ioctl.Rdwr, this.#memory.bytes) >= 0;
+    return ioctlBytes(this.#fd, Ioctl.Rdwr, this.#memory.bytes) >= 0;
   }
 
   close(): void {
     if (!this.#open) return;
     this.#open = false;
-    libc.close(this.#fd);
+    closeFd(this.#fd);
     this.#memory.dispose();
   }
 }

@@ -1,8 +1,9 @@
-/** Host network interfaces for virtio-net: tap by name (attached or created) and macvtap. */
+/** Network interfaces of the host: tap by name (attached or created) and macvtap. */
 import { existsSync, readFileSync } from 'node:fs';
-import { HostError } from '../../../../core/errors.ts';
-import { describeErrno, Errno, lastErrno, libc, native, OpenFlag } from '../../../../core/host/libc.ts';
-import type { Log } from '../../../../core/log.ts';
+import { HostError } from '../errors.ts';
+import { describeErrno, Errno } from './errno.ts';
+import { closeFd, OpenFlag, openFile } from './files.ts';
+import { ioctlBytes, ioctlNumber } from './ioctl.ts';
 
 /** <linux/if_tun.h>. */
 const Tun = { SetIff: 0x400454ca, SetOffload: 0x400454d0, SetVnetHeaderSize: 0x400454d8 } as const;
@@ -12,11 +13,6 @@ export const TunOffload = { Csum: 0x01, Tso4: 0x02, Tso6: 0x04, TsoEcn: 0x08 } a
 /** struct ifreq: name[16], then a union of 24 bytes. */
 const IFREQ_BYTES = 40;
 const NAME_BYTES = 16;
-
-const ioctl = (fd: number, request: number, argument: Uint8Array | number) =>
-  typeof argument === 'number'
-    ? native('int ioctl(int, unsigned long, unsigned long)')(fd, request, argument)
-    : native('int ioctl(int, unsigned long, void *)')(fd, request, argument);
 
 /** `/dev/tapN` of a macvtap interface, or undefined for any other. */
 function macvtapNode(name: string): string | undefined {
@@ -37,14 +33,15 @@ function macvtapNode(name: string): string | undefined {
  */
 export function openTap(name: string, withHeader: boolean): number {
   const node = macvtapNode(name) ?? '/dev/net/tun';
-  const fd = libc.open(node, OpenFlag.ReadWrite | OpenFlag.NonBlock | OpenFlag.CloseOnExec);
+  const fd = openFile(node, OpenFlag.ReadWrite | OpenFlag.NonBlock | OpenFlag.CloseOnExec);
   const ifreq = new Uint8Array(IFREQ_BYTES);
   ifreq.set(Buffer.from(name).subarray(0, NAME_BYTES - 1));
   const flags = IffFlag.Tap | IffFlag.NoPacketInfo | (withHeader ? IffFlag.VnetHeader : 0);
   new DataView(ifreq.buffer).setUint16(NAME_BYTES, flags, true);
-  if (ioctl(fd, Tun.SetIff, ifreq) !== 0) {
-    const errno = lastErrno();
-    libc.close(fd);
+  const result = ioctlBytes(fd, Tun.SetIff, ifreq);
+  if (result < 0) {
+    const errno = -result;
+    closeFd(fd);
     throw new HostError(`tap ${name}: ${describeErrno(errno)}`, errno, {
       hint: `is it in use, or may this user not open it? "ip tuntap add dev ${name} mode tap" makes one`,
     });
@@ -56,12 +53,12 @@ export function openTap(name: string, withHeader: boolean): number {
 export function setHeaderSize(fd: number, sizeBytes: number): boolean {
   const size = new Uint8Array(4);
   new DataView(size.buffer).setInt32(0, sizeBytes, true);
-  return ioctl(fd, Tun.SetVnetHeaderSize, size) === 0;
+  return ioctlBytes(fd, Tun.SetVnetHeaderSize, size) === 0;
 }
 
 /** @returns whether the tap took the offloads. */
 export function setOffload(fd: number, offloads: number): boolean {
-  return ioctl(fd, Tun.SetOffload, offloads) === 0;
+  return ioctlNumber(fd, Tun.SetOffload, offloads) === 0;
 }
 
 /** "File descriptor in bad state": what tun says once the interface was deleted. */
@@ -72,6 +69,7 @@ export function isTapGone(errno: number): boolean {
   return errno === Errno.EBADF || errno === EBADFD || errno === Errno.ENODEV || errno === Errno.ENXIO;
 }
 
-export function logTapFailure(log: Log, name: string, what: 'send' | 'receive', errno: number): void {
-  log.guest(() => `tap ${name}: ${what}: ${describeErrno(errno)}`);
+/** One line for the log. */
+export function tapFailure(name: string, what: 'send' | 'receive', errno: number): string {
+  return `tap ${name}: ${what}: ${describeErrno(errno)}`;
 }

@@ -1,0 +1,119 @@
+/**
+ * Descriptors and what is behind them: open, read, write, sync. Functions that are called for every request give a
+ * count or a negative errno; the others throw.
+ */
+import { hostCall, must, native } from './libc.ts';
+
+/** <bits/fcntl-linux.h>, x86-64. */
+export const OpenFlag = {
+  ReadOnly: 0,
+  WriteOnly: 1,
+  ReadWrite: 2,
+  Create: 0o100,
+  Exclusive: 0o200,
+  NoCtty: 0o400,
+  NonBlock: 0o4000,
+  Direct: 0o40000,
+  NoFollow: 0o400000,
+  CloseOnExec: 0o2000000,
+} as const;
+
+const F_GETFL = 3;
+const F_SETFL = 4;
+const F_DUPFD_CLOEXEC = 1030;
+/** <linux/fs.h>: fail rather than wait for the medium. */
+const RWF_NOWAIT = 0x08;
+/** <linux/falloc.h>: the hole reads as zeros, the file keeps its length. */
+const PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01;
+
+const open = hostCall<[path: string, flags: number, mode: number]>('int open(const char *, int, unsigned int)');
+const truncate = hostCall<[fd: number, sizeBytes: number]>('int ftruncate(int, int64_t)');
+const fcntl = hostCall<[fd: number, command: number, argument: number]>('int fcntl(int, int, unsigned long)');
+const preallocate = hostCall<[fd: number, mode: number, at: number, sizeBytes: number]>(
+  'int fallocate(int, int, int64_t, int64_t)',
+);
+const preadv2 = hostCall<[fd: number, iovecs: Uint8Array, count: number, at: number, flags: number]>(
+  'int64_t preadv2(int, const void *, int, int64_t, int)',
+);
+
+/** @param flags {@link OpenFlag}. @param mode of a file that is made. @throws HostError */
+export function openFile(path: string, flags: number, mode = 0o600): number {
+  return must(open(path, flags, mode), 'open', path);
+}
+
+/** Never made again: on Linux the descriptor is gone even after EINTR. */
+export function closeFd(fd: number): void {
+  native('int close(int)')(fd);
+}
+
+/** @throws HostError */
+export function setFileSize(fd: number, sizeBytes: number, what: string): void {
+  must(truncate(fd, sizeBytes), 'ftruncate', what);
+}
+
+/**
+ * Let the file have the room it claims, so that no later access finds the medium full.
+ * @throws HostError, ENOSPC above all.
+ */
+export function reserveSpace(fd: number, sizeBytes: number, what: string): void {
+  must(preallocate(fd, 0, 0, sizeBytes), 'fallocate', what);
+}
+
+/** @returns 0 or a negative errno. */
+export function punchHole(fd: number, at: number, sizeBytes: number): number {
+  return preallocate(fd, PUNCH_HOLE_KEEP_SIZE, at, sizeBytes);
+}
+
+/** O_NONBLOCK belongs to the open file, not to the descriptor: whoever shares it sees the change. @returns the old setting. @throws HostError */
+export function setNonBlocking(fd: number, on: boolean, what: string): boolean {
+  const flags = must(fcntl(fd, F_GETFL, 0), 'fcntl', what);
+  const wanted = on ? flags | OpenFlag.NonBlock : flags & ~OpenFlag.NonBlock;
+  if (wanted !== flags) must(fcntl(fd, F_SETFL, wanted), 'fcntl', what);
+  return (flags & OpenFlag.NonBlock) !== 0;
+}
+
+/** Another descriptor of the same open file. @throws HostError */
+export function duplicate(fd: number, what: string): number {
+  return must(fcntl(fd, F_DUPFD_CLOEXEC, 3), 'fcntl', what);
+}
+
+/** The bytes go to, or come from, an address. @returns bytes, or a negative errno. */
+export const readAt = hostCall<[fd: number, address: bigint, sizeBytes: number, at: number]>(
+  'int64_t pread(int, uintptr_t, size_t, int64_t)',
+);
+export const writeAt = hostCall<[fd: number, address: bigint, sizeBytes: number, at: number]>(
+  'int64_t pwrite(int, uintptr_t, size_t, int64_t)',
+);
+export const readToAddress = hostCall<[fd: number, address: bigint | number, sizeBytes: number]>(
+  'int64_t read(int, uintptr_t, size_t)',
+);
+
+/** The whole of `bytes`, or less. @returns bytes, or a negative errno. */
+export const readBytes = hostCall<[fd: number, bytes: ArrayBufferView, sizeBytes: number]>(
+  'int64_t read(int, void *, size_t)',
+);
+export const writeBytes = hostCall<[fd: number, bytes: ArrayBufferView, sizeBytes: number]>(
+  'int64_t write(int, const void *, size_t)',
+);
+
+/** Arrays of struct iovec. @returns bytes, or a negative errno. */
+export const readVector = hostCall<[fd: number, iovecs: Uint8Array, count: number]>(
+  'int64_t readv(int, const void *, int)',
+);
+export const writeVector = hostCall<[fd: number, iovecs: Uint8Array, count: number]>(
+  'int64_t writev(int, const void *, int)',
+);
+export const readVectorAt = hostCall<[fd: number, iovecs: Uint8Array, count: number, at: number]>(
+  'int64_t preadv(int, const void *, int, int64_t)',
+);
+export const writeVectorAt = hostCall<[fd: number, iovecs: Uint8Array, count: number, at: number]>(
+  'int64_t pwritev(int, const void *, int, int64_t)',
+);
+
+/** What the host has in its cache, without waiting for the medium. @returns bytes, or a negative errno: EAGAIN where it would wait. */
+export function readCachedAt(fd: number, iovecs: Uint8Array, count: number, at: number): number {
+  return preadv2(fd, iovecs, count, at, RWF_NOWAIT);
+}
+
+/** @returns 0 when everything written is on the medium, or a negative errno. */
+export const syncData = hostCall<[fd: number]>('int fdatasync(int)');
