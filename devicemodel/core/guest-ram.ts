@@ -6,12 +6,11 @@
  * Pages are not touched here: a shared hugetlb mapping reserves its pages at mmap, the kernel clears each at its first
  * use, and the HSM faults all of them in when it pins a segment.
  */
-import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import type { Gpa } from './address.ts';
 import { HostError } from './errors.ts';
 import { Errno } from './host/errno.ts';
-import { lockWait } from './host/file-lock.ts';
-import { closeFd, OpenFlag, openFile } from './host/files.ts';
+import { closeFd } from './host/files.ts';
+import { HUGE_1G, HUGE_2M, HugePages, type PagePool, withPools } from './host/huge-pages.ts';
 import { type AddressSpace, mapFileAt, mapZeroAt, reserveAddressSpace, viewOf } from './host/mapping.ts';
 import { createHugeMemfd } from './host/memfd.ts';
 import type { RamMapping } from './hsm/hsm.ts';
@@ -33,54 +32,13 @@ export interface GuestRam {
 }
 
 const SMALL_PAGE = 4096;
-const HUGE_2M = 2 * MiB;
-const HUGE_1G = GiB;
 /** A typed array on Node 20 ends at 4 GiB; 1 GiB leaves room and matches the largest page. */
 const CHUNK_BYTES = GiB;
 /** With 4 KiB pages the HSM's page list is one kmalloc: segments must stay well below 512 MiB. */
 const SMALL_PAGE_SEGMENT_BYTES = 256 * MiB;
-/** Shared with the C device model, so that both kinds can start VMs at the same time. */
-const LOCK_DIR = '/run/hugepage/acrn';
-
-/** One kind of huge page on this host, by its sysfs counters. */
-class PagePool {
-  readonly pageBytes: number;
-  readonly #dir: string;
-  /** Pages this process added to the pool, given back at the end. */
-  added = 0;
-
-  constructor(pageBytes: number) {
-    this.pageBytes = pageBytes;
-    this.#dir = `/sys/kernel/mm/hugepages/hugepages-${pageBytes / 1024}kB`;
-  }
-
-  #read(name: string): number {
-    try {
-      return Number.parseInt(readFileSync(`${this.#dir}/${name}`, 'utf8'), 10) || 0;
-    } catch {
-      return 0; // no such page size on this CPU
-    }
-  }
-
-  /** Pages nobody uses or has reserved. */
-  get available(): number {
-    return this.#read('free_hugepages') - this.#read('resv_hugepages');
-  }
-
-  /** Ask the kernel for a larger (or smaller) pool; how far it got shows in `available`. */
-  grow(pages: number): void {
-    const before = this.#read('nr_hugepages');
-    try {
-      writeFileSync(`${this.#dir}/nr_hugepages`, String(before + pages));
-    } catch {
-      return; // not root, or no such pool
-    }
-    this.added += this.#read('nr_hugepages') - before;
-  }
-}
 
 /** How many bytes of each region each kind of page backs; large pages first, from the region's base. */
-interface Backing {
+export interface Backing {
   readonly base: Gpa;
   readonly gigabyteBytes: number;
   readonly megabyteBytes: number;
@@ -92,46 +50,51 @@ interface Backing {
  * @throws HostError with the command that makes room
  */
 export function allocateGuestRam(regions: readonly RamRequest[], allowSmallPages: boolean, log: Log): GuestRam {
-  const unlock = lockHugePages(log);
-  const gigabytes = new PagePool(HUGE_1G);
-  const megabytes = new PagePool(HUGE_2M);
-  try {
-    const plan = planHugePages(regions, gigabytes, megabytes);
-    if (plan !== undefined) {
-      const ram = mapHuge(plan, regions);
-      return {
-        ...ram,
-        dispose: () => {
-          ram.dispose();
-          giveBack(gigabytes, megabytes);
-        },
-      };
+  const pages = new HugePages();
+  const locked = <T>(work: () => T) => withPools(work, (why) => log.debug(`huge pages are not locked: ${why}`));
+  const ram = locked(() => {
+    try {
+      const plan = planHugePages(regions, pages);
+      if (plan !== undefined) return mapHuge(plan, regions);
+    } catch (error) {
+      pages.giveBack();
+      // ENOMEM here is a race for the pages with another process; anything else is not about pages at all.
+      if (!(error instanceof HostError) || error.errno !== Errno.ENOMEM || !allowSmallPages) throw error;
     }
-  } catch (error) {
-    giveBack(gigabytes, megabytes);
-    // ENOMEM here is a race for the pages with another process; anything else is not about pages at all.
-    if (!(error instanceof HostError) || error.errno !== Errno.ENOMEM || !allowSmallPages) throw error;
-  } finally {
-    unlock();
+    pages.giveBack();
+    return undefined;
+  });
+  if (ram !== undefined) {
+    return {
+      ...ram,
+      dispose: () => {
+        ram.dispose();
+        if (pages.isInDebt) locked(() => pages.giveBack());
+      },
+    };
   }
-  giveBack(gigabytes, megabytes);
   const total = regions.reduce((sum, r) => sum + r.sizeBytes, 0);
-  const pages = Math.ceil(total / HUGE_2M);
-  const hint = `sysctl vm.nr_hugepages=${pages}`;
-  const what = `${formatSize(total)} of guest memory need ${pages} huge pages of 2 MiB, ${Math.max(0, megabytes.available)} are free`;
+  const count = Math.ceil(total / HUGE_2M);
+  const hint = `sysctl vm.nr_hugepages=${count}`;
+  const free = Math.max(0, pages.megabytes.available);
+  const what = `${formatSize(total)} of guest memory need ${count} huge pages of 2 MiB, ${free} are free`;
   if (!allowSmallPages) throw new HostError(what, Errno.ENOMEM, { hint });
   log.warn(`${what}: using 4 KiB pages, the guest will be slower (${hint})`);
   return mapSmall(regions);
 }
 
-/** @returns undefined when even after asking the kernel there are too few pages. */
-function planHugePages(
-  regions: readonly RamRequest[],
-  gigabytes: PagePool,
-  megabytes: PagePool,
-): Backing[] | undefined {
+/**
+ * Which pages back what; the pools are made larger for it, and what was added is noted.
+ * @returns undefined when even after asking the kernel there are too few pages.
+ */
+export function planHugePages(regions: readonly RamRequest[], pages: HugePages): Backing[] | undefined {
+  const { gigabytes, megabytes } = pages;
+  const grow = (pool: PagePool, by: number) => {
+    pool.grow(by);
+    pages.noteDebt();
+  };
   let wantGigabytes = regions.reduce((sum, r) => sum + Math.floor(r.sizeBytes / HUGE_1G), 0);
-  if (wantGigabytes > gigabytes.available) gigabytes.grow(wantGigabytes - gigabytes.available);
+  if (wantGigabytes > gigabytes.available) grow(gigabytes, wantGigabytes - gigabytes.available);
   wantGigabytes = Math.min(wantGigabytes, Math.max(0, gigabytes.available));
 
   const plan: Backing[] = [];
@@ -143,13 +106,13 @@ function planHugePages(
     plan.push({ base: region.base, gigabyteBytes: large * HUGE_1G, megabyteBytes: rest });
     wantMegabytes += rest / HUGE_2M;
   }
-  if (wantMegabytes > megabytes.available) megabytes.grow(wantMegabytes - megabytes.available);
+  if (wantMegabytes > megabytes.available) grow(megabytes, wantMegabytes - megabytes.available);
   // Idle gigabyte pages are memory, too: turn them into small huge pages one by one.
   const neededGigabytes = plan.reduce((sum, b) => sum + b.gigabyteBytes / HUGE_1G, 0);
   while (wantMegabytes > megabytes.available && gigabytes.available > neededGigabytes) {
     const before = gigabytes.available;
-    gigabytes.grow(-1);
-    megabytes.grow(wantMegabytes - megabytes.available);
+    grow(gigabytes, -1);
+    grow(megabytes, wantMegabytes - megabytes.available);
     if (gigabytes.available >= before) break;
   }
   return wantMegabytes <= megabytes.available ? plan : undefined;
@@ -224,26 +187,4 @@ function describe(regions: readonly RamRequest[], space: AddressSpace, segmentBy
     segments: cut(segmentBytes),
     dispose: () => space.dispose(),
   };
-}
-
-function giveBack(...pools: readonly PagePool[]): void {
-  for (const pool of pools) {
-    const added = pool.added;
-    pool.added = 0;
-    if (added !== 0) pool.grow(-added);
-    pool.added = 0;
-  }
-}
-
-/** Two device models that reserve at once would each find the pages free. @returns how to unlock. */
-function lockHugePages(log: Log): () => void {
-  try {
-    mkdirSync(LOCK_DIR, { recursive: true, mode: 0o755 });
-    const fd = openFile(`${LOCK_DIR}/lock`, OpenFlag.ReadWrite | OpenFlag.Create | OpenFlag.CloseOnExec);
-    lockWait(fd, 'exclusive', `${LOCK_DIR}/lock`);
-    return () => closeFd(fd);
-  } catch (error) {
-    log.debug(`huge pages are not locked: ${(error as Error).message}`);
-    return () => {};
-  }
 }
