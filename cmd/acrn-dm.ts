@@ -57,7 +57,7 @@ async function dryRun(order: VmOrder): Promise<ExitCode> {
 }
 
 async function run(order: VmOrder): Promise<ExitCode> {
-  const [{ createSinks }, { checkHostPaths, problemsOf }] = await Promise.all([
+  const [{ createSinks }, { checkHost, checkHostPaths, problemsOf }] = await Promise.all([
     import('../devicemodel/core/log-sinks.ts'),
     import('../config/preflight.ts'),
   ]);
@@ -69,6 +69,9 @@ async function run(order: VmOrder): Promise<ExitCode> {
   const [problem] = problemsOf(order.config, order.later);
   if (problem !== undefined) throw problem;
   checkHostPaths(config);
+  const { problems, warnings } = await checkHost(config, { root: '', isPlan: false });
+  for (const warning of warnings) log.warn(warning);
+  if (problems[0] !== undefined) throw problems[0];
 
   const { abandonVm, runVm } = await import('./run.ts');
   abandon = abandonVm;

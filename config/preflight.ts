@@ -2,6 +2,7 @@
 import { statSync } from 'node:fs';
 import type { VmConfig } from '../devicemodel/core/config.ts';
 import { ConfigError, DmError, ExitCode } from '../devicemodel/core/errors.ts';
+import type { HostFindings, HostTree } from '../devicemodel/hw/pci/driver.ts';
 import { type PciDriverEntry, pciDrivers, platformDriver } from '../devicemodel/hw/registry.ts';
 import { formatSlotText, located, type SlotText } from './slot.ts';
 
@@ -54,4 +55,22 @@ export function checkHostPaths(config: VmConfig, drivers: readonly PciDriverEntr
       throw located(`--${driver} ${text}`, error);
     }
   }
+}
+
+/** What the drivers find on the host for this VM, beyond paths. Reads only. */
+export async function checkHost(
+  config: VmConfig,
+  hostTree: HostTree,
+  drivers: readonly PciDriverEntry[] = pciDrivers,
+): Promise<HostFindings> {
+  const problems: ConfigError[] = [];
+  const warnings: string[] = [];
+  for (const driver of drivers) {
+    const slots = config.pci.filter((slot) => slot.driver === driver.name);
+    if (slots.length === 0 || driver.checkHost === undefined) continue;
+    const findings = await driver.checkHost(slots, { isRtvm: config.rtvm, hostTree });
+    problems.push(...findings.problems);
+    warnings.push(...findings.warnings);
+  }
+  return { problems, warnings };
 }

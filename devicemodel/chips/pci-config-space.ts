@@ -14,6 +14,8 @@ export interface BarSpec {
   readonly kind: 'io' | 'mem32' | 'mem64';
   readonly sizeBytes: number;
   readonly prefetchable?: boolean;
+  /** Port it has to be at. */
+  readonly fixedAddress?: Port;
 }
 
 /** What a function says it is. */

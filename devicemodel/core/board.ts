@@ -23,6 +23,8 @@ export interface BoardParts {
   readonly waits: Waits;
   readonly vcpuCount: number;
   readonly log: Log;
+  /** Hear that someone asks for the end of the VM, while something takes long. @returns takes the listener away. */
+  readonly onStopRequest?: (listener: () => void) => () => void;
   /** Everything the board acquires is undone through this. */
   readonly undo: Disposer;
 }
@@ -31,6 +33,8 @@ export interface Board {
   readonly pciConfig: PciConfigAccess;
   /** Place every device, register it with the hypervisor, open what it needs on the host. */
   start(): Promise<void>;
+  /** The guest runs: what ends from here on ends in good order. */
+  guestStarted?(): void;
   /** MP and ACPI tables into guest memory; again after a system reset, when lines may have been routed anew. */
   writeTables(): void;
   /** Bytes that wait for the host: console output of this turn. */

@@ -70,6 +70,13 @@ export class StorageHangError extends HostError {
   }
 }
 
+/** Someone asked for the end of the VM while it waited for something slow: no failure. */
+export class StoppedError extends HostError {
+  constructor(message: string) {
+    super(message, 0);
+  }
+}
+
 /** Our own mistake. */
 export class BugError extends DmError {
   override readonly name: string = 'BugError';

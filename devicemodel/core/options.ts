@@ -12,6 +12,8 @@ export interface OptionMeta {
   readonly help?: string;
   /** Option is written `key=value` or as a bare word, never by position. */
   readonly named?: boolean;
+  /** Not for people: neither shown nor written. */
+  readonly isHidden?: boolean;
 }
 
 export type OptionSchema = v.StrictObjectSchema<v.ObjectEntries, undefined>;
@@ -73,6 +75,7 @@ export function optionUsage(driver: string, schema: OptionSchema): string {
   let text = driver;
   for (const [key, entry] of Object.entries(schema.entries)) {
     const meta = optionMeta(entry);
+    if (meta.isHidden === true) continue;
     const arg = meta.arg ?? (meta.named === true ? `${key}=${key.toUpperCase()}` : key.toUpperCase());
     text += isOptional(entry) ? `[,${arg}]` : `,${arg}`;
   }

@@ -12,7 +12,7 @@ import type { GuestSoftware } from './boot/loader.ts';
 import type { VmConfig } from './config.ts';
 import type { PowerControl, PowerEvent } from './device.ts';
 import { Disposer } from './disposer.ts';
-import { DmError, ExitCode, HostError, StorageHangError } from './errors.ts';
+import { DmError, ExitCode, HostError, StoppedError, StorageHangError } from './errors.ts';
 import { allocateGuestRam, type GuestRam, type RamRequest } from './guest-ram.ts';
 import { type Mapping, map } from './host/mapping.ts';
 import { GuestFlag, type Hsm, type HsmOpener, type VcpuRegs, type WaitResult } from './hsm/hsm.ts';
@@ -122,6 +122,11 @@ export class Vm extends EventEmitter<VmEvents> {
         this.emit('started');
         event = await life.run();
       } catch (error) {
+        if (error instanceof StoppedError && life.requested !== undefined) {
+          this.#log.notice(`${life.requested.kind}: ${life.requested.reason}: ${error.message}`);
+          await this.#end(life, false);
+          return life.requested;
+        }
         if (error instanceof DmError && life.hasAskedForVm) error.exitCode = ExitCode.VmFailed;
         if (error instanceof StorageHangError) return this.#endHung(life, error);
         await this.#end(life, false).catch((hang: Error) => this.#log.error(hang.message));
@@ -204,6 +209,7 @@ class Life {
   /** PAUSE_VM was done and the VM did not run since. */
   #isPaused = false;
   #isReset = false;
+  readonly #stopListeners = new Set<() => void>();
 
   constructor(config: VmConfig, parts: VmParts, enter: (state: VmState) => void) {
     this.#config = config;
@@ -219,12 +225,18 @@ class Life {
     return this.#board;
   }
 
+  /** What was asked of it and not done yet. */
+  get requested(): PowerEvent | undefined {
+    return this.#event;
+  }
+
   readonly power: PowerControl = {
     request: (event) => {
       if (event.kind === 'poweroff' && event.isForced === true) {
         this.forcedEnd = event;
         this.#waits.patience.force();
       }
+      if (event.kind === 'poweroff') for (const listener of this.#stopListeners) listener();
       // The first one counts, but power-off from outside overrides a reset that is not under way yet.
       if (this.#event !== undefined && event.kind !== 'poweroff') return;
       this.#event = event;
@@ -297,6 +309,10 @@ class Life {
       log,
       power: this.power,
       waits: this.#waits,
+      onStopRequest: (listener) => {
+        this.#stopListeners.add(listener);
+        return () => this.#stopListeners.delete(listener);
+      },
       undo: this.#undo,
     });
     this.#board = board;
@@ -324,6 +340,7 @@ class Life {
     this.#undo.defer(() => hsm.destroyIoreqClient());
     this.#undo.defer(() => this.#pause(hsm));
     this.#run(hsm);
+    this.#board?.guestStarted?.();
   }
 
   /** Serve the guest until an event ends this life. */

@@ -16,6 +16,7 @@ import { openSharedMemory } from '../core/host/mapping.ts';
 import type { VmEvent } from '../core/vm-events.ts';
 import { acpiInput, isaAml, tableContributors } from './firmware-tables.ts';
 import { InterruptWiring } from './interrupts.ts';
+import type { HostTree } from './pci/driver.ts';
 import { PciHost } from './pci/host.ts';
 import type { IntxRouter } from './pci/intx.ts';
 import { attachComPort, comResources } from './pci/lpc.ts';
@@ -42,6 +43,8 @@ export interface PcOptions {
   readonly onVmEvent: (event: VmEvent) => void;
   /** A device event that wakes a suspended guest. */
   readonly onWake: () => void;
+  /** Whose functions are passed through; default: this host's. */
+  readonly hostTree?: HostTree;
 }
 
 const RPMB_KEY_BYTES = 32;
@@ -69,6 +72,7 @@ class Pc implements Board {
   readonly #serial: Ns16550[] = [];
   readonly #wiring: InterruptWiring;
   readonly #pirq = new PirqRouter();
+  #hasRun = false;
 
   constructor(parts: BoardParts, options: PcOptions) {
     const { hsm, clock, power, config, log } = parts;
@@ -132,6 +136,8 @@ class Pc implements Board {
       router,
       msi: wiring,
       isaDevices: () => isaAml(this.#contributors()),
+      ...(options.hostTree === undefined ? {} : { hostTree: options.hostTree }),
+      ...(parts.onStopRequest === undefined ? {} : { onStopRequest: parts.onStopRequest }),
       charBackend: (user, text) => options.consoles.open(user, text),
       sharedMemory: {
         openSharedMemory: (name, sizeBytes) => {
@@ -195,7 +201,7 @@ class Pc implements Board {
     undo.defer(() => this.pciConfig.detach());
     undo.defer(() => this.pciConfig.stop());
     await this.pciConfig.start();
-    undo.defer(() => this.pciConfig.destroyVdevs());
+    undo.defer(() => this.pciConfig.destroyVdevs(this.#hasRun));
     this.pciConfig.createVdevs();
   }
 
@@ -232,6 +238,10 @@ class Pc implements Board {
     for (const table of tables) memory.write(table.gpa, table.bytes);
   }
 
+  guestStarted(): void {
+    this.#hasRun = true;
+  }
+
   flush(): void {
     this.#options.consoles.flush();
   }
@@ -242,6 +252,7 @@ class Pc implements Board {
 
   async reset(): Promise<void> {
     this.pciConfig.destroyVdevs();
+    await this.pciConfig.resetHostFunctions();
     for (const device of this.#devices) device.reset();
   }
 

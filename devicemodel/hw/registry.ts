@@ -8,6 +8,7 @@ import { dummy } from './pci/dummy.ts';
 import { amdHostBridge, hostBridge } from './pci/host-bridge.ts';
 import { ivshmem } from './pci/ivshmem.ts';
 import { lpc } from './pci/lpc.ts';
+import { passthruInfo } from './pci/passthru/options.ts';
 import { rootPort } from './pci/root-port.ts';
 import { pciUart } from './pci/uart.ts';
 import { blockInfo } from './pci/virtio/block/options.ts';
@@ -64,6 +65,13 @@ export const pciDrivers: readonly PciDriverEntry[] = [
   lazy(vsockInfo, async () => (await import('./pci/virtio/vsock/vsock.ts')).vhostVsock),
   lazy(i2cInfo, async () => (await import('./pci/virtio/i2c/i2c.ts')).virtioI2c),
   lazy(gpioInfo, async () => (await import('./pci/virtio/gpio/gpio.ts')).virtioGpio),
+  lazy(
+    {
+      ...passthruInfo,
+      checkHost: async (slots, context) => (await import('./pci/passthru/checks.ts')).checkPassthrough(slots, context),
+    },
+    async () => (await import('./pci/passthru/passthru.ts')).passthru,
+  ),
   lazy(rngInfo, async () => (await import('./pci/virtio/rng.ts')).virtioRnd),
 ];
 
@@ -86,7 +94,6 @@ const notYet: ReadonlySet<string> = new Set([
   'virtio-gpu',
   'virtio-rpmb',
   'virtio-heci',
-  'passthru',
   'igd-lpc',
   'ahci',
   'ahci-hd',

@@ -3,7 +3,7 @@
  * vmmapi.c is named. The descriptor is one VM life: after DESTROY_VM the driver wants a new one.
  */
 import { accessSync, existsSync } from 'node:fs';
-import { bdfToNumber, formatBdf, type Gsi, hex } from '../../devicemodel/core/address.ts';
+import { formatBdf, type Gsi, hex } from '../../devicemodel/core/address.ts';
 import type { MsiMessage } from '../../devicemodel/core/device.ts';
 import { BugError, ExitCode, HostError } from '../../devicemodel/core/errors.ts';
 import { Errno } from '../../devicemodel/core/host/errno.ts';
@@ -17,8 +17,6 @@ import {
   AcrnIrqfd,
   AcrnMmiodev,
   AcrnMsiEntry,
-  AcrnPcidev,
-  AcrnPtdevIrq,
   AcrnVcpuRegs,
   AcrnVmCreation,
   AcrnVmMemmap,
@@ -42,14 +40,13 @@ import type {
   MmiodevAssignment,
   MmioMapping,
   PassthroughAbility,
-  PcidevAssignment,
-  PtdevIntx,
   RamMapping,
   VcpuRegs,
   VmEventAbility,
   VmSpec,
   WaitResult,
 } from '../../devicemodel/core/hsm/hsm.ts';
+import { describePcidev, encodePcidev, encodePtdevIntx } from '../../devicemodel/core/hsm/ptdev.ts';
 import { encodeVdev, encodeVdevForDestroy, type HvVdev } from '../../devicemodel/core/hsm/vdev.ts';
 import { IoreqPage, IoreqState } from '../../devicemodel/core/ioreq-page.ts';
 import { formatSize } from '../../devicemodel/core/units.ts';
@@ -72,8 +69,6 @@ const BUSY_LOOK_MS = 1;
 const BUSY_LOOKS_PER_CLOCK = 256;
 /** After so many looks whoever plays the guest has its turn, should it be on this CPU. */
 const BUSY_LOOKS_PER_YIELD = 16;
-const ACRN_PTDEV_IRQ_INTX = 0;
-const ACRN_PTDEV_QUIRK_ASSIGN = 1;
 /** Longest answer of PM_GET_CPU_STATE: struct acrn_pstate_data. */
 const CPU_STATE_BYTES = 48;
 
@@ -382,15 +377,6 @@ export class AcrnHsm implements Hsm {
   }
 
   #makePassthrough(): PassthroughAbility {
-    const pcidev = (a: PcidevAssignment) =>
-      AcrnPcidev.encode({
-        type: a.quirk === true ? ACRN_PTDEV_QUIRK_ASSIGN : 0,
-        virtBdf: bdfToNumber(a.virtualBdf),
-        physBdf: bdfToNumber(a.physicalBdf),
-        intrLine: a.interruptLine,
-        intrPin: a.interruptPin,
-        bar: a.bars,
-      });
     const mmiodev = (a: MmiodevAssignment) =>
       AcrnMmiodev.encode({
         name: new TextEncoder().encode(a.name),
@@ -401,15 +387,6 @@ export class AcrnHsm implements Hsm {
           memType: BigInt(r.memoryType ?? 0),
         })),
       });
-    const intx = (i: PtdevIntx, physicalPin: number) =>
-      AcrnPtdevIrq.encode({
-        type: ACRN_PTDEV_IRQ_INTX,
-        virtBdf: bdfToNumber(i.virtualBdf),
-        physBdf: bdfToNumber(i.physicalBdf),
-        virtPin: i.virtualPin,
-        physPin: physicalPin,
-        isPicPin: i.isPicPin ? 1 : 0,
-      });
     const mmio = (m: MmioMapping) =>
       AcrnVmMemmap.encode({
         type: MemmapType.Mmio,
@@ -418,21 +395,21 @@ export class AcrnHsm implements Hsm {
         hostAddress: BigInt(m.physicalAddress),
         len: m.sizeBytes,
       });
-    const device = (a: PcidevAssignment) => `${formatBdf(a.physicalBdf)} as ${formatBdf(a.virtualBdf)}`;
     const range = (m: MmioMapping) => `MMIO ${hex(m.physicalAddress)} at ${hex(m.gpa)}`;
     return {
       /** C: vm_assign_pcidev. */
-      assignPcidev: (a) => this.#call('ASSIGN_PCIDEV', pcidev(a), device(a)),
+      assignPcidev: (a) => this.#call('ASSIGN_PCIDEV', encodePcidev(a), describePcidev(a)),
       /** C: vm_deassign_pcidev. */
-      deassignPcidev: (a) => this.#call('DEASSIGN_PCIDEV', pcidev(a), device(a)),
+      deassignPcidev: (a) => this.#call('DEASSIGN_PCIDEV', encodePcidev(a), describePcidev(a)),
       /** C: vm_assign_mmiodev. */
       assignMmiodev: (a) => this.#call('ASSIGN_MMIODEV', mmiodev(a), a.name),
       /** C: vm_deassign_mmiodev. */
       deassignMmiodev: (a) => this.#call('DEASSIGN_MMIODEV', mmiodev(a), a.name),
       /** C: vm_set_ptdev_intx_info. */
-      setPtdevIntx: (i) => this.#call('SET_PTDEV_INTR', intx(i, i.physicalPin)),
+      setPtdevIntx: (i) => this.#call('SET_PTDEV_INTR', encodePtdevIntx(i), describePcidev(i)),
       /** C: vm_reset_ptdev_intx_info. */
-      resetPtdevIntx: (i) => this.#call('RESET_PTDEV_INTR', intx(i, 0)),
+      resetPtdevIntx: (i) =>
+        this.#call('RESET_PTDEV_INTR', encodePtdevIntx({ ...i, physicalPin: 0 }), describePcidev(i)),
       /** C: vm_map_ptdev_mmio. */
       mapMmio: (m) => this.#call('SET_MEMSEG', mmio(m), range(m)),
       /** C: vm_unmap_ptdev_mmio. */

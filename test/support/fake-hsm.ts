@@ -18,11 +18,14 @@ import type {
   Hsm,
   IoeventfdSpec,
   IrqLineOp,
+  PassthroughAbility,
+  PcidevAssignment,
   RamMapping,
   VcpuRegs,
   VmSpec,
   WaitResult,
 } from '../../devicemodel/core/hsm/hsm.ts';
+import { encodePcidev, encodePtdevIntx } from '../../devicemodel/core/hsm/ptdev.ts';
 import type { HvVdev } from '../../devicemodel/core/hsm/vdev.ts';
 import { IoreqState } from '../../devicemodel/core/ioreq-page.ts';
 import type { CpuEngine, GuestBus, MemoryWindow } from '../../hypervisor/embedded/cpu-engine.ts';
@@ -31,11 +34,13 @@ import type { EventfdHost } from '../../hypervisor/embedded/eventfd-host.ts';
 import { hostEventfds } from '../../hypervisor/embedded/host-eventfds.ts';
 import type { VirtualFunction, VirtualFunctionFactory } from '../../hypervisor/embedded/virtual-function.ts';
 
-/** The methods of an Hsm: what can be recorded and made to fail. */
-export type HsmMethod = Exclude<
-  { [K in keyof Hsm]-?: NonNullable<Hsm[K]> extends (...args: never[]) => unknown ? K : never }[keyof Hsm],
-  undefined
->;
+/** The methods of an Hsm and of its passthrough ability: what can be recorded and made to fail. */
+export type HsmMethod =
+  | Exclude<
+      { [K in keyof Hsm]-?: NonNullable<Hsm[K]> extends (...args: never[]) => unknown ? K : never }[keyof Hsm],
+      undefined
+    >
+  | keyof PassthroughAbility;
 
 /** What an HsmError of each method is called. */
 const IOCTL: { readonly [K in HsmMethod]: string } = {
@@ -56,6 +61,14 @@ const IOCTL: { readonly [K in HsmMethod]: string } = {
   notifyIoreqDone: 'NOTIFY_REQUEST_FINISH',
   createVdev: 'CREATE_VDEV',
   destroyVdev: 'DESTROY_VDEV',
+  assignPcidev: 'ASSIGN_PCIDEV',
+  deassignPcidev: 'DEASSIGN_PCIDEV',
+  assignMmiodev: 'ASSIGN_MMIODEV',
+  deassignMmiodev: 'DEASSIGN_MMIODEV',
+  setPtdevIntx: 'SET_PTDEV_INTR',
+  resetPtdevIntx: 'RESET_PTDEV_INTR',
+  mapMmio: 'SET_MEMSEG',
+  unmapMmio: 'UNSET_MEMSEG',
   ioeventfd: 'IOEVENTFD',
   irqfd: 'IRQFD',
   getCpuState: 'PM_GET_CPU_STATE',
@@ -286,6 +299,10 @@ export class FakeEventfds implements EventfdHost {
   }
 }
 
+function isSameBdf(a: Bdf, b: Bdf): boolean {
+  return bdfToNumber(a) === bdfToNumber(b);
+}
+
 /** A vdev that exists and answers config reads with its place, nothing more. */
 const stubVdev: VirtualFunctionFactory = (vdev): VirtualFunction => ({
   bdf: vdev.bdf,
@@ -307,6 +324,9 @@ export interface FakeHsmOptions {
 }
 
 export class FakeHsm extends EmbeddedHsm {
+  /** What the hypervisor has of the host's PCI functions, by physical address. */
+  readonly assigned = new Map<number, PcidevAssignment>();
+  readonly passthrough: PassthroughAbility = this.#makePassthrough();
   /** Every call of the device model, failed ones too, in order; waitForIoreqs and notifyIoreqDone are left out. */
   readonly calls: HsmCall[] = [];
   readonly guest: FakeGuest;
@@ -469,6 +489,43 @@ export class FakeHsm extends EmbeddedHsm {
     this.#enter('close');
     super.close();
     this.vdevs.length = 0;
+  }
+
+  /** States and errnos of hcall_assign_pcidev and its like. */
+  #makePassthrough(): PassthroughAbility {
+    const { EINVAL, ENODEV, EPERM } = constants.errno;
+    const physical = (a: { readonly physicalBdf: Bdf }) => bdfToNumber(a.physicalBdf);
+    const check = (method: HsmMethod, isRight: boolean, errno: number) => {
+      if (!isRight) throw new HsmError(IOCTL[method], errno, { what: `(the VM is ${this.vmState})` });
+    };
+    const simple = (method: HsmMethod) => (argument: unknown) => this.#enter(method, argument);
+    return {
+      assignPcidev: (a) => {
+        this.#enter('assignPcidev', a);
+        encodePcidev(a);
+        check('assignPcidev', this.vmState === 'created', EINVAL);
+        check('assignPcidev', !this.assigned.has(physical(a)), ENODEV);
+        this.assigned.set(physical(a), a);
+      },
+      deassignPcidev: (a) => {
+        this.#enter('deassignPcidev', a);
+        check('deassignPcidev', this.vmState === 'created' || this.vmState === 'paused', EINVAL);
+        const held = this.assigned.get(physical(a));
+        check('deassignPcidev', held !== undefined && isSameBdf(held.virtualBdf, a.virtualBdf), EINVAL);
+        this.assigned.delete(physical(a));
+      },
+      setPtdevIntx: (i) => {
+        this.#enter('setPtdevIntx', i);
+        encodePtdevIntx(i);
+        const held = this.assigned.get(physical(i));
+        check('setPtdevIntx', held !== undefined && isSameBdf(held.virtualBdf, i.virtualBdf), EPERM);
+      },
+      resetPtdevIntx: simple('resetPtdevIntx'),
+      assignMmiodev: simple('assignMmiodev'),
+      deassignMmiodev: simple('deassignMmiodev'),
+      mapMmio: simple('mapMmio'),
+      unmapMmio: simple('unmapMmio'),
+    };
   }
 
   /** Whether the request page has a request that nobody answered. */

@@ -15,6 +15,7 @@ import { EventLoopClock } from '../../devicemodel/core/timer-queue.ts';
 import { MiB } from '../../devicemodel/core/units.ts';
 import { Vm } from '../../devicemodel/core/vm.ts';
 import { pcBoard } from '../../devicemodel/hw/board.ts';
+import type { HostTree } from '../../devicemodel/hw/pci/driver.ts';
 import { pciDrivers } from '../../devicemodel/hw/registry.ts';
 import { CharBackendPool } from '../../devicemodel/hw/uart/backends/pool.ts';
 import { FakeHsm } from './fake-hsm.ts';
@@ -47,6 +48,8 @@ export interface FakePcOptions {
   readonly logLevel?: number;
   /** How requests come: see FakeHsm. */
   readonly serving?: 'inside' | 'from-page';
+  /** Whose PCI functions are passed through. */
+  readonly hostTree?: HostTree;
   /** RAM of its own for each life, at real addresses: system calls and data threads work on it. */
   readonly hasOwnRam?: boolean;
 }
@@ -58,7 +61,7 @@ export interface FakePcOptions {
 export function makePc(
   argv: readonly string[],
   prepare: (hsm: FakeHsm, life: number) => void = () => {},
-  { logLevel = LogLevel.debug, serving = 'from-page', hasOwnRam = false }: FakePcOptions = {},
+  { logLevel = LogLevel.debug, serving = 'from-page', hasOwnRam = false, hostTree }: FakePcOptions = {},
 ): FakePc {
   const base = ['-m', '128M', '-k', 'kernel', '-s', '0:0,hostbridge', '-s', '1:0,lpc', '-l', 'com1,null'];
   const order = parseCommandLine([...base, ...argv, 'vm1'], pciDrivers);
@@ -76,6 +79,7 @@ export function makePc(
     lapicIds: (count) => Array.from({ length: count }, (_, id) => id),
     onVmEvent: () => {},
     onWake: () => vm.wake(),
+    ...(hostTree === undefined ? {} : { hostTree }),
   });
   const vm: Vm = new Vm(config, {
     openHsm: async () => {

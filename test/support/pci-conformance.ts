@@ -174,7 +174,9 @@ function readBar({ machine, fn }: Powered, index: BarIndex, offset: number, size
     const bar = machine.host.report()[0]?.bars.find((b) => b.index === index);
     return bar === undefined || offset + size > bar.sizeBytes ? allOnes(size) : fn.readBar(index, offset, size);
   }
-  return machine.host.functionAt(bdf(AT))?.readBar?.(index, offset, size) ?? allOnes(size);
+  const described = machine.host.functionAt(bdf(AT));
+  const answer = described?.backing === 'hypervisor' ? described.readBar?.(index, offset, size) : undefined;
+  return answer ?? allOnes(size);
 }
 
 interface Access {

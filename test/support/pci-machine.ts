@@ -9,7 +9,15 @@
 
 import type { AccessSize, Bdf, Gsi } from '../../devicemodel/core/address.ts';
 import { allOnes } from '../../devicemodel/core/address.ts';
-import type { Hsm, IrqLineOp, RamMapping } from '../../devicemodel/core/hsm/hsm.ts';
+import type {
+  Hsm,
+  IrqLineOp,
+  MmioMapping,
+  PassthroughAbility,
+  PcidevAssignment,
+  PtdevIntx,
+  RamMapping,
+} from '../../devicemodel/core/hsm/hsm.ts';
 import type { HvVdev } from '../../devicemodel/core/hsm/vdev.ts';
 import { MmioBus, PioBus } from '../../devicemodel/core/io-bus.ts';
 import { GuestMemory } from '../../devicemodel/core/memory.ts';
@@ -27,7 +35,10 @@ import { memoryLog } from './memory-log.ts';
 export type HsmCallRecord =
   | { readonly name: 'SET_IRQLINE'; readonly gsi: Gsi; readonly op: IrqLineOp }
   | { readonly name: 'CREATE_VDEV' | 'DESTROY_VDEV'; readonly vdev: HvVdev }
-  | { readonly name: 'SET_MEMSEG' | 'UNSET_MEMSEG'; readonly mapping: RamMapping };
+  | { readonly name: 'SET_MEMSEG' | 'UNSET_MEMSEG'; readonly mapping: RamMapping }
+  | { readonly name: 'ASSIGN_PCIDEV' | 'DEASSIGN_PCIDEV'; readonly assignment: PcidevAssignment }
+  | { readonly name: 'SET_PTDEV_INTR' | 'RESET_PTDEV_INTR'; readonly intx: PtdevIntx }
+  | { readonly name: 'SET_MMIO' | 'UNSET_MMIO'; readonly mmio: MmioMapping };
 
 /** The calls PCI makes, and nothing else. */
 export class PciHsm {
@@ -36,6 +47,14 @@ export class PciHsm {
   /** Throws at the call of this name; cleared by hand. */
   failing: HsmCallRecord['name'] | undefined;
   unmapRam: ((mapping: RamMapping) => void) | undefined;
+  readonly passthrough: Omit<PassthroughAbility, 'assignMmiodev' | 'deassignMmiodev'> = {
+    assignPcidev: (assignment) => this.#record({ name: 'ASSIGN_PCIDEV', assignment }),
+    deassignPcidev: (assignment) => this.#record({ name: 'DEASSIGN_PCIDEV', assignment }),
+    setPtdevIntx: (intx) => this.#record({ name: 'SET_PTDEV_INTR', intx }),
+    resetPtdevIntx: (intx) => this.#record({ name: 'RESET_PTDEV_INTR', intx }),
+    mapMmio: (mmio) => this.#record({ name: 'SET_MMIO', mmio }),
+    unmapMmio: (mmio) => this.#record({ name: 'UNSET_MMIO', mmio }),
+  };
 
   setIrqLine(gsi: Gsi, op: IrqLineOp): void {
     this.#record({ name: 'SET_IRQLINE', gsi, op });
@@ -89,6 +108,7 @@ export class PciMachine {
       readonly virtioMsi?: boolean;
       readonly windows?: boolean;
       readonly ramBytes?: number;
+      readonly hostRoot?: string;
     } = {},
   ) {
     const { log, lines } = memoryLog();
@@ -121,6 +141,7 @@ export class PciMachine {
         return backend;
       },
       sharedMemory: { openSharedMemory: (name, sizeBytes) => this.#openShared(name, sizeBytes) },
+      ...(options.hostRoot === undefined ? {} : { hostTree: { root: options.hostRoot, isPlan: false } }),
       machine: {
         vmName: 'test',
         windows: options.windows ?? false,

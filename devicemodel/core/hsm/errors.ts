@@ -46,7 +46,11 @@ function likelyCause(ioctl: string, errno: number): string | undefined {
         ? 'too many memory segments, or one of 4 KiB pages is 512 MiB or more: reserve huge pages'
         : undefined;
     case 'ASSIGN_PCIDEV':
-      return 'is the device owned by the Service VM and bound to pci-stub?';
+      if (errno === E.EINVAL) return 'the hypervisor takes devices only before the VM is started';
+      if (errno === E.EIO) return 'an I/O BAR of the device is not at the same ports in the guest';
+      return 'does the Service VM have the device, is it no bridge, and has no other VM got it? bind it to pci-stub';
+    case 'SET_PTDEV_INTR':
+      return 'the interrupt line may belong to the hypervisor or to another VM: give the function without keep_gsi if it has MSI, or another line by irq=N';
     default:
       return errno === E.EPERM
         ? 'the hypervisor refused; EPERM is its generic error, permissions are not the cause'

@@ -70,6 +70,8 @@ export class BarAllocator {
   /** @throws ConfigError if the window is full. */
   allocate(spec: BarSpec, where: string): PlacedBar {
     const sizeBytes = barSize(spec);
+    // Kept free by `reserve`.
+    if (spec.fixedAddress !== undefined) return { spec: { ...spec, sizeBytes }, address: spec.fixedAddress };
     const window = this.#windowOf(spec.kind, sizeBytes);
     const step = Math.max(sizeBytes, PAGE);
     let address = alignUp(this.#cursor[window], step);
@@ -90,15 +92,28 @@ export class BarAllocator {
     return { spec: { ...spec, sizeBytes, prefetchable: window === 'mem64' }, address };
   }
 
-  /** All functions of a bus are placed. @returns what the bus takes of each window. */
+  /**
+   * For a function of the host: as `allocate`, with the prefetchable bit as the function has it.
+   * @throws ConfigError if the window is full.
+   */
+  allocateForHost(spec: BarSpec, where: string): PlacedBar {
+    const placed = this.allocate(spec, where);
+    return { ...placed, spec: { ...placed.spec, prefetchable: spec.prefetchable === true } };
+  }
+
+  /** All functions of a bus are placed. @returns what the bus takes of each window, reserved ports included. */
   finishBus(): BusWindows {
     const start = this.#busStart;
     this.#cursor.io = alignUp(this.#cursor.io + BUS_IO_SLOP, BUS_IO_SLOP);
     this.#cursor.mem32 = alignUp(this.#cursor.mem32 + BUS_MEMORY_SLOP, BUS_MEMORY_SLOP);
     this.#cursor.mem64 = alignUp(this.#cursor.mem64 + BUS_MEMORY_SLOP, BUS_MEMORY_SLOP);
     this.#busStart = { ...this.#cursor };
+    const ports = this.#reserved.filter((range) => range.isIo);
     return {
-      io: { base: start.io, end: this.#cursor.io },
+      io: {
+        base: Math.min(start.io, ...ports.map(({ base }) => base)),
+        end: Math.max(this.#cursor.io, ...ports.map(({ end }) => end)),
+      },
       mem32: { base: start.mem32, end: this.#cursor.mem32 },
       mem64: { base: start.mem64, end: this.#cursor.mem64 },
     };

@@ -37,6 +37,8 @@ export class BarDecoder {
 
   /** The guest may have changed what the function decodes. */
   update(slot: Slot): void {
+    // The hypervisor maps what is the device's own.
+    if (functionOf(slot).backing === 'passthrough') return;
     const config = configOf(slot);
     let hasFreed = false;
     for (const bar of slot.bars) {
@@ -143,7 +145,8 @@ export class BarRegion implements IoRegion {
     // A port access may start in the BAR and end behind it.
     if (offset + size > this.#sizeBytes) return allOnes(size);
     if (this.#gate?.isClosed === true) return this.#gate.postpone();
-    return this.#function.readBar?.(this.#index, offset, size) ?? allOnes(size);
+    const fn = this.#function;
+    return (fn.backing === 'passthrough' ? undefined : fn.readBar?.(this.#index, offset, size)) ?? allOnes(size);
   }
 
   write(offset: number, size: AccessSize, value: number): void {

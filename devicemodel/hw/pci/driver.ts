@@ -3,7 +3,9 @@ import type * as v from 'valibot';
 import type { Bdf } from '../../core/address.ts';
 import type { CharBackend } from '../../core/char-backend.ts';
 import type { Clock } from '../../core/clock.ts';
+import type { PciSlotConfig } from '../../core/config.ts';
 import type { InterruptLine, MsiSink, PowerControl } from '../../core/device.ts';
+import type { ConfigError } from '../../core/errors.ts';
 import type { Aml } from '../../core/firmware/aml.ts';
 import type { Hsm } from '../../core/hsm/hsm.ts';
 import type { Log } from '../../core/log.ts';
@@ -20,6 +22,22 @@ export interface SharedMemory {
   readonly hostAddress: bigint;
   /** Unmap and close; the object itself stays for its other users. */
   dispose(): void;
+}
+
+/** What was found on the host for the functions of one driver, before a VM is asked for. */
+export interface HostFindings {
+  /** Reasons why the VM cannot start. */
+  readonly problems: readonly ConfigError[];
+  /** What is likely to cause trouble, one line each. */
+  readonly warnings: readonly string[];
+}
+
+/** A host whose devices are looked at. */
+export interface HostTree {
+  /** Where `sys` is: empty for this machine, a directory for a saved tree. */
+  readonly root: string;
+  /** Only looked at: a device that is not there is no obstacle. */
+  readonly isPlan: boolean;
 }
 
 export interface SharedMemoryProvider {
@@ -59,6 +77,10 @@ export interface PciEnv {
    * @param part which one, for a device with several: `port 1`. Kept across a full reset by device and part.
    */
   charBackend(spec: string | CharBackendSpec, part?: string): CharBackend;
+  /** Which host functions are passed through from; default: this machine, in earnest. */
+  readonly hostTree?: HostTree;
+  /** Hear that someone asks for the end of the VM, while something takes long. @returns takes the listener away. */
+  readonly onStopRequest?: (listener: () => void) => () => void;
   /** Absent where the host has none. */
   readonly sharedMemory?: SharedMemoryProvider;
   /** Absent where nothing routes legacy interrupts. */
@@ -89,6 +111,8 @@ export interface PciDriverInfo<S extends OptionSchema = OptionSchema> {
   readonly isSingle?: boolean;
   /** It has a bus below it, for slots `BUS:0:FUNCTION` of other drivers. */
   readonly isBridge?: boolean;
+  /** Its functions need I/O ports of the host: they are placed before all others of their bus. */
+  readonly claimsHostPorts?: boolean;
   /** For grammars the comma rule does not cover. Everything after `driver,`. */
   parseText?(text: string): Record<string, unknown>;
   /**
@@ -96,6 +120,11 @@ export interface PciDriverInfo<S extends OptionSchema = OptionSchema> {
    * to be started, before the hypervisor is asked for one.
    */
   hostPaths?(options: v.InferOutput<S>): readonly string[];
+  /** As `hostPaths`, for all functions of the driver in one VM, and for what is more than a path. Reads only. */
+  checkHost?(
+    slots: readonly PciSlotConfig[],
+    context: { readonly isRtvm: boolean; readonly hostTree: HostTree },
+  ): Promise<HostFindings>;
 }
 
 export interface PciDriver<S extends OptionSchema = OptionSchema> extends PciDriverInfo<S> {

@@ -15,6 +15,8 @@ export type { PciIdentity };
 export interface PciPlacement {
   readonly bdf: Bdf;
   barAddress(index: BarIndex): Gpa | Port;
+  /** Of the expansion ROM, if it has one. */
+  readonly romAddress?: Gpa | undefined;
 }
 
 interface PciFunctionBase {
@@ -65,4 +67,61 @@ export interface HypervisorPciFunction extends PciFunctionBase {
   readBar?(index: BarIndex, offset: number, size: AccessSize): number;
 }
 
-export type PciFunction = EmulatedPciFunction | HypervisorPciFunction;
+/** A function of the host that the hypervisor gives to the guest: its registers and BARs are the device's own. */
+export interface PassthroughPciFunction extends PciFunctionBase, Device {
+  readonly backing: 'passthrough';
+  /** Size of its expansion ROM's BAR. */
+  readonly romBytes?: number | undefined;
+  /** Guest memory that is not to be used as RAM. */
+  readonly reservedMemory?: { readonly base: Gpa; readonly size: number } | undefined;
+  /** @param config what the guest's header would be: BARs as placed, interrupt pin. The guest does not see it. */
+  configure?(config: ConfigSpace, placement: PciPlacement): void;
+  readConfig(offset: number, size: AccessSize): number;
+  writeConfig(offset: number, size: AccessSize, value: number): void;
+  /** Hand it to the hypervisor. @throws HsmError; `detach` then gives back what was taken. May be called again after it. */
+  attach(): void;
+  /** Its INTx pin is routed and idle. @throws HsmError */
+  connectInterrupt?(): void;
+  /** Undo `connectInterrupt`, before `detach`. Never throws; safe twice, and without it. */
+  disconnectInterrupt?(): void;
+  /**
+   * Take it back from the hypervisor. Never throws; safe twice, and without `attach`.
+   * @param isOrderly in the order of the C device model; otherwise in reverse of what was done
+   */
+  detach(isOrderly: boolean): void;
+  /** The device itself to its power-on state, during a system reset. */
+  resetHost?(): Promise<void>;
+  /** As of an emulated function. */
+  aml?: ((at: PciPlacement, ordinal: number) => PciFunctionAml) | undefined;
+  /** For people: what it is on the host. */
+  describeHost(): PassthroughReport;
+}
+
+/** Where a passed-through function comes from. */
+export interface PassthroughReport {
+  /** As `0000:02:00.0`. */
+  readonly physical: string;
+  /** The host that was looked at has no such function; the rest says nothing then. */
+  readonly isAbsent?: boolean;
+  readonly driver?: string | undefined;
+  readonly iommuGroup?: string | undefined;
+  /** On the host. */
+  readonly bars: readonly {
+    readonly index: BarIndex;
+    readonly kind: string;
+    readonly address: number;
+    readonly sizeBytes: number;
+  }[];
+  /** `MSI-X`, `MSI`. */
+  readonly interrupts: readonly string[];
+  /** Line of the physical INTx pin, where the guest gets one. */
+  readonly physicalPin?: number | undefined;
+  readonly hasReset: boolean;
+  /** The virtual root port it is put behind. */
+  readonly rootPort?: { readonly endpoint: string; readonly vdev: HvVdev } | undefined;
+  readonly reservedMemory?: { readonly base: Gpa; readonly sizeBytes: number } | undefined;
+  /** What a person should know of the options. */
+  readonly notes: readonly string[];
+}
+
+export type PciFunction = EmulatedPciFunction | HypervisorPciFunction | PassthroughPciFunction;

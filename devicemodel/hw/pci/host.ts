@@ -19,9 +19,9 @@ import { Layout } from '../../core/layout.ts';
 import { BarAllocator, type BusWindows } from './bar-allocator.ts';
 import { BarDecoder, BarRegion } from './bar-decoder.ts';
 import { checkBus, numberBuses, PciBuses, type SecondaryBus } from './buses.ts';
-import { ConfigAccess, EcamRegion } from './config-access.ts';
+import { ConfigAccess, EcamRegion, PassthroughConfig } from './config-access.ts';
 import type { PciDriver, PciEnv } from './driver.ts';
-import type { PciFunction, PciIdentity } from './function.ts';
+import type { PassthroughReport, PciFunction, PciIdentity } from './function.ts';
 import { type InterruptRoute, IntxLine, type IntxRouter, type SlotPin, SlotPins } from './intx.ts';
 import { byAddress, configOf, functionOf, newSlot, type Slot } from './slot.ts';
 
@@ -54,6 +54,8 @@ export interface PciFunctionReport {
   readonly vdev: HvVdev | undefined;
   /** Number of the bus below it. */
   readonly secondaryBus: number | undefined;
+  /** What it is on the host. */
+  readonly passthrough: PassthroughReport | undefined;
 }
 
 export class PciHost implements Device, PciConfigAccess {
@@ -66,7 +68,8 @@ export class PciHost implements Device, PciConfigAccess {
   readonly #pins = new SlotPins();
   #buses = new PciBuses();
   #windows: BusWindows | undefined;
-  readonly #created: HvVdev[] = [];
+  /** What the hypervisor has of us, in the order it got it. */
+  #attached: Attached[] = [];
   readonly #started = new Disposer();
   /** In the order of initialisation. */
   #order: Slot[] = [];
@@ -116,9 +119,10 @@ export class PciHost implements Device, PciConfigAccess {
     this.#isConfigured = true;
     // Passthrough functions come first on each bus: their I/O BARs must be where they are on the host.
     const rank = (s: Slot) =>
-      (s.bdf.bus << 9) | (s.driver.name === 'passthru' ? 0 : 1 << 8) | (bdfToNumber(s.bdf) & 0xff);
+      (s.bdf.bus << 9) | (s.driver.claimsHostPorts === true ? 0 : 1 << 8) | (bdfToNumber(s.bdf) & 0xff);
     this.#order = [...this.#slots.values()].sort((a, b) => rank(a) - rank(b));
     this.#numberBuses();
+    for (const slot of this.#order) this.#make(slot);
     for (const [i, slot] of this.#order.entries()) {
       this.#place(slot);
       if (this.#order[i + 1]?.bdf.bus !== slot.bdf.bus) this.#finishBus();
@@ -139,9 +143,10 @@ export class PciHost implements Device, PciConfigAccess {
   }
 
   /**
-   * The hypervisor's part: CREATE_VDEV and memory of devices in device order, then every INTx pin to its idle level.
-   * ACRN takes vdevs only between CREATE_VM (or RESET_VM) and START_VM. Call it again after `destroyVdevs`.
-   * @throws HsmError; what this call created is destroyed again.
+   * The hypervisor's part: CREATE_VDEV, ASSIGN_PCIDEV and memory of devices in device order, then every INTx pin to its
+   * idle level and physical pins to theirs. ACRN takes devices only between CREATE_VM (or RESET_VM) and START_VM. Call it
+   * again after `destroyVdevs`.
+   * @throws HsmError; what this call did is undone, last first.
    */
   createVdevs(): void {
     try {
@@ -149,30 +154,44 @@ export class PciHost implements Device, PciConfigAccess {
         const fn = functionOf(slot);
         if (fn.backing === 'device-model') {
           fn.attach?.();
+        } else if (fn.backing === 'passthrough') {
+          this.#attached.push({ bdf: slot.bdf, undo: (isOrderly) => fn.detach(isOrderly) });
+          fn.attach();
         } else {
           const vdev = fn.describe(slot);
           this.#options.hsm.createVdev(vdev);
-          this.#created.push(vdev);
+          this.#attached.push({ bdf: slot.bdf, undo: () => this.#destroyVdev(vdev) });
         }
       }
+      for (const slot of this.#byAddress()) {
+        if (slot.line !== undefined) this.#drive(slot.line.slotPin);
+        const fn = slot.function;
+        if (fn?.backing !== 'passthrough') continue;
+        this.#attached.push({ bdf: slot.bdf, undo: () => fn.disconnectInterrupt?.() });
+        fn.connectInterrupt?.();
+      }
     } catch (error) {
-      this.destroyVdevs();
+      this.destroyVdevs(false);
       throw error;
-    }
-    for (const slot of this.#byAddress()) {
-      if (slot.line !== undefined) this.#drive(slot.line.slotPin);
     }
   }
 
-  /** DESTROY_VDEV for what is there, in the order of creation. Never throws; safe twice. */
-  destroyVdevs(): void {
-    for (const vdev of this.#created.splice(0)) {
-      try {
-        this.#options.hsm.destroyVdev(vdev);
-      } catch (error) {
-        // The hypervisor drops it with the VM; the teardown goes on.
-        this.#options.log.warn(`${vdev.type} at ${formatBdf(vdev.bdf)} is not destroyed: ${messageOf(error)}`);
-      }
+  /**
+   * DESTROY_VDEV and DEASSIGN_PCIDEV for what is there. Never throws; safe twice.
+   * @param isOrderly the VM had its life: by address, as the C device model does; otherwise in reverse of what was done.
+   */
+  destroyVdevs(isOrderly = true): void {
+    const attached = this.#attached.splice(0).reverse();
+    if (isOrderly) attached.sort(byAddress);
+    for (const { undo } of attached) undo(isOrderly);
+  }
+
+  #destroyVdev(vdev: HvVdev): void {
+    try {
+      this.#options.hsm.destroyVdev(vdev);
+    } catch (error) {
+      // The hypervisor drops it with the VM; the teardown goes on.
+      this.#options.log.warn(`${vdev.type} at ${formatBdf(vdev.bdf)} is not destroyed: ${messageOf(error)}`);
     }
   }
 
@@ -188,7 +207,7 @@ export class PciHost implements Device, PciConfigAccess {
   async start(): Promise<void> {
     for (const slot of this.#order) {
       const fn = functionOf(slot);
-      if (fn.backing !== 'device-model') continue;
+      if (fn.backing === 'hypervisor') continue;
       this.#started.defer(() => fn.stop?.());
       await fn.start?.();
     }
@@ -210,7 +229,14 @@ export class PciHost implements Device, PciConfigAccess {
       slot.line?.reset();
       configOf(slot).reset();
       const fn = functionOf(slot);
-      if (fn.backing === 'device-model') fn.reset();
+      if (fn.backing !== 'hypervisor') fn.reset();
+    }
+  }
+
+  /** Devices of the host to their power-on state, while neither guest nor hypervisor has them. @throws HostError */
+  async resetHostFunctions(): Promise<void> {
+    for (const slot of this.#order) {
+      if (slot.function?.backing === 'passthrough') await slot.function.resetHost?.();
     }
   }
 
@@ -260,6 +286,7 @@ export class PciHost implements Device, PciConfigAccess {
         intx: slot.line === undefined ? undefined : { pin: slot.line.slotPin.pin, gsi: slot.line.gsi },
         vdev: fn.backing === 'hypervisor' ? fn.describe(slot) : undefined,
         secondaryBus: slot.bus?.number,
+        passthrough: fn.backing === 'passthrough' ? fn.describeHost() : undefined,
       };
     });
   }
@@ -295,7 +322,7 @@ export class PciHost implements Device, PciConfigAccess {
       const ordinal = seen.get(slot.driver) ?? 0;
       seen.set(slot.driver, ordinal + 1);
       const fn = functionOf(slot);
-      return fn.backing === 'device-model' && fn.aml !== undefined ? [fn.aml(slot, ordinal)] : [];
+      return fn.backing !== 'hypervisor' && fn.aml !== undefined ? [fn.aml(slot, ordinal)] : [];
     });
     return [...parts.filter(({ bdf }) => bdf.bus === 0), ...this.#buses.amlOfBridges(parts)];
   }
@@ -354,20 +381,33 @@ export class PciHost implements Device, PciConfigAccess {
     this.#windows = { io: join('io'), mem32: join('mem32'), mem64: join('mem64') };
   }
 
+  /** Make the function, and keep free what it needs at the host's own addresses. */
+  #make(slot: Slot): void {
+    const fn = this.#create(slot, whereOf(slot));
+    slot.function = fn;
+    if (fn.backing !== 'passthrough') return;
+    for (const { fixedAddress, sizeBytes } of fn.bars) {
+      if (fixedAddress !== undefined) this.#allocator.reserve('io', fixedAddress, sizeBytes);
+    }
+    const memory = fn.reservedMemory;
+    if (memory !== undefined) this.#allocator.reserve('memory', memory.base, memory.size);
+  }
+
   #place(slot: Slot): void {
-    const where = `-s ${slot.bdf.bus}:${slot.bdf.device}:${slot.bdf.function},${slot.driver.name}`;
-    const fn = this.#create(slot, where);
+    const where = whereOf(slot);
+    const fn = functionOf(slot);
     const config = new ConfigSpace({
       sizeBytes: fn.configBytes ?? 256,
       headerType: fn.identity.headerType === 1 ? 1 : 0,
     });
-    slot.function = fn;
     slot.config = config;
-    this.#access.add(slot.bdf, config, fn.backing === 'device-model' ? fn.gate : undefined);
+    const isHosts = fn.backing === 'passthrough';
+    const target = isHosts ? new PassthroughConfig(fn, config) : config;
+    this.#access.add(slot.bdf, target, fn.backing === 'device-model' ? fn.gate : undefined);
     config.setIdentity(fn.identity);
     config.set16(Cfg.Command, Command.IoSpace | Command.MemorySpace | Command.BusMaster);
     for (const spec of fn.bars) {
-      const placed = this.#allocator.allocate(spec, where);
+      const placed = isHosts ? this.#allocator.allocateForHost(spec, where) : this.#allocator.allocate(spec, where);
       config.defineBar(placed.spec, placed.address);
       slot.bars.push({
         owner: slot,
@@ -377,7 +417,10 @@ export class PciHost implements Device, PciConfigAccess {
         blockedAt: undefined,
       });
     }
-    if (fn.backing === 'device-model') fn.configure?.(config, slot);
+    if (isHosts && fn.romBytes !== undefined) {
+      slot.romAddress = this.#allocator.allocate({ index: 0, kind: 'mem32', sizeBytes: fn.romBytes }, where).address;
+    }
+    if (fn.backing !== 'hypervisor') fn.configure?.(config, slot);
     config.set8(Cfg.InterruptPin, slot.line?.slotPin.pin ?? 0);
   }
 
@@ -451,6 +494,17 @@ export class PciHost implements Device, PciConfigAccess {
       this.#options.log.guest(() => `INTx on line ${pin.gsi}: ${messageOf(error)}`);
     }
   }
+}
+
+/** Something the hypervisor has to be told to forget. */
+interface Attached {
+  readonly bdf: Bdf;
+  undo(isOrderly: boolean): void;
+}
+
+/** For messages: the option that asked for it. */
+function whereOf({ bdf, driver }: Slot): string {
+  return `-s ${bdf.bus}:${bdf.device}:${bdf.function},${driver.name}`;
 }
 
 function messageOf(error: unknown): string {

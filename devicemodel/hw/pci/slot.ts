@@ -30,6 +30,7 @@ export interface Slot extends PciPlacement {
   /** The bus below it. */
   bus: SecondaryBus | undefined;
   bars: BarSlot[];
+  romAddress: Gpa | undefined;
 }
 
 /** @throws ConfigError for an address that no PCI function can have. */
@@ -47,6 +48,7 @@ export function newSlot({ bdf, options }: PciSlotConfig, driver: PciDriver): Slo
     line: undefined,
     bus: undefined,
     bars: [],
+    romAddress: undefined,
     barAddress(index: BarIndex): Gpa | Port {
       return this.config?.barAddress(index) ?? 0;
     },

@@ -1,0 +1,119 @@
+/**
+ * What can be found wrong with functions that are to be passed through, before anything is touched: what cannot work is
+ * refused, what is likely to cause trouble is said once, with the command that mends it. C looks at none of it.
+ */
+import type { PciSlotConfig } from '../../../core/config.ts';
+import { ConfigError } from '../../../core/errors.ts';
+import type { HostFindings, HostTree } from '../driver.ts';
+import { igdLpcSource } from './gvt-d.ts';
+import { type HostFunction, hostFunctions } from './host-function.ts';
+import { type Inspection, inspect, unavailable } from './inspect.ts';
+import { STUB_DRIVERS } from './managed.ts';
+import type { PassthruOptions } from './options.ts';
+
+/** "Unknown or no connection" (PCI 3.0 §6.2.4). */
+const NO_LINE = 0xff;
+
+export interface CheckContext {
+  readonly isRtvm: boolean;
+  readonly hostTree: HostTree;
+}
+
+/** All functions that are passed to one VM. */
+export function checkPassthrough(slots: readonly PciSlotConfig[], context: CheckContext): HostFindings {
+  const problems: ConfigError[] = [];
+  const warnings: string[] = [];
+  const { root } = context.hostTree;
+  const passed = new Map<string, string>();
+  const others = hostFunctions(root);
+  let ports = 0;
+  for (const slot of slots) {
+    const options = slot.options as PassthruOptions;
+    const where = `-s ${slot.bdf.device}${slot.bdf.function === 0 ? '' : `:${slot.bdf.function}`},passthru,${slot.text}`;
+    try {
+      const twin = passed.get(options.physical);
+      if (twin !== undefined) throw new ConfigError(`${options.physical} is passed through already, by ${twin}`);
+      passed.set(options.physical, where);
+      const found = inspect(options, { root });
+      refuseGraphics(found, context);
+      const names = new Set(slots.map((other) => (other.options as PassthruOptions).physical));
+      warnings.push(...warningsFor(found, options, others, names).map((text) => `${where}: ${text}`));
+      if (options.enablePtm && ++ports === 2) {
+        warnings.push(`${where}: enable_ptm: ACRN scenarios know one virtual root port per VM, this is another`);
+      }
+    } catch (error) {
+      if (!(error instanceof ConfigError)) throw error;
+      const { hint, exitCode } = error;
+      problems.push(
+        new ConfigError(`${where}: ${error.message}`, { exitCode, ...(hint === undefined ? {} : { hint }) }),
+      );
+    }
+  }
+  return { problems, warnings };
+}
+
+function refuseGraphics(found: Inspection, { isRtvm, hostTree }: CheckContext): void {
+  if (!found.isGraphics) return;
+  if (isRtvm) throw unavailable('a real-time VM cannot have the graphics of the processor');
+  if (igdLpcSource(hostTree.root) === undefined) {
+    throw unavailable('the graphics driver needs the ids of the LPC bridge, and this host has none at 00:1f.0');
+  }
+}
+
+function warningsFor(
+  found: Inspection,
+  options: PassthruOptions,
+  others: readonly HostFunction[],
+  passed: ReadonlySet<string>,
+): string[] {
+  const { fn } = found;
+  const warnings: string[] = [];
+  const { driver } = fn;
+  if (driver !== undefined && !STUB_DRIVERS.includes(driver) && !options.managed) {
+    warnings.push(
+      `${fn.name} is in use by ${driver}: add managed, or free it first: ${unbindCommand(options.physical)}`,
+    );
+  }
+  const companions = fn.iommuGroupMembers.filter((name) => name !== options.physical && !passed.has(name));
+  const strangers = companions.filter((name) => others.some((o) => o.path.endsWith(name) && !o.isBridge));
+  if (strangers.length > 0) {
+    warnings.push(
+      `${fn.name} shares IOMMU group ${fn.iommuGroup} with ${strangers.join(', ')}: pass them to this VM too, or put ${fn.name} behind another port`,
+    );
+  }
+  if (found.usesIntx) warnings.push(...lineWarnings(found, options, others, passed));
+  if (!fn.hasReset && !options.d3hotReset) {
+    warnings.push(
+      `${fn.name} has no reset: what one user leaves in it the next one finds; try d3hot_reset, or power the machine off in between`,
+    );
+  }
+  return warnings;
+}
+
+function lineWarnings(
+  { fn, physicalPin }: Inspection,
+  options: PassthruOptions,
+  others: readonly HostFunction[],
+  passed: ReadonlySet<string>,
+): string[] {
+  if (options.irq === undefined && physicalPin === NO_LINE) {
+    return [`${fn.name} does not say on which line its interrupt is: name it with irq=N`];
+  }
+  const { irq } = fn;
+  if (irq === 0) return [];
+  const sharing = others.filter(
+    (other) => other.irq === irq && other.path !== fn.path && !other.isBridge && !passed.has(nameOf(other)),
+  );
+  if (sharing.length === 0) return [];
+  const names = sharing.map((other) => other.name).join(', ');
+  return [`${fn.name} shares interrupt line ${irq} with ${names}: pass them to this VM too, or move the card`];
+}
+
+function nameOf(fn: HostFunction): string {
+  return fn.path.slice(fn.path.lastIndexOf('/') + 1);
+}
+
+function unbindCommand(physical: string): string {
+  const device = `/sys/bus/pci/devices/${physical}`;
+  return `echo pci-stub > ${device}/driver_override; echo ${physical} > ${device}/driver/unbind; echo ${physical} > /sys/bus/pci/drivers_probe`;
+}
