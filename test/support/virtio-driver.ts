@@ -328,6 +328,30 @@ export class VirtioDriver {
     this.status = this.mode === 'legacy' ? 7 : 0xf;
   }
 
+  /**
+   * What no driver should do: take DRIVER_OK back without a reset, settle on other features and go on.
+   * @param newRings set every queue up anew; else the rings of before stay, and what is in them.
+   */
+  renegotiate(accept: (offered: bigint) => bigint, newRings: boolean): void {
+    const wasPacked = (this.features & RING_PACKED) !== 0n;
+    this.status = 3;
+    const accepted = accept(this.hostFeatures);
+    this.#acceptFeatures(wasPacked ? accepted : accepted & ~RING_PACKED);
+    if (this.mode !== 'legacy') this.status = 0xb;
+    const count = this.queues.length;
+    if (newRings) {
+      for (let i = 0; i < count; i++) {
+        // The queue goes off before it can be placed elsewhere.
+        if (this.mode === 'legacy') {
+          this.out(Legacy.select, 2, i);
+          this.out(Legacy.pfn, 4, 0);
+        }
+        this.setUpQueue(i);
+      }
+    }
+    this.status = this.mode === 'legacy' ? 7 : 0xf;
+  }
+
   /** @param sizeWanted other than what the device offers. @returns false when the device has no such queue. */
   setUpQueue(index: number, at?: Gpa, sizeWanted?: number): boolean {
     this.out(this.mode === 'legacy' ? Legacy.select : 22, 2, index);

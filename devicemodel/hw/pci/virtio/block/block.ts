@@ -235,6 +235,10 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
     this.#transport?.worked((requests.served - before) | 0);
   }
 
+  driverLeft(): void {
+    this.settle();
+  }
+
   reset(): void {
     this.#config.setUint8(Config.writeback, this.#initialWriteback ? 1 : 0);
     this.#offersFlush = this.#initialWriteback;

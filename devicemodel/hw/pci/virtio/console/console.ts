@@ -146,6 +146,10 @@ export class VirtioConsole implements VirtioDevice, ChainServer {
     }
   }
 
+  driverLeft(): void {
+    this.reset();
+  }
+
   reset(): void {
     this.#isReady = false;
     this.#controlReceiving = false;

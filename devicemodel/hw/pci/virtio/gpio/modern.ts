@@ -84,6 +84,10 @@ export class ModernGpio implements VirtioDevice, ChainServer {
     this.#pins = [];
   }
 
+  driverLeft(): void {
+    this.reset();
+  }
+
   /** Levels and directions outlive the driver: what hangs on the lines is not to notice. */
   reset(): void {
     for (const pin of this.#pins) {

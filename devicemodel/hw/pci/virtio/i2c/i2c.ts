@@ -65,6 +65,10 @@ export class VirtioI2c implements VirtioDevice, ChainServer {
     for (const bus of this.#buses.splice(0)) bus.close();
   }
 
+  driverLeft(): void {
+    this.reset();
+  }
+
   reset(): void {
     this.#failNext = false;
   }

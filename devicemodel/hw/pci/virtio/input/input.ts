@@ -94,6 +94,10 @@ export class VirtioInput implements VirtioDevice, ChainServer {
     this.#source = undefined;
   }
 
+  driverLeft(): void {
+    this.#packetLength = 0;
+  }
+
   reset(): void {
     this.#select = 0;
     this.#subsel = 0;

@@ -302,6 +302,13 @@ export class VirtioNet implements VirtioDevice, NetFrameState {
     this.#listen();
   }
 
+  /** Buffers were taken for the header of the driver that left. */
+  driverLeft(): void {
+    this.#pause();
+    const queue = this.#transport?.queue(RECEIVE);
+    if (queue !== undefined) this.#frames?.putBackBuffers(queue);
+  }
+
   reset(): void {
     this.#setMac();
     this.#pause();

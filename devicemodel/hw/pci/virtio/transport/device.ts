@@ -100,6 +100,11 @@ export interface VirtioDevice {
   reset(): void;
   /** Somebody else serves the queues from now on: everything before their positions has to be used. */
   settle?(): void;
+  /**
+   * The driver took DRIVER_OK back without a reset, and may settle on other features: what was taken from the queues is
+   * put back or dropped, what was agreed on is forgotten. Configuration and queues stay.
+   */
+  driverLeft?(): void;
   start?(): void | Promise<void>;
   stop?(): void | Promise<void>;
   suspend?(): void;

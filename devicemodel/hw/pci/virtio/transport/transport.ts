@@ -291,7 +291,9 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, VirtioRe
     }
     this.#status = next;
     if ((next & Status.DriverOk) !== 0 && (before & Status.DriverOk) === 0) this.#driverOk();
-    else if ((next & Status.DriverOk) === 0 && (before & Status.DriverOk) !== 0) this.#whenBack(() => {});
+    else if ((next & Status.DriverOk) === 0 && (before & Status.DriverOk) !== 0) {
+      this.#whenBack(() => this.device.driverLeft?.());
+    }
   }
 
   #driverOk(): void {

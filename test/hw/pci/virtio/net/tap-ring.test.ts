@@ -61,7 +61,7 @@ function emptyFd(): number {
 /** A network device reduced to its queues and frames. */
 class Frames implements VirtioDevice, NetFrameState {
   readonly name = 'frames';
-  readonly features = 0n;
+  readonly features = 1n << 28n; // VIRTIO_F_INDIRECT_DESC
   readonly queueSizes = [64, 64];
   readonly configSizeBytes = 0;
   readonly headerBytes = HEADER_BYTES;
@@ -93,8 +93,8 @@ class Frames implements VirtioDevice, NetFrameState {
   reset(): void {}
 }
 
-async function make(choices: { ring?: () => TapRing; merges?: boolean } = {}) {
-  const machine = new VirtioMachine({ ram: [[0, 0x200000]] });
+async function make(choices: { ring?: () => TapRing; merges?: boolean; ramBytes?: number } = {}) {
+  const machine = new VirtioMachine({ ram: [[0, choices.ramBytes ?? 0x200000]] });
   undo.push(() => machine.dispose());
   const [fd, peer] = socketPair();
   undo.push(() => peer.close());
@@ -214,5 +214,26 @@ describe('receiving', () => {
     for (let n = 0; n < FRAMES; n++) peer.send(frame(n, 100));
     for (let i = 0; i < FRAMES; i++) device.receive();
     expect(take(driver, false)).toHaveLength(FRAMES);
+  });
+
+  // Mutation: take the smaller of room and SPILL_BYTES out of `#receiveTogether`.
+  test.each([true, false])('buffers of nearly 4 GiB, all over the same RAM (merging: %s)', async (merges) => {
+    const PIECES = 15;
+    const PIECE_BYTES = 256 << 20;
+    const { driver, peer, device } = await make({ merges, ramBytes: 320 << 20 });
+    const ring = driver.queues[RECEIVE] as { desc: number };
+    const table = driver.allocate(PIECES * 16, 16);
+    for (let i = 0; i < PIECES; i++) {
+      driver.setDescriptor(table, i, 1 << 20, PIECE_BYTES, i + 1 < PIECES ? 3 : 2, i + 1);
+    }
+    for (let i = 0; i < 40; i++) {
+      driver.setDescriptor(ring.desc, i, table, PIECES * 16, 4, 0);
+      driver.makeAvailable(RECEIVE, i);
+    }
+    const sizes = Array.from({ length: FRAMES }, (_, n) => 100 + 1000 * n);
+    for (const [n, size] of sizes.entries()) peer.send(frame(n, size));
+    for (let i = 0; i < FRAMES; i++) device.receive();
+    expect(driver.takeUsed(RECEIVE).map((u) => u.length)).toEqual(sizes.map((size) => size + HEADER_BYTES));
+    expect(device.failures).toEqual([]);
   });
 });
