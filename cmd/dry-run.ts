@@ -171,6 +171,7 @@ function inertHsm(hypervisor: VmConfig['hypervisor']): Hsm {
     destroyIoreqClient: refuse,
     clearIoreqs: refuse,
     waitForIoreqs: refuse,
+    interruptWait: refuse,
     notifyIoreqDone: refuse,
     createVdev: refuse,
     destroyVdev: refuse,

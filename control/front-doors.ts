@@ -3,36 +3,20 @@
  * VM; what it does about it is core/vm.ts.
  */
 import type { CharBackends } from '../devicemodel/core/char-backend.ts';
+import type { Clock } from '../devicemodel/core/clock.ts';
 import type { VmConfig } from '../devicemodel/core/config.ts';
 import type { Disposer } from '../devicemodel/core/disposer.ts';
 import type { Log } from '../devicemodel/core/log.ts';
-import type { TimerQueue } from '../devicemodel/core/timer-queue.ts';
 import type { Vm } from '../devicemodel/core/vm.ts';
 import type { VmEvent } from '../devicemodel/core/vm-events.ts';
 import type { PmVuart } from './life-manager.ts';
 
-/** A guest that was asked to shut down gets this long before the VM is powered off. */
-const SHUTDOWN_PATIENCE_NS = 60_000_000_000;
-
 export interface Control {
   readonly vm: Vm;
   readonly config: VmConfig;
-  readonly clock: TimerQueue;
+  readonly clock: Clock;
   readonly log: Log;
   readonly undo: Disposer;
-}
-
-/** Ask the guest, by its power button, and power off when it does not answer. */
-function shutDown({ vm, clock, log }: Control, reason: string): void {
-  if (vm.board?.pressPowerButton() !== true) {
-    vm.power.request({ kind: 'poweroff', reason });
-    return;
-  }
-  log.notice(`${reason}: pressed the power button`);
-  const patience = clock.createTimer(() => {
-    vm.power.request({ kind: 'poweroff', reason: `${reason}, and the guest did not shut down in time` });
-  });
-  patience.arm(clock.nowNs() + SHUTDOWN_PATIENCE_NS);
 }
 
 /**
@@ -44,7 +28,7 @@ export function connectSignals(control: Control): void {
   const handlers: Partial<Record<NodeJS.Signals, (signal: NodeJS.Signals) => void>> = {
     SIGINT: (signal) => vm.power.request({ kind: 'poweroff', reason: `received ${signal}` }),
     SIGHUP: (signal) => vm.power.request({ kind: 'poweroff', reason: `received ${signal}` }),
-    SIGTERM: (signal) => shutDown(control, `received ${signal}`),
+    SIGTERM: (signal) => vm.shutDown(`received ${signal}`),
   };
   for (const [signal, handler] of Object.entries(handlers)) {
     process.on(signal, handler);
@@ -107,7 +91,7 @@ export async function startMonitorSocket(control: Control, lifeManager: PmVuart 
       forceStop: () => vm.power.request({ kind: 'poweroff', reason: 'acrnctl stop --force' }),
       stop: () => {
         if (lifeManager !== undefined) return lifeManager.requestShutdown();
-        shutDown(control, 'acrnctl stop');
+        vm.shutDown('acrnctl stop');
         return 0;
       },
       resume: () => {

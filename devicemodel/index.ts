@@ -1,16 +1,15 @@
 /**
  * The library: what it takes to run a User VM from another program, or to write a device for one.
  *
- *   const { open } = chooseHsm(config, log);
- *   const vm = new Vm(config, { openHsm: open, makeBoard: pcBoard({ … }), … });
+ *   const hypervisor = await chooseHypervisor(config, log);
+ *   const vm = new Vm(config, { openHsm: () => hypervisor.open(config, log), loop: hypervisor.loop(), makeBoard: pcBoard({ … }), … });
  *   await vm.run();
  *
  * `cmd/run.ts` shows the parts put together.
  */
 
-export { isWaitInterruptible } from '../hypervisor/acrn/acrn-hsm.ts';
-export { Linger } from '../hypervisor/acrn/linger.ts';
-export { chooseHsm } from '../hypervisor/choose.ts';
+export { chooseHypervisor } from '../hypervisor/choose.ts';
+export type { GuestLoop, Hypervisor, VcpuPlacement } from '../hypervisor/hypervisor.ts';
 export type { BarSpec } from './chips/pci-config-space.ts';
 export type { AccessSize, Bdf, Gpa, Gsi, Port } from './core/address.ts';
 export type { Board, BoardFactory, BoardParts } from './core/board.ts';

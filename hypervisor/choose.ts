@@ -1,23 +1,43 @@
-/** Which hypervisor runs the VM. Embedded engines are imported only when they are used. */
+/** Which hypervisor runs the VM: the only file that names them all. One is loaded when it is used. */
 import type { VmConfig } from '../devicemodel/core/config.ts';
-import type { HsmOpener } from '../devicemodel/core/hsm/hsm.ts';
+import { HostError } from '../devicemodel/core/errors.ts';
+import { Errno } from '../devicemodel/core/host/errno.ts';
 import type { Log } from '../devicemodel/core/log.ts';
-import { findHsmNode, openAcrnHsm } from './acrn/acrn-hsm.ts';
+import type { Hypervisor } from './hypervisor.ts';
+
+const load: { readonly [K in 'acrn' | 'soft']: () => Promise<Hypervisor> } = {
+  acrn: async () => (await import('./acrn/index.ts')).acrnHypervisor(),
+  soft: async () => (await import('./soft/index.ts')).softHypervisor(),
+};
 
 /**
- * `auto` takes ACRN when its device node exists, else the software engine, saying so in one line.
- * A hypervisor on /dev/kvm would be chosen here, between the two.
+ * `auto` takes ACRN when this host has it, else the software engine, saying so in one line.
+ * A hypervisor on /dev/kvm would be asked between the two.
  */
-export function chooseHsm(config: VmConfig, log: Log): { readonly backend: 'acrn' | 'soft'; readonly open: HsmOpener } {
-  const node = config.hypervisor === 'auto' ? findHsmNode() : undefined;
-  const backend = config.hypervisor === 'auto' ? (node === undefined ? 'soft' : 'acrn') : config.hypervisor;
-  if (backend === 'acrn') return { backend, open: async () => openAcrnHsm() };
-  if (config.hypervisor === 'auto') log.notice('no ACRN on this machine: using the embedded software hypervisor');
+export async function chooseHypervisor(config: Pick<VmConfig, 'hypervisor'>, log: Log): Promise<Hypervisor> {
+  if (config.hypervisor === 'soft') return load.soft();
+  const acrn = await load.acrn();
+  if (config.hypervisor === 'acrn') return withAlternative(acrn);
+  if (acrn.isPresent()) return acrn;
+  log.notice('no ACRN on this machine: using the embedded software hypervisor');
+  return load.soft();
+}
+
+/** Where ACRN was asked for and is not there, the user is told what else there is. */
+function withAlternative(acrn: Hypervisor): Hypervisor {
   return {
-    backend,
-    open: async () => {
-      const { openSoftHsm } = await import('./soft/index.ts');
-      return openSoftHsm({ config, log });
+    ...acrn,
+    open: async (config, log) => {
+      try {
+        return await acrn.open(config, log);
+      } catch (error) {
+        if (!(error instanceof HostError) || error.errno !== Errno.ENOENT) throw error;
+        throw new HostError(error.message, error.errno, {
+          exitCode: error.exitCode,
+          cause: error,
+          hint: `${error.hint}, or use --hypervisor soft`,
+        });
+      }
     },
   };
 }

@@ -1,6 +1,6 @@
 /**
  * C structs in little-endian bytes: layout written once, by name, in header order. Natural alignment as gcc on
- * x86-64 unless `packed`. Sizes and offsets are compared with the compiler's own in test/core/hsm/abi.test.ts.
+ * x86-64 unless `packed`. Sizes and offsets are compared with the compiler's own in test/hypervisor/acrn/abi.test.ts.
  */
 import { BugError } from './errors.ts';
 

@@ -1,6 +1,7 @@
 /**
- * The running timers of a machine, and the two ways to be woken for them: by a signal to a thread that blocks in the
- * hypervisor (hypervisor/blocking-loop/system-clock.ts), or by the event loop when the loop itself idles (below).
+ * The running timers of a machine. There are two ways to be woken for them: by a signal to a thread that blocks in the
+ * hypervisor (hypervisor/blocking-loop/system-clock.ts), or by a descriptor of the event loop where that one idles
+ * (hypervisor/turn-loop/timerfd-clock.ts).
  */
 import type { Clock, Timer } from './clock.ts';
 
@@ -73,23 +74,14 @@ export abstract class TimerQueue implements Clock {
   /** Arrange that `runDue` is called in `delayNs`; undefined: no timer runs, call the wake-up off. */
   protected abstract setWakeup(delayNs: number | undefined): void;
 
+  /** Set the wake-up anew: how it is done has changed. */
+  protected reprogram(): void {
+    this.#program();
+  }
+
   #program(): void {
     this.#wakeNs = this.nextDueNs;
     const idle = this.#wakeNs === Number.POSITIVE_INFINITY;
     this.setWakeup(idle ? undefined : Math.max(1, this.#wakeNs - this.nowNs()));
-  }
-}
-
-/** For engines that leave the event loop free while the guest idles: exact to a millisecond. */
-export class EventLoopClock extends TimerQueue {
-  #timeout: NodeJS.Timeout | undefined;
-
-  protected override setWakeup(delayNs: number | undefined): void {
-    clearTimeout(this.#timeout);
-    if (delayNs !== undefined) this.#timeout = setTimeout(() => this.runDue(), delayNs / 1e6);
-  }
-
-  dispose(): void {
-    clearTimeout(this.#timeout);
   }
 }

@@ -2,33 +2,14 @@
  * The ACRN back end: /dev/acrn_hsm (or its predecessor /dev/acrn_vhm). Each method is one ioctl; its C counterpart in
  * vmmapi.c is named. The descriptor is one VM life: after DESTROY_VM the driver wants a new one.
  */
-import { accessSync, existsSync } from 'node:fs';
+import { accessSync } from 'node:fs';
 import { formatBdf, type Gsi, hex } from '../../devicemodel/core/address.ts';
 import type { MsiMessage } from '../../devicemodel/core/device.ts';
 import { BugError, ExitCode, HostError } from '../../devicemodel/core/errors.ts';
 import { Errno } from '../../devicemodel/core/host/errno.ts';
 import { closeFd, OpenFlag, openFile } from '../../devicemodel/core/host/files.ts';
-import { ioctlAsync, ioctlBytes, ioctlBytesOnce, ioctlNumber, ioctlWait } from '../../devicemodel/core/host/ioctl.ts';
+import { ioctlBytes, ioctlBytesOnce, ioctlNumber, ioctlWait } from '../../devicemodel/core/host/ioctl.ts';
 import { type Mapping, map } from '../../devicemodel/core/host/mapping.ts';
-import { yieldCpu } from '../../devicemodel/core/host/scheduling.ts';
-import {
-  AcrnIoeventfd,
-  AcrnIoreqNotify,
-  AcrnIrqfd,
-  AcrnMmiodev,
-  AcrnMsiEntry,
-  AcrnVcpuRegs,
-  AcrnVmCreation,
-  AcrnVmMemmap,
-  CpuStateType,
-  Ioctl,
-  type IoctlName,
-  IoeventfdFlag,
-  IrqfdFlag,
-  IrqLineOpCode,
-  MemmapAttr,
-  MemmapType,
-} from '../../devicemodel/core/hsm/abi.ts';
 import { HsmError } from '../../devicemodel/core/hsm/errors.ts';
 import type {
   AsyncioAbility,
@@ -48,8 +29,27 @@ import type {
 } from '../../devicemodel/core/hsm/hsm.ts';
 import { describePcidev, encodePcidev, encodePtdevIntx } from '../../devicemodel/core/hsm/ptdev.ts';
 import { encodeVdev, encodeVdevForDestroy, type HvVdev } from '../../devicemodel/core/hsm/vdev.ts';
-import { IoreqPage, IoreqState } from '../../devicemodel/core/ioreq-page.ts';
+import { IOREQ_SLOTS, IoreqPage, IoreqState } from '../../devicemodel/core/ioreq-page.ts';
 import { formatSize } from '../../devicemodel/core/units.ts';
+import {
+  AcrnIoeventfd,
+  AcrnIoreqNotify,
+  AcrnIrqfd,
+  AcrnMmiodev,
+  AcrnMsiEntry,
+  AcrnVcpuRegs,
+  AcrnVmCreation,
+  AcrnVmMemmap,
+  CpuStateType,
+  Ioctl,
+  type IoctlName,
+  IoeventfdFlag,
+  IrqfdFlag,
+  IrqLineOpCode,
+  MemmapAttr,
+  MemmapType,
+} from './abi.ts';
+import { PolledAttach } from './polled-attach.ts';
 
 /** Newest first name last: the C device model tries the legacy node first, too. */
 const NODES = ['/dev/acrn_vhm', '/dev/acrn_hsm'] as const;
@@ -57,18 +57,6 @@ const PAGE_BYTES = 4096;
 /** A VM of the same name may still be going away; the C device model tries ten times, 500 ms apart. */
 const CREATE_ATTEMPTS = 10;
 const CREATE_RETRY_MS = 500;
-/** Where a wait cannot be interrupted: a guest is busy that asked for this much in every such time, for that long. */
-const BUSY_GAP_MS = 1;
-const BUSY_REQUESTS_PER_MS = 4;
-const BUSY_FOR_MS = 30;
-const BUSY_UNSEEN_REQUESTS = 64;
-/** And for that many requests: a burst of a guest that is set up or probes its devices is none. */
-const BUSY_STREAK_REQUESTS = 1000;
-/** How long this thread looks for the next request of such a guest, and how often between two looks at the clock. */
-const BUSY_LOOK_MS = 1;
-const BUSY_LOOKS_PER_CLOCK = 256;
-/** After so many looks whoever plays the guest has its turn, should it be on this CPU. */
-const BUSY_LOOKS_PER_YIELD = 16;
 /** Longest answer of PM_GET_CPU_STATE: struct acrn_pstate_data. */
 const CPU_STATE_BYTES = 48;
 
@@ -84,27 +72,20 @@ export function findHsmNode(): string | undefined {
   });
 }
 
-/** The driver's device, as the kernel shows it. */
-const DRIVER_SYSFS = '/sys/class/misc/acrn_hsm';
-
 /**
- * Whether a signal ends ATTACH early, as the kernel driver's does. Something else behind the node (a supervisor that
- * plays the HSM) may hold the thread until the guest asks for something: then the wait has to be another thread's.
+ * Open the HSM for one VM life.
+ * @param isInterruptible whether a signal ends ATTACH: see polled-attach.ts.
+ * @throws HostError that says what to do.
  */
-export function isWaitInterruptible(): boolean {
-  return existsSync(DRIVER_SYSFS);
-}
-
-/** Open the HSM for one VM life. @throws HostError that says what to do. */
-export function openAcrnHsm(): AcrnHsm {
+export function openAcrnHsm(isInterruptible: boolean): AcrnHsm {
   const path = findHsmNode() ?? NODES[1];
   try {
-    return new AcrnHsm(openFile(path, OpenFlag.ReadWrite | OpenFlag.CloseOnExec));
+    return new AcrnHsm(openFile(path, OpenFlag.ReadWrite | OpenFlag.CloseOnExec), isInterruptible);
   } catch (error) {
     if (!(error instanceof HostError)) throw error;
     const hint =
       error.errno === Errno.ENOENT
-        ? 'boot the ACRN hypervisor with an HSM kernel, or use --hypervisor soft'
+        ? 'boot the ACRN hypervisor with an HSM kernel'
         : error.errno === Errno.EACCES || error.errno === Errno.EPERM
           ? 'run as root'
           : undefined;
@@ -127,24 +108,18 @@ export class AcrnHsm implements Hsm {
 
   #fd: number;
   #vmid = 0;
-  #vcpuCount = 0;
   readonly #page: Mapping;
   /** Encoded arguments of the calls on the request path, at an address that does not move. */
   readonly #scratch: Mapping;
   readonly #notifyView: DataView;
   readonly #requests: IoreqPage;
-  readonly #isInterruptible = isWaitInterruptible();
-  /** The wait of the other thread, while it is under way: also across a system reset, which keeps the client. */
-  #attached: Promise<WaitResult> | undefined;
-  #waitedMs = 0;
-  #busySinceMs = 0;
-  /** Requests since then. */
-  #streak = 0;
-  #served = 0;
-  #isBusy = false;
+  readonly #isInterruptible: boolean;
+  /** From CREATE_VM on, where ATTACH cannot be interrupted. */
+  #polledAttach: PolledAttach | undefined;
 
-  constructor(fd: number) {
+  constructor(fd: number, isInterruptible: boolean) {
     this.#fd = fd;
+    this.#isInterruptible = isInterruptible;
     this.#page = map(PAGE_BYTES, 'I/O request page');
     this.#scratch = map(PAGE_BYTES, 'ioctl arguments');
     this.#notifyView = new DataView(this.#scratch.bytes.buffer);
@@ -162,7 +137,7 @@ export class AcrnHsm implements Hsm {
   }
 
   /** C: vm_create. */
-  async createVm(spec: VmSpec): Promise<{ readonly vmid: number; readonly vcpuCount: number }> {
+  async createVm(spec: VmSpec, ending?: AbortSignal): Promise<{ readonly vmid: number; readonly vcpuCount: number }> {
     const creation = AcrnVmCreation.encode({
       name: new TextEncoder().encode(spec.name),
       vmFlag: spec.flags,
@@ -173,11 +148,16 @@ export class AcrnHsm implements Hsm {
       const errno = this.#try('CREATE_VM', creation);
       if (errno === 0) break;
       if (attempt === CREATE_ATTEMPTS) throw new HsmError('CREATE_VM', errno, { what: `"${spec.name}"` });
-      await new Promise((resolve) => setTimeout(resolve, CREATE_RETRY_MS));
+      await sleep(CREATE_RETRY_MS, ending);
+      ending?.throwIfAborted();
     }
     const { vmid, vcpuNum } = AcrnVmCreation.decode(creation);
     this.#vmid = vmid;
-    this.#vcpuCount = vcpuNum;
+    if (!this.#isInterruptible) {
+      const resultOf = (result: number) => this.#waitResult(result);
+      const slots = Math.min(vcpuNum, IOREQ_SLOTS);
+      this.#polledAttach = new PolledAttach({ fd: this.#fd, page: this.#requests, vcpuCount: slots, resultOf });
+    }
     return { vmid, vcpuCount: vcpuNum };
   }
 
@@ -251,56 +231,15 @@ export class AcrnHsm implements Hsm {
     this.#call('CLEAR_VM_IOREQ', 0n);
   }
 
-  /**
-   * C: vm_attach_ioreq_client. With the kernel driver it blocks this thread, until a request or a signal. Elsewhere it
-   * blocks a thread of its own, so that signals and timers are heard; while the guest is busy without a pause this one
-   * looks for the next request itself, for as long as it should take at most.
-   */
+  /** C: vm_attach_ioreq_client. Blocks this thread until a request or a signal, unless another one has to wait. */
   waitForIoreqs(): WaitResult | Promise<WaitResult> {
-    // A thread that waits still, though nobody waits for it any more: two of them would take each other's requests.
-    if (this.#attached !== undefined) return this.#attached;
-    if (!this.#isInterruptible) {
-      if (this.#isGuestBusy() && this.#look()) return 'pending';
-      this.#attached = ioctlAsync(this.#fd, Ioctl.ATTACH_IOREQ_CLIENT, 0).then((result) => {
-        this.#attached = undefined;
-        return this.#waitResult(result);
-      });
-      return this.#attached;
-    }
+    if (this.#polledAttach !== undefined) return this.#polledAttach.wait();
     return this.#waitResult(ioctlWait(this.#fd, Ioctl.ATTACH_IOREQ_CLIENT, 0));
   }
 
-  /** @returns whether a request came within the time. */
-  #look(): boolean {
-    for (let untilMs = 0; untilMs === 0 || performance.now() < untilMs; ) {
-      for (let n = 0; n < BUSY_LOOKS_PER_CLOCK; n++) {
-        for (let vcpu = 0; vcpu < this.#vcpuCount; vcpu++) if (this.#requests.isPending(vcpu)) return true;
-        if (n % BUSY_LOOKS_PER_YIELD === 0) yieldCpu();
-      }
-      // Mostly it has come by now, without a look at the clock.
-      if (untilMs === 0) untilMs = performance.now() + BUSY_LOOK_MS;
-    }
-    return false;
-  }
-
-  /** Whether requests have come without a pause for so long that the next one will, too. */
-  #isGuestBusy(): boolean {
-    // Busy with this many requests and no look at the clock in between: each look is time and a number on the heap.
-    if (this.#isBusy && this.#served < BUSY_UNSEEN_REQUESTS) return true;
-    const now = performance.now();
-    const elapsedMs = now - this.#waitedMs;
-    // A short time says nothing: requests that were served without waiting count, too.
-    if (elapsedMs > BUSY_GAP_MS) {
-      this.#streak += this.#served;
-      if (this.#served < elapsedMs * BUSY_REQUESTS_PER_MS) {
-        this.#busySinceMs = now;
-        this.#streak = 0;
-      }
-      this.#waitedMs = now;
-      this.#served = 0;
-    }
-    this.#isBusy = now - this.#busySinceMs > BUSY_FOR_MS && this.#streak >= BUSY_STREAK_REQUESTS;
-    return this.#isBusy;
+  /** A thread that blocks in ATTACH is woken by a signal; who calls this is not in it. */
+  interruptWait(): void {
+    this.#polledAttach?.interrupt();
   }
 
   /** @param result 0 or a negative errno. */
@@ -313,7 +252,7 @@ export class AcrnHsm implements Hsm {
 
   /** C: vm_notify_request_done. */
   notifyIoreqDone(vcpu: number): void {
-    this.#served++;
+    this.#polledAttach?.served();
     this.#notifyView.setUint32(AcrnIoreqNotify.offsets.vcpu, vcpu, true);
     for (;;) {
       const result = ioctlBytesOnce(this.#fd, Ioctl.NOTIFY_REQUEST_FINISH, this.#scratch.bytes);
@@ -436,6 +375,19 @@ export class AcrnHsm implements Hsm {
   #optional(name: IoctlName, argument: bigint | ArrayBufferView): boolean {
     return this.#try(name, argument) === 0;
   }
+}
+
+/** For so long, or until the signal comes. */
+function sleep(ms: number, ending?: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    const timeout = setTimeout(done, ms);
+    ending?.addEventListener('abort', done);
+    function done(): void {
+      clearTimeout(timeout);
+      ending?.removeEventListener('abort', done);
+      resolve();
+    }
+  });
 }
 
 /** `ivshmem hv:/shm_region_0 (2 MiB) at 00:08.0`. */

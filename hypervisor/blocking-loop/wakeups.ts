@@ -26,10 +26,15 @@ export class Wakeups {
   readonly #unwatch: () => void;
   readonly #unlisten: () => void;
   #turnRequested = false;
+  readonly #onTurnEnd: () => void;
   #worker: Worker | undefined;
-  #stopFd = -1;
+  #controlFd = -1;
+  /** Until when the watcher sleeps at most, as it was told. */
+  #watchedUntilMs = Number.POSITIVE_INFINITY;
 
-  constructor() {
+  /** @param onTurnEnd called at the end of each turn, the last thing before what waits for it goes on. */
+  constructor(onTurnEnd: () => void = () => {}) {
+    this.#onTurnEnd = onTurnEnd;
     this.#unwatch = watchFd(this.#turnEnd.fd, () => {
       this.#turnEnd.take();
       this.#endTurn();
@@ -40,14 +45,14 @@ export class Wakeups {
   /** Start watching. From now on {@link pending} becomes true when the event loop has something to do. */
   start(koffiPath: string): void {
     if (this.#worker !== undefined) return;
-    this.#stopFd = createEventfd({ blocking: true });
+    this.#controlFd = createEventfd({ blocking: true });
     // Not published yet: the descriptor just added is registered only in the first turn.
     Atomics.store(this.#words, Word.TimeoutMs, 0);
     const data: WatcherData = {
       words: this.#words,
       koffiPath,
       backendFd: eventLoopFd(),
-      stopFd: this.#stopFd,
+      controlFd: this.#controlFd,
       pid: process.pid,
       tid: threadId(),
       signal: KICK_SIGNAL,
@@ -72,16 +77,17 @@ export class Wakeups {
    * (From a setImmediate it would go on with Node's idle handle active, and libuv would never report a time to sleep.)
    * What a callback of this turn leaves to be done makes the descriptor ready again, or the time to sleep 0.
    */
-  async turn(): Promise<void> {
+  turn(): Promise<void> {
     this.#turnRequested = false;
     const kick = Atomics.load(this.#words, Word.Kicked);
-    await new Promise<void>((resolve) => {
-      this.#endTurn = resolve;
+    return new Promise<void>((resolve) => {
+      this.#endTurn = () => {
+        this.#publishTimeout(kick);
+        resolve();
+        this.#onTurnEnd();
+      };
       this.#turnEnd.signal();
     });
-    this.#publishTimeout();
-    Atomics.store(this.#words, Word.Answered, kick);
-    Atomics.notify(this.#words, Word.Answered);
   }
 
   /** The event loop has this thread to itself for a while: it needs no kicks until {@link endRest}. */
@@ -93,6 +99,7 @@ export class Wakeups {
     Atomics.store(this.#words, Word.Resting, 0);
     Atomics.notify(this.#words, Word.Resting);
     // What was published before is out of date.
+    this.#watchedUntilMs = Number.POSITIVE_INFINITY;
     this.#turnRequested = true;
   }
 
@@ -106,7 +113,7 @@ export class Wakeups {
     this.endRest();
     Atomics.store(this.#words, Word.Answered, Atomics.load(this.#words, Word.Kicked));
     Atomics.notify(this.#words, Word.Answered);
-    signalEventfd(this.#stopFd);
+    this.#wakeWatcher();
   }
 
   /** Stop watching and give everything back. Safe twice. */
@@ -118,15 +125,32 @@ export class Wakeups {
       this.stopNow();
       this.#worker = undefined;
       await ended;
-      closeFd(this.#stopFd);
+      closeFd(this.#controlFd);
     }
     this.#unlisten();
     this.#unwatch();
     this.#turnEnd.dispose();
   }
 
-  /** Node's own timers are not in the descriptor: tell the watcher how long it may sleep (-1: no timer). */
-  #publishTimeout(): void {
-    Atomics.store(this.#words, Word.TimeoutMs, eventLoopTimeoutMs());
+  /**
+   * Node's own timers are not in the descriptor: tell the watcher how long it may sleep (-1: no timer), and that its kick
+   * was answered. If it sleeps already, by what was published before, it has to look again where that is too late.
+   */
+  #publishTimeout(kick: number): void {
+    const words = this.#words;
+    const timeoutMs = eventLoopTimeoutMs();
+    const dueMs = timeoutMs < 0 ? Number.POSITIVE_INFINITY : performance.now() + timeoutMs;
+    Atomics.store(words, Word.TimeoutMs, timeoutMs);
+    if (Atomics.exchange(words, Word.Answered, kick) !== kick) {
+      Atomics.notify(words, Word.Answered);
+      this.#watchedUntilMs = dueMs;
+    } else if (dueMs < this.#watchedUntilMs) {
+      this.#wakeWatcher();
+      this.#watchedUntilMs = dueMs;
+    }
+  }
+
+  #wakeWatcher(): void {
+    if (this.#worker !== undefined) signalEventfd(this.#controlFd);
   }
 }

@@ -7,7 +7,8 @@ export interface WatcherData {
   readonly words: Int32Array;
   readonly koffiPath: string;
   readonly backendFd: number;
-  readonly stopFd: number;
+  /** An eventfd: there is something new in the words. */
+  readonly controlFd: number;
   readonly pid: number;
   readonly tid: number;
   readonly signal: number;
@@ -17,12 +18,15 @@ export function watcherThread(): void {
   // Not `require('…')`: a bundler would put something of the bundle's in its place.
   const load = require;
   const { workerData } = load('node:worker_threads') as { workerData: WatcherData };
-  const { words, koffiPath, backendFd, stopFd, pid, tid, signal } = workerData;
+  const { words, koffiPath, backendFd, controlFd, pid, tid, signal } = workerData;
   const library = load(koffiPath).load(null);
   const poll = library.func('int poll(void *, unsigned long, int)') as (...args: unknown[]) => number;
+  const read = library.func('int64_t read(int, void *, size_t)') as (...args: unknown[]) => number;
   const syscall = library.func('long syscall(long, long, long, long)') as (...args: unknown[]) => number;
   const SYS_TGKILL = 234;
   const POLLIN = 1;
+  /** Offset of the control descriptor's revents. */
+  const CONTROL_REVENTS = 14;
   /** Until the kick is answered it is repeated this often. */
   const REPEAT_MS = 0.2;
   const [KICKED, ANSWERED, TIMEOUT_MS, STOP, RESTING] = [0, 1, 2, 3, 4];
@@ -31,13 +35,18 @@ export function watcherThread(): void {
   const fds = new DataView(new ArrayBuffer(16));
   fds.setInt32(0, backendFd, true);
   fds.setInt16(4, POLLIN, true);
-  fds.setInt32(8, stopFd, true);
+  fds.setInt32(8, controlFd, true);
   fds.setInt16(12, POLLIN, true);
   const bytes = new Uint8Array(fds.buffer);
+  const count = new Uint8Array(8);
 
   while (Atomics.load(words, STOP as number) === 0) {
     poll(bytes, 2, Atomics.load(words, TIMEOUT_MS as number));
     if (Atomics.load(words, STOP as number) !== 0) break;
+    if (fds.getInt16(CONTROL_REVENTS, true) !== 0) {
+      read(controlFd, count, 8);
+      continue;
+    }
     if (Atomics.load(words, RESTING as number) !== 0) {
       Atomics.wait(words, RESTING as number, 1);
       continue;

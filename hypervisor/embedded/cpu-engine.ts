@@ -71,4 +71,6 @@ export interface CpuEngine {
   run(): undefined | Promise<void>;
   /** End the wait of `run`, if any. */
   wake(): void;
+  /** End `run` soon, whether it waits or the guest runs: called from inside `serve`, too. */
+  interrupt(): void;
 }

@@ -259,6 +259,10 @@ export class EmbeddedHsm implements Hsm {
     return this.#afterRun();
   }
 
+  interruptWait(): void {
+    this.#engine.interrupt();
+  }
+
   notifyIoreqDone(vcpu: number): void {
     this.#life.need('NOTIFY_REQUEST_FINISH');
     const slot = vcpu & 0xffff; // the driver's vCPU number is 16 bits wide

@@ -7,6 +7,8 @@ import { hostEventfds } from '../embedded/host-eventfds.ts';
 import { defaultRunDirectory, Neighbours } from '../embedded/neighbours.ts';
 import { derivedScenario, readScenario } from '../embedded/scenario.ts';
 import { vdevFactory } from '../embedded/vdevs.ts';
+import type { Hypervisor } from '../hypervisor.ts';
+import { TurnLoop } from '../turn-loop/loop.ts';
 import { SoftEngine } from './soft-engine.ts';
 
 export interface SoftHsmOptions {
@@ -15,6 +17,17 @@ export interface SoftHsmOptions {
   /** Where the VMs of this host meet; default: /run/acrn/soft for root, else under XDG_RUNTIME_DIR. */
   readonly runDirectory?: string;
   readonly onTripleFault?: () => void;
+}
+
+export function softHypervisor(): Hypervisor {
+  return {
+    kind: 'soft',
+    isPresent: () => true,
+    open: (config, log) => openSoftHsm({ config, log }),
+    loop: () => new TurnLoop({ hasSlices: true }),
+    // Its vCPU runs on whatever CPU is free.
+    cpus: () => ({ affinity: 0n, lapicIds: (count) => Array.from({ length: count }, (_, id) => id) }),
+  };
 }
 
 /**

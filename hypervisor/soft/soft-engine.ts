@@ -51,6 +51,8 @@ export class SoftEngine implements CpuEngine {
   #isBlocked = false;
   /** The device model served something in this slice: what it has to do at its end must not wait for the guest. */
   #hasServed = false;
+  /** The slice under way is to end: something else decides what happens next. */
+  #isInterrupted = false;
   /** The guest shut down, and that was reported. */
   #isShutDown = false;
   /** Thrown by the device model from inside an access; handed on when the CPU has come to a stop. */
@@ -195,6 +197,7 @@ export class SoftEngine implements CpuEngine {
     const cpu = this.#cpu;
     if (cpu === undefined || !this.#isRunning || this.#isShutDown) return this.#sleep(Number.POSITIVE_INFINITY);
     if (this.#isBlocked && this.#bus?.retire(0) === true) this.#isBlocked = false; // answered late, after all
+    this.#isInterrupted = false;
     const end = performance.now() + SLICE_MS;
     this.#hasServed = false;
     do {
@@ -204,7 +207,7 @@ export class SoftEngine implements CpuEngine {
         this.#failure = undefined;
         throw error;
       }
-      if (!this.#isRunning || this.#isBlocked) return undefined;
+      if (!this.#isRunning || this.#isBlocked || this.#isInterrupted) return undefined;
       if (turnEnd === 'shutdown') {
         this.#isShutDown = true;
         this.#bus?.tripleFault(0);
@@ -222,6 +225,12 @@ export class SoftEngine implements CpuEngine {
     const wakeUp = this.#wakeUp;
     this.#wakeUp = undefined;
     wakeUp?.();
+  }
+
+  interrupt(): void {
+    this.#isInterrupted = true;
+    this.#cpu?.stopSoon();
+    this.wake();
   }
 
   /** Until {@link wake}, or the time is over. */

@@ -2,18 +2,19 @@
  * Turns of the event loop for a thread that leaves it free while the guest idles: only a guest that is busy keeps it from
  * running. Then its descriptor is asked now and then, which costs a microsecond, where a turn costs dozens.
  */
-import { eventLoopFd } from '../../devicemodel/core/host/event-loop.ts';
+import { eventLoopFd, freshEventLoopTimeoutMs } from '../../devicemodel/core/host/event-loop.ts';
 import { onWatchAdded } from '../../devicemodel/core/host/fd-watch.ts';
 import { PollSet } from '../../devicemodel/core/host/poll.ts';
 
 /** Requests between two looks at the clock, where each is a short one. */
 const LOOK_EVERY = 32;
 const ASK_EVERY_MS = 2;
-/** Node's own timers do not show in the descriptor. */
-const TURN_EVERY_MS = 50;
+/** Microtasks and ticks show nowhere: a turn without a reason, that often. */
+const TURN_EVERY_MS = 10;
 
 export class EventLoopPoll {
   readonly #poll = new PollSet(1);
+  readonly #unlisten: () => void;
   readonly #lookEvery: number;
   #looks = 0;
   #askedMs = 0;
@@ -24,7 +25,7 @@ export class EventLoopPoll {
   constructor(lookEvery: number = LOOK_EVERY) {
     this.#lookEvery = lookEvery;
     this.#poll.watch(0, eventLoopFd());
-    onWatchAdded(() => this.requestTurn());
+    this.#unlisten = onWatchAdded(() => this.requestTurn());
   }
 
   get pending(): boolean {
@@ -34,7 +35,9 @@ export class EventLoopPoll {
     const now = performance.now();
     if (now - this.#askedMs < ASK_EVERY_MS) return false;
     this.#askedMs = now;
-    return now - this.#turnedMs > TURN_EVERY_MS || this.#poll.wait(1, 0) > 0;
+    if (now - this.#turnedMs > TURN_EVERY_MS || this.#poll.wait(1, 0) > 0) return true;
+    // Node's own timers and immediates do not show in the descriptor, but in the time the loop would sleep.
+    return freshEventLoopTimeoutMs() === 0;
   }
 
   /** Something was handed to the event loop that its descriptor does not show yet. */
@@ -46,5 +49,9 @@ export class EventLoopPoll {
     this.#turnRequested = false;
     await new Promise((resolve) => setImmediate(resolve));
     this.#turnedMs = performance.now();
+  }
+
+  dispose(): void {
+    this.#unlisten();
   }
 }

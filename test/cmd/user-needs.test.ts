@@ -6,9 +6,9 @@ import { describe, expect, test } from 'vitest';
 import { parseCommandLine } from '../../cmd/cli.ts';
 import { errorLines, exitCodeOf } from '../../cmd/report.ts';
 import { problemsOf } from '../../config/preflight.ts';
-import { affinityOf, vcpuLapicIds } from '../../devicemodel/core/host-madt.ts';
 import { HsmError } from '../../devicemodel/core/hsm/errors.ts';
 import { pciDrivers } from '../../devicemodel/hw/registry.ts';
+import { affinityOf, vcpuLapicIds } from '../../hypervisor/acrn/cpus.ts';
 
 const EPERM = 1;
 const EINVAL = 22;

@@ -6,9 +6,9 @@ import type { VmConfig } from '../../devicemodel/core/config.ts';
 import { HsmError } from '../../devicemodel/core/hsm/errors.ts';
 import type { HvVdev } from '../../devicemodel/core/hsm/vdev.ts';
 import { Log } from '../../devicemodel/core/log.ts';
-import { EventLoopClock, TimerQueue } from '../../devicemodel/core/timer-queue.ts';
 import { Vm } from '../../devicemodel/core/vm.ts';
 import { FakeHsm, type HsmMethod } from '../support/fake-hsm.ts';
+import { TestLoop } from '../support/test-loop.ts';
 
 const config: VmConfig = {
   name: 'vm1',
@@ -79,15 +79,7 @@ function makeBoard(parts: BoardParts, trace: string[], onSuspend: () => void): B
   };
 }
 
-/** Its wake-ups go to a thread that waits in the hypervisor, as those of POSIX timers do: nobody else runs it. */
-class SignallingClock extends TimerQueue {
-  protected override setWakeup(): void {}
-}
-
-function makeVm(
-  prepare: (hsm: FakeHsm, life: number) => void,
-  { clock = new EventLoopClock() as TimerQueue, onSuspend = () => {} } = {},
-) {
+function makeVm(prepare: (hsm: FakeHsm, life: number) => void, { onSuspend = () => {} } = {}) {
   const trace: string[] = [];
   const errors: string[] = [];
   const lives: FakeHsm[] = [];
@@ -128,8 +120,7 @@ function makeVm(
         dispose: () => void ramOut--,
       };
     },
-    clock,
-    turns: { pending: true, turn: () => new Promise((resolve) => setImmediate(resolve)) },
+    loop: new TestLoop(),
     log: new Log([{ maxLevel: 1, write: (_level, line) => void errors.push(line) }]),
   });
   return { vm, trace, errors, lives, ramOut: () => ramOut };
@@ -207,23 +198,6 @@ describe('order of calls', () => {
       cr0: 0x30n,
       cs: { selector: 0x9a01, base: 0x9a010n, limit: 0xffff, attributes: 0x9f },
     });
-  });
-
-  test('a timer that is due during S3 runs though nobody waits in the hypervisor, and can wake the VM', async () => {
-    const clock = new SignallingClock();
-    const { vm, lives } = makeVm(
-      (hsm) => {
-        void hsm.guest.outb(0x13, 1);
-        void hsm.guest.outb(0x10, 1);
-      },
-      { clock },
-    );
-    const alarm = clock.createTimer(() => vm.wake());
-    vm.on('state', (state) => {
-      if (state === 'suspended') alarm.arm(clock.nowNs() + 2_000_000);
-    });
-    await vm.run();
-    expect(methods(lives[0]).filter((m) => m === 'startVm')).toHaveLength(2);
   });
 
   test('an event at the very moment of going to sleep wakes the VM', async () => {

@@ -20,7 +20,7 @@ const kick = { fd: 0, address: 0x2010, sizeBytes: 2, space: 'pio', dataMatch: 0n
 
 let hsm: AcrnHsm;
 beforeEach(() => {
-  hsm = new AcrnHsm(openSync('/dev/null', 'r+'));
+  hsm = new AcrnHsm(openSync('/dev/null', 'r+'), true);
 });
 afterEach(() => hsm.close());
 

@@ -58,6 +58,7 @@ const IOCTL: { readonly [K in HsmMethod]: string } = {
   destroyIoreqClient: 'DESTROY_IOREQ_CLIENT',
   clearIoreqs: 'CLEAR_VM_IOREQ',
   waitForIoreqs: 'ATTACH_IOREQ_CLIENT',
+  interruptWait: 'a kick',
   notifyIoreqDone: 'NOTIFY_REQUEST_FINISH',
   createVdev: 'CREATE_VDEV',
   destroyVdev: 'DESTROY_VDEV',
@@ -236,6 +237,10 @@ class FakeEngine implements CpuEngine {
     const waiter = this.wakeWaiter;
     this.wakeWaiter = undefined;
     waiter?.();
+  }
+
+  interrupt(): void {
+    this.wake();
   }
 
   /** Hand the answers of completed slots to the guest. */

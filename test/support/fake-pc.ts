@@ -11,7 +11,6 @@ import type { VmConfig } from '../../devicemodel/core/config.ts';
 import { map } from '../../devicemodel/core/host/mapping.ts';
 import type { VcpuRegs } from '../../devicemodel/core/hsm/hsm.ts';
 import { Log, LogLevel } from '../../devicemodel/core/log.ts';
-import { EventLoopClock } from '../../devicemodel/core/timer-queue.ts';
 import { MiB } from '../../devicemodel/core/units.ts';
 import { Vm } from '../../devicemodel/core/vm.ts';
 import { pcBoard } from '../../devicemodel/hw/board.ts';
@@ -19,6 +18,7 @@ import type { HostTree } from '../../devicemodel/hw/pci/driver.ts';
 import { pciDrivers } from '../../devicemodel/hw/registry.ts';
 import { CharBackendPool } from '../../devicemodel/hw/uart/backends/pool.ts';
 import { FakeHsm } from './fake-hsm.ts';
+import { EventLoopClock, TestLoop } from './test-loop.ts';
 
 const MEMORY_BYTES = 128 * MiB;
 /** Not cleared between machines: no test here looks at what a guest would find in it. */
@@ -116,8 +116,7 @@ export function makePc(
         },
       };
     },
-    clock,
-    turns: { pending: false, turn: async () => {} },
+    loop: new TestLoop({ clock, hasTurns: false }),
     log,
   });
   return {

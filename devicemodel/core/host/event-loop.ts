@@ -17,3 +17,9 @@ export function eventLoopFd(): number {
 export function eventLoopTimeoutMs(): number {
   return native('int uv_backend_timeout(uintptr_t)')(defaultLoop());
 }
+
+/** As {@link eventLoopTimeoutMs}, for a thread that kept the event loop from looking at the clock. */
+export function freshEventLoopTimeoutMs(): number {
+  native('void uv_update_time(uintptr_t)')(defaultLoop());
+  return eventLoopTimeoutMs();
+}

@@ -112,7 +112,8 @@ export interface Hsm {
   /** The 4096-byte request page, struct acrn_io_request_buffer. Valid from `createVm` on. */
   readonly ioreqPage: Uint8Array;
 
-  createVm(spec: VmSpec): Promise<{ readonly vmid: number; readonly vcpuCount: number }>;
+  /** @param ending gives up waiting for a VM that cannot be had yet; then the signal's reason is thrown. */
+  createVm(spec: VmSpec, ending?: AbortSignal): Promise<{ readonly vmid: number; readonly vcpuCount: number }>;
   startVm(): void;
   pauseVm(): void;
   resetVm(): void;
@@ -132,6 +133,8 @@ export interface Hsm {
    * A promise is returned only by engines that have nothing to run until something else happens on the event loop.
    */
   waitForIoreqs(serve: () => void): WaitResult | Promise<WaitResult>;
+  /** End the wait under way with `idle`; from inside `serve`, no more of the guest is run than cannot be helped. */
+  interruptWait(): void;
   notifyIoreqDone(vcpu: number): void;
 
   createVdev(vdev: HvVdev): void;

@@ -3,10 +3,10 @@ import { parseLpc } from '../../../config/slot.ts';
 import type { AcpiInput } from '../../../devicemodel/core/firmware/acpi-tables.ts';
 import { readCpuStates } from '../../../devicemodel/core/firmware/cpu-states.ts';
 import type { MpInput } from '../../../devicemodel/core/firmware/mptable.ts';
-import { affinityOf, vcpuLapicIds } from '../../../devicemodel/core/host-madt.ts';
 import type { CpuStateQuery } from '../../../devicemodel/core/hsm/hsm.ts';
 import type { IntxRoute } from '../../../devicemodel/hw/pci/host-aml.ts';
 import { SCI_GSI } from '../../../devicemodel/hw/platform/pm.ts';
+import { affinityOf, vcpuLapicIds } from '../../../hypervisor/acrn/cpus.ts';
 import { pcAcpiInput } from '../../support/pc-tables.ts';
 import { optionValues, RECORDED_HOST_LAPIC_IDS, type RecordedCase } from '../../support/recorded-cases.ts';
 

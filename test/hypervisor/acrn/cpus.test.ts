@@ -1,7 +1,7 @@
 import * as fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { ConfigError, ExitCode, HostError } from '../../devicemodel/core/errors.ts';
-import { affinityOf, parseMadt, readHostMadt, vcpuLapicIds } from '../../devicemodel/core/host-madt.ts';
+import { ConfigError, ExitCode, HostError } from '../../../devicemodel/core/errors.ts';
+import { affinityOf, parseMadt, readHostMadt, vcpuLapicIds } from '../../../hypervisor/acrn/cpus.ts';
 
 /** ACPI 6.5 §5.2.12: 36 bytes of header, 8 of the MADT's own, entries. */
 function madt(...entries: number[][]): Uint8Array {

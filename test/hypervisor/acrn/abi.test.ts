@@ -4,9 +4,12 @@ import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
-import * as abi from '../../../devicemodel/core/hsm/abi.ts';
+import * as sharedAbi from '../../../devicemodel/core/hsm/abi.ts';
 import { AcrnVdev } from '../../../devicemodel/core/hsm/vdev.ts';
+import * as ioctlAbi from '../../../hypervisor/acrn/abi.ts';
 import { encodeVcpuRegs } from '../../../hypervisor/acrn/acrn-hsm.ts';
+
+const abi = { ...sharedAbi, ...ioctlAbi };
 
 const hasCompiler = spawnSync('gcc', ['--version']).status === 0 && existsSync('/usr/include/linux/acrn.h');
 

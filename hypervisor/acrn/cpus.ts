@@ -4,7 +4,10 @@
  * start from physical CPU 0 in the hypervisor's own order.
  */
 import fs from 'node:fs';
-import { ConfigError, ExitCode, HostError } from './errors.ts';
+import type { VmConfig } from '../../devicemodel/core/config.ts';
+import { ConfigError, ExitCode, HostError } from '../../devicemodel/core/errors.ts';
+import type { Log } from '../../devicemodel/core/log.ts';
+import type { VcpuPlacement } from '../hypervisor.ts';
 
 export const HOST_MADT_PATH = '/sys/firmware/acpi/tables/APIC';
 
@@ -105,4 +108,16 @@ export function vcpuLapicIds(bitmap: bigint, vcpuCount: number, hostLapicIds: re
     );
   }
   return ids;
+}
+
+/** The placement of a VM on ACRN. @throws ConfigError or HostError, while there is no VM yet. */
+export function acrnCpus(config: VmConfig, log: Log): VcpuPlacement {
+  const hostIds = readHostMadt();
+  const { bitmap, unknownIds } = affinityOf(config.cpuAffinity, hostIds);
+  if (unknownIds.length > 0) {
+    log.warn(`--cpu_affinity: no CPU has local APIC id ${unknownIds.join(', ')}; this host has ${hostIds.join(', ')}`);
+  }
+  // Refused here rather than when the tables are written.
+  vcpuLapicIds(bitmap, 1, hostIds);
+  return { affinity: bitmap, lapicIds: (count) => vcpuLapicIds(bitmap, count, hostIds) };
 }

@@ -1,0 +1,44 @@
+/**
+ * How one thread shares itself between the guest and the host. Each hypervisor brings its own loop, because it depends
+ * on what the thread waits in: hypervisor/blocking-loop (a system call that a signal ends) or hypervisor/turn-loop (the
+ * guest runs on this thread, or waits on another one, and the event loop is free while it idles).
+ */
+import type { Clock } from './clock.ts';
+import { HostError } from './errors.ts';
+import type { Hsm, WaitResult } from './hsm/hsm.ts';
+
+/** What a loop knows of the device model: the request page is to be looked at. */
+export interface RequestServer {
+  /** Serve every pending request once. May be handed on to the hypervisor: it needs no `this`. */
+  readonly serve: () => unknown;
+}
+
+export interface GuestLoop {
+  /** Time for devices. Its timers run on this thread, between two requests. */
+  readonly clock: Clock;
+  /**
+   * One step. The event loop has its turn first, if anything is due there: microtasks and immediates included. Otherwise
+   * wait for the guest, serve it, and run the timers that are due.
+   * @returns a promise only when the thread is given away: a request that needs no turn costs none.
+   * @throws HostError when the hypervisor closed the request client.
+   */
+  next(hsm: Hsm, server: RequestServer): undefined | Promise<void>;
+  /** Something was handed to the event loop that its descriptor does not show yet: a turn comes before the next wait. */
+  requestTurn(): void;
+  /**
+   * The guest runs: bring up what it does not need at once. `onQuiet` is called when its first moments are over, for
+   * others who can wait that long. Another call replaces the earlier one.
+   */
+  started(onQuiet: () => void): void;
+  /** The guest stands still until `work` has settled: the event loop has the thread, and timers go on. */
+  rest<T>(work: Promise<T>): Promise<T>;
+  /** The process is about to go: let no thread of ours keep it. Synchronous. */
+  stopNow(): void;
+  /** Give everything back. Safe twice. */
+  stop(): Promise<void>;
+}
+
+/** @throws HostError if the wait ended for good. */
+export function checkNotClosed(result: WaitResult): void {
+  if (result === 'closed') throw new HostError('the hypervisor closed the request client while the VM ran', 0);
+}

@@ -1,0 +1,374 @@
+/**
+ * One life of a VM: what one HSM descriptor stands for, from CREATE_VM to DESTROY_VM. A system reset and a suspend stay
+ * within a life; a full reset needs another one.
+ */
+import type { Board, BoardFactory } from './board.ts';
+import type { GuestSoftware } from './boot/loader.ts';
+import type { VmConfig } from './config.ts';
+import type { PowerEvent } from './device.ts';
+import { Disposer } from './disposer.ts';
+import { ExitCode, HostError } from './errors.ts';
+import type { GuestLoop } from './guest-loop.ts';
+import { allocateGuestRam, type GuestRam, type RamRequest } from './guest-ram.ts';
+import { type Mapping, map } from './host/mapping.ts';
+import { GuestFlag, type Hsm, type HsmOpener, type VcpuRegs } from './hsm/hsm.ts';
+import { initSharedBuffer } from './hsm/shared-buffer.ts';
+import { IntrMonitor } from './intr-monitor.ts';
+import { MmioBus, PioBus } from './io-bus.ts';
+import { IOREQ_SLOTS } from './ioreq-page.ts';
+import { IoreqServer } from './ioreq-server.ts';
+import { Layout } from './layout.ts';
+import type { Log } from './log.ts';
+import { GuestMemory } from './memory.ts';
+import type { PowerState } from './power.ts';
+import { VmEventSource } from './vm-event-source.ts';
+import type { VmEvent } from './vm-events.ts';
+import { newWaits, type Waits } from './waits.ts';
+
+export interface VmParts {
+  readonly openHsm: HsmOpener;
+  readonly makeBoard: BoardFactory;
+  readonly software: Pick<GuestSoftware, 'regions' | 'load' | 'save'>;
+  readonly cpuAffinity: bigint;
+  /** Where guest RAM comes from unless the engine has its own; default: the host's huge pages. */
+  readonly allocateRam?: (regions: readonly RamRequest[]) => GuestRam;
+  /** Of the hypervisor that `openHsm` opens; the VM does not stop it. */
+  readonly loop: GuestLoop;
+  /** What the hypervisor tells about the guest; devices have events of their own. */
+  readonly onVmEvent?: (event: VmEvent) => void;
+  readonly log: Log;
+}
+
+export type VmState = 'created' | 'running' | 'paused' | 'suspended' | 'ended';
+
+const PAGE_BYTES = 4096;
+/** Real-mode start at the ACPI waking vector (ACPI 6.4 §16.3.1.1): CS:IP = vector>>4 : 0, flat descriptor tables. */
+const REAL_MODE = { csAttributes: 0x9f, limit: 0xffff, cr0: 0x30n } as const;
+
+export class Life {
+  readonly #config: VmConfig;
+  readonly #parts: VmParts;
+  readonly #enter: (state: VmState) => void;
+  readonly #undo = new Disposer();
+  readonly #events: VmEventSource;
+  readonly #waits: Waits;
+  #failure: Error | undefined;
+  #hsm: Hsm | undefined;
+  #memory: GuestMemory | undefined;
+  #server: IoreqServer | undefined;
+  #board: Board | undefined;
+  #vcpuCount = 0;
+  #startRegs: VcpuRegs | undefined;
+  readonly #power: PowerState;
+  /** Ends S3. */
+  #wakeUp: (() => void) | undefined;
+  /** Whether the hypervisor knows of this VM, or refused it. */
+  hasAskedForVm = false;
+  /** PAUSE_VM was done and the VM did not run since. */
+  #isPaused = false;
+  #isReset = false;
+
+  constructor(config: VmConfig, parts: VmParts, power: PowerState, enter: (state: VmState) => void) {
+    this.#config = config;
+    this.#parts = parts;
+    this.#power = power;
+    this.#enter = enter;
+    this.#events = new VmEventSource({ log: parts.log, onEvent: (event) => parts.onVmEvent?.(event) });
+    power.onRequest = (event) => this.#onPowerRequest(event);
+    power.onForce = () => this.#waits.patience.force();
+    this.#waits = newWaits((error) => {
+      this.#failure ??= error;
+      this.#stir();
+    }, config.ioTimeoutMs);
+  }
+
+  get board(): Board | undefined {
+    return this.#board;
+  }
+
+  wake(): void {
+    this.#wakeUp?.();
+  }
+
+  /**
+   * From nothing to a VM that could be started: the order is the C device model's.
+   * @throws PowerOffRequested if it is not wanted any more; what was done so far is undone by {@link end}.
+   */
+  async configure(): Promise<void> {
+    const hsm = await this.#createVm();
+    await this.#plugIn(hsm);
+  }
+
+  async #createVm(): Promise<Hsm> {
+    const { log } = this.#parts;
+    const regions = this.#ramRegions();
+    const hsm = await this.#parts.openHsm();
+    this.#hsm = hsm;
+    this.#undo.defer(() => hsm.close());
+    this.#power.checkWanted();
+    // Stopped after DESTROY_VM: until then the hypervisor may write to its page.
+    this.#undo.defer(() => this.#events.stop());
+    const allocate = this.#parts.allocateRam ?? ((wanted) => allocateGuestRam(wanted, !this.#config.rtvm, log));
+    const ram = hsm.engineRam === undefined ? allocate(regions) : undefined;
+    if (ram !== undefined) this.#undo.add(ram);
+
+    this.hasAskedForVm = true;
+    const spec = { name: this.#config.name, flags: vmFlags(this.#config), cpuAffinity: this.#parts.cpuAffinity };
+    const { vcpuCount } = await hsm.createVm(spec, this.#power.ending);
+    this.#undo.defer(() => this.#destroy(hsm));
+    this.#power.checkWanted();
+    this.#vcpuCount = vcpuCount;
+    if (vcpuCount < 1 || vcpuCount > IOREQ_SLOTS) {
+      throw new HostError(`the hypervisor gave this VM ${vcpuCount} vCPUs, 1 to ${IOREQ_SLOTS} can run`, 0, {
+        exitCode: ExitCode.Unavailable,
+        hint: 'check --cpu_affinity (local APIC ids of this machine) and the cpu_affinity of the scenario',
+      });
+    }
+    if (hsm.asyncio !== undefined) {
+      const page = this.#sharedPage('asyncio page', 8);
+      if (!hsm.asyncio.setup(page.address)) log.info('asyncio is not offered by this kernel or hypervisor');
+    }
+
+    const chunks =
+      ram?.chunks ?? hsm.engineRam?.allocate(regions.map((r) => ({ base: r.base, size: r.sizeBytes }))) ?? [];
+    for (const segment of ram?.segments ?? []) hsm.mapRam(segment);
+    const memory = new GuestMemory(chunks);
+    this.#memory = memory;
+    this.#undo.defer(() => this.#parts.software.save(memory));
+    return hsm;
+  }
+
+  async #plugIn(hsm: Hsm): Promise<void> {
+    const { log, loop, software } = this.#parts;
+    const { clock } = loop;
+    const vcpuCount = this.#vcpuCount;
+    const memory = this.#memory as GuestMemory;
+    if (this.#config.intrMonitor !== undefined && hsm.intrMonitor !== undefined) {
+      const monitor = new IntrMonitor({ config: this.#config.intrMonitor, ability: hsm.intrMonitor, clock, log });
+      monitor.start();
+      // Stopped when the VM is paused already: it ends a delay that is under way.
+      this.#undo.defer(() => monitor.stop());
+    }
+    const pio = new PioBus();
+    const mmio = new MmioBus();
+    const board = await this.#parts.makeBoard({
+      config: this.#config,
+      hsm,
+      memory,
+      pio,
+      mmio,
+      clock,
+      vcpuCount,
+      log,
+      power: this.#power,
+      waits: this.#waits,
+      onStopRequest: (listener) => this.#power.onEnding(listener),
+      undo: this.#undo,
+    });
+    this.#board = board;
+    this.#power.checkWanted();
+    await board.start();
+    this.#power.checkWanted();
+    if (hsm.vmEvents !== undefined && !this.#events.start(hsm.vmEvents)) {
+      log.info('vm events are not offered by this kernel or hypervisor');
+    }
+    board.writeTables();
+    this.#startRegs = software.load(memory);
+    hsm.setVcpuRegs(0, this.#startRegs);
+    const { holds } = this.#waits;
+    const pci = board.pciConfig;
+    this.#server = new IoreqServer({ hsm, pio, mmio, pci, vcpuCount, holds, log: log.child('ioreq') });
+  }
+
+  start(): void {
+    const hsm = this.#hsm as Hsm;
+    hsm.createIoreqClient();
+    this.#undo.defer(() => hsm.destroyIoreqClient());
+    this.#undo.defer(() => this.#pause(hsm));
+    this.#run(hsm);
+    this.#board?.guestStarted?.();
+  }
+
+  /** Serve the guest until an event ends this life. @throws PowerOffRequested in the middle of a reset. */
+  async run(): Promise<PowerEvent> {
+    const hsm = this.#hsm as Hsm;
+    const server = this.#server as IoreqServer;
+    const board = this.#board as Board;
+    const power = this.#power;
+    const { loop } = this.#parts;
+    const { holds } = this.#waits;
+    for (;;) {
+      while (power.event === undefined) {
+        if (this.#failure !== undefined) throw this.#failure;
+        const turn = holds.isHolding ? this.#serveOthers(server) : loop.next(hsm, server);
+        // Awaiting a plain value would cost a turn of the microtask queue for every request.
+        if (turn !== undefined) await turn;
+        board.flush();
+      }
+      const { event } = power;
+      power.begin();
+      if (event.kind === 'system-reset') await this.#systemReset(event.reason);
+      else if (event.kind === 'suspend') await this.#suspend();
+      else return event;
+    }
+  }
+
+  #onPowerRequest(event: PowerEvent): void {
+    // The vCPU that asked must not run on: its request is dropped by CLEAR_VM_IOREQ instead of completed.
+    if (this.#server !== undefined) {
+      this.#server.holdCompletions = event.kind === 'system-reset' || event.kind === 'suspend';
+    }
+    this.#stir();
+  }
+
+  /** Whatever is waited for: there is something to look at. */
+  #stir(): void {
+    this.#hsm?.interruptWait();
+    this.#wakeUp?.();
+  }
+
+  /** While a device makes a vCPU wait, nobody can wait in the hypervisor: see request-holds.ts. */
+  async #serveOthers(server: IoreqServer): Promise<void> {
+    await this.#parts.loop.rest(this.#waits.holds.rest());
+    server.serve();
+  }
+
+  /** What devices lent to others comes back. The thread is the event loop's meanwhile. @throws StorageHangError */
+  async #settle(): Promise<void> {
+    const settled = this.#board?.settle();
+    if (settled !== undefined) await this.#parts.loop.rest(settled);
+  }
+
+  /** Release everything. @throws StorageHangError; AggregateError with what could not be. */
+  async end(isReset: boolean): Promise<void> {
+    this.#isReset = isReset;
+    await this.#settle();
+    await this.#undo.run();
+  }
+
+  /** Synchronous, for a process that dies; failures do not matter any more. */
+  abandon(): void {
+    const hsm = this.#hsm;
+    this.#hsm = undefined;
+    for (const step of [() => hsm?.pauseVm(), () => hsm?.destroyVm(), () => hsm?.close()]) {
+      try {
+        step();
+      } catch {
+        // there is nobody left to tell
+      }
+    }
+  }
+
+  /** CF9 = 6 and the like: same VM, same memory contents, devices and CPU from the start. */
+  async #systemReset(reason: string): Promise<void> {
+    this.#parts.log.rationed('notice', () => `system reset: ${reason}`);
+    const hsm = this.#hsm as Hsm;
+    const board = this.#board as Board;
+    const memory = this.#memory as GuestMemory;
+    this.#pause(hsm);
+    hsm.clearIoreqs();
+    await this.#settle();
+    this.#parts.software.save(memory);
+    await this.#parts.loop.rest(board.reset());
+    this.#power.checkWanted();
+    // Compat: C re-creates its hypervisor devices while the VM is paused, which the hypervisor refuses: they are lost.
+    // RESET_VM first brings the VM back to the state in which devices may be created.
+    hsm.resetVm();
+    board.restore();
+    board.writeTables();
+    this.#startRegs = this.#parts.software.load(memory);
+    hsm.setVcpuRegs(0, this.#startRegs);
+    (this.#server as IoreqServer).holdCompletions = false;
+    this.#run(hsm);
+  }
+
+  /** S3: pause until someone wakes the VM, then start it at the waking vector the guest left in the FACS. */
+  async #suspend(): Promise<void> {
+    const hsm = this.#hsm as Hsm;
+    const board = this.#board as Board;
+    // Before anything else: from here on an event wakes the VM, and so does the wish to end it.
+    const awake = new Promise<void>((resolve) => {
+      this.#wakeUp = resolve;
+    });
+    this.#pause(hsm);
+    await this.#settle();
+    board.suspend();
+    hsm.clearIoreqs();
+    this.#enter('suspended');
+    await this.#parts.loop.rest(awake);
+    this.#wakeUp = undefined;
+    // Asked to power off while asleep: nothing to resume.
+    if (this.#power.event !== undefined) return;
+    board.resume();
+    hsm.resetVm();
+    hsm.setVcpuRegs(0, this.#wakeRegs());
+    (this.#server as IoreqServer).holdCompletions = false;
+    this.#run(hsm);
+  }
+
+  /** Firmware starts at its reset vector again and finds its own way; a kernel is entered where it asked. */
+  #wakeRegs(): VcpuRegs {
+    const start = this.#startRegs as VcpuRegs;
+    if (this.#config.boot?.kind === 'ovmf') return start;
+    const vector = (this.#memory as GuestMemory).readU32(Layout.acpiWakingVector);
+    const selector = (vector >>> 4) & 0xffff;
+    return {
+      ...start,
+      rip: 0n,
+      cr0: REAL_MODE.cr0,
+      cs: { selector, base: BigInt(selector) << 4n, limit: REAL_MODE.limit, attributes: REAL_MODE.csAttributes },
+      gdt: { base: 0n, limit: REAL_MODE.limit },
+      idt: { base: 0n, limit: REAL_MODE.limit },
+    };
+  }
+
+  #run(hsm: Hsm): void {
+    hsm.startVm();
+    this.#power.isGuestRunning = true;
+    this.#isPaused = false;
+    this.#enter('running');
+  }
+
+  #pause(hsm: Hsm): void {
+    if (this.#isPaused) return;
+    hsm.pauseVm();
+    this.#isPaused = true;
+    this.#enter('paused');
+  }
+
+  /**
+   * The hypervisor destroys only what is paused; after a failed start it is not yet. Like C, pause once more unless the
+   * VM is about to be created again.
+   */
+  #destroy(hsm: Hsm): void {
+    try {
+      if (!this.#isReset) hsm.pauseVm();
+    } finally {
+      this.#hsm = undefined;
+      hsm.destroyVm();
+    }
+  }
+
+  #ramRegions(): RamRequest[] {
+    const { memoryBytes } = this.#config;
+    const low = Math.min(memoryBytes, Layout.lowRamLimit);
+    const regions: RamRequest[] = [{ base: 0, sizeBytes: low }, ...this.#parts.software.regions];
+    if (memoryBytes > low) regions.push({ base: Layout.highRamBase, sizeBytes: memoryBytes - low });
+    return regions;
+  }
+
+  #sharedPage(what: string, elementBytes: number): Mapping {
+    const page = this.#undo.add(map(PAGE_BYTES, what));
+    initSharedBuffer(page.bytes, elementBytes);
+    return page;
+  }
+}
+
+function vmFlags(config: VmConfig): bigint {
+  let flags = 0n;
+  if (config.trusty) flags |= GuestFlag.SecureWorldEnabled;
+  // --rtvm implies local APIC passthrough in C as well; a "soft" RTVM cannot be asked for.
+  if (config.lapicPt) flags |= GuestFlag.LapicPassthrough | GuestFlag.PmuPassthrough;
+  if (config.lapicPt || config.rtvm) flags |= GuestFlag.Rt | GuestFlag.IoCompletionPolling;
+  return flags;
+}

@@ -1,0 +1,87 @@
+/**
+ * What is to become of the VM: asked by the guest, by the operator, or by whoever embeds it. It belongs to the VM and not
+ * to one of its lives, so that the wish to end counts before the first life, while one is built, between two, and in S3.
+ */
+import type { PowerControl, PowerEvent } from './device.ts';
+
+/** Thrown where a VM is being built or rebuilt and was told to end: the way out to {@link PowerState.event}. */
+export class PowerOffRequested extends Error {
+  constructor(reason: string) {
+    super(reason);
+    this.name = 'PowerOffRequested';
+  }
+}
+
+export class PowerState implements PowerControl {
+  readonly #ending = new AbortController();
+  #event: PowerEvent | undefined;
+  #forced: PowerEvent | undefined;
+  /** Whether a guest runs that could be reset or suspended. */
+  isGuestRunning = false;
+  /** Why the guest was asked to shut down: then it need not come up again, and a reset of its own accord is the end. */
+  shutdownReason: string | undefined;
+  /** Called after every request that counts. */
+  onRequest: ((event: PowerEvent) => void) | undefined;
+  /** The end is not to wait for storage; called once. */
+  onForce: (() => void) | undefined;
+
+  /**
+   * The first event counts, but power-off overrides what is not under way yet, and is never taken back. Resets and
+   * suspends count only while the guest runs: there is nothing else to which they could be done.
+   */
+  request(asked: PowerEvent): void {
+    const event = this.#inShutdown(asked);
+    if (event.kind === 'poweroff' && event.isForced === true && this.#forced === undefined) {
+      this.#forced = event;
+      this.onForce?.();
+    }
+    if (this.#event?.kind === 'poweroff') return;
+    if (event.kind !== 'poweroff' && (this.#event !== undefined || !this.isGuestRunning)) return;
+    this.#event = event;
+    if (event.kind === 'poweroff') this.#ending.abort(new PowerOffRequested(event.reason));
+    this.onRequest?.(event);
+  }
+
+  #inShutdown(event: PowerEvent): PowerEvent {
+    const isReset = event.kind === 'full-reset' || event.kind === 'system-reset';
+    if (this.shutdownReason === undefined || !isReset) return event;
+    return { kind: 'poweroff', reason: `${this.shutdownReason}, and the guest reset itself` };
+  }
+
+  /** What is to be done next. */
+  get event(): PowerEvent | undefined {
+    return this.#event;
+  }
+
+  /** The end that was asked for by force, beside {@link event}. */
+  get forced(): PowerEvent | undefined {
+    return this.#forced;
+  }
+
+  get isEnding(): boolean {
+    return this.#ending.signal.aborted;
+  }
+
+  /** Aborted once the VM is to end; its reason is a {@link PowerOffRequested}. */
+  get ending(): AbortSignal {
+    return this.#ending.signal;
+  }
+
+  /** The reset or suspend that was asked for is under way. */
+  begin(): void {
+    this.isGuestRunning = false;
+    if (this.#event?.kind !== 'poweroff') this.#event = undefined;
+  }
+
+  /** Hear of the wish to end. @returns takes the listener away. */
+  onEnding(listener: () => void): () => void {
+    const { signal } = this.#ending;
+    signal.addEventListener('abort', listener, { once: true });
+    return () => signal.removeEventListener('abort', listener);
+  }
+
+  /** A place where work that takes long looks whether it is still wanted. @throws PowerOffRequested */
+  checkWanted(): void {
+    this.ending.throwIfAborted();
+  }
+}

@@ -1,0 +1,18 @@
+/** ACRN: the hypervisor below the driver behind /dev/acrn_hsm. */
+import { BlockingLoop } from '../blocking-loop/loop.ts';
+import type { Hypervisor } from '../hypervisor.ts';
+import { TurnLoop } from '../turn-loop/loop.ts';
+import { findHsmNode, openAcrnHsm } from './acrn-hsm.ts';
+import { acrnCpus } from './cpus.ts';
+import { isWaitInterruptible } from './polled-attach.ts';
+
+export function acrnHypervisor(): Hypervisor {
+  const isInterruptible = isWaitInterruptible();
+  return {
+    kind: 'acrn',
+    isPresent: () => findHsmNode() !== undefined,
+    open: async () => openAcrnHsm(isInterruptible),
+    loop: () => (isInterruptible ? new BlockingLoop() : new TurnLoop({ hasSlices: false })),
+    cpus: acrnCpus,
+  };
+}

@@ -1,0 +1,78 @@
+/**
+ * The loop of a thread that blocks while it waits for the guest. One request is one system call there; everything else
+ * that wants the thread kicks it out of the call: see wakeups.ts.
+ */
+import { createRequire } from 'node:module';
+import type { Timer } from '../../devicemodel/core/clock.ts';
+import { BugError } from '../../devicemodel/core/errors.ts';
+import { checkNotClosed, type GuestLoop, type RequestServer } from '../../devicemodel/core/guest-loop.ts';
+import { installKickSignal } from '../../devicemodel/core/host/signals.ts';
+import type { Hsm } from '../../devicemodel/core/hsm/hsm.ts';
+import { AsyncWork } from './async-work.ts';
+import { SystemClock } from './system-clock.ts';
+import { Wakeups } from './wakeups.ts';
+
+/** The guest runs first; what it does not need at once (the watcher thread, control sockets) is started this much later. */
+const AFTER_START_NS = 2_000_000;
+
+export class BlockingLoop implements GuestLoop {
+  readonly clock: SystemClock;
+  readonly #work = new AsyncWork();
+  /** What was started during a turn has run, or shows in the descriptor or in the time to sleep. */
+  readonly #wakeups = new Wakeups(() => {
+    this.#work.isStarted = false;
+  });
+  readonly #quiet: Timer;
+  #onQuiet: () => void = () => {};
+
+  /** @throws HostError */
+  constructor() {
+    installKickSignal();
+    this.clock = new SystemClock();
+    this.#quiet = this.clock.createTimer(() => {
+      this.#wakeups.start(createRequire(import.meta.url).resolve('koffi'));
+      this.#onQuiet();
+    });
+  }
+
+  next(hsm: Hsm, server: RequestServer): undefined | Promise<void> {
+    if (this.#work.isStarted || this.#wakeups.pending) return this.#wakeups.turn();
+    const result = hsm.waitForIoreqs(server.serve);
+    if (result instanceof Promise) throw new BugError('a wait that does not block, in the loop for one that does');
+    checkNotClosed(result);
+    server.serve();
+    this.clock.runDue();
+    return undefined;
+  }
+
+  requestTurn(): void {
+    this.#wakeups.requestTurn();
+  }
+
+  started(onQuiet: () => void): void {
+    this.#onQuiet = onQuiet;
+    this.#quiet.arm(this.clock.nowNs() + AFTER_START_NS);
+  }
+
+  async rest<T>(work: Promise<T>): Promise<T> {
+    this.#wakeups.rest();
+    this.clock.rest();
+    try {
+      return await work;
+    } finally {
+      this.clock.endRest();
+      this.#wakeups.endRest();
+    }
+  }
+
+  stopNow(): void {
+    this.#wakeups.stopNow();
+  }
+
+  async stop(): Promise<void> {
+    this.#quiet.cancel();
+    this.#work.dispose();
+    await this.#wakeups.stop();
+    this.clock.dispose();
+  }
+}

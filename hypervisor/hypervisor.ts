@@ -1,0 +1,27 @@
+/** What a hypervisor brings: a way to open a VM on it, a loop that knows how to wait for one, and CPUs. */
+import type { VmConfig } from '../devicemodel/core/config.ts';
+import type { GuestLoop } from '../devicemodel/core/guest-loop.ts';
+import type { Hsm } from '../devicemodel/core/hsm/hsm.ts';
+import type { Log } from '../devicemodel/core/log.ts';
+
+export type { GuestLoop } from '../devicemodel/core/guest-loop.ts';
+
+/** On which CPUs a VM runs, and how its own CPUs are called. */
+export interface VcpuPlacement {
+  /** Bit n = physical CPU n; 0: the hypervisor decides. */
+  readonly affinity: bigint;
+  /** Local APIC ids of `count` vCPUs, for the tables. @throws ConfigError if the placement names too few. */
+  readonly lapicIds: (count: number) => readonly number[];
+}
+
+export interface Hypervisor {
+  readonly kind: 'acrn' | 'kvm' | 'soft';
+  /** Whether this host has it; asked when the user left the choice to us. */
+  isPresent(): boolean;
+  /** A handle for one life of a VM: called again for every full reset. @throws HostError or ConfigError. */
+  open(config: VmConfig, log: Log): Promise<Hsm>;
+  /** The loop for one VM on this thread. @throws HostError */
+  loop(): GuestLoop;
+  /** Before there is a VM. @throws ConfigError or HostError if the CPUs asked for cannot be had. */
+  cpus(config: VmConfig, log: Log): VcpuPlacement;
+}

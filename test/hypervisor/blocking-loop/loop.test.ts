@@ -1,0 +1,138 @@
+/**
+ * The loop of a thread that blocks. The wait here is a real system call of this thread that only a signal, or the time,
+ * brings to an end; "starves" is a wait that lasted to its time.
+ */
+import { afterEach, beforeEach, expect, test } from 'vitest';
+import { interruptibleCall } from '../../../devicemodel/core/host/libc.ts';
+import type { Hsm } from '../../../devicemodel/core/hsm/hsm.ts';
+import { BlockingLoop } from '../../../hypervisor/blocking-loop/loop.ts';
+
+const WAIT_MS = 3000;
+
+let loop: BlockingLoop;
+/** What the guest does in its n-th request; after the last one it idles. */
+let requests: Array<() => void>;
+let starved: boolean;
+let serves: number;
+
+beforeEach(async () => {
+  requests = [];
+  starved = false;
+  serves = 0;
+  loop = new BlockingLoop();
+  // The watcher is there, and has nothing to do.
+  await new Promise<void>((resolve) => {
+    loop.started(resolve);
+    const timeout = setInterval(() => loop.clock.runDue(), 1);
+    loop.clock.createTimer(() => clearInterval(timeout)).arm(loop.clock.nowNs() + 3e6);
+  });
+});
+afterEach(() => loop.stop());
+
+const poll = interruptibleCall<[fds: null, count: number, timeoutMs: number]>('int poll(void *, unsigned long, int)');
+const hsm = {
+  waitForIoreqs: () => {
+    if (requests.length > 0) return 'pending';
+    if (poll(null, 0, WAIT_MS) === 0) starved = true;
+    return 'idle';
+  },
+} as unknown as Hsm;
+const server = {
+  serve: () => {
+    serves++;
+    requests.shift()?.();
+  },
+};
+
+async function runUntil(done: () => boolean): Promise<void> {
+  while (!done() && !starved) {
+    const turn = loop.next(hsm, server);
+    if (turn !== undefined) await turn;
+  }
+  expect(starved).toBe(false);
+}
+
+/** The event loop has nothing any more, and the watcher knows. */
+async function settle(): Promise<void> {
+  requests = Array.from({ length: 10 }, () => () => void poll(null, 0, 2));
+  await runUntil(() => requests.length === 0);
+}
+
+// Mutation: without `this.#work.isStarted` in `next`, the guest's next wait comes first and lasts.
+test('what a request leaves to microtasks, however deep, runs before the thread blocks again', async () => {
+  let depth = 0;
+  requests = [
+    async () => {
+      for (; depth < 20; depth++) await undefined;
+    },
+  ];
+  await runUntil(() => depth === 20);
+});
+
+// Mutation: without `promiseResolve` in async-work.ts, the reaction waits for ever.
+test('a request that settles a promise made long before wakes whoever waits for it', async () => {
+  let settle: () => void = () => {};
+  let heard = false;
+  const answered = new Promise<void>((resolve) => {
+    settle = resolve;
+  });
+  void answered.then(() => {
+    heard = true;
+  });
+  requests = [() => settle()];
+  await runUntil(() => heard);
+});
+
+test('ticks and immediates of a busy guest run, without any event on a descriptor', async () => {
+  const ran: string[] = [];
+  requests = Array.from({ length: 1000 }, () => () => {});
+  requests[10] = () => {
+    setImmediate(() => ran.push('immediate'));
+    process.nextTick(() => ran.push('tick'));
+  };
+  await runUntil(() => ran.length === 2);
+  expect(serves).toBeLessThan(100);
+});
+
+// Mutation: without `#wakeWatcher` in #publishTimeout, the watcher sleeps by the deadline it was told before.
+test('a timer set by a request wakes a thread that blocks, though the watcher was asleep for longer', async () => {
+  await settle();
+  let ran = false;
+  requests = [() => void setTimeout(() => (ran = true), 20)];
+  await runUntil(() => ran);
+});
+
+test('a timer of a device wakes a thread that blocks', async () => {
+  let ran = false;
+  loop.clock.createTimer(() => (ran = true)).arm(loop.clock.nowNs() + 5e6);
+  await runUntil(() => ran);
+});
+
+test('a request that starts nothing costs no turn', async () => {
+  await settle();
+  requests = Array.from({ length: 100 }, () => () => {});
+  let turns = 0;
+  for (; requests.length > 0; ) {
+    const turn = loop.next(hsm, server);
+    if (turn === undefined) continue;
+    turns++;
+    await turn;
+  }
+  expect(turns).toBeLessThan(50);
+});
+
+// Mutation: without `clock.rest()`, the signal of a timer comes to a thread that is in the event loop, and changes nothing.
+test('timers go on while the guest stands still, also one that is armed meanwhile', async () => {
+  let isOver: () => void = () => {};
+  const work = new Promise<void>((resolve) => {
+    isOver = resolve;
+  });
+  const late = loop.clock.createTimer(() => isOver());
+  const early = loop.clock.createTimer(() => late.arm(loop.clock.nowNs() + 2e6));
+  early.arm(loop.clock.nowNs() + 2e6);
+  await loop.rest(work);
+  // And by signals again afterwards.
+  let ran = false;
+  loop.clock.createTimer(() => (ran = true)).arm(loop.clock.nowNs() + 5e6);
+  await runUntil(() => ran);
+});
