@@ -9,6 +9,7 @@ import {
   parseCpuAffinity,
   parseHypervisor,
   parseIntrMonitor,
+  parseIoTimeout,
   parseLoggerSetting,
   parseMemsize,
   parseOvmf,
@@ -79,6 +80,7 @@ interface Collected {
   debugExit: boolean;
   cmdMonitorPath: string | undefined;
   intrMonitor: VmConfig['intrMonitor'];
+  ioTimeoutMs: number | undefined;
   logger: VmConfig['logger'];
   pmNotifyChannel: VmConfig['pmNotifyChannel'];
   pmByVuart: string | undefined;
@@ -131,6 +133,7 @@ const apply: Record<Exclude<OptionId, 'help' | 'version' | PlatformOptionName>, 
   intr_monitor: (c, value) => void (c.intrMonitor = parseIntrMonitor(value)),
   enable_trusty: (c) => void (c.trusty = true),
   cmd_monitor: (c, value) => void (c.cmdMonitorPath = parseSocketPath(value)),
+  'io-timeout': (c, value) => void (c.ioTimeoutMs = parseIoTimeout(value)),
   logger_setting: (c, value, spelled) => void (c.logger = parseLoggerSetting(value, notify(c, spelled), c.logger)),
   'dry-run': (c, value) => {
     const format = value === '' ? 'text' : value;
@@ -264,6 +267,7 @@ function orderOf(c: Collected, names: readonly string[], drivers: readonly PciDr
     debugExit: c.debugExit,
     cmdMonitorPath: c.cmdMonitorPath,
     intrMonitor: c.intrMonitor,
+    ...(c.ioTimeoutMs === undefined ? {} : { ioTimeoutMs: c.ioTimeoutMs }),
     logger: c.logger,
     pmNotifyChannel: c.pmNotifyChannel,
     ...(pmByVuart === undefined ? {} : { pmByVuart }),
@@ -343,6 +347,7 @@ function emptyCollected(): Collected {
     debugExit: false,
     cmdMonitorPath: undefined,
     intrMonitor: undefined,
+    ioTimeoutMs: undefined,
     logger: [],
     pmNotifyChannel: undefined,
     pmByVuart: undefined,

@@ -101,6 +101,9 @@ export const optionTable = [
   ...group('Running', [
     flag('enable_trusty', 'secure world for the guest'),
     value('cmd_monitor', 'PATH', 'Unix socket for JSON commands'),
+    ours(
+      value('io-timeout', 'S', 'storage that does not answer for this long is a hang, which ends the VM (default 60)'),
+    ),
     value(
       'logger_setting',
       'SINK,level=N[;...]',

@@ -220,6 +220,18 @@ export function parseIntrMonitor(text: string): IntrMonitorConfig {
   return { thresholdPerSecond, probePeriodS, delayMs, delayDurationMs };
 }
 
+/** A day: whoever wants to wait for ever wants no end either. */
+const MAX_IO_TIMEOUT_S = 86_400;
+
+/** Seconds, 1 to a day. @returns milliseconds. */
+export function parseIoTimeout(text: string): number {
+  const seconds = parseCNumber(text);
+  if (seconds === undefined || seconds < 1 || seconds > MAX_IO_TIMEOUT_S) {
+    throw new ConfigError(`"${text}" is not a time from 1 to ${MAX_IO_TIMEOUT_S} s`);
+  }
+  return seconds * 1000;
+}
+
 /** 1 ns to 10 ms. */
 export function parseVirtioPoll(text: string): number {
   const pollNs = parseCNumber(text);

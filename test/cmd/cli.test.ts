@@ -36,7 +36,16 @@ describe('a VM', () => {
     expect(
       config(
         ...['--memsize=512M', '--cpu_affinity', '1,3', '--hypervisor', 'soft', '--scenario', 's.yaml', '--rtvm'],
-        ...['--enable_trusty', '--windows', '--virtio_msi', '--virtio_poll', '1000', '--debugexit'],
+        ...[
+          '--enable_trusty',
+          '--windows',
+          '--virtio_msi',
+          '--virtio_poll',
+          '1000',
+          '--debugexit',
+          '--io-timeout',
+          '90',
+        ],
         ...['--cmd_monitor', '/run/c.sock', '--intr_monitor', '10000,10,1,100', '--logger_setting', 'kmsg,level=3'],
         ...['--acpidev_pt', 'MSFT0101,00', '--mmiodev_pt', '0xfed40000,0x5000', '--ssram', 'L2,vcpu=0,size=4K'],
         ...['-k', 'bz', '-r', 'rd', '-B', 'quiet', '-s', '1:0,lpc', '-l', 'com1,stdio', 'vm'],
@@ -56,6 +65,7 @@ describe('a VM', () => {
       windows: true,
       virtioMsi: true,
       virtioPollNs: 1000,
+      ioTimeoutMs: 90_000,
       debugExit: true,
       cmdMonitorPath: '/run/c.sock',
       intrMonitor: { thresholdPerSecond: 10000, probePeriodS: 10, delayMs: 1, delayDurationMs: 100 },
@@ -237,6 +247,10 @@ describe('our own options', () => {
   });
 });
 
+test.each(['0', '-1', '1.5', '86401', '60s', ''])('--io-timeout %j is refused', (value) => {
+  expect(() => parse(`--io-timeout=${value}`, 'vm')).toThrow('--io-timeout');
+});
+
 test('every option of the table is understood', () => {
   // A value each of them takes.
   const samples: Record<string, string> = {
@@ -247,6 +261,7 @@ test('every option of the table is understood', () => {
     pci_slot: '3,virtio-rnd',
     lpc: 'com1',
     virtio_poll: '1',
+    'io-timeout': '5',
     acpidev_pt: 'MSFT0101',
     mmiodev_pt: '1000,1000',
     vtpm2: 'sock_path=/s',

@@ -8,6 +8,9 @@ const root = join(import.meta.dirname, '../..');
 /** Inside the repository, so that packages are found. */
 const cache = join(root, 'node_modules/.cache/acrn-dm-test');
 
+const main = 'devicemodel/hw/pci/virtio/data-thread/data-thread-main.ts';
+let counter = 0;
+
 export interface BundledWorker {
   /** Where it is once it is built. */
   readonly url: URL;
@@ -15,14 +18,18 @@ export interface BundledWorker {
   remove(): void;
 }
 
-export function bundledDataThread(): BundledWorker {
-  const path = join(cache, `data-thread-${process.pid}.mjs`);
+/** @param first a module that is run before the thread begins. */
+export function bundledDataThread(first?: string): BundledWorker {
+  const path = join(cache, `data-thread-${process.pid}-${counter++}.mjs`);
   return {
     url: pathToFileURL(path),
     build: async () => {
       mkdirSync(cache, { recursive: true });
       await build({
-        entryPoints: [join(root, 'devicemodel/hw/pci/virtio/data-thread/data-thread-main.ts')],
+        stdin: {
+          contents: [...(first === undefined ? [] : [first]), main].map((file) => `import './${file}';`).join('\n'),
+          resolveDir: root,
+        },
         bundle: true,
         platform: 'node',
         format: 'esm',

@@ -2,9 +2,9 @@
 import { beforeAll } from 'vitest';
 import { bundledDataThread } from './bundle-data-thread.ts';
 
-/** Build it before the tests of this file, remove it after them. */
-export function useDataThreadWorker(): URL {
-  const worker = bundledDataThread();
+/** Build it before the tests of this file, remove it after them. @param first a module that is run before the thread begins. */
+export function useDataThreadWorker(first?: string): URL {
+  const worker = bundledDataThread(first);
   beforeAll(async () => {
     await worker.build();
     return () => worker.remove();

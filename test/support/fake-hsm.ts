@@ -221,9 +221,7 @@ class FakeEngine implements CpuEngine {
       });
     }
     for (let vcpu = 0; vcpu < this.vcpuCount; vcpu++) {
-      const access = this.queue.find((a) => a.vcpu === vcpu);
-      if (access === undefined || access.posted) continue;
-      const isForDeviceModel = this.#post(access);
+      const isForDeviceModel = this.#postNext(vcpu);
       if (isForDeviceModel && this.inline) {
         this.bus?.serve();
         this.settle();
@@ -231,6 +229,17 @@ class FakeEngine implements CpuEngine {
       if (!this.running) break;
     }
     return undefined;
+  }
+
+  /** Guests of the driver do not ask whether anybody waits for them. */
+  asked(): void {
+    if (this.inline || !this.running) return;
+    for (let vcpu = 0; vcpu < this.vcpuCount; vcpu++) this.#postNext(vcpu);
+  }
+
+  #postNext(vcpu: number): boolean {
+    const access = this.queue.find((a) => a.vcpu === vcpu);
+    return access !== undefined && !access.posted && this.#post(access);
   }
 
   wake(): void {
@@ -359,6 +368,7 @@ export class FakeHsm extends EmbeddedHsm {
     this.eventfds = eventfds;
     this.guest = new FakeGuest((access) => {
       engine.queue.push(access);
+      engine.asked();
       engine.wake();
     });
   }

@@ -50,6 +50,7 @@ export interface FakePcOptions {
   readonly serving?: 'inside' | 'from-page';
   /** Whose PCI functions are passed through. */
   readonly hostTree?: HostTree;
+  readonly vcpuCount?: number;
   /** RAM of its own for each life, at real addresses: system calls and data threads work on it. */
   readonly hasOwnRam?: boolean;
 }
@@ -61,7 +62,7 @@ export interface FakePcOptions {
 export function makePc(
   argv: readonly string[],
   prepare: (hsm: FakeHsm, life: number) => void = () => {},
-  { logLevel = LogLevel.debug, serving = 'from-page', hasOwnRam = false, hostTree }: FakePcOptions = {},
+  { logLevel = LogLevel.debug, serving = 'from-page', hasOwnRam = false, vcpuCount = 1, hostTree }: FakePcOptions = {},
 ): FakePc {
   const base = ['-m', '128M', '-k', 'kernel', '-s', '0:0,hostbridge', '-s', '1:0,lpc', '-l', 'com1,null'];
   const order = parseCommandLine([...base, ...argv, 'vm1'], pciDrivers);
@@ -83,7 +84,7 @@ export function makePc(
   });
   const vm: Vm = new Vm(config, {
     openHsm: async () => {
-      const hsm = new FakeHsm({ serving });
+      const hsm = new FakeHsm({ serving, vcpuCount });
       lives.push(hsm);
       prepare(hsm, lives.length);
       return hsm;

@@ -23,7 +23,7 @@ import {
 import { VirtioPci } from '../transport/transport.ts';
 import { BlockOptions, blockInfo, parseBlockText, SECTOR_BYTES } from './options.ts';
 import { type BlockRequestState, BlockRequests } from './requests.ts';
-import { type BlockService, BlockWord } from './server.ts';
+import { type BlockService, BlockWord, noteIn } from './server.ts';
 
 const QUEUE_SIZE = 64;
 /** Data segments of one request, as the C device model announces them. */
@@ -145,6 +145,7 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
         queueCount: this.queueSizes.length,
         service,
         what: image.path,
+        describeWork: (words: Int32Array) => noteIn(words).describe(),
         log: this.#log,
         workerUrl: this.#workerUrl,
       };

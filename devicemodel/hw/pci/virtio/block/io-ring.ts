@@ -120,6 +120,12 @@ export class BlockRing {
   }
   result = 0;
 
+  /** One of the requests that are not complete, to say what is waited for. */
+  anyInFlight(): RingSlot | undefined {
+    const free = this.#free.subarray(this.inFlight);
+    return this.#slots.find((_, index) => !free.includes(index));
+  }
+
   dispose(): void {
     this.#uring.dispose();
     this.#iovecs.dispose();

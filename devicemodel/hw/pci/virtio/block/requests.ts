@@ -10,6 +10,7 @@ import { type ChainServer, SLICE_BYTES, type SliceBudget, type SliceClock, serve
 import type { Virtqueue } from '../ring/virtqueue.ts';
 import type { BlockRing } from './io-ring.ts';
 import { SECTOR_BYTES } from './options.ts';
+import { Work, type WorkNote } from './work-note.ts';
 
 /** §5.2.6, request types. */
 const RequestType = { In: 0, Out: 1, Flush: 4, FlushOut: 5, GetId: 8, Discard: 11 } as const;
@@ -46,6 +47,8 @@ export interface BlockRequestState {
   readonly serial: Uint8Array;
   /** The driver goes on while requests are served: it did not kick through the request page. */
   readonly runsBesideDriver: boolean;
+  /** Where what the thread waits for is written down. */
+  readonly note?: WorkNote;
 }
 
 /** Requests after which the driver is shown what is done, when there are many: often enough to keep both sides busy. */
@@ -160,6 +163,7 @@ export class BlockRequests implements ChainServer {
     if (this.#begin(queue, chain, backend, 0, count, offset, false)) return count;
     const at = chain.progress;
     const part = Math.min(count - at, SLICE_BYTES);
+    this.#state.note?.set(Work.Read, sector + at / SECTOR_BYTES, part);
     const errno = backend.transfer(chain, at, part, offset + at, false);
     if (errno === 0 && at + part < count) this.#parkAt(queue, chain, at + part);
     else this.#readDone(queue, chain, backend, count, errno);
@@ -178,6 +182,7 @@ export class BlockRequests implements ChainServer {
     const at = chain.progress;
     const part = Math.min(count - at, SLICE_BYTES);
     const { isWriteback } = this.#state;
+    this.#state.note?.set(Work.Write, sector + at / SECTOR_BYTES, part);
     let errno = backend.transfer(chain, HEADER_BYTES + at, part, offset + at, true);
     if (errno === 0 && at + part < count) {
       // The medium gets each part at once: a sync of gigabytes at the end could not be cut.
@@ -290,11 +295,19 @@ export class BlockRequests implements ChainServer {
    */
   settle(queues: readonly Virtqueue[]): void {
     while (this.#ring !== undefined && this.#ring.inFlight > 0) {
+      this.#noteInFlight(this.#ring);
       this.#ring.submit(1);
       this.finish();
     }
     this.#syncWaiting();
     for (const queue of queues) queue.putBackParked();
+  }
+
+  #noteInFlight(ring: BlockRing): void {
+    const slot = ring.anyInFlight();
+    if (slot === undefined) return;
+    const work = slot.isSync ? Work.Flush : slot.isWrite ? Work.Write : Work.Read;
+    this.#state.note?.set(work, slot.offset / SECTOR_BYTES, slot.count);
   }
 
   /** Give back what fits a slice. */
@@ -327,6 +340,7 @@ export class BlockRequests implements ChainServer {
         }
         const rest = end - chain.progress;
         const part = Math.min(rest, sliceBytes);
+        this.#state.note?.set(Work.Discard, sector + (count - rest) / SECTOR_BYTES, part);
         const errno = backend.discard(sector * SECTOR_BYTES + count - rest, part);
         this.#report('discard', backend, errno);
         if (errno !== 0) return this.#done(queue, chain, BlkStatus.IoError, 0);
@@ -364,6 +378,7 @@ export class BlockRequests implements ChainServer {
     this.#syncDelay = 0;
     if (count === 0) return;
     const { backend } = this.#state;
+    this.#state.note?.set(Work.Flush, 0, 0);
     // A disk that cannot be written has nothing to flush.
     const errno = backend === undefined || backend.image.isReadOnly ? 0 : backend.sync();
     if (backend !== undefined) this.#report('flush', backend, errno);

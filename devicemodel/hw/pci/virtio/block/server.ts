@@ -6,6 +6,7 @@ import { monotonicClock } from '../ring/serve-chains.ts';
 import type { Virtqueue } from '../ring/virtqueue.ts';
 import { BlockRing } from './io-ring.ts';
 import { BlockRequests } from './requests.ts';
+import { NOTE_WORDS, WorkNote } from './work-note.ts';
 
 /** What a data thread has to know of a disk. */
 export interface BlockService extends DataService {
@@ -17,7 +18,17 @@ export interface BlockService extends DataService {
 }
 
 /** Words that tell the server of the negotiation; `Writeback` changes while it runs. */
-export const BlockWord = { Writeback: Word.OfServer, ReportsLength: Word.OfServer + 1 } as const;
+export const BlockWord = {
+  Writeback: Word.OfServer,
+  ReportsLength: Word.OfServer + 1,
+  /** What the thread waits for: NOTE_WORDS. */
+  Note: Word.OfServer + 2,
+} as const;
+
+/** The note in the words of a data thread. */
+export function noteIn(words: Int32Array): WorkNote {
+  return new WorkNote(words.subarray(BlockWord.Note, BlockWord.Note + NOTE_WORDS));
+}
 
 class BlockServer implements QueueServer {
   readonly #backend: BlockBackend;
@@ -34,6 +45,7 @@ class BlockServer implements QueueServer {
         backend,
         serial: service.serial,
         runsBesideDriver: true,
+        note: noteIn(words),
         get isWriteback() {
           return Atomics.load(words, BlockWord.Writeback) !== 0;
         },
