@@ -159,6 +159,8 @@ export class QueueLending {
   #lent: Array<LentQueue | undefined> = [];
   /** Kicks that come to this thread. */
   readonly #kicks: Array<{ readonly kick: Kick; readonly unwatch: () => void }> = [];
+  /** There were no descriptors to lend the queues with: said once, and not tried again for the same driver. */
+  #isShort = false;
   /** The owner was told to give everything back and has not answered. */
   #returning: Promise<void> | undefined;
 
@@ -175,6 +177,7 @@ export class QueueLending {
   /** Let kicks come by ioeventfd; they are served here. */
   listen(): void {
     const host = this.#host;
+    if (this.#isShort) return;
     for (const queue of host.queues) {
       try {
         // Asyncio is used where the hypervisor has it and ignored elsewhere.
@@ -209,6 +212,7 @@ export class QueueLending {
    */
   lend(owner: QueueOwner): boolean {
     const host = this.#host;
+    this.#isShort = false;
     const { queueCount, usesAsyncio, needsAllQueues } = owner;
     const given = host.queues.slice(0, queueCount);
     const ready = given.filter((queue) => queue.isReady);
@@ -220,10 +224,8 @@ export class QueueLending {
     try {
       for (const queue of ready) this.#lent[queue.index] = makeLent(host, queue, usesAsyncio === true);
     } catch (error) {
-      host.log.rationed(
-        'warn',
-        () => `${host.name}: ${(error as Error).message}: its queues are served without a thread`,
-      );
+      this.#isShort = true;
+      host.log.rationed('warn', () => `${host.name}: ${(error as Error).message}: it is served by the request page`);
       this.#release();
       return false;
     }

@@ -185,6 +185,26 @@ describe('a disk', () => {
     await keepBusy(disk, 10);
   });
 
+  // Mutation tried: `startDataThread` always answers by a promise.
+  test('rebound on an idle host: a thread that is there is given the queues before the host has another event', async () => {
+    const { machine, driver, disk } = await makeDisk();
+    driver.init();
+    await keepBusy(disk, MANY);
+    await expect.poll(() => machine.ioeventfds.length, { timeout: 5000 }).toBe(1);
+    await driver.reset();
+    driver.init();
+    // From here on the event loop has no turn, as on a host where only the guest does something.
+    for (let i = 0; i < MANY && machine.ioeventfds.length === 2; i++) {
+      disk.write(0, i % SECTORS, 1);
+      driver.kickIfWanted(0);
+      disk.inFlight = 0;
+      if (machine.ioeventfds.length === 2) expect(driver.takeUsed(0).length).toBe(1);
+    }
+    expect(machine.ioeventfds.map((e) => e.assign)).toEqual([true, false, true]);
+    disk.inFlight = 1;
+    await disk.finish();
+  });
+
   test('a reset while the thread comes up: the next driver starts without it', async () => {
     const { machine, driver, disk } = await makeDisk();
     driver.init();

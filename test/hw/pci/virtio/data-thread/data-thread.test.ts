@@ -1,5 +1,5 @@
 /** A disk whose queues are served by a data thread: the same requests, without the device thread. */
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
@@ -51,6 +51,19 @@ async function makeDisk(text: string, mode: DriverMode = 'legacy', url = workerU
   await fn.start();
   undo.push(() => fn.stop());
   return { machine, driver, fn, path };
+}
+
+/** Until the returned function is called this process can open nothing. */
+function takeAllDescriptors(): () => void {
+  const taken: number[] = [];
+  try {
+    for (;;) taken.push(openSync('/dev/null', 'r'));
+  } catch (error) {
+    expect((error as NodeJS.ErrnoException).code).toBe('EMFILE');
+  }
+  return () => {
+    for (const fd of taken) closeSync(fd);
+  };
 }
 
 function header(type: number, sector = 0): Uint8Array {
@@ -143,6 +156,55 @@ describe('data thread', () => {
     driver.init();
     expect(driver.needsReset).toBe(false);
     expect((await request(driver, 0, [{ read: header(Type.In, 1) }, { write: 512 }, { write: 1 }]))[1]?.[0]).toBe(1);
+  });
+
+  // Mutation tried: `lend` refuses unless every queue is ready.
+  test('mq=4 with one queue used: that one is served by a thread', async () => {
+    const { driver, machine } = await makeDisk('iothread,mq=4,DISK');
+    driver.status = 0;
+    driver.status = 3;
+    driver.setUpQueue(1);
+    driver.status = 7;
+    expect(machine.ioeventfds.map((e) => [e.assign, e.spec.dataMatch])).toEqual([[true, 1n]]);
+    const [, data] = await request(driver, 1, [{ read: header(Type.In, 5) }, { write: 512 }, { write: 1 }]);
+    expect(data?.[0]).toBe(5);
+    await driver.reset();
+    expect(machine.ioeventfds.map((e) => e.assign)).toEqual([true, false]);
+  });
+
+  // Mutation tried: the generation is not compared.
+  test('the position of a queue is not that of the next set-up of it', async () => {
+    const { driver, fn } = await makeDisk('iothread,DISK');
+    driver.init();
+    for (let i = 0; i < 5; i++) {
+      await request(driver, 0, [{ read: header(Type.In, i) }, { write: 512 }, { write: 1 }]);
+    }
+    // A legacy driver may name another place while the device runs: the queue begins anew there.
+    driver.setUpQueue(0);
+    await fn.settle();
+    expect(fn.queue(0).position).toBe(0);
+    fn.resume();
+  });
+
+  // Mutation tried: Eventfd's error is not caught where queues are lent.
+  test('without a descriptor left the request page serves, with one line', async () => {
+    const { driver, machine } = await makeDisk('iothread,DISK');
+    const give = takeAllDescriptors();
+    try {
+      driver.init();
+    } finally {
+      give();
+    }
+    expect(machine.ioeventfds.filter((e) => e.assign).length).toBe(machine.ioeventfds.filter((e) => !e.assign).length);
+    expect(machine.lines.filter((line) => line.includes('EMFILE')).length).toBe(1);
+    driver.add(0, [{ read: header(Type.In, 7) }, { write: 512 }, { write: 1 }]);
+    const buffers = driver.lastBuffers;
+    driver.kick(0);
+    expect(driver.takeUsed(0).length).toBe(1);
+    expect(driver.read((buffers[1] as { at: number }).at, 1)[0]).toBe(7);
+    await driver.reset();
+    driver.init();
+    expect(machine.ioeventfds.at(-1)?.assign).toBe(true);
   });
 
   test("a ring that was broken before a reset is not the next driver's", async () => {
