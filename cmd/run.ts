@@ -30,7 +30,7 @@ export function abandonVm(): void {
 
 /** @returns the process's exit status: 0 after a power-off. @throws DmError if the VM cannot start or has to be given up. */
 export async function runVm(config: VmConfig, log: Log): Promise<ExitCode> {
-  const hypervisor = await chooseHypervisor(config, log);
+  const hypervisor = await chooseHypervisor(config, log, { ownsThread: true });
   const undo = new Disposer();
   try {
     const cpus = hypervisor.cpus(config, log);

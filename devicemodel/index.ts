@@ -8,7 +8,7 @@
  * `cmd/run.ts` shows the parts put together.
  */
 
-export { chooseHypervisor } from '../hypervisor/choose.ts';
+export { type ChooseOptions, chooseHypervisor } from '../hypervisor/choose.ts';
 export type { GuestLoop, Hypervisor, VcpuPlacement } from '../hypervisor/hypervisor.ts';
 export type { BarSpec } from './chips/pci-config-space.ts';
 export type { AccessSize, Bdf, Gpa, Gsi, Port } from './core/address.ts';

@@ -5,18 +5,31 @@ import { Errno } from '../devicemodel/core/host/errno.ts';
 import type { Log } from '../devicemodel/core/log.ts';
 import type { Hypervisor } from './hypervisor.ts';
 
-const load: { readonly [K in 'acrn' | 'soft']: () => Promise<Hypervisor> } = {
-  acrn: async () => (await import('./acrn/index.ts')).acrnHypervisor(),
-  soft: async () => (await import('./soft/index.ts')).softHypervisor(),
+const load = {
+  acrn: async (ownsThread: boolean): Promise<Hypervisor> =>
+    (await import('./acrn/index.ts')).acrnHypervisor(ownsThread),
+  soft: async (): Promise<Hypervisor> => (await import('./soft/index.ts')).softHypervisor(),
 };
+
+export interface ChooseOptions {
+  /**
+   * This VM is all the thread is for: it may block in the hypervisor while it waits for the guest, which is the quickest
+   * way. Two such VMs on one thread would keep each other from being served. Default false.
+   */
+  readonly ownsThread?: boolean;
+}
 
 /**
  * `auto` takes ACRN when this host has it, else the software engine, saying so in one line.
  * A hypervisor on /dev/kvm would be asked between the two.
  */
-export async function chooseHypervisor(config: Pick<VmConfig, 'hypervisor'>, log: Log): Promise<Hypervisor> {
+export async function chooseHypervisor(
+  config: Pick<VmConfig, 'hypervisor'>,
+  log: Log,
+  { ownsThread = false }: ChooseOptions = {},
+): Promise<Hypervisor> {
   if (config.hypervisor === 'soft') return load.soft();
-  const acrn = await load.acrn();
+  const acrn = await load.acrn(ownsThread);
   if (config.hypervisor === 'acrn') return withAlternative(acrn);
   if (acrn.isPresent()) return acrn;
   log.notice('no ACRN on this machine: using the embedded software hypervisor');

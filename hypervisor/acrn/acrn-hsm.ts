@@ -74,7 +74,7 @@ export function findHsmNode(): string | undefined {
 
 /**
  * Open the HSM for one VM life.
- * @param isInterruptible whether a signal ends ATTACH: see polled-attach.ts.
+ * @param isInterruptible whether this thread may wait in ATTACH, where a signal reaches it: see polled-attach.ts.
  * @throws HostError that says what to do.
  */
 export function openAcrnHsm(isInterruptible: boolean): AcrnHsm {

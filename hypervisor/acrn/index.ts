@@ -6,8 +6,9 @@ import { findHsmNode, openAcrnHsm } from './acrn-hsm.ts';
 import { acrnCpus } from './cpus.ts';
 import { isWaitInterruptible } from './polled-attach.ts';
 
-export function acrnHypervisor(): Hypervisor {
-  const isInterruptible = isWaitInterruptible();
+/** @param ownsThread whether the thread may block in ATTACH: if not, or if no signal ends it there, another one waits. */
+export function acrnHypervisor(ownsThread: boolean): Hypervisor {
+  const isInterruptible = ownsThread && isWaitInterruptible();
   return {
     kind: 'acrn',
     isPresent: () => findHsmNode() !== undefined,

@@ -49,6 +49,18 @@ function recorder(answer = 0) {
   return { accesses, onRequest };
 }
 
+// Mutation: without `#isInterrupted` and `stopSoon` in SoftEngine.interrupt, the guest goes on for the rest of its slice.
+test('a wait that is interrupted from inside a request ends at once: the guest does not get the rest of its slice', async () => {
+  const vm: SoftVm = await makeVm({ onRequest: () => vm.hsm.interruptWait() });
+  const count = asm.incMemory(RESULT);
+  vm.start([...asm.outAl(0x80), ...count, ...asm.jump(-count.length - 2)]);
+  expect(await vm.turn()).toBe('idle');
+  const early = vm.word(RESULT);
+  // A turn of the CPU that nobody interrupts.
+  await vm.turn();
+  expect(early).toBeLessThan((vm.word(RESULT) - early) / 4);
+});
+
 describeHsm('soft', async () => {
   const vm = await SoftVm.create();
   vm.dispose();

@@ -32,10 +32,20 @@ describe('turns of the event loop beside a busy guest', () => {
     expect(heard).toBe(1);
   });
 
-  test('Node timers do not show in the descriptor: there is a turn now and then without a reason', async () => {
+  // Mutation: without freshEventLoopTimeoutMs in `pending`, it waits for the turn that comes without a reason.
+  test('a timer of Node that is due asks for one, though it does not show in the descriptor', async () => {
     const poll = new EventLoopPoll(1);
     await poll.turn();
-    spin(60); // one every 50 ms
+    await poll.turn();
+    setTimeout(() => {}, 1);
+    spin(4);
+    expect(poll.pending).toBe(true);
+  });
+
+  test('microtasks show nowhere: there is a turn now and then without a reason', async () => {
+    const poll = new EventLoopPoll(1);
+    await poll.turn();
+    spin(20); // one every 10 ms
     expect(poll.pending).toBe(true);
   });
 

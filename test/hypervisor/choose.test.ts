@@ -1,0 +1,56 @@
+/** Which hypervisor runs a VM, and what the user is told about it. This host has no ACRN. */
+import { expect, test } from 'vitest';
+import { ExitCode } from '../../devicemodel/core/errors.ts';
+import { Log } from '../../devicemodel/core/log.ts';
+import { findHsmNode } from '../../hypervisor/acrn/acrn-hsm.ts';
+import { chooseHypervisor } from '../../hypervisor/choose.ts';
+
+function listening() {
+  const lines: string[] = [];
+  return { lines, log: new Log([{ maxLevel: 5, write: (_level, line) => void lines.push(line) }]) };
+}
+
+test.skipIf(findHsmNode() !== undefined)('auto falls back to the software engine and says so in one line', async () => {
+  const { lines, log } = listening();
+  expect((await chooseHypervisor({ hypervisor: 'auto' }, log)).kind).toBe('soft');
+  expect(lines).toEqual(['no ACRN on this machine: using the embedded software hypervisor']);
+});
+
+test('an engine that was asked for is taken without a word', async () => {
+  const { lines, log } = listening();
+  expect((await chooseHypervisor({ hypervisor: 'soft' }, log)).kind).toBe('soft');
+  expect((await chooseHypervisor({ hypervisor: 'acrn' }, log)).kind).toBe('acrn');
+  expect(lines).toEqual([]);
+});
+
+// Mutation: without withAlternative in choose.ts, the user hears of ACRN alone.
+test.skipIf(findHsmNode() !== undefined)(
+  'ACRN that is not there: the cause, the status, and what else there is',
+  async () => {
+    const { log } = listening();
+    const acrn = await chooseHypervisor({ hypervisor: 'acrn' }, log);
+    await expect(acrn.open({ name: 'vm' } as never, log)).rejects.toMatchObject({
+      message: expect.stringContaining('/dev/acrn_hsm'),
+      exitCode: ExitCode.Unavailable,
+      hint: 'boot the ACRN hypervisor with an HSM kernel, or use --hypervisor soft',
+    });
+  },
+);
+
+// Mutation: one loop kept in softHypervisor instead of a new one each time.
+test('two VMs in one process have loops of their own', async () => {
+  const { log } = listening();
+  const hypervisor = await chooseHypervisor({ hypervisor: 'soft' }, log);
+  const [first, second] = [hypervisor.loop(), hypervisor.loop()];
+  try {
+    expect(first).not.toBe(second);
+    expect(first.clock).not.toBe(second.clock);
+    await first.stop();
+    // The other one's timers go on.
+    await new Promise<void>((resolve) => {
+      second.clock.createTimer(resolve).arm(second.clock.nowNs() + 1e6);
+    });
+  } finally {
+    await second.stop();
+  }
+});
