@@ -1,4 +1,5 @@
 /** The program: command line → VM → exit status. The only file that ends the process. */
+import './first-line.ts';
 import { ExitCode } from '../devicemodel/core/errors.ts';
 import { Log, LogLevel } from '../devicemodel/core/log.ts';
 import { pciDrivers } from '../devicemodel/hw/registry.ts';

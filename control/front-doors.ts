@@ -6,6 +6,8 @@ import type { CharBackends } from '../devicemodel/core/char-backend.ts';
 import type { Clock } from '../devicemodel/core/clock.ts';
 import type { VmConfig } from '../devicemodel/core/config.ts';
 import type { Disposer } from '../devicemodel/core/disposer.ts';
+import { listenForSignals, SignalAction, signalActions } from '../devicemodel/core/host/process-signals.ts';
+import { ignoreOtherSignals } from '../devicemodel/core/host/signals.ts';
 import type { Log } from '../devicemodel/core/log.ts';
 import type { Vm } from '../devicemodel/core/vm.ts';
 import type { VmEvent } from '../devicemodel/core/vm-events.ts';
@@ -20,20 +22,18 @@ export interface Control {
 }
 
 /**
- * SIGINT and SIGHUP power the VM off; SIGTERM asks the guest first.
+ * What each signal does: docs/exit-codes.md.
  * Compat: C dies of SIGTERM before the guest has enabled ACPI and leaves an unpaused VM behind, and ignores it after.
  */
 export function connectSignals(control: Control): void {
   const { vm, undo } = control;
-  const handlers: Partial<Record<NodeJS.Signals, (signal: NodeJS.Signals) => void>> = {
-    SIGINT: (signal) => vm.power.request({ kind: 'poweroff', reason: `received ${signal}` }),
-    SIGHUP: (signal) => vm.power.request({ kind: 'poweroff', reason: `received ${signal}` }),
-    SIGTERM: (signal) => vm.shutDown(`received ${signal}`),
-  };
-  for (const [signal, handler] of Object.entries(handlers)) {
-    process.on(signal, handler);
-    undo.defer(() => void process.off(signal, handler));
-  }
+  ignoreOtherSignals();
+  const stop = listenForSignals((signal) => {
+    const reason = `received ${signal}`;
+    if (signalActions[signal] === SignalAction.shutDown) vm.shutDown(reason);
+    else vm.power.request({ kind: 'poweroff', reason });
+  });
+  undo.defer(stop);
 }
 
 /** `--cmd_monitor`: listens before the VM starts. @returns where VM events go. */

@@ -1,4 +1,4 @@
-#!/usr/bin/env node
+#!/usr/bin/env -S -u NODE_OPTIONS node --inspect-port=192.0.2.1:65535
 
 /*
  * Runs acrn-dm.bundle.cjs, from V8's code cache when there is one for this very V8. V8 refuses a cache of another
@@ -6,7 +6,12 @@
  * an older bundle would run the older code. So the file begins with a CRC-32 over the bundle and the cache. (zlib's is
  * the cheapest that Node has: loading node:crypto alone costs more than the cache saves.) Without a cache V8 compiles.
  * Kept small: this file is compiled on every start.
+ *
+ * Nobody may debug a process of root: env drops NODE_OPTIONS, which is the caller's, and a SIGUSR1 before the first line
+ * finds an address for the debugger's port that no host has (192.0.2.0/24 is for documentation). Where the file is given
+ * to node instead, cmd/first-line.ts closes the port again.
  */
+process.on('SIGUSR1', () => {});
 const { readFileSync } = require('node:fs');
 const { Script } = require('node:vm');
 const filename = `${__dirname}/acrn-dm.bundle.cjs`;

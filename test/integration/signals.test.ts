@@ -1,0 +1,185 @@
+/** Every signal that can be caught, sent to the built program before, while and after its VM runs: what docs/exit-codes.md says. */
+import { execFileSync, spawn } from 'node:child_process';
+import { existsSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync } from 'node:fs';
+import { constants, tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { SignalAction, signalActions } from '../../devicemodel/core/host/process-signals.ts';
+import { FAULTS } from '../../devicemodel/core/host/signals.ts';
+import { Program, repository, softVm, whyNoSoftHypervisor } from '../support/program.ts';
+
+const reason = whyNoSoftHypervisor();
+const TIMEOUT_MS = 120_000;
+const KICK_SIGNAL = 40;
+const OTHERS = [...FAULTS, 32, 33, 34, KICK_SIGNAL, 50, 63, 64];
+const enders = Object.entries(signalActions).flatMap(([name, action]) =>
+  action === SignalAction.ignore ? [] : [name],
+);
+const ignored = Object.entries(signalActions).flatMap(([name, action]) =>
+  action === SignalAction.ignore ? [name] : [],
+);
+
+let folder: string;
+const running: Program[] = [];
+beforeEach(() => {
+  folder = mkdtempSync(join(tmpdir(), 'signals-'));
+});
+afterEach(async () => {
+  await Promise.all(running.splice(0).map((program) => program.end()));
+  rmSync(folder, { recursive: true, force: true });
+});
+
+const vmName = (tag: string) => `sig${process.pid}${tag}`.slice(0, 15);
+const regionName = (tag: string) => `sig${process.pid}_${tag}`;
+
+function start(tag: string): Program {
+  const monitor = ['--cmd_monitor', join(folder, `${tag}.sock`)];
+  const region = ['-s', `5,ivshmem,hv:/${regionName(tag)},2`];
+  const program = new Program(softVm(vmName(tag), 'demo=echo', ...monitor, ...region));
+  running.push(program);
+  return program;
+}
+
+/** kill(2) by number: Node knows no real-time signals. @returns false when the process is gone. */
+function kill(pid: number, ...signals: readonly (string | number)[]): boolean {
+  const numbers = signals.map((s) => (typeof s === 'number' ? s : constants.signals[s as NodeJS.Signals]));
+  try {
+    execFileSync('/bin/sh', ['-c', numbers.map((n) => `kill -${n} ${pid}`).join(' && ')], { stdio: 'ignore' });
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** Socket files, shared memory and neighbours' sockets of a VM. */
+function left(tag: string, pid: number): string[] {
+  const found = [join(folder, `${tag}.sock`)].filter((path) => existsSync(path));
+  const inFolder = (path: string, part: string) =>
+    existsSync(path)
+      ? readdirSync(path)
+          .filter((name) => name.includes(part))
+          .map((name) => join(path, name))
+      : [];
+  return [...found, ...inFolder('/dev/shm', regionName(tag)), ...inFolder('/run/acrn/mngr', `.monitor.${pid}.`)];
+}
+
+describe.skipIf(reason !== undefined)('the built program', { timeout: TIMEOUT_MS }, () => {
+  test('what is ignored by design leaves the VM alone, also many at once', async () => {
+    const program = start('ign');
+    await program.console('> ');
+    for (let round = 0; round < 3; round++) expect(kill(program.pid, ...ignored, ...OTHERS)).toBe(true);
+    program.type('still here\r');
+    await program.console('echo: "still here"');
+    expect(listeningPorts(program.pid)).toEqual([]);
+    program.signal('SIGINT');
+    const { code, signal, stderr } = await program.exited;
+    expect({ code, signal, left: left('ign', program.pid) }).toEqual({ code: 0, signal: null, left: [] });
+    expect(stderr).not.toMatch(/error|Debugger/);
+  });
+
+  test.each(enders)('%s ends a running VM in good order, status 0, nothing left', async (name) => {
+    const tag = name.slice(3).toLowerCase();
+    const program = start(tag);
+    await program.console('> ');
+    expect(kill(program.pid, name)).toBe(true);
+    const { code, signal, stderr } = await program.exited;
+    expect({ code, signal, left: left(tag, program.pid) }).toEqual({ code: 0, signal: null, left: [] });
+    expect(stderr).toContain(`received ${name}`);
+  });
+
+  test('everything at once while the VM ends changes nothing', async () => {
+    const program = start('end');
+    await program.console('> ');
+    kill(program.pid, 'SIGHUP');
+    for (let i = 0; i < 40 && kill(program.pid, ...enders, ...ignored, ...OTHERS); i++) await sleep(1);
+    const { code, signal } = await program.exited;
+    expect({ code, signal, left: left('end', program.pid) }).toEqual({ code: 0, signal: null, left: [] });
+  });
+
+  test.each([0, 20, 45, 60, 80, 110, 160, 250])('ended %i ms after its start: nothing left', async (delayMs) => {
+    for (const name of ['SIGTERM', 'SIGQUIT', 'SIGINT']) {
+      const tag = `early${delayMs}`;
+      const program = start(tag);
+      await sleep(delayMs);
+      kill(program.pid, name, 'SIGHUP');
+      const { code, signal, stderr } = await program.exited;
+      // Before it is asked for a VM the process ends as any program does.
+      expect(code === 0 || signal !== null, `${code} ${signal} ${stderr}`).toBe(true);
+      if (signal !== null) expect([name, 'SIGHUP']).toContain(signal);
+      expect(left(tag, program.pid)).toEqual([]);
+    }
+  });
+});
+
+/** TCP ports on which a process listens. */
+function listeningPorts(pid: number): string[] {
+  let inodes: string[];
+  try {
+    inodes = readdirSync(`/proc/${pid}/fd`).flatMap((fd) => {
+      try {
+        return /^socket:\[(\d+)\]$/.exec(readlinkSync(`/proc/${pid}/fd/${fd}`))?.[1] ?? [];
+      } catch {
+        return [];
+      }
+    });
+  } catch {
+    return [];
+  }
+  const lines = ['tcp', 'tcp6'].flatMap((table) => readFileSync(`/proc/net/${table}`, 'utf8').split('\n').slice(1));
+  return lines.flatMap((line) => {
+    const [, local, , state, , , , , , inode] = line.trim().split(/\s+/);
+    return state === '0A' && inodes.includes(inode ?? '') ? [local ?? ''] : [];
+  });
+}
+
+describe.skipIf(reason !== undefined)('SIGUSR1 all the time', { timeout: TIMEOUT_MS }, () => {
+  test('no port of a debugger, from exec on', async () => {
+    const args = softVm(vmName('usr1'), 'demo=echo');
+    const child = spawn(join(repository, 'dist/acrn-dm.js'), args, { stdio: 'pipe' });
+    const exited = new Promise((resolve) => child.once('close', (code) => resolve(code)));
+    const pid = child.pid ?? -1;
+    let output = '';
+    child.stdout.setEncoding('utf8').on('data', (text) => (output += text));
+    child.stderr.resume();
+    // Until Node handles it at all the signal would end the process before it is ours.
+    const caught = () => /SigCgt:\s*(\w+)/.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1] ?? '0';
+    while ((BigInt(`0x${caught()}`) & (1n << 9n)) === 0n) await sleep(1);
+    const open: string[] = [];
+    let looks = 0;
+    for (const endMs = Date.now() + 60_000; !output.includes('> ') && Date.now() < endMs; ) {
+      process.kill(pid, 'SIGUSR1');
+      looks++;
+      open.push(...listeningPorts(pid).map((port) => `${port} at look ${looks}`));
+      await sleep(1);
+    }
+    for (let i = 0; i < 100; i++) {
+      process.kill(pid, 'SIGUSR1');
+      open.push(...listeningPorts(pid));
+      await sleep(1);
+    }
+    process.kill(pid, 'SIGINT');
+    expect(await exited).toBe(0);
+    expect(open).toEqual([]);
+    expect(looks).toBeGreaterThan(5);
+  });
+
+  test('NODE_OPTIONS is not for this process, which has one id from exec on', async () => {
+    const child = spawn(join(repository, 'dist/acrn-dm.js'), ['--version'], {
+      env: { ...process.env, NODE_OPTIONS: '--require=/nowhere/at/all' },
+      stdio: 'pipe',
+    });
+    let text = '';
+    child.stdout.setEncoding('utf8').on('data', (part) => (text += part));
+    expect(await new Promise((resolve) => child.once('close', resolve))).toBe(0);
+    expect(text).toMatch(/^acrn-dm \d/);
+  });
+});
+
+test('docs/exit-codes.md has the same table', () => {
+  const text = readFileSync(join(repository, 'docs/exit-codes.md'), 'utf8');
+  const rows = [...text.matchAll(/^\| ((?:SIG\w+(?:, )?)+) \| ([^|]+) \|/gm)].flatMap(([, names, what]) =>
+    (names ?? '').split(', ').map((name) => [name, (what ?? '').trim()]),
+  );
+  expect(Object.fromEntries(rows)).toEqual(signalActions);
+});
