@@ -15,6 +15,7 @@ const ERRNOS = [EPERM, EINVAL, EFAULT, ENOMEM, ENOTTY];
 const argv = [
   ...['-s', '3,wdt-i6300esb', '-s', '4,virtio-console,@file:port=/dev/null'],
   ...['-s', '5,ivshmem,hv:/failing,2', '-s', `6,ivshmem,dm:/failing-${process.pid},2`, '-s', '7,uart,vuart_idx:1'],
+  ...['-s', '8,root-port,ptm', '-s', '1:0:0,uart,vuart_idx:2'],
 ];
 
 /** Everything a guest can make the board do: interrupts, a system reset, S3, a full reset, power-off. */
@@ -122,6 +123,19 @@ describe.each(counts)('life $life, $method, which is called $count times', ({ li
       expect([where, error !== undefined]).toEqual([where, true]);
     }
   });
+});
+
+test('root ports have the same bus in every life, and each one made is taken away', async () => {
+  const { pc } = await run(() => {});
+  const ports = pc.lives.map((hsm) =>
+    hsm.calls.flatMap(({ method, args }) => {
+      const vdev = args[0] as HvVdev | undefined;
+      return vdev?.type === 'root-port' ? [`${method} bus ${vdev.secondaryBus}`] : [];
+    }),
+  );
+  // The first life goes through a system reset: the port is made again before the VM starts again.
+  const once = ['createVdev bus 1', 'destroyVdev bus 1'];
+  expect(ports).toEqual([[...once, ...once], once]);
 });
 
 /** How often each life waits when nothing fails, or more. */

@@ -12,7 +12,8 @@ const POWER_PORTS: ReadonlySet<number> = new Set([0x64, 0x404, 0xcf9]);
 const POWER_RARITY = 500;
 const PORT_COUNT = 0x1_0000;
 const HPET = { base: 0xfed0_0000, size: 0x400 };
-const ECAM_BUS0 = { base: 0xe000_0000, size: 0x10_0000 };
+/** Buses 0 and 1. */
+const ECAM = { base: 0xe000_0000, size: 0x20_0000 };
 const SIZES = [1, 1, 2, 2, 4, 4, 8, 3] as const;
 
 /** Numerical Recipes' generator: a failure comes again. */
@@ -29,7 +30,10 @@ test(`${ACCESSES} random accesses to ports, registers and configuration space`, 
   let done = 0;
   let present: FakeHsm | undefined;
   const pc = makePc(
-    ['--debugexit', '-s', '3,wdt-i6300esb', '-s', '5,ivshmem,hv:/hammer,2', '-s', '7,uart,vuart_idx:1'],
+    [
+      ...['--debugexit', '-s', '3,wdt-i6300esb', '-s', '5,ivshmem,hv:/hammer,2', '-s', '7,uart,vuart_idx:1'],
+      ...['-s', '8,root-port,ptm', '-s', '1:0:0,dummy'],
+    ],
     (hsm) => {
       present = hsm;
     },
@@ -55,7 +59,7 @@ test(`${ACCESSES} random accesses to ports, registers and configuration space`, 
     void hsm.guest.raw((bus, vcpu) => {
       if (where < 6) bus.page.fillPortIo(vcpu, isWrite, choosePort(), size, value);
       else if (where < 8) bus.page.fillMmio(vcpu, isWrite, HPET.base + random(HPET.size), size, value);
-      else if (where < 9) bus.page.fillMmio(vcpu, isWrite, ECAM_BUS0.base + random(ECAM_BUS0.size), size, value);
+      else if (where < 9) bus.page.fillMmio(vcpu, isWrite, ECAM.base + random(ECAM.size), size, value);
       else bus.page.fillPciConfig(vcpu, isWrite, random(64), random(4096), size, value);
     });
   };

@@ -10,6 +10,7 @@ const examples: Readonly<Record<string, readonly Example[]>> = {
   // Its registers are those of a function of the host: test/hw/pci/passthru.
   passthru: [],
   ivshmem: [{ text: 'hv:/shm0,2' }, { text: 'dm:/shm1,4,7', memoryBar: 2 }],
+  'root-port': [{ text: '' }, { text: 'ptm' }],
   uart: [{ text: '' }, { text: 'stdio' }, { text: 'vuart_idx:1' }],
   'virtio-blk': [{ text: 'nodisk' }],
   'virtio-console': [{ text: '@stdio:port0' }, { text: '@stdio:a,pty:b' }],

@@ -43,6 +43,17 @@ export const ivshmemVdev: HvVdev = {
   sizeBytes: 0x20_0000,
 };
 
+const rootPortVdev: HvVdev = {
+  type: 'root-port',
+  bdf: { bus: 0, device: 7, function: 0 },
+  physicalBdf: { bus: 0, device: 7, function: 0 },
+  maxPayload: 0,
+  primaryBus: 0,
+  secondaryBus: 1,
+  subordinateBus: 1,
+  ptmCapOffset: 0x100,
+};
+
 function errnoOf(call: () => unknown): number {
   try {
     call();
@@ -161,18 +172,24 @@ export function describeHsm(name: string, open: () => Promise<HsmUnderTest>): vo
       hsm.pauseVm();
     });
 
-    test('vdevs are created while CREATED, destroyed while CREATED or PAUSED, and found by their BDF', async () => {
+    test.each([
+      ['an ivshmem', ivshmemVdev],
+      ['a root port', rootPortVdev],
+    ])('%s is created while CREATED, destroyed while CREATED or PAUSED, and found by its BDF', async (_what, vdev) => {
+      const elsewhere = { ...vdev, bdf: { bus: 0, device: 9, function: 0 } };
       await hsm.createVm(spec);
-      hsm.createVdev(ivshmemVdev);
-      hsm.destroyVdev(ivshmemVdev);
-      expect(errnoOf(() => hsm.destroyVdev(ivshmemVdev))).toBe(EINVAL);
-      hsm.createVdev(ivshmemVdev);
+      hsm.createVdev(vdev);
+      expect(errnoOf(() => hsm.createVdev(vdev))).toBe(EINVAL);
+      hsm.destroyVdev(vdev);
+      expect(errnoOf(() => hsm.destroyVdev(vdev))).toBe(EINVAL);
+      hsm.createVdev(vdev);
       hsm.setVcpuRegs(0, startRegs);
       hsm.startVm();
-      expect(errnoOf(() => hsm.createVdev({ ...ivshmemVdev, bdf: { bus: 0, device: 6, function: 0 } }))).toBe(EINVAL);
+      expect(errnoOf(() => hsm.createVdev(elsewhere))).toBe(EINVAL);
+      expect(errnoOf(() => hsm.destroyVdev(vdev))).toBe(EINVAL);
       hsm.pauseVm();
-      expect(errnoOf(() => hsm.createVdev({ ...ivshmemVdev, bdf: { bus: 0, device: 6, function: 0 } }))).toBe(EINVAL);
-      hsm.destroyVdev(ivshmemVdev);
+      expect(errnoOf(() => hsm.createVdev(elsewhere))).toBe(EINVAL);
+      hsm.destroyVdev(vdev);
       hsm.destroyVm();
     });
 
