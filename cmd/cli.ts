@@ -169,6 +169,12 @@ function addPlatformDevice(into: Collected, driver: AnyPlatformDriver, text: str
   if (reason !== undefined) into.notices.push({ level: 'warn', text: `${spelled}: ignored, ${reason}` });
   const earlier = into.platform.findIndex((device) => device.driver === driver.name);
   if (earlier >= 0 && driver.isList !== true) into.platform.splice(earlier, 1);
+  for (const [i, device] of into.platform.entries()) {
+    const merged: unknown = device.driver === driver.name ? driver.merge?.(device.options, options) : undefined;
+    if (merged === undefined) continue;
+    into.platform[i] = { ...device, options: checkOptions(driver.options, merged as Record<string, unknown>) };
+    return;
+  }
   if (reason === undefined) into.platform.push({ driver: driver.name, options, text });
 }
 

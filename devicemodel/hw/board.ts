@@ -6,7 +6,9 @@
 import type { Ns16550 } from '../chips/ns16550.ts';
 import type { Board, BoardFactory, BoardParts } from '../core/board.ts';
 import { splitRam } from '../core/boot/loader.ts';
+import type { PlatformDeviceConfig } from '../core/config.ts';
 import type { Device } from '../core/device.ts';
+import { Disposer } from '../core/disposer.ts';
 import { BugError, ConfigError } from '../core/errors.ts';
 import { buildAcpi } from '../core/firmware/acpi-tables.ts';
 import type { TableContributor } from '../core/firmware/contribution.ts';
@@ -32,7 +34,7 @@ import { AcpiPm, SCI_GSI } from './platform/pm.ts';
 import { QuietPorts } from './platform/quiet-ports.ts';
 import { ResetRegister } from './platform/reset.ts';
 import { RTC_IRQ, Rtc } from './platform/rtc.ts';
-import { loadPciDriver, platformDriver } from './registry.ts';
+import { type AnyPlatformDriver, loadPciDriver, platformDrivers } from './registry.ts';
 import type { CharBackendPool } from './uart/backends/pool.ts';
 
 /** What the board needs beside the parts of one life. */
@@ -73,6 +75,7 @@ class Pc implements Board {
   readonly #wiring: InterruptWiring;
   readonly #pirq = new PirqRouter();
   #hasRun = false;
+  readonly #pins = new IoapicPins();
 
   constructor(parts: BoardParts, options: PcOptions) {
     const { hsm, clock, power, config, log } = parts;
@@ -115,10 +118,9 @@ class Pc implements Board {
     this.#contributors = () =>
       tableContributors({ ...devices, optional: this.#optional }, { com: config.com, isRtvm: config.rtvm });
 
-    const pins = new IoapicPins();
     const pirq = this.#pirq;
     const router: IntxRouter = {
-      allocateGsi: () => pins.allocate(),
+      allocateGsi: () => this.#pins.allocate(),
       allocateLink: () => pirq.allocate(),
       readLink: (link) => pirq.read(link),
       writeLink: (link, value) => pirq.write(link, value),
@@ -161,7 +163,7 @@ class Pc implements Board {
   async plugIn(): Promise<void> {
     const { config, pio, mmio, undo } = this.#parts;
     await this.#addOptionalDevices();
-    for (const device of [...this.#platform, ...this.#optional]) {
+    for (const device of this.#platform) {
       for (const registration of device.attach(pio, mmio)) undo.add(registration);
     }
     if (config.boot?.kind === 'ovmf') {
@@ -174,19 +176,44 @@ class Pc implements Board {
     for (const slot of config.pci) this.pciConfig.add(slot, await loadPciDriver(slot.driver));
     // Serial ports hang off the LPC bridge: without one they do not exist.
     if (config.pci.some((slot) => slot.driver === 'lpc')) this.#attachSerialPorts();
+    for (const device of this.#optional) {
+      for (const registration of device.attach(pio, mmio)) undo.add(registration);
+    }
     this.pciConfig.configure();
     undo.defer(() => this.pciConfig.dispose());
   }
 
   async #addOptionalDevices(): Promise<void> {
     const { config, hsm, log } = this.#parts;
-    const window = new MmioWindow();
-    for (const { driver: name, options } of config.platform) {
-      const driver = platformDriver(name);
-      // What is not there yet was refused before; a dry run shows the rest of the machine.
-      const device = await driver.create?.(options, { hsm, window, log: log.child(name) });
-      if (device !== undefined) this.#optional.push(device);
+    const env = {
+      hsm,
+      hostRoot: this.#options.hostTree?.root ?? '',
+      window: new MmioWindow(),
+      reserveIrq: (irq: number) => this.#reserveIrq(irq),
+    };
+    const made = new Map<PlatformDeviceConfig, PlatformDevice>();
+    // Addresses are given out driver by driver, as in C.
+    for (const driver of platformDrivers as readonly AnyPlatformDriver[]) {
+      for (const wanted of config.platform.filter((p) => p.driver === driver.name)) {
+        // What is not there yet was refused before; a dry run shows the rest of the machine.
+        const device = await driver.create?.(wanted.options, { ...env, log: log.child(driver.name) });
+        if (device !== undefined) made.set(wanted, device);
+      }
     }
+    this.#optional.push(...config.platform.flatMap((wanted) => made.get(wanted) ?? []));
+  }
+
+  /** As with C they are given back in the order they were taken; after a failed start the last one first. */
+  async #stopOptionalDevices(): Promise<void> {
+    const stops = new Disposer();
+    const lastFirst = this.#optional.toReversed();
+    for (const device of this.#hasRun ? lastFirst : this.#optional) stops.defer(() => device.stop?.());
+    await stops.run();
+  }
+
+  #reserveIrq(irq: number): void {
+    this.#pirq.reserve(irq);
+    this.#pins.reserve(irq);
   }
 
   async start(): Promise<void> {
@@ -195,8 +222,7 @@ class Pc implements Board {
       undo.defer(() => device.stop?.());
       await device.start?.();
     }
-    // As with C they are given back in the order they were taken.
-    for (const device of this.#optional.toReversed()) undo.defer(() => device.stop?.());
+    undo.defer(() => this.#stopOptionalDevices());
     for (const device of this.#optional) await device.start?.();
     undo.defer(() => this.pciConfig.detach());
     undo.defer(() => this.pciConfig.stop());

@@ -20,7 +20,7 @@ import { netInfo } from './pci/virtio/net/options.ts';
 import { rngInfo } from './pci/virtio/transport/options.ts';
 import { vsockInfo } from './pci/virtio/vsock/options.ts';
 import { wdtI6300esb } from './pci/wdt-i6300esb.ts';
-import { acpidevPt } from './platform/acpidev-pt.ts';
+import { acpidevPt } from './platform/acpidev/acpidev.ts';
 import type { PlatformDriver } from './platform/driver.ts';
 import { mmiodevPt } from './platform/mmiodev-pt.ts';
 import { ssram } from './platform/ssram.ts';

@@ -4,7 +4,7 @@
  * are compared with the compiler's in test/hypervisor/acrn/abi.test.ts. Pages shared with the hypervisor are in
  * core/hsm/abi.ts.
  */
-import { AcrnPcidev, AcrnPtdevIrq } from '../../devicemodel/core/hsm/abi.ts';
+import { AcrnMmiodev, AcrnPcidev, AcrnPioRegion, AcrnPtdevIrq } from '../../devicemodel/core/hsm/abi.ts';
 import { addr, array, bytes, s32, struct, u8, u16, u32, u64 } from '../../devicemodel/core/struct.ts';
 
 const IOC_WRITE = 1;
@@ -86,11 +86,6 @@ export const MemmapAttr = {
   WriteProtected: 0x400,
 } as const;
 
-export const AcrnMmioRes = struct({ userVmPa: addr, hostPa: addr, size: addr, memType: u64 });
-export const AcrnMmiodev = struct({
-  name: bytes(8),
-  res: array(AcrnMmioRes, 3, { userVmPa: 0, hostPa: 0, size: 0, memType: 0n }),
-});
 export const AcrnMsiEntry = struct({ msiAddr: addr, msiData: u64 });
 export const AcrnIoeventfd = struct({ fd: s32, flags: u32, addr: addr, len: u32, reserved: u32, data: u64 });
 export const IoeventfdFlag = { Pio: 1, DataMatch: 2, Deassign: 4, Asyncio: 8 } as const;
@@ -144,6 +139,8 @@ export const Ioctl = {
   DEASSIGN_MMIODEV: ioc(IOC_WRITE, 0x58, AcrnMmiodev.size),
   CREATE_VDEV: ioc(IOC_WRITE, 0x59, VDEV_SIZE),
   DESTROY_VDEV: ioc(IOC_WRITE, 0x5a, VDEV_SIZE),
+  ASSIGN_PIO_REGION: ioc(IOC_WRITE, 0x5b, AcrnPioRegion.size),
+  DEASSIGN_PIO_REGION: ioc(IOC_WRITE, 0x5c, AcrnPioRegion.size),
   PM_GET_CPU_STATE: ioc(IOC_READ | IOC_WRITE, 0x60, 8),
   IOEVENTFD: ioc(IOC_WRITE, 0x70, AcrnIoeventfd.size),
   IRQFD: ioc(IOC_WRITE, 0x71, AcrnIrqfd.size),

@@ -11,21 +11,28 @@ import { closeFd, OpenFlag, openFile } from '../../devicemodel/core/host/files.t
 import { ioctlBytes, ioctlBytesOnce, ioctlNumber, ioctlWait } from '../../devicemodel/core/host/ioctl.ts';
 import { type Mapping, map } from '../../devicemodel/core/host/mapping.ts';
 import { HsmError } from '../../devicemodel/core/hsm/errors.ts';
-import type {
-  AsyncioAbility,
-  CpuStateQuery,
-  Hsm,
-  IntrMonitorAbility,
-  IoeventfdSpec,
-  IrqLineOp,
-  MmiodevAssignment,
-  MmioMapping,
-  PassthroughAbility,
-  RamMapping,
-  VcpuRegs,
-  VmEventAbility,
-  VmSpec,
-  WaitResult,
+import {
+  describeMmiodev,
+  describePioRegion,
+  encodeMmiodev,
+  encodePioRegion,
+} from '../../devicemodel/core/hsm/host-regions.ts';
+import {
+  type AsyncioAbility,
+  type CpuStateQuery,
+  type Hsm,
+  type IntrMonitorAbility,
+  type IoeventfdSpec,
+  type IrqLineOp,
+  type MmioMapping,
+  NON_PCI_BDF,
+  type PassthroughAbility,
+  type PtdevIntx,
+  type RamMapping,
+  type VcpuRegs,
+  type VmEventAbility,
+  type VmSpec,
+  type WaitResult,
 } from '../../devicemodel/core/hsm/hsm.ts';
 import { describePcidev, encodePcidev, encodePtdevIntx } from '../../devicemodel/core/hsm/ptdev.ts';
 import { encodeVdev, encodeVdevForDestroy, type HvVdev } from '../../devicemodel/core/hsm/vdev.ts';
@@ -35,7 +42,6 @@ import {
   AcrnIoeventfd,
   AcrnIoreqNotify,
   AcrnIrqfd,
-  AcrnMmiodev,
   AcrnMsiEntry,
   AcrnVcpuRegs,
   AcrnVmCreation,
@@ -316,16 +322,8 @@ export class AcrnHsm implements Hsm {
   }
 
   #makePassthrough(): PassthroughAbility {
-    const mmiodev = (a: MmiodevAssignment) =>
-      AcrnMmiodev.encode({
-        name: new TextEncoder().encode(a.name),
-        res: a.resources.map((r) => ({
-          userVmPa: r.gpa,
-          hostPa: r.hostPhysical,
-          size: r.sizeBytes,
-          memType: BigInt(r.memoryType ?? 0),
-        })),
-      });
+    const isPci = (i: PtdevIntx) => i.physicalBdf !== NON_PCI_BDF;
+    const intx = (i: PtdevIntx) => (isPci(i) ? describePcidev(i) : `interrupt ${i.physicalPin}`);
     const mmio = (m: MmioMapping) =>
       AcrnVmMemmap.encode({
         type: MemmapType.Mmio,
@@ -341,14 +339,18 @@ export class AcrnHsm implements Hsm {
       /** C: vm_deassign_pcidev. */
       deassignPcidev: (a) => this.#call('DEASSIGN_PCIDEV', encodePcidev(a), describePcidev(a)),
       /** C: vm_assign_mmiodev. */
-      assignMmiodev: (a) => this.#call('ASSIGN_MMIODEV', mmiodev(a), a.name),
+      assignMmiodev: (a) => this.#call('ASSIGN_MMIODEV', encodeMmiodev(a), describeMmiodev(a)),
       /** C: vm_deassign_mmiodev. */
-      deassignMmiodev: (a) => this.#call('DEASSIGN_MMIODEV', mmiodev(a), a.name),
+      deassignMmiodev: (a) => this.#call('DEASSIGN_MMIODEV', encodeMmiodev(a), describeMmiodev(a)),
+      /** C, release 3.3: vm_assign_pio_region. */
+      assignPioRegion: (r) => this.#call('ASSIGN_PIO_REGION', encodePioRegion(r), describePioRegion(r)),
+      /** C, release 3.3: vm_deassign_pio_region. */
+      deassignPioRegion: (r) => this.#call('DEASSIGN_PIO_REGION', encodePioRegion(r), describePioRegion(r)),
       /** C: vm_set_ptdev_intx_info. */
-      setPtdevIntx: (i) => this.#call('SET_PTDEV_INTR', encodePtdevIntx(i), describePcidev(i)),
+      setPtdevIntx: (i) => this.#call('SET_PTDEV_INTR', encodePtdevIntx(i), intx(i)),
       /** C: vm_reset_ptdev_intx_info. */
       resetPtdevIntx: (i) =>
-        this.#call('RESET_PTDEV_INTR', encodePtdevIntx({ ...i, physicalPin: 0 }), describePcidev(i)),
+        this.#call('RESET_PTDEV_INTR', encodePtdevIntx(isPci(i) ? { ...i, physicalPin: 0 } : i), intx(i)),
       /** C: vm_map_ptdev_mmio. */
       mapMmio: (m) => this.#call('SET_MEMSEG', mmio(m), range(m)),
       /** C: vm_unmap_ptdev_mmio. */

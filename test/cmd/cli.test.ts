@@ -72,7 +72,7 @@ describe('a VM', () => {
       logger: [{ sink: 'kmsg', level: 3 }],
       pmNotifyChannel: undefined,
       platform: [
-        { driver: 'acpidev_pt', options: { hid: 'MSFT0101', uid: '00' }, text: 'MSFT0101,00' },
+        { driver: 'acpidev_pt', options: { hid: 'MSFT0101', uid: 0, resources: [] }, text: 'MSFT0101,00' },
         { driver: 'mmiodev_pt', options: { base: 0xfed40000, sizeBytes: 0x5000 }, text: '0xfed40000,0x5000' },
         {
           driver: 'ssram',

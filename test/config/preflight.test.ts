@@ -23,7 +23,6 @@ describe('an order that cannot be run', () => {
     });
   });
   test.each([
-    ['--acpidev_pt', ['--acpidev_pt', 'MSFT0101']],
     ['--vtpm2', ['--vtpm2', 'sock_path=/s']],
     ['--ssram', ['--ssram', 'L2,vcpu=0,size=4K']],
   ])('%s is answered with one line while it has nothing behind it', (name, argv) => {

@@ -13,17 +13,19 @@ import type { AccessSize, Bdf, Gpa, Gsi, Port } from '../../devicemodel/core/add
 import { bdfToNumber } from '../../devicemodel/core/address.ts';
 import type { MsiMessage } from '../../devicemodel/core/device.ts';
 import { HsmError } from '../../devicemodel/core/hsm/errors.ts';
-import type {
-  CpuStateQuery,
-  Hsm,
-  IoeventfdSpec,
-  IrqLineOp,
-  PassthroughAbility,
-  PcidevAssignment,
-  RamMapping,
-  VcpuRegs,
-  VmSpec,
-  WaitResult,
+import { encodeMmiodev, encodePioRegion } from '../../devicemodel/core/hsm/host-regions.ts';
+import {
+  type CpuStateQuery,
+  type Hsm,
+  type IoeventfdSpec,
+  type IrqLineOp,
+  NON_PCI_BDF,
+  type PassthroughAbility,
+  type PcidevAssignment,
+  type RamMapping,
+  type VcpuRegs,
+  type VmSpec,
+  type WaitResult,
 } from '../../devicemodel/core/hsm/hsm.ts';
 import { encodePcidev, encodePtdevIntx } from '../../devicemodel/core/hsm/ptdev.ts';
 import type { HvVdev } from '../../devicemodel/core/hsm/vdev.ts';
@@ -66,6 +68,8 @@ const IOCTL: { readonly [K in HsmMethod]: string } = {
   deassignPcidev: 'DEASSIGN_PCIDEV',
   assignMmiodev: 'ASSIGN_MMIODEV',
   deassignMmiodev: 'DEASSIGN_MMIODEV',
+  assignPioRegion: 'ASSIGN_PIO_REGION',
+  deassignPioRegion: 'DEASSIGN_PIO_REGION',
   setPtdevIntx: 'SET_PTDEV_INTR',
   resetPtdevIntx: 'RESET_PTDEV_INTR',
   mapMmio: 'SET_MEMSEG',
@@ -532,12 +536,27 @@ export class FakeHsm extends EmbeddedHsm {
       setPtdevIntx: (i) => {
         this.#enter('setPtdevIntx', i);
         encodePtdevIntx(i);
+        if (i.physicalBdf === NON_PCI_BDF) return;
         const held = this.assigned.get(physical(i));
         check('setPtdevIntx', held !== undefined && isSameBdf(held.virtualBdf, i.virtualBdf), EPERM);
       },
       resetPtdevIntx: simple('resetPtdevIntx'),
-      assignMmiodev: simple('assignMmiodev'),
-      deassignMmiodev: simple('deassignMmiodev'),
+      assignMmiodev: (a) => {
+        this.#enter('assignMmiodev', a);
+        encodeMmiodev(a);
+        check('assignMmiodev', this.vmState === 'created', EINVAL);
+      },
+      deassignMmiodev: (a) => {
+        this.#enter('deassignMmiodev', a);
+        encodeMmiodev(a);
+        check('deassignMmiodev', this.vmState === 'created' || this.vmState === 'paused', EINVAL);
+      },
+      assignPioRegion: (r) => {
+        this.#enter('assignPioRegion', r);
+        encodePioRegion(r);
+        check('assignPioRegion', this.vmState === 'created', EINVAL);
+      },
+      deassignPioRegion: simple('deassignPioRegion'),
       mapMmio: simple('mapMmio'),
       unmapMmio: simple('unmapMmio'),
     };

@@ -47,7 +47,10 @@ export class PciHsm {
   /** Throws at the call of this name; cleared by hand. */
   failing: HsmCallRecord['name'] | undefined;
   unmapRam: ((mapping: RamMapping) => void) | undefined;
-  readonly passthrough: Omit<PassthroughAbility, 'assignMmiodev' | 'deassignMmiodev'> = {
+  readonly passthrough: Omit<
+    PassthroughAbility,
+    'assignMmiodev' | 'deassignMmiodev' | 'assignPioRegion' | 'deassignPioRegion'
+  > = {
     assignPcidev: (assignment) => this.#record({ name: 'ASSIGN_PCIDEV', assignment }),
     deassignPcidev: (assignment) => this.#record({ name: 'DEASSIGN_PCIDEV', assignment }),
     setPtdevIntx: (intx) => this.#record({ name: 'SET_PTDEV_INTR', intx }),

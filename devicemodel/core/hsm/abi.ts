@@ -1,9 +1,9 @@
 /**
  * Layouts of memory that a hypervisor of any kind shares with the device model, acrn_common.h of ACRN. Little endian.
- * Also what ptdev.ts checks before an ioctl.
+ * Also what ptdev.ts and host-regions.ts check before an ioctl.
  * Everything else that only travels by ioctl is hypervisor/acrn/abi.ts.
  */
-import { array, struct, u8, u16, u32, u64 } from '../struct.ts';
+import { addr, array, bytes, struct, u8, u16, u32, u64 } from '../struct.ts';
 
 /** Interrupt counts by line, and orders to delay one: struct acrn_intr_monitor. */
 export const AcrnIntrMonitor = struct({ cmd: u32, bufCnt: u32, buffer: array(u64, 48, 0n) });
@@ -40,3 +40,12 @@ export const AcrnPcidev = struct({
   intrPin: u8,
   bar: array(u32, 6, 0),
 });
+
+export const AcrnMmioRes = struct({ userVmPa: addr, hostPa: addr, size: addr, memType: u64 });
+export const AcrnMmiodev = struct({
+  name: bytes(8),
+  res: array(AcrnMmioRes, 3, { userVmPa: 0, hostPa: 0, size: 0, memType: 0n }),
+});
+
+/** Release 3.3 of ACRN only; mainline never had it. */
+export const AcrnPioRegion = struct({ name: bytes(8), port: u16, size: u16 });

@@ -29,6 +29,8 @@ export class HsmError extends HostError {
 
 /** Errnos come from three places: the driver, the hypervisor (passed through), and a plain -1 that reads as EPERM. */
 function likelyCause(ioctl: string, errno: number): string | undefined {
+  if (errno === E.ENOTTY && ioctl.endsWith('_PIO_REGION'))
+    return 'only the HSM driver of ACRN release 3.3 passes I/O ports through: leave type=io_port out';
   if (errno === E.ENOTTY)
     return `the Service VM kernel does not know ${ioctl}: it is too old or built without this HSM feature`;
   if (errno === E.ENOSYS) return 'the hypervisor no longer offers this operation';
@@ -45,6 +47,8 @@ function likelyCause(ioctl: string, errno: number): string | undefined {
       return errno === E.ENOMEM
         ? 'too many memory segments, or one of 4 KiB pages is 512 MiB or more: reserve huge pages'
         : undefined;
+    case 'ASSIGN_MMIODEV':
+      return errno === E.EINVAL ? 'the hypervisor takes whole pages, of a VM that was not started yet' : undefined;
     case 'ASSIGN_PCIDEV':
       if (errno === E.EINVAL) return 'the hypervisor takes devices only before the VM is started';
       if (errno === E.EIO) return 'an I/O BAR of the device is not at the same ports in the guest';

@@ -3,7 +3,7 @@
  * typed at both ends. Back ends: acrn (/dev/acrn_hsm), soft (embedded, software CPU), fake (unit tests); another
  * implementation of this interface is all a further hypervisor needs.
  */
-import type { Bdf, Gpa, Gsi } from '../address.ts';
+import type { Bdf, Gpa, Gsi, Port } from '../address.ts';
 import type { MsiMessage } from '../device.ts';
 import type { RamChunk } from '../memory.ts';
 import type { HvVdev } from './vdev.ts';
@@ -194,11 +194,24 @@ export interface MmiodevAssignment {
   }[];
 }
 
+/** I/O ports of a host device. */
+export interface PioRegion {
+  readonly name: string;
+  readonly port: Port;
+  readonly sizeBytes: number;
+}
+
+/** Device addresses of what is no PCI function: all ones. [ACRN_PTDEV_NON_PCI_BDF] */
+export const NON_PCI_BDF: Bdf = { bus: 0xff, device: 0x1f, function: 7 };
+
 export interface PassthroughAbility {
   assignPcidev(assignment: PcidevAssignment): void;
   deassignPcidev(assignment: PcidevAssignment): void;
   assignMmiodev(assignment: MmiodevAssignment): void;
   deassignMmiodev(assignment: MmiodevAssignment): void;
+  /** Drivers other than that of ACRN release 3.3 answer ENOTTY. */
+  assignPioRegion(region: PioRegion): void;
+  deassignPioRegion(region: PioRegion): void;
   setPtdevIntx(intx: PtdevIntx): void;
   resetPtdevIntx(intx: PtdevIntx): void;
   mapMmio(mapping: MmioMapping): void;

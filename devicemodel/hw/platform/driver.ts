@@ -14,6 +14,10 @@ import type { PlatformDevice } from './platform-device.ts';
 export interface PlatformEnv {
   readonly hsm: Hsm;
   readonly log: Log;
+  /** Where the host's files are, for a host other than this one. */
+  readonly hostRoot?: string;
+  /** A device has this input of the IOAPIC: PCI's interrupts keep off it. */
+  reserveIrq(irq: number): void;
   /** Guest addresses for device memory, see {@link MmioWindow}. */
   readonly window: { allocate(sizeBytes: number, what: string): Gpa };
 }
@@ -35,6 +39,8 @@ export interface PlatformDriver<Name extends string = string, S extends OptionSc
   parseText(text: string): Record<string, unknown>;
   /** Why these options mean no device at all, if they do. */
   ignored?(options: v.InferOutput<S>): string | undefined;
+  /** For a list: the device of an earlier option with what this one adds to it, or undefined if it is another device. */
+  merge?(earlier: v.InferOutput<S>, added: v.InferOutput<S>): v.InferOutput<S> | undefined;
   /** What cannot be together in one machine. Asked once for every device of this driver. @throws ConfigError */
   check?(all: readonly PlatformDeviceConfig[]): void;
   /**

@@ -7,12 +7,21 @@ import type { PlatformDevice } from './platform-device.ts';
 
 /** Devices in memory of one VM. [MAX_MMIO_DEV_NUM] */
 const MAX_MMIO_DEVICES = 2;
+/** [MAX_ACPI_DEV_NUM], release 3.3. */
+const MAX_ACPI_DEVICES = 8;
 
 /** @throws ConfigError if there are more than the hypervisor has room for. */
 export function assertRoomForHostDevices(all: readonly PlatformDeviceConfig[]): void {
-  const count = all.filter(({ driver }) => driver === 'mmiodev_pt' || driver === 'acpidev_pt').length;
-  if (count > MAX_MMIO_DEVICES) {
-    throw new ConfigError(`--mmiodev_pt: a VM has at most ${MAX_MMIO_DEVICES} of them, --acpidev_pt included`);
+  const isByResources = ({ options }: PlatformDeviceConfig) =>
+    (options as { readonly resources?: readonly unknown[] }).resources?.length !== 0;
+  const acpi = all.filter(({ driver }) => driver === 'acpidev_pt');
+  const byResources = acpi.filter(isByResources).length;
+  const mmio = all.filter(({ driver }) => driver === 'mmiodev_pt').length + acpi.length - byResources;
+  if (mmio > MAX_MMIO_DEVICES) {
+    throw new ConfigError(`--mmiodev_pt: a VM has at most ${MAX_MMIO_DEVICES} of them, a TPM by --acpidev_pt included`);
+  }
+  if (byResources > MAX_ACPI_DEVICES) {
+    throw new ConfigError(`--acpidev_pt: a VM has at most ${MAX_ACPI_DEVICES} devices passed by their resources`);
   }
 }
 

@@ -43,10 +43,17 @@ export const PIRQ_IRQS: readonly number[] = [3, 4, 5, 6, 7, 9, 10, 11, 12, 14, 1
 
 /** The IOAPIC side: pins from 16 up, one each. */
 export class IoapicPins {
+  readonly #reserved = new Set<Gsi>();
   #next = ISA_IRQS;
+
+  /** A device that is not PCI's has this pin; before the first `allocate`. */
+  reserve(gsi: Gsi): void {
+    this.#reserved.add(gsi);
+  }
 
   /** @throws ConfigError when all 32 are taken. */
   allocate(): Gsi {
+    while (this.#reserved.has(this.#next)) this.#next++;
     if (this.#next >= IOAPIC_PINS) {
       throw new ConfigError(`more than ${IOAPIC_PINS - ISA_IRQS} PCI slots need a legacy interrupt of their own`, {
         hint: 'put fewer devices into the VM, or several functions into one slot',

@@ -2,6 +2,7 @@
 import * as v from 'valibot';
 import { hex } from '../../core/address.ts';
 import { ConfigError } from '../../core/errors.ts';
+import { Layout } from '../../core/layout.ts';
 import { KiB } from '../../core/units.ts';
 import { definePlatformDriver } from './driver.ts';
 import { assertRoomForHostDevices, HostMmio } from './host-devices.ts';
@@ -35,6 +36,9 @@ function parseText(text: string): Record<string, unknown> {
   if (sizeBytes % PAGE_BYTES !== 0 || sizeBytes === 0) {
     throw new ConfigError(`size ${hex(sizeBytes)} is not a number of 4 KiB pages`);
   }
+  const roomBytes = Layout.deviceWindow.end - Layout.deviceWindow.base;
+  // Compat: C also takes what reaches exactly up to 4 GiB, over the guest's interrupt controllers.
+  if (sizeBytes > roomBytes) throw new ConfigError(`${hex(sizeBytes)} bytes have no room, ${hex(roomBytes)} do`);
   return { base, sizeBytes };
 }
 

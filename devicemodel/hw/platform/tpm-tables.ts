@@ -13,11 +13,18 @@ const START_METHOD_CRB = 7;
 export interface TpmPlace {
   readonly base: Gpa;
   readonly sizeBytes: number;
+  /** Where the control area is, and how commands are started; default: as a command response buffer has it. */
+  readonly control?: { readonly gpa: Gpa; readonly startMethod: number };
   /** The event log of the firmware, if it has one. */
   readonly log?: { readonly gpa: Gpa; readonly sizeBytes: number };
 }
 
-export function tpmTables({ base, sizeBytes, log }: TpmPlace): Required<Pick<TableContributor, 'aml' | 'tables'>> {
+export function tpmTables({
+  base,
+  sizeBytes,
+  control,
+  log,
+}: TpmPlace): Required<Pick<TableContributor, 'aml' | 'tables'>> {
   return {
     aml: () => [
       {
@@ -33,8 +40,8 @@ export function tpmTables({ base, sizeBytes, log }: TpmPlace): Required<Pick<Tab
     ],
     tables: () => [
       tpm2Table({
-        control: base + CRB_CONTROL_REQUEST,
-        startMethod: START_METHOD_CRB,
+        control: control?.gpa ?? base + CRB_CONTROL_REQUEST,
+        startMethod: control?.startMethod ?? START_METHOD_CRB,
         ...(log === undefined ? {} : { logAddress: log.gpa, logLength: log.sizeBytes }),
       }),
     ],

@@ -1,11 +1,13 @@
 /** What the firmware tables need to know of a recorded machine, from its command line. */
 import { parseLpc } from '../../../config/slot.ts';
 import type { AcpiInput } from '../../../devicemodel/core/firmware/acpi-tables.ts';
+import type { TableContributor } from '../../../devicemodel/core/firmware/contribution.ts';
 import { readCpuStates } from '../../../devicemodel/core/firmware/cpu-states.ts';
 import type { MpInput } from '../../../devicemodel/core/firmware/mptable.ts';
 import type { CpuStateQuery } from '../../../devicemodel/core/hsm/hsm.ts';
 import type { IntxRoute } from '../../../devicemodel/hw/pci/host-aml.ts';
 import { SCI_GSI } from '../../../devicemodel/hw/platform/pm.ts';
+import { tpmTables } from '../../../devicemodel/hw/platform/tpm-tables.ts';
 import { affinityOf, vcpuLapicIds } from '../../../hypervisor/acrn/cpus.ts';
 import { pcAcpiInput } from '../../support/pc-tables.ts';
 import { optionValues, RECORDED_HOST_LAPIC_IDS, type RecordedCase } from '../../support/recorded-cases.ts';
@@ -34,9 +36,6 @@ function driverFacts(driver: string, options: string): DriverFacts | undefined {
     case 'uart':
       // The hypervisor's vUART has MSI-X and memory BARs; the emulated one an I/O BAR and INTx.
       return options.startsWith('vuart_idx') ? NOTHING : { intx: true, ioBars: 1 };
-    case 'passthru':
-      // 00:1f.3 of the recorded host has INTx only, the others have MSI.
-      return options.startsWith('00/1f/3') ? { intx: true, ioBars: 0 } : NOTHING;
     default:
       return undefined;
   }
@@ -46,8 +45,6 @@ function driverFacts(driver: string, options: string): DriverFacts | undefined {
 const IO_BASE = 0x2000;
 const IO_BAR_STRIDE = 0x1000;
 const IO_SLACK = 0x20;
-/** A passed-through function of these cases keeps its host's I/O BAR, which the window then covers. */
-const PASSTHROUGH_IO_END: Readonly<Record<string, number>> = { pt_ptm_none: 0x3100 };
 /**
  * The reference's second life after a reset: it forgets to release INTA#, so a function gets INTB# and both pins are
  * routed. A matter of PCI, not of the tables: they tell what they are given.
@@ -93,7 +90,20 @@ function cpuStateSource(config: Record<string, unknown>) {
   };
 }
 
-/** @returns undefined if a device is not known here. */
+/** The TPM that --acpidev_pt passes through, as the recorded host's files describe it. */
+function hostTpms({ argv, script }: RecordedCase): TableContributor[] {
+  const files = (script.config['vfs'] ?? {}) as Record<string, { text?: string; hex?: string } | undefined>;
+  return optionValues(argv, '--acpidev_pt').map((device) => {
+    const [, start, end] =
+      new RegExp(`(\\w+)-(\\w+) : ${device.replace(',', ':')}`).exec(files['/proc/iomem']?.text ?? '') ?? [];
+    const base = Number.parseInt(start as string, 16);
+    const table = Buffer.from(files['/sys/firmware/acpi/tables/TPM2']?.hex ?? '', 'hex');
+    const log = table.length < 76 ? {} : { log: { gpa: 0xf000_0000, sizeBytes: table.readUInt32LE(64) } };
+    return tpmTables({ base, sizeBytes: Number.parseInt(end as string, 16) + 1 - base, ...log });
+  });
+}
+
+/** @returns undefined if a device is not known here: of passed-through functions only playing a case tells. */
 export function machineFacts(recorded: RecordedCase): { acpi: AcpiInput; mp: MpInput } | undefined {
   const { name, argv, script } = recorded;
   const ids = optionValues(argv, '--cpu_affinity').flatMap((list) => list.split(',').map(Number));
@@ -130,8 +140,9 @@ export function machineFacts(recorded: RecordedCase): { acpi: AcpiInput; mp: MpI
       isRtvm,
       com: com.toSorted((a, b) => a.index - b.index),
       ...(lpc === undefined ? {} : { lpc: { bus: 0, device: lpc.device, function: 0 } }),
-      ioWindow: { base: IO_BASE, end: PASSTHROUGH_IO_END[name] ?? IO_BASE + ioBars * IO_BAR_STRIDE + IO_SLACK },
+      ioWindow: { base: IO_BASE, end: IO_BASE + ioBars * IO_BAR_STRIDE + IO_SLACK },
       routes,
+      devices: hostTpms(recorded),
     }),
     // The local APIC is passed through to RTVMs only. A system reset, unlike a full one, leaves the MP table as it was.
     mp: {

@@ -23,6 +23,7 @@ describe('mmiodev_pt', () => {
     '0xfe000010,0x1000',
     '0xfe000000,0x800',
     '0xfe000000,0x1000,0x2000',
+    '0xc0000000,0xe001000',
     '0,0x1000',
     'x,y',
   ])('refuses "%s"', (text) => {
@@ -58,18 +59,5 @@ describe('ssram', () => {
     'L3,vcpu=0,size=9M',
   ])('refuses "%s"', (text) => {
     expect(() => parse('ssram', text)).toThrow(ConfigError);
-  });
-});
-
-describe('acpidev_pt', () => {
-  test.each([
-    ['MSFT0101', { hid: 'MSFT0101' }],
-    ['MSFT0101,00', { hid: 'MSFT0101', uid: '00' }],
-    ['STM7364,1', { hid: 'STM7364', uid: '1' }],
-  ])('%s', (text, options) => {
-    expect(parse('acpidev_pt', text)).toEqual(options);
-  });
-  test.each(['', 'MSFT', '../../etc', 'MSFT0101,x'])('refuses "%s"', (text) => {
-    expect(() => parse('acpidev_pt', text)).toThrow(ConfigError);
   });
 });
