@@ -5,15 +5,15 @@
 import { allOnes, type Gpa, type Gsi, hex } from '../../devicemodel/core/address.ts';
 import type { Timer } from '../../devicemodel/core/clock.ts';
 import type { MsiMessage } from '../../devicemodel/core/device.ts';
-import { ConfigError } from '../../devicemodel/core/errors.ts';
 import type { EngineRam, VcpuRegs } from '../../devicemodel/core/hsm/hsm.ts';
 import type { IoreqPage } from '../../devicemodel/core/ioreq-page.ts';
 import type { Log } from '../../devicemodel/core/log.ts';
 import type { RamChunk } from '../../devicemodel/core/memory.ts';
-import { formatSize, MiB } from '../../devicemodel/core/units.ts';
+import { MiB } from '../../devicemodel/core/units.ts';
 import type { CpuEngine, GuestBus, MemoryWindow } from '../embedded/cpu-engine.ts';
 import { TimerfdClock } from '../turn-loop/timerfd-clock.ts';
-import { type CpuBus, MAX_MEMORY_BYTES, V86Cpu } from './v86-cpu.ts';
+import { MAX_MEMORY_BYTES, tooMuchMemory } from './limits.ts';
+import { type CpuBus, V86Cpu } from './v86-cpu.ts';
 
 /** How long the guest runs before the event loop has its turn. */
 const SLICE_MS = 2;
@@ -247,10 +247,7 @@ export class SoftEngine implements CpuEngine {
     const cpu = this.#need();
     const low = regions.find((r) => r.base === 0);
     if (low === undefined || low.size > MAX_MEMORY_BYTES || regions.some((r) => r.base + r.size > FOUR_GIB)) {
-      const total = regions.reduce((sum, r) => sum + r.size, 0);
-      throw new ConfigError(`the software engine cannot give a VM ${formatSize(total)} of memory`, {
-        hint: `ask for at most ${Math.floor(MAX_MEMORY_BYTES / MiB)}M: its CPU has 32-bit addresses`,
-      });
+      throw tooMuchMemory(regions.reduce((sum, r) => sum + r.size, 0));
     }
     return regions.map(({ base, size }) => {
       if (base === 0) {

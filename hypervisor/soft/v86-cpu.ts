@@ -80,8 +80,6 @@ const LOOP_COUNTER = 100_003;
 const NO_TIMER_MS = 100;
 /** RAM comes in these units. */
 const MEMORY_BLOCK_BYTES = 128 * 1024;
-/** The module's addresses are signed in places, and its heap lives beside guest RAM. */
-export const MAX_MEMORY_BYTES = 2048 * 1024 * 1024 - MEMORY_BLOCK_BYTES;
 /** Taken from the heap and given back at start, so that the module's memory does not grow while the guest runs. */
 const HEAP_RESERVE_BYTES = 32 * 1024 * 1024;
 
@@ -292,7 +290,7 @@ export class V86Cpu {
     return cpu;
   }
 
-  /** RAM from address 0; once. @param sizeBytes rounded up to 128 KiB, at most {@link MAX_MEMORY_BYTES}. */
+  /** RAM from address 0; once. @param sizeBytes rounded up to 128 KiB, at most what limits.ts says. */
   allocateMemory(sizeBytes: number): void {
     const size = Math.ceil(sizeBytes / MEMORY_BLOCK_BYTES) * MEMORY_BLOCK_BYTES;
     const at = this.#exports.allocate_memory(size) >>> 0;
