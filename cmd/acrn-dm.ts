@@ -8,6 +8,7 @@ import { errorLines, exitCodeOf, fdSink, writeLines } from './report.ts';
 
 /** Width of help where there is no terminal to ask. */
 const DEFAULT_COLUMNS = 100;
+const MIN_COLUMNS = 40;
 
 const standardOutput = fdSink(1);
 const standardError = fdSink(2);
@@ -15,9 +16,22 @@ const argv = process.argv.slice(2);
 /** Asked before the command line is parsed: its own mistakes are reported too. */
 const debug = argv.includes('--debug');
 
+/** What was asked for goes to standard output; who does not get it must not take the status for a yes. */
+function print(lines: readonly string[]): ExitCode {
+  if (writeLines(standardOutput, lines)) return ExitCode.Ok;
+  writeLines(standardError, ['acrn-dm: standard output cannot be written (full, or closed by its reader)']);
+  return ExitCode.IoError;
+}
+
 function fail(error: unknown): ExitCode {
   writeLines(standardError, errorLines(error, { debug }));
   return exitCodeOf(error);
+}
+
+/** The terminal's width; COLUMNS counts where there is none. */
+function columns(): number {
+  const asked = Number(process.env['COLUMNS']);
+  return process.stdout.columns ?? (Number.isInteger(asked) && asked >= MIN_COLUMNS ? asked : DEFAULT_COLUMNS);
 }
 
 async function main(): Promise<ExitCode> {
@@ -25,14 +39,12 @@ async function main(): Promise<ExitCode> {
   switch (order.action) {
     case 'version': {
       const { version } = await import('./version.ts');
-      writeLines(standardOutput, [`acrn-dm ${version()}`]);
-      return ExitCode.Ok;
+      return print([`acrn-dm ${version()}`]);
     }
     case 'help': {
       const { helpText } = await import('./help.ts');
-      const text = await helpText(order.topic, pciDrivers, process.stdout.columns ?? DEFAULT_COLUMNS);
-      writeLines(standardOutput, text.trimEnd().split('\n'));
-      return ExitCode.Ok;
+      const text = await helpText(order.topic, pciDrivers, columns());
+      return print(text.trimEnd().split('\n'));
     }
     case 'dry-run':
       return dryRun(order);
@@ -51,10 +63,10 @@ async function dryRun(order: VmOrder): Promise<ExitCode> {
     order.notices.map((notice) => `acrn-dm: ${notice.level === 'warn' ? 'warning: ' : ''}${notice.text}`),
   );
   const plan = await describeVm(order.config, order.later);
-  writeLines(standardOutput, order.format === 'json' ? [JSON.stringify(plan, undefined, 2)] : formatDryRun(plan));
+  const written = print(order.format === 'json' ? [JSON.stringify(plan, undefined, 2)] : formatDryRun(plan));
   const problems = problemsOf(order.config, order.later);
   for (const problem of problems) writeLines(standardError, errorLines(problem, { debug }));
-  return problems[0]?.exitCode ?? ExitCode.Ok;
+  return problems[0]?.exitCode ?? written;
 }
 
 async function run(order: VmOrder): Promise<ExitCode> {

@@ -8,6 +8,10 @@ import { withSourcePlaces } from './source-places.ts';
 const MAX_CAUSES = 4;
 /** Longest line; what a user typed is repeated in it and may be kilobytes. */
 const MAX_LINE_CHARS = 600;
+/** A word longer than this is shown by its two ends. */
+const MAX_WORD_CHARS = 256;
+/** Blanks that look like one and are none: no-break, en, em, thin, zero width, narrow, ideographic, byte order mark. */
+const UNUSUAL_BLANK = /[\u00a0\u2000-\u200b\u202f\u205f\u3000\ufeff]/u;
 
 export interface ReportOptions {
   /** Add stacks. */
@@ -30,7 +34,10 @@ export function errorLines(error: unknown, options: ReportOptions = {}): string[
     lines.push(`cause: ${message}`);
     said += message;
   }
-  const hint = hintOf(error) ?? (isOurs ? undefined : 'please report this; --debug shows where it happened');
+  const hint =
+    unusualBlankHint(first) ??
+    hintOf(error) ??
+    (isOurs ? undefined : 'please report this; --debug shows where it happened');
   if (hint !== undefined) lines.push(`hint: ${hint}`);
   const shown = lines.map(oneLine);
   if (options.debug === true) shown.push(...stackLines(error));
@@ -82,16 +89,17 @@ export function fdSink(fd: number): LineSink {
 }
 
 /**
- * Write whole lines. A guest's console may have put the terminal in raw mode, where a line feed alone does not return
+ * Write whole lines. @returns whether they could be written. A guest's console may have put the terminal in raw mode, where a line feed alone does not return
  * the carriage; a carriage return too many does no harm.
  */
-export function writeLines(sink: LineSink, lines: readonly string[]): void {
-  if (lines.length === 0) return;
+export function writeLines(sink: LineSink, lines: readonly string[]): boolean {
+  if (lines.length === 0) return true;
   try {
     const end = sink.isTerminal ? '\r\n' : '\n';
     sink.write(lines.join(end) + end);
+    return true;
   } catch {
-    // Nobody is left to tell: the other end is closed (`acrn-dm --help | head -1`).
+    return false;
   }
 }
 
@@ -131,6 +139,15 @@ function hintOf(error: unknown): string | undefined {
   return undefined;
 }
 
+/** Options copied from a web page: the reader cannot see what is wrong with them. */
+function unusualBlankHint(message: string): string | undefined {
+  const found = UNUSUAL_BLANK.exec(message)?.[0];
+  if (found === undefined) return undefined;
+  const code = (found.codePointAt(0) as number).toString(16).toUpperCase().padStart(4, '0');
+  const name = code === '00A0' ? 'a non-breaking space' : 'an unusual blank';
+  return `there is ${name} (U+${code}) in it, as text copied from a web page has: type a plain one`;
+}
+
 function stackLines(error: unknown): string[] {
   const lines: string[] = [];
   for (const candidate of [error, ...causesOf(error)]) {
@@ -142,7 +159,12 @@ function stackLines(error: unknown): string[] {
 }
 
 /** Text from outside must not break out of its line or steer the terminal. */
+const LONG_WORD = new RegExp(`\\S{${MAX_WORD_CHARS},}`, 'g');
+
 export function oneLine(text: string): string {
-  const clean = text.replace(/\s*[\r\n]+\s*/g, ' ').replace(/\p{Cc}/gu, '?');
+  const clean = text
+    .replace(/\s*[\r\n]+\s*/g, ' ')
+    .replace(/\p{Cc}/gu, '?')
+    .replace(LONG_WORD, (word) => `${word.slice(0, 60)}...${word.slice(-20)}`);
   return clean.length <= MAX_LINE_CHARS ? clean : `${clean.slice(0, MAX_LINE_CHARS - 3)}...`;
 }

@@ -262,6 +262,7 @@ export function parseVmName(text: string): string {
   const sizeBytes = Buffer.byteLength(text);
   if (sizeBytes === 0) throw new ConfigError('the VM name is empty');
   // It is part of the name of the control socket.
+  if (/\p{Cc}/u.test(text)) throw new ConfigError('the VM name has control characters in it');
   if (text.includes('/')) throw new ConfigError(`VM name "${text}": "/" is not possible in it`);
   if (sizeBytes > MAX_VM_NAME_BYTES) {
     throw new ConfigError(`VM name "${text}": ${sizeBytes} bytes, at most ${MAX_VM_NAME_BYTES} are possible`, {

@@ -2,7 +2,14 @@
 import { type Bdf, formatBdf } from '../devicemodel/core/address.ts';
 import type { ComConfig, PciSlotConfig } from '../devicemodel/core/config.ts';
 import { ConfigError, DmError } from '../devicemodel/core/errors.ts';
-import { checkOptions, optionsFromText, optionUsage } from '../devicemodel/core/options.ts';
+import {
+  checkOptions,
+  type OptionSchema,
+  optionsFromText,
+  optionUsage,
+  optionWords,
+  UnknownOption,
+} from '../devicemodel/core/options.ts';
 import { type BusMember, checkBus, numberBuses } from '../devicemodel/hw/pci/buses.ts';
 import { lookupPciDriver, type PciDriverEntry } from '../devicemodel/hw/registry.ts';
 import { parseCharBackend } from '../devicemodel/hw/uart/backends/spec.ts';
@@ -151,8 +158,19 @@ function parseDriverOptions(driver: PciDriverEntry, text: string): unknown {
     return checkOptions(driver.options, raw);
   } catch (error) {
     if (!(error instanceof ConfigError) || error.hint !== undefined) throw error;
-    throw new ConfigError(error.message, { hint: `usage: -s SLOT,${optionUsage(driver.name, driver.options)}` });
+    const usage = `usage: -s SLOT,${optionUsage(driver.name, driver.options)}`;
+    const guess = error instanceof UnknownOption ? guessOption(error.word, driver.options) : undefined;
+    throw new ConfigError(error.message, { hint: guess === undefined ? usage : `${guess} ${usage}` });
   }
+}
+
+/** What somebody may have meant by a word that is no option of the device. */
+function guessOption(word: string, schema: OptionSchema): string | undefined {
+  const words = optionWords(schema);
+  const [key, ...value] = word.split('=') as [string, ...string[]];
+  if (value.length > 0 && words.includes(key)) return `${key} takes no value.`;
+  const guess = didYouMean(key, words);
+  return guess === undefined ? undefined : `did you mean "${guess}"?`;
 }
 
 /** COM1 to COM5. */

@@ -30,6 +30,29 @@ export function optionMeta(schema: unknown): OptionMeta {
   return s.wrapped === undefined ? {} : optionMeta(s.wrapped);
 }
 
+/** A word that no option of a device is. */
+export class UnknownOption extends ConfigError {
+  readonly word: string;
+  /** @param device for the message, where the caller does not say it. */
+  constructor(word: string, device?: string) {
+    super(`${device === undefined ? '' : `${device}: `}unknown option "${word}"`);
+    this.word = word;
+  }
+}
+
+/** How an option is written on the command line: `sectorsize` for the key `sectorSize`. Positional ones have no word. */
+function optionWordsOf(key: string, schema: unknown): string[] {
+  const meta = optionMeta(schema);
+  if (meta.named !== true || meta.isHidden === true) return [];
+  const words = (meta.arg ?? key).replace(/\[.*$/, '').split('=', 1)[0] ?? key;
+  return words.split('|');
+}
+
+/** All words that options of the schema begin with. */
+export function optionWords(schema: OptionSchema): string[] {
+  return Object.entries(schema.entries).flatMap(([key, entry]) => optionWordsOf(key, entry));
+}
+
 function isOptional(schema: unknown): boolean {
   return (schema as { type?: string }).type === 'optional';
 }
@@ -52,7 +75,7 @@ export function optionsFromText(schema: OptionSchema, text: string): Record<stri
       out[key] = true;
     } else {
       const next = positional.find((k) => !(k in out));
-      if (next === undefined) throw new ConfigError(`unknown option "${item}"`);
+      if (next === undefined) throw new UnknownOption(item);
       out[next] = item;
     }
   }
@@ -64,7 +87,9 @@ export function checkOptions<S extends OptionSchema>(schema: S, input: Record<st
   const result = v.safeParse(schema, input);
   if (result.success) return result.output;
   const issue = result.issues[0];
-  const path = issue.path?.map((p) => String(p.key)).join('.') ?? '';
+  const [first, ...deeper] = issue.path?.map((p) => String(p.key)) ?? [];
+  const word = first === undefined ? [] : [optionWordsOf(first, schema.entries[first])[0] ?? first];
+  const path = [...word, ...deeper].join('.');
   const missing = issue.input === undefined && path !== '';
   const what = missing ? 'is missing' : issue.message;
   throw new ConfigError(path === '' ? what : `${path}: ${what}`);

@@ -103,3 +103,38 @@ describe('writeLines', () => {
     expect(() => writeLines(fdSink(-1), ['a'])).not.toThrow();
   });
 });
+
+describe('what a user pasted', () => {
+  test.each([
+    ['3,virtio-blk,d.img,\u00a0ro', 'a non-breaking space (U+00A0)'],
+    ['-m\u00a0512M', 'a non-breaking space (U+00A0)'],
+    ['a\u200bb', 'an unusual blank (U+200B)'],
+    ['a\u202fb', 'an unusual blank (U+202F)'],
+    ['\ufeffvm1', 'an unusual blank (U+FEFF)'],
+    ['a\u3000b', 'an unusual blank (U+3000)'],
+  ])('%o: the blank is named', (text, words) => {
+    const lines = errorLines(new ConfigError(`"${text}" is unknown`, { hint: 'another hint' }));
+    expect(lines.at(-1)).toContain(words);
+  });
+  test('a plain blank is not', () => {
+    expect(errorLines(new ConfigError('a b', { hint: 'another hint' })).at(-1)).toBe('hint: another hint');
+  });
+  test('a long word is shown by its ends, a path whole', () => {
+    const [line] = errorLines(new ConfigError(`VM name "${'a'.repeat(100_000)}z": too long`));
+    expect(line?.length).toBeLessThan(140);
+    expect(line).toMatch(/z": too long$/);
+    const path = `/${'directory/'.repeat(20)}file`;
+    expect(errorLines(new ConfigError(path))[0]).toContain(path);
+  });
+});
+
+test('lines that cannot be written are not taken for written', () => {
+  const full = {
+    isTerminal: false,
+    write: () => {
+      throw Object.assign(new Error('ENOSPC'), { code: 'ENOSPC' });
+    },
+  };
+  expect(writeLines(full, ['x'])).toBe(false);
+  expect(writeLines({ isTerminal: false, write: () => {} }, ['x'])).toBe(true);
+});

@@ -223,3 +223,60 @@ describe('-l', () => {
     );
   });
 });
+
+describe('options of a device, in the words the user has', () => {
+  const refused = (value: string) => {
+    try {
+      parseSlots([value], realDrivers);
+    } catch (error) {
+      const { message, hint } = error as ConfigError;
+      return `${message}\n${hint}`;
+    }
+    return 'accepted';
+  };
+  const options = (value: string) => parseSlots([value], realDrivers).pci[0]?.options;
+
+  test.each([
+    ['3,virtio-blk,d.img,sectorsize=999', /: sectorsize: /],
+    ['3,virtio-blk,d.img,mq=0', /"mq=0": /],
+    ['3,virtio-net,tap=', /: tap: /],
+    ['3,virtio-net,tap=t,mac=1', /: mac: must be XX/],
+    ['3,virtio-blk,d.img,transport=newest', /: transport: /],
+  ])('%s is named by its option', (value, words) => {
+    expect(refused(value)).toMatch(words);
+  });
+
+  test.each([
+    ['3,virtio-blk,d.img,writebak', 'writeback'],
+    ['3,virtio-blk,d.img,writetru', 'writethru'],
+    ['3,virtio-blk,d.img,nocahe', 'nocache'],
+    ['3,virtio-blk,d.img,sectorsise=512', 'sectorsize'],
+    ['3,virtio-blk,d.img,rnage=0/8', 'range'],
+    ['3,virtio-blk,d.img,discrad', 'discard'],
+  ])('%s: did you mean?', (value, word) => {
+    expect(refused(value)).toContain(`did you mean "${word}"?`);
+  });
+
+  test.each(['ro=1', 'ro=0', 'nocache=yes', 'writeback=1', 'writethru=on'])('a value on a flag, %s', (item) => {
+    expect(refused(`3,virtio-blk,d.img,${item}`)).toContain(`${item.split('=')[0]} takes no value`);
+  });
+
+  test.each(['writeback,writethru', 'writethru,writeback', 'writethru,ro,writeback'])(
+    'a contradiction, %s',
+    (items) => {
+      expect(refused(`3,virtio-blk,d.img,${items}`)).toContain('contradict');
+    },
+  );
+  test('the same twice is none', () => {
+    expect(options('3,virtio-blk,d.img,writeback,writeback')).toMatchObject({ writeback: true });
+  });
+
+  test.each([
+    ['mq=2,d.img', 'd.img,mq=2', { path: 'd.img', queues: 2 }],
+    ['iothread,d.img', 'd.img,iothread', { path: 'd.img', iothread: { count: 1 } }],
+    ['iothread,mq=4,d.img,ro', 'd.img,mq=4,ro,iothread', { path: 'd.img', queues: 4, ro: true }],
+    ['mq=2,d.img,writeback', 'd.img,writeback,mq=2', { queues: 2, writeback: true }],
+  ])('%s and %s are the same', (before, behind, expected) => {
+    for (const text of [before, behind]) expect(options(`3,virtio-blk,${text}`)).toMatchObject(expected);
+  });
+});

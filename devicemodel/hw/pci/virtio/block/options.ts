@@ -1,6 +1,7 @@
 /** Options of virtio-blk: the C device model's grammar, checked before anything on the host is touched. */
 import * as v from 'valibot';
 import { ConfigError } from '../../../../core/errors.ts';
+import { UnknownOption } from '../../../../core/options.ts';
 import { isPowerOfTwo } from '../../../../core/units.ts';
 import { describePciDriver } from '../../driver.ts';
 import { transportOption } from '../transport/options.ts';
@@ -86,7 +87,7 @@ export const BlockOptions = v.strictObject({
       v.strictObject({ count: v.number(), cpus: v.array(v.array(v.number())) }),
       v.metadata({
         arg: 'iothread[=N[@CPU:CPU/...|*]]',
-        help: 'kicks bypass the request page; before PATH',
+        help: 'kicks bypass the request page',
         named: true,
       }),
     ),
@@ -121,7 +122,8 @@ function parseIothread(item: string, value: string | undefined): { count: number
 }
 
 /**
- * Everything after `virtio-blk,` without the boot marker: `[iothread[=…],][mq=N,]PATH[,option…]`.
+ * Everything after `virtio-blk,` without the boot marker: `[iothread[=…],][mq=N,]PATH[,option…]`; the first two may also
+ * come behind the path.
  * @throws ConfigError
  */
 export function parseBlockText(text: string): Record<string, unknown> {
@@ -134,17 +136,21 @@ export function parseBlockText(text: string): Record<string, unknown> {
     return { ...options, path: '' };
   }
   let next = 0;
-  for (; next < items.length; next++) {
-    const [key, value] = split(items[next] as string);
-    if (key === 'iothread') options['iothread'] = parseIothread(items[next] as string, value);
-    else if (key === 'mq') options['queues'] = count(items[next] as string, value, 1);
-    else break;
-  }
+  while (next < items.length && parseQueueItem(items[next] as string, options)) next++;
   const path = items[next];
   if (path === undefined || path === '') throw new ConfigError('virtio-blk: which image file, or nodisk?');
   options['path'] = path;
-  for (const item of items.slice(next + 1)) parseItem(item, options);
+  for (const item of items.slice(next + 1)) if (!parseQueueItem(item, options)) parseItem(item, options);
   return options;
+}
+
+/** @returns whether the item is one of those that C takes in front of the path only. */
+function parseQueueItem(item: string, options: Record<string, unknown>): boolean {
+  const [key, value] = split(item);
+  if (key === 'iothread') options['iothread'] = parseIothread(item, value);
+  else if (key === 'mq') options['queues'] = count(item, value, 1);
+  else return false;
+  return true;
 }
 
 /** `key=value` at the first `=`. */
@@ -158,10 +164,15 @@ function parseItem(item: string, options: Record<string, unknown>): void {
   switch (key) {
     case 'writeback':
     case 'writethru':
+      if (value !== undefined) throw new UnknownOption(item, 'virtio-blk');
+      if ((options['writeback'] ?? key === 'writeback') !== (key === 'writeback')) {
+        fail(item, 'writeback and writethru contradict each other');
+      }
       options['writeback'] = key === 'writeback';
       break;
     case 'ro':
     case 'nocache':
+      if (value !== undefined) throw new UnknownOption(item, 'virtio-blk');
       options[key] = true;
       break;
     case 'no_bst_block':
@@ -188,7 +199,7 @@ function parseItem(item: string, options: Record<string, unknown>): void {
       if (value !== undefined) options[key] = value;
       break;
     default:
-      fail(item, 'unknown option');
+      throw new UnknownOption(item, 'virtio-blk');
   }
 }
 
