@@ -70,10 +70,11 @@ const Config = { mac: 0, status: 6, size: 8 } as const;
 const LINK_UP = 1;
 const RETRY_NS = 1e9;
 
-/** 00:16:3E, then three bytes of a digest of slot, function and seed: stable from run to run. */
+/** 00:16:3E, then three bytes of a digest of slot, function and seed (and of a bus above 0): stable from run to run. */
 export function defaultMac(bdf: Bdf, seed: string | undefined): number[] {
   const MAX_DIGESTED = 79;
-  const text = `${bdf.device}-${bdf.function}${seed === undefined ? '' : `-${seed}`}`;
+  const bus = bdf.bus === 0 ? '' : `${bdf.bus}-`;
+  const text = `${bus}${bdf.device}-${bdf.function}${seed === undefined ? '' : `-${seed}`}`;
   const digest = createHash('md5').update(Buffer.from(text).subarray(0, MAX_DIGESTED)).digest();
   return [0x00, 0x16, 0x3e, digest[0] as number, digest[1] as number, digest[2] as number];
 }

@@ -281,6 +281,13 @@ describe('receiving', () => {
 });
 
 describe('address', () => {
+  test('two networks below two root ports, in slot 0 of their buses, have addresses of their own', () => {
+    const at = (bus: number) => defaultMac({ bus, device: 0, function: 0 }, 'vm');
+    expect(at(1)).not.toEqual(at(2));
+    expect(at(1)).not.toEqual(at(0));
+    expect(at(1).slice(0, 3)).toEqual([0x00, 0x16, 0x3e]);
+  });
+
   test('the default is made from slot, function and seed', () => {
     const bdf = { bus: 0, device: 4, function: 0 };
     // Recorded from the C device model: mac_seed=vm_net in slot 4.
