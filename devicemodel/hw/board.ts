@@ -306,18 +306,24 @@ class Pc implements Board {
     return [...this.#platform, ...this.#serial, ...this.#optional, this.pciConfig];
   }
 
-  /** @param argument `SLOT,PATH[,option…]`: a slot of bus 0, and what follows `virtio-blk,` on the command line. */
+  /**
+   * @param argument `SLOT,PATH[,option…]`: a slot of bus 0 (or `BUS:SLOT:FUNCTION`), and what follows `virtio-blk,` on the
+   * command line.
+   */
   async rescanBlockDevice(argument: string): Promise<boolean> {
     const { log } = this.#parts;
-    const [, slot, text] = /^\s*(\d+),(.+)$/s.exec(argument) ?? [];
-    if (slot === undefined || text === undefined) {
-      log.warn(`blkrescan ${argument}: expected SLOT,PATH`);
+    const [, first, device, fnNumber, text] = /^\s*(\d+)(?::(\d+):(\d+))?,(.+)$/s.exec(argument) ?? [];
+    if (first === undefined || text === undefined) {
+      log.warn(`blkrescan ${argument}: expected SLOT,PATH or BUS:SLOT:FUNCTION,PATH`);
       return false;
     }
-    const device = Number(slot);
-    const fn = device < 32 ? this.pciConfig.functionAt({ bus: 0, device, function: 0 }) : undefined;
+    const fn = this.pciConfig.functionAt(
+      device === undefined
+        ? { bus: 0, device: Number(first), function: 0 }
+        : { bus: Number(first), device: Number(device), function: Number(fnNumber) },
+    );
     try {
-      if (fn === undefined) throw new ConfigError(`there is no device in slot ${slot}`);
+      if (fn === undefined) throw new ConfigError('there is no device in that slot');
       const { rescanBlock } = await import('./pci/virtio/block/block.ts');
       rescanBlock(fn, text);
       return true;

@@ -22,10 +22,10 @@ afterEach(async () => {
   for (const step of cleanUp.splice(0).reverse()) await step();
 });
 
-async function slot(device: number, driver: string, text = ''): Promise<PciSlotConfig> {
+async function slot(device: number, driver: string, text = '', bus = 0): Promise<PciSlotConfig> {
   const { options, parseText } = await loadPciDriver(driver);
   const raw = parseText === undefined ? optionsFromText(options, text) : parseText(text);
-  return { bdf: { bus: 0, device, function: 0 }, driver, options: checkOptions(options, raw), text };
+  return { bdf: { bus, device, function: 0 }, driver, options: checkOptions(options, raw), text };
 }
 
 async function makeBoard(pci: PciSlotConfig[]) {
@@ -92,6 +92,18 @@ describe('blkrescan', () => {
     const { board, image } = await makeMachine();
     expect(await board.rescanBlockDevice(`4,${image},ro`)).toBe(true);
     expect(await board.rescanBlockDevice(`4,${image}`)).toBe(false);
+  });
+
+  test('and into a slot below a root port', async () => {
+    const { image } = await makeMachine();
+    const { board } = await makeBoard([
+      await slot(0, 'hostbridge'),
+      await slot(6, 'root-port'),
+      await slot(0, 'virtio-blk', 'nodisk', 1),
+    ]);
+    expect(await board.rescanBlockDevice(`2:0:0,${image}`)).toBe(false);
+    expect(await board.rescanBlockDevice(`1:0:8,${image}`)).toBe(false);
+    expect(await board.rescanBlockDevice(`1:0:0,${image}`)).toBe(true);
   });
 
   test.each([

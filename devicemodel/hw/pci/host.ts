@@ -293,7 +293,10 @@ export class PciHost implements Device, PciConfigAccess {
 
   /** The function at an address, for control commands that name a slot. */
   functionAt(bdf: Bdf): PciFunction | undefined {
-    return this.#slots.get(bdfToNumber(bdf))?.function;
+    const slot = this.#slots.get(bdfToNumber(bdf));
+    // A number beyond its field would find another function.
+    const isThere = slot?.bdf.bus === bdf.bus && slot.bdf.device === bdf.device && slot.bdf.function === bdf.function;
+    return isThere ? slot.function : undefined;
   }
 
   /** For the ACPI _PRT: by bus, device and pin. */
