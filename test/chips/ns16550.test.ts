@@ -176,3 +176,63 @@ test('any access sequence stays within width, and reset equals fresh', async () 
     }),
   );
 });
+
+/** A back end that can be full, and lose input. */
+class FullBackend extends FakeCharBackend {
+  hasRoom = true;
+  onRoom: (() => void) | undefined;
+  overruns = 0;
+  takeOverrun(): boolean {
+    return this.overruns-- > 0;
+  }
+}
+
+test('while the back end has no room the transmitter is not empty, and no interrupt says so', async () => {
+  const irq = new FakeLine(4);
+  const backend = new FullBackend();
+  const uart = new Ns16550({ irq, backend });
+  await uart.start();
+  uart.write(Reg.Ier, 1, 0x02);
+  expect(uart.read(Reg.IirFcr)).toBe(0x02);
+  backend.hasRoom = false;
+  uart.write(Reg.RbrThr, 1, 0x41);
+  expect([uart.read(Reg.Lsr), irq.asserted]).toEqual([0, false]);
+  uart.write(Reg.Ier, 1, 0);
+  uart.write(Reg.Ier, 1, 0x02);
+  expect(irq.asserted).toBe(false);
+  uart.write(Reg.Mcr, 1, MCR_LOOP); // nothing goes to the back end now
+  expect(uart.read(Reg.Lsr)).toBe(LSR_IDLE);
+  uart.write(Reg.Mcr, 1, 0);
+  backend.hasRoom = true;
+  backend.onRoom?.();
+  expect([uart.read(Reg.Lsr), irq.asserted]).toEqual([LSR_IDLE, true]);
+  await uart.stop();
+  expect(backend.onRoom).toBeUndefined();
+});
+
+test('input the back end lost is an overrun', async () => {
+  const backend = new FullBackend();
+  const uart = new Ns16550({ irq: new FakeLine(4), backend });
+  await uart.start();
+  backend.overruns = 1;
+  backend.type('x');
+  expect(uart.read(Reg.Lsr) & LSR_OVERRUN).toBe(LSR_OVERRUN);
+  expect(uart.read(Reg.Lsr) & LSR_OVERRUN).toBe(0);
+});
+
+test('a message is sent for a new reason or cause, a line is told after every access', async () => {
+  for (const isMessageSignalled of [false, true]) {
+    const told: boolean[] = [];
+    const irq = { gsi: 0, set: (asserted: boolean) => void told.push(asserted) };
+    const backend = new FakeCharBackend();
+    const uart = new Ns16550({ irq, backend, isMessageSignalled });
+    await uart.start();
+    uart.write(Reg.Ier, 1, 0x01);
+    told.length = 0;
+    backend.type('ab');
+    uart.read(Reg.Lsr);
+    uart.read(Reg.Scr);
+    backend.type('c');
+    expect(told).toEqual(isMessageSignalled ? [true, true] : [true, true, true, true]);
+  }
+});
