@@ -109,8 +109,6 @@ async function assemble(
   const makeBoard = pcBoard({
     consoles: new CharBackendPool({ log: silentLog }),
     lapicIds: () => lapicIds,
-    onVmEvent: () => {},
-    onWake: () => {},
   });
   try {
     const board = await makeBoard({
@@ -121,6 +119,7 @@ async function assemble(
       mmio: new MmioBus(),
       clock: stoppedClock,
       power: { request: () => {} },
+      events: { emit: () => false },
       waits: newWaits(() => {}),
       vcpuCount: lapicIds.length,
       log: silentLog,

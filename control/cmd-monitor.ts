@@ -6,7 +6,10 @@ import type { Socket } from 'node:net';
 import type { Clock } from '../devicemodel/core/clock.ts';
 import { listenUnix, type UnixListener } from '../devicemodel/core/host/unix-listener.ts';
 import type { Log } from '../devicemodel/core/log.ts';
-import { type VmEvent, VmEventPublisher } from '../devicemodel/core/vm-events.ts';
+import type { VmEvent, VmEvents } from '../devicemodel/core/vm-events.ts';
+import type { FrontDoor } from './front-doors.ts';
+import type { VmCommands } from './vm-commands.ts';
+import { VmEventPublisher } from './vm-event-publisher.ts';
 
 /** A request that does not end within this many bytes is none [CLIENT_BUF_LEN]. */
 const MAX_REQUEST_BYTES = 4096;
@@ -16,19 +19,14 @@ const MAX_ARGUMENT_BYTES = 319;
 const MAX_CLIENTS = 8;
 /** Replies and events a client has not read yet; a client that lets more pile up is cut off. */
 const MAX_UNREAD_BYTES = 64 * 1024;
-/** How long `stop` waits for clients to take their last reply. */
+/** How long `close` waits for clients to take their last reply. */
 const LINGER_MS = 500;
-
-export interface CmdMonitorHandlers {
-  /** Power the VM off. @returns false to refuse (RTVM). */
-  destroy(): boolean;
-  /** @param argument `SLOT,PATH[,OPTIONS]` as sent; '' when none was. @returns false when it failed. */
-  blkrescan(argument: string): boolean | Promise<boolean>;
-}
 
 export interface CmdMonitorOptions {
   readonly path: string;
-  readonly handlers: CmdMonitorHandlers;
+  readonly commands: VmCommands;
+  /** Where events are told. */
+  readonly events: VmEvents;
   readonly log: Log;
   readonly clock: Clock;
 }
@@ -119,9 +117,10 @@ export class RequestParser {
  * The server. Events go to the one client that registered for them (`register_vm_event_client`), throttled as
  * {@link VmEventPublisher} says.
  */
-export class CmdMonitor {
+export class CmdMonitor implements FrontDoor {
   readonly #path: string;
-  readonly #handlers: CmdMonitorHandlers;
+  readonly #commands: VmCommands;
+  readonly #events: VmEvents;
   readonly #log: Log;
   readonly #publisher: VmEventPublisher;
   /** Each with its requests under way. */
@@ -133,7 +132,8 @@ export class CmdMonitor {
 
   constructor(options: CmdMonitorOptions) {
     this.#path = options.path;
-    this.#handlers = options.handlers;
+    this.#commands = options.commands;
+    this.#events = options.events;
     this.#log = options.log;
     this.#publisher = new VmEventPublisher({
       clock: options.clock,
@@ -146,21 +146,20 @@ export class CmdMonitor {
   async start(): Promise<void> {
     if (this.#listener !== undefined) return;
     this.#listener = await listenUnix(this.#path, (socket) => this.#accept(socket));
+    this.#events.on('event', this.#onVmEvent);
     this.#log.info(`command monitor on ${this.#path}`);
   }
 
   /** Lets clients take their last reply, then closes. Safe twice. */
-  async stop(): Promise<void> {
+  async close(): Promise<void> {
+    this.#events.off('event', this.#onVmEvent);
     this.#publisher.stop();
     this.#listener?.close();
     this.#listener = undefined;
     await Promise.all([...this.#clients].map(([socket, work]) => finish(socket, work, socket === this.#destroyer)));
   }
 
-  /** Tell the registered client, if there is one. */
-  emitVmEvent(event: VmEvent): void {
-    this.#publisher.publish(event);
-  }
+  readonly #onVmEvent = (event: VmEvent): void => this.#publisher.publish(event);
 
   #accept(socket: Socket): void {
     socket.on('error', () => {});
@@ -219,10 +218,12 @@ export class CmdMonitor {
     switch (command) {
       case 'destroy':
         this.#destroyer = socket;
-        return this.#handlers.destroy();
+        return this.#commands.run('destroy', { reason: 'asked by the command monitor' });
       case 'blkrescan':
         // Compat: C cuts a longer argument silently, and would open another file than the one meant.
-        return Buffer.byteLength(argument) > MAX_ARGUMENT_BYTES ? false : this.#handlers.blkrescan(argument);
+        return Buffer.byteLength(argument) > MAX_ARGUMENT_BYTES
+          ? false
+          : this.#commands.run('blkrescan', { medium: argument });
       case 'register_vm_event_client':
         if (this.#eventClient !== undefined) return false;
         this.#eventClient = socket;

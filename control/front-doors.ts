@@ -1,107 +1,59 @@
 /**
- * The ways in from outside while a VM runs: signals, `--cmd_monitor`, acrnctl's socket. Everything here only asks the
- * VM; what it does about it is core/vm.ts.
+ * The ways in from outside while a VM runs. A door takes a moment to come up, and the VM may end in that moment: then the
+ * door is told to give up, and if it comes up nevertheless it is closed at once.
  */
-import type { CharBackends } from '../devicemodel/core/char-backend.ts';
-import type { Clock } from '../devicemodel/core/clock.ts';
-import type { VmConfig } from '../devicemodel/core/config.ts';
-import type { Disposer } from '../devicemodel/core/disposer.ts';
-import { listenForSignals, SignalAction, signalActions } from '../devicemodel/core/host/process-signals.ts';
-import { ignoreOtherSignals } from '../devicemodel/core/host/signals.ts';
-import type { Log } from '../devicemodel/core/log.ts';
-import type { Vm } from '../devicemodel/core/vm.ts';
-import type { VmEvent } from '../devicemodel/core/vm-events.ts';
-import type { PmVuart } from './life-manager.ts';
 
-export interface Control {
-  readonly vm: Vm;
-  readonly config: VmConfig;
-  readonly clock: Clock;
-  readonly log: Log;
-  readonly undo: Disposer;
+/** Something that listens, and asks commands of the VM (vm-commands.ts). */
+export interface FrontDoor {
+  /** Nothing of it is left afterwards: no socket file, no listener, no timer. Safe twice. */
+  close(): void | Promise<void>;
 }
 
-/**
- * What each signal does: docs/exit-codes.md.
- * Compat: C dies of SIGTERM before the guest has enabled ACPI and leaves an unpaused VM behind, and ignores it after.
- */
-export function connectSignals(control: Control): void {
-  const { vm, undo } = control;
-  ignoreOtherSignals();
-  const stop = listenForSignals((signal) => {
-    const reason = `received ${signal}`;
-    if (signalActions[signal] === SignalAction.shutDown) vm.shutDown(reason);
-    else vm.power.request({ kind: 'poweroff', reason });
-  });
-  undo.defer(stop);
-}
+export class FrontDoors {
+  readonly #giveUp = new AbortController();
+  readonly #opening = new Set<Promise<unknown>>();
+  readonly #doors: FrontDoor[] = [];
 
-/** `--cmd_monitor`: listens before the VM starts. @returns where VM events go. */
-export async function startCmdMonitor(control: Control, path: string): Promise<(event: VmEvent) => void> {
-  const { vm, config, clock, log, undo } = control;
-  const { CmdMonitor } = await import('./cmd-monitor.ts');
-  const monitor = new CmdMonitor({
-    path,
-    log,
-    clock,
-    handlers: {
-      destroy: () => {
-        // The hypervisor lets nobody pause a real-time VM.
-        if (config.rtvm) return false;
-        vm.power.request({ kind: 'poweroff', reason: 'asked by the command monitor' });
-        return true;
-      },
-      blkrescan: async (argument) => (await vm.board?.rescanBlockDevice(argument)) ?? false,
-    },
-  });
-  await monitor.start();
-  undo.defer(() => monitor.stop());
-  return (event) => monitor.emitVmEvent(event);
-}
+  /** @param ending aborted once the VM is to end: nobody waits any longer for a door to come up. */
+  constructor(ending: AbortSignal) {
+    if (ending.aborted) this.#giveUp.abort();
+    else ending.addEventListener('abort', () => this.#giveUp.abort(), { once: true, signal: this.#giveUp.signal });
+  }
 
-/**
- * `--pm_notify_channel uart --pm_by_vuart ...`: the line on which the guest's life manager listens.
- * @returns undefined where the options name none. @throws HostError
- */
-export async function startLifeManagerLine(control: Control, consoles: CharBackends): Promise<PmVuart | undefined> {
-  const { vm, config, log, undo } = control;
-  if (config.pmByVuart === undefined) return undefined;
-  const { PmVuart } = await import('./life-manager.ts');
-  const line = consoles.open('life manager', config.pmByVuart);
-  await line.start();
-  const manager = new PmVuart({
-    line,
-    relay: config.pmNotifyChannel === 'uart,allow_trigger_s5',
-    onPowerOff: (reason) => vm.power.request({ kind: 'poweroff', reason }),
-    log,
-  });
-  await manager.start();
-  undo.defer(() => manager.stop());
-  return manager;
-}
+  /**
+   * Waits until the door is open, or not wanted any more.
+   * @param open gets a signal that it may give up; what it throws then does not matter.
+   * @throws what `open` throws.
+   */
+  async add(open: (giveUp: AbortSignal) => FrontDoor | Promise<FrontDoor>): Promise<void> {
+    const { signal } = this.#giveUp;
+    if (signal.aborted) return;
+    const opening = (async () => {
+      const door = await open(signal);
+      this.#doors.push(door);
+    })();
+    this.#opening.add(opening);
+    try {
+      await opening;
+    } catch (error) {
+      if (!signal.aborted) throw error;
+    } finally {
+      this.#opening.delete(opening);
+    }
+  }
 
-/** The socket of acrnctl and acrnd. Started once the guest runs: nobody can know of it earlier. */
-export async function startMonitorSocket(control: Control, lifeManager: PmVuart | undefined): Promise<void> {
-  const { vm, config, log, undo } = control;
-  const { MonitorSocket } = await import('./monitor-socket.ts');
-  const socket = new MonitorSocket({
-    vmName: config.name,
-    log,
-    handlers: {
-      forceStop: () => vm.power.request({ kind: 'poweroff', reason: 'acrnctl stop --force' }),
-      stop: () => {
-        if (lifeManager !== undefined) return lifeManager.requestShutdown();
-        vm.shutDown('acrnctl stop');
-        return 0;
-      },
-      resume: () => {
-        vm.wake();
-        return 0;
-      },
-      query: () => (vm.state === 'suspended' ? 'suspended' : 'running'),
-      blkrescan: async (argument) => ((await vm.board?.rescanBlockDevice(argument)) === true ? 0 : -1),
-    },
-  });
-  await socket.start();
-  undo.defer(() => socket.stop());
+  /** Close all, the last first, those that are coming up included. @throws AggregateError after all were tried. */
+  async close(): Promise<void> {
+    this.#giveUp.abort();
+    await Promise.allSettled(this.#opening);
+    const failures: unknown[] = [];
+    for (let door = this.#doors.pop(); door !== undefined; door = this.#doors.pop()) {
+      try {
+        await door.close();
+      } catch (error) {
+        failures.push(error);
+      }
+    }
+    if (failures.length > 0) throw new AggregateError(failures, 'some front doors could not be closed');
+  }
 }

@@ -7,6 +7,8 @@ import { createConnection, type Socket } from 'node:net';
 import { constants } from 'node:os';
 import { ConfigError, HostError } from '../devicemodel/core/errors.ts';
 import type { Log } from '../devicemodel/core/log.ts';
+import type { FrontDoor } from './front-doors.ts';
+import type { VmCommands } from './vm-commands.ts';
 
 /** The serial line's other end, as hw/uart's back ends are. */
 export interface PmLine {
@@ -60,13 +62,12 @@ export interface PmVuartOptions {
   readonly line: PmLine;
   /** `allow_trigger_s5`: relay to the life manager. */
   readonly relay: boolean;
-  /** The life manager is gone: the platform is going down, and so must the VM. */
-  readonly onPowerOff: (reason: string) => void;
+  readonly commands: VmCommands;
   readonly log: Log;
   readonly port?: number;
 }
 
-export class PmVuart {
+export class PmVuart implements FrontDoor {
   readonly #options: PmVuartOptions;
   #manager: Socket | undefined;
 
@@ -74,11 +75,15 @@ export class PmVuart {
     this.#options = options;
   }
 
-  /** The line is started by its owner. @throws HostError when the life manager is wanted and not there. */
-  async start(): Promise<void> {
+  /**
+   * The line is started by its owner.
+   * @param giveUp the VM is not wanted any more: whoever does not answer is not waited for.
+   * @throws HostError when the life manager is wanted and not there.
+   */
+  async start(giveUp?: AbortSignal): Promise<void> {
     const { line, relay, log } = this.#options;
     if (!relay || this.#manager !== undefined) return;
-    const manager = await connect(this.#options.port ?? LIFE_MANAGER_PORT);
+    const manager = await connect(this.#options.port ?? LIFE_MANAGER_PORT, giveUp);
     this.#manager = manager;
     const toManager = new MessageSplitter((message) => {
       log.info(`life manager: the guest says ${shown(message)}`);
@@ -99,18 +104,18 @@ export class PmVuart {
     manager.on('close', () => {
       if (this.#manager !== manager) return;
       this.#manager = undefined;
-      this.#options.onPowerOff('the connection to the life manager was closed');
+      // The life manager is gone: the platform is going down, and so must the VM.
+      this.#options.commands.run('power-off', { reason: 'the connection to the life manager was closed' });
     });
   }
 
-  /** `acrnctl stop`: ask the guest to shut down. @returns 0: whether it does is up to the guest. */
-  requestShutdown(): number {
+  /** `acrnctl stop`: ask the guest to shut down. Whether it does is up to the guest. */
+  requestShutdown(): void {
     this.#options.log.info('life manager: asking the guest to shut down');
     this.#send(SHUTDOWN);
-    return 0;
   }
 
-  stop(): void {
+  close(): void {
     const manager = this.#manager;
     this.#manager = undefined;
     this.#options.line.onReadable = undefined;
@@ -132,11 +137,17 @@ function shown(message: Uint8Array): string {
   );
 }
 
-function connect(port: number): Promise<Socket> {
+function connect(port: number, giveUp: AbortSignal | undefined): Promise<Socket> {
   return new Promise((resolve, reject) => {
     const socket = createConnection(port, '127.0.0.1');
-    socket.once('connect', () => resolve(socket));
+    const onGiveUp = () => socket.destroy(new Error('the VM is not wanted any more'));
+    giveUp?.addEventListener('abort', onGiveUp, { once: true });
+    socket.once('connect', () => {
+      giveUp?.removeEventListener('abort', onGiveUp);
+      resolve(socket);
+    });
     socket.once('error', (error) => {
+      giveUp?.removeEventListener('abort', onGiveUp);
       const { errno, message } = error as NodeJS.ErrnoException;
       const hint = 'allow_trigger_s5 needs the life manager of the Service VM to run first';
       reject(new HostError(`life manager: ${message}`, Math.abs(errno ?? constants.errno.EIO), { hint, cause: error }));

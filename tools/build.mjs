@@ -36,17 +36,8 @@ function fingerprint() {
     if (stat.isDirectory()) for (const name of readdirSync(join(root, path)).sort()) visit(join(path, name));
     else hash.update(`${path} ${stat.mtimeMs} ${stat.size}\n`);
   };
-  for (const path of [
-    'cmd',
-    'config',
-    'control',
-    'devicemodel',
-    'hypervisor',
-    'tools',
-    'package.json',
-    'package-lock.json',
-  ])
-    visit(path);
+  const folders = ['cmd', 'config', 'control', 'devicemodel', 'hypervisor', 'library', 'tools'];
+  for (const path of [...folders, 'package.json', 'package-lock.json']) visit(path);
   for (const path of ['tsconfig.json', 'tsconfig.build.json']) visit(path);
   return hash.digest('hex');
 }

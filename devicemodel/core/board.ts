@@ -10,6 +10,7 @@ import type { Hsm } from './hsm/hsm.ts';
 import type { MmioBus, PioBus } from './io-bus.ts';
 import type { Log } from './log.ts';
 import type { GuestMemory } from './memory.ts';
+import type { VmEventSink } from './vm-events.ts';
 import type { Waits } from './waits.ts';
 
 export interface BoardParts {
@@ -20,6 +21,8 @@ export interface BoardParts {
   readonly mmio: MmioBus;
   readonly clock: Clock;
   readonly power: PowerControl;
+  /** Where devices tell what happened to the VM. */
+  readonly events: VmEventSink;
   readonly waits: Waits;
   readonly vcpuCount: number;
   readonly log: Log;

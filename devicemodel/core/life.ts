@@ -22,7 +22,7 @@ import type { Log } from './log.ts';
 import { GuestMemory } from './memory.ts';
 import type { PowerState } from './power.ts';
 import { VmEventSource } from './vm-event-source.ts';
-import type { VmEvent } from './vm-events.ts';
+import type { VmEventSink, VmEvents, VmState } from './vm-events.ts';
 import { newWaits, type Waits } from './waits.ts';
 
 export interface VmParts {
@@ -34,12 +34,8 @@ export interface VmParts {
   readonly allocateRam?: (regions: readonly RamRequest[]) => GuestRam;
   /** Of the hypervisor that `openHsm` opens; the VM does not stop it. */
   readonly loop: GuestLoop;
-  /** What the hypervisor tells about the guest; devices have events of their own. */
-  readonly onVmEvent?: (event: VmEvent) => void;
   readonly log: Log;
 }
-
-export type VmState = 'created' | 'running' | 'paused' | 'suspended' | 'ended';
 
 const PAGE_BYTES = 4096;
 /** Real-mode start at the ACPI waking vector (ACPI 6.4 §16.3.1.1): CS:IP = vector>>4 : 0, flat descriptor tables. */
@@ -48,9 +44,10 @@ const REAL_MODE = { csAttributes: 0x9f, limit: 0xffff, cr0: 0x30n } as const;
 export class Life {
   readonly #config: VmConfig;
   readonly #parts: VmParts;
+  readonly #events: VmEvents & VmEventSink;
   readonly #enter: (state: VmState) => void;
   readonly #undo = new Disposer();
-  readonly #events: VmEventSource;
+  readonly #hypervisorEvents: VmEventSource;
   readonly #waits: Waits;
   #failure: Error | undefined;
   #hsm: Hsm | undefined;
@@ -68,12 +65,19 @@ export class Life {
   #isPaused = false;
   #isReset = false;
 
-  constructor(config: VmConfig, parts: VmParts, power: PowerState, enter: (state: VmState) => void) {
+  constructor(
+    config: VmConfig,
+    parts: VmParts,
+    power: PowerState,
+    events: VmEvents & VmEventSink,
+    enter: (state: VmState) => void,
+  ) {
     this.#config = config;
     this.#parts = parts;
     this.#power = power;
+    this.#events = events;
     this.#enter = enter;
-    this.#events = new VmEventSource({ log: parts.log, onEvent: (event) => parts.onVmEvent?.(event) });
+    this.#hypervisorEvents = new VmEventSource({ log: parts.log, events });
     power.onRequest = (event) => this.#onPowerRequest(event);
     power.onForce = () => this.#waits.patience.force();
     this.#waits = newWaits((error) => {
@@ -84,10 +88,6 @@ export class Life {
 
   get board(): Board | undefined {
     return this.#board;
-  }
-
-  wake(): void {
-    this.#wakeUp?.();
   }
 
   /**
@@ -101,13 +101,16 @@ export class Life {
 
   async #createVm(): Promise<Hsm> {
     const { log } = this.#parts;
+    const wakeUp = () => this.#wakeUp?.();
+    this.#events.on('wake', wakeUp);
+    this.#undo.defer(() => void this.#events.off('wake', wakeUp));
     const regions = this.#ramRegions();
     const hsm = await this.#parts.openHsm();
     this.#hsm = hsm;
     this.#undo.defer(() => hsm.close());
     this.#power.checkWanted();
     // Stopped after DESTROY_VM: until then the hypervisor may write to its page.
-    this.#undo.defer(() => this.#events.stop());
+    this.#undo.defer(() => this.#hypervisorEvents.stop());
     const allocate = this.#parts.allocateRam ?? ((wanted) => allocateGuestRam(wanted, !this.#config.rtvm, log));
     const ram = hsm.engineRam === undefined ? allocate(regions) : undefined;
     if (ram !== undefined) this.#undo.add(ram);
@@ -161,6 +164,7 @@ export class Life {
       vcpuCount,
       log,
       power: this.#power,
+      events: this.#events,
       waits: this.#waits,
       onStopRequest: (listener) => this.#power.onEnding(listener),
       undo: this.#undo,
@@ -169,7 +173,7 @@ export class Life {
     this.#power.checkWanted();
     await board.start();
     this.#power.checkWanted();
-    if (hsm.vmEvents !== undefined && !this.#events.start(hsm.vmEvents)) {
+    if (hsm.vmEvents !== undefined && !this.#hypervisorEvents.start(hsm.vmEvents)) {
       log.info('vm events are not offered by this kernel or hypervisor');
     }
     board.writeTables();

@@ -4,18 +4,18 @@ import { watchFd } from './host/fd-watch.ts';
 import { type Mapping, map } from './host/mapping.ts';
 import type { VmEventAbility } from './hsm/hsm.ts';
 import type { Log } from './log.ts';
-import { EVENT_PAGE_BYTES, type VmEvent, VmEventRing } from './vm-events.ts';
+import { EVENT_PAGE_BYTES, VmEventRing, type VmEventSink } from './vm-events.ts';
 
 export class VmEventSource {
   readonly #log: Log;
-  readonly #onEvent: (event: VmEvent) => void;
+  readonly #events: VmEventSink;
   #page: Mapping | undefined;
   #eventfd: Eventfd | undefined;
   #unwatch: (() => void) | undefined;
 
-  constructor(options: { readonly log: Log; readonly onEvent: (event: VmEvent) => void }) {
+  constructor(options: { readonly log: Log; readonly events: VmEventSink }) {
     this.#log = options.log;
-    this.#onEvent = options.onEvent;
+    this.#events = options.events;
   }
 
   /**
@@ -34,7 +34,7 @@ export class VmEventSource {
     const eventfd = this.#eventfd;
     this.#unwatch = watchFd(eventfd.fd, () => {
       eventfd.take();
-      ring.drain(this.#onEvent);
+      ring.drain((event) => this.#events.emit('event', event));
     });
     return true;
   }

@@ -3,7 +3,7 @@
  * hypervisor through a ring of shared memory (fork kernels) and from devices, and go to the command monitor's client
  * as JSON (C: core/vm_event.c, core/sbuf.c).
  */
-import type { Clock, Timer } from './clock.ts';
+import type { EventEmitter } from 'eventemitter3';
 import { SharedBuf } from './hsm/abi.ts';
 import { initSharedBuffer } from './hsm/shared-buffer.ts';
 import type { Log } from './log.ts';
@@ -14,8 +14,31 @@ export type VmEvent =
   | { readonly type: 'poweroff' }
   | { readonly type: 'triple-fault' };
 
+export type VmState = 'created' | 'running' | 'paused' | 'suspended' | 'ended';
+
+/** The one stream of what happens to a VM. Rare events only: never one for each access of the guest. */
+export interface VmEventMap {
+  /** What a manager wants to know, from the hypervisor or a device. */
+  event: [VmEvent];
+  /** Something wakes the guest from S3: a device, or a command. Means nothing in other states. */
+  wake: [];
+  state: [VmState];
+  /**
+   * A life has had its first moments: the guest was started, for the first time or anew after a full reset, and what it
+   * did not need for that may come up.
+   */
+  started: [];
+  /** What the guest wrote on a serial port whose back end is a program's own; with the port's name. */
+  console: [data: Uint8Array, port: string];
+}
+
+/** For those who listen. */
+export type VmEvents = Pick<EventEmitter<VmEventMap>, 'on' | 'once' | 'off'>;
+/** For those who tell. */
+export type VmEventSink = Pick<EventEmitter<VmEventMap>, 'emit'>;
+
 /** enum vm_event_type, acrn_common.h. */
-const EventCode = { 'rtc-change': 0, poweroff: 1, 'triple-fault': 2 } as const satisfies Record<
+export const VmEventCode = { 'rtc-change': 0, poweroff: 1, 'triple-fault': 2 } as const satisfies Record<
   VmEvent['type'],
   number
 >;
@@ -65,107 +88,19 @@ export class VmEventRing {
   #decode(at: number): VmEvent | undefined {
     const code = this.#view.getUint32(at, true);
     switch (code) {
-      case EventCode['rtc-change']:
+      case VmEventCode['rtc-change']:
         return {
           type: 'rtc-change',
           lastTimeS: Number(this.#view.getBigInt64(at + EVENT_DATA, true)),
           deltaS: Number(this.#view.getBigInt64(at + EVENT_DATA + 8, true)),
         };
-      case EventCode.poweroff:
+      case VmEventCode.poweroff:
         return { type: 'poweroff' };
-      case EventCode['triple-fault']:
+      case VmEventCode['triple-fault']:
         return { type: 'triple-fault' };
       default:
         this.#log.guest(() => `event of unknown type ${code}`);
         return undefined;
     }
-  }
-}
-
-/** A whole number as cJSON prints it: `%d` within 32 bits, else `%1.15g`, or `%1.17g` where that loses digits. */
-export function cjsonNumber(value: number): string {
-  if (Number.isInteger(value) && Math.abs(value) < 1e15) return String(value);
-  const general = (digits: number) => {
-    const [mantissa = '', exponent = ''] = value.toExponential(digits - 1).split('e');
-    const power = Number(exponent);
-    if (power < digits) return String(BigInt(Math.trunc(value)));
-    const short = mantissa.includes('.') ? mantissa.replace(/\.?0+$/, '') : mantissa;
-    return `${short}e${power < 0 ? '-' : '+'}${String(Math.abs(power)).padStart(2, '0')}`;
-  };
-  const short = general(15);
-  return Number(short) === value ? short : general(17);
-}
-
-/** The event as cJSON_Print writes it: tabs, one member a line, no final newline. */
-export function vmEventText(event: VmEvent): string {
-  const members = [`"vm_event":\t${EventCode[event.type]}`];
-  if (event.type === 'rtc-change') {
-    members.push(`"delta_time":\t${cjsonNumber(event.deltaS)}`, `"last_time":\t${cjsonNumber(event.lastTimeS)}`);
-  }
-  return `{\n\t${members.join(',\n\t')}\n}`;
-}
-
-const SECOND_NS = 1_000_000_000;
-
-export interface VmEventPublisherOptions {
-  readonly clock: Clock;
-  readonly log: Log;
-  readonly send: (text: string) => void;
-}
-
-/**
- * Throttles and words events. One event of a type is let through in each second counted from the start; the others of
- * that second are dropped. RTC changes come in bursts, one for each register the guest sets: they are summed up until
- * there was none for a second.
- */
-export class VmEventPublisher {
-  readonly #options: VmEventPublisherOptions;
-  readonly #startNs: number;
-  readonly #lastWindow = new Map<VmEvent['type'], number>();
-  #dropped = 0;
-  readonly #rtcTimer: Timer;
-  #rtcChange: { lastTimeS: number; deltaS: number } | undefined;
-
-  constructor(options: VmEventPublisherOptions) {
-    this.#options = options;
-    this.#startNs = options.clock.nowNs();
-    this.#rtcTimer = options.clock.createTimer(() => this.#publishRtcChange());
-  }
-
-  publish(event: VmEvent): void {
-    if (event.type !== 'rtc-change') {
-      this.#send(event);
-      return;
-    }
-    // The time before the first change of the burst is the one the manager knows.
-    this.#rtcChange = {
-      lastTimeS: this.#rtcChange?.lastTimeS ?? event.lastTimeS,
-      deltaS: (this.#rtcChange?.deltaS ?? 0) + event.deltaS,
-    };
-    this.#rtcTimer.arm(this.#options.clock.nowNs() + SECOND_NS);
-  }
-
-  /** What was not sent by now is not sent any more. */
-  stop(): void {
-    this.#rtcTimer.cancel();
-    this.#rtcChange = undefined;
-  }
-
-  #publishRtcChange(): void {
-    const change = this.#rtcChange;
-    this.#rtcChange = undefined;
-    // Compat: C sends the sum with an uninitialised event type.
-    if (change !== undefined) this.#send({ type: 'rtc-change', ...change });
-  }
-
-  #send(event: VmEvent): void {
-    const window = Math.floor((this.#options.clock.nowNs() - this.#startNs) / SECOND_NS);
-    if (this.#lastWindow.get(event.type) === window) {
-      this.#dropped++;
-      this.#options.log.guest(() => `${event.type} events come faster than one a second, ${this.#dropped} dropped`);
-      return;
-    }
-    this.#lastWindow.set(event.type, window);
-    this.#options.send(vmEventText(event));
   }
 }

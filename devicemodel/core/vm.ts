@@ -12,25 +12,17 @@ import type { Timer } from './clock.ts';
 import type { VmConfig } from './config.ts';
 import type { PowerControl, PowerEvent } from './device.ts';
 import { DmError, ExitCode, StoppedError, StorageHangError } from './errors.ts';
-import { Life, type VmParts, type VmState } from './life.ts';
+import { Life, type VmParts } from './life.ts';
 import type { Log } from './log.ts';
 import { PowerOffRequested, PowerState } from './power.ts';
+import type { VmEventMap, VmState } from './vm-events.ts';
 
-export type { VmParts, VmState } from './life.ts';
-
-interface VmEvents {
-  state: [VmState];
-  /**
-   * A life has had its first moments: the guest was started, for the first time or anew after a full reset, and what it
-   * did not need for that may come up.
-   */
-  started: [];
-}
+export type { VmParts } from './life.ts';
 
 /** A guest that was asked to shut down gets this long before the VM is powered off. */
 const SHUTDOWN_PATIENCE_NS = 60_000_000_000;
 
-export class Vm extends EventEmitter<VmEvents> {
+export class Vm extends EventEmitter<VmEventMap> {
   readonly config: VmConfig;
   readonly #parts: VmParts;
   readonly #log: Log;
@@ -81,7 +73,30 @@ export class Vm extends EventEmitter<VmEvents> {
 
   /** Ends S3. No effect in any other state. */
   wake(): void {
-    this.#life?.wake();
+    this.emit('wake');
+  }
+
+  /** Aborted once the VM is to end, whatever it is doing. */
+  get ending(): AbortSignal {
+    return this.#power.ending;
+  }
+
+  /**
+   * Events are told in the middle of a guest's access, a reset or the teardown. A listener that throws must not break
+   * those: what it throws is thrown by the event loop, as if nobody had called it.
+   */
+  override emit<T extends EventEmitter.EventNames<VmEventMap>>(
+    event: T,
+    ...args: EventEmitter.EventArgs<VmEventMap, T>
+  ): boolean {
+    try {
+      return super.emit(event, ...args);
+    } catch (error) {
+      queueMicrotask(() => {
+        throw error;
+      });
+      return true;
+    }
   }
 
   /**
@@ -111,7 +126,7 @@ export class Vm extends EventEmitter<VmEvents> {
 
   /** One life, from nothing to nothing. @returns what comes after it. */
   async #live(): Promise<PowerEvent> {
-    const life = new Life(this.config, this.#parts, this.#power, (state) => this.#enter(state));
+    const life = new Life(this.config, this.#parts, this.#power, this, (state) => this.#enter(state));
     this.#life = life;
     let event: PowerEvent;
     try {

@@ -15,7 +15,6 @@ import type { TableContributor } from '../core/firmware/contribution.ts';
 import { readCpuStates } from '../core/firmware/cpu-states.ts';
 import { buildMpTable } from '../core/firmware/mptable.ts';
 import { openSharedMemory } from '../core/host/mapping.ts';
-import type { VmEvent } from '../core/vm-events.ts';
 import { acpiInput, isaAml, tableContributors } from './firmware-tables.ts';
 import { InterruptWiring } from './interrupts.ts';
 import type { HostTree } from './pci/driver.ts';
@@ -42,9 +41,6 @@ export interface PcOptions {
   readonly consoles: CharBackendPool;
   /** Local APIC ids of `count` vCPUs, for the tables. @throws ConfigError if the affinity names too few. */
   readonly lapicIds: (count: number) => readonly number[];
-  readonly onVmEvent: (event: VmEvent) => void;
-  /** A device event that wakes a suspended guest. */
-  readonly onWake: () => void;
   /** Whose functions are passed through; default: this host's. */
   readonly hostTree?: HostTree;
 }
@@ -78,7 +74,7 @@ class Pc implements Board {
   readonly #pins = new IoapicPins();
 
   constructor(parts: BoardParts, options: PcOptions) {
-    const { hsm, clock, power, config, log } = parts;
+    const { hsm, clock, power, events, config, log } = parts;
     this.#parts = parts;
     this.#options = options;
     const wiring = new InterruptWiring(hsm, log.child('irq'));
@@ -87,8 +83,8 @@ class Pc implements Board {
     const pm = new AcpiPm({
       sci: wiring.level(SCI_GSI),
       power,
-      onSoftOff: () => options.onVmEvent({ type: 'poweroff' }),
-      onWake: options.onWake,
+      onSoftOff: () => events.emit('event', { type: 'poweroff' }),
+      onWake: () => events.emit('wake'),
     });
     this.#pm = pm;
     const ram = splitRam(config.memoryBytes);
@@ -98,7 +94,7 @@ class Pc implements Board {
       lowMemoryBytes: ram.lowRamBytes,
       highMemoryBytes: ram.highRamBytes,
       onTimeChanged: (change) =>
-        options.onVmEvent({ type: 'rtc-change', lastTimeS: change.lastS, deltaS: change.deltaS }),
+        events.emit('event', { type: 'rtc-change', lastTimeS: change.lastS, deltaS: change.deltaS }),
       onAlarm: () => pm.rtcAlarm(),
     });
     const i8042 = new I8042({ keyboardIrq: wiring.edge(I8042Irq.keyboard), auxIrq: wiring.edge(I8042Irq.aux), power });

@@ -1,8 +1,10 @@
 import { connect, type Socket } from 'node:net';
 import * as fc from 'fast-check';
 import { afterEach, describe, expect, test } from 'vitest';
-import { CmdMonitor, type CmdMonitorHandlers, RequestParser } from '../../control/cmd-monitor.ts';
+import { CmdMonitor, RequestParser } from '../../control/cmd-monitor.ts';
+import type { VmEvent } from '../../devicemodel/core/vm-events.ts';
 import { FakeClock } from '../support/fake-clock.ts';
+import { type FakeTargetOptions, fakeTarget } from '../support/fake-command-target.ts';
 import { memoryLog } from '../support/memory-log.ts';
 import { scratchDirectory, until } from '../support/pty.ts';
 
@@ -15,32 +17,21 @@ afterEach(async () => {
   for (const step of cleanUp.splice(0).reverse()) await step();
 });
 
-async function startMonitor(handlers: Partial<CmdMonitorHandlers> = {}) {
+async function startMonitor(options: FakeTargetOptions = {}) {
   const directory = scratchDirectory();
   cleanUp.push(() => directory.remove());
-  const calls: string[] = [];
+  const { commands, calls, events } = fakeTarget(options);
   const { log, lines } = memoryLog();
   const clock = new FakeClock();
-  const monitor = new CmdMonitor({
-    path: directory.file('cmd.sock'),
-    clock,
-    log,
-    handlers: {
-      destroy: () => {
-        calls.push('destroy');
-        return true;
-      },
-      blkrescan: (argument) => {
-        calls.push(`blkrescan ${argument}`);
-        return argument.startsWith('4,');
-      },
-      ...handlers,
-    },
-  });
-  cleanUp.push(() => monitor.stop());
+  const monitor = new CmdMonitor({ path: directory.file('cmd.sock'), clock, log, commands, events });
+  cleanUp.push(() => monitor.close());
   await monitor.start();
-  return { monitor, calls, lines, clock, path: directory.file('cmd.sock') };
+  const tell = (event: VmEvent) => events.emit('event', event);
+  return { monitor, calls, tell, events, lines, clock, path: directory.file('cmd.sock') };
 }
+
+/** What `destroy` does to the VM. */
+const DESTROYED = 'poweroff: asked by the command monitor';
 
 function client(path: string) {
   const socket: Socket = connect(path);
@@ -66,15 +57,14 @@ describe('commands', () => {
     const c = client(path);
     c.send('{"command":"destroy"}');
     await c.replies(DONE);
-    expect(calls).toEqual(['destroy']);
+    expect(calls).toEqual([DESTROYED]);
   });
 
   test('the acknowledgement of destroy reaches the client although the monitor is stopped at once', async () => {
     let stopped: Promise<void> | undefined;
     const { monitor, path } = await startMonitor({
-      destroy: () => {
-        stopped = monitor.stop();
-        return true;
+      onPowerOff: () => {
+        stopped = monitor.close();
       },
     });
     const c = client(path);
@@ -98,7 +88,7 @@ describe('commands', () => {
     asker.write('{"command":"destroy"}');
     await until(() => seen === DONE, 'the reply');
     const order: string[] = [];
-    const stopped = monitor.stop().then(() => order.push('stopped'));
+    const stopped = monitor.close().then(() => order.push('stopped'));
     // Both get their end of file; what the asker does with it is waited for.
     await new Promise((resolve) => asker.once('end', resolve));
     order.push('asker closes');
@@ -108,7 +98,7 @@ describe('commands', () => {
   });
 
   test('a refused destroy (RTVM) and a failed rescan are -1', async () => {
-    const { path } = await startMonitor({ destroy: () => false });
+    const { path } = await startMonitor({ rtvm: true });
     const c = client(path);
     c.send('{"command":"destroy"}');
     await c.replies(REFUSED);
@@ -122,7 +112,7 @@ describe('commands', () => {
     let release: (value: boolean) => void = () => {};
     const { path } = await startMonitor({
       blkrescan: () => new Promise<boolean>((resolve) => (release = resolve)),
-      destroy: () => {
+      onPowerOff: () => {
         throw new Error('planned');
       },
     });
@@ -134,20 +124,15 @@ describe('commands', () => {
     await c.replies(DONE + REFUSED);
   });
 
-  test('missing arguments are empty, other types and longer ones than 319 bytes are refused', async () => {
-    const { path, calls } = await startMonitor({
-      blkrescan: (argument) => {
-        calls.push(argument);
-        return true;
-      },
-    });
+  test('missing arguments, other types and longer ones than 319 bytes are refused', async () => {
+    const { path, calls } = await startMonitor();
     const c = client(path);
     c.send('{"command":"blkrescan"}');
     c.send('{"command":"blkrescan","arguments":7}');
     c.send(`{"command":"blkrescan","arguments":"4,${'x'.repeat(317)}"}`);
     c.send(`{"command":"blkrescan","arguments":"4,${'x'.repeat(318)}"}`);
-    await c.replies(DONE + DONE + DONE + REFUSED);
-    expect(calls.map((a) => a.length)).toEqual([0, 0, 319]);
+    await c.replies(REFUSED + REFUSED + DONE + REFUSED);
+    expect(calls.map((call) => call.length - 'blkrescan '.length)).toEqual([319]);
   });
 
   test.each([
@@ -165,7 +150,7 @@ describe('commands', () => {
     c.send(text);
     c.send('{"command":"destroy"}');
     await c.replies(DONE);
-    expect(calls).toEqual(['destroy']);
+    expect(calls).toEqual([DESTROYED]);
   });
 
   test('pretty-printed, with a newline at the end, and byte by byte', async () => {
@@ -213,7 +198,7 @@ describe('commands', () => {
     c.socket.end('{"command":"destroy"}');
     await until(() => c.isClosed(), 'the monitor closes too');
     expect(c.seen()).toBe(DONE);
-    expect(calls).toEqual(['destroy']);
+    expect(calls).toEqual([DESTROYED]);
   });
 });
 
@@ -221,15 +206,15 @@ describe('events', () => {
   const register = '{"command":"register_vm_event_client"}';
 
   test('go to the one client that registered, as long as it is there', async () => {
-    const { monitor, path } = await startMonitor();
-    monitor.emitVmEvent({ type: 'poweroff' }); // nobody listens
+    const { tell, path } = await startMonitor();
+    tell({ type: 'poweroff' }); // nobody listens
     const first = client(path);
     first.send(register);
     await first.replies(DONE);
     const second = client(path);
     second.send(register);
     await second.replies(REFUSED);
-    monitor.emitVmEvent({ type: 'triple-fault' });
+    tell({ type: 'triple-fault' });
     await first.replies(`${DONE}{\n\t"vm_event":\t2\n}`);
     expect(second.seen()).toBe(REFUSED);
     first.socket.destroy();
@@ -240,22 +225,22 @@ describe('events', () => {
   });
 
   test('are one a second and type, counted from the start', async () => {
-    const { monitor, path, clock } = await startMonitor();
+    const { tell, path, clock } = await startMonitor();
     const c = client(path);
     c.send(register);
     await c.replies(DONE);
     clock.advance(600e6);
-    monitor.emitVmEvent({ type: 'triple-fault' });
-    monitor.emitVmEvent({ type: 'triple-fault' });
-    monitor.emitVmEvent({ type: 'poweroff' });
+    tell({ type: 'triple-fault' });
+    tell({ type: 'triple-fault' });
+    tell({ type: 'poweroff' });
     clock.advance(500e6); // 1.1 s: the next second
-    monitor.emitVmEvent({ type: 'triple-fault' });
+    tell({ type: 'triple-fault' });
     const event = (code: number) => `{\n\t"vm_event":\t${code}\n}`;
     await c.replies(DONE + event(2) + event(1) + event(2));
   });
 
   test('a client that does not read is cut off instead of piling up', async () => {
-    const { monitor, path, clock, lines } = await startMonitor();
+    const { tell, path, clock, lines } = await startMonitor();
     const c = client(path);
     c.send(register);
     await c.replies(DONE);
@@ -263,7 +248,7 @@ describe('events', () => {
     await until(() => {
       for (let i = 0; i < 1000; i++) {
         clock.advance(1e9);
-        monitor.emitVmEvent({ type: 'poweroff' });
+        tell({ type: 'poweroff' });
       }
       return lines.some((l) => l.includes('cut off'));
     }, 'cut off');

@@ -3,6 +3,7 @@ import * as fc from 'fast-check';
 import { afterEach, describe, expect, test } from 'vitest';
 import { MessageSplitter, PmVuart, parsePmByVuart } from '../../control/life-manager.ts';
 import { ConfigError, HostError } from '../../devicemodel/core/errors.ts';
+import { fakeTarget } from '../support/fake-command-target.ts';
 import { memoryLog } from '../support/memory-log.ts';
 import { until } from '../support/pty.ts';
 
@@ -51,22 +52,22 @@ async function lifeManager() {
 
 function pmVuart(relay: boolean, port?: number) {
   const line = new FakeLineBackend();
-  const powerOffs: string[] = [];
+  const { commands, calls: powerOffs } = fakeTarget();
   const pm = new PmVuart({
     line,
     relay,
     log: memoryLog().log,
-    onPowerOff: (reason) => powerOffs.push(reason),
+    commands,
     ...(port === undefined ? {} : { port }),
   });
-  cleanUp.push(() => pm.stop());
+  cleanUp.push(() => pm.close());
   return { pm, line, powerOffs };
 }
 
 test('a stop request is the word shutdown with its terminating zero', async () => {
   const { pm, line } = pmVuart(false);
   await pm.start();
-  expect(pm.requestShutdown()).toBe(0);
+  pm.requestShutdown();
   expect(line.sent).toBe('shutdown\0');
 });
 
@@ -95,7 +96,7 @@ describe('relay', () => {
 
     const second = pmVuart(true, manager.port);
     await second.pm.start();
-    second.pm.stop();
+    second.pm.close();
     await new Promise((resolve) => setImmediate(resolve));
     expect(second.powerOffs).toEqual([]);
   });

@@ -5,10 +5,11 @@ import { CmdMonitor, RequestParser } from '../../control/cmd-monitor.ts';
 import {
   MANAGER_MAGIC,
   ManagerMessage,
+  ManagerSocket,
   ManagerMessageId as MessageId,
-  MonitorSocket,
-} from '../../control/monitor-socket.ts';
+} from '../../control/manager-socket.ts';
 import { FakeClock } from '../support/fake-clock.ts';
+import { fakeTarget } from '../support/fake-command-target.ts';
 import { memoryLog } from '../support/memory-log.ts';
 import { scratchDirectory, until } from '../support/pty.ts';
 
@@ -37,9 +38,9 @@ async function startCmdMonitor(blkrescan: (argument: string) => boolean | Promis
   undo.push(() => directory.remove());
   const path = directory.file('cmd.sock');
   const { log, lines } = memoryLog();
-  const handlers = { destroy: () => true, blkrescan };
-  const monitor = new CmdMonitor({ path, clock: new FakeClock(), log, handlers });
-  undo.push(() => monitor.stop());
+  const { commands, events } = fakeTarget({ blkrescan });
+  const monitor = new CmdMonitor({ path, clock: new FakeClock(), log, commands, events });
+  undo.push(() => monitor.close());
   await monitor.start();
   return { path, lines };
 }
@@ -106,30 +107,20 @@ describe('--cmd_monitor', () => {
   });
 });
 
-async function startMonitorSocket() {
+async function startManagerSocket() {
   const directory = scratchDirectory();
   undo.push(() => directory.remove());
   const { log, lines } = memoryLog();
-  const calls: string[] = [];
-  const socket = new MonitorSocket({
-    vmName: 'vm1',
-    directory: directory.file('mngr'),
-    log,
-    handlers: {
-      forceStop: () => {},
-      resume: () => 0,
-      query: () => 'running',
-      blkrescan: (argument) => calls.push(argument) * 0,
-    },
-  });
-  undo.push(() => socket.stop());
+  const { commands, calls } = fakeTarget();
+  const socket = new ManagerSocket({ vmName: 'vm1', directory: directory.file('mngr'), log, commands });
+  undo.push(() => socket.close());
   await socket.start();
   return { path: socket.path as string, lines, calls };
 }
 
 const query = ManagerMessage.encode({ magic: MANAGER_MAGIC, id: MessageId.DmQuery });
 
-describe('monitor socket', () => {
+describe('manager socket', () => {
   async function expectServed(path: string): Promise<void> {
     const good = client(path);
     good.socket.write(query);
@@ -139,7 +130,7 @@ describe('monitor socket', () => {
   test.each([0n, MANAGER_MAGIC + 1n, (1n << 64n) - 1n])(
     'magic %i: the client is cut off, others are served',
     async (magic) => {
-      const { path, calls } = await startMonitorSocket();
+      const { path, calls } = await startManagerSocket();
       const bad = client(path);
       bad.socket.write(ManagerMessage.encode({ magic, id: MessageId.DmBlkrescan, data: Buffer.from('4,/disk') }));
       await until(() => bad.isClosed(), 'cut off');
@@ -149,16 +140,16 @@ describe('monitor socket', () => {
   );
 
   test('a union without a terminating zero is at most its 256 bytes', async () => {
-    const { path, calls } = await startMonitorSocket();
-    const data = new Uint8Array(256).fill(0x41);
+    const { path, calls } = await startManagerSocket();
+    const data = Buffer.from('4,'.padEnd(256, 'A'));
     const c = client(path);
     c.socket.write(ManagerMessage.encode({ magic: MANAGER_MAGIC, id: MessageId.DmBlkrescan, data }));
     await until(() => calls.length === 1, 'the rescan');
-    expect(calls[0]?.length).toBe(256);
+    expect(calls[0]?.length).toBe('blkrescan '.length + 256);
   });
 
   test.each([0, 1, 2, 8, 15, 18, 0x7fff_ffff, 0xffff_ffff])('kind %i is not answered', async (id) => {
-    const { path } = await startMonitorSocket();
+    const { path } = await startManagerSocket();
     const c = client(path);
     c.socket.write(ManagerMessage.encode({ magic: MANAGER_MAGIC, id, data: new Uint8Array(256).fill(0xff) }));
     c.socket.write(query);
@@ -167,7 +158,7 @@ describe('monitor socket', () => {
   });
 
   test('a client that asks and asks and does not read is not read either: nothing piles up', async () => {
-    const { path } = await startMonitorSocket();
+    const { path } = await startManagerSocket();
     const flooding = connect(path);
     flooding.on('error', () => {});
     flooding.pause();

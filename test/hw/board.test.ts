@@ -59,8 +59,6 @@ async function makeBoard(pci: PciSlotConfig[]) {
   const board = await pcBoard({
     consoles: new CharBackendPool({ log } as never),
     lapicIds: () => [0],
-    onVmEvent: () => {},
-    onWake: () => {},
   })({
     config,
     hsm,
@@ -69,6 +67,7 @@ async function makeBoard(pci: PciSlotConfig[]) {
     mmio: new MmioBus(),
     clock: new FakeClock(),
     power: new FakePower(),
+    events: { emit: () => false },
     waits: newWaits(() => {}),
     vcpuCount: 1,
     log,

@@ -78,8 +78,6 @@ export function makePc(
   const board = pcBoard({
     consoles,
     lapicIds: (count) => Array.from({ length: count }, (_, id) => id),
-    onVmEvent: () => {},
-    onWake: () => vm.wake(),
     ...(hostTree === undefined ? {} : { hostTree }),
   });
   const vm: Vm = new Vm(config, {

@@ -19,11 +19,15 @@ const FILE_CHUNK_BYTES = 4096;
 /** How long the process's end may wait for a terminal or pipe that takes nothing. */
 const LAST_WRITE_MS = 500;
 
-/** There is one keyboard: two devices reading it would each get every other key. */
-let owner: StdioBackend | undefined;
+/** There is one keyboard: two devices reading it would each get every other key. Whoever hands it out keeps this. */
+export class StdioClaim {
+  /** Who has it: `com1`. */
+  user: string | undefined;
+}
 
 export class StdioBackend extends StreamBackend {
   readonly name = 'stdio';
+  readonly #claim: StdioClaim;
   readonly #translateOutput: boolean;
   readonly #inputFd: number;
   readonly #outputFd: number;
@@ -38,6 +42,7 @@ export class StdioBackend extends StreamBackend {
 
   constructor(env: CharBackendEnv, options: { readonly translateOutput?: boolean } = {}) {
     super(env);
+    this.#claim = env.stdioClaim ?? new StdioClaim();
     this.#translateOutput = options.translateOutput === true;
     this.#inputFd = env.stdio?.input ?? 0;
     this.#outputFd = env.stdio?.output ?? 1;
@@ -47,12 +52,12 @@ export class StdioBackend extends StreamBackend {
   /** @throws ConfigError when another device has it, HostError */
   start(): void {
     if (this.#isStarted) return;
-    if (owner !== undefined) {
-      throw new ConfigError(`${this.env.user}: stdio is used by ${owner.env.user} already`, {
+    if (this.#claim.user !== undefined) {
+      throw new ConfigError(`${this.env.user}: stdio is used by ${this.#claim.user} already`, {
         hint: 'give one of them another back end, for example pty',
       });
     }
-    owner = this;
+    this.#claim.user = this.env.user;
     this.#isStarted = true;
     try {
       this.#removeHook = onProcessEnd(() => this.writeRest(this.#outputFd, LAST_WRITE_MS));
@@ -87,8 +92,8 @@ export class StdioBackend extends StreamBackend {
       }
     }
     this.#inputFile = false;
+    if (this.#isStarted) this.#claim.user = undefined;
     this.#isStarted = false;
-    if (owner === this) owner = undefined;
   }
 
   /** Ctrl-a x ends the VM from the keyboard: in raw mode Ctrl-c belongs to the guest. */

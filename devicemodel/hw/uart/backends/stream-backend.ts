@@ -21,6 +21,8 @@ export interface CharBackendEnv {
   readonly onQuit?: () => void;
   /** Descriptors of stdio; default 0 and 1. */
   readonly stdio?: { readonly input: number; readonly output: number };
+  /** Of whoever hands stdio out; default: nobody else uses it. */
+  readonly stdioClaim?: { user: string | undefined };
 }
 
 /** Output the host has not taken yet; the oldest is lost beyond it. A power of two. */

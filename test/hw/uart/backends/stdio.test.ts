@@ -7,6 +7,7 @@ import { ConfigError } from '../../../../devicemodel/core/errors.ts';
 import { getTermios, setTermios } from '../../../../devicemodel/core/host/tty.ts';
 import { isTerminalRaw } from '../../../../devicemodel/core/terminal-state.ts';
 import { openCharBackend } from '../../../../devicemodel/hw/uart/backends/open.ts';
+import { StdioClaim } from '../../../../devicemodel/hw/uart/backends/stdio.ts';
 import { memoryLog } from '../../../support/memory-log.ts';
 import { readAll, scratchDirectory, TerminalWindow, until, writeText } from '../../../support/pty.ts';
 
@@ -190,8 +191,9 @@ describe('one user at a time', () => {
     const { window } = cookedWindow();
     const stdio = { input: window.slaveFd, output: window.slaveFd };
     const { log } = memoryLog();
-    const first = openCharBackend('stdio', { user: 'com1', log, stdio });
-    const second = openCharBackend('stdio', { user: 'uart at 00:07.0', log, stdio });
+    const stdioClaim = new StdioClaim();
+    const first = openCharBackend('stdio', { user: 'com1', log, stdio, stdioClaim });
+    const second = openCharBackend('stdio', { user: 'uart at 00:07.0', log, stdio, stdioClaim });
     await first.start();
     expect(isTerminalRaw()).toBe(true);
     await expect(async () => second.start()).rejects.toThrow(ConfigError);

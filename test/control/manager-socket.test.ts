@@ -2,13 +2,8 @@ import { readdirSync, writeFileSync } from 'node:fs';
 import { connect } from 'node:net';
 import * as fc from 'fast-check';
 import { afterEach, describe, expect, test } from 'vitest';
-import {
-  ManagerMessageId as Id,
-  MANAGER_MAGIC,
-  ManagerMessage,
-  type MonitorHandlers,
-  MonitorSocket,
-} from '../../control/monitor-socket.ts';
+import { ManagerMessageId as Id, MANAGER_MAGIC, ManagerMessage, ManagerSocket } from '../../control/manager-socket.ts';
+import { type FakeTargetOptions, fakeTarget } from '../support/fake-command-target.ts';
 import { memoryLog } from '../support/memory-log.ts';
 import { scratchDirectory, until } from '../support/pty.ts';
 
@@ -17,28 +12,15 @@ afterEach(async () => {
   for (const step of cleanUp.splice(0).reverse()) await step();
 });
 
-async function startSocket(handlers: Partial<MonitorHandlers> = {}) {
+async function startSocket(options: FakeTargetOptions = {}) {
   const scratch = scratchDirectory();
   cleanUp.push(() => scratch.remove());
-  const calls: string[] = [];
+  const { target, commands, calls } = fakeTarget(options);
   const { log, lines } = memoryLog();
-  const socket = new MonitorSocket({
-    vmName: 'vm1',
-    directory: scratch.file('mngr'),
-    log,
-    handlers: {
-      forceStop: () => void calls.push('force-stop'),
-      resume: (reason) => {
-        calls.push(`resume ${reason}`);
-        return 0;
-      },
-      query: () => 'running',
-      ...handlers,
-    },
-  });
-  cleanUp.push(() => socket.stop());
+  const socket = new ManagerSocket({ vmName: 'vm1', directory: scratch.file('mngr'), log, commands });
+  cleanUp.push(() => socket.close());
   await socket.start();
-  return { socket, calls, lines, directory: scratch.file('mngr') };
+  return { socket, target, calls, lines, directory: scratch.file('mngr') };
 }
 
 function client(path: string | undefined) {
@@ -79,43 +61,46 @@ test('a message has the layout of struct mngr_msg', () => {
   expect(Buffer.from(ManagerMessage.encode({ magic: MANAGER_MAGIC })).toString('latin1', 0, 7)).toBe('vmm msg');
 });
 
-test('the socket is where acrnctl looks, and gone after stop', async () => {
+test('the socket is where acrnctl looks, and gone after close', async () => {
   const { socket, directory } = await startSocket();
   expect(readdirSync(directory)).toEqual([`vm1.monitor.${process.pid}.socket`]);
-  await socket.stop();
+  await socket.close();
   expect(readdirSync(directory)).toEqual([]);
 });
 
 describe('messages', () => {
-  test('query, stop, resume, suspend and blkrescan reach their handlers', async () => {
-    const calls: string[] = [];
-    const { socket } = await startSocket({
-      stop: () => calls.push('stop') - 1,
-      suspend: () => -5,
-      query: () => 'suspended',
-      resume: (reason) => calls.push(`resume ${reason}`) * 0,
-      forceStop: () => void calls.push('force-stop'),
-      blkrescan: async (argument) => calls.push(argument) * 0,
-    });
+  test('query, stop, resume and blkrescan are commands of the VM', async () => {
+    const { socket, calls } = await startSocket({ state: 'suspended' });
     const c = client(socket.path);
     expect(await c.ask(Id.DmQuery)).toBe(4); // VM_SUSPEND_SUSPEND: acrnctl shows "suspended"
     expect(await c.ask(Id.DmStop, force(0))).toBe(0);
-    expect(await c.ask(Id.DmSuspend)).toBe(-5);
     expect(await c.ask(Id.DmResume, Uint8Array.of(3))).toBe(0);
     expect(await c.ask(Id.DmBlkrescan, Buffer.from('4,/disk.img\0rest'))).toBe(0);
     expect(await c.ask(Id.DmStop, force(1))).toBe(0);
-    expect(calls).toEqual(['stop', 'resume 3', '4,/disk.img', 'force-stop']);
+    expect(calls).toEqual([
+      'shutdown: acrnctl stop',
+      'wake',
+      'blkrescan 4,/disk.img',
+      'forced poweroff: acrnctl stop --force',
+    ]);
+  });
+
+  test('a guest with a life manager is asked by it', async () => {
+    const { socket, target, calls } = await startSocket();
+    target.guestAgent = { requestShutdown: () => void calls.push('life manager') };
+    expect(await client(socket.path).ask(Id.DmStop, force(0))).toBe(0);
+    expect(calls).toEqual(['life manager']);
   });
 
   test('what this VM cannot do is -1, also when it throws', async () => {
     const { socket, lines } = await startSocket({
-      suspend: () => {
+      blkrescan: () => {
         throw new Error('planned');
       },
     });
     const c = client(socket.path);
-    expect(await c.ask(Id.DmStop, force(0))).toBe(-1);
-    expect(await c.ask(Id.DmBlkrescan)).toBe(-1);
+    expect(await c.ask(Id.DmBlkrescan)).toBe(-1); // no argument
+    expect(await c.ask(Id.DmBlkrescan, Buffer.from('4,/disk.img'))).toBe(-1);
     expect(await c.ask(Id.DmSuspend)).toBe(-1);
     expect(await c.ask(Id.DmQuery)).toBe(0);
     expect(lines.join()).toContain('planned');
@@ -130,7 +115,7 @@ describe('messages', () => {
     await until(() => calls.length === 1, 'the first');
     c.send(message(Id.DmResume).subarray(100));
     await until(() => calls.length === 2, 'the second');
-    expect(calls).toEqual(['force-stop', 'resume 0']);
+    expect(calls).toEqual(['forced poweroff: acrnctl stop --force', 'wake']);
   });
 
   test('arbitrary bytes do no harm to other clients', async () => {
@@ -159,22 +144,22 @@ test('sockets that dead processes of this VM left are removed, others are not', 
     writeFileSync(scratch.file(name), '');
   }
   const { log } = memoryLog();
-  const handlers = { forceStop: () => {}, resume: () => 0, query: () => 'running' as const };
-  const socket = new MonitorSocket({ vmName: 'vm1', directory: scratch.path, log, handlers });
+  const { commands } = fakeTarget();
+  const socket = new ManagerSocket({ vmName: 'vm1', directory: scratch.path, log, commands });
   await socket.start();
   expect(readdirSync(scratch.path).sort()).toEqual(
     [`vm1.monitor.${process.ppid}.socket`, `vm1.monitor.${process.pid}.socket`, 'vm11.monitor.4194305.socket'].sort(),
   );
-  await socket.stop();
+  await socket.close();
 });
 
 test('without the directory the VM runs on, with a debug line', async () => {
   const { log, lines } = memoryLog();
-  const handlers = { forceStop: () => {}, resume: () => 0, query: () => 'running' as const };
-  const socket = new MonitorSocket({ vmName: 'vm1', directory: '/dev/null/mngr', log, handlers });
+  const { commands } = fakeTarget();
+  const socket = new ManagerSocket({ vmName: 'vm1', directory: '/dev/null/mngr', log, commands });
   await socket.start();
   expect(socket.path).toBeUndefined();
   expect(lines).toHaveLength(1);
   expect(lines[0]).toMatch(/^debug: /);
-  await socket.stop();
+  await socket.close();
 });

@@ -9,6 +9,8 @@ import { listenUnix, type UnixListener } from '../devicemodel/core/host/unix-lis
 import type { Log } from '../devicemodel/core/log.ts';
 import { bytes, struct, u32, u64 } from '../devicemodel/core/struct.ts';
 import { finish } from './cmd-monitor.ts';
+import type { FrontDoor } from './front-doors.ts';
+import type { VmCommands } from './vm-commands.ts';
 
 const SOCKET_DIRECTORY = '/run/acrn/mngr';
 /** MNGR_MSG_MAGIC: "vmm msg" as seen in memory. */
@@ -35,31 +37,11 @@ export const ManagerMessageId = {
 /** struct mngr_msg: 280 bytes. `data` is a union. */
 export const ManagerMessage = struct({ magic: u64, id: u32, timestamp: u64, data: bytes(256) });
 
-/** What DM_QUERY answers: the suspend mode [enum vm_suspend_how, pm.h]. */
-export const VmStateCode = {
-  running: 0,
-  'system-reset': 1,
-  'full-reset': 2,
-  poweroff: 3,
-  suspended: 4,
-} as const;
+/** What DM_QUERY answers: the suspend mode [enum vm_suspend_how, pm.h], of which a VM that answers has these. */
+const VmStateCode = { running: 0, suspended: 4 } as const;
 
-/**
- * What the messages ask for. An operation that is not there answers -1 ("no handler"): which ones exist depends on
- * `--pm_notify_channel` and the devices.
- */
-export interface MonitorHandlers {
-  /** `acrnctl stop -f`: power off without asking the guest. */
-  forceStop(): void;
-  /** `acrnctl stop`: ask the guest (power button, life manager). @returns 0, or a negative number. */
-  stop?: (() => number) | undefined;
-  suspend?: (() => number) | undefined;
-  /** @param reason why it is woken, for the guest's IOC. */
-  resume(reason: number): number;
-  query(): keyof typeof VmStateCode;
-  /** @param argument `SLOT,PATH[,OPTIONS]` */
-  blkrescan?: ((argument: string) => number | Promise<number>) | undefined;
-}
+/** What DM_STOP carries: whether the guest is asked. */
+const StopKind = { askGuest: 0 } as const;
 
 /** Clients at a time [MNGR_MAX_CLIENT]; C lets further ones wait. */
 const MAX_CLIENTS = 4;
@@ -69,21 +51,21 @@ function argumentText(data: Uint8Array): string {
   return Buffer.from(data.subarray(0, end < 0 ? data.length : end)).toString();
 }
 
-export interface MonitorSocketOptions {
+export interface ManagerSocketOptions {
   readonly vmName: string;
-  readonly handlers: MonitorHandlers;
+  readonly commands: VmCommands;
   readonly log: Log;
   /** Default `/run/acrn/mngr`. */
   readonly directory?: string;
 }
 
-export class MonitorSocket {
-  readonly #options: MonitorSocketOptions;
+export class ManagerSocket implements FrontDoor {
+  readonly #options: ManagerSocketOptions;
   /** Each with its requests under way. */
   readonly #clients = new Map<Socket, Promise<void>>();
   #listener: UnixListener | undefined;
 
-  constructor(options: MonitorSocketOptions) {
+  constructor(options: ManagerSocketOptions) {
     this.#options = options;
   }
 
@@ -107,7 +89,7 @@ export class MonitorSocket {
     }
   }
 
-  async stop(): Promise<void> {
+  async close(): Promise<void> {
     this.#listener?.close();
     this.#listener = undefined;
     await Promise.all([...this.#clients].map(([socket, work]) => finish(socket, work)));
@@ -136,7 +118,7 @@ export class MonitorSocket {
         received = received.subarray(ManagerMessage.size);
         if (ManagerMessage.decode(message).magic !== MANAGER_MAGIC) {
           // Without a magic number there is no telling where the next message starts.
-          this.#options.log.debug('monitor socket: not a manager message, the client is cut off');
+          this.#options.log.debug('manager socket: not a manager message, the client is cut off');
           socket.destroy();
           return;
         }
@@ -154,11 +136,11 @@ export class MonitorSocket {
     try {
       result = await this.#run(id, data);
     } catch (error) {
-      this.#options.log.error(`monitor socket: message ${id}: ${(error as Error).message}`);
+      this.#options.log.error(`manager socket: message ${id}: ${(error as Error).message}`);
       result = -1;
     }
     if (result === undefined) {
-      this.#options.log.debug(`monitor socket: message ${id} is not for a device model`);
+      this.#options.log.debug(`manager socket: message ${id} is not for a device model`);
       return;
     }
     const reply = new Uint8Array(4);
@@ -172,25 +154,24 @@ export class MonitorSocket {
 
   /** @returns `data.err` or `data.state` of the reply; undefined: no reply. */
   #run(id: number, data: Uint8Array): number | Promise<number> | undefined {
-    const { handlers, log } = this.#options;
+    const { commands, log } = this.#options;
     const first = new DataView(data.buffer, data.byteOffset).getInt32(0, true);
-    const unhandled = () => {
-      log.info(`monitor socket: nothing in this VM handles message ${id}`);
-      return -1;
-    };
     switch (id) {
       case ManagerMessageId.DmStop:
-        if (first === 0) return handlers.stop?.() ?? unhandled();
-        handlers.forceStop();
+        if (first === StopKind.askGuest) commands.run('shutdown', { reason: 'acrnctl stop' });
+        else commands.run('power-off', { reason: 'acrnctl stop --force', force: true });
         return 0;
       case ManagerMessageId.DmSuspend:
-        return handlers.suspend?.() ?? unhandled();
+        // Compat: as C without --pm_notify_channel ioc, which is obsolete.
+        log.info('manager socket: a VM is suspended by its guest only');
+        return -1;
       case ManagerMessageId.DmResume:
-        return handlers.resume(first >>> 0);
+        commands.run('wake', {});
+        return 0;
       case ManagerMessageId.DmQuery:
-        return VmStateCode[handlers.query()];
+        return commands.run('query', {}) === 'suspended' ? VmStateCode.suspended : VmStateCode.running;
       case ManagerMessageId.DmBlkrescan:
-        return handlers.blkrescan?.(argumentText(data)) ?? unhandled();
+        return commands.run('blkrescan', { medium: argumentText(data) }).then((isDone) => (isDone ? 0 : -1));
       default:
         return undefined;
     }

@@ -1,0 +1,98 @@
+/**
+ * What anyone may ask of a running VM: the whole list. Front doors (signals, `--cmd_monitor`, acrnctl's socket, the life
+ * manager's line, a program that launched the VM) translate their own words to these commands and do nothing else to it.
+ */
+import * as v from 'valibot';
+import { ConfigError } from '../devicemodel/core/errors.ts';
+import type { Vm } from '../devicemodel/core/vm.ts';
+
+/** The VM that is asked. */
+export interface CommandTarget {
+  readonly vm: Pick<Vm, 'config' | 'state' | 'board' | 'power' | 'shutDown' | 'wake'>;
+  /** Who asks the guest to shut down, where the guest has a life manager that listens. */
+  guestAgent?: { requestShutdown(): void };
+}
+
+interface Command<S extends v.GenericSchema, R> {
+  /** What it does, and to a VM in which state. */
+  readonly summary: string;
+  readonly args: S;
+  run(target: CommandTarget, args: v.InferOutput<S>): R;
+}
+
+function command<S extends v.GenericSchema, R>(spec: Command<S, R>): Command<S, R> {
+  return spec;
+}
+
+/** For the log: who asked, and why. */
+const reason = v.pipe(v.string(), v.nonEmpty());
+
+export const vmCommands = {
+  shutdown: command({
+    summary:
+      'Ask the guest to shut down: by its life manager if there is one, unless the power button is asked for. A guest ' +
+      'that does not listen to the button, or not in time, is powered off.',
+    args: v.object({ reason, by: v.optional(v.picklist(['any', 'power-button']), 'any') }),
+    run: ({ vm, guestAgent }, args): void => {
+      if (guestAgent !== undefined && args.by === 'any') guestAgent.requestShutdown();
+      else vm.shutDown(args.reason);
+    },
+  }),
+  'power-off': command({
+    summary:
+      'End the VM without asking the guest. Heard in every state, from before the guest runs to within S3. With force ' +
+      'storage that does not answer is not waited for.',
+    args: v.object({ reason, force: v.optional(v.boolean(), false) }),
+    run: ({ vm }, { reason, force }): void => vm.power.request({ kind: 'poweroff', reason, isForced: force }),
+  }),
+  destroy: command({
+    summary: 'As power-off, for a manager. A real-time VM is not to be paused by others. Result: whether it is done.',
+    args: v.object({ reason }),
+    run: ({ vm }, args): boolean => {
+      if (vm.config.rtvm) return false;
+      vm.power.request({ kind: 'poweroff', reason: args.reason });
+      return true;
+    },
+  }),
+  wake: command({
+    summary: 'End S3. Does nothing in other states.',
+    args: v.object({}),
+    run: ({ vm }): void => vm.wake(),
+  }),
+  query: command({
+    summary: 'Result: the state of the VM.',
+    args: v.object({}),
+    run: ({ vm }) => vm.state,
+  }),
+  blkrescan: command({
+    summary: 'Give a virtio-blk that was started with nodisk its medium. Result: whether it has it now.',
+    args: v.object({ medium: v.pipe(v.string(), v.regex(/^\s*\d+,.+$/s, 'expected SLOT,PATH[,OPTIONS]')) }),
+    run: async ({ vm }, args): Promise<boolean> => (await vm.board?.rescanBlockDevice(args.medium)) ?? false,
+  }),
+};
+
+type List = typeof vmCommands;
+export type VmCommandName = keyof List;
+export type VmCommandArgs<N extends VmCommandName> = v.InferInput<List[N]['args']>;
+export type VmCommandResult<N extends VmCommandName> = ReturnType<List[N]['run']>;
+
+/** The commands of one VM. */
+export interface VmCommands {
+  /** @throws ConfigError for arguments that the schema refuses: they may come from outside. */
+  run<N extends VmCommandName>(name: N, args: VmCommandArgs<N>): VmCommandResult<N>;
+}
+
+export function commandsOf(target: CommandTarget): VmCommands {
+  return {
+    run: <N extends VmCommandName>(name: N, args: VmCommandArgs<N>) => {
+      const { args: schema, run }: Command<v.GenericSchema, unknown> = vmCommands[name];
+      const parsed = v.safeParse(schema, args);
+      if (!parsed.success) {
+        const [issue] = parsed.issues;
+        const where = v.getDotPath(issue);
+        throw new ConfigError(`${name}: ${where === null ? '' : `${where}: `}${issue.message}`);
+      }
+      return run(target, parsed.output) as VmCommandResult<N>;
+    },
+  };
+}
