@@ -7,6 +7,7 @@ import type { CharBackend } from '../../../core/char-backend.ts';
 import { ConfigError } from '../../../core/errors.ts';
 import { openCharBackend } from './open.ts';
 import { type CharBackendSpec, describeCharBackend, parseCharBackend } from './spec.ts';
+import { StdioClaim } from './stdio.ts';
 import type { CharBackendEnv } from './stream-backend.ts';
 
 /** One back end, started once however often its device is. */
@@ -49,12 +50,19 @@ class KeptBackend implements CharBackend {
   }
 }
 
+export interface PoolOptions extends Omit<CharBackendEnv, 'user'> {
+  /** A back end that no option text describes. @returns undefined for all others. */
+  readonly ownBackend?: (user: string, text: string) => CharBackend | undefined;
+}
+
 export class CharBackendPool {
   readonly #kept = new Map<string, KeptBackend>();
   readonly #env: Omit<CharBackendEnv, 'user'>;
+  readonly #ownBackend: (user: string, text: string) => CharBackend | undefined;
 
-  constructor(env: Omit<CharBackendEnv, 'user'>) {
-    this.#env = env;
+  constructor({ ownBackend, ...env }: PoolOptions) {
+    this.#env = { stdioClaim: new StdioClaim(), ...env };
+    this.#ownBackend = ownBackend ?? (() => undefined);
   }
 
   /**
@@ -62,7 +70,14 @@ export class CharBackendPool {
    * @throws ConfigError for text that is no back end, or a second user of stdio.
    */
   open(user: string, text: string | CharBackendSpec): CharBackend {
-    const spec = typeof text === 'string' ? parseCharBackend(text) : text;
+    if (typeof text !== 'string') return this.#openSpec(user, text);
+    const known = this.#kept.get(`${user} ${text}`);
+    if (known !== undefined) return known;
+    const own = this.#ownBackend(user, text);
+    return own === undefined ? this.#openSpec(user, parseCharBackend(text)) : this.#keep(`${user} ${text}`, user, own);
+  }
+
+  #openSpec(user: string, spec: CharBackendSpec): CharBackend {
     const key = `${user} ${describeCharBackend(spec)}`;
     const known = this.#kept.get(key);
     if (known !== undefined) return known;
@@ -74,7 +89,11 @@ export class CharBackendPool {
         });
       }
     }
-    const kept = new KeptBackend(openCharBackend(spec, { ...this.#env, user }), user);
+    return this.#keep(key, user, openCharBackend(spec, { ...this.#env, user }));
+  }
+
+  #keep(key: string, user: string, inner: CharBackend): CharBackend {
+    const kept = new KeptBackend(inner, user);
     this.#kept.set(key, kept);
     return kept;
   }

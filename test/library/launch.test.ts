@@ -1,0 +1,103 @@
+/** VMs launched by a program, on the embedded hypervisor. */
+import { afterEach, describe, expect, test } from 'vitest';
+import { ConfigError, type LaunchConfig, type LaunchedVm, launch } from '../../library/index.ts';
+import { demoGuest, whyNoSoftHypervisor } from '../support/program.ts';
+import { until } from '../support/pty.ts';
+
+const running: LaunchedVm[] = [];
+afterEach(async () => {
+  for (const vm of running.splice(0)) {
+    vm.ask('power-off', { reason: 'the test is over' });
+    await vm.ended;
+  }
+});
+
+async function demo(name: string, bootargs: string, more: Partial<LaunchConfig> = {}) {
+  const vm = await launch({ name, hypervisor: 'soft', memory: '128M', kernel: demoGuest, bootargs, ...more });
+  running.push(vm);
+  let text = '';
+  vm.on('console', (data, port) => {
+    expect(port).toBe('com1');
+    text += Buffer.from(data).toString('latin1');
+  });
+  return { vm, text: () => text, shows: (what: string) => until(() => text.includes(what), `"${what}" in "${text}"`) };
+}
+
+const processListeners = () =>
+  process.eventNames().map((name) => [String(name), process.listenerCount(name as 'exit')] as const);
+
+describe.skipIf(whyNoSoftHypervisor() !== undefined)('launch', () => {
+  test('runs a VM to its end, and tells what happens to it', async () => {
+    const { vm, text, shows } = await demo('one', 'demo=echo');
+    const seen: unknown[] = [];
+    vm.on('state', (state) => seen.push(state));
+    vm.on('event', (event) => seen.push(event.type));
+    await shows('> ');
+    // Said before anybody could listen.
+    expect(text()).toMatch(/^\s*acrn-dm demo guest/);
+    expect(vm.state).toBe('running');
+    expect(vm.type('hello\nexit\n')).toBe(11);
+    expect(await vm.ended).toMatchObject({ kind: 'poweroff', reason: 'guest entered ACPI S5' });
+    expect(text()).toContain('hello');
+    expect(text()).toContain('Goodbye');
+    expect(seen).toEqual(['poweroff', 'paused', 'ended']);
+  });
+
+  /** Mutation: anything of a VM in a module: its stdio claim, its consoles, its loop, its signal hooks. */
+  test('runs two VMs in one process, side by side', async () => {
+    const before = processListeners();
+    const first = await demo('first', 'demo=echo');
+    const second = await demo('second', 'demo=echo');
+    // Hooks for the end of the process come and go with a launch; signals stay the program's.
+    for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
+      expect([signal, process.listenerCount(signal)]).toEqual([signal, new Map(before).get(signal) ?? 0]);
+    }
+    await Promise.all([first.shows('> '), second.shows('> ')]);
+    first.vm.type('to the first\n');
+    second.vm.type('to the second\n');
+    await Promise.all([first.shows('to the first'), second.shows('to the second')]);
+    expect(first.text()).not.toContain('second');
+    expect(second.text()).not.toContain('first');
+    // One ends, the other goes on.
+    first.vm.ask('power-off', { reason: 'enough' });
+    expect(await first.vm.ended).toEqual({ kind: 'poweroff', reason: 'enough', isForced: false });
+    expect(second.vm.state).toBe('running');
+    second.vm.type('exit\n');
+    await second.vm.ended;
+    expect(second.text()).toContain('Goodbye');
+  });
+
+  test('a busy guest does not keep another from running', async () => {
+    const tours = await Promise.all([demo('a', 'demo=tour'), demo('b', 'demo=tour')]);
+    for (const { vm } of tours) expect(await vm.ended).toMatchObject({ reason: 'guest entered ACPI S5' });
+    for (const { text } of tours) expect(text()).toContain('Goodbye');
+  });
+
+  test('commands are asked of it by name', async () => {
+    const { vm } = await demo('asked', 'demo=idle');
+    expect(vm.ask('query', {})).toBe('running');
+    expect(() => vm.ask('blkrescan', { medium: 'nonsense' })).toThrow(ConfigError);
+    expect(await vm.ask('blkrescan', { medium: '4,/dev/null' })).toBe(false);
+    vm.ask('shutdown', { reason: 'nobody listens to the button' });
+    expect(await vm.ended).toMatchObject({ reason: 'nobody listens to the button' });
+  });
+
+  test.each<[string, LaunchConfig, string | RegExp]>([
+    ['a mistake', { name: 'vm', kernel: demoGuest, memory: '1' }, 'memory: "1" has no unit'],
+    ['a missing image', { name: 'vm', hypervisor: 'soft', kernel: '/nonexistent' }, '/nonexistent'],
+    [
+      'a missing disk',
+      { name: 'vm', hypervisor: 'soft', kernel: demoGuest, pci: ['3,virtio-blk,/nonexistent'] },
+      '/nonexistent: no such file or device',
+    ],
+  ])('rejects for %s, and leaves nothing behind', async (_name, config, message) => {
+    const before = processListeners();
+    await expect(launch(config)).rejects.toThrow(message);
+    expect(processListeners()).toEqual(before);
+  });
+
+  test('only a port that is connected to events can be typed on', async () => {
+    const { vm } = await demo('mute', 'demo=idle', { com: ['com1,null'] });
+    expect(() => vm.type('x')).toThrow('com1 is not connected to "events"');
+  });
+});
