@@ -47,6 +47,11 @@ export function checkHostPaths(config: VmConfig, drivers: readonly PciDriverEntr
         throw new ConfigError(`-s ${formatSlotText({ ...slot, text: slot.text })}: ${path}: no such file or device`);
       }
     }
+    try {
+      driver?.inspectHost?.(slot.options);
+    } catch (error) {
+      throw located(`-s ${formatSlotText({ ...slot, text: slot.text })}`, error);
+    }
   }
   for (const { driver, options, text } of config.platform) {
     try {

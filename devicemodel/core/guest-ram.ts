@@ -23,7 +23,8 @@ export interface RamRequest {
   readonly sizeBytes: number;
 }
 
-export interface GuestRam {
+/** RAM of one VM, mapped in this process until it is disposed of. */
+export interface RamAllocation {
   /** For the device model: views of at most 1 GiB. */
   readonly chunks: readonly RamChunk[];
   /** For the hypervisor: one per region, or several where pages are small. */
@@ -49,7 +50,7 @@ export interface Backing {
  * @param allowSmallPages 4 KiB pages when there are not enough huge ones
  * @throws HostError with the command that makes room
  */
-export function allocateGuestRam(regions: readonly RamRequest[], allowSmallPages: boolean, log: Log): GuestRam {
+export function allocateGuestRam(regions: readonly RamRequest[], allowSmallPages: boolean, log: Log): RamAllocation {
   const pages = new HugePages();
   const locked = <T>(work: () => T) => withPools(work, (why) => log.debug(`huge pages are not locked: ${why}`));
   const ram = locked(() => {
@@ -118,7 +119,7 @@ export function planHugePages(regions: readonly RamRequest[], pages: HugePages):
   return wantMegabytes <= megabytes.available ? plan : undefined;
 }
 
-function mapHuge(plan: readonly Backing[], regions: readonly RamRequest[]): GuestRam {
+function mapHuge(plan: readonly Backing[], regions: readonly RamRequest[]): RamAllocation {
   const usesGigabytes = plan.some((b) => b.gigabyteBytes > 0);
   const space = reserveFor(regions, usesGigabytes ? HUGE_1G : HUGE_2M);
   const kinds = [
@@ -149,7 +150,7 @@ function mapHuge(plan: readonly Backing[], regions: readonly RamRequest[]): Gues
   return describe(regions, space, Number.POSITIVE_INFINITY);
 }
 
-function mapSmall(regions: readonly RamRequest[]): GuestRam {
+function mapSmall(regions: readonly RamRequest[]): RamAllocation {
   const space = reserveFor(regions, HUGE_2M);
   try {
     for (const region of regions) {
@@ -168,7 +169,7 @@ function reserveFor(regions: readonly RamRequest[], alignment: number): AddressS
   return reserveAddressSpace(alignUp(end, SMALL_PAGE), alignment, 'address space for guest memory');
 }
 
-function describe(regions: readonly RamRequest[], space: AddressSpace, segmentBytes: number): GuestRam {
+function describe(regions: readonly RamRequest[], space: AddressSpace, segmentBytes: number): RamAllocation {
   const cut = (limit: number): RamMapping[] =>
     regions.flatMap((region) => {
       const parts: RamMapping[] = [];

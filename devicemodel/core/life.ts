@@ -9,7 +9,7 @@ import type { PowerEvent } from './device.ts';
 import { Disposer } from './disposer.ts';
 import { ExitCode, HostError } from './errors.ts';
 import type { GuestLoop } from './guest-loop.ts';
-import { allocateGuestRam, type GuestRam, type RamRequest } from './guest-ram.ts';
+import { allocateGuestRam, type RamAllocation, type RamRequest } from './guest-ram.ts';
 import { type Mapping, map } from './host/mapping.ts';
 import { GuestFlag, type Hsm, type HsmOpener, type VcpuRegs } from './hsm/hsm.ts';
 import { initSharedBuffer } from './hsm/shared-buffer.ts';
@@ -31,7 +31,7 @@ export interface VmParts {
   readonly software: Pick<GuestSoftware, 'regions' | 'load' | 'save'>;
   readonly cpuAffinity: bigint;
   /** Where guest RAM comes from unless the engine has its own; default: the host's huge pages. */
-  readonly allocateRam?: (regions: readonly RamRequest[]) => GuestRam;
+  readonly allocateRam?: (regions: readonly RamRequest[]) => RamAllocation;
   /** Of the hypervisor that `openHsm` opens; the VM does not stop it. */
   readonly loop: GuestLoop;
   readonly log: Log;

@@ -4,11 +4,11 @@
  * `IMAGE.crash` it throws in the middle of a request.
  */
 import { existsSync, readFileSync } from 'node:fs';
-import { BlockBackend } from '../../devicemodel/hw/storage/disk-image.ts';
+import { ImageIo } from '../../devicemodel/hw/storage/image-io.ts';
 
-const { transfer } = BlockBackend.prototype;
+const { transfer } = ImageIo.prototype;
 
-BlockBackend.prototype.transfer = function (...request) {
+ImageIo.prototype.transfer = function (...request) {
   const { path } = this.image;
   if (existsSync(`${path}.stall`)) readFileSync(`${path}.stall`);
   if (existsSync(`${path}.crash`)) throw new Error('a bug in the thread');

@@ -120,6 +120,8 @@ export interface PciDriverInfo<S extends OptionSchema = OptionSchema> {
    * to be started, before the hypervisor is asked for one.
    */
   hostPaths?(options: v.InferOutput<S>): readonly string[];
+  /** The same for what those paths have to be. Reads only. @throws ConfigError */
+  inspectHost?(options: v.InferOutput<S>): void;
   /** As `hostPaths`, for all functions of the driver in one VM, and for what is more than a path. Reads only. */
   checkHost?(
     slots: readonly PciSlotConfig[],

@@ -2,10 +2,13 @@
 import { createHash } from 'node:crypto';
 import type { AccessSize } from '../../../../core/address.ts';
 import { ConfigError } from '../../../../core/errors.ts';
+import { describeErrno } from '../../../../core/host/errno.ts';
 import { closeFd } from '../../../../core/host/files.ts';
 import type { Log } from '../../../../core/log.ts';
 import { checkOptions } from '../../../../core/options.ts';
-import { BlockBackend, openBlockImage } from '../../../storage/disk-image.ts';
+import { openDiskImage } from '../../../storage/disk-image.ts';
+import { ImageIo } from '../../../storage/image-io.ts';
+import { SECTOR_BYTES } from '../../../storage/image-options.ts';
 import { definePciDriver, type PciEnv } from '../../driver.ts';
 import type { PciFunction } from '../../function.ts';
 import { DataThreads } from '../data-thread/data-thread.ts';
@@ -21,7 +24,7 @@ import {
   type VirtioTransport,
 } from '../transport/device.ts';
 import { VirtioPci } from '../transport/transport.ts';
-import { BlockOptions, blockInfo, parseBlockText, SECTOR_BYTES } from './options.ts';
+import { BlockOptions, blockInfo, parseBlockText } from './options.ts';
 import { type BlockRequestState, BlockRequests } from './requests.ts';
 import { type BlockService, BlockWord, noteIn } from './server.ts';
 
@@ -67,7 +70,7 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
   readonly #config = new DataView(new ArrayBuffer(Config.size));
   #requests: BlockRequests | undefined;
   #transport: VirtioTransport | undefined;
-  #backend: BlockBackend | undefined;
+  #backend: ImageIo | undefined;
   /** What `writeback` or `writethru` asked for; a reset goes back to it. */
   #initialWriteback = false;
   #offersFlush = false;
@@ -90,7 +93,7 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
     this.#requests = new BlockRequests(this, this.#log, transport.clock);
   }
 
-  get backend(): BlockBackend | undefined {
+  get backend(): ImageIo | undefined {
     return this.#backend;
   }
 
@@ -178,8 +181,8 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
   }
 
   #plug(options: BlockOptions): void {
-    const image = openBlockImage(options, this.#log);
-    this.#backend = new BlockBackend(image);
+    const image = openDiskImage(options.path, options, this.#log);
+    this.#backend = new ImageIo(image);
     this.#initialWriteback = options.writeback;
     this.#offersFlush = options.writeback;
     const config = this.#config;
@@ -260,7 +263,7 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
     if (backend === undefined) return;
     const { image } = backend;
     const errno = image.isReadOnly ? 0 : backend.sync();
-    if (errno !== 0) this.#log.error(`${image.path}: the last flush failed with errno ${errno}`);
+    if (errno !== 0) this.#log.error(`${image.path}: the last flush failed: ${describeErrno(errno)}`);
     // The lock goes with the descriptor.
     closeFd(image.fd);
     backend.dispose();

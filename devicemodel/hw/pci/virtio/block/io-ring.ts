@@ -21,6 +21,8 @@ const FSYNC_DATASYNC = 1;
 export interface RingSlot {
   /** The data are written, the medium is waited for: the result is 0 or a negative errno. */
   isSync: boolean;
+  /** The write is on the medium when it is complete. */
+  isDurable: boolean;
   queue: Virtqueue | undefined;
   chain: Chain | undefined;
   isWrite: boolean;
@@ -39,6 +41,7 @@ export class BlockRing {
     queue: undefined,
     chain: undefined,
     isSync: false,
+    isDurable: false,
     isWrite: false,
     chainAt: 0,
     count: 0,
@@ -79,6 +82,7 @@ export class BlockRing {
     slot.chain = chain;
     slot.isSync = false;
     slot.isWrite = isWrite;
+    slot.isDurable = isDurable;
     slot.chainAt = chainAt;
     slot.count = count;
     slot.offset = offset;

@@ -2,14 +2,16 @@
  * Block requests (Virtio 1.2 §5.2.6): from chains of a queue to the image and back. Knows no transport and no thread:
  * the device thread or a data thread runs it on a queue.
  */
+import { describeErrno, Errno } from '../../../../core/host/errno.ts';
 import type { Log } from '../../../../core/log.ts';
 import { GiB, MiB } from '../../../../core/units.ts';
-import type { BlockBackend, DiscardLimits } from '../../../storage/disk-image.ts';
+import type { DiscardLimits } from '../../../storage/disk-image.ts';
+import type { ImageIo } from '../../../storage/image-io.ts';
+import { SECTOR_BYTES } from '../../../storage/image-options.ts';
 import type { Chain } from '../ring/chain.ts';
 import { type ChainServer, SLICE_BYTES, type SliceBudget, type SliceClock, serveChains } from '../ring/serve-chains.ts';
 import type { Virtqueue } from '../ring/virtqueue.ts';
-import type { BlockRing } from './io-ring.ts';
-import { SECTOR_BYTES } from './options.ts';
+import type { BlockRing, RingSlot } from './io-ring.ts';
 import { Work, type WorkNote } from './work-note.ts';
 
 /** §5.2.6, request types. */
@@ -38,7 +40,7 @@ const MAX_SYNC_DELAY = 8;
 /** What the device decides about requests. */
 export interface BlockRequestState {
   /** Undefined: `nodisk`. */
-  readonly backend: BlockBackend | undefined;
+  readonly backend: ImageIo | undefined;
   /** Writes stay in the host's cache until a flush: only if the driver knows how to flush. */
   readonly isWriteback: boolean;
   /** Compat: legacy drivers see a used length of 1 for every request, as from the C device model. */
@@ -49,6 +51,11 @@ export interface BlockRequestState {
   readonly runsBesideDriver: boolean;
   /** Where what the thread waits for is written down. */
   readonly note?: WorkNote;
+}
+
+/** The kernel was interrupted, has no memory now, or does not do this by io_uring: nothing is known of the medium. */
+function isTransient(errno: number): boolean {
+  return errno === Errno.EINTR || errno === Errno.EAGAIN || errno === Errno.EINVAL || errno === Errno.EOPNOTSUPP;
 }
 
 /** Requests after which the driver is shown what is done, when there are many: often enough to keep both sides busy. */
@@ -151,13 +158,13 @@ export class BlockRequests implements ChainServer {
   }
 
   /** §5.2.6.1: whole sectors, inside the disk. */
-  #isInside(backend: BlockBackend, sector: number, count: number): boolean {
+  #isInside(backend: ImageIo, sector: number, count: number): boolean {
     return count % SECTOR_BYTES === 0 && sector <= Number.MAX_SAFE_INTEGER / SECTOR_BYTES / 2
       ? sector * SECTOR_BYTES + count <= backend.image.sizeBytes - (backend.image.sizeBytes % SECTOR_BYTES)
       : false;
   }
 
-  #in(queue: Virtqueue, chain: Chain, backend: BlockBackend, sector: number, count: number): number {
+  #in(queue: Virtqueue, chain: Chain, backend: ImageIo, sector: number, count: number): number {
     if (!this.#isInside(backend, sector, count)) return this.#done(queue, chain, BlkStatus.IoError, 0);
     const offset = sector * SECTOR_BYTES;
     if (this.#begin(queue, chain, backend, 0, count, offset, false)) return count;
@@ -170,12 +177,12 @@ export class BlockRequests implements ChainServer {
     return part;
   }
 
-  #readDone(queue: Virtqueue, chain: Chain, backend: BlockBackend, count: number, errno: number): void {
+  #readDone(queue: Virtqueue, chain: Chain, backend: ImageIo, count: number, errno: number): void {
     this.#report('read', backend, errno);
     this.#done(queue, chain, errno === 0 ? BlkStatus.Ok : BlkStatus.IoError, errno === 0 ? count : 0);
   }
 
-  #out(queue: Virtqueue, chain: Chain, backend: BlockBackend, sector: number, count: number): number {
+  #out(queue: Virtqueue, chain: Chain, backend: ImageIo, sector: number, count: number): number {
     if (!this.#isInside(backend, sector, count)) return this.#done(queue, chain, BlkStatus.IoError, 0);
     const offset = sector * SECTOR_BYTES;
     if (this.#begin(queue, chain, backend, HEADER_BYTES, count, offset, true)) return count;
@@ -197,7 +204,7 @@ export class BlockRequests implements ChainServer {
     return part;
   }
 
-  #writeDone(queue: Virtqueue, chain: Chain, backend: BlockBackend, errno: number, isDurable: boolean): void {
+  #writeDone(queue: Virtqueue, chain: Chain, backend: ImageIo, errno: number, isDurable: boolean): void {
     this.#report('write', backend, errno);
     if (errno !== 0) this.#done(queue, chain, BlkStatus.IoError, 0);
     else if (isDurable) this.#done(queue, chain, BlkStatus.Ok, 0);
@@ -223,7 +230,7 @@ export class BlockRequests implements ChainServer {
   #begin(
     queue: Virtqueue,
     chain: Chain,
-    backend: BlockBackend,
+    backend: ImageIo,
     chainAt: number,
     count: number,
     offset: number,
@@ -246,7 +253,7 @@ export class BlockRequests implements ChainServer {
   }
 
   /** The data are in the host's cache: let the kernel bring them to the medium beside those of others. */
-  #beginSync(queue: Virtqueue, chain: Chain, backend: BlockBackend, offset: number, count: number): boolean {
+  #beginSync(queue: Virtqueue, chain: Chain, backend: ImageIo, offset: number, count: number): boolean {
     const ring = this.#ring;
     if (ring === undefined || (ring.inFlight === 0 && !queue.hasAvailable())) return false;
     const { image } = backend;
@@ -272,21 +279,36 @@ export class BlockRequests implements ChainServer {
         touched = queue;
       }
       if (slot.isSync) {
-        this.#report('flush', backend, -ring.result);
-        this.#done(queue, chain, ring.result === 0 ? BlkStatus.Ok : BlkStatus.IoError, 0);
+        const errno = this.#syncResult(backend, ring.result);
+        this.#report('flush', backend, errno);
+        this.#done(queue, chain, errno === 0 ? BlkStatus.Ok : BlkStatus.IoError, 0);
         continue;
       }
-      const done = Math.max(ring.result, 0);
-      let errno = 0;
-      // Less than asked for, or trouble: the plain way finds out what it is.
-      if (done < slot.count) {
-        errno = backend.transfer(chain, slot.chainAt + done, slot.count - done, slot.offset + done, slot.isWrite);
-        if (errno === 0 && slot.isWrite && !this.#state.isWriteback) errno = backend.sync();
-      }
+      const errno = this.#transferResult(backend, slot, ring.result);
       if (slot.isWrite) this.#writeDone(queue, chain, backend, errno, true);
       else this.#readDone(queue, chain, backend, slot.count, errno);
     }
     if (touched !== publishedLater) touched?.publish();
+  }
+
+  /** @param result of a transfer. @returns 0 or an errno, after what is left was done the plain way. */
+  #transferResult(backend: ImageIo, slot: RingSlot, result: number): number {
+    const done = Math.max(result, 0);
+    // Less than asked for, or trouble: the plain way finds out what it is.
+    const left = slot.count - done;
+    const errno =
+      left > 0 ? backend.transfer(slot.chain as Chain, slot.chainAt + done, left, slot.offset + done, slot.isWrite) : 0;
+    if (errno !== 0 || !slot.isDurable) return errno;
+    if (left > 0 && (result >= 0 || isTransient(-result))) return backend.sync();
+    // It can be written, so that what failed is the sync.
+    return this.#syncResult(backend, Math.min(result, 0));
+  }
+
+  /** @param result of a sync: 0 or a negative errno. @returns 0 or an errno. */
+  #syncResult(backend: ImageIo, result: number): number {
+    if (result < 0 && isTransient(-result)) return backend.sync();
+    if (result < 0) backend.syncFailed(-result);
+    return backend.syncFailure;
   }
 
   /**
@@ -311,7 +333,7 @@ export class BlockRequests implements ChainServer {
   }
 
   /** Give back what fits a slice. */
-  #discard(queue: Virtqueue, chain: Chain, backend: BlockBackend, outBytes: number): number {
+  #discard(queue: Virtqueue, chain: Chain, backend: ImageIo, outBytes: number): number {
     const limits = backend.image.discardLimits;
     if (limits === undefined) return this.#done(queue, chain, BlkStatus.Unsupported, 0);
     const segments = Math.floor(outBytes / DISCARD_SEGMENT_BYTES);
@@ -352,7 +374,7 @@ export class BlockRequests implements ChainServer {
   }
 
   /** @returns the status of a discard of these segments before anything is carried out. */
-  #checkSegments(chain: Chain, backend: BlockBackend, limits: DiscardLimits, segments: number): number {
+  #checkSegments(chain: Chain, backend: ImageIo, limits: DiscardLimits, segments: number): number {
     for (let i = 0; i < segments; i++) {
       const at = HEADER_BYTES + i * DISCARD_SEGMENT_BYTES;
       const sector = chain.readU32(at) + chain.readU32(at + 4) * 0x1_0000_0000;
@@ -397,14 +419,14 @@ export class BlockRequests implements ChainServer {
     return 0;
   }
 
-  #report(what: string, backend: BlockBackend, errno: number): void {
+  #report(what: string, backend: ImageIo, errno: number): void {
     if (errno !== 0) this.#logFailure(what, backend, errno);
   }
 
   // On their own: what a line's function captures is allocated when the function around it is entered, line or not.
 
-  #logFailure(what: string, backend: BlockBackend, errno: number): void {
-    this.#log.guest(() => `${backend.image.path}: ${what} failed with errno ${errno}`);
+  #logFailure(what: string, backend: ImageIo, errno: number): void {
+    this.#log.guest(() => `${backend.image.path}: ${what} failed: ${describeErrno(errno)}`);
   }
 
   #logShort(chain: Chain): void {

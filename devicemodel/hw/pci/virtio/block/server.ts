@@ -1,6 +1,7 @@
 /** Disk requests on a data thread. */
 import type { Log } from '../../../../core/log.ts';
-import { BlockBackend, type BlockImage } from '../../../storage/disk-image.ts';
+import type { DiskImage } from '../../../storage/disk-image.ts';
+import { ImageIo } from '../../../storage/image-io.ts';
 import { type DataService, type QueueServer, type ServerFactory, Word } from '../data-thread/words.ts';
 import { monotonicClock } from '../ring/serve-chains.ts';
 import type { Virtqueue } from '../ring/virtqueue.ts';
@@ -11,7 +12,7 @@ import { NOTE_WORDS, WorkNote } from './work-note.ts';
 /** What a data thread has to know of a disk. */
 export interface BlockService extends DataService {
   readonly kind: 'block';
-  readonly image: BlockImage;
+  readonly image: DiskImage;
   readonly serial: Uint8Array;
   /** `aio=threads`: plain system calls. */
   readonly usesRing: boolean;
@@ -31,13 +32,13 @@ export function noteIn(words: Int32Array): WorkNote {
 }
 
 class BlockServer implements QueueServer {
-  readonly #backend: BlockBackend;
+  readonly #backend: ImageIo;
   readonly #requests: BlockRequests;
   readonly #ring: BlockRing | undefined;
   #queues: readonly Virtqueue[] = [];
 
   constructor(service: BlockService, words: Int32Array, log: Log) {
-    const backend = new BlockBackend(service.image);
+    const backend = new ImageIo(service.image);
     this.#backend = backend;
     this.#ring = service.usesRing ? openRing(log) : undefined;
     this.#requests = new BlockRequests(

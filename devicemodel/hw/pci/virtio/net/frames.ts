@@ -2,11 +2,12 @@
  * Frames between the queues of a network device and a tap: the device thread or a data thread runs it. System calls work
  * on guest memory in place; nothing here allocates per frame.
  */
+import { setIovec } from '../../../../core/guest-buffers.ts';
 import { Errno } from '../../../../core/host/errno.ts';
 import { readToAddress, readVector, writeVector } from '../../../../core/host/files.ts';
 import { addressOf, type Mapping, map } from '../../../../core/host/mapping.ts';
 import type { Log } from '../../../../core/log.ts';
-import { type Chain, ChainFifo, setIovec } from '../ring/chain.ts';
+import { type Chain, ChainFifo } from '../ring/chain.ts';
 import { type ChainServer, SLICE_BYTES, type SliceBudget, type SliceClock, serveChains } from '../ring/serve-chains.ts';
 import type { Virtqueue } from '../ring/virtqueue.ts';
 import { isUnsupported, MAX_BATCH, type TapRing } from './tap-ring.ts';
