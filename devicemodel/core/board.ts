@@ -6,6 +6,7 @@ import type { Clock } from './clock.ts';
 import type { VmConfig } from './config.ts';
 import type { PciConfigAccess, PowerControl } from './device.ts';
 import type { Disposer } from './disposer.ts';
+import type { E820Range } from './firmware/e820.ts';
 import type { Hsm } from './hsm/hsm.ts';
 import type { MmioBus, PioBus } from './io-bus.ts';
 import type { Log } from './log.ts';
@@ -40,6 +41,8 @@ export interface Board {
   guestStarted?(): void;
   /** MP and ACPI tables into guest memory; again after a system reset, when lines may have been routed anew. */
   writeTables(): void;
+  /** What is not RAM although it may be within: for the memory map. */
+  readonly reservedMemory?: { readonly gpuReserved?: E820Range };
   /** Bytes that wait for the host: console output of this turn. */
   flush(): void;
   /** What devices lent to others comes back: before a reset, a suspend and the end. @throws StorageHangError */

@@ -177,7 +177,7 @@ export class Life {
       log.info('vm events are not offered by this kernel or hypervisor');
     }
     board.writeTables();
-    this.#startRegs = software.load(memory);
+    this.#startRegs = software.load(memory, board.reservedMemory);
     hsm.setVcpuRegs(0, this.#startRegs);
     const { holds } = this.#waits;
     const pci = board.pciConfig;
@@ -280,7 +280,7 @@ export class Life {
     hsm.resetVm();
     board.restore();
     board.writeTables();
-    this.#startRegs = this.#parts.software.load(memory);
+    this.#startRegs = this.#parts.software.load(memory, board.reservedMemory);
     hsm.setVcpuRegs(0, this.#startRegs);
     (this.#server as IoreqServer).holdCompletions = false;
     this.#run(hsm);

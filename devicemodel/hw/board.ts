@@ -4,15 +4,17 @@
  */
 
 import type { Ns16550 } from '../chips/ns16550.ts';
+import { formatBdf } from '../core/address.ts';
 import type { Board, BoardFactory, BoardParts } from '../core/board.ts';
 import { splitRam } from '../core/boot/loader.ts';
-import type { PlatformDeviceConfig } from '../core/config.ts';
+import type { PciSlotConfig, PlatformDeviceConfig } from '../core/config.ts';
 import type { Device } from '../core/device.ts';
 import { Disposer } from '../core/disposer.ts';
 import { BugError, ConfigError } from '../core/errors.ts';
 import { buildAcpi } from '../core/firmware/acpi-tables.ts';
 import type { TableContributor } from '../core/firmware/contribution.ts';
 import { readCpuStates } from '../core/firmware/cpu-states.ts';
+import type { E820Range } from '../core/firmware/e820.ts';
 import { buildMpTable } from '../core/firmware/mptable.ts';
 import { openSharedMemory } from '../core/host/mapping.ts';
 import { acpiInput, isaAml, tableContributors } from './firmware-tables.ts';
@@ -46,6 +48,7 @@ export interface PcOptions {
 }
 
 const RPMB_KEY_BYTES = 32;
+const THIS_HOST: HostTree = { root: '', isPlan: false };
 
 export function pcBoard(options: PcOptions): BoardFactory {
   return async (parts) => {
@@ -169,7 +172,7 @@ class Pc implements Board {
     this.#pirq.use(SCI_GSI);
     // The keyboard's and the clock's irqs are not ones a link may have; the mouse's is.
     this.#pirq.reserve(I8042Irq.aux);
-    for (const slot of config.pci) this.pciConfig.add(slot, await loadPciDriver(slot.driver));
+    await this.#addPciFunctions();
     // Serial ports hang off the LPC bridge: without one they do not exist.
     if (config.pci.some((slot) => slot.driver === 'lpc')) this.#attachSerialPorts();
     for (const device of this.#optional) {
@@ -177,6 +180,22 @@ class Pc implements Board {
     }
     this.pciConfig.configure();
     undo.defer(() => this.pciConfig.dispose());
+  }
+
+  async #addPciFunctions(): Promise<void> {
+    const { config, log } = this.#parts;
+    const companions: PciSlotConfig[] = [];
+    for (const slot of config.pci) {
+      const driver = await loadPciDriver(slot.driver);
+      this.pciConfig.add(slot, driver);
+      const { hostTree = THIS_HOST } = this.#options;
+      companions.push(...(driver.companions?.(slot.options, hostTree) ?? []));
+    }
+    for (const slot of companions) {
+      const isTaken = this.pciConfig.hasSlot(slot.bdf);
+      if (isTaken) log.warn(`${slot.driver} is left out: there is another device at ${formatBdf(slot.bdf)}`);
+      else this.pciConfig.add(slot, await loadPciDriver(slot.driver));
+    }
   }
 
   async #addOptionalDevices(): Promise<void> {
@@ -262,6 +281,11 @@ class Pc implements Board {
 
   guestStarted(): void {
     this.#hasRun = true;
+  }
+
+  get reservedMemory(): { readonly gpuReserved?: E820Range } {
+    const range = this.pciConfig.reservedMemory;
+    return range === undefined ? {} : { gpuReserved: range };
   }
 
   flush(): void {

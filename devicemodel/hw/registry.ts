@@ -8,7 +8,7 @@ import { dummy } from './pci/dummy.ts';
 import { amdHostBridge, hostBridge } from './pci/host-bridge.ts';
 import { ivshmem } from './pci/ivshmem.ts';
 import { lpc } from './pci/lpc.ts';
-import { passthruInfo } from './pci/passthru/options.ts';
+import { igdLpcInfo, passthruInfo } from './pci/passthru/options.ts';
 import { rootPort } from './pci/root-port.ts';
 import { pciUart } from './pci/uart.ts';
 import { blockInfo } from './pci/virtio/block/options.ts';
@@ -72,6 +72,13 @@ export const pciDrivers: readonly PciDriverEntry[] = [
     },
     async () => (await import('./pci/passthru/passthru.ts')).passthru,
   ),
+  lazy(
+    {
+      ...igdLpcInfo,
+      checkHost: async (_slots, { hostTree }) => (await import('./pci/passthru/checks.ts')).checkIgdLpc(hostTree),
+    },
+    async () => (await import('./pci/passthru/igd-lpc.ts')).igdLpc,
+  ),
   lazy(rngInfo, async () => (await import('./pci/virtio/rng.ts')).virtioRnd),
 ];
 
@@ -94,7 +101,6 @@ const notYet: ReadonlySet<string> = new Set([
   'virtio-gpu',
   'virtio-rpmb',
   'virtio-heci',
-  'igd-lpc',
   'ahci',
   'ahci-hd',
   'ahci-cd',

@@ -12,7 +12,7 @@
 import type { Gpa } from '../address.ts';
 import type { BootConfig } from '../config.ts';
 import { ConfigError, ExitCode } from '../errors.ts';
-import { buildE820, type E820Input, encodeE820 } from '../firmware/e820.ts';
+import { buildE820, type E820Input, encodeE820, usableLowRam } from '../firmware/e820.ts';
 import type { VcpuRegs } from '../hsm/hsm.ts';
 import { Layout } from '../layout.ts';
 import type { Log } from '../log.ts';
@@ -81,7 +81,7 @@ interface Placement {
  * @throws ConfigError if kernel or ramdisk do not fit, or lie where the kernel unpacks itself.
  */
 function layOut(header: SetupHeader, kernel: ImageFile, ramdisk: ImageFile | undefined, ram: E820Input): Placement {
-  const top = ram.lowRamBytes;
+  const top = usableLowRam(ram);
   const { demands, setupBytes } = header;
   const ramdiskBytes = ramdisk?.sizeBytes ?? 0;
   const ramdiskEnd = Math.min(top - BOOTARGS_BELOW, (demands?.initrdAddrMax ?? top) + 1);

@@ -5,7 +5,7 @@
 import type { Gpa } from '../address.ts';
 import type { BootConfig } from '../config.ts';
 import { ConfigError, ExitCode } from '../errors.ts';
-import type { E820Input } from '../firmware/e820.ts';
+import { type E820Input, usableLowRam } from '../firmware/e820.ts';
 import type { VcpuRegs } from '../hsm/hsm.ts';
 import { Layout } from '../layout.ts';
 import type { Log } from '../log.ts';
@@ -173,7 +173,7 @@ function tooSmall(base: number, sizeBytes: number, ram: E820Input): ConfigError 
 
 /** A module lies below the GDT, on a page of its own. @throws ConfigError if it does not fit above the image. */
 function moduleAddress(image: ElfImage, module: ImageFile, ram: E820Input): Gpa {
-  const gdtAt = ram.lowRamBytes - GDT_BELOW;
+  const gdtAt = usableLowRam(ram) - GDT_BELOW;
   const at = gdtAt - alignUp(module.sizeBytes, PAGE_BYTES);
   const imageEnd = Math.max(...image.segments.map((s) => s.base + s.memoryBytes));
   if (at < Math.max(imageEnd, MiB)) throw tooSmall(at, module.sizeBytes, ram);
@@ -218,7 +218,7 @@ export function loadElf(boot: ElfConfig, memory: GuestMemory, ram: E820Input, lo
       ...flatSegments(Selector.code, 0xcf9b, Selector.data),
       fs: Selector.data,
       gs: Selector.data,
-      gdt: writeGdt(memory, ram.lowRamBytes - GDT_BELOW, GDT),
+      gdt: writeGdt(memory, usableLowRam(ram) - GDT_BELOW, GDT),
       rip: BigInt(image.entry),
       rax: MULTIBOOT_EAX,
     };

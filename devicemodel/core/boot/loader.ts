@@ -16,10 +16,12 @@ export interface GuestSoftware {
   /** Guest memory outside RAM that the image needs. */
   readonly regions: readonly { readonly base: Gpa; readonly sizeBytes: number }[];
   /**
-   * Put everything into guest memory; again after every reset. @returns how the boot CPU starts.
+   * Put everything into guest memory; again after every reset.
+   * @param reserved what devices took out of RAM.
+   * @returns how the boot CPU starts.
    * @throws ConfigError if a file cannot be read any more or does not fit.
    */
-  load(memory: GuestMemory): VcpuRegs;
+  load(memory: GuestMemory, reserved?: Pick<E820Input, 'gpuReserved' | 'softwareSram'>): VcpuRegs;
   /**
    * Keep firmware variables, where asked for. Before memory goes and before `load` is called again.
    * @throws HostError if they cannot be written; the file is then as it was.
@@ -44,15 +46,15 @@ export function openSoftware(boot: BootConfig, ram: E820Input, log: Log): GuestS
   switch (boot.kind) {
     case 'bzimage':
       checkBzImage(boot, ram);
-      return { ...nothing, load: (memory) => loadBzImage(boot, memory, ram, log) };
+      return { ...nothing, load: (memory, reserved) => loadBzImage(boot, memory, { ...ram, ...reserved }, log) };
     case 'elf':
       checkElf(boot, ram);
-      return { ...nothing, load: (memory) => loadElf(boot, memory, ram, log) };
+      return { ...nothing, load: (memory, reserved) => loadElf(boot, memory, { ...ram, ...reserved }, log) };
     case 'ovmf': {
       const firmware = new OvmfFirmware(boot, log);
       return {
         regions: [firmware.region],
-        load: (memory) => firmware.load(memory, ram),
+        load: (memory, reserved) => firmware.load(memory, { ...ram, ...reserved }),
         save: (memory) => firmware.save(memory),
         close: () => firmware.close(),
       };

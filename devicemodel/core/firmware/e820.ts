@@ -33,6 +33,11 @@ export interface E820Input {
   readonly softwareSram?: E820Range;
 }
 
+/** Where low RAM that images may be put into ends. */
+export function usableLowRam({ lowRamBytes, gpuReserved, softwareSram }: E820Input): Gpa {
+  return Math.min(lowRamBytes, gpuReserved?.base ?? lowRamBytes, softwareSram?.base ?? lowRamBytes);
+}
+
 /** One entry: base u64, size u64, type u32. */
 export const E820_ENTRY_BYTES = 20;
 

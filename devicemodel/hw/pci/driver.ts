@@ -130,6 +130,8 @@ export interface PciDriverInfo<S extends OptionSchema = OptionSchema> {
 }
 
 export interface PciDriver<S extends OptionSchema = OptionSchema> extends PciDriverInfo<S> {
+  /** Other functions that its function needs beside it, where their slots are free. Looks at the host at most. */
+  companions?(options: v.InferOutput<S>, hostTree: HostTree): readonly PciSlotConfig[];
   /** Nothing on the host is touched here: files and taps open in `start`. */
   create(options: v.InferOutput<S>, env: PciEnv): PciFunction;
 }

@@ -6,7 +6,7 @@
 
 import type { BarIndex } from '../../chips/pci-config-space.ts';
 import { Cfg, Command, ConfigSpace } from '../../chips/pci-config-space.ts';
-import { type AccessSize, type Bdf, bdfToNumber, formatBdf } from '../../core/address.ts';
+import { type AccessSize, type Bdf, bdfToNumber, formatBdf, type Gpa } from '../../core/address.ts';
 import type { CharBackend } from '../../core/char-backend.ts';
 import type { PciSlotConfig } from '../../core/config.ts';
 import type { Device, PciConfigAccess } from '../../core/device.ts';
@@ -289,6 +289,18 @@ export class PciHost implements Device, PciConfigAccess {
         passthrough: fn.backing === 'passthrough' ? fn.describeHost() : undefined,
       };
     });
+  }
+
+  /** Guest memory that is not RAM although it may be within. */
+  get reservedMemory(): { readonly base: Gpa; readonly size: number } | undefined {
+    for (const { function: fn } of this.#order) {
+      if (fn?.backing === 'passthrough' && fn.reservedMemory !== undefined) return fn.reservedMemory;
+    }
+    return undefined;
+  }
+
+  hasSlot(bdf: Bdf): boolean {
+    return this.#slots.has(bdfToNumber(bdf));
   }
 
   /** The function at an address, for control commands that name a slot. */

@@ -52,6 +52,13 @@ export function checkPassthrough(slots: readonly PciSlotConfig[], context: Check
   return { problems, warnings };
 }
 
+/** For a slot that names it. */
+export function checkIgdLpc({ root }: HostTree): HostFindings {
+  const problems =
+    igdLpcSource(root) === undefined ? [unavailable('igd-lpc: this host has no LPC bridge at 00:1f.0')] : [];
+  return { problems, warnings: [] };
+}
+
 function refuseGraphics(found: Inspection, { isRtvm, hostTree }: CheckContext): void {
   if (!found.isGraphics) return;
   if (isRtvm) throw unavailable('a real-time VM cannot have the graphics of the processor');

@@ -9,6 +9,7 @@ import { ConfigError, ExitCode } from '../../../core/errors.ts';
 import type { MmioMapping } from '../../../core/hsm/hsm.ts';
 import type { Log } from '../../../core/log.ts';
 import { GiB, MiB } from '../../../core/units.ts';
+import { parseHostAddress } from './address.ts';
 import type { ConfigCopy } from './capabilities.ts';
 import { type HostFunction, hostFunction } from './host-function.ts';
 
@@ -177,6 +178,12 @@ export function isIntelGraphics(fn: HostFunction): boolean {
   const { domain, bus, device, function: number } = fn.address;
   const isThere = domain === 0 && bus === 0 && device === GRAPHICS_DEVICE && number === 0;
   return isThere && fn.vendorId === INTEL && fn.classCode >>> 16 === CLASS_DISPLAY;
+}
+
+/** @param physical as `0000:00:02.0`. */
+export function isIntelGraphicsAt(root: string, physical: string): boolean {
+  const fn = hostFunction(root, parseHostAddress(physical));
+  return fn !== undefined && isIntelGraphics(fn);
 }
 
 function isAmong(ids: DeviceIds, id: number): boolean {

@@ -154,3 +154,10 @@ export const passthruInfo = describePciDriver({
   parseText: parsePassthruText,
   claimsHostPorts: true,
 });
+
+export const igdLpcInfo = describePciDriver({
+  name: 'igd-lpc',
+  summary: 'ids of the LPC bridge of the host, for passed-through graphics',
+  options: v.strictObject({}),
+  isSingle: true,
+});

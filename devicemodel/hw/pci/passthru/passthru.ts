@@ -14,8 +14,9 @@ import { definePciDriver, type PciEnv } from '../driver.ts';
 import type { PassthroughPciFunction, PassthroughReport, PciFunction, PciIdentity, PciPlacement } from '../function.ts';
 import { RootPort } from '../root-port.ts';
 import { passthroughAml } from './aml.ts';
-import { GraphicsMemory } from './gvt-d.ts';
+import { GraphicsMemory, isIntelGraphicsAt } from './gvt-d.ts';
 import { type HostFunction, hostFunctions } from './host-function.ts';
+import { IGD_LPC_SLOT } from './igd-lpc.ts';
 import { type Inspection, inspect, unavailable } from './inspect.ts';
 import { Managed } from './managed.ts';
 import { type PassthruOptions, passthruInfo } from './options.ts';
@@ -368,6 +369,7 @@ class AbsentFunction implements PassthroughPciFunction {
 
 export const passthru = definePciDriver({
   ...passthruInfo,
+  companions: (options, { root }) => (isIntelGraphicsAt(root, options.physical) ? [IGD_LPC_SLOT] : []),
   create: (options, env): PciFunction => {
     const host = env.hostTree ?? { root: '', isPlan: false };
     try {
