@@ -46,6 +46,11 @@ async function main(): Promise<ExitCode> {
       const text = await helpText(order.topic, pciDrivers, columns());
       return print(text.trimEnd().split('\n'));
     }
+    case 'list-passthru': {
+      const { formatList, listPassthrough } = await import('../devicemodel/hw/pci/passthru/list.ts');
+      const list = listPassthrough(order.hostRoot ?? '');
+      return print(order.format === 'json' ? [JSON.stringify(list, undefined, 2)] : formatList(list));
+    }
     case 'dry-run':
       return dryRun(order);
     case 'run':
@@ -54,17 +59,22 @@ async function main(): Promise<ExitCode> {
 }
 
 async function dryRun(order: VmOrder): Promise<ExitCode> {
-  const [{ describeVm, formatDryRun }, { problemsOf }] = await Promise.all([
+  const [{ describeVm, formatDryRun }, { checkHost, problemsOf }] = await Promise.all([
     import('./dry-run.ts'),
     import('../config/preflight.ts'),
   ]);
-  writeLines(
-    standardError,
-    order.notices.map((notice) => `acrn-dm: ${notice.level === 'warn' ? 'warning: ' : ''}${notice.text}`),
-  );
-  const plan = await describeVm(order.config, order.later);
+  const { config, hostRoot } = order;
+  const found = await checkHost(config, { root: hostRoot ?? '', isPlan: true });
+  // What another host lacks is what was asked; this one need not be where the VM will run.
+  const obstacles = hostRoot === undefined ? [] : found.problems;
+  const doubts = hostRoot === undefined ? found.problems.map((problem) => problem.message) : [];
+  writeLines(standardError, [
+    ...order.notices.map((notice) => `acrn-dm: ${notice.level === 'warn' ? 'warning: ' : ''}${notice.text}`),
+    ...[...doubts, ...found.warnings].map((text) => `acrn-dm: warning: ${text}`),
+  ]);
+  const plan = await describeVm(config, order.later, hostRoot);
   const written = print(order.format === 'json' ? [JSON.stringify(plan, undefined, 2)] : formatDryRun(plan));
-  const problems = problemsOf(order.config, order.later);
+  const problems = [...problemsOf(config, order.later), ...obstacles];
   for (const problem of problems) writeLines(standardError, errorLines(problem, { debug }));
   return problems[0]?.exitCode ?? written;
 }

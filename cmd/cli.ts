@@ -47,6 +47,8 @@ export interface VmOrder {
   readonly format: 'text' | 'json';
   readonly config: VmConfig;
   readonly debug: boolean;
+  /** Of a dry run: where the tree of another host is. */
+  readonly hostRoot: string | undefined;
   /** To be said before anything is done. */
   readonly notices: readonly Notice[];
   /** Slots whose driver does not exist yet. Such a VM can be looked at but not run. */
@@ -56,6 +58,7 @@ export interface VmOrder {
 export type CommandLine =
   | { readonly action: 'help'; readonly topic: HelpTopic }
   | { readonly action: 'version' }
+  | { readonly action: 'list-passthru'; readonly format: 'text' | 'json'; readonly hostRoot: string | undefined }
   | VmOrder;
 
 /** Values collected in one pass; what an option means beside the others is decided afterwards. */
@@ -86,6 +89,8 @@ interface Collected {
   pmByVuart: string | undefined;
   readonly platform: PlatformDeviceConfig[];
   dryRun: 'text' | 'json' | undefined;
+  listPassthru: 'text' | 'json' | undefined;
+  hostRoot: string | undefined;
   debug: boolean;
   readonly notices: Notice[];
 }
@@ -135,11 +140,9 @@ const apply: Record<Exclude<OptionId, 'help' | 'version' | PlatformOptionName>, 
   cmd_monitor: (c, value) => void (c.cmdMonitorPath = parseSocketPath(value)),
   'io-timeout': (c, value) => void (c.ioTimeoutMs = parseIoTimeout(value)),
   logger_setting: (c, value, spelled) => void (c.logger = parseLoggerSetting(value, notify(c, spelled), c.logger)),
-  'dry-run': (c, value) => {
-    const format = value === '' ? 'text' : value;
-    if (format !== 'text' && format !== 'json') throw new ConfigError(`"${value}" is not a format, it is json or text`);
-    c.dryRun = format;
-  },
+  'dry-run': (c, value) => void (c.dryRun = formatOf(value)),
+  'list-passthru': (c, value) => void (c.listPassthru = formatOf(value)),
+  'host-root': (c, value) => void (c.hostRoot = parsePath(value)),
   debug: (c) => void (c.debug = true),
 
   acpi: obsolete,
@@ -178,6 +181,12 @@ function addPlatformDevice(into: Collected, driver: AnyPlatformDriver, text: str
   if (reason === undefined) into.platform.push({ driver: driver.name, options, text });
 }
 
+function formatOf(value: string): 'text' | 'json' {
+  const format = value === '' ? 'text' : value;
+  if (format !== 'text' && format !== 'json') throw new ConfigError(`"${value}" is not a format, it is json or text`);
+  return format;
+}
+
 function notify(into: Collected, spelled: string) {
   return (notice: Notice) => void into.notices.push({ ...notice, text: `${spelled}: ${notice.text}` });
 }
@@ -210,6 +219,14 @@ export function parseCommandLine(argv: readonly string[], drivers: readonly PciD
     } catch (error) {
       throw located(where, error);
     }
+  }
+  if (collected.listPassthru !== undefined) {
+    return { action: 'list-passthru', format: collected.listPassthru, hostRoot: collected.hostRoot };
+  }
+  if (collected.hostRoot !== undefined && collected.dryRun === undefined) {
+    throw new ConfigError('--host-root: a VM runs with the devices of this host', {
+      hint: 'it goes with --dry-run and --list-passthru',
+    });
   }
   return orderOf(collected, names, drivers);
 }
@@ -284,6 +301,7 @@ function orderOf(c: Collected, names: readonly string[], drivers: readonly PciDr
     format: c.dryRun ?? 'text',
     config,
     debug: c.debug,
+    hostRoot: c.hostRoot,
     notices,
     later: slots.later,
   };
@@ -359,6 +377,8 @@ function emptyCollected(): Collected {
     pmByVuart: undefined,
     platform: [],
     dryRun: undefined,
+    listPassthru: undefined,
+    hostRoot: undefined,
     debug: false,
     notices: [],
   };

@@ -19,10 +19,12 @@ import { GuestMemory } from '../devicemodel/core/memory.ts';
 import { formatSize } from '../devicemodel/core/units.ts';
 import { newWaits } from '../devicemodel/core/waits.ts';
 import { pcBoard } from '../devicemodel/hw/board.ts';
+import type { PassthroughReport } from '../devicemodel/hw/pci/function.ts';
 import { type PciFunctionReport, PciHost } from '../devicemodel/hw/pci/host.ts';
 import { comResources } from '../devicemodel/hw/pci/lpc.ts';
 import { CharBackendPool } from '../devicemodel/hw/uart/backends/pool.ts';
 import { describeCharBackend, parseCharBackend } from '../devicemodel/hw/uart/backends/spec.ts';
+import { passthroughLines } from './passthrough-lines.ts';
 
 /** A machine in plain values: what `--dry-run=json` prints. Addresses are numbers, bytes are hexadecimal. */
 export interface VmPlan {
@@ -58,14 +60,17 @@ export interface PciPlan {
   readonly secondaryBus: number | null;
   /** For a device of the hypervisor: what CREATE_VDEV is given, by name and as struct acrn_vdev. */
   readonly vdev: { readonly fields: Omit<HvVdev, 'bdf'>; readonly bytes: string } | null;
+  /** Of a function of the host; a `rootPort` in it is created with the `vdev`. */
+  readonly passthrough: PassthroughReport | null;
 }
 
 /**
  * @param later slots of drivers that do not exist yet; they are only listed.
+ * @param hostRoot where `sys` of the host is whose functions are passed through; empty: this one.
  * @throws ConfigError if the machine cannot be put together.
  */
-export async function describeVm(config: VmConfig, later: readonly SlotText[] = []): Promise<VmPlan> {
-  const { reports, tables } = await assemble(config);
+export async function describeVm(config: VmConfig, later: readonly SlotText[] = [], hostRoot = ''): Promise<VmPlan> {
+  const { reports, tables } = await assemble(config, hostRoot);
   const ram = splitRam(config.memoryBytes);
   const memory = [{ what: 'RAM', base: 0, sizeBytes: ram.lowRamBytes }];
   if (ram.highRamBytes > 0) memory.push({ what: 'RAM', base: Layout.highRamBase, sizeBytes: ram.highRamBytes });
@@ -101,6 +106,7 @@ function flagsOf(config: VmConfig): string[] {
 /** Build the board and its tables, up to the point where the hypervisor would be called. */
 async function assemble(
   config: VmConfig,
+  hostRoot: string,
 ): Promise<{ readonly reports: readonly PciFunctionReport[]; readonly tables: VmPlan['tables'] }> {
   const memory = new TableMemory();
   const undo = new Disposer();
@@ -109,6 +115,7 @@ async function assemble(
   const makeBoard = pcBoard({
     consoles: new CharBackendPool({ log: silentLog }),
     lapicIds: () => lapicIds,
+    hostTree: { root: hostRoot, isPlan: true },
   });
   try {
     const board = await makeBoard({
@@ -190,12 +197,13 @@ const stoppedClock: Clock = {
 
 function pciPlan(report: PciFunctionReport, config: VmConfig): PciPlan {
   const slot = config.pci.find((s) => formatBdf(s.bdf) === formatBdf(report.bdf));
-  const { identity, vdev } = report;
+  const { identity } = report;
+  const vdev = report.vdev ?? report.passthrough?.rootPort?.vdev;
   // The header of a hypervisor's device is the hypervisor's affair: not every driver fills ours.
   const id =
-    vdev === undefined
+    report.vdev === undefined
       ? { vendorId: identity.vendorId, deviceId: identity.deviceId }
-      : { vendorId: VdevId[vdev.type].vendor, deviceId: VdevId[vdev.type].device };
+      : { vendorId: VdevId[report.vdev.type].vendor, deviceId: VdevId[report.vdev.type].device };
   return {
     bdf: formatBdf(report.bdf),
     driver: report.driver,
@@ -206,6 +214,7 @@ function pciPlan(report: PciFunctionReport, config: VmConfig): PciPlan {
     intx: report.intx ?? null,
     secondaryBus: report.secondaryBus ?? null,
     vdev: vdev === undefined ? null : vdevPlan(vdev),
+    passthrough: report.passthrough ?? null,
   };
 }
 
@@ -282,7 +291,8 @@ function pciLines(fn: PciPlan): string[] {
     );
   }
   if (fn.intx !== null) lines.push(`         INT${'ABCD'[fn.intx.pin - 1]}#  IOAPIC pin ${fn.intx.gsi}`);
-  if (fn.secondaryBus !== null) {
+  if (fn.passthrough !== null) lines.push(...passthroughLines(fn.passthrough));
+  if (fn.secondaryBus !== null && fn.passthrough === null) {
     lines.push(`         bus ${fn.secondaryBus} is below it: -s ${fn.secondaryBus}:0:0,DRIVER puts a device there`);
   }
   if (fn.vdev !== null) {

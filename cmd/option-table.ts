@@ -116,9 +116,26 @@ export const optionTable = [
       metavar: '[=json]',
       help: 'print what would be created and touch nothing; works on any machine',
     }),
+    ours({
+      id: 'host-root',
+      name: 'host-root',
+      arg: 'required',
+      metavar: 'DIR',
+      help: 'the host whose devices are looked at: DIR/sys is a saved tree (with --dry-run and --list-passthru)',
+    }),
     ours(flag('debug', 'log everything, show the stack of an error')),
   ]),
-  ...group('Information', [flag('help', 'this text', { short: 'h' }), flag('version', 'the version', { short: 'v' })]),
+  ...group('Information', [
+    ours({
+      id: 'list-passthru',
+      name: 'list-passthru',
+      arg: 'optional',
+      metavar: '[=json]',
+      help: 'PCI functions of this host that can be passed through, and why others cannot',
+    }),
+    flag('help', 'this text', { short: 'h' }),
+    flag('version', 'the version', { short: 'v' }),
+  ]),
   ...group('Obsolete', [
     flag('acpi', 'ACPI tables are always there', { short: 'A' }),
     flag('mptgen', 'the MP table is always there', { short: 'Y' }),

@@ -42,7 +42,7 @@ export interface FakeHostFunction {
 }
 
 const CONFIG_BYTES = 4096;
-const At = { power: 0x40, msi: 0x50, express: 0xa0, ptm: 0x100 } as const;
+const At = { power: 0x40, msi: 0x90, express: 0xa0, ptm: 0x100 } as const;
 const Resource = { io: 0x100, mem32: 0x200, mem64: 0x10_0200, prefetch: 0x2000 } as const;
 
 export class FakeHostPci {

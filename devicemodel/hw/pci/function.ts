@@ -120,6 +120,7 @@ export interface PassthroughReport {
   /** The virtual root port it is put behind. */
   readonly rootPort?: { readonly endpoint: string; readonly vdev: HvVdev } | undefined;
   readonly reservedMemory?: { readonly base: Gpa; readonly sizeBytes: number } | undefined;
+  readonly hasAml?: boolean;
   /** What a person should know of the options. */
   readonly notes: readonly string[];
 }

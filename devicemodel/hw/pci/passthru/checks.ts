@@ -67,9 +67,10 @@ function refuseGraphics(found: Inspection, { isRtvm, hostTree }: CheckContext): 
   }
 }
 
-function warningsFor(
+/** @param passed physical addresses of all functions of the VM. */
+export function warningsFor(
   found: Inspection,
-  options: PassthruOptions,
+  options: Pick<PassthruOptions, 'physical' | 'managed' | 'd3hotReset' | 'irq'>,
   others: readonly HostFunction[],
   passed: ReadonlySet<string>,
 ): string[] {
@@ -99,7 +100,7 @@ function warningsFor(
 
 function lineWarnings(
   { fn, physicalPin }: Inspection,
-  options: PassthruOptions,
+  options: Pick<PassthruOptions, 'irq'>,
   others: readonly HostFunction[],
   passed: ReadonlySet<string>,
 ): string[] {

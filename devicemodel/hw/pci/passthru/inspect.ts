@@ -48,6 +48,8 @@ export function inspect(options: PassthruOptions, host: Pick<HostTree, 'root'>):
 }
 
 const listHint = 'acrn-dm --list-passthru lists them';
+/** Class and subclass. */
+const CLASS_HOST_BRIDGE = 0x0600;
 
 /** @throws ConfigError that says why it cannot be passed through. */
 export function inspectFunction(
@@ -59,6 +61,7 @@ export function inspectFunction(
     throw unavailable(`${fn.name} does not answer`);
   }
   if (fn.isBridge) throw unavailable(`${fn.name} is a bridge, which is not passed through`, listHint);
+  if (fn.classCode >>> 8 === CLASS_HOST_BRIDGE) throw unavailable(`${fn.name} is the host bridge`, listHint);
   const bars = readHostBars(fn, config);
   const hasMsi = config.findCapability(CapId.Msi) !== undefined;
   const hasMsix = config.findCapability(CapId.Msix) !== undefined;

@@ -288,6 +288,7 @@ class Passthrough implements PassthroughPciFunction {
       hasReset: fn.hasReset,
       rootPort: port === undefined || this.#placement === undefined ? undefined : this.#describePort(port),
       reservedMemory: reserved === undefined ? undefined : { base: reserved.base, sizeBytes: reserved.size },
+      hasAml: this.aml !== undefined,
       notes: this.#notes,
     };
   }
