@@ -16,6 +16,8 @@ const { O_WRONLY, O_CREAT, O_APPEND, O_TRUNC, O_NONBLOCK } = constants;
 
 /** Level of the console where `--logger_setting` does not name it [DEFAULT_LOG_LEVEL]. */
 const DEFAULT_CONSOLE_LEVEL = LogLevel.info;
+/** What a guest prints is not for everybody. */
+const LOG_FILE_MODE = 0o640;
 const DISK_DIRECTORY = '/var/log/acrn-dm';
 /** One file is full at this size [LOG_SIZE_LIMIT]. */
 const DISK_FILE_BYTES = 2 * 1024 * 1024;
@@ -203,7 +205,7 @@ export class DiskSink implements ClosableSink {
     // "Newer" in 16-bit arithmetic: file 0 follows file 65535.
     const isNewer = (a: number, b: number) => ((a - b) & INDEX_MASK) < 0x8000;
     this.#index = indexes.reduce((newest, index) => (isNewer(index, newest) ? index : newest), indexes[0] ?? 0);
-    const fd = openSync(this.#path(this.#index), O_WRONLY | O_CREAT | O_APPEND, 0o644);
+    const fd = openSync(this.#path(this.#index), O_WRONLY | O_CREAT | O_APPEND, LOG_FILE_MODE);
     this.#fd = fd;
     this.#sizeBytes = fstatSync(fd).size;
     this.#append(fd, NEW_INSTANCE);
@@ -221,7 +223,7 @@ export class DiskSink implements ClosableSink {
     closeSync(fd);
     this.#index = (this.#index + 1) & INDEX_MASK;
     rmSync(this.#path(this.#index - DISK_FILES), { force: true });
-    this.#fd = openSync(this.#path(this.#index), O_WRONLY | O_CREAT | O_APPEND | O_TRUNC, 0o644);
+    this.#fd = openSync(this.#path(this.#index), O_WRONLY | O_CREAT | O_APPEND | O_TRUNC, LOG_FILE_MODE);
     this.#sizeBytes = 0;
   }
 }

@@ -3,12 +3,14 @@
  * directory, one Unix socket a VM named after its id, every two VMs with one connection. Over it go doorbells and vUART
  * bytes, one JSON object a line.
  */
-import { mkdirSync, readdirSync, unlinkSync } from 'node:fs';
+import { readdirSync, rmSync } from 'node:fs';
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
+import { basename, dirname } from 'node:path';
 import { ExitCode, HostError } from '../../devicemodel/core/errors.ts';
 import { lockWhenFree } from '../../devicemodel/core/host/file-lock.ts';
 import { closeFd, OpenFlag, openFile } from '../../devicemodel/core/host/files.ts';
+import { ensureOwnFolder, FolderMode, makeParents } from '../../devicemodel/core/host/folders.ts';
 import type { Log } from '../../devicemodel/core/log.ts';
 import type { VuartAddress } from './scenario.ts';
 import { VUART_FIFO_BYTES, VUART_FIFO_RESERVE, type VuartWire } from './vpci/vuart.ts';
@@ -32,9 +34,11 @@ type Message =
   /** The guest took so many bytes. */
   | { readonly kind: 'taken'; readonly to: number; readonly count: number };
 
+const ROOT_DIRECTORY = '/run/acrn/soft';
+
 /** The directory VMs of this user meet in: /run for root, else the user's own. */
 export function defaultRunDirectory(): string {
-  if (process.getuid?.() === 0) return '/run/acrn/soft';
+  if (process.getuid?.() === 0) return ROOT_DIRECTORY;
   const user = process.env['XDG_RUNTIME_DIR'];
   return user === undefined || user === '' ? `${tmpdir()}/acrn-${process.getuid?.()}/soft` : `${user}/acrn/soft`;
 }
@@ -57,14 +61,7 @@ export class Neighbours {
   /** Take the lowest free id, and meet who is there already. @throws HostError when the run directory is unusable. */
   async join(name: string): Promise<{ readonly vmid: number; release(): void }> {
     this.#name = name;
-    try {
-      mkdirSync(this.#directory, { recursive: true, mode: 0o700 });
-    } catch (cause) {
-      throw new HostError(`${this.#directory}: ${(cause as Error).message}`, 0, {
-        exitCode: ExitCode.CannotCreate,
-        cause,
-      });
-    }
+    this.#makeDirectory();
     // Who looks at which sockets are dead must not be disturbed: a fresh one of another process would look dead, too.
     const lockPath = `${this.#directory}/lock`;
     const lock = openFile(lockPath, OpenFlag.ReadWrite | OpenFlag.Create | OpenFlag.CloseOnExec, 0o600);
@@ -75,6 +72,16 @@ export class Neighbours {
       closeFd(lock);
     }
     return { vmid: this.#vmid, release: () => this.#leave() };
+  }
+
+  /** @throws HostError when it cannot be made, or is not ours alone. */
+  #makeDirectory(): void {
+    const parent = dirname(this.#directory);
+    makeParents(parent);
+    // Below /run there are folders of other programs' sockets beside ours.
+    if (this.#directory === ROOT_DIRECTORY) ensureOwnFolder(parent, FolderMode.public);
+    else if (basename(parent).startsWith('acrn')) ensureOwnFolder(parent, FolderMode.private);
+    ensureOwnFolder(this.#directory, FolderMode.private);
   }
 
   onDoorbell(region: string, handler: (vector: number) => void): void {
@@ -123,7 +130,7 @@ export class Neighbours {
     for (const [vmid, path] of sockets) {
       const socket = await tryConnect(path);
       if (socket === undefined) {
-        unlinkSync(path); // nobody listens any more
+        rmSync(path, { force: true }); // nobody listens any more
         sockets.delete(vmid);
       } else {
         // Whose socket it is, is known before the other side has time to say hello: its guest may be rung at once.

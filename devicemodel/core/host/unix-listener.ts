@@ -1,8 +1,12 @@
 /** Listening Unix stream sockets in the file system: what is in the way, and what is left behind. */
-import { lstatSync, unlinkSync } from 'node:fs';
+import { chmodSync, chownSync, lstatSync, rmSync } from 'node:fs';
 import { createConnection, createServer, type Server, type Socket } from 'node:net';
 import { constants } from 'node:os';
-import { ConfigError, HostError } from '../errors.ts';
+import { ConfigError, ExitCode, HostError } from '../errors.ts';
+import { describeErrno } from './errno.ts';
+import { makeParents } from './folders.ts';
+import { groupId } from './groups.ts';
+import { native } from './libc.ts';
 
 /** sizeof(sun_path) - 1, <sys/un.h>: the path and its terminating zero must fit. */
 const MAX_SOCKET_PATH_BYTES = 107;
@@ -26,8 +30,12 @@ function isAlive(path: string): Promise<boolean> {
 }
 
 function hostError(path: string, error: unknown): HostError {
-  const { errno, message } = error as NodeJS.ErrnoException;
-  return new HostError(`socket ${path}: ${message}`, Math.abs(errno ?? constants.errno.EIO), { cause: error });
+  if (error instanceof HostError) return error;
+  const errno = Math.abs((error as NodeJS.ErrnoException).errno ?? constants.errno.EIO);
+  return new HostError(`socket ${path}: ${describeErrno(errno)}`, errno, {
+    exitCode: ExitCode.CannotCreate,
+    cause: error,
+  });
 }
 
 /**
@@ -42,32 +50,56 @@ export function checkSocketPath(path: string): void {
   }
 }
 
+export interface ListenOptions {
+  /** A group, by name or number, that may connect; otherwise only this user (and root) may. */
+  readonly group?: string | undefined;
+}
+
+/** Run `work` with this umask; it is the whole process's, so for a call or two. */
+function withUmask<T>(mask: number, work: () => T): T {
+  const umask = native('unsigned int umask(unsigned int)');
+  const before = umask(mask);
+  try {
+    return work();
+  } finally {
+    umask(before);
+  }
+}
+
 /**
- * Listen on `path`. A socket file that nobody answers is what a crashed run left behind, and is replaced; anything
- * else in the way is an error (the C device model unlinks whatever is there, also an ordinary file).
- * @throws ConfigError for a path that cannot be one, HostError when it cannot be made or is in use.
+ * Listen on `path`; missing folders above it are made. A socket file that nobody answers is what a crashed run left
+ * behind, and is replaced; anything else in the way is an error (the C device model unlinks whatever is there, also an
+ * ordinary file). Whatever the umask, only this user may connect, or a group.
+ * @throws ConfigError for a path that cannot be one or a group that is none, HostError when it cannot be made or is in
+ * use.
  */
-export async function listenUnix(path: string, onConnection: (socket: Socket) => void): Promise<UnixListener> {
+export async function listenUnix(
+  path: string,
+  onConnection: (socket: Socket) => void,
+  options: ListenOptions = {},
+): Promise<UnixListener> {
   checkSocketPath(path);
-  const existing = lstatSync(path, { throwIfNoEntry: false });
-  if (existing !== undefined) {
-    if (!existing.isSocket()) {
-      throw new HostError(`socket ${path}: the path exists and is no socket`, constants.errno.EEXIST, {
-        hint: 'choose another path, or remove it',
-      });
-    }
-    if (await isAlive(path)) {
-      throw new HostError(`socket ${path} is in use`, constants.errno.EADDRINUSE, {
-        hint: 'is another VM running with the same path?',
-      });
-    }
-    unlinkSync(path);
+  const group = options.group === undefined ? undefined : groupId(options.group);
+  if (options.group !== undefined && group === undefined) {
+    throw new ConfigError(`there is no group "${options.group}"`, { hint: 'getent group lists them' });
   }
   const server: Server = createServer({ allowHalfOpen: true }, onConnection);
-  await new Promise<void>((resolve, reject) => {
-    server.once('error', (error) => reject(hostError(path, error)));
-    server.listen({ path, backlog: 8 }, resolve);
-  });
+  try {
+    makeParents(path, group);
+    await clearWay(path);
+    await new Promise<void>((resolve, reject) => {
+      server.once('error', reject);
+      // The socket is bound within the call, so that it is never more open than it should be.
+      withUmask(0o177, () => server.listen({ path, backlog: 8 }, resolve));
+    });
+    if (group !== undefined) {
+      chownSync(path, -1, group);
+      chmodSync(path, 0o660);
+    }
+  } catch (error) {
+    server.close();
+    throw hostError(path, error);
+  }
   // An accept that fails (no descriptors left) must not take the VM down.
   server.on('error', () => {});
   let isOpen = true;
@@ -80,4 +112,24 @@ export async function listenUnix(path: string, onConnection: (socket: Socket) =>
       server.close();
     },
   };
+}
+
+/** Remove a socket that nobody answers, unless somebody else did meanwhile. @throws HostError for anything else. */
+async function clearWay(path: string): Promise<void> {
+  const existing = lstatSync(path, { throwIfNoEntry: false });
+  if (existing === undefined) return;
+  if (!existing.isSocket()) {
+    throw new HostError(`socket ${path}: the path exists and is no socket`, constants.errno.EEXIST, {
+      exitCode: ExitCode.CannotCreate,
+      hint: 'choose another path, or remove it',
+    });
+  }
+  if (await isAlive(path)) {
+    throw new HostError(`socket ${path} is in use`, constants.errno.EADDRINUSE, {
+      exitCode: ExitCode.CannotCreate,
+      hint: 'is another VM running with the same path?',
+    });
+  }
+  // Another start may have replaced the dead one by now: that one is not ours to remove.
+  if (lstatSync(path, { throwIfNoEntry: false })?.ino === existing.ino) rmSync(path, { force: true });
 }

@@ -3,10 +3,11 @@ import { closeSync, constants, openSync } from 'node:fs';
 import { constants as os } from 'node:os';
 import { HostError } from '../../../core/errors.ts';
 import { isPollable, streamOverFd } from '../../../core/host/fd-stream.ts';
+import { isInStickyFolder } from '../../../core/host/folders.ts';
 import { type CharBackendEnv, StreamBackend } from './stream-backend.ts';
 import { reason } from './tty.ts';
 
-const { O_WRONLY, O_CREAT, O_APPEND, O_NONBLOCK, O_NOCTTY } = constants;
+const { O_WRONLY, O_CREAT, O_APPEND, O_NONBLOCK, O_NOCTTY, O_NOFOLLOW } = constants;
 
 export class FileBackend extends StreamBackend {
   readonly name: string;
@@ -43,11 +44,18 @@ export class FileBackend extends StreamBackend {
 }
 
 function openForAppend(path: string): number {
+  // Where anybody may make files, a link of somebody else would choose what is written to.
+  const follow = isInStickyFolder(path) ? O_NOFOLLOW : 0;
   try {
-    return openSync(path, O_WRONLY | O_CREAT | O_APPEND | O_NONBLOCK | O_NOCTTY, 0o666);
+    return openSync(path, O_WRONLY | O_CREAT | O_APPEND | O_NONBLOCK | O_NOCTTY | follow, 0o640);
   } catch (error) {
     const { errno, code } = error as NodeJS.ErrnoException;
-    const hint = code === 'ENXIO' ? { hint: 'a named pipe needs its reader first' } : {};
+    const hint =
+      code === 'ENXIO'
+        ? { hint: 'a named pipe needs its reader first' }
+        : code === 'ELOOP' && follow !== 0
+          ? { hint: 'links are not followed in a folder where everybody may make them' }
+          : {};
     throw new HostError(`${path}: cannot be opened for output: ${code}`, Math.abs(errno ?? os.errno.EIO), hint);
   }
 }

@@ -69,13 +69,19 @@ export class TcpBackend extends ServerBackend {
     this.#server = server;
     const bound = server.address();
     if (bound !== null && typeof bound === 'object') this.#port = bound.port;
-    this.env.log.notice(`${this.env.user}: listening on ${this.name}`);
+    const who = isLoopback(this.#address) ? 'any local user' : 'anybody who reaches it';
+    this.env.log.notice(`${this.env.user}: listening on ${this.name}, where ${who} can connect`);
   }
 
   protected override close(): void {
     this.#server?.close();
     this.#server = undefined;
   }
+}
+
+/** 127.0.0.0/8 and ::1. */
+function isLoopback(address: string): boolean {
+  return address.startsWith('127.') || address === '::1' || address === 'localhost';
 }
 
 export class UnixServerBackend extends ServerBackend {
@@ -94,7 +100,7 @@ export class UnixServerBackend extends ServerBackend {
   /** @throws ConfigError, HostError */
   async start(): Promise<void> {
     if (this.#listener !== undefined) return;
-    this.#listener = await listenUnix(this.#path, (client) => this.accept(client));
+    this.#listener = await listenUnix(this.#path, (client) => this.accept(client), { group: this.env.socketGroup });
     this.env.log.notice(`${this.env.user}: listening on ${this.name}`);
   }
 

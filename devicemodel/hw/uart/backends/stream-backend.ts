@@ -19,6 +19,8 @@ export interface CharBackendEnv {
   readonly requestTurn?: () => void;
   /** The user typed Ctrl-a x on a terminal. Default: SIGINT to this process, as the C device model does. */
   readonly onQuit?: () => void;
+  /** Who may connect to Unix sockets beside this user. */
+  readonly socketGroup?: string | undefined;
   /** Descriptors of stdio; default 0 and 1. */
   readonly stdio?: { readonly input: number; readonly output: number };
   /** Of whoever hands stdio out; default: nobody else uses it. */

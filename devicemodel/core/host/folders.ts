@@ -1,0 +1,69 @@
+/** Folders in which the program keeps its sockets: who may look into them, and whether one that exists can be trusted. */
+import { chmodSync, chownSync, lstatSync, mkdirSync, type Stats, statSync } from 'node:fs';
+import { dirname, resolve } from 'node:path';
+import { ExitCode, HostError } from '../errors.ts';
+import { Errno } from './errno.ts';
+
+/** Group and others may write. */
+const WRITABLE_BY_OTHERS = 0o022;
+const STICKY = 0o1000;
+
+/** Of our own folders: nobody else, everybody may look, or a group. */
+export const FolderMode = { private: 0o700, public: 0o755, group: 0o750 } as const;
+
+const isOurs = (stat: Stats) => stat.uid === 0 || stat.uid === (process.geteuid?.() ?? 0);
+
+function cannotMake(path: string, cause: unknown): HostError {
+  const { code, errno } = cause as NodeJS.ErrnoException;
+  return new HostError(`folder ${path}: cannot be made: ${code}`, Math.abs(errno ?? Errno.EIO), {
+    exitCode: ExitCode.CannotCreate,
+    cause,
+  });
+}
+
+/**
+ * A folder of the program's own, with exactly this mode if it has to be made, whatever the umask; its parent is there.
+ * One that exists is used when root or we own it and nobody else may write to it: anybody could have put it into /tmp.
+ * @throws HostError
+ */
+export function ensureOwnFolder(path: string, mode: number, groupId?: number): void {
+  try {
+    mkdirSync(path, { mode });
+    if (groupId !== undefined) chownSync(path, -1, groupId);
+    chmodSync(path, mode);
+    return;
+  } catch (error) {
+    // Another VM may have been quicker.
+    if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw cannotMake(path, error);
+  }
+  const stat = lstatSync(path, { throwIfNoEntry: false });
+  const problem =
+    stat === undefined
+      ? 'went away while it was looked at'
+      : !stat.isDirectory()
+        ? 'is no folder'
+        : !isOurs(stat)
+          ? `belongs to user ${stat.uid}`
+          : (stat.mode & WRITABLE_BY_OTHERS) !== 0
+            ? `may be written by others (mode ${(stat.mode & 0o7777).toString(8).padStart(4, '0')})`
+            : undefined;
+  if (problem === undefined) return;
+  throw new HostError(`folder ${path} ${problem}: it is not used`, Errno.EPERM, {
+    exitCode: ExitCode.CannotCreate,
+    hint: 'remove it, or have its owner and mode put right',
+  });
+}
+
+/** The folders above a path that are missing. Those that exist are the user's choice. @throws HostError */
+export function makeParents(path: string, groupId?: number): void {
+  const parent = dirname(resolve(path));
+  if (statSync(parent, { throwIfNoEntry: false })?.isDirectory() === true) return;
+  makeParents(parent, groupId);
+  ensureOwnFolder(parent, groupId === undefined ? FolderMode.private : FolderMode.group, groupId);
+}
+
+/** Whether anybody may put something into the folder of this path that its owner alone can remove, as in /tmp. */
+export function isInStickyFolder(path: string): boolean {
+  const parent = statSync(dirname(resolve(path)), { throwIfNoEntry: false });
+  return parent !== undefined && (parent.mode & STICKY) !== 0;
+}
