@@ -2,6 +2,7 @@
 import { statSync } from 'node:fs';
 import type { VmConfig } from '../devicemodel/core/config.ts';
 import { ConfigError, DmError, ExitCode } from '../devicemodel/core/errors.ts';
+import type { HypervisorOffers } from '../devicemodel/core/hsm/hsm.ts';
 import type { HostFindings, HostTree } from '../devicemodel/hw/pci/driver.ts';
 import { type PciDriverEntry, pciDrivers, platformDriver } from '../devicemodel/hw/registry.ts';
 import { formatSlotText, located, type SlotText } from './slot.ts';
@@ -58,6 +59,20 @@ export function checkHostPaths(config: VmConfig, drivers: readonly PciDriverEntr
       platformDriver(driver).inspectHost?.(options);
     } catch (error) {
       throw located(`--${driver} ${text}`, error);
+    }
+  }
+}
+
+/**
+ * Refuse a VM whose devices the hypervisor does not offer, before it is asked for a VM.
+ * @throws ConfigError
+ */
+export function checkHypervisor(config: Pick<VmConfig, 'pci'>, offers: HypervisorOffers): void {
+  for (const slot of config.pci) {
+    try {
+      pciDrivers.find((d) => d.name === slot.driver)?.checkHypervisor?.(offers);
+    } catch (error) {
+      throw located(`-s ${formatSlotText(slot)}`, error);
     }
   }
 }

@@ -1,7 +1,7 @@
 /** What a hypervisor brings: a way to open a VM on it, a loop that knows how to wait for one, and CPUs. */
 import type { VmConfig } from '../devicemodel/core/config.ts';
 import type { GuestLoop } from '../devicemodel/core/guest-loop.ts';
-import type { Hsm } from '../devicemodel/core/hsm/hsm.ts';
+import type { Hsm, HypervisorOffers } from '../devicemodel/core/hsm/hsm.ts';
 import type { Log } from '../devicemodel/core/log.ts';
 
 export type { GuestLoop } from '../devicemodel/core/guest-loop.ts';
@@ -14,7 +14,7 @@ export interface VcpuPlacement {
   readonly lapicIds: (count: number) => readonly number[];
 }
 
-export interface Hypervisor {
+export interface Hypervisor extends HypervisorOffers {
   readonly kind: 'acrn' | 'kvm' | 'soft';
   /** Whether this host has it; asked when the user left the choice to us. */
   isPresent(): boolean;

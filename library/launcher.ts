@@ -2,6 +2,7 @@
  * Puts the parts of a User VM together and runs it to its end: the program and the library launch VMs this way. Whatever
  * belongs to the process (signals, standard input) is claimed by a launch and given back, so that several VMs can run.
  */
+import { checkHypervisor } from '../config/preflight.ts';
 import { FrontDoors } from '../control/front-doors.ts';
 import { openFrontDoors } from '../control/open-front-doors.ts';
 import { type CommandTarget, commandsOf, type VmCommands } from '../control/vm-commands.ts';
@@ -85,6 +86,7 @@ async function assemble(
 ): Promise<Launch> {
   if (config.boot === undefined) throw new BugError('a VM without a boot image was let through');
   const hypervisor = await chooseHypervisor(config, log, { ownsThread });
+  checkHypervisor(config, hypervisor);
   const cpus = hypervisor.cpus(config, log);
   const software = openSoftware(config.boot, splitRam(config.memoryBytes), log);
   undo.defer(() => software.close());

@@ -22,6 +22,7 @@ export interface SoftHsmOptions {
 export function softHypervisor(): Hypervisor {
   return {
     kind: 'soft',
+    ownRootPorts: true,
     isPresent: () => true,
     open: (config, log) => openSoftHsm({ config, log }),
     loop: () => new TurnLoop({ hasSlices: true }),

@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest';
 import { parseCommandLine, type VmOrder } from '../../cmd/cli.ts';
-import { checkHostPaths, problemsOf } from '../../config/preflight.ts';
+import { checkHostPaths, checkHypervisor, problemsOf } from '../../config/preflight.ts';
 import { ConfigError, ExitCode } from '../../devicemodel/core/errors.ts';
 import { pciDrivers } from '../../devicemodel/hw/registry.ts';
 import { anyTextDriver } from '../cmd/drivers.ts';
@@ -54,4 +54,24 @@ describe('what devices need of the host', () => {
     '%s needs nothing that is missing',
     (slot) => expect(() => check(slot)).not.toThrow(),
   );
+});
+
+describe('a device the hypervisor does not offer', () => {
+  const { config } = parseCommandLine(
+    ['-k', 'k', '-s', '0,hostbridge', '-s', '6,root-port,ptm', '-s', '1:0:0,virtio-rnd', 'vm1'],
+    pciDrivers,
+  ) as VmOrder;
+
+  test('is refused by its slot, with what else to do', () => {
+    expect(() => checkHypervisor(config, {})).toThrow(
+      expect.objectContaining({
+        message: expect.stringMatching(/^-s 6,root-port,ptm: a root port of ACRN stands for a physical one/),
+        hint: expect.stringContaining('enable_ptm'),
+        exitCode: ExitCode.Usage,
+      }),
+    );
+  });
+  test('is taken where the hypervisor has it', () => {
+    checkHypervisor(config, { ownRootPorts: true });
+  });
 });

@@ -23,6 +23,12 @@ test('an engine that was asked for is taken without a word', async () => {
   expect(lines).toEqual([]);
 });
 
+test('a root port by itself is offered by the embedded hypervisor only', async () => {
+  const { log } = listening();
+  const offers = async (hypervisor: 'acrn' | 'soft') => (await chooseHypervisor({ hypervisor }, log)).ownRootPorts;
+  expect([await offers('acrn'), await offers('soft')]).toEqual([undefined, true]);
+});
+
 // Mutation: without withAlternative in choose.ts, the user hears of ACRN alone.
 test.skipIf(findHsmNode() !== undefined)(
   'ACRN that is not there: the cause, the status, and what else there is',

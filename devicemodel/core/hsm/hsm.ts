@@ -107,7 +107,13 @@ export interface CpuStateQuery {
   readonly type: 'px-count' | 'px-data' | 'cx-count' | 'cx-data';
 }
 
-export interface Hsm {
+/** What some hypervisors can do, known before there is a VM. Looked up, never stubbed. */
+export interface HypervisorOffers {
+  /** A virtual root port need not stand for one of the host: a machine can have one by itself. */
+  readonly ownRootPorts?: true;
+}
+
+export interface Hsm extends HypervisorOffers {
   readonly backend: HsmBackend;
   /** The 4096-byte request page, struct acrn_io_request_buffer. Valid from `createVm` on. */
   readonly ioreqPage: Uint8Array;
@@ -153,8 +159,6 @@ export interface Hsm {
   /** Take a mapping of `mapRam` away again, for device memory that moves. ACRN keeps RAM until the VM is destroyed. */
   unmapRam?(mapping: RamMapping): void;
   readonly engineRam?: EngineRam;
-  /** A virtual root port need not stand for one of the host: a machine can have one by itself. */
-  readonly ownRootPorts?: true;
   readonly passthrough?: PassthroughAbility;
   readonly vmEvents?: VmEventAbility;
   readonly asyncio?: AsyncioAbility;

@@ -7,7 +7,7 @@ import type { PciSlotConfig } from '../../core/config.ts';
 import type { InterruptLine, MsiSink, PowerControl } from '../../core/device.ts';
 import type { ConfigError } from '../../core/errors.ts';
 import type { Aml } from '../../core/firmware/aml.ts';
-import type { Hsm } from '../../core/hsm/hsm.ts';
+import type { Hsm, HypervisorOffers } from '../../core/hsm/hsm.ts';
 import type { Log } from '../../core/log.ts';
 import type { GuestMemory } from '../../core/memory.ts';
 import type { OptionSchema } from '../../core/options.ts';
@@ -115,6 +115,8 @@ export interface PciDriverInfo<S extends OptionSchema = OptionSchema> {
   readonly claimsHostPorts?: boolean;
   /** For grammars the comma rule does not cover. Everything after `driver,`. */
   parseText?(text: string): Record<string, unknown>;
+  /** @throws ConfigError for a device that the hypervisor would have to offer and does not. */
+  checkHypervisor?(offers: HypervisorOffers): void;
   /**
    * What has to be there on the host, by path. Not for parsing, which works on any machine: looked at when a VM is about
    * to be started, before the hypervisor is asked for one.

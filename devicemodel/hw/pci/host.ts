@@ -454,6 +454,7 @@ export class PciHost implements Device, PciConfigAccess {
       pirqLinks: router,
     };
     try {
+      slot.driver.checkHypervisor?.(this.#options.hsm);
       return slot.driver.create(slot.options as never, env);
     } catch (error) {
       if (!(error instanceof ConfigError) || error.message.startsWith('-s ')) throw error;

@@ -100,12 +100,14 @@ export const rootPort = definePciDriver({
       false,
     ),
   }),
-  create({ ptm }, env) {
-    if (env.hsm.ownRootPorts !== true) {
+  checkHypervisor(offers) {
+    if (offers.ownRootPorts !== true) {
       throw new ConfigError('a root port of ACRN stands for a physical one and comes with the endpoint below it', {
         hint: 'use -s SLOT,passthru,B/D/F,enable_ptm, or --hypervisor soft',
       });
     }
+  },
+  create({ ptm }, env) {
     return new RootPort({
       physicalBdf: env.bdf,
       maxPayload: SMALLEST_PAYLOAD,
