@@ -14,11 +14,13 @@ let loop: BlockingLoop;
 let requests: Array<() => void>;
 let starved: boolean;
 let serves: number;
+let waits: number;
 
 beforeEach(async () => {
   requests = [];
   starved = false;
   serves = 0;
+  waits = 0;
   loop = new BlockingLoop();
   // The watcher is there, and has nothing to do.
   await new Promise<void>((resolve) => {
@@ -32,6 +34,7 @@ afterEach(() => loop.stop());
 const poll = interruptibleCall<[fds: null, count: number, timeoutMs: number]>('int poll(void *, unsigned long, int)');
 const hsm = {
   waitForIoreqs: () => {
+    waits++;
     if (requests.length > 0) return 'pending';
     if (poll(null, 0, WAIT_MS) === 0) starved = true;
     return 'idle';
@@ -53,34 +56,47 @@ async function runUntil(done: () => boolean): Promise<void> {
 }
 
 /** The event loop has nothing any more, and the watcher knows. */
-async function settle(): Promise<void> {
+async function quiet(): Promise<void> {
   requests = Array.from({ length: 10 }, () => () => void poll(null, 0, 2));
   await runUntil(() => requests.length === 0);
 }
 
+/** Have the guest make one request, and wait for what it started. @returns how often the guest was waited for meanwhile. */
+async function waitsUntil(request: () => void, done: () => boolean): Promise<number> {
+  await quiet();
+  requests = [request];
+  let before = 0;
+  await runUntil(() => {
+    if (requests.length > 0) before = waits + 1; // the wait that brings it
+    return done();
+  });
+  return waits - before;
+}
+
 // Mutation: without `this.#work.isStarted` in `next`, the guest's next wait comes first and lasts.
 test('what a request leaves to microtasks, however deep, runs before the thread blocks again', async () => {
-  let depth = 0;
-  requests = [
-    async () => {
+  for (let round = 0; round < 5; round++) {
+    let depth = 0;
+    const chain = async () => {
       for (; depth < 20; depth++) await undefined;
-    },
-  ];
-  await runUntil(() => depth === 20);
+    };
+    expect(await waitsUntil(chain, () => depth === 20)).toBe(0);
+  }
 });
 
-// Mutation: without `promiseResolve` in async-work.ts, the reaction waits for ever.
+// Mutation: without `promiseResolve` in async-work.ts, the reaction waits for the next event.
 test('a request that settles a promise made long before wakes whoever waits for it', async () => {
-  let settle: () => void = () => {};
-  let heard = false;
-  const answered = new Promise<void>((resolve) => {
-    settle = resolve;
-  });
-  void answered.then(() => {
-    heard = true;
-  });
-  requests = [() => settle()];
-  await runUntil(() => heard);
+  for (let round = 0; round < 5; round++) {
+    let settle: () => void = () => {};
+    let heard = false;
+    const answered = new Promise<void>((resolve) => {
+      settle = resolve;
+    });
+    void answered.then(() => {
+      heard = true;
+    });
+    expect(await waitsUntil(settle, () => heard)).toBe(0);
+  }
 });
 
 test('ticks and immediates of a busy guest run, without any event on a descriptor', async () => {
@@ -94,9 +110,8 @@ test('ticks and immediates of a busy guest run, without any event on a descripto
   expect(serves).toBeLessThan(100);
 });
 
-// Mutation: without `#wakeWatcher` in #publishTimeout, the watcher sleeps by the deadline it was told before.
 test('a timer set by a request wakes a thread that blocks, though the watcher was asleep for longer', async () => {
-  await settle();
+  await quiet();
   let ran = false;
   requests = [() => void setTimeout(() => (ran = true), 20)];
   await runUntil(() => ran);
@@ -109,7 +124,7 @@ test('a timer of a device wakes a thread that blocks', async () => {
 });
 
 test('a request that starts nothing costs no turn', async () => {
-  await settle();
+  await quiet();
   requests = Array.from({ length: 100 }, () => () => {});
   let turns = 0;
   for (; requests.length > 0; ) {
