@@ -22,11 +22,13 @@ const { installKickSignal } = await import('../../../devicemodel/core/host/signa
 const { Wakeups } = await import('../../../hypervisor/blocking-loop/wakeups.ts');
 
 let wakeups: InstanceType<typeof Wakeups>;
-beforeEach(() => {
+beforeEach(async () => {
   installKickSignal();
   timeoutMs = -1;
   wakeups = new Wakeups();
   wakeups.start(createRequire(import.meta.url).resolve('koffi'));
+  // It kicks as soon as it is there.
+  while (!wakeups.pending) await sleep(5);
 });
 afterEach(() => wakeups.stop());
 
