@@ -15,6 +15,7 @@ import {
   parseOvmf,
   parsePath,
   parsePmNotifyChannel,
+  parseSocketGroup,
   parseVirtioPoll,
   parseVmName,
 } from '../config/option-values.ts';
@@ -84,6 +85,7 @@ interface Collected {
   cmdMonitorPath: string | undefined;
   intrMonitor: VmConfig['intrMonitor'];
   ioTimeoutMs: number | undefined;
+  socketGroup: string | undefined;
   logger: VmConfig['logger'];
   pmNotifyChannel: VmConfig['pmNotifyChannel'];
   pmByVuart: string | undefined;
@@ -138,6 +140,7 @@ const apply: Record<Exclude<OptionId, 'help' | 'version' | PlatformOptionName>, 
   intr_monitor: (c, value) => void (c.intrMonitor = parseIntrMonitor(value)),
   enable_trusty: (c) => void (c.trusty = true),
   cmd_monitor: (c, value) => void (c.cmdMonitorPath = parseSocketPath(value)),
+  'socket-group': (c, value) => void (c.socketGroup = parseSocketGroup(value)),
   'io-timeout': (c, value) => void (c.ioTimeoutMs = parseIoTimeout(value)),
   logger_setting: (c, value, spelled) => void (c.logger = parseLoggerSetting(value, notify(c, spelled), c.logger)),
   'dry-run': (c, value) => void (c.dryRun = formatOf(value)),
@@ -290,6 +293,7 @@ function orderOf(c: Collected, names: readonly string[], drivers: readonly PciDr
     debugExit: c.debugExit,
     cmdMonitorPath: c.cmdMonitorPath,
     intrMonitor: c.intrMonitor,
+    ...(c.socketGroup === undefined ? {} : { socketGroup: c.socketGroup }),
     ...(c.ioTimeoutMs === undefined ? {} : { ioTimeoutMs: c.ioTimeoutMs }),
     logger: c.logger,
     pmNotifyChannel: c.pmNotifyChannel,
@@ -372,6 +376,7 @@ function emptyCollected(): Collected {
     cmdMonitorPath: undefined,
     intrMonitor: undefined,
     ioTimeoutMs: undefined,
+    socketGroup: undefined,
     logger: [],
     pmNotifyChannel: undefined,
     pmByVuart: undefined,

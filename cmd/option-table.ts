@@ -102,6 +102,13 @@ export const optionTable = [
     flag('enable_trusty', 'secure world for the guest'),
     value('cmd_monitor', 'PATH', 'Unix socket for JSON commands'),
     ours(
+      value(
+        'socket-group',
+        'GROUP',
+        "a group that may use this VM's sockets, by name or number (default: nobody else)",
+      ),
+    ),
+    ours(
       value('io-timeout', 'S', 'storage that does not answer for this long is a hang, which ends the VM (default 60)'),
     ),
     value(

@@ -223,6 +223,12 @@ export function parseIntrMonitor(text: string): IntrMonitorConfig {
 /** A day: whoever wants to wait for ever wants no end either. */
 const MAX_IO_TIMEOUT_S = 86_400;
 
+/** A group's name, or its number; whether there is one shows on the host. @throws ConfigError */
+export function parseSocketGroup(text: string): string {
+  if (/^[a-z_][a-z0-9_.-]{0,31}\$?$/i.test(text) || /^\d{1,10}$/.test(text)) return text;
+  throw new ConfigError(`"${text.slice(0, 64)}" cannot be the name or number of a group`);
+}
+
 /** Seconds, 1 to a day. @returns milliseconds. */
 export function parseIoTimeout(text: string): number {
   const seconds = parseCNumber(text);

@@ -7,6 +7,7 @@ import type { Clock } from '../devicemodel/core/clock.ts';
 import { listenUnix, type UnixListener } from '../devicemodel/core/host/unix-listener.ts';
 import type { Log } from '../devicemodel/core/log.ts';
 import type { VmEvent, VmEvents } from '../devicemodel/core/vm-events.ts';
+import { Clients } from './clients.ts';
 import type { FrontDoor } from './front-doors.ts';
 import type { VmCommands } from './vm-commands.ts';
 import { VmEventPublisher } from './vm-event-publisher.ts';
@@ -19,11 +20,11 @@ const MAX_ARGUMENT_BYTES = 319;
 const MAX_CLIENTS = 8;
 /** Replies and events a client has not read yet; a client that lets more pile up is cut off. */
 const MAX_UNREAD_BYTES = 64 * 1024;
-/** How long `close` waits for clients to take their last reply. */
-const LINGER_MS = 500;
 
 export interface CmdMonitorOptions {
   readonly path: string;
+  /** Who may connect beside this user. */
+  readonly socketGroup?: string | undefined;
   readonly commands: VmCommands;
   /** Where events are told. */
   readonly events: VmEvents;
@@ -83,6 +84,11 @@ function parseRequest(text: string): Request | undefined {
 export class RequestParser {
   #rest: Uint8Array = new Uint8Array(0);
 
+  /** Whether a request was begun whose end is to come. */
+  get isUnfinished(): boolean {
+    return this.#rest.length > 0;
+  }
+
   /** @returns the complete requests, in order. */
   push(chunk: Uint8Array): Request[] {
     const requests = this.#take(this.#rest.length === 0 ? chunk : Buffer.concat([this.#rest, chunk]));
@@ -123,8 +129,8 @@ export class CmdMonitor implements FrontDoor {
   readonly #events: VmEvents;
   readonly #log: Log;
   readonly #publisher: VmEventPublisher;
-  /** Each with its requests under way. */
-  readonly #clients = new Map<Socket, Promise<void>>();
+  readonly #group: string | undefined;
+  readonly #clients: Clients;
   #eventClient: Socket | undefined;
   /** Who asked for the end: its program is let go first, so that what runs it sees a reply and then the VM end. */
   #destroyer: Socket | undefined;
@@ -135,6 +141,12 @@ export class CmdMonitor implements FrontDoor {
     this.#commands = options.commands;
     this.#events = options.events;
     this.#log = options.log;
+    this.#group = options.socketGroup;
+    this.#clients = new Clients({
+      maxClients: MAX_CLIENTS,
+      isKept: (socket) => socket === this.#eventClient,
+      onCut: (why) => options.log.warn(`command monitor: ${why}`),
+    });
     this.#publisher = new VmEventPublisher({
       clock: options.clock,
       log: options.log,
@@ -145,7 +157,7 @@ export class CmdMonitor implements FrontDoor {
   /** @throws ConfigError for a path that cannot be one, HostError when it cannot be made or is in use. */
   async start(): Promise<void> {
     if (this.#listener !== undefined) return;
-    this.#listener = await listenUnix(this.#path, (socket) => this.#accept(socket));
+    this.#listener = await listenUnix(this.#path, (socket) => this.#accept(socket), { group: this.#group });
     this.#events.on('event', this.#onVmEvent);
     this.#log.info(`command monitor on ${this.#path}`);
   }
@@ -156,28 +168,19 @@ export class CmdMonitor implements FrontDoor {
     this.#publisher.stop();
     this.#listener?.close();
     this.#listener = undefined;
-    await Promise.all([...this.#clients].map(([socket, work]) => finish(socket, work, socket === this.#destroyer)));
+    await this.#clients.close(this.#destroyer);
   }
 
   readonly #onVmEvent = (event: VmEvent): void => this.#publisher.publish(event);
 
   #accept(socket: Socket): void {
-    socket.on('error', () => {});
-    if (this.#clients.size >= MAX_CLIENTS) {
-      this.#log.warn(`command monitor: more than ${MAX_CLIENTS} clients, one was turned away`);
-      socket.destroy();
-      return;
-    }
+    if (!this.#clients.admit(socket)) return;
     const parser = new RequestParser();
     // One after the other: a rescan may take a while, and replies carry no number.
-    let work = Promise.resolve();
-    const queue = (step: () => void | Promise<void>) => {
-      work = work.then(step);
-      if (!socket.destroyed) this.#clients.set(socket, work);
-    };
-    this.#clients.set(socket, work);
+    const queue = (step: () => void | Promise<void>) => this.#clients.queue(socket, step);
     socket.on('data', (chunk) => {
       const requests = parser.push(chunk);
+      this.#clients.setUnfinished(socket, parser.isUnfinished);
       if (requests.length === 0) this.#log.debug(`command monitor: ${chunk.length} bytes that are no complete request`);
       if (requests.length === 0) return;
       // Read on when these are answered: what a client sends meanwhile stays with it.
@@ -191,7 +194,6 @@ export class CmdMonitor implements FrontDoor {
       queue(() => void socket.end());
     });
     socket.on('close', () => {
-      this.#clients.delete(socket);
       if (this.#eventClient === socket) this.#eventClient = undefined;
     });
   }
@@ -246,24 +248,4 @@ export class CmdMonitor implements FrontDoor {
     }
     socket.write(text);
   }
-}
-
-/**
- * End a connection once `work` is done and the client took what is under way, at the latest after {@link LINGER_MS}.
- * @param isPeerAwaited wait for the client to close its half too
- */
-export function finish(socket: Socket, work: Promise<void>, isPeerAwaited = false): Promise<void> {
-  return new Promise((resolve) => {
-    if (socket.destroyed) {
-      resolve();
-      return;
-    }
-    const timer = setTimeout(() => socket.destroy(), LINGER_MS);
-    socket.once('close', () => {
-      clearTimeout(timer);
-      resolve();
-    });
-    // The other side may keep its half open for ever: ours is enough, as a rule.
-    void work.then(() => socket.end(() => isPeerAwaited || socket.destroy()));
-  });
 }

@@ -2,13 +2,14 @@
  * The binary socket that acrnctl and acrnd speak: `/run/acrn/mngr/<vm>.monitor.<pid>.socket`, fixed-size messages, each
  * answered by one of the same kind (C: core/monitor.c, misc/services/acrn_manager/acrn_mngr.h).
  */
-import { mkdirSync, readdirSync, rmSync } from 'node:fs';
+import { readdirSync, rmSync } from 'node:fs';
 import type { Socket } from 'node:net';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
+import { ensureOwnFolder, FolderMode } from '../devicemodel/core/host/folders.ts';
 import { listenUnix, type UnixListener } from '../devicemodel/core/host/unix-listener.ts';
 import type { Log } from '../devicemodel/core/log.ts';
 import { bytes, struct, u32, u64 } from '../devicemodel/core/struct.ts';
-import { finish } from './cmd-monitor.ts';
+import { Clients } from './clients.ts';
 import type { FrontDoor } from './front-doors.ts';
 import type { VmCommands } from './vm-commands.ts';
 
@@ -53,6 +54,8 @@ function argumentText(data: Uint8Array): string {
 
 export interface ManagerSocketOptions {
   readonly vmName: string;
+  /** Who may connect beside this user. */
+  readonly socketGroup?: string | undefined;
   readonly commands: VmCommands;
   readonly log: Log;
   /** Default `/run/acrn/mngr`. */
@@ -61,12 +64,15 @@ export interface ManagerSocketOptions {
 
 export class ManagerSocket implements FrontDoor {
   readonly #options: ManagerSocketOptions;
-  /** Each with its requests under way. */
-  readonly #clients = new Map<Socket, Promise<void>>();
+  readonly #clients: Clients;
   #listener: UnixListener | undefined;
 
   constructor(options: ManagerSocketOptions) {
     this.#options = options;
+    this.#clients = new Clients({
+      maxClients: MAX_CLIENTS,
+      onCut: (why) => options.log.debug(`manager socket: ${why}`),
+    });
   }
 
   /** Where it listens, or undefined. */
@@ -77,13 +83,14 @@ export class ManagerSocket implements FrontDoor {
   /** Listen. Where that is not possible (no rights for /run/acrn) the VM runs without it: no script depends on it. */
   async start(): Promise<void> {
     if (this.#listener !== undefined) return;
-    const { vmName, log } = this.#options;
+    const { vmName, log, socketGroup } = this.#options;
     const directory = this.#options.directory ?? SOCKET_DIRECTORY;
     try {
-      mkdirSync(directory, { recursive: true, mode: 0o755 });
+      if (directory === SOCKET_DIRECTORY) ensureOwnFolder(dirname(directory), FolderMode.public);
+      ensureOwnFolder(directory, FolderMode.public);
       removeStaleSockets(directory, vmName);
       const path = join(directory, `${vmName}.monitor.${process.pid}.socket`);
-      this.#listener = await listenUnix(path, (socket) => this.#accept(socket));
+      this.#listener = await listenUnix(path, (socket) => this.#accept(socket), { group: socketGroup });
     } catch (error) {
       log.debug(`acrnctl cannot reach this VM: ${(error as Error).message}`);
     }
@@ -92,23 +99,13 @@ export class ManagerSocket implements FrontDoor {
   async close(): Promise<void> {
     this.#listener?.close();
     this.#listener = undefined;
-    await Promise.all([...this.#clients].map(([socket, work]) => finish(socket, work)));
+    await this.#clients.close();
   }
 
   #accept(socket: Socket): void {
-    socket.on('error', () => {});
-    if (this.#clients.size >= MAX_CLIENTS) {
-      socket.destroy();
-      return;
-    }
+    if (!this.#clients.admit(socket)) return;
     let rest: Uint8Array = new Uint8Array(0);
-    let work = Promise.resolve();
-    const queue = (step: () => void | Promise<void>) => {
-      work = work.then(step);
-      if (!socket.destroyed) this.#clients.set(socket, work);
-    };
-    this.#clients.set(socket, work);
-    socket.on('close', () => this.#clients.delete(socket));
+    const queue = (step: () => void | Promise<void>) => this.#clients.queue(socket, step);
     socket.on('data', (chunk) => {
       // Read on when these are answered: what a client sends meanwhile stays with it.
       socket.pause();
@@ -125,6 +122,7 @@ export class ManagerSocket implements FrontDoor {
         queue(() => this.#serve(socket, message));
       }
       rest = received.slice();
+      this.#clients.setUnfinished(socket, rest.length > 0);
       queue(() => void socket.resume());
     });
     socket.on('end', () => queue(() => void socket.end()));

@@ -22,7 +22,7 @@ export interface DoorParts {
  */
 export async function openFrontDoors(doors: FrontDoors, parts: DoorParts): Promise<void> {
   const { vm, target, commands, clock, consoles, log } = parts;
-  const { cmdMonitorPath, pmByVuart, pmNotifyChannel, name } = vm.config;
+  const { cmdMonitorPath, pmByVuart, pmNotifyChannel, name, socketGroup } = vm.config;
   if (pmByVuart !== undefined) {
     await doors.add(async (giveUp) => {
       const { PmVuart } = await import('./life-manager.ts');
@@ -37,7 +37,7 @@ export async function openFrontDoors(doors: FrontDoors, parts: DoorParts): Promi
   if (cmdMonitorPath !== undefined) {
     await doors.add(async () => {
       const { CmdMonitor } = await import('./cmd-monitor.ts');
-      const monitor = new CmdMonitor({ path: cmdMonitorPath, commands, events: vm, log, clock });
+      const monitor = new CmdMonitor({ path: cmdMonitorPath, socketGroup, commands, events: vm, log, clock });
       await monitor.start();
       return monitor;
     });
@@ -45,7 +45,7 @@ export async function openFrontDoors(doors: FrontDoors, parts: DoorParts): Promi
   vm.once('started', () => {
     const open = async () => {
       const { ManagerSocket } = await import('./manager-socket.ts');
-      const socket = new ManagerSocket({ vmName: name, commands, log });
+      const socket = new ManagerSocket({ vmName: name, socketGroup, commands, log });
       await socket.start();
       return socket;
     };

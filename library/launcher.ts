@@ -94,6 +94,7 @@ async function assemble(
   undo.defer(() => loop.stop());
   const consoles = new CharBackendPool({
     log,
+    socketGroup: config.socketGroup,
     requestTurn: () => loop.requestTurn(),
     onQuit: () => commands.run('power-off', { reason: 'Ctrl-a x' }),
     stdioClaim: stdioOfProcess,

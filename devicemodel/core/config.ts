@@ -27,6 +27,8 @@ export interface VmConfig {
   readonly ioTimeoutMs?: number;
   readonly debugExit: boolean;
   readonly cmdMonitorPath: string | undefined;
+  /** `--socket-group`: who may connect to this VM's sockets beside its user. */
+  readonly socketGroup?: string;
   readonly intrMonitor: IntrMonitorConfig | undefined;
   readonly logger: readonly LoggerConfig[];
   readonly pmNotifyChannel: 'ioc' | 'power_button' | 'uart' | 'uart,allow_trigger_s5' | undefined;

@@ -251,6 +251,13 @@ test.each(['0', '-1', '1.5', '86401', '60s', ''])('--io-timeout %j is refused', 
   expect(() => parse(`--io-timeout=${value}`, 'vm')).toThrow('--io-timeout');
 });
 
+test.each(['', ' kvm', 'a b', 'a:b', 'x'.repeat(40), '-1', '12345678901'])('--socket-group %j is refused', (value) => {
+  expect(() => parse(`--socket-group=${value}`, 'vm')).toThrow('--socket-group');
+});
+test.each(['kvm', '36', '_apt', 'Users', 'vm.users-1'])('--socket-group %s', (value) => {
+  expect(config('--socket-group', value, 'vm').socketGroup).toBe(value);
+});
+
 test('every option of the table is understood', () => {
   // A value each of them takes.
   const samples: Record<string, string> = {
@@ -262,6 +269,7 @@ test('every option of the table is understood', () => {
     lpc: 'com1',
     virtio_poll: '1',
     'io-timeout': '5',
+    'socket-group': 'kvm',
     acpidev_pt: 'MSFT0101',
     mmiodev_pt: '1000,1000',
     vtpm2: 'sock_path=/s',
