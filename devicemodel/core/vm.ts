@@ -53,10 +53,11 @@ export class Vm extends EventEmitter<VmEventMap> {
 
   /**
    * Ask the guest to shut down, by its power button. Where nobody would listen, where it was asked before, or when it does
-   * not shut down in time, the VM is powered off; a reset of its own accord is the end, too.
+   * not shut down in time, the VM is powered off; a reset of its own accord is the end, too. A guest in S3 would wake up of
+   * the button and take it for nothing else: it is powered off, having written everything back before it went to sleep.
    */
   shutDown(reason: string): void {
-    const isUp = this.#state === 'running' || this.#state === 'suspended';
+    const isUp = this.#state === 'running';
     if (this.#patience !== undefined || !isUp || this.board?.pressPowerButton() !== true) {
       this.#power.request({ kind: 'poweroff', reason });
       return;

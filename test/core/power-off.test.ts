@@ -207,6 +207,18 @@ describe('asked to shut down', () => {
     expect(presses).toBe(0);
   });
 
+  // Mutation: `|| this.#state === 'suspended'` in isUp: the button wakes it, and it does not know why.
+  test('a guest in S3 is powered off', async () => {
+    let presses = 0;
+    const machine: SmallVm = makeVm((hsm) => void hsm.guest.outb(0x13, 1), { onPowerButton: () => ++presses > 0 });
+    machine.vm.on('state', (state) => {
+      if (state === 'suspended') asked(machine);
+    });
+    await runToEnd(machine);
+    expect(presses).toBe(0);
+    expect(starts(machine)).toBe(1);
+  });
+
   // Mutation: without `this.#patience !== undefined` in Vm.shutDown.
   test('a second time, it is powered off', async () => {
     let presses = 0;
