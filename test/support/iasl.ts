@@ -39,6 +39,13 @@ export function disassemble(dir: string, name: string, table: Uint8Array, style:
   return run(dir, [style === 'asl+' ? '-d' : '-dl', `${name}.aml`]);
 }
 
+/** A table as ASL, by a disassembler that has nothing to complain about. */
+export function disassembledText(dir: string, table: Uint8Array): string {
+  const said = disassemble(dir, 'table', table);
+  if (/error|warning/i.test(said)) throw new Error(said);
+  return readFileSync(join(dir, 'table.dsl'), 'utf8');
+}
+
 /** Compile `NAME.dsl` left by `disassemble`. @returns AML without optimizations of names and constants, and the report. */
 export function recompile(dir: string, name: string): { report: string; aml: Uint8Array | undefined } {
   const report = run(dir, ['-of', '-on', '-p', `${name}-again`, `${name}.dsl`]);

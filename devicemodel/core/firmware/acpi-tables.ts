@@ -326,6 +326,11 @@ const DEVICE_TABLES: Readonly<Record<string, number>> = {
 };
 const TABLE_ALIGN = 16;
 
+/** Where a guest finds a device's table that has a fixed place, for AML that names it. */
+export function tableGpa(signature: 'NHLT'): Gpa {
+  return Layout.acpiBase + (DEVICE_TABLES[signature] as number);
+}
+
 /**
  * All tables of a machine, ready to be copied into guest memory. Pure: the same input gives the same bytes.
  * @throws ConfigError if a table does not fit the room it has (tables of the host and a DSDT full of device AML can be
@@ -343,10 +348,15 @@ export function buildAcpi(input: AcpiInput): readonly PlacedTable[] {
   devices.sort((a, b) => a.offset - b.offset);
   const listed = [Offset.Madt, Offset.Fadt, ...devices.map(({ offset }) => offset)].map((offset) => base + offset);
 
+  const { Rsdp, Rsdt, Xsdt, Madt, Fadt, Facs, Dsdt } = Offset;
+  const places = [Rsdp, Rsdt, Xsdt, Madt, Fadt, Facs, Dsdt, ...devices.map(({ offset }) => offset)].sort(
+    (a, b) => a - b,
+  );
   const placed: PlacedTable[] = [];
   const place = (signature: string, offset: number, data: Uint8Array) => {
     if (placed.some((other) => other.gpa === base + offset)) throw new ConfigError(`ACPI: two tables ${signature}`);
-    const next = Object.values(Offset).find((o) => o > offset) ?? ACPI_END - base;
+    // A table may run into the places of tables that are not there.
+    const next = places.find((o) => o > offset) ?? ACPI_END - base;
     if (offset + data.length > next) {
       throw new ConfigError(
         `ACPI: ${signature} takes ${data.length} bytes, there is room for ${Math.max(next - offset, 0)}`,

@@ -9,7 +9,7 @@ import { AddressSpace } from './aml-resources.ts';
 import type { DeviceTable } from './contribution.ts';
 
 /** System description table header (ACPI 6.4 §5.2.6). */
-export const Header = struct(
+export const AcpiHeader = struct(
   {
     signature: byteField(4),
     length: u32,
@@ -47,10 +47,10 @@ export interface HeaderFields {
 
 /** A table around its contents, with its checksum. */
 export function table(fields: HeaderFields, ...parts: readonly Uint8Array[]): Uint8Array {
-  const length = Header.size + parts.reduce((sum, part) => sum + part.length, 0);
+  const length = AcpiHeader.size + parts.reduce((sum, part) => sum + part.length, 0);
   const out = new Uint8Array(length);
   out.set(
-    Header.encode({
+    AcpiHeader.encode({
       signature: ascii(fields.signature),
       length,
       revision: fields.revision,
@@ -61,12 +61,12 @@ export function table(fields: HeaderFields, ...parts: readonly Uint8Array[]): Ui
       creatorRevision: CREATOR_REVISION,
     }),
   );
-  let at = Header.size;
+  let at = AcpiHeader.size;
   for (const part of parts) {
     out.set(part, at);
     at += part.length;
   }
-  out[Header.offsets.checksum] = checksum(out);
+  out[AcpiHeader.offsets.checksum] = checksum(out);
   return out;
 }
 
@@ -147,10 +147,20 @@ export function tpm2Table(tpm: TpmTableInput): DeviceTable {
 
 /** The host's table with a header of ours. @throws ConfigError if it is no table */
 export function nhltTable(host: Uint8Array): DeviceTable {
-  if (host.length < Header.size) throw new ConfigError(`the host's NHLT has ${host.length} bytes: not an ACPI table`);
+  if (host.length < AcpiHeader.size)
+    throw new ConfigError(`the host's NHLT has ${host.length} bytes: not an ACPI table`);
   const bytes = table(
     { signature: 'NHLT', revision: 0, oemId: 'INTEL ', oemTableId: 'NHLT-GPA', oemRevision: 3 },
-    host.subarray(Header.size),
+    host.subarray(AcpiHeader.size),
   );
   return { signature: 'NHLT', bytes };
+}
+
+/** What is wrong with a table of the host or of a file, to go on after its name; undefined: nothing. */
+export function checkAcpiTable(table: Uint8Array, signature: string): string | undefined {
+  if (table.length < AcpiHeader.size) return `has ${table.length} bytes`;
+  const header = AcpiHeader.decode(table);
+  if (String.fromCharCode(...header.signature) !== signature) return `is no ${signature}`;
+  if (header.length < AcpiHeader.size || header.length > table.length) return `says that it has ${header.length} bytes`;
+  return checksum(table.subarray(0, header.length)) === 0 ? undefined : 'has a wrong checksum';
 }

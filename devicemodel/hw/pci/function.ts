@@ -93,6 +93,8 @@ export interface PassthroughPciFunction extends PciFunctionBase, Device {
   resetHost?(): Promise<void>;
   /** As of an emulated function. */
   aml?: ((at: PciPlacement, ordinal: number) => PciFunctionAml) | undefined;
+  /** As of an emulated function. */
+  tables?: ((at: PciPlacement) => readonly DeviceTable[]) | undefined;
   /** For people: what it is on the host. */
   describeHost(): PassthroughReport;
 }

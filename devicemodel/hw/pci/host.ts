@@ -346,7 +346,7 @@ export class PciHost implements Device, PciConfigAccess {
   tables(): DeviceTable[] {
     return this.#byAddress().flatMap((slot) => {
       const fn = functionOf(slot);
-      return fn.backing === 'device-model' ? (fn.tables?.(slot) ?? []) : [];
+      return fn.backing === 'hypervisor' ? [] : (fn.tables?.(slot) ?? []);
     });
   }
 

@@ -180,6 +180,9 @@ test('two devices that bring the same table are refused', () => {
 });
 
 test('a table of the host that is too long for its place is refused', () => {
-  const nhlt = nhltTable(new Uint8Array(36 + 0x801));
-  expect(() => buildAcpi(machine({ functionTables: [nhlt] }))).toThrow('NHLT takes 2085 bytes, there is room for 2048');
+  const nhlt = (bytes: number) => machine({ functionTables: [nhltTable(new Uint8Array(bytes))] });
+  expect(find(buildAcpi(nhlt(0xd00)), 'NHLT').bytes).toHaveLength(0xd00);
+  expect(() => buildAcpi(nhlt(0xd01))).toThrow('NHLT takes 3329 bytes, there is room for 3328');
+  const beside = { ...nhlt(0x801), tables: [...nhlt(0x801).tables, { signature: 'TPM2', bytes: new Uint8Array(76) }] };
+  expect(() => buildAcpi(beside)).toThrow('NHLT takes 2049 bytes, there is room for 2048');
 });

@@ -8,6 +8,7 @@ import {
   add,
   and,
   arg,
+  breakLoop,
   buffer,
   call,
   concatenate,
@@ -17,7 +18,6 @@ import {
   FieldAccess,
   field,
   ifElse,
-  local,
   method,
   name,
   operationRegion,
@@ -33,6 +33,7 @@ import {
   toInteger,
   unicode,
   uuid,
+  whileLoop,
 } from '../../../core/firmware/aml.ts';
 import {
   gpioInput,
@@ -79,7 +80,8 @@ function tsn(bdf: Bdf, object: string, pcs: number): Aml {
         { name: 'TADH', bits: 32 },
       ]),
     ]),
-    scope('\\_SB', [
+    // The one name is looked for upwards, as in C.
+    scope('_SB', [
       device(`PCS${pcs}`, [
         name('_HID', text('INTC1033')),
         name('_UID', 0),
@@ -100,6 +102,18 @@ function tsn(bdf: Bdf, object: string, pcs: number): Aml {
       ]),
     ]),
   ]);
+}
+
+/** Where iasl keeps what a Switch looks at: guests have been given it so. */
+const SWITCH_VALUE = '_T_0';
+
+/** `Switch (value) {Case (0) … Default}` as iasl compiles it. @param cases by value, from 0 */
+function switchOn(value: Aml, cases: readonly (readonly Aml[])[], otherwise: readonly Aml[]): Aml {
+  const chain = cases.reduceRight<readonly Aml[]>(
+    (rest, body, number) => [ifElse(equal(SWITCH_VALUE, number), body, rest)],
+    otherwise,
+  );
+  return whileLoop(1, [store(value, SWITCH_VALUE), ...chain, breakLoop]);
 }
 
 /** The HD audio controller: its driver fetches the NHLT by `_DSM`, and asks which features the platform has. */
@@ -125,7 +139,6 @@ function audioController(bdf: Bdf, nhlt: { readonly base: number; readonly sizeB
   ];
   const log = (line: string) => call('ADBG', text(line));
   const byte = (value: number) => ret(buffer([value]));
-  const question = local(0);
   return terms([
     name('ADFM', 0x2a),
     name('ADPM', 0),
@@ -156,22 +169,26 @@ function audioController(bdf: Bdf, nhlt: { readonly base: number; readonly sizeB
         '_DSM',
         4,
         [
+          name(SWITCH_VALUE, 0),
           log('HDAS _DSM'),
           ifElse(equal(arg(0), uuid('a69f886e-6ceb-4594-a41f-7b5dce24c553')), [
-            toInteger(arg(2), question),
-            ifElse(equal(question, 0), [byte(0x0f)]),
-            ifElse(equal(question, 1), [log('_DSM Fun 1 NHLT'), ret('NBUF')]),
-            ifElse(equal(question, 2), [log('_DSM Fun 2 FMSK'), ret('ADFM')]),
-            ifElse(equal(question, 3), [
-              log('_DSM Fun 3 PPMS'),
-              ...features.map(([id, bit]) => ifElse(equal(arg(3), uuid(id)), [ret(and('ADPM', bit))])),
-              ...custom.map(([low, high, bit]) =>
-                ifElse(equal(arg(3), call('ACCG', low, high)), [ret(and('ADPM', bit))]),
-              ),
-              ret(0),
-            ]),
-            log('_DSM Fun NOK'),
-            byte(0),
+            switchOn(
+              toInteger(arg(2)),
+              [
+                [byte(0x0f)],
+                [log('_DSM Fun 1 NHLT'), ret('NBUF')],
+                [log('_DSM Fun 2 FMSK'), ret('ADFM')],
+                [
+                  log('_DSM Fun 3 PPMS'),
+                  ...features.map(([id, bit]) => ifElse(equal(arg(3), uuid(id)), [ret(and('ADPM', bit))])),
+                  ...custom.map(([low, high, bit]) =>
+                    ifElse(equal(arg(3), call('ACCG', low, high)), [ret(and('ADPM', bit))]),
+                  ),
+                  ret(0),
+                ],
+              ],
+              [log('_DSM Fun NOK'), byte(0)],
+            ),
           ]),
           log('_DSM UUID NOK'),
           byte(0),
@@ -189,6 +206,13 @@ export interface PassthroughAmlOptions {
 }
 
 const INTEL = 0x8086;
+/** HD audio of Apollo Lake. */
+const AUDIO_CONTROLLER = 0x5a98;
+
+/** Whether its driver asks for the host's NHLT. */
+export function isAudioController(vendorId: number, deviceId: number): boolean {
+  return vendorId === INTEL && deviceId === AUDIO_CONTROLLER;
+}
 
 /**
  * What a passed-through function needs in the DSDT, by its PCI ids.
@@ -219,7 +243,7 @@ export function passthroughAml(
         return hostI2c(bdf, 0, 'IC4S', (controller) => [audioCodec(controller)]);
       case 0x5aac: // I2C with the cameras
         return hostI2c(bdf, 1, 'IC0S', (controller) => [camera(1, controller), camera(2, controller)]);
-      case 0x5a98:
+      case AUDIO_CONTROLLER:
         return options.nhlt === undefined ? undefined : audioController(bdf, options.nhlt);
       case 0x5abc: // UART for Bluetooth
         return device('URT1', [
@@ -234,22 +258,17 @@ export function passthroughAml(
           name('_ADR', pciAddress(bdf)),
           name('_DDN', text('Intel(R) SD Card Controller')),
           name('_UID', 1),
-          method(
-            '_CRS',
-            0,
-            [
-              // Compat: C writes the second path as \_SB._PCI0.AGPI, which nobody has.
-              name(
-                'RBUF',
-                resourceTemplate([
-                  gpioInterruptBothEdges({ controller: GPIO_CONTROLLER, pins: [0] }),
-                  gpioInput({ controller: GPIO_CONTROLLER, pins: [0] }),
-                ]),
-              ),
-              ret('RBUF'),
-            ],
-            SERIALIZED,
-          ),
+          method('_CRS', 0, [
+            // Compat: C writes the second path as \_SB._PCI0.AGPI, which nobody has.
+            name(
+              'RBUF',
+              resourceTemplate([
+                gpioInterruptBothEdges({ controller: GPIO_CONTROLLER, pins: [0] }),
+                gpioInput({ controller: GPIO_CONTROLLER, pins: [0] }),
+              ]),
+            ),
+            ret('RBUF'),
+          ]),
         ]);
       default:
         return undefined;

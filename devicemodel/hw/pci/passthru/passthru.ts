@@ -7,13 +7,12 @@ import { type BarSpec, Cfg, type ConfigSpace } from '../../../chips/pci-config-s
 import { type AccessSize, allOnes, type Bdf, formatBdf } from '../../../core/address.ts';
 import type { InterruptLine } from '../../../core/device.ts';
 import { ConfigError, HostError } from '../../../core/errors.ts';
-import type { PciFunctionAml } from '../../../core/firmware/contribution.ts';
 import type { MmioMapping, PassthroughAbility, PcidevAssignment, PtdevIntx } from '../../../core/hsm/hsm.ts';
 import type { HvVdev } from '../../../core/hsm/vdev.ts';
 import { definePciDriver, type PciEnv } from '../driver.ts';
 import type { PassthroughPciFunction, PassthroughReport, PciFunction, PciIdentity, PciPlacement } from '../function.ts';
 import { RootPort } from '../root-port.ts';
-import { passthroughAml } from './aml.ts';
+import { type FunctionFirmware, firmwareOf } from './firmware.ts';
 import { GraphicsMemory, isIntelGraphicsAt } from './gvt-d.ts';
 import { type HostFunction, hostFunctions } from './host-function.ts';
 import { IGD_LPC_SLOT } from './igd-lpc.ts';
@@ -39,7 +38,8 @@ class Passthrough implements PassthroughPciFunction {
   readonly identity: PciIdentity;
   readonly bars: readonly BarSpec[];
   readonly configBytes = 4096;
-  readonly aml: (() => PciFunctionAml) | undefined;
+  readonly aml: FunctionFirmware['aml'];
+  readonly tables: FunctionFirmware['tables'];
   readonly #env: PciEnv;
   readonly #options: PassthruOptions;
   readonly #found: Inspection;
@@ -84,8 +84,9 @@ class Passthrough implements PassthroughPciFunction {
     this.#line = found.usesIntx ? env.intx() : undefined;
     this.#rootPort = options.enablePtm ? this.#findRootPort() : undefined;
     this.#managed = options.managed ? new Managed(fn) : undefined;
-    const aml = passthroughAml(env.bdf, this.identity.vendorId, this.identity.deviceId);
-    this.aml = aml === undefined ? undefined : () => aml;
+    const firmware = firmwareOf(env, this.identity, options.dsdtFile);
+    this.aml = firmware.aml;
+    this.tables = firmware.tables;
     for (const note of this.#notes) env.log.warn(note);
   }
 

@@ -52,8 +52,9 @@ export function camera(which: 1 | 2, controller: string): Aml {
   const address = which === 1 ? 0x70 : 0x71;
   const interfaceType = which === 1 ? 0x40 : 0x14;
   const answer = (question: string, body: Aml[]) => ifElse(equal(arg(0), uuid(question)), body);
-  // Compat: C gives it an _ADR besides the _HID; a device has one or the other (ACPI 6.4 §6.1).
   return device(`CAM${which}`, [
+    // Beside a _HID it means nothing (ACPI 6.4 §6.1), but guests have always been given it.
+    name('_ADR', 0),
     name('_HID', text(id)),
     name('_CID', text(id)),
     name('_UID', 1),
@@ -94,16 +95,11 @@ export function audioCodec(controller: string): Aml {
     name('_DDN', text('Intel(R) Smart Sound Technology Audio Codec')),
     name('_UID', 1),
     method('_INI', 0, []),
-    method(
-      '_CRS',
-      0,
-      [
-        name('SBFB', resourceTemplate([i2cDevice(controller, 0x6c, I2C_SPEED_HZ)])),
-        name('SBFI', resourceTemplate([])),
-        ret(concatenateResources('SBFB', 'SBFI')),
-      ],
-      SERIALIZED,
-    ),
+    method('_CRS', 0, [
+      name('SBFB', resourceTemplate([i2cDevice(controller, 0x6c, I2C_SPEED_HZ)])),
+      name('SBFI', resourceTemplate([])),
+      ret(concatenateResources('SBFB', 'SBFI')),
+    ]),
     PRESENT,
   ]);
 }
