@@ -24,6 +24,8 @@ export interface PcTables {
   /** Where the ISA bridge is, or none. */
   readonly lpc?: Bdf;
   readonly routes?: readonly IntxRoute[];
+  /** Highest number of a bus below a bridge. */
+  readonly lastBus?: number;
   readonly ioWindow?: { readonly base: number; readonly end: number };
   readonly functions?: readonly PciFunctionAml[];
   readonly functionTables?: readonly DeviceTable[];
@@ -58,7 +60,7 @@ export function pcAcpiInput(pc: PcTables = {}): AcpiInput {
     buses: [
       {
         bus: 0,
-        lastBus: 0,
+        lastBus: pc.lastBus ?? 0,
         ioWindow: pc.ioWindow ?? { base: 0x2000, end: 0x2020 },
         routes: pc.routes ?? [],
         functions: [...bridge, ...(pc.functions ?? [])],
