@@ -5,16 +5,24 @@
  */
 import { createHook } from 'node:async_hooks';
 
+/** What process.nextTick makes. */
+const TICK = 'TickObject';
+
 export class AsyncWork {
-  /** Since it was last set to false. */
+  /** Since it was last set to false; ticks left out. */
   isStarted = false;
   readonly #hook;
 
-  constructor() {
+  /** @param onTick A tick was queued. Every write to a stream leaves one, which can wait a little. */
+  constructor(onTick: () => void) {
     const note = () => {
       this.isStarted = true;
     };
-    this.#hook = createHook({ init: note, promiseResolve: note }).enable();
+    const init = (_asyncId: number, type: string) => {
+      if (type === TICK) onTick();
+      else this.isStarted = true;
+    };
+    this.#hook = createHook({ init, promiseResolve: note }).enable();
   }
 
   dispose(): void {

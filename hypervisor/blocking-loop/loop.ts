@@ -14,14 +14,17 @@ import { Wakeups } from './wakeups.ts';
 
 /** The guest runs first; what it does not need at once (the watcher thread, control sockets) is started this much later. */
 const AFTER_START_NS = 2_000_000;
+/**
+ * Ticks have their turn within this time: a guest that prints leaves one for each byte, and a turn for each would cost
+ * more than the byte.
+ */
+const TICK_WITHIN_NS = 1_000_000;
 
 export class BlockingLoop implements GuestLoop {
   readonly clock: SystemClock;
-  readonly #work = new AsyncWork();
-  /** What was started during a turn has run, or shows in the descriptor or in the time to sleep. */
-  readonly #wakeups = new Wakeups(() => {
-    this.#work.isStarted = false;
-  });
+  readonly #work: AsyncWork;
+  readonly #wakeups: Wakeups;
+  readonly #tickTurn: Timer;
   readonly #quiet: Timer;
   #onQuiet: () => void = () => {};
 
@@ -29,6 +32,15 @@ export class BlockingLoop implements GuestLoop {
   constructor() {
     installKickSignal();
     this.clock = new SystemClock();
+    // What was started during a turn has run, or shows in the descriptor or in the time to sleep.
+    this.#wakeups = new Wakeups(() => {
+      this.#work.isStarted = false;
+      this.#tickTurn.cancel();
+    });
+    this.#tickTurn = this.clock.createTimer(() => this.#wakeups.requestTurn());
+    this.#work = new AsyncWork(() => {
+      if (this.#tickTurn.dueNs === undefined) this.#tickTurn.arm(this.clock.nowNs() + TICK_WITHIN_NS);
+    });
     this.#quiet = this.clock.createTimer(() => {
       this.#wakeups.start(createRequire(import.meta.url).resolve('koffi'));
       this.#onQuiet();
@@ -72,6 +84,7 @@ export class BlockingLoop implements GuestLoop {
   async stop(): Promise<void> {
     this.#quiet.cancel();
     this.#work.dispose();
+    this.#tickTurn.cancel();
     await this.#wakeups.stop();
     this.clock.dispose();
   }
