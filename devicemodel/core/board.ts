@@ -45,8 +45,11 @@ export interface Board {
   readonly reservedMemory?: { readonly gpuReserved?: E820Range };
   /** Bytes that wait for the host: console output of this turn. */
   flush(): void;
-  /** What devices lent to others comes back: before a reset, a suspend and the end. @throws StorageHangError */
-  settle(): Promise<void> | undefined;
+  /**
+   * What devices lent to others comes back: before a reset, a suspend and the end.
+   * @param isFlushed and what was written is on the medium. @throws StorageHangError
+   */
+  settle(isFlushed: boolean): Promise<void> | undefined;
   /** First half of a reset, VM paused: devices back to power-on state, hypervisor devices taken away. */
   reset(): Promise<void>;
   /** Second half, VM created again: hypervisor devices registered anew. */

@@ -43,9 +43,10 @@ export interface Device {
   resume?(): void;
   /**
    * What was lent to others comes back, so that `reset`, `suspend` and `stop` need not wait for it. The VM is paused.
-   * @returns when it is there; undefined: it is. @throws StorageHangError, asynchronously.
+   * @param isFlushed what was written is on the medium then: the host may sleep, or whoever has the disk next reads it.
+   * @returns when it is so; undefined: it is. @throws StorageHangError, asynchronously.
    */
-  settle?(): Promise<void> | undefined;
+  settle?(isFlushed: boolean): Promise<void> | undefined;
   /** Undo start. Safe to call twice, and without start. */
   stop?(): void | Promise<void>;
 }

@@ -65,8 +65,13 @@ export class HostError extends DmError {
  * the VM is paused and destroyed, and the process ends.
  */
 export class StorageHangError extends HostError {
-  constructor(message: string, options: DmErrorOptions = {}) {
-    super(message, constants.errno.ETIMEDOUT, { exitCode: ExitCode.VmFailed, ...options });
+  override readonly name: string = 'StorageHangError';
+  /** @param what the file. @param work the request: `read of 512 bytes at sector 8`. */
+  constructor(what: string, work: string, waitedMs: number) {
+    super(`${what}: ${work} is not answered by the host after ${waitedMs / 1000} s`, constants.errno.ETIMEDOUT, {
+      exitCode: ExitCode.VmFailed,
+      hint: 'the storage behind it hangs; --io-timeout says how long it may',
+    });
   }
 }
 

@@ -238,15 +238,15 @@ export class Life {
   }
 
   /** What devices lent to others comes back. The thread is the event loop's meanwhile. @throws StorageHangError */
-  async #settle(): Promise<void> {
-    const settled = this.#board?.settle();
+  async #settle(isFlushed: boolean): Promise<void> {
+    const settled = this.#board?.settle(isFlushed);
     if (settled !== undefined) await this.#parts.loop.rest(settled);
   }
 
   /** Release everything. @throws StorageHangError; AggregateError with what could not be. */
   async end(isReset: boolean): Promise<void> {
     this.#isReset = isReset;
-    await this.#settle();
+    await this.#settle(true);
     await this.#undo.run();
   }
 
@@ -271,7 +271,7 @@ export class Life {
     const memory = this.#memory as GuestMemory;
     this.#pause(hsm);
     hsm.clearIoreqs();
-    await this.#settle();
+    await this.#settle(false);
     this.#parts.software.save(memory);
     await this.#parts.loop.rest(board.reset());
     this.#power.checkWanted();
@@ -295,7 +295,7 @@ export class Life {
       this.#wakeUp = resolve;
     });
     this.#pause(hsm);
-    await this.#settle();
+    await this.#settle(true);
     board.suspend();
     hsm.clearIoreqs();
     this.#enter('suspended');

@@ -292,8 +292,8 @@ class Pc implements Board {
     this.#options.consoles.flush();
   }
 
-  settle(): Promise<void> | undefined {
-    return this.pciConfig.settle();
+  settle(isFlushed: boolean): Promise<void> | undefined {
+    return this.pciConfig.settle(isFlushed);
   }
 
   async reset(): Promise<void> {

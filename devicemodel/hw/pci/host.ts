@@ -214,9 +214,9 @@ export class PciHost implements Device, PciConfigAccess {
   }
 
   /** What functions lent to others comes back. @returns when it is there; undefined: it is. */
-  settle(): Promise<void> | undefined {
+  settle(isFlushed: boolean): Promise<void> | undefined {
     const waits = this.#order.flatMap((slot) => {
-      const wait = slot.function?.backing === 'device-model' ? slot.function.settle?.() : undefined;
+      const wait = slot.function?.backing === 'device-model' ? slot.function.settle?.(isFlushed) : undefined;
       return wait === undefined ? [] : [wait];
     });
     return waits.length === 0 ? undefined : Promise.all(waits).then(() => {});

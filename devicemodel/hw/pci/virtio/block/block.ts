@@ -1,8 +1,9 @@
 /** virtio-blk (Virtio 1.2 §5.2): registers, options and the driver. Requests are in block-requests.ts. */
 import { createHash } from 'node:crypto';
 import type { AccessSize } from '../../../../core/address.ts';
-import { ConfigError } from '../../../../core/errors.ts';
+import { ConfigError, StorageHangError } from '../../../../core/errors.ts';
 import { describeErrno } from '../../../../core/host/errno.ts';
+import { leaveThreadBehind } from '../../../../core/host/exit-hooks.ts';
 import { closeFd } from '../../../../core/host/files.ts';
 import type { Log } from '../../../../core/log.ts';
 import { checkOptions } from '../../../../core/options.ts';
@@ -248,22 +249,37 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
     this.#offersFlush = this.#initialWriteback;
   }
 
-  /** S3: what the guest did not flush is made durable before the host may sleep. */
-  suspend(): void {
+  /** What the guest did not flush itself. */
+  flush(): Promise<void> | undefined {
+    const backend = this.#backend;
+    if (backend === undefined || backend.image.isReadOnly) return undefined;
     this.settle();
-    if (this.#backend?.image.isReadOnly === false) this.#backend.sync();
+    const { path } = backend.image;
+    const { patience } = this.#transport as VirtioTransport;
+    const { limitMs } = patience;
+    return new Promise((resolve, reject) => {
+      const endPatience = patience.start(() => {
+        leaveThreadBehind();
+        reject(new StorageHangError(path, 'flush', limitMs));
+      });
+      void backend.flush().then((errno) => {
+        endPatience();
+        if (errno !== 0) this.#log.error(`${path}: the last flush failed: ${describeErrno(errno)}`);
+        resolve();
+      });
+    });
   }
 
   async stop(): Promise<void> {
     await this.#threads?.stop();
     this.#threads = undefined;
     this.#iothreads = undefined;
+    // Nothing is left to be written where the life of the VM ended in good order.
+    await this.flush();
     const backend = this.#backend;
     this.#backend = undefined;
     if (backend === undefined) return;
     const { image } = backend;
-    const errno = image.isReadOnly ? 0 : backend.sync();
-    if (errno !== 0) this.#log.error(`${image.path}: the last flush failed: ${describeErrno(errno)}`);
     // The lock goes with the descriptor.
     closeFd(image.fd);
     backend.dispose();

@@ -296,10 +296,7 @@ export class DataThreads implements QueueOwner {
 
   #hang({ words }: Thread, limitMs: number): StorageHangError {
     const { what, describeWork } = this.#options;
-    const work = describeWork?.(words) ?? 'a request';
-    return new StorageHangError(`${what}: ${work} is not answered by the host after ${limitMs / 1000} s`, {
-      hint: 'the storage behind it hangs; --io-timeout says how long it may',
-    });
+    return new StorageHangError(what, describeWork?.(words) ?? 'a request', limitMs);
   }
 
   /** The threads stand still: what they wrote for their last order is where the queues go on. */

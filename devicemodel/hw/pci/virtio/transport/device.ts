@@ -105,6 +105,8 @@ export interface VirtioDevice {
    * put back or dropped, what was agreed on is forgotten. Configuration and queues stay.
    */
   driverLeft?(): void;
+  /** What was written is on the medium. @returns when it is; undefined: it is. @throws StorageHangError, asynchronously */
+  flush?(): Promise<void> | undefined;
   start?(): void | Promise<void>;
   stop?(): void | Promise<void>;
   suspend?(): void;

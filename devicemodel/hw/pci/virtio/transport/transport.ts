@@ -166,8 +166,10 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, VirtioRe
     this.#msix?.reset();
   }
 
-  settle(): Promise<void> | undefined {
-    return this.#lending.settle();
+  settle(isFlushed: boolean): Promise<void> | undefined {
+    const back = this.#lending.settle();
+    if (!isFlushed) return back;
+    return back === undefined ? this.device.flush?.() : back.then(() => this.device.flush?.());
   }
 
   suspend(): void {

@@ -228,7 +228,7 @@ describe('a disk', () => {
     await expect.poll(() => machine.ioeventfds.length, { timeout: 5000 }).toBe(1);
     for (let slot = 0; slot < DEPTH; slot++) disk.write(slot, 100 + slot, 0xa0 + slot);
     driver.kickIfWanted(0);
-    await fn.settle?.();
+    await fn.settle?.(true);
     fn.suspend?.();
     const before = readFileSync(path);
     disk.write(0, 50, 0xee);

@@ -181,7 +181,7 @@ describe('data thread', () => {
     }
     // A legacy driver may name another place while the device runs: the queue begins anew there.
     driver.setUpQueue(0);
-    await fn.settle();
+    await fn.settle(true);
     expect(fn.queue(0).position).toBe(0);
     fn.resume();
   });

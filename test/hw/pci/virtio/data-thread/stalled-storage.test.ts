@@ -16,6 +16,7 @@ import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { StorageHangError } from '../../../../../devicemodel/core/errors.ts';
 import { VirtioBlock, virtioBlk } from '../../../../../devicemodel/hw/pci/virtio/block/block.ts';
 import { VirtioPci } from '../../../../../devicemodel/hw/pci/virtio/transport/transport.ts';
+import { ImageIo } from '../../../../../devicemodel/hw/storage/image-io.ts';
 import { useDataThreadWorker } from '../../../../support/data-thread-worker.ts';
 import type { FakeHsm } from '../../../../support/fake-hsm.ts';
 import { type FakePc, makePc } from '../../../../support/fake-pc.ts';
@@ -341,6 +342,31 @@ describe('storage that does not come back', () => {
     expect(await machine.ended).toMatchObject({ kind: 'poweroff', isForced: true });
     expect(performance.now() - from).toBeLessThan(10_000);
     expect(machine.hsm.callNames.slice(-3)).toEqual(['pauseVm', 'destroyVm', 'close']);
+  });
+});
+
+describe('a last flush that the host does not answer', () => {
+  const hung = () => vi.spyOn(ImageIo.prototype, 'flush').mockImplementation(() => new Promise<number>(() => {}));
+
+  // Mutation tried: `flush` waits by a system call of this thread.
+  test('is a hang as well, when the VM ends', async () => {
+    const machine = new Machine(['--io-timeout', '1']);
+    await machine.init();
+    await machine.isServed();
+    hung();
+    machine.pc.vm.power.request({ kind: 'poweroff', reason: 'the test' });
+    const error = await machine.ended.catch((failure: Error) => failure);
+    expect(error).toMatchObject({ message: `${image}: flush is not answered by the host after 1 s`, exitCode: 1 });
+  });
+
+  test('is not waited for by force', async () => {
+    const machine = new Machine();
+    await machine.init();
+    await machine.isServed();
+    hung();
+    machine.pc.vm.power.request({ kind: 'poweroff', reason: 'acrnctl stop -f', isForced: true });
+    expect(await machine.ended).toMatchObject({ kind: 'poweroff' });
+    expect(machine.hsm.vmState).toBe('none');
   });
 });
 
