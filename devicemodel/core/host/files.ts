@@ -2,6 +2,8 @@
  * Descriptors and what is behind them: open, read, write, sync. Functions that are called for every request give a
  * count or a negative errno; the others throw.
  */
+import { fdatasync } from 'node:fs';
+import { Errno } from './errno.ts';
 import { hostCall, must, native } from './libc.ts';
 
 /** <bits/fcntl-linux.h>, x86-64. */
@@ -117,3 +119,10 @@ export function readCachedAt(fd: number, iovecs: Uint8Array, count: number, at: 
 
 /** @returns 0 when everything written is on the medium, or a negative errno. */
 export const syncData = hostCall<[fd: number]>('int fdatasync(int)');
+
+/** As {@link syncData}, on a thread of Node's: this one goes on. */
+export function syncDataAside(fd: number): Promise<number> {
+  return new Promise((resolve) => {
+    fdatasync(fd, (error) => resolve(error === null ? 0 : (error.errno ?? -Errno.EIO)));
+  });
+}

@@ -2,7 +2,7 @@
  * Reading and writing a disk image. System calls are synchronous and work on guest memory in place; nothing here
  * allocates per request.
  */
-import { fdatasync, readSync, writeSync } from 'node:fs';
+import { readSync, writeSync } from 'node:fs';
 import type { GuestBuffers } from '../../core/guest-buffers.ts';
 import { discardBlocks } from '../../core/host/block-device.ts';
 import { Errno } from '../../core/host/errno.ts';
@@ -12,6 +12,7 @@ import {
   readCachedAt,
   readVectorAt,
   syncData,
+  syncDataAside,
   writeAt,
   writeVectorAt,
 } from '../../core/host/files.ts';
@@ -180,14 +181,11 @@ export class ImageIo {
   }
 
   /** As `sync`, on a thread of Node's: the caller goes on. */
-  flush(): Promise<number> {
-    if (this.syncFailure !== 0) return Promise.resolve(this.syncFailure);
-    return new Promise((resolve) => {
-      fdatasync(this.image.fd, (error) => {
-        if (error !== null) this.syncFailed(Math.abs(error.errno ?? Errno.EIO));
-        resolve(this.syncFailure);
-      });
-    });
+  async flush(): Promise<number> {
+    if (this.syncFailure !== 0) return this.syncFailure;
+    const errno = -(await syncDataAside(this.image.fd));
+    if (errno !== 0) this.syncFailed(errno);
+    return this.syncFailure;
   }
 
   /** A sync failed that was made elsewhere: by io_uring. */

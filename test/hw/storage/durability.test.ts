@@ -27,6 +27,7 @@ vi.mock('../../../devicemodel/core/host/files.ts', async (original) => {
   return {
     ...real,
     syncData: (fd: number) => faults.syncData.shift() ?? real.syncData(fd),
+    syncDataAside: async (fd: number) => faults.syncData.shift() ?? real.syncDataAside(fd),
     writeVectorAt: (...args: Parameters<typeof real.writeVectorAt>) =>
       faults.write.shift() ?? real.writeVectorAt(...args),
     punchHole: (...args: Parameters<typeof real.punchHole>) => faults.punchHole.shift() ?? real.punchHole(...args),
@@ -108,11 +109,12 @@ describe('after a failed sync', () => {
   test('what a switch to write-through or S3 found out counts as well', async () => {
     for (const find of [
       (driver: VirtioDriver) => driver.writeConfig(32, 1, 0),
-      (driver: VirtioDriver) => driver.fn.suspend?.(),
+      (driver: VirtioDriver) => driver.fn.settle?.(true),
     ]) {
       const { driver } = await makeDisk(`${makeImage()},writeback`);
       faults.syncData.push(-Errno.EIO);
-      find(driver);
+      await find(driver);
+      expect(faults.syncData).toEqual([]);
       expect(status(driver, Type.Flush)).toBe(IoError);
     }
   });
