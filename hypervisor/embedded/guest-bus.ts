@@ -187,12 +187,17 @@ export class AccessRouter {
   // ---- registers of the hypervisor's functions
 
   #registerAccess(vcpu: number, address: Gpa): boolean {
-    const range = this.#registers.find((r) => address >= r.base && address < r.end);
-    if (range === undefined) return false;
+    for (const { base, end, region } of this.#registers) {
+      if (address < base || address >= end) continue;
+      this.#accessRegion(region, vcpu, address - base);
+      return true;
+    }
+    return false;
+  }
+
+  #accessRegion(region: IoRegion, vcpu: number, offset: number): void {
     const page = this.#page;
-    const offset = address - range.base;
     const size = page.size(vcpu);
-    const { region } = range;
     if (size === 8) {
       if (page.isWrite(vcpu)) {
         region.write(offset, 4, page.value(vcpu));
@@ -206,7 +211,6 @@ export class AccessRouter {
     } else {
       page.setValue(vcpu, region.read(offset, size as AccessSize));
     }
-    return true;
   }
 }
 
