@@ -24,11 +24,6 @@ export function bdfToNumber(bdf: Bdf): number {
   return (bdf.bus << 8) | (bdf.device << 3) | bdf.function;
 }
 
-/** The inverse of {@link bdfToNumber}; only the low 16 bits count. */
-export function bdfFromNumber(value: number): Bdf {
-  return { bus: (value >>> 8) & 0xff, device: (value >>> 3) & 0x1f, function: value & 7 };
-}
-
 /** `bb:dd.f` in hexadecimal, as lspci prints it. */
 export function formatBdf(bdf: Bdf): string {
   const hex = (n: number) => n.toString(16).padStart(2, '0');

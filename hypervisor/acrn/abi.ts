@@ -5,7 +5,7 @@
  * core/hsm/abi.ts.
  */
 import { AcrnMmiodev, AcrnPcidev, AcrnPioRegion, AcrnPtdevIrq } from '../../devicemodel/core/hsm/abi.ts';
-import { addr, array, bytes, s32, struct, u8, u16, u32, u64 } from '../../devicemodel/core/struct.ts';
+import { addr, array, bytes, s32, struct, u16, u32, u64 } from '../../devicemodel/core/struct.ts';
 
 const IOC_WRITE = 1;
 const IOC_READ = 2;
@@ -92,19 +92,6 @@ export const IoeventfdFlag = { Pio: 1, DataMatch: 2, Deassign: 4, Asyncio: 8 } a
 export const AcrnIrqfd = struct({ fd: s32, flags: u32, msi: AcrnMsiEntry });
 export const IrqfdFlag = { Deassign: 1 } as const;
 export const AcrnIoreqNotify = struct({ vmid: u16, reserved: u16, vcpu: u32 });
-export const AcpiGenericAddress = struct(
-  { spaceId: u8, bitWidth: u8, bitOffset: u8, accessSize: u8, address: u64 },
-  { packed: true },
-);
-export const AcrnCstateData = struct({ cxReg: AcpiGenericAddress, type: u8, latency: u32, power: u64 });
-export const AcrnPstateData = struct({
-  coreFrequency: u64,
-  power: u64,
-  transitionLatency: u64,
-  busMasterLatency: u64,
-  control: u64,
-  status: u64,
-});
 
 /** Operation of SET_IRQLINE, bits 63:32 of its argument. */
 export const IrqLineOpCode = { high: 0, low: 1, 'rising-pulse': 2, 'falling-pulse': 3 } as const;

@@ -59,7 +59,10 @@ export function openSharedRegion(regionName: string, sizeBytes: number): Mapping
   };
 }
 
-/** Let go of every region no VM of this process uses; files nobody else has are removed. */
+/**
+ * Let go of every region no VM of this process uses; files nobody else has are removed. The process does so when it ends.
+ * @internal for tests
+ */
 export function forgetSharedRegions(): void {
   for (const region of [...regions.values()]) {
     if (region.users === 0) forget(region);

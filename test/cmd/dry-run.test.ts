@@ -1,9 +1,9 @@
 import { describe, expect, test } from 'vitest';
 import { parseCommandLine, type VmOrder } from '../../cmd/cli.ts';
 import { describeVm, formatDryRun, type VmPlan } from '../../cmd/dry-run.ts';
-import { decodeVdev } from '../../devicemodel/core/hsm/vdev.ts';
 import { GiB, MiB } from '../../devicemodel/core/units.ts';
 import { pciDrivers } from '../../devicemodel/hw/registry.ts';
+import { decodeVdev } from '../support/decode-vdev.ts';
 
 /** Addresses the C program gives these devices (recorded), files that do not exist anywhere. */
 const argv = [

@@ -60,9 +60,6 @@ const Offset = {
 /** The tables end below 1 MiB. */
 const ACPI_END = 0x10_0000;
 
-/** `FACS.32-bit firmware waking vector`: where a guest leaves its resume address for S3 (ACPI 6.4 §5.2.10). */
-export const WAKING_VECTOR_GPA: Gpa = Layout.acpiBase + Offset.Facs + 12;
-
 /** Root System Description Pointer (§5.2.5.3). */
 const Rsdp = struct(
   {

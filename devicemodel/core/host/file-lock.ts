@@ -33,7 +33,7 @@ function lock(fd: number, command: number, type: number, { base, sizeBytes }: Lo
 }
 
 /**
- * Take a lock, or change the one this descriptor has, until the descriptor is closed or `unlock`.
+ * Take a lock, or change the one this descriptor has, until the descriptor is closed.
  * @returns false if another process, or another descriptor of this one, holds a lock that excludes it.
  * @throws HostError for any other failure.
  */
@@ -55,8 +55,4 @@ export async function lockWhenFree(fd: number, kind: LockKind, what: string): Pr
 /** As {@link tryLock}, and blocks this thread until who has it lets go: for what is held for no longer than a few calls. @throws HostError */
 export function lockWait(fd: number, kind: LockKind, what: string, range: LockRange = WHOLE_FILE): void {
   must(lock(fd, Command.SetLockWait, LockType[kind], range), 'lock', what);
-}
-
-export function unlock(fd: number): void {
-  lock(fd, Command.SetLock, LockType.none, WHOLE_FILE);
 }

@@ -1,14 +1,10 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import {
-  type AcpiInput,
-  buildAcpi,
-  type PlacedTable,
-  WAKING_VECTOR_GPA,
-} from '../../../devicemodel/core/firmware/acpi-tables.ts';
+import { type AcpiInput, buildAcpi, type PlacedTable } from '../../../devicemodel/core/firmware/acpi-tables.ts';
 import { arg, device, method, name, path, ret, scope, text } from '../../../devicemodel/core/firmware/aml.ts';
 import type { Cpu } from '../../../devicemodel/core/firmware/processor-aml.ts';
 import { nhltTable } from '../../../devicemodel/core/firmware/tables.ts';
+import { Layout } from '../../../devicemodel/core/layout.ts';
 import { tpmTables } from '../../../devicemodel/hw/platform/tpm-tables.ts';
 import { type PcTables, pcAcpiInput } from '../../support/pc-tables.ts';
 
@@ -83,7 +79,7 @@ test('tables do not overlap and end below 1 MiB', () => {
 
 test('the waking vector is the fourth word of the FACS', () => {
   const facs = find(buildAcpi(machine()), 'FACS');
-  expect(WAKING_VECTOR_GPA).toBe(facs.gpa + 12); // ACPI 6.4 §5.2.10
+  expect(Layout.acpiWakingVector).toBe(facs.gpa + 12); // ACPI 6.4 §5.2.10
 });
 
 test('an RTVM has no interrupt source overrides and no PIC', () => {

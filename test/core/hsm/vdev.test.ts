@@ -2,13 +2,8 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { ConfigError, DmError } from '../../../devicemodel/core/errors.ts';
-import {
-  checkVdev,
-  decodeVdev,
-  encodeVdev,
-  encodeVdevForDestroy,
-  type HvVdev,
-} from '../../../devicemodel/core/hsm/vdev.ts';
+import { checkVdev, encodeVdev, encodeVdevForDestroy, type HvVdev } from '../../../devicemodel/core/hsm/vdev.ts';
+import { decodeVdev } from '../../support/decode-vdev.ts';
 
 function bytes192(rows: Record<number, string>): Uint8Array {
   const out = new Uint8Array(192);

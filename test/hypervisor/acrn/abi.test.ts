@@ -119,23 +119,6 @@ const structs: ReadonlyArray<
   ],
   ['struct acrn_irqfd', abi.AcrnIrqfd, { fd: 'fd', flags: 'flags', msi: 'msi' }],
   ['struct acrn_ioreq_notify', abi.AcrnIoreqNotify, { vmid: 'vmid', reserved: 'reserved', vcpu: 'vcpu' }],
-  [
-    'struct acrn_pstate_data',
-    abi.AcrnPstateData,
-    {
-      coreFrequency: 'core_frequency',
-      power: 'power',
-      transitionLatency: 'transition_latency',
-      busMasterLatency: 'bus_master_latency',
-      control: 'control',
-      status: 'status',
-    },
-  ],
-  [
-    'struct acrn_cstate_data',
-    abi.AcrnCstateData,
-    { cxReg: 'cx_reg', type: 'type', latency: 'latency', power: 'power' },
-  ],
 ];
 
 /** Ioctls mainline knows; the others are the fork kernel's. */
