@@ -4,6 +4,7 @@
  *   dist/acrn-dm.js             the program: a few lines that load the bundle from V8's code cache
  *   dist/acrn-dm.bundle.cjs     cmd/acrn-dm.ts and all it imports, one file; packages with native parts stay outside
  *   dist/acrn-dm.VERSION.cache  compiled code for the V8 this was built with, and a checksum over it and the bundle
+ *   dist/yargs.cjs              loaded when the help is asked for
  *   dist/data-thread-main.js    what runs in a thread of its own
  *   dist/*.map                  where in the sources a place in a bundle is; read when a stack is shown
  *   dist/lib/                   the library, one file per module, with types
@@ -81,6 +82,16 @@ const koffiPlugin = {
   },
 };
 
+/** Only the help needs yargs; see bundle/yargs.cjs. */
+const yargsPlugin = {
+  name: 'yargs',
+  setup(build) {
+    build.onResolve({ filter: /^yargs$/ }, ({ importer }) =>
+      importer.endsWith('bundle/yargs.cjs') ? undefined : { path: './yargs.cjs', external: true },
+    );
+  },
+};
+
 /**
  * One entry point and all it imports, as CommonJS between `head` and `tail`, with a source map beside it. Names are not
  * kept: the calls that keep them cost 3 ms of every start, and a map that is read when a stack is shown tells more.
@@ -105,7 +116,7 @@ async function bundle(entryPoint, outfile, head, tail) {
     define: { 'import.meta.url': '__bundleUrl', ACRN_DM_VERSION: JSON.stringify(version) },
     banner: { js: `${head}"use strict";const __bundleUrl=require("node:url").pathToFileURL(__filename).href;` },
     footer: { js: tail },
-    plugins: [lazyBuiltinsPlugin, koffiPlugin],
+    plugins: [yargsPlugin, lazyBuiltinsPlugin, koffiPlugin],
     legalComments: 'inline',
     sourcemap: 'external',
     sourcesContent: false,
@@ -121,6 +132,7 @@ async function program(dist) {
   replaceFile(join(dist, 'acrn-dm.js'), readFileSync(join(root, 'tools/bundle/acrn-dm.js')));
   chmodSync(join(dist, 'acrn-dm.js'), 0o755);
   replaceFile(join(dist, 'package.json'), '{ "type": "commonjs" }\n');
+  await bundle('tools/bundle/yargs.cjs', join(dist, 'yargs.cjs'), '', '');
   for (const thread of threads) {
     await bundle(thread, join(dist, basename(thread).replace(/\.ts$/, '.js')), '', '');
   }
