@@ -178,7 +178,11 @@ function addPlatformDevice(into: Collected, driver: AnyPlatformDriver, text: str
   for (const [i, device] of into.platform.entries()) {
     const merged: unknown = device.driver === driver.name ? driver.merge?.(device.options, options) : undefined;
     if (merged === undefined) continue;
-    into.platform[i] = { ...device, options: checkOptions(driver.options, merged as Record<string, unknown>) };
+    into.platform[i] = {
+      ...device,
+      text: `${device.text} ${text}`,
+      options: checkOptions(driver.options, merged as Record<string, unknown>),
+    };
     return;
   }
   if (reason === undefined) into.platform.push({ driver: driver.name, options, text });

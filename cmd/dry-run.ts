@@ -36,6 +36,8 @@ export interface VmPlan {
   readonly memory: readonly { readonly what: string; readonly base: number; readonly sizeBytes: number }[];
   readonly boot: BootConfig | null;
   readonly pci: readonly PciPlan[];
+  /** Devices that options of their own put on the board: option and value. */
+  readonly board: readonly string[];
   /** Devices asked for that do not exist yet. */
   readonly notAvailable: readonly string[];
   readonly com: readonly {
@@ -82,6 +84,7 @@ export async function describeVm(config: VmConfig, later: readonly SlotText[] = 
     memory,
     boot: config.boot ?? null,
     pci: reports.map((report) => pciPlan(report, config)),
+    board: config.platform.map(({ driver, text }) => `--${driver} ${text}`),
     notAvailable: later.map((slot) => formatSlotText(slot)),
     com: config.com.map((com) => ({
       ...comResources(com),
@@ -243,6 +246,7 @@ export function formatDryRun(plan: VmPlan): string[] {
   );
   section('Boot', bootLines(plan.boot));
   section('PCI', plan.pci.flatMap(pciLines));
+  section('Board', plan.board);
   section(
     'Not available in this version',
     plan.notAvailable.map((text) => `-s ${text}`),

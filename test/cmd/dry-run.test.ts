@@ -72,6 +72,23 @@ describe('plan', () => {
     const signatures = ['_MP_', 'PCMP', 'RSD', 'RSDT', 'XSDT', 'APIC', 'FACP', 'HPET', 'MCFG', 'FACS', 'DSDT'];
     expect(tables.map((t) => t.signature)).toEqual(signatures);
   });
+  test('devices of the board are listed, and in the tables if these tell of them', async () => {
+    const gpio = [
+      '--acpidev_pt',
+      'INTC1055,type=memory,min=fd6e0000,len=1000',
+      '--acpidev_pt',
+      'INTC1055,type=irq,irq=14',
+    ];
+    const plan = await planOf('--mmiodev_pt', 'fe000000,4000', ...gpio, '--acpidev_pt', 'MSFT0101,9', 'vm');
+    expect(plan.board).toEqual([
+      '--mmiodev_pt fe000000,4000',
+      '--acpidev_pt INTC1055,type=memory,min=fd6e0000,len=1000 INTC1055,type=irq,irq=14',
+      '--acpidev_pt MSFT0101,9',
+    ]);
+    const dsdtBytes = (tables: VmPlan['tables']) => tables.find((t) => t.signature === 'DSDT')?.sizeBytes as number;
+    expect(dsdtBytes(plan.tables)).toBeGreaterThan(dsdtBytes((await planOf('vm')).tables));
+    expect(formatDryRun(plan).join('\n')).toContain('\nBoard\n  --mmiodev_pt fe000000,4000\n');
+  });
   test('devices that come later are listed as such', async () => {
     const plan = await planOf('-s', '3,virtio-gpu,geometry=1x1', 'vm');
     expect(plan).toMatchObject({ pci: [], notAvailable: ['3,virtio-gpu,geometry=1x1'] });
