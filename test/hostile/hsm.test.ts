@@ -56,6 +56,15 @@ describe('an ioctl the driver does not know', () => {
     expect((error as Error).message).not.toContain('\n');
   });
 
+  // Mutation: without the signal in AcrnHsm.createVm, it tries for the five seconds that C does.
+  test('CREATE_VM is not tried any longer once the VM is not wanted', async () => {
+    const ending = new AbortController();
+    const startMs = performance.now();
+    setTimeout(() => ending.abort(new Error('not wanted')), 20);
+    await expect(hsm.createVm({ name: 'vm', flags: 0n, cpuAffinity: 0n }, ending.signal)).rejects.toThrow('not wanted');
+    expect(performance.now() - startMs).toBeLessThan(3000);
+  });
+
   test('waiting for requests fails instead of turning in circles', async () => {
     await expect(Promise.resolve().then(() => hsm.waitForIoreqs())).rejects.toMatchObject({ errno: ENOTTY });
   });
