@@ -106,6 +106,7 @@ export function openAcrnHsm(isInterruptible: boolean): AcrnHsm {
 
 export class AcrnHsm implements Hsm {
   readonly backend = 'acrn';
+  readonly givesHostFunctions = true;
   readonly ioreqPage: Uint8Array;
   readonly passthrough: PassthroughAbility;
   readonly vmEvents: VmEventAbility;

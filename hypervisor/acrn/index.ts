@@ -14,6 +14,7 @@ export function acrnHypervisor(ownsThread: boolean): Hypervisor {
     isPresent: () => findHsmNode() !== undefined,
     open: async () => openAcrnHsm(isInterruptible),
     loop: () => (isInterruptible ? new BlockingLoop() : new TurnLoop({ hasSlices: false })),
+    givesHostFunctions: true,
     cpus: acrnCpus,
   };
 }

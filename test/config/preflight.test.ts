@@ -75,3 +75,17 @@ describe('a device the hypervisor does not offer', () => {
     checkHypervisor(config, { ownRootPorts: true });
   });
 });
+
+describe('a function of the host', () => {
+  const { config } = parseCommandLine(['-k', 'k', '-s', '6,passthru,02/00/0', 'vm1'], pciDrivers) as VmOrder;
+
+  test('needs a hypervisor that gives it', () => {
+    checkHypervisor(config, { givesHostFunctions: true });
+    expect(() => checkHypervisor(config, { ownRootPorts: true })).toThrow(
+      expect.objectContaining({
+        message: expect.stringMatching(/^-s 6,passthru,02\/00\/0: this hypervisor cannot/),
+        exitCode: ExitCode.Unavailable,
+      }),
+    );
+  });
+});

@@ -7,8 +7,9 @@ import { describeConformance, type Example } from '../support/pci-conformance.ts
 /** Options under which a driver is tried. One that needs none, or is most interesting without, has no line here. */
 const examples: Readonly<Record<string, readonly Example[]>> = {
   'vhost-vsock': [{ text: 'cid=3', canStart: false }],
-  // Its registers are those of a function of the host: test/hw/pci/passthru.
+  // They are made of functions of the host: test/hw/pci/passthru.
   passthru: [],
+  'igd-lpc': [],
   ivshmem: [{ text: 'hv:/shm0,2' }, { text: 'dm:/shm1,4,7', memoryBar: 2 }],
   'root-port': [{ text: '' }, { text: 'ptm' }],
   uart: [{ text: '' }, { text: 'stdio' }, { text: 'vuart_idx:1' }],

@@ -344,6 +344,7 @@ export interface FakeHsmOptions {
 export class FakeHsm extends EmbeddedHsm {
   /** What the hypervisor has of the host's PCI functions, by physical address. */
   readonly assigned = new Map<number, PcidevAssignment>();
+  readonly givesHostFunctions = true;
   readonly passthrough: PassthroughAbility = this.#makePassthrough();
   /** Every call of the device model, failed ones too, in order; waitForIoreqs and notifyIoreqDone are left out. */
   readonly calls: HsmCall[] = [];

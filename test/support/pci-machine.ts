@@ -44,6 +44,7 @@ export type HsmCallRecord =
 export class PciHsm {
   readonly calls: HsmCallRecord[] = [];
   readonly ownRootPorts: true | undefined = true;
+  readonly givesHostFunctions = true;
   /** Throws at the call of this name; cleared by hand. */
   failing: HsmCallRecord['name'] | undefined;
   unmapRam: ((mapping: RamMapping) => void) | undefined;

@@ -111,6 +111,8 @@ export interface CpuStateQuery {
 export interface HypervisorOffers {
   /** A virtual root port need not stand for one of the host: a machine can have one by itself. */
   readonly ownRootPorts?: true;
+  /** Functions of the host can be given to a guest; {@link Hsm.passthrough} is there. */
+  readonly givesHostFunctions?: true;
 }
 
 export interface Hsm extends HypervisorOffers {

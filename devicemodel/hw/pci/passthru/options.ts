@@ -1,6 +1,6 @@
 /** Options of `-s SLOT,passthru,…`: small, since the command line checks them at every start. */
 import * as v from 'valibot';
-import { ConfigError } from '../../../core/errors.ts';
+import { ConfigError, ExitCode } from '../../../core/errors.ts';
 import { integer } from '../../../core/options.ts';
 import { describePciDriver } from '../driver.ts';
 import { formatHostAddress, parseHostAddress } from './address.ts';
@@ -153,6 +153,13 @@ export const passthruInfo = describePciDriver({
   options: PassthruOptions,
   parseText: parsePassthruText,
   claimsHostPorts: true,
+  checkHypervisor: (offers) => {
+    if (offers.givesHostFunctions === true) return;
+    throw new ConfigError('this hypervisor cannot give a guest functions of the host', {
+      exitCode: ExitCode.Unavailable,
+      hint: 'only ACRN can: use --hypervisor acrn, on its Service VM',
+    });
+  },
 });
 
 export const igdLpcInfo = describePciDriver({

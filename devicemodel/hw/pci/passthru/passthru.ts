@@ -6,7 +6,7 @@
 import { type BarSpec, Cfg, type ConfigSpace } from '../../../chips/pci-config-space.ts';
 import { type AccessSize, allOnes, type Bdf, formatBdf } from '../../../core/address.ts';
 import type { InterruptLine } from '../../../core/device.ts';
-import { ConfigError, HostError } from '../../../core/errors.ts';
+import { BugError, ConfigError } from '../../../core/errors.ts';
 import type { MmioMapping, PassthroughAbility, PcidevAssignment, PtdevIntx } from '../../../core/hsm/hsm.ts';
 import type { HvVdev } from '../../../core/hsm/vdev.ts';
 import { definePciDriver, type PciEnv } from '../driver.ts';
@@ -107,11 +107,6 @@ class Passthrough implements PassthroughPciFunction {
   // Life cycle.
 
   async start(): Promise<void> {
-    if (this.#env.hsm.passthrough === undefined) {
-      throw new HostError('this hypervisor cannot pass devices of the host through', 0, {
-        hint: 'only ACRN can; use --hypervisor acrn',
-      });
-    }
     this.#isTaken = true;
     await this.#managed?.take();
     if (this.#options.irq !== undefined) {
@@ -240,7 +235,7 @@ class Passthrough implements PassthroughPciFunction {
 
   get #ability(): PassthroughAbility {
     const ability = this.#env.hsm.passthrough;
-    if (ability === undefined) throw new ConfigError('this hypervisor cannot pass devices of the host through');
+    if (ability === undefined) throw new BugError('a hypervisor that gives no functions was let through');
     return ability;
   }
 

@@ -3,6 +3,7 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { checkOptions } from '../../../../devicemodel/core/options.ts';
 import { ivshmem } from '../../../../devicemodel/hw/pci/ivshmem.ts';
 import { lpc } from '../../../../devicemodel/hw/pci/lpc.ts';
+import { igdLpc } from '../../../../devicemodel/hw/pci/passthru/igd-lpc.ts';
 import { PassthruOptions, parsePassthruText } from '../../../../devicemodel/hw/pci/passthru/options.ts';
 import { passthru } from '../../../../devicemodel/hw/pci/passthru/passthru.ts';
 import { pciUart } from '../../../../devicemodel/hw/pci/uart.ts';
@@ -293,6 +294,19 @@ describe('graphics of the processor', () => {
     const before = host.config('00:02.0');
     for (const register of registers) m.cfgWrite('0:2.0', register, 0x1234_5678);
     expect(host.config('00:02.0')).toEqual(before);
+  });
+
+  test('the stand-in for the LPC bridge has its ids', () => {
+    gpu(0x9a49, 0x02c1);
+    const m = machine().plug('0:1f.0', igdLpc, {}).power();
+    expect(m.cfgRead('0:1f.0', 0, 4)).toBe(0xa082_8086);
+    expect(m.cfgRead('0:1f.0', 8, 4)).toBe(0x0601_0003);
+    expect(passthru.companions?.(options('0/2/0'), { root: host.root, isPlan: false })).toMatchObject([
+      { driver: 'igd-lpc', bdf: { device: 31 } },
+    ]);
+    expect(passthru.companions?.(options('0/1f/0'), { root: host.root, isPlan: false })).toEqual([]);
+    host.remove('00:1f.0');
+    expect(() => machine().plug('0:1f.0', igdLpc, {}).power()).toThrow(/no LPC bridge/);
   });
 
   test('without stolen memory it is a function like any other', () => {
