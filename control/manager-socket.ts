@@ -6,7 +6,7 @@ import { readdirSync, rmSync } from 'node:fs';
 import type { Socket } from 'node:net';
 import { dirname, join } from 'node:path';
 import { ensureOwnFolder, FolderMode } from '../devicemodel/core/host/folders.ts';
-import { listenUnix, type UnixListener } from '../devicemodel/core/host/unix-listener.ts';
+import { isServed, listenUnix, type UnixListener } from '../devicemodel/core/host/unix-listener.ts';
 import type { Log } from '../devicemodel/core/log.ts';
 import { bytes, struct, u32, u64 } from '../devicemodel/core/struct.ts';
 import { Clients } from './clients.ts';
@@ -14,6 +14,7 @@ import type { FrontDoor } from './front-doors.ts';
 import type { VmCommands } from './vm-commands.ts';
 
 const SOCKET_DIRECTORY = '/run/acrn/mngr';
+const SOCKET_NAME = /^(.+)\.monitor\.(\d+)\.socket$/;
 /** MNGR_MSG_MAGIC: "vmm msg" as seen in memory. */
 export const MANAGER_MAGIC = 0x67736d206d6d76n;
 
@@ -88,7 +89,7 @@ export class ManagerSocket implements FrontDoor {
     try {
       if (directory === SOCKET_DIRECTORY) ensureOwnFolder(dirname(directory), FolderMode.public);
       ensureOwnFolder(directory, FolderMode.public);
-      removeStaleSockets(directory, vmName);
+      await removeDeadSockets(directory, vmName);
       const path = join(directory, `${vmName}.monitor.${process.pid}.socket`);
       this.#listener = await listenUnix(path, (socket) => this.#accept(socket), { group: socketGroup });
     } catch (error) {
@@ -176,12 +177,16 @@ export class ManagerSocket implements FrontDoor {
   }
 }
 
-/** A crashed run of the same VM leaves its socket behind, and acrnctl takes the first one with the VM's name. */
-function removeStaleSockets(directory: string, vmName: string): void {
-  const prefix = `${vmName}.monitor.`;
+/**
+ * Killed VMs leave their sockets behind, and acrnctl takes the first one with a VM's name. Those of other names are
+ * removed as well, if nobody serves them: an id that is not here may be one of another namespace.
+ */
+async function removeDeadSockets(directory: string, vmName: string): Promise<void> {
   for (const name of readdirSync(directory)) {
-    const match = name.startsWith(prefix) ? /^(\d+)\.socket$/.exec(name.slice(prefix.length)) : null;
-    if (match !== null && !isRunning(Number(match[1]))) rmSync(join(directory, name), { force: true });
+    const [, ofVm, pid] = SOCKET_NAME.exec(name) ?? [];
+    if (pid === undefined || isRunning(Number(pid))) continue;
+    const path = join(directory, name);
+    if (ofVm === vmName || !(await isServed(path))) rmSync(path, { force: true });
   }
 }
 

@@ -2,9 +2,10 @@
  * npm run soak [-- --rounds N] [--host]: many VMs one after the other in one process (test/core/soak.ts), bundled with --host
  * with the code of data threads beside it, as the program is.
  */
+import { spawn } from 'node:child_process';
 import { rmSync } from 'node:fs';
 import { join } from 'node:path';
-import { ensureInstalled, root, run } from './prepare.mjs';
+import { ensureInstalled, root } from './prepare.mjs';
 
 ensureInstalled();
 const { build } = await import('esbuild');
@@ -25,6 +26,13 @@ await build({
   packages: 'external',
   logLevel: 'error',
 });
-const status = run(process.execPath, ['--expose-gc', join(outdir, 'soak.js'), ...process.argv.slice(2)]);
-rmSync(outdir, { recursive: true });
-process.exit(status);
+const child = spawn(process.execPath, ['--expose-gc', join(outdir, 'soak.js'), ...process.argv.slice(2)], {
+  cwd: root,
+  stdio: 'inherit',
+});
+// It removes what it made; what was bundled for it is removed here.
+for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => child.kill(signal));
+child.on('close', (code) => {
+  rmSync(outdir, { recursive: true, force: true });
+  process.exit(code ?? 128);
+});

@@ -5,7 +5,7 @@
  * process that had it ends; a lock on the file says who has it. The first one finds it zeroed, the last one removes it,
  * and what a crash left behind is taken over.
  */
-import { constants, fstatSync, statSync, unlinkSync } from 'node:fs';
+import { constants, fstatSync, rmSync, statSync } from 'node:fs';
 import { lockWait, tryLock } from '../../devicemodel/core/host/file-lock.ts';
 import { closeFd, OpenFlag, openFile, setFileSize } from '../../devicemodel/core/host/files.ts';
 import { fillShared, type Mapping, map } from '../../devicemodel/core/host/mapping.ts';
@@ -109,7 +109,7 @@ function forget(region: Region): void {
   regions.delete(region.path);
   region.mapping.dispose();
   if (tryLock(region.fd, 'exclusive', region.path) && isSameFile(region.fd, region.path)) {
-    unlinkSync(region.path);
+    rmSync(region.path, { force: true });
   }
   closeFd(region.fd);
 }

@@ -1,5 +1,5 @@
 import { readdirSync, writeFileSync } from 'node:fs';
-import { connect } from 'node:net';
+import { connect, createServer } from 'node:net';
 import * as fc from 'fast-check';
 import { afterEach, describe, expect, test } from 'vitest';
 import { ManagerMessageId as Id, MANAGER_MAGIC, ManagerMessage, ManagerSocket } from '../../control/manager-socket.ts';
@@ -132,7 +132,7 @@ describe('messages', () => {
   });
 });
 
-test('sockets that dead processes of this VM left are removed, others are not', async () => {
+test('sockets that dead processes left are removed, those that somebody has or serves are not', async () => {
   const scratch = scratchDirectory();
   cleanUp.push(() => scratch.remove());
   // No process has this number: pid_max is at most 2^22.
@@ -140,15 +140,29 @@ test('sockets that dead processes of this VM left are removed, others are not', 
     'vm1.monitor.4194305.socket',
     'vm11.monitor.4194305.socket',
     `vm1.monitor.${process.ppid}.socket`,
+    `vm2.monitor.${process.ppid}.socket`,
+    'notes.txt',
+    'vm.monitor.x.socket',
   ]) {
     writeFileSync(scratch.file(name), '');
   }
+  // As of another pid namespace: the process is not seen, but its socket is served.
+  const served = createServer();
+  await new Promise<void>((resolve) => served.listen(scratch.file('vm3.monitor.4194306.socket'), resolve));
+  cleanUp.push(() => void served.close());
   const { log } = memoryLog();
   const { commands } = fakeTarget();
   const socket = new ManagerSocket({ vmName: 'vm1', directory: scratch.path, log, commands });
   await socket.start();
   expect(readdirSync(scratch.path).sort()).toEqual(
-    [`vm1.monitor.${process.ppid}.socket`, `vm1.monitor.${process.pid}.socket`, 'vm11.monitor.4194305.socket'].sort(),
+    [
+      `vm1.monitor.${process.ppid}.socket`,
+      `vm1.monitor.${process.pid}.socket`,
+      `vm2.monitor.${process.ppid}.socket`,
+      'notes.txt',
+      'vm.monitor.x.socket',
+      'vm3.monitor.4194306.socket',
+    ].sort(),
   );
   await socket.close();
 });

@@ -10,7 +10,7 @@
  * threads there were in between. Status 1: something is left behind.
  */
 import { mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { constants, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { LogLevel } from '../../devicemodel/core/log.ts';
@@ -132,6 +132,16 @@ const withHost = values.host === true;
 const rounds = Number(values.rounds ?? 1000);
 const scratch = mkdtempSync(join(tmpdir(), 'acrn-dm-soak-'));
 writeFileSync(join(scratch, 'disk'), Buffer.alloc(DISK_SECTORS * 512));
+function removeScratch(): void {
+  rmSync(scratch, { recursive: true, force: true });
+  rmSync(join('/dev/shm', sharedName), { force: true });
+}
+for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
+  process.once(signal, () => {
+    removeScratch();
+    process.exit(128 + constants.signals[signal]);
+  });
+}
 try {
   for (let i = 0; i < WARM_UP_ROUNDS; i++) await round(scratch, withHost);
   growYoungGeneration();
@@ -150,6 +160,5 @@ try {
     process.exitCode = 1;
   }
 } finally {
-  rmSync(scratch, { recursive: true });
-  rmSync(join('/dev/shm', sharedName), { force: true });
+  removeScratch();
 }

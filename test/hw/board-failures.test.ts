@@ -2,8 +2,9 @@
  * Any call to the hypervisor may fail, at any time of a VM's life: everything done before is undone, in order, and no VM
  * and no vdev is left without an owner (anchors §4.3 group 12).
  */
+import { rmSync } from 'node:fs';
 import { constants } from 'node:os';
-import { describe, expect, test } from 'vitest';
+import { afterAll, describe, expect, test } from 'vitest';
 import { DmError } from '../../devicemodel/core/errors.ts';
 import type { HvVdev } from '../../devicemodel/core/hsm/vdev.ts';
 import { LogLevel } from '../../devicemodel/core/log.ts';
@@ -17,6 +18,9 @@ const argv = [
   ...['-s', '5,ivshmem,hv:/failing,2', '-s', `6,ivshmem,dm:/failing-${process.pid},2`, '-s', '7,uart,vuart_idx:1'],
   ...['-s', '8,root-port,ptm', '-s', '1:0:0,uart,vuart_idx:2'],
 ];
+
+// Shared memory of dm: outlives the VM.
+afterAll(() => rmSync(`/dev/shm/failing-${process.pid}`, { force: true }));
 
 /** Everything a guest can make the board do: interrupts, a system reset, S3, a full reset, power-off. */
 function liveThroughEverything(hsm: FakeHsm, life: number): void {

@@ -22,6 +22,9 @@ export interface Exit {
   readonly stderr: string;
 }
 
+/** A program that does not end by itself in this time is killed. */
+const END_PATIENCE_MS = 5000;
+
 /** A running acrn-dm. */
 export class Program {
   readonly #child: ChildProcess;
@@ -86,10 +89,12 @@ export class Program {
     this.#child.kill(name);
   }
 
-  /** For afterEach: whatever state it is in, it is gone afterwards. */
+  /** For afterEach: whatever state it is in, it is gone afterwards, and its sockets and memory with it if it can. */
   async end(): Promise<void> {
-    if (this.#exit === undefined) this.#child.kill('SIGKILL');
+    if (this.#exit === undefined) this.#child.kill('SIGINT');
+    const killed = setTimeout(() => this.#child.kill('SIGKILL'), END_PATIENCE_MS);
     await this.exited;
+    clearTimeout(killed);
   }
 }
 

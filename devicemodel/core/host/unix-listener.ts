@@ -18,7 +18,7 @@ export interface UnixListener {
 }
 
 /** Whether somebody accepts connections there. */
-function isAlive(path: string): Promise<boolean> {
+export function isServed(path: string): Promise<boolean> {
   return new Promise((resolve) => {
     const probe = createConnection(path);
     probe.once('connect', () => {
@@ -124,12 +124,13 @@ async function clearWay(path: string): Promise<void> {
       hint: 'choose another path, or remove it',
     });
   }
-  if (await isAlive(path)) {
+  if (await isServed(path)) {
     throw new HostError(`socket ${path} is in use`, constants.errno.EADDRINUSE, {
       exitCode: ExitCode.CannotCreate,
       hint: 'is another VM running with the same path?',
     });
   }
   // Another start may have replaced the dead one by now: that one is not ours to remove.
-  if (lstatSync(path, { throwIfNoEntry: false })?.ino === existing.ino) rmSync(path, { force: true });
+  const now = lstatSync(path, { throwIfNoEntry: false });
+  if (now?.ino === existing.ino && now.ctimeMs === existing.ctimeMs) rmSync(path, { force: true });
 }

@@ -1,5 +1,5 @@
 /** VMs of one host finding each other, here several in one process, each with everything its own process would have. */
-import { existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, readdirSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -178,3 +178,33 @@ test('leaving removes the socket', async () => {
   a.release();
   await until(() => readdirSync(directory).every((file) => file === 'lock'));
 });
+
+/** A socket file that nobody serves, as a VM leaves it that was killed. */
+async function deadSocket(path: string): Promise<void> {
+  const server = createServer();
+  await new Promise<void>((resolve) => server.listen(`${path}.live`, resolve));
+  renameSync(`${path}.live`, path);
+  await new Promise((resolve) => server.close(resolve));
+}
+
+test('three starts at once beside VMs that were killed, a hundred times: each has an id of its own', async () => {
+  for (let round = 0; round < 100; round++) {
+    const path = (vmid: number) => join(directory, `vm-${vmid}.sock`);
+    const dead = [1, 2, 3, 5, 7, 9].map(path);
+    for (const socket of dead) await deadSocket(socket);
+    // Somebody else cleans up at the same time, at any point of what the starts do. (They take 1, 2 and 3.)
+    const toClean = [5, 7, 9].map(path);
+    const clean = () => {
+      const socket = toClean.shift();
+      if (socket === undefined) return;
+      rmSync(socket, { force: true });
+      setTimeout(clean, round % 3);
+    };
+    setTimeout(clean, round % 5);
+    const started = await Promise.all(['a', 'b', 'c'].map(join_));
+    expect(new Set(started.map(({ vmid }) => vmid)).size).toBe(3);
+    for (const release of releases.splice(0)) release();
+    await until(() => readdirSync(directory).every((name) => name === 'lock' || dead.includes(join(directory, name))));
+    for (const socket of dead) rmSync(socket, { force: true });
+  }
+}, 60_000);
