@@ -50,18 +50,24 @@ export function serveChains(queue: Virtqueue, budget: SliceBudget, server: Chain
   const { chainsPerLook = 1 } = budget;
   let { chains, cost } = budget;
   let untilLook = chainsPerLook;
-  const endNs = clock.nowNs() + SLICE_NS;
+  // Set at the first look: a chain that is alone costs none.
+  let endNs = 0;
   let isSpent = false;
   do {
     if (budget.suppressesNotify === true) queue.suppressNotify();
-    for (let chain = queue.pop(); chain !== undefined; chain = queue.pop()) {
+    for (let chain = queue.pop(); chain !== undefined; ) {
       cost -= server.serveChain(queue, chain);
       isSpent = --chains <= 0 || cost <= 0 || queue.hasParked;
-      if (!isSpent && --untilLook <= 0) {
-        untilLook = chainsPerLook;
-        isSpent = clock.nowNs() >= endNs;
-      }
       if (isSpent) break;
+      chain = queue.pop();
+      if (chain === undefined || --untilLook > 0) continue;
+      untilLook = chainsPerLook;
+      const nowNs = clock.nowNs();
+      if (endNs === 0) endNs = nowNs + SLICE_NS;
+      isSpent = nowNs >= endNs;
+      if (!isSpent) continue;
+      queue.park(chain);
+      break;
     }
     const hasMore = isSpent && queue.hasAvailable();
     server.endPass?.(queue, hasMore);
