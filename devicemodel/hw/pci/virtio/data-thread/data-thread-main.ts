@@ -23,6 +23,8 @@ const NICE = -20;
 
 interface Served {
   readonly queue: Virtqueue;
+  /** Which of the queue fields are its. */
+  readonly slot: number;
   readonly kickFd: number;
   readonly callFd: number;
   /** The driver made more available than one turn takes. */
@@ -76,7 +78,7 @@ function run(setup: DataThreadSetup): void {
       });
       queue.enable(field('desc'), field('avail'), field('used'));
       queue.resumeAt(field('position'));
-      served.push({ queue, kickFd: field('kickFd'), callFd: field('callFd'), hasMore: true });
+      served.push({ queue, slot: i, kickFd: field('kickFd'), callFd: field('callFd'), hasMore: true });
       polled.watch(Slot.Kicks + served.length - 1, field('kickFd'));
     }
     server.start(served.map((each) => each.queue));
@@ -84,12 +86,11 @@ function run(setup: DataThreadSetup): void {
   /** @returns whether everything before the positions is used, and nothing behind them is touched any more. */
   const writePositions = () => {
     let outstanding = 0;
-    for (let i = 0; i < setup.queueCount; i++) {
-      const at = i * QueueField.count;
-      const each = served.find((s) => s.queue.index === fields[at + QueueField.index]);
-      if (each === undefined) continue;
-      fields[at + QueueField.position] = each.queue.position;
-      outstanding += each.queue.outstanding;
+    // After every turn: by index, which allocates nothing.
+    for (let i = 0; i < served.length; i++) {
+      const { queue, slot } = served[i] as Served;
+      fields[slot * QueueField.count + QueueField.position] = queue.position;
+      outstanding += queue.outstanding;
     }
     Atomics.store(words, Word.Standing, outstanding === 0 ? Standing.Known : Standing.Unknown);
   };
