@@ -144,6 +144,21 @@ test('a timer set by a request wakes a thread that blocks, though the watcher wa
   await runUntil(() => ran);
 });
 
+test('a signal of the process is heard while the thread blocks', async () => {
+  await quiet();
+  let heard = false;
+  const listener = () => {
+    heard = true;
+  };
+  process.on('SIGWINCH', listener);
+  requests = [() => void process.kill(process.pid, 'SIGWINCH')];
+  try {
+    await runUntil(() => heard);
+  } finally {
+    process.off('SIGWINCH', listener);
+  }
+});
+
 test('a timer of a device wakes a thread that blocks', async () => {
   let ran = false;
   loop.clock.createTimer(() => (ran = true)).arm(loop.clock.nowNs() + 5e6);
