@@ -114,13 +114,8 @@ async function assemble(
   onCommands?.(commands);
   const doors = new FrontDoors(vm.ending);
   undo.defer(() => doors.close());
-  const launch = make(
-    vm,
-    commands,
-    loop,
-    () => openFrontDoors(doors, { vm, target, commands, ...{ clock: loop.clock, consoles, log } }),
-    undo,
-  );
+  const parts = { vm, target, commands, clock: loop.clock, consoles, log };
+  const launch = make(vm, commands, loop, () => openFrontDoors(doors, parts), undo);
   // A VM that outlives its device model unpaused damages the driver's list of VMs.
   const onExit = () => launch.abandon();
   process.on('exit', onExit);
