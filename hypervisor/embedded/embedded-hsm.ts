@@ -24,6 +24,7 @@ import type {
 import type { HvVdev } from '../../devicemodel/core/hsm/vdev.ts';
 import { IOREQ_PAGE_BYTES, IOREQ_SLOTS, IoreqPage, IoreqState } from '../../devicemodel/core/ioreq-page.ts';
 import { type Log, silentLog } from '../../devicemodel/core/log.ts';
+import { GiB } from '../../devicemodel/core/units.ts';
 import type { CpuEngine, GuestBus, MemoryWindow } from './cpu-engine.ts';
 import { EventRing, VmEventType } from './event-ring.ts';
 import type { EventfdHost } from './eventfd-host.ts';
@@ -36,6 +37,8 @@ const E = constants.errno;
 
 /** GSIs of a User VM's virtual IOAPIC [VIOAPIC_RTE_NUM]. */
 const VM_GSI_COUNT = 48;
+/** A longer segment of huge pages shows its first GiB; the rest is at its address (core/guest-ram.ts). */
+const VIEW_BYTES = GiB;
 /** RAM segments the driver keeps per VM [ACRN_MEM_MAPPING_MAX]. */
 const MAX_MEMORY_SEGMENTS = 256;
 const PAGE_BYTES = 4096;
@@ -70,7 +73,7 @@ export class EmbeddedHsm implements Hsm {
 
   readonly #life = new VmLife();
   #serve: (() => void) | undefined;
-  readonly #memory: Array<{ readonly mapping: RamMapping; readonly window: MemoryWindow }> = [];
+  readonly #memory: Array<{ readonly mapping: RamMapping; readonly windows: readonly MemoryWindow[] }> = [];
   readonly #eventfdTable: EventfdTable;
   readonly #router: AccessRouter;
   readonly #host: VirtualFunctionHost;
@@ -175,11 +178,16 @@ export class EmbeddedHsm implements Hsm {
     this.#life.need('SET_MEMSEG');
     const what = `${hex(mapping.gpa)}+${hex(mapping.sizeBytes)}`;
     if (mapping.sizeBytes < PAGE_BYTES) throw new HsmError('SET_MEMSEG', E.EINVAL, { what });
-    if (mapping.bytes.length < mapping.sizeBytes) throw new HsmError('SET_MEMSEG', E.EFAULT, { what });
+    const { gpa, sizeBytes, bytes, hostAddress, writable } = mapping;
+    if (bytes.length < Math.min(sizeBytes, VIEW_BYTES)) throw new HsmError('SET_MEMSEG', E.EFAULT, { what });
     if (this.#memory.length >= MAX_MEMORY_SEGMENTS) throw new HsmError('SET_MEMSEG', E.ENOMEM, { what });
-    const bytes = mapping.bytes.subarray(0, mapping.sizeBytes);
-    const window = this.#engine.mapMemory(mapping.gpa, bytes, mapping.hostAddress, mapping.writable);
-    this.#memory.push({ mapping, window });
+    const windows: MemoryWindow[] = [];
+    for (let at = 0; at < sizeBytes; at += VIEW_BYTES) {
+      const length = Math.min(sizeBytes - at, VIEW_BYTES);
+      const view = at === 0 ? bytes.subarray(0, length) : viewOf(hostAddress + BigInt(at), length);
+      windows.push(this.#engine.mapMemory(gpa + at, view, hostAddress + BigInt(at), writable));
+    }
+    this.#memory.push({ mapping, windows });
   }
 
   /** @throws HsmError EINVAL for what is not mapped. */
@@ -191,7 +199,7 @@ export class EmbeddedHsm implements Hsm {
     if (at < 0) {
       throw new HsmError('UNSET_MEMSEG', E.EINVAL, { what: `${hex(mapping.gpa)}+${hex(mapping.sizeBytes)}` });
     }
-    for (const { window } of this.#memory.splice(at, 1)) window.dispose();
+    for (const { windows } of this.#memory.splice(at, 1)) for (const window of windows) window.dispose();
   }
 
   setIrqLine(gsi: Gsi, op: IrqLineOp): void {
@@ -357,7 +365,7 @@ export class EmbeddedHsm implements Hsm {
     this.#router.hasClient = false;
     this.#eventfdTable.clear();
     this.#router.removeAllFunctions();
-    for (const { window } of this.#memory) window.dispose();
+    for (const { windows } of this.#memory) for (const window of windows) window.dispose();
     this.#eventRing.detach();
     this.#memory.length = 0;
     this.#engine.wake();

@@ -65,7 +65,7 @@ export interface VcpuRegs {
 export interface RamMapping {
   readonly gpa: Gpa;
   readonly sizeBytes: number;
-  /** The bytes themselves; an embedded engine that cannot map host memory serves the range from them. */
+  /** The bytes themselves, of more than 1 GiB the first; an engine that cannot map host memory serves the range from them. */
   readonly bytes: Uint8Array;
   /** Their address in this process. */
   readonly hostAddress: bigint;
