@@ -1,6 +1,7 @@
 /** The program: command line → VM → exit status. The only file that ends the process. */
 import './first-line.ts';
-import { ExitCode } from '../devicemodel/core/errors.ts';
+import type { VmConfig } from '../devicemodel/core/config.ts';
+import { DmError, ExitCode } from '../devicemodel/core/errors.ts';
 import { Log, LogLevel } from '../devicemodel/core/log.ts';
 import { pciDrivers } from '../devicemodel/hw/registry.ts';
 import { parseCommandLine, type VmOrder } from './cli.ts';
@@ -59,7 +60,7 @@ async function main(): Promise<ExitCode> {
 }
 
 async function dryRun(order: VmOrder): Promise<ExitCode> {
-  const [{ describeVm, formatDryRun }, { checkHost, problemsOf }] = await Promise.all([
+  const [{ describeVm, formatDryRun }, { checkHost, fileProblems, problemsOf }] = await Promise.all([
     import('./dry-run.ts'),
     import('../config/preflight.ts'),
   ]);
@@ -75,8 +76,34 @@ async function dryRun(order: VmOrder): Promise<ExitCode> {
   const plan = await describeVm(config, order.later, hostRoot);
   const written = print(order.format === 'json' ? [JSON.stringify(plan, undefined, 2)] : formatDryRun(plan));
   const problems = [...problemsOf(config, order.later), ...obstacles];
+  if (hostRoot === undefined) problems.push(...fileProblems(config));
+  if (problems.length === 0) problems.push(...(await engineProblems(config)));
   for (const problem of problems) writeLines(standardError, errorLines(problem, { debug }));
   return problems[0]?.exitCode ?? written;
+}
+
+/**
+ * Why the hypervisor that would be taken cannot run this VM. Where there is no ACRN and the user named none, the plan may
+ * well be for another machine: then these are warnings.
+ */
+async function engineProblems(config: VmConfig): Promise<readonly DmError[]> {
+  const [{ chooseHypervisor }, { checkHypervisor }, { silentLog }] = await Promise.all([
+    import('../hypervisor/choose.ts'),
+    import('../config/preflight.ts'),
+    import('../devicemodel/core/log.ts'),
+  ]);
+  const hypervisor = await chooseHypervisor(config, silentLog);
+  const problems = [...hypervisor.problems(config)];
+  try {
+    checkHypervisor(config, hypervisor);
+  } catch (error) {
+    if (!(error instanceof DmError)) throw error;
+    problems.push(error);
+  }
+  if (config.hypervisor !== 'auto' || hypervisor.kind === 'acrn') return problems;
+  const lines = problems.map((p) => `acrn-dm: warning: not on this machine, which has no ACRN: ${p.message}`);
+  writeLines(standardError, lines);
+  return [];
 }
 
 async function run(order: VmOrder): Promise<ExitCode> {

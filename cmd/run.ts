@@ -14,7 +14,7 @@ export function abandonVm(): void {
   running = undefined;
 }
 
-/** @returns the process's exit status: 0 after a power-off. @throws DmError if the VM cannot start or has to be given up. */
+/** @returns the process's exit status: 0 after a power-off, 3 after a triple fault. @throws DmError if the VM cannot start or has to be given up. */
 export async function runVm(config: VmConfig, log: Log): Promise<ExitCode> {
   let signals: FrontDoor | undefined;
   try {
@@ -25,8 +25,8 @@ export async function runVm(config: VmConfig, log: Log): Promise<ExitCode> {
         signals = connectSignals(commands);
       },
     });
-    await running.run();
-    return ExitCode.Ok;
+    const event = await running.run();
+    return event.kind === 'poweroff' && event.by === 'triple-fault' ? ExitCode.TripleFault : ExitCode.Ok;
   } finally {
     running = undefined;
     signals?.close();

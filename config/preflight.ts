@@ -1,5 +1,6 @@
 /** What can be found wrong with an order as a whole before a VM is asked for. */
 import { statSync } from 'node:fs';
+import { checkSoftware, splitRam } from '../devicemodel/core/boot/loader.ts';
 import type { VmConfig } from '../devicemodel/core/config.ts';
 import { ConfigError, DmError, ExitCode } from '../devicemodel/core/errors.ts';
 import type { HypervisorOffers } from '../devicemodel/core/hsm/hsm.ts';
@@ -43,15 +44,11 @@ export function problemsOf(config: VmConfig, later: readonly SlotText[]): DmErro
 export function checkHostPaths(config: VmConfig, drivers: readonly PciDriverEntry[] = pciDrivers): void {
   for (const slot of config.pci) {
     const driver = drivers.find((d) => d.name === slot.driver);
-    for (const path of driver?.hostPaths?.(slot.options) ?? []) {
-      if (statSync(path, { throwIfNoEntry: false }) === undefined) {
-        throw new ConfigError(`-s ${formatSlotText({ ...slot, text: slot.text })}: ${path}: no such file or device`);
-      }
-    }
+    for (const path of driver?.hostPaths?.(slot.options) ?? []) checkPath(path, `-s ${formatSlotText(slot)}`);
     try {
       driver?.inspectHost?.(slot.options);
     } catch (error) {
-      throw located(`-s ${formatSlotText({ ...slot, text: slot.text })}`, error);
+      throw located(`-s ${formatSlotText(slot)}`, error);
     }
   }
   for (const { driver, options, text } of config.platform) {
@@ -75,6 +72,46 @@ export function checkHypervisor(config: Pick<VmConfig, 'pci'>, offers: Hyperviso
       throw located(`-s ${formatSlotText(slot)}`, error);
     }
   }
+}
+
+/** @throws ConfigError with the status of its kind: 66, or 77 where it is a matter of rights. */
+function checkPath(path: string, option: string): void {
+  try {
+    statSync(path);
+  } catch (cause) {
+    const { code } = cause as NodeJS.ErrnoException;
+    const isForbidden = code === 'EACCES' || code === 'EPERM';
+    const why = WORDS[code ?? ''] ?? `cannot be looked at (${code})`;
+    throw new ConfigError(`${option}: ${path}: ${why}`, {
+      exitCode: isForbidden ? ExitCode.NoPermission : ExitCode.NoInput,
+      cause,
+    });
+  }
+}
+
+const WORDS: Readonly<Record<string, string>> = {
+  ENOENT: 'no such file or device',
+  ENOTDIR: 'a part of the path is no directory',
+  EACCES: 'a part of the path may not be entered',
+  ELOOP: 'its symbolic links go round in a circle',
+  ENAMETOOLONG: 'the name is too long',
+};
+
+/** What a start would find wrong with boot images and other files of this host. Reads only. */
+export function fileProblems(config: VmConfig): DmError[] {
+  const problems: DmError[] = [];
+  const collect = (check: () => void) => {
+    try {
+      check();
+    } catch (error) {
+      if (!(error instanceof DmError)) throw error;
+      problems.push(error);
+    }
+  };
+  const { boot } = config;
+  if (boot !== undefined) collect(() => checkSoftware(boot, splitRam(config.memoryBytes)));
+  collect(() => checkHostPaths(config));
+  return problems;
 }
 
 /** What the drivers find on the host for this VM, beyond paths. Reads only. */

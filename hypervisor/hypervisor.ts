@@ -1,5 +1,6 @@
 /** What a hypervisor brings: a way to open a VM on it, a loop that knows how to wait for one, and CPUs. */
 import type { VmConfig } from '../devicemodel/core/config.ts';
+import type { DmError } from '../devicemodel/core/errors.ts';
 import type { GuestLoop } from '../devicemodel/core/guest-loop.ts';
 import type { Hsm, HypervisorOffers } from '../devicemodel/core/hsm/hsm.ts';
 import type { Log } from '../devicemodel/core/log.ts';
@@ -18,6 +19,11 @@ export interface Hypervisor extends HypervisorOffers {
   readonly kind: 'acrn' | 'kvm' | 'soft';
   /** Whether this host has it; asked when the user left the choice to us. */
   isPresent(): boolean;
+  /**
+   * Why this hypervisor cannot run such a VM, found without asking it; empty: it can. Also for `--dry-run`.
+   * @throws ConfigError for a boot image that cannot be read.
+   */
+  problems(config: VmConfig): readonly DmError[];
   /** A handle for one life of a VM: called again for every full reset. @throws HostError or ConfigError. */
   open(config: VmConfig, log: Log): Promise<Hsm>;
   /** The loop for one VM on this thread. @throws HostError */

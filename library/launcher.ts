@@ -87,6 +87,8 @@ async function assemble(
   if (config.boot === undefined) throw new BugError('a VM without a boot image was let through');
   const hypervisor = await chooseHypervisor(config, log, { ownsThread });
   checkHypervisor(config, hypervisor);
+  const [problem] = hypervisor.problems(config);
+  if (problem !== undefined) throw problem;
   const cpus = hypervisor.cpus(config, log);
   const software = openSoftware(config.boot, splitRam(config.memoryBytes), log);
   undo.defer(() => software.close());

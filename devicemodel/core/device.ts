@@ -64,6 +64,11 @@ export type PowerEvent =
       readonly reason: string;
       /** Now, and without waiting for storage. May follow an event without it. */
       readonly isForced?: boolean;
+      /**
+       * Who wrote sleep type 5: the guest; or, after a `triple-fault` event, the hypervisor in its name. Absent: someone
+       * outside asked.
+       */
+      readonly by?: 'guest' | 'triple-fault';
     }
   | { readonly kind: 'full-reset'; readonly reason: string }
   | { readonly kind: 'system-reset'; readonly reason: string }

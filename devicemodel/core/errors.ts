@@ -10,6 +10,8 @@ export const ExitCode = {
   Ok: 0,
   /** Anything that goes wrong once the hypervisor was asked for a VM: what the C device model ends with. */
   VmFailed: 1,
+  /** The guest shut down by a triple fault. */
+  TripleFault: 3,
   Usage: 64,
   DataError: 65,
   NoInput: 66,

@@ -41,7 +41,7 @@ export class IoreqServer {
     };
   }
 
-  /** True while a reset or suspend is asked for: no vCPU must run on, so their requests stay open and are dropped then. */
+  /** True once a reset, a suspend or the end is asked for: no vCPU must run on, so their requests stay open and are dropped then. */
   get holdCompletions(): boolean {
     return this.#keepsOpen;
   }
@@ -56,6 +56,8 @@ export class IoreqServer {
     const holds = this.#holds;
     let served = 0;
     for (let vcpu = 0; vcpu < this.#parts.vcpuCount; vcpu++) {
+      // What stays open was served, or never will be: a second time would be a second access.
+      if (this.#keepsOpen) break;
       if (!page.isPending(vcpu) || holds.states[vcpu] !== 0) continue;
       served++;
       holds.serving = vcpu;

@@ -22,7 +22,7 @@ import type { Log } from './log.ts';
 import { GuestMemory } from './memory.ts';
 import type { PowerState } from './power.ts';
 import { VmEventSource } from './vm-event-source.ts';
-import type { VmEventSink, VmEvents, VmState } from './vm-events.ts';
+import type { VmEvent, VmEventSink, VmEvents, VmState } from './vm-events.ts';
 import { newWaits, type Waits } from './waits.ts';
 
 export interface VmParts {
@@ -64,6 +64,7 @@ export class Life {
   /** PAUSE_VM was done and the VM did not run since. */
   #isPaused = false;
   #isReset = false;
+  #hasTripleFault = false;
 
   constructor(
     config: VmConfig,
@@ -78,7 +79,7 @@ export class Life {
     this.#events = events;
     this.#enter = enter;
     this.#hypervisorEvents = new VmEventSource({ log: parts.log, events });
-    power.onRequest = (event) => this.#onPowerRequest(event);
+    power.onRequest = () => this.#onPowerRequest();
     power.onForce = () => this.#waits.patience.force();
     this.#waits = newWaits((error) => {
       this.#failure ??= error;
@@ -102,8 +103,11 @@ export class Life {
   async #createVm(): Promise<Hsm> {
     const { log } = this.#parts;
     const wakeUp = () => this.#wakeUp?.();
-    this.#events.on('wake', wakeUp);
-    this.#undo.defer(() => void this.#events.off('wake', wakeUp));
+    const onEvent = (event: VmEvent) => {
+      if (event.type === 'triple-fault') this.#hasTripleFault = true;
+    };
+    this.#events.on('wake', wakeUp).on('event', onEvent);
+    this.#undo.defer(() => void this.#events.off('wake', wakeUp).off('event', onEvent));
     const regions = this.#ramRegions();
     const hsm = await this.#parts.openHsm();
     this.#hsm = hsm;
@@ -213,15 +217,20 @@ export class Life {
       power.begin();
       if (event.kind === 'system-reset') await this.#systemReset(event.reason);
       else if (event.kind === 'suspend') await this.#suspend();
-      else return event;
+      else return this.#withCause(event);
     }
   }
 
-  #onPowerRequest(event: PowerEvent): void {
-    // The vCPU that asked must not run on: its request is dropped by CLEAR_VM_IOREQ instead of completed.
-    if (this.#server !== undefined) {
-      this.#server.holdCompletions = event.kind === 'system-reset' || event.kind === 'suspend';
-    }
+  /** A guest that shut down by a triple fault is powered off by the hypervisor, in its name; the event says so. */
+  #withCause(event: PowerEvent): PowerEvent {
+    if (event.kind !== 'poweroff' || event.by !== 'guest') return event;
+    this.#hypervisorEvents.poll();
+    return this.#hasTripleFault ? { ...event, by: 'triple-fault', reason: 'triple fault' } : event;
+  }
+
+  #onPowerRequest(): void {
+    // The vCPU that asked must not run on: its request is dropped by CLEAR_VM_IOREQ or with the client, not completed.
+    if (this.#server !== undefined) this.#server.holdCompletions = true;
     this.#stir();
   }
 
@@ -271,6 +280,7 @@ export class Life {
     const memory = this.#memory as GuestMemory;
     this.#pause(hsm);
     hsm.clearIoreqs();
+    this.#hasTripleFault = false;
     await this.#settle(false);
     this.#parts.software.save(memory);
     await this.#parts.loop.rest(board.reset());

@@ -12,6 +12,7 @@ export class VmEventSource {
   #page: Mapping | undefined;
   #eventfd: Eventfd | undefined;
   #unwatch: (() => void) | undefined;
+  #ring: VmEventRing | undefined;
 
   constructor(options: { readonly log: Log; readonly events: VmEventSink }) {
     this.#log = options.log;
@@ -31,18 +32,22 @@ export class VmEventSource {
       this.stop();
       return false;
     }
-    const eventfd = this.#eventfd;
-    this.#unwatch = watchFd(eventfd.fd, () => {
-      eventfd.take();
-      ring.drain((event) => this.#events.emit('event', event));
-    });
+    this.#ring = ring;
+    this.#unwatch = watchFd(this.#eventfd.fd, () => this.poll());
     return true;
+  }
+
+  /** Hand on what has come: it may be announced and not heard of yet. */
+  poll(): void {
+    this.#eventfd?.take();
+    this.#ring?.drain((event) => this.#events.emit('event', event));
   }
 
   /** Only after the VM is destroyed: until then the hypervisor may write to the page. Safe twice, and without start. */
   stop(): void {
     this.#unwatch?.();
     this.#unwatch = undefined;
+    this.#ring = undefined;
     this.#eventfd?.dispose();
     this.#eventfd = undefined;
     this.#page?.dispose();

@@ -152,7 +152,7 @@ export class Vm extends EventEmitter<VmEventMap> {
     else this.#log.rationed('notice', () => line);
     const instead = await this.#end(life, event.kind === 'full-reset');
     // What was asked for meanwhile comes first.
-    return instead ?? this.#power.event ?? event;
+    return instead ?? (event.kind === 'poweroff' ? event : (this.#power.event ?? event));
   }
 
   /** @returns the event that took the place of the one that ended this life. @throws StorageHangError */

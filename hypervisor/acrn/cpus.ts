@@ -100,14 +100,23 @@ export function vcpuLapicIds(bitmap: bigint, vcpuCount: number, hostLapicIds: re
   }
   if (ids.length < vcpuCount) {
     const known = hostLapicIds.join(', ');
+    const hint = `give a local APIC id for each vCPU; this host has ${known}`;
+    if (ids.length === 0) throw noAffinity(hint);
     throw new ConfigError(
-      ids.length === 0
-        ? '--cpu_affinity is missing: which CPUs does this VM run on?'
-        : `--cpu_affinity: the hypervisor gives this VM ${vcpuCount} vCPUs, but ${ids.length} of its CPUs are named`,
-      { hint: `give a local APIC id for each vCPU; this host has ${known}` },
+      `--cpu_affinity: the hypervisor gives this VM ${vcpuCount} vCPUs, but ${ids.length} of its CPUs are named`,
+      { hint },
     );
   }
   return ids;
+}
+
+/** ACRN's tables name each vCPU by the CPU it runs on. */
+export function affinityProblems(config: Pick<VmConfig, 'cpuAffinity'>): ConfigError[] {
+  return config.cpuAffinity.length > 0 ? [] : [noAffinity('grep apicid /proc/cpuinfo shows the ids of a Service VM')];
+}
+
+function noAffinity(hint: string): ConfigError {
+  return new ConfigError('--cpu_affinity is missing: which CPUs does this VM run on? ACRN needs to know', { hint });
 }
 
 /** The placement of a VM on ACRN. @throws ConfigError or HostError, while there is no VM yet. */

@@ -3,7 +3,7 @@ import { BlockingLoop } from '../blocking-loop/loop.ts';
 import type { Hypervisor } from '../hypervisor.ts';
 import { TurnLoop } from '../turn-loop/loop.ts';
 import { findHsmNode, openAcrnHsm } from './acrn-hsm.ts';
-import { acrnCpus } from './cpus.ts';
+import { acrnCpus, affinityProblems } from './cpus.ts';
 import { isWaitInterruptible } from './polled-attach.ts';
 
 /** @param ownsThread whether the thread may block in ATTACH: if not, or if no signal ends it there, another one waits. */
@@ -15,6 +15,7 @@ export function acrnHypervisor(ownsThread: boolean): Hypervisor {
     open: async () => openAcrnHsm(isInterruptible),
     loop: () => (isInterruptible ? new BlockingLoop() : new TurnLoop({ hasSlices: false })),
     givesHostFunctions: true,
+    problems: affinityProblems,
     cpus: acrnCpus,
   };
 }

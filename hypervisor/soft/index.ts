@@ -9,6 +9,7 @@ import { derivedScenario, readScenario } from '../embedded/scenario.ts';
 import { vdevFactory } from '../embedded/vdevs.ts';
 import type { Hypervisor } from '../hypervisor.ts';
 import { TurnLoop } from '../turn-loop/loop.ts';
+import { softNotes, softProblems } from './limits.ts';
 import { SoftEngine } from './soft-engine.ts';
 
 export interface SoftHsmOptions {
@@ -26,8 +27,12 @@ export function softHypervisor(): Hypervisor {
     isPresent: () => true,
     open: (config, log) => openSoftHsm({ config, log }),
     loop: () => new TurnLoop({ hasSlices: true }),
+    problems: softProblems,
     // Its vCPU runs on whatever CPU is free.
-    cpus: () => ({ affinity: 0n, lapicIds: (count) => Array.from({ length: count }, (_, id) => id) }),
+    cpus: (config, log) => {
+      for (const note of softNotes(config)) log.warn(note);
+      return { affinity: 0n, lapicIds: (count) => Array.from({ length: count }, (_, id) => id) };
+    },
   };
 }
 

@@ -1,9 +1,11 @@
 /** The program as a process: what goes to which stream, and the status it ends with. */
 import { spawnSync } from 'node:child_process';
-import { join } from 'node:path';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { build } from 'esbuild';
-import { beforeAll, describe, expect, test } from 'vitest';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { ExitCode } from '../../devicemodel/core/errors.ts';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
@@ -22,6 +24,13 @@ beforeAll(async () => {
     define: { ACRN_DM_VERSION: '"1.2.3"' },
   });
 });
+
+const DEMO = join(root, 'examples/guest/demo.bzimage');
+const SCRIPT = join(root, 'examples/launch/soft-demo.sh');
+/** Looks like firmware of 1 MiB. */
+const FIRMWARE = join(mkdtempSync(join(tmpdir(), 'acrn-dm-test-')), 'OVMF.fd');
+writeFileSync(FIRMWARE, new Uint8Array(1024 * 1024));
+afterAll(() => rmSync(dirname(FIRMWARE), { recursive: true }));
 
 function acrnDm(...args: string[]) {
   const result = spawnSync(process.execPath, [program, ...args], {
@@ -64,18 +73,41 @@ describe('acrn-dm', () => {
     expect(acrnDm('--debug', '-m', '1', 'vm').stderr).toMatch(/^ {4}at /m);
   });
   test('a dry run prints the machine, warnings aside, and ends with 0', () => {
-    const { status, stdout, stderr } = acrnDm('--dry-run', '-A', '-s', '0:0,hostbridge', '-k', '/nonexistent', 'vm');
+    const { status, stdout, stderr } = acrnDm('--dry-run', '-A', '-s', '0:0,hostbridge', '-k', DEMO, 'vm');
     expect({ status, stderr }).toEqual({
       status: ExitCode.Ok,
       stderr: 'acrn-dm: warning: -A: obsolete, ignored: ACPI tables are always there\n',
     });
     expect(stdout).toContain('00:00.0');
   });
+  test.each([
+    ['a missing kernel', 66, ['-k', '/nonexistent']],
+    ['a kernel below a file', 66, ['-k', `${DEMO}/k`]],
+    ['a kernel that is none', 65, ['-k', SCRIPT]],
+    ['a missing ramdisk', 66, ['-k', DEMO, '-r', '/nonexistent']],
+    ['a missing disk', 66, ['-k', DEMO, '-s', '3,virtio-blk,/nonexistent']],
+    ['a disk below a file', 66, ['-k', DEMO, '-s', `3,virtio-blk,${DEMO}/d`]],
+    ['a name that is too long', 66, ['-k', DEMO, '-s', `3,virtio-blk,/${'d'.repeat(300)}`]],
+    ['memory out of the engine’s reach', 69, ['-k', DEMO, '-m', '4G', '--hypervisor', 'soft']],
+    ['firmware on an engine without', 69, ['--ovmf', FIRMWARE, '--hypervisor', 'soft']],
+    ['no CPUs on ACRN', 64, ['-k', DEMO, '--hypervisor', 'acrn']],
+  ])('a dry run reports what a start would: %s, status %i', (_, status, args) => {
+    const result = acrnDm('--dry-run', ...args, '-s', '0:0,hostbridge', '-s', '1:0,lpc', 'vm');
+    expect(result.status).toBe(status);
+    expect(result.stderr).toMatch(/^acrn-dm: /);
+    expect(result.stderr).not.toContain('internal error');
+    expect(result.stdout).toContain('00:00.0');
+  });
+  test('where no engine was named, what this machine cannot run is a warning: the plan may be for another', () => {
+    const { status, stderr } = acrnDm('--dry-run', '-k', DEMO, '-m', '4G', '-s', '0:0,hostbridge', 'vm');
+    expect(status).toBe(ExitCode.Ok);
+    expect(stderr).toMatch(/warning: not on this machine.* 4 GiB/);
+  });
   test('a dry run as JSON is nothing but JSON', () => {
     expect(JSON.parse(acrnDm('--dry-run=json', '-k', 'k', 'vm').stdout)).toMatchObject({ name: 'vm' });
   });
   test('a dry run of a VM that cannot be run says so by its status', () => {
-    const { status, stdout, stderr } = acrnDm('--dry-run', '-s', '3,virtio-gpu', '-k', 'k', 'vm');
+    const { status, stdout, stderr } = acrnDm('--dry-run', '-s', '3,virtio-gpu', '-k', DEMO, 'vm');
     expect(status).toBe(ExitCode.Unavailable);
     expect(stdout).toContain('Not available in this version');
     expect(stderr).toContain('-s 3,virtio-gpu: not supported yet, this comes in a later version');

@@ -102,7 +102,7 @@ describe('errors that did not help', () => {
       expect.unreachable();
     } catch (error) {
       expect(errorLines(error)).toEqual([
-        'acrn-dm: --cpu_affinity is missing: which CPUs does this VM run on?',
+        'acrn-dm: --cpu_affinity is missing: which CPUs does this VM run on? ACRN needs to know',
         'hint: give a local APIC id for each vCPU; this host has 0, 2, 4',
       ]);
     }

@@ -5,7 +5,7 @@ import { BugError } from '../errors.ts';
 import type { E820Input } from '../firmware/e820.ts';
 import type { VcpuRegs } from '../hsm/hsm.ts';
 import { Layout } from '../layout.ts';
-import type { Log } from '../log.ts';
+import { type Log, silentLog } from '../log.ts';
 import type { GuestMemory } from '../memory.ts';
 import { checkBzImage, loadBzImage } from './bzimage.ts';
 import { checkElf, loadElf } from './elf.ts';
@@ -35,6 +35,12 @@ export interface GuestSoftware {
 export function splitRam(memoryBytes: number): Pick<E820Input, 'lowRamBytes' | 'highRamBytes'> {
   const lowRamBytes = Math.min(memoryBytes, Layout.lowRamLimit);
   return { lowRamBytes, highRamBytes: memoryBytes - lowRamBytes };
+}
+
+/** Look at the images, and leave them as they are. @throws ConfigError as {@link openSoftware} */
+export function checkSoftware(boot: BootConfig, ram: E820Input): void {
+  const looked: BootConfig = boot.kind === 'ovmf' ? { ...boot, image: { ...boot.image, writeBack: false } } : boot;
+  openSoftware(looked, ram, silentLog).close();
 }
 
 /**

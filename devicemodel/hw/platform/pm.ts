@@ -198,7 +198,7 @@ export class AcpiPm implements PlatformDevice {
     const type = (value & Cnt.SleepTypeMask) >>> Cnt.SleepTypeShift;
     if (type === SleepType.S5) {
       this.#onSoftOff();
-      this.#power.request({ kind: 'poweroff', reason: 'guest entered ACPI S5' });
+      this.#power.request({ kind: 'poweroff', reason: 'guest entered ACPI S5', by: 'guest' });
     } else if (type === SleepType.S3) {
       this.#power.request({ kind: 'suspend', reason: 'guest entered ACPI S3' });
     }
