@@ -41,7 +41,6 @@ lives() {
   test "$(grep -c START_VM /proc/fake_acrn_log)" = "$1"
 }
 holds() { grep -q "vdevs=1 pcidevs=3" <<< "$(ask vms)"; }
-# In reverse of what was taken, or what is left is off.
 nothing_left() { grep -qE '^none$|state=off .*vdevs=0 pcidevs=0' <<< "$(ask vms)"; }
 refused() { grep -E 'ASSIGN_PCIDEV|CREATE_VDEV|DESTROY_VDEV|PTDEV_INTR' /proc/fake_acrn_log | grep -qv '= 0$'; }
 resets() { cat /run/pci/devices/0000:{02:00.0,00:1f.3,0b:00.0}/reset; }
