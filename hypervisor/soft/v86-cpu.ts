@@ -2,15 +2,25 @@
  * One 32-bit x86 CPU with local APIC, IOAPIC and PIC: the WebAssembly module of the npm package v86 (BSD-2-Clause), used
  * without the rest of that package. v86's own machine (BIOS, VGA, disks, PIT, RTC ...) is never created: every port and
  * every address that is not RAM comes out of here.
- *
- * The module keeps its state at fixed addresses of its memory (v86 src/rust/cpu/global_pointers.rs) and its interrupt
- * controllers in structs whose layout it asserts (apic.rs, ioapic.rs, pic.rs), so the version is checked at start.
  */
 import { randomBytes } from 'node:crypto';
-import { readFile } from 'node:fs/promises';
-import { createRequire } from 'node:module';
-import { ExitCode, HostError } from '../../devicemodel/core/errors.ts';
+import { HostError } from '../../devicemodel/core/errors.ts';
 import { addressOf, viewOf } from '../../devicemodel/core/host/mapping.ts';
+import {
+  Apic,
+  At,
+  codeImports,
+  type Exports,
+  Ioapic,
+  loadModule,
+  PIC_BYTES,
+  SEGMENT,
+  type SegmentName,
+  STATE_BYTES,
+  TABLE_CODE,
+  TABLE_OWN,
+  wrongVersion,
+} from './v86-module.ts';
 
 /** Where accesses go that are not RAM. Values are unsigned. None of these may throw. */
 export interface CpuBus {
@@ -20,7 +30,6 @@ export interface CpuBus {
   writeMemory(address: number, size: 1 | 2 | 4, value: number): void;
 }
 
-export type SegmentName = 'es' | 'cs' | 'ss' | 'ds' | 'fs' | 'gs' | 'tr' | 'ldtr';
 export interface SegmentState {
   readonly selector: number;
   readonly base: number;
@@ -32,43 +41,6 @@ export interface SegmentState {
 
 /** What one turn of the CPU ended with. */
 export type TurnEnd = 'ran' | 'halted' | 'shutdown';
-
-/** Byte addresses of the CPU's state, v86 src/rust/cpu/global_pointers.rs. */
-const At = {
-  reg32: 64,
-  lastOpSize: 96,
-  flagsChanged: 100,
-  lastOp1: 104,
-  lastResult: 112,
-  flags: 120,
-  segmentAccess: 512,
-  apicEnabled: 548,
-  acpiEnabled: 552,
-  instructionPointer: 556,
-  previousIp: 560,
-  idtrSize: 564,
-  idtrOffset: 568,
-  gdtrSize: 572,
-  gdtrOffset: 576,
-  cr: 580,
-  cpl: 612,
-  inHlt: 616,
-  prefixes: 648,
-  instructionCounter: 664,
-  sreg: 668,
-  segmentIsNull: 724,
-  segmentOffsets: 736,
-  segmentLimits: 768,
-  protectedMode: 800,
-  is32: 804,
-  stackSize32: 808,
-  memorySize: 812,
-} as const;
-/** Enough for everything in {@link At}. */
-const STATE_BYTES = 1280;
-
-/** Index in sreg, segment_offsets and so on. */
-const SEGMENT: Readonly<Record<SegmentName, number>> = { es: 0, cs: 1, ss: 2, ds: 3, fs: 4, gs: 5, tr: 6, ldtr: 7 };
 
 const FLAG_INTERRUPT = 0x200;
 /** Always set in EFLAGS. */
@@ -83,12 +55,6 @@ const MEMORY_BLOCK_BYTES = 128 * 1024;
 /** Taken from the heap and given back at start, so that the module's memory does not grow while the guest runs. */
 const HEAP_RESERVE_BYTES = 32 * 1024 * 1024;
 
-/** The module's indirect function table: its own entries, then the compiled code. */
-const TABLE_OWN = 1024;
-const TABLE_CODE = 900;
-
-/** Local APIC struct (apic.rs), in words. */
-const Apic = { icrLow: 14, icrHigh: 15, irr: 16, tmr: 32, words: 46 } as const;
 /** Interrupt command register (Intel SDM vol. 3, 11.6.1): delivery mode NMI, destination mode and shorthand. */
 const Icr = {
   modeMask: 7 << 8,
@@ -102,9 +68,6 @@ const DELIVERY_NMI = 4;
 const NMI_VECTOR = 2;
 /** DPL of a gate, in its byte 5. */
 const GATE_DPL_3 = 3 << 5;
-/** IOAPIC struct (ioapic.rs), in words. */
-const Ioapic = { config: 0, irr: 50, irqValue: 51, words: 52, pins: 24 } as const;
-const PIC_BYTES = 13;
 /** IOAPIC redirection entry, low word (82093AA §3.2.4). */
 const Rte = {
   vector: 0xff,
@@ -115,60 +78,12 @@ const Rte = {
   masked: 1 << 16,
 } as const;
 
-interface Exports {
-  readonly memory: WebAssembly.Memory;
-  rust_init(): void;
-  reset_cpu(): void;
-  main_loop(): number;
-  handle_irqs(): void;
-  allocate_memory(sizeBytes: number): number;
-  v86_malloc(sizeBytes: number): number;
-  v86_free(address: number): void;
-  device_raise_irq(irq: number): void;
-  device_lower_irq(irq: number): void;
-  get_apic_addr(): number;
-  get_ioapic_addr(): number;
-  get_pic_addr_master(): number;
-  get_pic_addr_slave(): number;
-  apic_timer(nowMs: number): number;
-  instr_CD(vector: number): void;
-  translate_address_system_read_js(linear: number): number;
-  update_state_flags(): void;
-  full_clear_tlb(): void;
-  jit_clear_cache_js(): void;
-  jit_dirty_cache(start: number, end: number): void;
-  codegen_finalize_finished(index: number, start: number, stateFlags: number): void;
-}
-
 /** Guest code as a WebAssembly module of its own, not yet compiled by the host. */
 interface TranslatedCode {
   readonly index: number;
   readonly start: number;
   readonly stateFlags: number;
   readonly code: Uint8Array;
-}
-
-let compiled: Promise<WebAssembly.Module> | undefined;
-
-/** Compiled once a process; about 40 ms. @throws HostError with what to install. */
-function loadModule(): Promise<WebAssembly.Module> {
-  compiled ??= (async () => {
-    let path: string;
-    try {
-      path = createRequire(import.meta.url).resolve('v86/build/v86.wasm');
-    } catch (cause) {
-      throw new HostError('the software engine needs the npm package v86, which is not installed', 0, {
-        hint: 'npm install v86@0.5.462, or use --hypervisor acrn',
-        exitCode: ExitCode.Unavailable,
-        cause,
-      });
-    }
-    return WebAssembly.compile(await readFile(path));
-  })();
-  compiled.catch(() => {
-    compiled = undefined;
-  });
-  return compiled;
 }
 
 /** Views of guest RAM keep the WebAssembly memory alive by being keys here. */
@@ -611,20 +526,4 @@ function asWords(bytes: Uint8Array<ArrayBuffer>): Int32Array {
 
 function asBytes(words: Int32Array): Uint8Array {
   return new Uint8Array(words.buffer, words.byteOffset, words.byteLength);
-}
-
-/** Compiled code calls the module's helpers under their export names, and has its memory as `m`. */
-function codeImports(exports: Exports): WebAssembly.ModuleImports {
-  const imports: WebAssembly.ModuleImports = Object.create(null);
-  for (const [name, value] of Object.entries(exports)) imports[name] = value as WebAssembly.ImportValue;
-  imports['m'] = exports.memory;
-  return imports;
-}
-
-function wrongVersion(cause?: unknown): HostError {
-  return new HostError('the installed version of the npm package v86 is not one this engine knows', 0, {
-    hint: 'npm install v86@0.5.462',
-    exitCode: ExitCode.Unavailable,
-    ...(cause === undefined ? {} : { cause }),
-  });
 }
