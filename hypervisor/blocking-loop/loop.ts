@@ -19,6 +19,8 @@ const AFTER_START_NS = 2_000_000;
  * more than the byte.
  */
 const TICK_WITHIN_NS = 1_000_000;
+/** Until the watcher is up, which takes 30 ms, and seconds on a machine that is busy, the event loop has a turn this often. */
+const TURN_BEFORE_WATCHER_NS = 10_000_000;
 
 export class BlockingLoop implements GuestLoop {
   readonly clock: SystemClock;
@@ -26,6 +28,7 @@ export class BlockingLoop implements GuestLoop {
   readonly #wakeups: Wakeups;
   readonly #tickTurn: Timer;
   readonly #quiet: Timer;
+  readonly #beforeWatcher: Timer;
   #onQuiet: () => void = () => {};
 
   /** @throws HostError */
@@ -43,8 +46,10 @@ export class BlockingLoop implements GuestLoop {
     });
     this.#quiet = this.clock.createTimer(() => {
       this.#wakeups.start(createRequire(import.meta.url).resolve('koffi'));
+      this.#turnBeforeWatcher();
       this.#onQuiet();
     });
+    this.#beforeWatcher = this.clock.createTimer(() => this.#turnBeforeWatcher());
   }
 
   next(hsm: Hsm, server: RequestServer): undefined | Promise<void> {
@@ -55,6 +60,12 @@ export class BlockingLoop implements GuestLoop {
     server.serve();
     this.clock.runDue();
     return undefined;
+  }
+
+  #turnBeforeWatcher(): void {
+    if (this.#wakeups.isWatched) return;
+    this.#wakeups.requestTurn();
+    this.#beforeWatcher.arm(this.clock.nowNs() + TURN_BEFORE_WATCHER_NS);
   }
 
   requestTurn(): void {
@@ -83,6 +94,7 @@ export class BlockingLoop implements GuestLoop {
 
   async stop(): Promise<void> {
     this.#quiet.cancel();
+    this.#beforeWatcher.cancel();
     this.#work.dispose();
     this.#tickTurn.cancel();
     await this.#wakeups.stop();

@@ -28,6 +28,7 @@ export class Wakeups {
   #turnRequested = false;
   readonly #onTurnEnd: () => void;
   #worker: Worker | undefined;
+  #workerEnded: Promise<void> | undefined;
   #controlFd = -1;
   /** Until when the watcher sleeps at most, as it was told. */
   #watchedUntilMs = Number.POSITIVE_INFINITY;
@@ -58,8 +59,15 @@ export class Wakeups {
       signal: KICK_SIGNAL,
     };
     // The thread's code is one self-contained function: its source is all it needs, bundled or not.
-    this.#worker = new Worker(`(${watcherThread.toString()})()`, { eval: true, workerData: data, stdin: false });
-    this.#worker.unref();
+    const worker = new Worker(`(${watcherThread.toString()})()`, { eval: true, workerData: data, stdin: false });
+    this.#worker = worker;
+    this.#workerEnded = new Promise((resolve) => worker.once('exit', () => resolve()));
+    worker.unref();
+  }
+
+  /** Whether the watcher is up. Until then nothing becomes {@link pending} by itself. */
+  get isWatched(): boolean {
+    return Atomics.load(this.#words, Word.Up) !== 0;
   }
 
   /** Whether the event loop should get a turn before this thread blocks again. Cheap enough for every request. */
@@ -79,10 +87,13 @@ export class Wakeups {
    */
   turn(): Promise<void> {
     this.#turnRequested = false;
+    // Before the kick is read: one that comes later is not answered by this turn.
+    this.#giveThread();
     const kick = Atomics.load(this.#words, Word.Kicked);
     return new Promise<void>((resolve) => {
       this.#endTurn = () => {
         this.#publishTimeout(kick);
+        this.#takeThread();
         resolve();
         this.#onTurnEnd();
       };
@@ -92,15 +103,26 @@ export class Wakeups {
 
   /** The event loop has this thread to itself for a while: it needs no kicks until {@link endRest}. */
   rest(): void {
-    Atomics.store(this.#words, Word.Resting, 1);
+    this.#giveThread();
   }
 
   endRest(): void {
-    Atomics.store(this.#words, Word.Resting, 0);
-    Atomics.notify(this.#words, Word.Resting);
+    this.#takeThread();
     // What was published before is out of date.
     this.#watchedUntilMs = Number.POSITIVE_INFINITY;
     this.#turnRequested = true;
+  }
+
+  /**
+   * While the event loop has the thread the watcher does not look at its descriptor: what is readable there is being
+   * served, and the end of each turn is an event, too.
+   */
+  #giveThread(): void {
+    Atomics.add(this.#words, Word.Given, 1);
+  }
+
+  #takeThread(): void {
+    if (Atomics.sub(this.#words, Word.Given, 1) === 1) Atomics.notify(this.#words, Word.Given);
   }
 
   /**
@@ -110,9 +132,8 @@ export class Wakeups {
   stopNow(): void {
     if (this.#worker === undefined) return;
     Atomics.store(this.#words, Word.Stop, 1);
-    this.endRest();
-    Atomics.store(this.#words, Word.Answered, Atomics.load(this.#words, Word.Kicked));
-    Atomics.notify(this.#words, Word.Answered);
+    this.#giveThread();
+    for (const word of [Word.Given, Word.Answered]) Atomics.notify(this.#words, word);
     this.#wakeWatcher();
   }
 
@@ -120,11 +141,10 @@ export class Wakeups {
   async stop(): Promise<void> {
     const worker = this.#worker;
     if (worker !== undefined) {
-      const ended = new Promise((resolve) => worker.once('exit', resolve));
       worker.ref();
       this.stopNow();
       this.#worker = undefined;
-      await ended;
+      await this.#workerEnded;
       closeFd(this.#controlFd);
     }
     this.#unlisten();

@@ -1,7 +1,7 @@
 /** The watcher thread of {@link Wakeups}. It must not use anything outside itself: its source text is what runs. */
 
-/** Indexes into the shared words. */
-export const Word = { Kicked: 0, Answered: 1, TimeoutMs: 2, Stop: 3, Resting: 4, Count: 5 } as const;
+/** Indexes into the shared words. Given: how many have given the thread to the event loop. */
+export const Word = { Kicked: 0, Answered: 1, TimeoutMs: 2, Stop: 3, Given: 4, Up: 5, Count: 6 } as const;
 
 export interface WatcherData {
   readonly words: Int32Array;
@@ -29,7 +29,7 @@ export function watcherThread(): void {
   const CONTROL_REVENTS = 14;
   /** Until the kick is answered it is repeated this often. */
   const REPEAT_MS = 0.2;
-  const [KICKED, ANSWERED, TIMEOUT_MS, STOP, RESTING] = [0, 1, 2, 3, 4];
+  const [KICKED, ANSWERED, TIMEOUT_MS, STOP, GIVEN, UP] = [0, 1, 2, 3, 4, 5];
 
   // struct pollfd { int fd; short events; short revents; }
   const fds = new DataView(new ArrayBuffer(16));
@@ -40,23 +40,31 @@ export function watcherThread(): void {
   const bytes = new Uint8Array(fds.buffer);
   const count = new Uint8Array(8);
 
-  while (Atomics.load(words, STOP as number) === 0) {
-    poll(bytes, 2, Atomics.load(words, TIMEOUT_MS as number));
-    if (Atomics.load(words, STOP as number) !== 0) break;
+  const isStopped = () => Atomics.load(words, STOP as number) !== 0;
+  const givenBy = () => Atomics.load(words, GIVEN as number);
+
+  Atomics.store(words, UP as number, 1);
+  for (;;) {
+    // In this order: who stops this thread counts up after that, so that the wait does not begin.
+    const givers = givenBy();
+    if (isStopped()) break;
+    if (givers !== 0) {
+      Atomics.wait(words, GIVEN as number, givers);
+      continue;
+    }
+    const ready = poll(bytes, 2, Atomics.load(words, TIMEOUT_MS as number));
+    if (isStopped()) break;
     if (fds.getInt16(CONTROL_REVENTS, true) !== 0) {
       read(controlFd, count, 8);
       continue;
     }
-    if (Atomics.load(words, RESTING as number) !== 0) {
-      Atomics.wait(words, RESTING as number, 1);
-      continue;
-    }
+    // The event loop may have been at work, and have served already what this thread woke up for.
+    if (givenBy() !== 0 || (ready > 0 && poll(bytes, 1, 0) === 0)) continue;
     const kick = (Atomics.load(words, KICKED as number) + 1) | 0;
     Atomics.store(words, KICKED as number, kick);
     for (;;) {
       const answered = Atomics.load(words, ANSWERED as number);
-      if (answered === kick || Atomics.load(words, STOP as number) !== 0) break;
-      if (Atomics.load(words, RESTING as number) !== 0) break;
+      if (answered === kick || givenBy() !== 0 || isStopped()) break;
       syscall(SYS_TGKILL, pid, tid, signal);
       Atomics.wait(words, ANSWERED as number, answered, REPEAT_MS);
     }
