@@ -207,7 +207,7 @@ export class Life {
     const { holds } = this.#waits;
     for (;;) {
       while (power.event === undefined) {
-        if (this.#failure !== undefined) throw this.#failure;
+        this.#checkFailure();
         const turn = holds.isHolding ? this.#serveOthers(server) : loop.next(hsm, server);
         // Awaiting a plain value would cost a turn of the microtask queue for every request.
         if (turn !== undefined) await turn;
@@ -232,6 +232,11 @@ export class Life {
     // The vCPU that asked must not run on: its request is dropped by CLEAR_VM_IOREQ or with the client, not completed.
     if (this.#server !== undefined) this.#server.holdCompletions = true;
     this.#stir();
+  }
+
+  /** @throws what a device gave up with: the guest does not run on, nor comes up again. */
+  #checkFailure(): void {
+    if (this.#failure !== undefined) throw this.#failure;
   }
 
   /** Whatever is waited for: there is something to look at. */
@@ -284,6 +289,7 @@ export class Life {
     await this.#settle(false);
     this.#parts.software.save(memory);
     await this.#parts.loop.rest(board.reset());
+    this.#checkFailure();
     this.#power.checkWanted();
     // Compat: C re-creates its hypervisor devices while the VM is paused, which the hypervisor refuses: they are lost.
     // RESET_VM first brings the VM back to the state in which devices may be created.
@@ -306,11 +312,13 @@ export class Life {
     });
     this.#pause(hsm);
     await this.#settle(true);
+    this.#checkFailure();
     board.suspend();
     hsm.clearIoreqs();
     this.#enter('suspended');
     await this.#parts.loop.rest(awake);
     this.#wakeUp = undefined;
+    this.#checkFailure();
     // Asked to power off while asleep: nothing to resume.
     if (this.#power.event !== undefined) return;
     board.resume();
