@@ -60,7 +60,7 @@ async function main(): Promise<ExitCode> {
 }
 
 async function dryRun(order: VmOrder): Promise<ExitCode> {
-  const [{ describeVm, formatDryRun }, { checkHost, fileProblems, problemsOf }] = await Promise.all([
+  const [{ describeVm, formatDryRun }, { checkHost, fileProblems, hostTreeProblems, problemsOf }] = await Promise.all([
     import('./dry-run.ts'),
     import('../config/preflight.ts'),
   ]);
@@ -76,7 +76,7 @@ async function dryRun(order: VmOrder): Promise<ExitCode> {
   const plan = await describeVm(config, order.later, hostRoot);
   const written = print(order.format === 'json' ? [JSON.stringify(plan, undefined, 2)] : formatDryRun(plan));
   const problems = [...problemsOf(config, order.later), ...obstacles];
-  if (hostRoot === undefined) problems.push(...fileProblems(config));
+  problems.push(...(hostRoot === undefined ? fileProblems(config) : hostTreeProblems(hostRoot)));
   if (problems.length === 0) problems.push(...(await engineProblems(config)));
   for (const problem of problems) writeLines(standardError, errorLines(problem, { debug }));
   return problems[0]?.exitCode ?? written;

@@ -24,7 +24,7 @@ export interface ReportOptions {
  */
 export function errorLines(error: unknown, options: ReportOptions = {}): string[] {
   const lines: string[] = [];
-  const isOurs = error instanceof DmError && !(error instanceof BugError);
+  const isOurs = (error instanceof DmError && !(error instanceof BugError)) || isSystemError(error);
   const first = messageOf(error);
   lines.push(isOurs ? `acrn-dm: ${first}` : `acrn-dm: internal error: ${first}`);
   let said = first;
@@ -51,7 +51,13 @@ export function exitCodeOf(error: unknown): ExitCode {
     const first = error.errors.find((e) => e instanceof DmError) as DmError | undefined;
     return first?.exitCode ?? ExitCode.Software;
   }
-  return ExitCode.Software;
+  return isSystemError(error) ? ExitCode.OsError : ExitCode.Software;
+}
+
+/** A system call of Node's own that failed where nobody has better words for it: the host's doing, and no bug. */
+function isSystemError(error: unknown): error is NodeJS.ErrnoException {
+  const { code, syscall, errno } = (error ?? {}) as { code?: unknown; syscall?: unknown; errno?: unknown };
+  return error instanceof Error && typeof code === 'string' && typeof syscall === 'string' && typeof errno === 'number';
 }
 
 /** Where lines are written. */

@@ -1,5 +1,6 @@
 /** What can be found wrong with an order as a whole before a VM is asked for. */
 import { statSync } from 'node:fs';
+import { join } from 'node:path';
 import { checkSoftware, splitRam } from '../devicemodel/core/boot/loader.ts';
 import type { VmConfig } from '../devicemodel/core/config.ts';
 import { ConfigError, DmError, ExitCode } from '../devicemodel/core/errors.ts';
@@ -81,7 +82,7 @@ function checkPath(path: string, option: string): void {
   } catch (cause) {
     const { code } = cause as NodeJS.ErrnoException;
     const isForbidden = code === 'EACCES' || code === 'EPERM';
-    const why = WORDS[code ?? ''] ?? `cannot be looked at (${code})`;
+    const why = `${WORDS[code ?? ''] ?? 'cannot be looked at'} (${code})`;
     throw new ConfigError(`${option}: ${path}: ${why}`, {
       exitCode: isForbidden ? ExitCode.NoPermission : ExitCode.NoInput,
       cause,
@@ -112,6 +113,17 @@ export function fileProblems(config: VmConfig): DmError[] {
   if (boot !== undefined) collect(() => checkSoftware(boot, splitRam(config.memoryBytes)));
   collect(() => checkHostPaths(config));
   return problems;
+}
+
+/** A saved tree that is none. @param root of `--host-root` */
+export function hostTreeProblems(root: string): DmError[] {
+  try {
+    checkPath(join(root, 'sys'), `--host-root: ${root}`);
+    return [];
+  } catch (error) {
+    if (error instanceof DmError) return [error];
+    throw error;
+  }
 }
 
 /** What the drivers find on the host for this VM, beyond paths. Reads only. */

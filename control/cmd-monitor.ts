@@ -4,6 +4,7 @@
  */
 import type { Socket } from 'node:net';
 import type { Clock } from '../devicemodel/core/clock.ts';
+import { attributed } from '../devicemodel/core/errors.ts';
 import { listenUnix, type UnixListener } from '../devicemodel/core/host/unix-listener.ts';
 import type { Log } from '../devicemodel/core/log.ts';
 import type { VmEvent, VmEvents } from '../devicemodel/core/vm-events.ts';
@@ -157,7 +158,11 @@ export class CmdMonitor implements FrontDoor {
   /** @throws ConfigError for a path that cannot be one, HostError when it cannot be made or is in use. */
   async start(): Promise<void> {
     if (this.#listener !== undefined) return;
-    this.#listener = await listenUnix(this.#path, (socket) => this.#accept(socket), { group: this.#group });
+    try {
+      this.#listener = await listenUnix(this.#path, (socket) => this.#accept(socket), { group: this.#group });
+    } catch (error) {
+      throw attributed('--cmd_monitor', error);
+    }
     this.#events.on('event', this.#onVmEvent);
     this.#log.info(`command monitor on ${this.#path}`);
   }

@@ -89,6 +89,15 @@ export class BugError extends DmError {
   override readonly name: string = 'BugError';
 }
 
+/**
+ * Put in front of what went wrong whose it was, unless the message says so already.
+ * @param where the device or option: `virtio-input at 00:03.0`. @returns the error
+ */
+export function attributed(where: string, error: unknown): unknown {
+  if (error instanceof DmError && !error.message.includes(where)) error.message = `${where}: ${error.message}`;
+  return error;
+}
+
 /** The guest gave an address that is not RAM. Caught where the guest's request is served, never by the loop. */
 export class GuestFault extends DmError {
   override readonly name: string = 'GuestFault';

@@ -11,8 +11,9 @@
  *
  * `vms` left out: every VM has the region. `regionId` left out: 0.
  */
-import { readFileSync } from 'node:fs';
-import { ConfigError, ExitCode } from '../../devicemodel/core/errors.ts';
+
+import { ConfigError, DmError, ExitCode } from '../../devicemodel/core/errors.ts';
+import { readRegularFile } from '../../devicemodel/core/host/read-file.ts';
 import { MiB } from '../../devicemodel/core/units.ts';
 
 export interface RegionConfig {
@@ -51,9 +52,10 @@ const MAX_VUART_INDEX = 0xffff;
 export function readScenario(path: string): Scenario {
   let text: string;
   try {
-    text = readFileSync(path, 'utf8');
-  } catch (cause) {
-    throw new ConfigError(`scenario ${path}: ${(cause as Error).message}`, { exitCode: ExitCode.NoInput, cause });
+    text = readRegularFile(path, `--scenario: ${path}`).toString('utf8');
+  } catch (error) {
+    if (!(error instanceof DmError)) throw error;
+    throw new ConfigError(error.message, { exitCode: error.exitCode });
   }
   let json: unknown;
   try {

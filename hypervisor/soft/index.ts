@@ -1,5 +1,6 @@
 /** The embedded hypervisor with a software CPU. Imported only when it is used. */
 import type { VmConfig } from '../../devicemodel/core/config.ts';
+import { DmError } from '../../devicemodel/core/errors.ts';
 import type { Hsm } from '../../devicemodel/core/hsm/hsm.ts';
 import type { Log } from '../../devicemodel/core/log.ts';
 import { EmbeddedHsm } from '../embedded/embedded-hsm.ts';
@@ -27,13 +28,24 @@ export function softHypervisor(): Hypervisor {
     isPresent: () => true,
     open: (config, log) => openSoftHsm({ config, log }),
     loop: () => new TurnLoop({ hasSlices: true }),
-    problems: softProblems,
+    problems: (config) => [...softProblems(config), ...scenarioProblems(config.scenarioPath)],
     // Its vCPU runs on whatever CPU is free.
     cpus: (config, log) => {
       for (const note of softNotes(config)) log.warn(note);
       return { affinity: 0n, lapicIds: (count) => Array.from({ length: count }, (_, id) => id) };
     },
   };
+}
+
+/** What a start would find wrong with the scenario file. */
+function scenarioProblems(path: string | undefined): DmError[] {
+  try {
+    if (path !== undefined) readScenario(path);
+    return [];
+  } catch (error) {
+    if (error instanceof DmError) return [error];
+    throw error;
+  }
 }
 
 /**

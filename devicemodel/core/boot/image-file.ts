@@ -1,9 +1,10 @@
 /** Image files: opened, measured and read straight into guest memory, with errors that name the file and the remedy. */
-import { closeSync, fstatSync, openSync, readSync } from 'node:fs';
+import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { getSystemErrorMap } from 'node:util';
 import type { Gpa } from '../address.ts';
 import { ConfigError, ExitCode } from '../errors.ts';
+import { errnoOf, pathStatus } from '../host/path-failure.ts';
 import type { GuestMemory } from '../memory.ts';
 import { formatSize } from '../units.ts';
 
@@ -23,12 +24,7 @@ const READ_BYTES_MAX = 1024 * 1024 * 1024;
 export function fileError(role: ImageRole, path: string, doing: string, error: unknown): ConfigError {
   const { code, errno } = error as NodeJS.ErrnoException;
   const words = errno === undefined ? String(error) : (getSystemErrorMap().get(errno)?.[1] ?? `error ${errno}`);
-  const exitCode =
-    code === 'ENOENT' || code === 'ENOTDIR'
-      ? ExitCode.NoInput
-      : code === 'EACCES' || code === 'EPERM' || code === 'EROFS'
-        ? ExitCode.NoPermission
-        : ExitCode.IoError;
+  const exitCode = pathStatus(errnoOf(error));
   return new ConfigError(`${role.option}: ${role.what} ${resolve(path)} ${doing}: ${words} (${code ?? '?'})`, {
     cause: error,
     exitCode,
@@ -65,7 +61,8 @@ export class ImageFile {
   static open(path: string, role: ImageRole, mode: 'r' | 'r+' = 'r'): ImageFile {
     let fd: number;
     try {
-      fd = openSync(path, mode);
+      // Whoever names a pipe without a writer must not wait for one.
+      fd = openSync(path, (mode === 'r' ? constants.O_RDONLY : constants.O_RDWR) | constants.O_NONBLOCK);
     } catch (error) {
       throw fileError(role, path, mode === 'r' ? 'cannot be opened' : 'cannot be opened for writing', error);
     }

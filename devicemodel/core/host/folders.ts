@@ -54,16 +54,25 @@ export function ensureOwnFolder(path: string, mode: number, groupId?: number): v
   });
 }
 
+/** @returns undefined for what is not there or cannot be looked at: whoever opens something in it hears why. */
+function lookAt(path: string): Stats | undefined {
+  try {
+    return statSync(path, { throwIfNoEntry: false });
+  } catch {
+    return undefined;
+  }
+}
+
 /** The folders above a path that are missing. Those that exist are the user's choice. @throws HostError */
 export function makeParents(path: string, groupId?: number): void {
   const parent = dirname(resolve(path));
-  if (statSync(parent, { throwIfNoEntry: false })?.isDirectory() === true) return;
+  if (lookAt(parent)?.isDirectory() === true) return;
   makeParents(parent, groupId);
   ensureOwnFolder(parent, groupId === undefined ? FolderMode.private : FolderMode.group, groupId);
 }
 
 /** Whether anybody may put something into the folder of this path that its owner alone can remove, as in /tmp. */
 export function isInStickyFolder(path: string): boolean {
-  const parent = statSync(dirname(resolve(path)), { throwIfNoEntry: false });
+  const parent = lookAt(dirname(resolve(path)));
   return parent !== undefined && (parent.mode & STICKY) !== 0;
 }

@@ -11,7 +11,7 @@ import type { CharBackend } from '../../core/char-backend.ts';
 import type { PciSlotConfig } from '../../core/config.ts';
 import type { Device, PciConfigAccess } from '../../core/device.ts';
 import { Disposer } from '../../core/disposer.ts';
-import { BugError, ConfigError } from '../../core/errors.ts';
+import { attributed, BugError, ConfigError } from '../../core/errors.ts';
 import type { DeviceTable, PciFunctionAml } from '../../core/firmware/contribution.ts';
 import type { HvVdev } from '../../core/hsm/vdev.ts';
 import type { IoBus, Registration } from '../../core/io-bus.ts';
@@ -209,7 +209,11 @@ export class PciHost implements Device, PciConfigAccess {
       const fn = functionOf(slot);
       if (fn.backing === 'hypervisor') continue;
       this.#started.defer(() => fn.stop?.());
-      await fn.start?.();
+      try {
+        await fn.start?.();
+      } catch (error) {
+        throw attributed(`${slot.driver.name} at ${formatBdf(slot.bdf)}`, error);
+      }
     }
   }
 

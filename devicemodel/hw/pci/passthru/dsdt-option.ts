@@ -9,6 +9,7 @@ import { join } from 'node:path';
 import { ConfigError, ExitCode, HostError } from '../../../core/errors.ts';
 import type { Aml } from '../../../core/firmware/aml.ts';
 import { AcpiHeader, checkAcpiTable } from '../../../core/firmware/tables.ts';
+import { readRegularFile } from '../../../core/host/read-file.ts';
 import { KiB } from '../../../core/units.ts';
 
 /** More than the DSDT's room can take, however it is written. */
@@ -24,7 +25,7 @@ const ADR_BYTES = 6;
 export function readDsdtFile(path: string, warn: (line: string) => void): Aml | undefined {
   let content: Buffer;
   try {
-    content = readFileSync(path);
+    content = readRegularFile(path, 'it');
   } catch (error) {
     warn(`dsdt=${path} is ignored: ${(error as Error).message}`);
     return undefined;

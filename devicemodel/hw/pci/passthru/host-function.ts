@@ -5,12 +5,12 @@
 import {
   closeSync,
   constants,
+  existsSync,
   openSync,
   readdirSync,
   readFileSync,
   readlinkSync,
   readSync,
-  statSync,
   writeSync,
 } from 'node:fs';
 import { basename, join } from 'node:path';
@@ -155,7 +155,7 @@ export class HostFunction {
   }
   /** Whether the kernel knows a way to reset it. */
   get hasReset(): boolean {
-    return statSync(this.resetPath, { throwIfNoEntry: false }) !== undefined;
+    return existsSync(this.resetPath);
   }
 
   #text(file: string): string | undefined {
@@ -183,9 +183,7 @@ export class HostFunction {
 /** @param root where `sys` is: empty for this machine, a directory for a saved tree. */
 export function hostFunction(root: string, address: HostAddress): HostFunction | undefined {
   const path = join(root === '' ? '/' : root, DEVICES, formatHostAddress(address));
-  return statSync(join(path, 'config'), { throwIfNoEntry: false }) === undefined
-    ? undefined
-    : new HostFunction(address, path);
+  return existsSync(join(path, 'config')) ? new HostFunction(address, path) : undefined;
 }
 
 /** Every function of the host, by address. */

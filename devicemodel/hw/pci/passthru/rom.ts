@@ -1,7 +1,7 @@
 /** Expansion ROM from a file, for a display controller (PCI 3.0 §6.2.5.2, §6.3). */
-import { readFileSync } from 'node:fs';
 import type { AccessSize, Gpa } from '../../../core/address.ts';
 import { type Mapping, map } from '../../../core/host/mapping.ts';
+import { readRegularFile } from '../../../core/host/read-file.ts';
 import type { Hsm, RamMapping } from '../../../core/hsm/hsm.ts';
 import type { Log } from '../../../core/log.ts';
 import { isPowerOfTwo, KiB, MiB } from '../../../core/units.ts';
@@ -37,7 +37,7 @@ export class ExpansionRom {
     };
     let image: Buffer;
     try {
-      image = readFileSync(path);
+      image = readRegularFile(path, 'it');
     } catch (error) {
       return refuse((error as Error).message);
     }

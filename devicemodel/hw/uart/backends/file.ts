@@ -1,9 +1,10 @@
 /** Output appended to a file or a named pipe; nothing to read. */
 import { closeSync, constants, openSync } from 'node:fs';
-import { constants as os } from 'node:os';
-import { HostError } from '../../../core/errors.ts';
+import { ExitCode, HostError } from '../../../core/errors.ts';
+import { describeErrno } from '../../../core/host/errno.ts';
 import { isPollable, streamOverFd } from '../../../core/host/fd-stream.ts';
 import { isInStickyFolder } from '../../../core/host/folders.ts';
+import { errnoOf } from '../../../core/host/path-failure.ts';
 import { type CharBackendEnv, StreamBackend } from './stream-backend.ts';
 import { reason } from './tty.ts';
 
@@ -49,13 +50,16 @@ function openForAppend(path: string): number {
   try {
     return openSync(path, O_WRONLY | O_CREAT | O_APPEND | O_NONBLOCK | O_NOCTTY | follow, 0o640);
   } catch (error) {
-    const { errno, code } = error as NodeJS.ErrnoException;
+    const { code } = error as NodeJS.ErrnoException;
     const hint =
       code === 'ENXIO'
         ? { hint: 'a named pipe needs its reader first' }
         : code === 'ELOOP' && follow !== 0
           ? { hint: 'links are not followed in a folder where everybody may make them' }
           : {};
-    throw new HostError(`${path}: cannot be opened for output: ${code}`, Math.abs(errno ?? os.errno.EIO), hint);
+    throw new HostError(`${path}: cannot be opened for output: ${describeErrno(errnoOf(error))}`, errnoOf(error), {
+      exitCode: ExitCode.CannotCreate,
+      ...hint,
+    });
   }
 }

@@ -4,7 +4,7 @@
  */
 
 import type { CharBackend } from '../../../core/char-backend.ts';
-import { ConfigError } from '../../../core/errors.ts';
+import { attributed, ConfigError } from '../../../core/errors.ts';
 import { openCharBackend } from './open.ts';
 import { type CharBackendSpec, describeCharBackend, parseCharBackend } from './spec.ts';
 import { StdioClaim } from './stdio.ts';
@@ -40,8 +40,15 @@ class KeptBackend implements CharBackend {
     this.inner.flush();
   }
   start(): Promise<void> {
-    this.#started ??= Promise.resolve(this.inner.start());
+    this.#started ??= this.#startInner();
     return this.#started;
+  }
+  async #startInner(): Promise<void> {
+    try {
+      await this.inner.start();
+    } catch (error) {
+      throw attributed(this.user, error);
+    }
   }
   /** The device went, the line stays open: input waits until the next life reads it. */
   stop(): void {

@@ -1,8 +1,8 @@
 /** Consoles over TCP and Unix sockets: raw bytes, one client at a time, who may leave and come back. */
 import { createConnection, createServer, isIPv6, type Server, type Socket } from 'node:net';
-import { constants } from 'node:os';
-import { HostError } from '../../../core/errors.ts';
-import { listenUnix, type UnixListener } from '../../../core/host/unix-listener.ts';
+import { ExitCode } from '../../../core/errors.ts';
+import { pathFailure } from '../../../core/host/path-failure.ts';
+import { checkSocketPath, listenUnix, type UnixListener } from '../../../core/host/unix-listener.ts';
 import { type CharBackendEnv, StreamBackend } from './stream-backend.ts';
 import { reason } from './tty.ts';
 
@@ -60,8 +60,7 @@ export class TcpBackend extends ServerBackend {
     );
     await new Promise<void>((resolve, reject) => {
       server.once('error', (error) => {
-        const { errno, message } = error as NodeJS.ErrnoException;
-        reject(new HostError(`${this.name}: ${message}`, Math.abs(errno ?? constants.errno.EIO), { cause: error }));
+        reject(pathFailure(`${this.name} cannot be listened on`, error, ExitCode.CannotCreate));
       });
       server.listen({ host: this.#address, port: this.#port, backlog: 1 }, resolve);
     });
@@ -126,17 +125,18 @@ export class UnixClientBackend extends StreamBackend {
   /** @throws HostError if there is no such socket. As with C, one that nobody serves any more is only worth a warning. */
   async start(): Promise<void> {
     if (this.isAttached) return;
+    // Node would cut it, and connect to something else.
+    checkSocketPath(this.#path);
     const socket = createConnection(this.#path);
     const isConnected = await new Promise<boolean>((resolve, reject) => {
       socket.once('connect', () => resolve(true));
       socket.once('error', (error) => {
-        const { errno, code, message } = error as NodeJS.ErrnoException;
-        if (code === 'ECONNREFUSED') {
-          this.env.log.warn(`${this.env.user}: ${this.name}: ${message}, output is dropped`);
+        if ((error as NodeJS.ErrnoException).code === 'ECONNREFUSED') {
+          this.env.log.warn(`${this.env.user}: ${this.name}: nobody listens (ECONNREFUSED), output is dropped`);
           resolve(false);
           return;
         }
-        reject(new HostError(`${this.name}: ${message}`, Math.abs(errno ?? constants.errno.EIO), { cause: error }));
+        reject(pathFailure(`${this.name} cannot be connected to`, error));
       });
     });
     if (isConnected) this.attach(socket);

@@ -1,10 +1,11 @@
 /** A terminal device that exists already (a serial port, another program's pseudo terminal), and one made here. */
-import { lstatSync, mkdirSync, readlinkSync, symlinkSync, unlinkSync } from 'node:fs';
-import { constants } from 'node:os';
-import { dirname } from 'node:path';
-import { HostError } from '../../../core/errors.ts';
+import { lstatSync, readlinkSync, rmSync, symlinkSync, unlinkSync } from 'node:fs';
+import { ExitCode, HostError } from '../../../core/errors.ts';
+import { Errno } from '../../../core/host/errno.ts';
 import { streamOverFd } from '../../../core/host/fd-stream.ts';
 import { closeFd } from '../../../core/host/files.ts';
+import { makeParents } from '../../../core/host/folders.ts';
+import { pathFailure } from '../../../core/host/path-failure.ts';
 import { openPty, openTty, RawTerminal } from '../../../core/host/tty.ts';
 import { type CharBackendEnv, StreamBackend } from './stream-backend.ts';
 
@@ -101,18 +102,21 @@ export function reason(error: Error | undefined): string {
 
 /** Point `linkPath` at the slave; an older link is replaced, its directory made. @throws HostError */
 function placeLink(linkPath: string, slavePath: string): void {
-  const existing = lstatSync(linkPath, { throwIfNoEntry: false });
-  if (existing !== undefined && !existing.isSymbolicLink()) {
-    // Compat: the C device model unlinks whatever has this name.
-    throw new HostError(`pty link ${linkPath}: the path exists and is no symbolic link`, constants.errno.EEXIST);
-  }
   try {
-    if (existing !== undefined) unlinkSync(linkPath);
-    mkdirSync(dirname(linkPath), { recursive: true });
+    const existing = lstatSync(linkPath, { throwIfNoEntry: false });
+    if (existing !== undefined && !existing.isSymbolicLink()) {
+      // Compat: the C device model unlinks whatever has this name.
+      throw new HostError(`pty link ${linkPath}: the path exists and is no symbolic link`, Errno.EEXIST, {
+        exitCode: ExitCode.CannotCreate,
+      });
+    }
+    if (existing !== undefined) rmSync(linkPath, { force: true });
+    // Not mkdir's own recursion: under /proc Node's never ends.
+    makeParents(linkPath);
     symlinkSync(slavePath, linkPath);
   } catch (error) {
-    const { errno, message } = error as NodeJS.ErrnoException;
-    throw new HostError(`pty link ${linkPath}: ${message}`, Math.abs(errno ?? constants.errno.EIO), { cause: error });
+    if (error instanceof HostError) throw error;
+    throw pathFailure(`pty link ${linkPath}: cannot be made`, error, ExitCode.CannotCreate);
   }
 }
 

@@ -80,7 +80,7 @@ describe('dsdt=FILE', () => {
 
   test('a file that is not there is a warning, and nothing more', () => {
     expect(readDsdtFile('/nonexistent/x.asl', warn)).toBeUndefined();
-    expect(warnings).toEqual([expect.stringMatching(/^dsdt=\/nonexistent\/x\.asl is ignored: ENOENT/)]);
+    expect(warnings).toEqual([expect.stringMatching(/^dsdt=\/nonexistent\/x\.asl is ignored: .*ENOENT/)]);
   });
 
   test('without iasl AML is asked for', () => {
