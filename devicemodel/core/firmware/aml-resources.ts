@@ -65,11 +65,6 @@ export function irq(flags: IrqFlags, lines: readonly number[]): Aml {
   return [0x23, ...le(bitMask(lines, 16), 2), info];
 }
 
-/** `DMA (Compatibility, NotBusMaster, Transfer8) {channels}` (§6.4.2.2). */
-export function dma(channels: readonly number[]): Aml {
-  return [0x2a, bitMask(channels, 8), 0x00];
-}
-
 /** `Memory32Fixed (ReadWrite, base, length)` (§6.4.3.4). */
 export function memory32Fixed(base: number, length: number, writable = true): Aml {
   return large(0x86, [writable ? 1 : 0, ...le(base, 4), ...le(length, 4)]);

@@ -104,7 +104,6 @@ function encodePath(name: string): Aml {
 const Op = {
   Zero: 0x00,
   One: 0x01,
-  Alias: 0x06,
   Name: 0x08,
   BytePrefix: 0x0a,
   WordPrefix: 0x0b,
@@ -116,51 +115,25 @@ const Op = {
   Package: 0x12,
   VarPackage: 0x13,
   Method: 0x14,
-  External: 0x15,
   Local0: 0x60,
   Arg0: 0x68,
   Store: 0x70,
   Add: 0x72,
   Concat: 0x73,
-  Subtract: 0x74,
-  Increment: 0x75,
   Decrement: 0x76,
-  Multiply: 0x77,
-  Divide: 0x78,
   ShiftLeft: 0x79,
-  ShiftRight: 0x7a,
   And: 0x7b,
-  Nand: 0x7c,
   Or: 0x7d,
-  Nor: 0x7e,
-  Xor: 0x7f,
-  Not: 0x80,
-  FindSetLeftBit: 0x81,
   FindSetRightBit: 0x82,
-  DerefOf: 0x83,
   ConcatRes: 0x84,
-  Mod: 0x85,
-  Notify: 0x86,
-  SizeOf: 0x87,
-  Index: 0x88,
   CreateDWordField: 0x8a,
   CreateWordField: 0x8b,
-  CreateByteField: 0x8c,
-  CreateBitField: 0x8d,
-  CreateQWordField: 0x8f,
-  LAnd: 0x90,
-  LOr: 0x91,
-  LNot: 0x92,
   LEqual: 0x93,
-  LGreater: 0x94,
   LLess: 0x95,
-  ToBuffer: 0x96,
   ToInteger: 0x99,
-  Continue: 0x9f,
   If: 0xa0,
   Else: 0xa1,
   While: 0xa2,
-  Noop: 0xa3,
   Return: 0xa4,
   Break: 0xa5,
   Ones: 0xff,
@@ -169,16 +142,9 @@ const Op = {
 /** Two-byte opcodes begin with this (ExtOpPrefix). */
 const EXT = 0x5b;
 const ExtOp = {
-  Mutex: 0x01,
-  CreateField: 0x13,
-  Stall: 0x21,
-  Sleep: 0x22,
-  Acquire: 0x23,
-  Release: 0x27,
   OperationRegion: 0x80,
   Field: 0x81,
   Device: 0x82,
-  Processor: 0x83,
 } as const;
 
 const MAX_U64 = 0xffff_ffff_ffff_ffffn;
@@ -275,28 +241,12 @@ export function name(object: string, value: Operand): Aml {
   return join([[Op.Name], path(object), operand(value)]);
 }
 
-export function alias(source: string, newName: string): Aml {
-  return join([[Op.Alias], path(source), path(newName)]);
-}
-
 export function scope(location: string, body: readonly Aml[]): Aml {
   return packaged([Op.Scope], path(location), ...body);
 }
 
 export function device(object: string, body: readonly Aml[]): Aml {
   return packaged([EXT, ExtOp.Device], path(object), ...body);
-}
-
-/** Deprecated since ACPI 6.0 in favour of `ACPI0007` devices. */
-export function processor(object: string, id: number, blockAddress: number, blockLength: number): Aml {
-  return packaged([EXT, ExtOp.Processor], path(object), [id], littleEndian(blockAddress, 4), [blockLength]);
-}
-
-/** Object types of `External` (ACPI 6.4 §20.2.5.2 refers to ObjectType, §19.6.97). */
-export const ObjectType = { Unknown: 0, Integer: 1, Device: 6, Method: 8 } as const;
-
-export function external(object: string, type: number, argumentCount = 0): Aml {
-  return join([[Op.External], path(object), [type, argumentCount]]);
 }
 
 export interface MethodOptions {
@@ -314,10 +264,6 @@ export function method(object: string, argumentCount: number, body: readonly Aml
 
 /** For a method whose body creates named objects. */
 export const SERIALIZED: MethodOptions = { serialized: true };
-
-export function mutex(object: string, syncLevel = 0): Aml {
-  return join([[EXT, ExtOp.Mutex], path(object), [syncLevel & 0xf]]);
-}
 
 export const RegionSpace = { SystemMemory: 0, SystemIo: 1, PciConfig: 2, EmbeddedControl: 3, Smbus: 4 } as const;
 
@@ -407,56 +353,26 @@ function createField(opcode: number) {
 }
 
 export const add = binary(Op.Add);
-export const subtract = binary(Op.Subtract);
-export const multiply = binary(Op.Multiply);
-export const mod = binary(Op.Mod);
 export const shiftLeft = binary(Op.ShiftLeft);
-export const shiftRight = binary(Op.ShiftRight);
 export const and = binary(Op.And);
-export const nand = binary(Op.Nand);
 export const or = binary(Op.Or);
-export const nor = binary(Op.Nor);
-export const xor = binary(Op.Xor);
 export const concatenate = binary(Op.Concat);
 export const concatenateResources = binary(Op.ConcatRes);
-/** The element of a package, buffer or string, as a reference. */
-export const index = binary(Op.Index);
 
-export const not = unary(Op.Not);
-export const findSetLeftBit = unary(Op.FindSetLeftBit);
 export const findSetRightBit = unary(Op.FindSetRightBit);
-export const toBuffer = unary(Op.ToBuffer);
 export const toInteger = unary(Op.ToInteger);
 
-export const increment = plain(Op.Increment);
 export const decrement = plain(Op.Decrement);
-export const derefOf = plain(Op.DerefOf);
-export const sizeOf = plain(Op.SizeOf);
-export const logicalNot = plain(Op.LNot);
 export const ret = plain(Op.Return);
 
-export const logicalAnd = compare(Op.LAnd);
-export const logicalOr = compare(Op.LOr);
 export const equal = compare(Op.LEqual);
-export const greater = compare(Op.LGreater);
 export const less = compare(Op.LLess);
-export const notEqual = compare(Op.LNot, Op.LEqual);
-export const lessOrEqual = compare(Op.LNot, Op.LGreater);
-export const greaterOrEqual = compare(Op.LNot, Op.LLess);
-export const notify = compare(Op.Notify);
 
-export const createBitField = createField(Op.CreateBitField);
-export const createByteField = createField(Op.CreateByteField);
 export const createWordField = createField(Op.CreateWordField);
 export const createDWordField = createField(Op.CreateDWordField);
-export const createQWordField = createField(Op.CreateQWordField);
 
 export function store(value: Operand, into: Operand): Aml {
   return join([[Op.Store], operand(value), operand(into)]);
-}
-
-export function divide(dividend: Operand, divisor: Operand, remainder?: Operand, quotient?: Operand): Aml {
-  return join([[Op.Divide], operand(dividend), operand(divisor), target(remainder), target(quotient)]);
 }
 
 /** Call a method. How many arguments follow is known only from the method itself. */
@@ -475,30 +391,6 @@ export function whileLoop(predicate: Operand, body: readonly Aml[]): Aml {
 }
 
 export const breakLoop: Aml = [Op.Break];
-export const continueLoop: Aml = [Op.Continue];
-export const noop: Aml = [Op.Noop];
-
-export function sleep(ms: Operand): Aml {
-  return join([[EXT, ExtOp.Sleep], operand(ms)]);
-}
-
-export function stall(us: Operand): Aml {
-  return join([[EXT, ExtOp.Stall], operand(us)]);
-}
-
-/** @param timeoutMs 0xffff waits for ever. */
-export function acquire(object: string, timeoutMs = 0xffff): Aml {
-  return join([[EXT, ExtOp.Acquire], path(object), littleEndian(timeoutMs, 2)]);
-}
-
-export function release(object: string): Aml {
-  return join([[EXT, ExtOp.Release], path(object)]);
-}
-
-/** A name for `bits` bits of a buffer, from bit `bitIndex`. */
-export function createBits(source: Operand, bitIndex: Operand, bits: Operand, object: string): Aml {
-  return join([[EXT, ExtOp.CreateField], operand(source), operand(bitIndex), operand(bits), path(object)]);
-}
 
 /** `_STA`: there, enabled, shown, working (ACPI 6.4 §6.3.7). */
 export const PRESENT: Aml = method('_STA', 0, [ret(0x0f)]);

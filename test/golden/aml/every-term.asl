@@ -3,7 +3,6 @@
 //   iasl -of -on -p every-term every-term.asl && tail -c +37 every-term.aml | xxd -p > every-term.hex
 DefinitionBlock ("", "DSDT", 2, "TEST  ", "TERMS   ", 1)
 {
-    External (\_SB.EXT0, DeviceObj)
     Name (NUL0, 0)
     Name (SNGL, 1)
     Name (BYTE, 0xFF)
@@ -18,9 +17,7 @@ DefinitionBlock ("", "DSDT", 2, "TEST  ", "TERMS   ", 1)
     Name (SMAL, EisaId ("PNP0000"))
     Name (UUID, ToUUID ("0811b06e-4a27-44f9-8d60-3cbbc22e7b48"))
     Name (BUFF, Buffer (4) { 0x01, 0x02 })
-    Name (PACK, Package () { 0, 1, 0x1234, "x", Package () { BYTE, Package () {} }, \_SB.EXT0 })
-    Alias (TEXT, ALIA)
-    Mutex (MUTE, 3)
+    Name (PACK, Package () { 0, 1, 0x1234, "x", Package () { BYTE, Package () {} }, \_SB.DEV0 })
 
     Scope (\_SB)
     {
@@ -44,7 +41,6 @@ DefinitionBlock ("", "DSDT", 2, "TEST  ", "TERMS   ", 1)
                 IRQNoFlags () {1, 12}
                 IRQ (Level, ActiveLow, Shared) {5, 9}
                 IRQ (Edge, ActiveHigh, Exclusive) {}
-                DMA (Compatibility, NotBusMaster, Transfer8) {2}
                 Memory32Fixed (ReadOnly, 0xFED00000, 0x00000400)
                 Interrupt (ResourceConsumer, Level, ActiveLow, Shared) {16, 300}
                 Interrupt (ResourceConsumer, Edge, ActiveHigh, Exclusive) {8}
@@ -60,70 +56,41 @@ DefinitionBlock ("", "DSDT", 2, "TEST  ", "TERMS   ", 1)
                 I2cSerialBusV2 (0x0070, ControllerInitiated, 0x00061A80, AddressingMode7Bit, "\\_SB.I2C1", 0, ResourceConsumer, , Exclusive)
             })
         }
-
-        Processor (CPU0, 0x01, 0x00000410, 0x06) {}
     }
 
     Method (MATH, 3, NotSerialized)
     {
         Store (Arg0, Local0)
         Add (Arg0, Arg1, Local1)
-        Subtract (Arg0, 1, Local1)
-        Multiply (Arg0, 2, Local1)
-        Divide (Arg0, 3, Local2, Local3)
-        Mod (Arg0, 4, Local1)
         And (Arg0, 0x0F, Local1)
-        Nand (Arg0, 0x0F, Local1)
         Or (Arg0, 0x0F, Local1)
-        Nor (Arg0, 0x0F, Local1)
-        XOr (Arg0, 0x0F, Local1)
-        Not (Arg0, Local1)
         ShiftLeft (Arg0, 5, Local1)
-        ShiftRight (Arg0, 5, Local1)
-        FindSetLeftBit (Arg0, Local1)
         FindSetRightBit (Arg0, Local1)
-        Increment (Local1)
         Decrement (Local1)
         Concatenate (Arg0, Arg1, Local4)
         ConcatenateResTemplate (Arg0, Arg1, Local4)
         ToInteger (Arg2, Local5)
-        ToBuffer (Arg2, Local5)
-        Store (SizeOf (Local4), Local6)
-        Store (DerefOf (Index (PACK, 2)), Local7)
         Return (Add (Local0, Local1))
     }
 
     Method (FLOW, 2, Serialized, 2)
     {
-        CreateBitField (Arg0, 3, FBIT)
-        CreateByteField (Arg0, 1, FBYT)
         CreateWordField (Arg0, 2, FWRD)
         CreateDWordField (Arg0, 4, FDWD)
-        CreateQWordField (Arg0, 8, FQWD)
-        CreateField (Arg0, 5, 7, FLD7)
-        Acquire (MUTE, 0xFFFF)
-        Release (MUTE)
         Store (Arg1, Local0)
         While (LLess (Local0, 10))
         {
             If (LEqual (Local0, 3)) { Break }
-            If (LNotEqual (Local0, 4)) { Continue }
-            Increment (Local0)
+            Decrement (Local0)
         }
-        If (LAnd (LGreater (Arg1, 1), LOr (LLessEqual (Arg1, 9), LNot (Arg1))))
+        If (LLess (Arg1, 2))
         {
-            Sleep (10)
-            Stall (20)
+            Return (0)
         }
         Else
         {
-            Noop
-        }
-        If (LGreaterEqual (Arg1, 2))
-        {
             Return (MATH (Arg0, 1, "x"))
         }
-        Notify (\_SB.DEV0, 0x80)
         Return (\_SB.DEV0.CCC_)
     }
 
