@@ -34,7 +34,8 @@ export class Disposer {
       try {
         await undo();
       } catch (error) {
-        failures.push(error);
+        // Of another disposer: what it says is in its parts.
+        failures.push(...(error instanceof AggregateError ? error.errors : [error]));
       }
     }
     if (failures.length > 0) throw new AggregateError(failures, 'some resources could not be released');
