@@ -16,6 +16,7 @@ import type { GuestLoop } from '../devicemodel/core/guest-loop.ts';
 import type { Log } from '../devicemodel/core/log.ts';
 import { Vm } from '../devicemodel/core/vm.ts';
 import { pcBoard } from '../devicemodel/hw/board.ts';
+import { ManagedFunctions } from '../devicemodel/hw/pci/passthru/managed.ts';
 import { CharBackendPool } from '../devicemodel/hw/uart/backends/pool.ts';
 import { StdioClaim } from '../devicemodel/hw/uart/backends/stdio.ts';
 import { chooseHypervisor } from '../hypervisor/choose.ts';
@@ -38,13 +39,15 @@ export class Launch {
   readonly commands: VmCommands;
   readonly #loop: GuestLoop;
   readonly #openDoors: () => Promise<void>;
+  readonly #managed: ManagedFunctions;
   readonly #undo: Disposer;
 
-  private constructor(vm: Vm, commands: VmCommands, loop: GuestLoop, openDoors: () => Promise<void>, undo: Disposer) {
+  private constructor({ vm, commands, loop, openDoors, managed, undo }: Parts) {
     this.vm = vm;
     this.commands = commands;
     this.#loop = loop;
     this.#openDoors = openDoors;
+    this.#managed = managed;
     this.#undo = undo;
   }
 
@@ -52,7 +55,7 @@ export class Launch {
   static async prepare(config: VmConfig, options: LaunchOptions): Promise<Launch> {
     const undo = new Disposer();
     try {
-      return await assemble(config, options, undo, (...parts) => new Launch(...parts));
+      return await assemble(config, options, undo, (parts) => new Launch(parts));
     } catch (error) {
       await undo.run();
       throw error;
@@ -72,17 +75,26 @@ export class Launch {
   /** Something unforeseen happened: pause and destroy the VM at once, without waiting for anything. Safe at any time. */
   abandon(): void {
     this.vm.abandon();
+    // The VM had them until now.
+    this.#managed.giveBackNow();
     this.#loop.stopNow();
   }
 }
 
-type Parts = [vm: Vm, commands: VmCommands, loop: GuestLoop, openDoors: () => Promise<void>, undo: Disposer];
+interface Parts {
+  readonly vm: Vm;
+  readonly commands: VmCommands;
+  readonly loop: GuestLoop;
+  readonly openDoors: () => Promise<void>;
+  readonly managed: ManagedFunctions;
+  readonly undo: Disposer;
+}
 
 async function assemble(
   config: VmConfig,
   { log, ownsThread = false, onCommands, ownBackend }: LaunchOptions,
   undo: Disposer,
-  make: (...parts: Parts) => Launch,
+  make: (parts: Parts) => Launch,
 ): Promise<Launch> {
   if (config.boot === undefined) throw new BugError('a VM without a boot image was let through');
   const hypervisor = await chooseHypervisor(config, log, { ownsThread });
@@ -103,9 +115,10 @@ async function assemble(
     ...(ownBackend === undefined ? {} : { ownBackend }),
   });
   undo.defer(() => consoles.dispose());
+  const managed = new ManagedFunctions(log);
   const vm = new Vm(config, {
     openHsm: () => hypervisor.open(config, log),
-    makeBoard: pcBoard({ consoles, lapicIds: cpus.lapicIds }),
+    makeBoard: pcBoard({ consoles, lapicIds: cpus.lapicIds, managed }),
     software,
     cpuAffinity: cpus.affinity,
     loop,
@@ -117,10 +130,11 @@ async function assemble(
   const doors = new FrontDoors(vm.ending);
   undo.defer(() => doors.close());
   const parts = { vm, target, commands, clock: loop.clock, consoles, log };
-  const launch = make(vm, commands, loop, () => openFrontDoors(doors, parts), undo);
+  const launch = make({ vm, commands, loop, openDoors: () => openFrontDoors(doors, parts), managed, undo });
   // A VM that outlives its device model unpaused damages the driver's list of VMs.
   const onExit = () => launch.abandon();
   process.on('exit', onExit);
   undo.defer(() => void process.off('exit', onExit));
+  undo.defer(() => managed.giveBack(vm.forcing));
   return launch;
 }

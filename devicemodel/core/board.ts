@@ -11,6 +11,7 @@ import type { Hsm } from './hsm/hsm.ts';
 import type { MmioBus, PioBus } from './io-bus.ts';
 import type { Log } from './log.ts';
 import type { GuestMemory } from './memory.ts';
+import type { EndSignals } from './power.ts';
 import type { VmEventSink } from './vm-events.ts';
 import type { Waits } from './waits.ts';
 
@@ -27,8 +28,8 @@ export interface BoardParts {
   readonly waits: Waits;
   readonly vcpuCount: number;
   readonly log: Log;
-  /** Hear that someone asks for the end of the VM, while something takes long. @returns takes the listener away. */
-  readonly onStopRequest?: (listener: () => void) => () => void;
+  /** For what takes long. */
+  readonly end?: EndSignals;
   /** Everything the board acquires is undone through this. */
   readonly undo: Disposer;
 }

@@ -170,7 +170,7 @@ export class Life {
       power: this.#power,
       events: this.#events,
       waits: this.#waits,
-      onStopRequest: (listener) => this.#power.onEnding(listener),
+      end: this.#power,
       undo: this.#undo,
     });
     this.#board = board;

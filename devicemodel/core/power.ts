@@ -12,8 +12,17 @@ export class PowerOffRequested extends Error {
   }
 }
 
-export class PowerState implements PowerControl {
+/** How waiting for something slow ends early. Their reasons are {@link PowerOffRequested}. */
+export interface EndSignals {
+  /** Aborted once the VM is to end. */
+  readonly ending: AbortSignal;
+  /** Aborted once it is to end whatever is not finished: also what its end waits for. */
+  readonly forcing: AbortSignal;
+}
+
+export class PowerState implements PowerControl, EndSignals {
   readonly #ending = new AbortController();
+  readonly #forcing = new AbortController();
   #event: PowerEvent | undefined;
   #forced: PowerEvent | undefined;
   /** Whether a guest runs that could be reset or suspended. */
@@ -33,6 +42,7 @@ export class PowerState implements PowerControl {
     const event = this.#inShutdown(asked);
     if (event.kind === 'poweroff' && event.isForced === true && this.#forced === undefined) {
       this.#forced = event;
+      this.#forcing.abort(new PowerOffRequested(event.reason));
       this.onForce?.();
     }
     if (this.#event?.kind === 'poweroff') return;
@@ -62,22 +72,18 @@ export class PowerState implements PowerControl {
     return this.#ending.signal.aborted;
   }
 
-  /** Aborted once the VM is to end; its reason is a {@link PowerOffRequested}. */
   get ending(): AbortSignal {
     return this.#ending.signal;
+  }
+
+  get forcing(): AbortSignal {
+    return this.#forcing.signal;
   }
 
   /** The reset or suspend that was asked for is under way. */
   begin(): void {
     this.isGuestRunning = false;
     if (this.#event?.kind !== 'poweroff') this.#event = undefined;
-  }
-
-  /** Hear of the wish to end. @returns takes the listener away. */
-  onEnding(listener: () => void): () => void {
-    const { signal } = this.#ending;
-    signal.addEventListener('abort', listener, { once: true });
-    return () => signal.removeEventListener('abort', listener);
   }
 
   /** A place where work that takes long looks whether it is still wanted. @throws PowerOffRequested */

@@ -82,6 +82,11 @@ export class Vm extends EventEmitter<VmEventMap> {
     return this.#power.ending;
   }
 
+  /** Aborted once the VM is to end whatever is not finished. */
+  get forcing(): AbortSignal {
+    return this.#power.forcing;
+  }
+
   /**
    * Events are told in the middle of a guest's access, a reset or the teardown. A listener that throws must not break
    * those: what it throws is thrown by the event loop, as if nobody had called it.

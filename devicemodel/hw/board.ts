@@ -23,6 +23,7 @@ import type { HostTree } from './pci/driver.ts';
 import { PciHost } from './pci/host.ts';
 import type { IntxRouter } from './pci/intx.ts';
 import { attachComPort, comResources } from './pci/lpc.ts';
+import type { ManagedFunctions } from './pci/passthru/managed.ts';
 import { CmosIo } from './platform/cmos-io.ts';
 import { DebugExit } from './platform/debug-exit.ts';
 import { Hpet } from './platform/hpet.ts';
@@ -45,6 +46,8 @@ export interface PcOptions {
   readonly lapicIds: (count: number) => readonly number[];
   /** Whose functions are passed through; default: this host's. */
   readonly hostTree?: HostTree;
+  /** Holds functions of the host over the lives of the VM; absent in a plan. */
+  readonly managed?: ManagedFunctions;
 }
 
 const RPMB_KEY_BYTES = 32;
@@ -138,7 +141,8 @@ class Pc implements Board {
       msi: wiring,
       isaDevices: () => isaAml(this.#contributors()),
       ...(options.hostTree === undefined ? {} : { hostTree: options.hostTree }),
-      ...(parts.onStopRequest === undefined ? {} : { onStopRequest: parts.onStopRequest }),
+      ...(parts.end === undefined ? {} : { end: parts.end }),
+      ...(options.managed === undefined ? {} : { managed: options.managed }),
       charBackend: (user, text) => options.consoles.open(user, text),
       sharedMemory: {
         openSharedMemory: (name, sizeBytes) => {

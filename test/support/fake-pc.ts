@@ -15,6 +15,7 @@ import { MiB } from '../../devicemodel/core/units.ts';
 import { Vm } from '../../devicemodel/core/vm.ts';
 import { pcBoard } from '../../devicemodel/hw/board.ts';
 import type { HostTree } from '../../devicemodel/hw/pci/driver.ts';
+import { ManagedFunctions } from '../../devicemodel/hw/pci/passthru/managed.ts';
 import { pciDrivers } from '../../devicemodel/hw/registry.ts';
 import { CharBackendPool } from '../../devicemodel/hw/uart/backends/pool.ts';
 import { FakeHsm } from './fake-hsm.ts';
@@ -75,10 +76,12 @@ export function makePc(
   const lives: FakeHsm[] = [];
   let parts: BoardParts | undefined;
   let ramOut = 0;
+  const managed = new ManagedFunctions(log);
   const board = pcBoard({
     consoles,
     lapicIds: (count) => Array.from({ length: count }, (_, id) => id),
     ...(hostTree === undefined ? {} : { hostTree }),
+    managed,
   });
   const vm: Vm = new Vm(config, {
     openHsm: async () => {
@@ -131,6 +134,7 @@ export function makePc(
       return ramOut;
     },
     dispose: async () => {
+      await managed.giveBack();
       await consoles.dispose();
       clock.dispose();
     },

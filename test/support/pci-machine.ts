@@ -21,9 +21,11 @@ import type {
 import type { HvVdev } from '../../devicemodel/core/hsm/vdev.ts';
 import { MmioBus, PioBus } from '../../devicemodel/core/io-bus.ts';
 import { GuestMemory } from '../../devicemodel/core/memory.ts';
+import { PowerState } from '../../devicemodel/core/power.ts';
 import { newWaits } from '../../devicemodel/core/waits.ts';
 import type { SharedMemory } from '../../devicemodel/hw/pci/driver.ts';
 import { PciHost } from '../../devicemodel/hw/pci/host.ts';
+import { ManagedFunctions } from '../../devicemodel/hw/pci/passthru/managed.ts';
 import { IoapicPins, PirqRouter } from '../../devicemodel/hw/platform/ioapic.ts';
 import { SCI_GSI } from '../../devicemodel/hw/platform/pm.ts';
 import type { AnyPciDriver } from '../../devicemodel/hw/registry.ts';
@@ -104,6 +106,9 @@ export class PciMachine {
   readonly backendUsers: string[] = [];
   readonly shared = new Map<string, SharedMemory & { disposed: number }>();
   readonly lines: string[];
+  readonly managed: ManagedFunctions;
+  /** As a VM that ends would say it. */
+  readonly end = new PowerState();
   readonly host: PciHost;
 
   constructor(
@@ -117,6 +122,7 @@ export class PciMachine {
   ) {
     const { log, lines } = memoryLog();
     this.lines = lines;
+    this.managed = new ManagedFunctions(log);
     const { pirq } = this;
     const pins = new IoapicPins();
     pirq.use(SCI_GSI);
@@ -138,6 +144,8 @@ export class PciMachine {
       msi: this.msi,
       power: this.power_,
       waits: newWaits(() => {}),
+      managed: this.managed,
+      end: this.end,
       charBackend: (user, text) => {
         this.backendUsers.push(user);
         const backend = new FakeCharBackend(typeof text === 'string' ? text : text.kind);

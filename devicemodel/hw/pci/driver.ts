@@ -11,10 +11,12 @@ import type { Hsm, HypervisorOffers } from '../../core/hsm/hsm.ts';
 import type { Log } from '../../core/log.ts';
 import type { GuestMemory } from '../../core/memory.ts';
 import type { OptionSchema } from '../../core/options.ts';
+import type { EndSignals } from '../../core/power.ts';
 import type { Waits } from '../../core/waits.ts';
 import type { CharBackendSpec } from '../uart/backends/spec.ts';
 import type { SecondaryBus } from './buses.ts';
 import type { PciFunction } from './function.ts';
+import type { ManagedFunctions } from './passthru/managed.ts';
 
 /** POSIX shared memory of the host, mapped into this process. */
 export interface SharedMemory {
@@ -79,8 +81,10 @@ export interface PciEnv {
   charBackend(spec: string | CharBackendSpec, part?: string): CharBackend;
   /** Which host functions are passed through from; default: this machine, in earnest. */
   readonly hostTree?: HostTree;
-  /** Hear that someone asks for the end of the VM, while something takes long. @returns takes the listener away. */
-  readonly onStopRequest?: (listener: () => void) => () => void;
+  /** For what takes long. */
+  readonly end?: EndSignals;
+  /** Functions of the host that were taken from their drivers, for all lives of the VM; absent in a plan. */
+  readonly managed?: ManagedFunctions;
   /** Absent where the host has none. */
   readonly sharedMemory?: SharedMemoryProvider;
   /** Absent where nothing routes legacy interrupts. */

@@ -1,88 +1,190 @@
 /**
- * `managed`: from its driver to pci-stub, and back to where it was. Linux Documentation/ABI/testing/sysfs-bus-pci:
- * driver_override says which driver may have a function, unbind and drivers_probe change it.
+ * `managed`: from its driver to pci-stub, and back to where it was once the VM is over. Linux
+ * Documentation/ABI/testing/sysfs-bus-pci: driver_override says which driver may have a function, bind and unbind move it.
  */
-import { constants, existsSync, readFileSync } from 'node:fs';
-import { open } from 'node:fs/promises';
-import { dirname, join } from 'node:path';
-import { HostError } from '../../../core/errors.ts';
-import { formatHostAddress } from './address.ts';
-import type { HostFunction } from './host-function.ts';
+import { closeSync, constants, existsSync, openSync, readFileSync, writeSync } from 'node:fs';
+import { basename, dirname, join } from 'node:path';
+import { HostError, StoppedError } from '../../../core/errors.ts';
+import type { Log } from '../../../core/log.ts';
+import { type HostWaits, writeToHost } from './host-write.ts';
 
 /** Drivers that hold a function without using it. */
 export const STUB_DRIVERS: readonly string[] = ['pci-stub', 'vfio-pci'];
 const STUB = 'pci-stub';
+/** What a forced end leaves to a driver that is well to take its device. */
+const FORCED_GRACE_MS = 2_000;
+/** A function that hangs makes everybody wait who wants it. */
+const HUNG_GIVE_UP_MS = 5_000;
 
-export class Managed {
-  readonly #fn: HostFunction;
-  /** What to put back, once taken. */
-  #before: { readonly driver: string | undefined; readonly override: string } | undefined;
+/** The function as it is now, by its place in sysfs. */
+export interface ManagedFunction {
+  /** Its directory. */
+  readonly path: string;
+  /** `02:00.0`, for messages. */
+  readonly name: string;
+  /** Who has it. */
+  readonly driver: string | undefined;
+}
 
-  constructor(fn: HostFunction) {
-    this.#fn = fn;
+/** A function that was taken. */
+interface Held {
+  readonly fn: ManagedFunction;
+  /** What to put back. */
+  readonly driver: string | undefined;
+  readonly override: string;
+  /** Who has it now, as far as we moved it. */
+  at: string | undefined;
+  isHung: boolean;
+}
+
+/** A write to a file, as a step of moving a function. */
+interface Step {
+  readonly path: string;
+  readonly text: string;
+  /** Who has it then. */
+  readonly at: string | undefined;
+}
+
+/**
+ * The functions of one VM that `managed` took. They are held over its lives: between two of them no driver of the host is
+ * to find a device that the next life takes away again.
+ */
+export class ManagedFunctions {
+  readonly #log: Log;
+  /** By path, in the order they were taken. */
+  readonly #held = new Map<string, Held>();
+
+  constructor(log: Log) {
+    this.#log = log;
   }
 
-  /** @throws HostError; what was done is undone. */
-  async take(): Promise<void> {
-    const { driver } = this.#fn;
-    if (driver !== undefined && STUB_DRIVERS.includes(driver)) return;
-    if (!existsSync(join(this.#bus, 'drivers', STUB))) {
+  /**
+   * Have it bound to pci-stub, if no stub has it. Does nothing for one that is held.
+   * @param stop ends the wait for its driver. @throws HostError; what was done is undone.
+   */
+  async take(fn: ManagedFunction, stop?: AbortSignal): Promise<void> {
+    const { driver } = fn;
+    if (this.#held.has(fn.path) || (driver !== undefined && STUB_DRIVERS.includes(driver))) return;
+    if (!existsSync(join(busOf(fn), 'drivers', STUB))) {
       throw new HostError(`managed: the kernel has no driver ${STUB}`, 0, {
         hint: `load it with: modprobe ${STUB}`,
       });
     }
-    this.#before = { driver, override: this.#readOverride() };
+    const held = { fn, driver, override: readOverride(fn), at: driver, isHung: false };
+    // From here on: whatever happens meanwhile, it goes back.
+    this.#held.set(fn.path, held);
     try {
-      await this.#write(join(this.#fn.path, 'driver_override'), STUB);
-      await this.#move(driver, STUB);
+      await this.#run(held, `being moved to ${STUB}`, move(held, STUB, STUB), { stop });
     } catch (error) {
-      await this.giveBack().catch(() => {});
-      throw new HostError(`managed: ${this.#fn.name} is not bound to ${STUB}: ${(error as Error).message}`, 0);
+      await this.#tryGiveBack(held);
+      if (error instanceof StoppedError) throw error;
+      const hint = error instanceof HostError && error.hint !== undefined ? { hint: error.hint } : {};
+      throw new HostError(`managed: ${fn.name} is not bound to ${STUB}: ${(error as Error).message}`, 0, hint);
     }
   }
 
-  /** Back to its driver. Safe twice, and without `take`. @throws HostError */
-  async giveBack(): Promise<void> {
-    const before = this.#before;
-    this.#before = undefined;
-    if (before === undefined) return;
+  /** It does not come back from a reset: nobody will wait for it for long. */
+  markHung(fn: ManagedFunction): void {
+    const held = this.#held.get(fn.path);
+    if (held !== undefined) held.isHung = true;
+  }
+
+  /**
+   * Every function back to its driver, last first. Never throws: what cannot be given back is an error in the log.
+   * @param forcing shortens the waits.
+   */
+  async giveBack(forcing?: AbortSignal): Promise<void> {
+    for (const held of [...this.#held.values()].reverse()) await this.#tryGiveBack(held, forcing);
+  }
+
+  /** The same for a process that dies: at once. Nobody waits for a function that hangs. */
+  giveBackNow(): void {
+    for (const held of [...this.#held.values()].reverse()) {
+      this.#held.delete(held.fn.path);
+      try {
+        if (held.isHung) throw new Error('it hangs');
+        for (const step of stepsBack(held)) writeNow(step);
+      } catch (error) {
+        this.#complain(held, error as Error);
+      }
+    }
+  }
+
+  async #tryGiveBack(held: Held, forcing?: AbortSignal): Promise<void> {
+    const { fn, isHung } = held;
+    const waits = { stop: forcing, graceMs: FORCED_GRACE_MS, ...(isHung ? { giveUpMs: HUNG_GIVE_UP_MS } : {}) };
     try {
-      // An empty line takes an override away.
-      await this.#write(join(this.#fn.path, 'driver_override'), before.override === '' ? '\n' : before.override);
-      await this.#move(this.#fn.driver, before.driver);
+      await this.#run(held, 'being given back', stepsBack(held), waits);
     } catch (error) {
-      const where = before.driver === undefined ? 'freed' : `bound to ${before.driver} again`;
-      throw new HostError(`managed: ${this.#fn.name} is not ${where}: ${(error as Error).message}`, 0);
-    }
-  }
-
-  /** The directory of the bus: `…/bus/pci`. */
-  get #bus(): string {
-    return dirname(dirname(this.#fn.path));
-  }
-
-  async #move(from: string | undefined, to: string | undefined): Promise<void> {
-    const name = formatHostAddress(this.#fn.address);
-    if (from !== undefined) await this.#write(join(this.#bus, 'drivers', from, 'unbind'), name);
-    if (to !== undefined) await this.#write(join(this.#bus, 'drivers', to, 'bind'), name);
-  }
-
-  #readOverride(): string {
-    try {
-      const text = readFileSync(join(this.#fn.path, 'driver_override'), 'latin1').trim();
-      return text === '(null)' ? '' : text;
-    } catch {
-      return '';
-    }
-  }
-
-  /** Files of sysfs exist or do not, and many may only be written. */
-  async #write(path: string, text: string): Promise<void> {
-    const file = await open(path, constants.O_WRONLY);
-    try {
-      await file.write(text);
+      this.#complain(held, error as Error);
     } finally {
-      await file.close();
+      this.#held.delete(fn.path);
     }
+  }
+
+  #complain({ fn, driver }: Held, error: Error): void {
+    const what = driver === undefined ? 'freed' : `bound to ${driver} again`;
+    this.#log.error(`managed: ${fn.name} is not ${what}: ${error.message}`);
+  }
+
+  async #run(held: Held, doing: string, steps: readonly Step[], waits: HostWaits): Promise<void> {
+    const said = {
+      who: held.fn.name,
+      doing,
+      hangs: 'its driver does not answer',
+      hint: 'dmesg says what the driver waits for',
+    };
+    for (const { path, text, at } of steps) {
+      let refused: NodeJS.ErrnoException | undefined;
+      try {
+        refused = await writeToHost(path, text, said, this.#log, waits);
+      } catch (error) {
+        // The kernel goes on with it.
+        held.at = at;
+        held.isHung = true;
+        throw error;
+      }
+      if (refused !== undefined) throw refused;
+      held.at = at;
+    }
+  }
+}
+
+/** From the driver that has it to another. */
+function move({ fn, at }: Held, override: string, to: string | undefined): Step[] {
+  const drivers = join(busOf(fn), 'drivers');
+  const name = basename(fn.path);
+  const steps: Step[] = [{ path: join(fn.path, 'driver_override'), text: override, at }];
+  if (at === to) return steps;
+  if (at !== undefined) steps.push({ path: join(drivers, at, 'unbind'), text: name, at: undefined });
+  if (to !== undefined) steps.push({ path: join(drivers, to, 'bind'), text: name, at: to });
+  return steps;
+}
+
+function stepsBack(held: Held): Step[] {
+  // An empty line takes an override away.
+  return move(held, held.override === '' ? '\n' : held.override, held.driver);
+}
+
+function writeNow({ path, text }: Step): void {
+  const fd = openSync(path, constants.O_WRONLY);
+  try {
+    writeSync(fd, text);
+  } finally {
+    closeSync(fd);
+  }
+}
+
+/** The directory of the bus: `…/bus/pci`. */
+function busOf(fn: ManagedFunction): string {
+  return dirname(dirname(fn.path));
+}
+
+function readOverride(fn: ManagedFunction): string {
+  try {
+    const text = readFileSync(join(fn.path, 'driver_override'), 'latin1').trim();
+    return text === '(null)' ? '' : text;
+  } catch {
+    return '';
   }
 }

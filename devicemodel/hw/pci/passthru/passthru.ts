@@ -15,9 +15,9 @@ import { RootPort } from '../root-port.ts';
 import { type FunctionFirmware, firmwareOf } from './firmware.ts';
 import { GraphicsMemory, isIntelGraphicsAt } from './gvt-d.ts';
 import { type HostFunction, hostFunctions } from './host-function.ts';
+import type { HostWaits } from './host-write.ts';
 import { IGD_LPC_SLOT } from './igd-lpc.ts';
 import { type Inspection, inspect, unavailable } from './inspect.ts';
-import { Managed } from './managed.ts';
 import { type PassthruOptions, passthruInfo } from './options.ts';
 import { findPtmRoot } from './ptm.ts';
 import { resetByPowerState, resetFunction } from './reset.ts';
@@ -27,6 +27,8 @@ import { ExpansionRom } from './rom.ts';
 const NO_LINE = 0xff;
 const CLASS_DISPLAY = 0x03;
 const BAR_REGISTERS = 6;
+/** What a forced end leaves to a device that is well: a reset of its bus takes a second. */
+const FORCED_GRACE_MS = 2_000;
 const ROM_REGISTER_END = Cfg.ExpansionRom + 4;
 
 /** Steps of taking a function, in the order in which an orderly end undoes them. [passthru_deinit] */
@@ -48,7 +50,6 @@ class Passthrough implements PassthroughPciFunction {
   readonly #graphics: GraphicsMemory | undefined;
   readonly #line: InterruptLine | undefined;
   readonly #rootPort: RootPort | undefined;
-  readonly #managed: Managed | undefined;
   readonly #notes: string[];
   #config: ConfigSpace | undefined;
   #placement: PciPlacement | undefined;
@@ -83,7 +84,6 @@ class Passthrough implements PassthroughPciFunction {
     this.#graphics = found.isGraphics ? GraphicsMemory.of(fn, found.config, env.log) : undefined;
     this.#line = found.usesIntx ? env.intx() : undefined;
     this.#rootPort = options.enablePtm ? this.#findRootPort() : undefined;
-    this.#managed = options.managed ? new Managed(fn) : undefined;
     const firmware = firmwareOf(env, this.identity, options.dsdtFile);
     this.aml = firmware.aml;
     this.tables = firmware.tables;
@@ -107,30 +107,32 @@ class Passthrough implements PassthroughPciFunction {
   // Life cycle.
 
   async start(): Promise<void> {
+    const { managed, end } = this.#env;
+    end?.ending.throwIfAborted();
+    if (this.#options.managed) {
+      if (managed === undefined) throw new BugError('a plan is to be started');
+      await managed.take(this.#fn, end?.ending);
+    }
+    // Not before: until then its driver uses it.
     this.#isTaken = true;
-    await this.#managed?.take();
     if (this.#options.irq !== undefined) {
       this.#env.log.warn(`interrupt line ${this.#options.irq} may be shared with other devices of the host`);
     }
     // What another guest or driver left in it is gone.
-    if (!this.#options.noReset) await this.#writeReset();
+    if (!this.#options.noReset) await this.#writeReset({ stop: end?.ending });
     await this.#resetByPowerState();
   }
 
   async resetHost(): Promise<void> {
-    await this.#writeReset();
+    await this.#writeReset({ stop: this.#env.end?.ending });
     await this.#resetByPowerState();
   }
 
   async stop(): Promise<void> {
     if (!this.#isTaken) return;
     this.#isTaken = false;
-    try {
-      // One that hangs will not be any better for a second reset.
-      if (!this.#isHung) await this.#writeReset();
-    } finally {
-      await this.#managed?.giveBack();
-    }
+    // One that hangs will not be any better for a second reset.
+    if (!this.#isHung) await this.#writeReset({ stop: this.#env.end?.forcing, graceMs: FORCED_GRACE_MS });
   }
 
   reset(): void {
@@ -319,12 +321,12 @@ class Passthrough implements PassthroughPciFunction {
     }
   }
 
-  async #writeReset(): Promise<void> {
-    const { log, onStopRequest } = this.#env;
+  async #writeReset(waits: HostWaits): Promise<void> {
     try {
-      await resetFunction(this.#fn, log, onStopRequest === undefined ? {} : { onStopRequest });
+      await resetFunction(this.#fn, this.#env.log, waits);
     } catch (error) {
       this.#isHung = true;
+      this.#env.managed?.markHung(this.#fn);
       throw error;
     }
   }

@@ -1,18 +1,9 @@
-/**
- * Resets of a host function: by the kernel (writing to its `reset` file), or by power state. A device can hang in its
- * reset and then keeps the thread that writes: it is never this one, and the wait for it ends.
- */
-import { close, constants, open, write } from 'node:fs';
+/** Resets of a host function: by the kernel (writing to its `reset` file), or by power state. */
 import { CapId, Cfg } from '../../../chips/pci-config-space.ts';
-import { ExitCode, HostError, StoppedError } from '../../../core/errors.ts';
-import { leaveThreadBehind, onProcessEnd } from '../../../core/host/exit-hooks.ts';
 import type { Log } from '../../../core/log.ts';
 import { ConfigCopy } from './capabilities.ts';
 import type { HostFunction } from './host-function.ts';
-
-/** When a reset that takes long is said, and when it is given up. */
-const SLOW_MS = 10_000;
-const GIVE_UP_MS = 60_000;
+import { type HostWaits, writeToHost } from './host-write.ts';
 
 /** Power management control/status, from the capability (PCI PM 1.2 §3.2.4): power state in bits 1:0. */
 const PMCSR = 0x04;
@@ -23,72 +14,22 @@ const POWER_STATE_DELAY_MS = 10;
 /** The header: command, BARs, interrupt line. */
 const HEADER_BYTES = 0x40;
 
-export interface ResetWaits {
-  readonly slowMs?: number;
-  readonly giveUpMs?: number;
-  /** @returns takes the listener away again. */
-  onStopRequest?(listener: () => void): () => void;
-}
-
 /**
  * Have the kernel reset the function.
  * @returns false if it knows no way to.
  * @throws HostError if the device does not come back in time, StoppedError if the VM is ended meanwhile; a refused write is a warning.
  */
-export async function resetFunction(fn: HostFunction, log: Log, waits: ResetWaits = {}): Promise<boolean> {
+export async function resetFunction(fn: HostFunction, log: Log, waits: HostWaits = {}): Promise<boolean> {
   if (!fn.hasReset) return false;
-  const { slowMs = SLOW_MS, giveUpMs = GIVE_UP_MS } = waits;
-  const written = writeOne(fn.resetPath);
-  let slow: NodeJS.Timeout | undefined;
-  let giveUp: NodeJS.Timeout | undefined;
-  let unsubscribe: (() => void) | undefined;
-  const givenUp = new Promise<never>((_, reject) => {
-    slow = setTimeout(() => {
-      const seconds = Math.round(giveUpMs / 1000);
-      log.warn(`${fn.name} is being reset for ${Math.round(slowMs / 1000)} s; it is given up after ${seconds} s`);
-    }, slowMs);
-    giveUp = setTimeout(() => {
-      reject(
-        new HostError(`${fn.name} does not come out of its reset`, 0, {
-          exitCode: ExitCode.IoError,
-          hint: 'power the machine off and on, or pass the function through with no_reset',
-        }),
-      );
-    }, giveUpMs);
-    unsubscribe = waits.onStopRequest?.(() => {
-      reject(new StoppedError(`the VM was ended while ${fn.name} was being reset`));
-    });
-  });
-  let isStuck = true;
-  try {
-    const error = await Promise.race([written, givenUp]);
-    isStuck = false;
-    if (error !== undefined && error.code !== 'ENOENT') log.warn(`${fn.name} is not reset: ${error.message}`);
-    return error === undefined;
-  } finally {
-    clearTimeout(slow);
-    clearTimeout(giveUp);
-    unsubscribe?.();
-    if (isStuck) {
-      // The thread cannot be had back, and a process that exits would wait for it.
-      onProcessEnd(() => {});
-      leaveThreadBehind();
-    }
-  }
-}
-
-/** On a thread of the pool. @returns what went wrong. */
-function writeOne(path: string): Promise<NodeJS.ErrnoException | undefined> {
-  return new Promise((resolve) => {
-    // The kernel lets nobody read it, so it is opened for writing alone; and it is never created.
-    open(path, constants.O_WRONLY, (openError, fd) => {
-      if (openError) {
-        resolve(openError);
-        return;
-      }
-      write(fd, '1', (error) => close(fd, () => resolve(error ?? undefined)));
-    });
-  });
+  const said = {
+    who: fn.name,
+    doing: 'being reset',
+    hangs: `${fn.name} does not come out of its reset`,
+    hint: 'power the machine off and on, or pass the function through with no_reset',
+  };
+  const error = await writeToHost(fn.resetPath, '1', said, log, waits);
+  if (error !== undefined && error.code !== 'ENOENT') log.warn(`${fn.name} is not reset: ${error.message}`);
+  return error === undefined;
 }
 
 /**

@@ -1,4 +1,6 @@
 /** A passed-through function in a PCI host, against a made-up host: what the hypervisor is told, what the guest reads. */
+import { rmSync } from 'node:fs';
+import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { checkOptions } from '../../../../devicemodel/core/options.ts';
 import { ivshmem } from '../../../../devicemodel/hw/pci/ivshmem.ts';
@@ -197,9 +199,23 @@ describe('life', () => {
     expect(host.read('0b:00.0', 'driver_override')).toMatch(/^pci-stub/);
     host.bind('0b:00.0', 'pci-stub');
     await m.host.stop();
+    // Between two lives nobody gets it.
+    expect(host.readDriver('nvme', 'bind')).toBe('');
+    await m.managed.giveBack();
     expect(host.readDriver('pci-stub', 'unbind')).toBe('0000:0b:00.0');
     expect(host.readDriver('nvme', 'bind')).toBe('0000:0b:00.0');
     expect(host.read('0b:00.0', 'driver_override')).toMatch(/^\n/);
+  });
+
+  test('managed: one that cannot be taken is not reset: its driver uses it', async () => {
+    host.add('0b:00.0', { bars: [mem(0xa500_0000, 4096)], hasMsi: true, driver: 'nvme' });
+    rmSync(join(host.path('0b:00.0'), 'driver_override'));
+    const m = machine().plug('0:7.0', passthru, options('0b/00/0,managed'));
+    m.host.configure();
+    await expect(m.host.start()).rejects.toThrow('managed: 0b:00.0 is not bound to pci-stub');
+    await m.host.stop();
+    expect(host.read('0b:00.0', 'reset')).toBe('');
+    expect(host.readDriver('nvme', 'unbind')).toBe('');
   });
 });
 

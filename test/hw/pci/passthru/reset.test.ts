@@ -54,14 +54,9 @@ describe('by the kernel', () => {
 
     test('ends at once when the VM is to end', async () => {
       const { log } = memoryLog();
-      let stop = () => {};
-      const waiting = resetFunction(functionAt('02:00.0'), log, {
-        onStopRequest: (listener) => {
-          stop = listener;
-          return () => {};
-        },
-      });
-      stop();
+      const stop = new AbortController();
+      const waiting = resetFunction(functionAt('02:00.0'), log, { stop: stop.signal });
+      stop.abort();
       await expect(waiting).rejects.toThrow(StoppedError);
     });
 
