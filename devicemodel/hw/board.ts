@@ -120,14 +120,6 @@ class Pc implements Board {
     this.#contributors = () =>
       tableContributors({ ...devices, optional: this.#optional }, { com: config.com, isRtvm: config.rtvm });
 
-    const pirq = this.#pirq;
-    const router: IntxRouter = {
-      allocateGsi: () => this.#pins.allocate(),
-      allocateLink: () => pirq.allocate(),
-      readLink: (link) => pirq.read(link),
-      writeLink: (link, value) => pirq.write(link, value),
-      reset: () => pirq.reset(),
-    };
     this.pciConfig = new PciHost({
       hsm,
       clock,
@@ -137,7 +129,7 @@ class Pc implements Board {
       memory: parts.memory,
       pio: parts.pio,
       mmio: parts.mmio,
-      router,
+      router: this.#intxRouter(),
       msi: wiring,
       isaDevices: () => isaAml(this.#contributors()),
       ...(options.hostTree === undefined ? {} : { hostTree: options.hostTree }),
@@ -160,6 +152,18 @@ class Pc implements Board {
         vcpuCount: parts.vcpuCount,
       },
     });
+  }
+
+  /** INTx of PCI functions: IOAPIC pins, and links to the PIC. */
+  #intxRouter(): IntxRouter {
+    const pirq = this.#pirq;
+    return {
+      allocateGsi: () => this.#pins.allocate(),
+      allocateLink: () => pirq.allocate(),
+      readLink: (link) => pirq.read(link),
+      writeLink: (link, value) => pirq.write(link, value),
+      reset: () => pirq.reset(),
+    };
   }
 
   /** Put everything in its place; neither the host nor the hypervisor is asked for anything yet. */
