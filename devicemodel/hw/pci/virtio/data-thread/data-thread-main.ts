@@ -14,7 +14,15 @@ import { Log } from '../../../../core/log.ts';
 import { MAX_QUEUE_SIZE } from '../ring/ring.ts';
 import { Virtqueue, type VirtqueueHost } from '../ring/virtqueue.ts';
 import { servers } from './servers.ts';
-import { type DataThreadMessage, type DataThreadSetup, Order, QueueField, Standing, Word } from './words.ts';
+import {
+  type DataThreadMessage,
+  type DataThreadSetup,
+  Order,
+  QueueField,
+  type QueueServer,
+  Standing,
+  Word,
+} from './words.ts';
 
 /** Places in the set that is polled; the kicks follow. */
 const Slot = { Control: 0, Server: 1, Kicks: 2 } as const;
@@ -31,44 +39,104 @@ interface Served {
   hasMore: boolean;
 }
 
-function run(setup: DataThreadSetup): void {
-  const tell = (message: DataThreadMessage) => parentPort?.postMessage(message);
-  const log = new Log([{ maxLevel: 5, write: (_level, text) => tell({ kind: 'guest', text }) }]);
-  const words = new Int32Array(setup.words);
-  const fields = new Float64Array(setup.queues);
-  const ram = new GuestRam(
-    setup.chunks.map(({ base, sizeBytes, hostAddress }) => ({
-      base,
-      bytes: viewOf(hostAddress, sizeBytes),
-      hostAddress,
-    })),
-  );
-  const { service } = setup;
-  const makeServer = servers[service.kind];
-  if (makeServer === undefined) throw new BugError(`nobody serves ${service.kind} in a data thread`);
-  const server = makeServer(service, { words, log, tellFailed: (errno) => tell({ kind: 'failed', errno }) });
-  let served: Served[] = [];
-  /** Number of the latest order. */
-  let obeyed = 0;
-  const host: VirtqueueHost = {
+class DataThread {
+  readonly #setup: DataThreadSetup;
+  readonly #words: Int32Array;
+  readonly #fields: Float64Array;
+  readonly #ram: GuestRam;
+  readonly #server: QueueServer;
+  readonly #polled: PollSet;
+  readonly #host: VirtqueueHost = {
     interrupt: (queue) => {
-      for (const each of served) if (each.queue === queue) signalEventfd(each.callFd);
+      for (const each of this.#served) if (each.queue === queue) signalEventfd(each.callFd);
     },
-    broken: (queue, reason) => tell({ kind: 'broken', order: obeyed, queue: queue.index, reason }),
+    broken: (queue, reason) => tell({ kind: 'broken', order: this.#obeyed, queue: queue.index, reason }),
   };
-  const polled = new PollSet(setup.queueCount + Slot.Kicks);
-  polled.watch(Slot.Control, setup.controlFd);
-  // CPUs that do not exist are no reason to stop.
-  if (setup.cpus.length > 0) pinThread(setup.cpus);
-  // Who may not is served at the usual priority.
-  setNice(NICE);
+  #served: Served[] = [];
+  /** Number of the latest order. */
+  #obeyed = 0;
+  #hasMore = false;
 
-  const start = () => {
-    served = [];
-    for (let i = 0; i < setup.queueCount; i++) {
+  constructor(setup: DataThreadSetup) {
+    this.#setup = setup;
+    this.#words = new Int32Array(setup.words);
+    this.#fields = new Float64Array(setup.queues);
+    this.#ram = new GuestRam(
+      setup.chunks.map(({ base, sizeBytes, hostAddress }) => ({
+        base,
+        bytes: viewOf(hostAddress, sizeBytes),
+        hostAddress,
+      })),
+    );
+    const { service } = setup;
+    const makeServer = servers[service.kind];
+    if (makeServer === undefined) throw new BugError(`nobody serves ${service.kind} in a data thread`);
+    const log = new Log([{ maxLevel: 5, write: (_level, text) => tell({ kind: 'guest', text }) }]);
+    this.#server = makeServer(service, {
+      words: this.#words,
+      log,
+      tellFailed: (errno) => tell({ kind: 'failed', errno }),
+    });
+    this.#polled = new PollSet(setup.queueCount + Slot.Kicks);
+    this.#polled.watch(Slot.Control, setup.controlFd);
+    // CPUs that do not exist are no reason to stop.
+    if (setup.cpus.length > 0) pinThread(setup.cpus);
+    // Who may not is served at the usual priority.
+    setNice(NICE);
+  }
+
+  /** Until it is ordered to quit, or fails. */
+  run(): void {
+    tell({ kind: 'ready' });
+    try {
+      while (this.#turn());
+    } catch (error) {
+      // What is in flight in the kernel must be over before the device thread goes on with the queues.
+      tryTo(() => this.#server.stop());
+      for (const each of this.#served) each.queue.putBackLatest();
+      this.#writePositions();
+      tell({ kind: 'ended', reason: (error as Error).message });
+    }
+    this.#server.dispose();
+  }
+
+  /** @returns whether the thread goes on. */
+  #turn(): boolean {
+    const polled = this.#polled;
+    const words = this.#words;
+    polled.watch(Slot.Server, this.#server.waitFd);
+    polled.wait(this.#served.length + Slot.Kicks, this.#hasMore ? 0 : -1);
+    if (polled.isReadable(Slot.Control)) takeEventfd(this.#setup.controlFd);
+    if (Atomics.load(words, Word.Ordered) !== this.#obeyed) return this.#obey();
+    Atomics.store(words, Word.Standing, Standing.Unknown);
+    this.#serveAll();
+    this.#writePositions();
+    return true;
+  }
+
+  /** @returns whether the thread goes on. */
+  #obey(): boolean {
+    const words = this.#words;
+    const ordered = Atomics.load(words, Word.Ordered);
+    if (ordered === Atomics.load(words, Word.Answered)) return true;
+    const order = Atomics.load(words, Word.Order);
+    this.#stop();
+    this.#obeyed = ordered;
+    if (order === Order.Start) this.#start();
+    this.#hasMore = this.#served.length > 0;
+    Atomics.store(words, Word.Answered, ordered);
+    Atomics.notify(words, Word.Answered);
+    tell({ kind: 'answered' });
+    return order !== Order.Quit;
+  }
+
+  #start(): void {
+    const fields = this.#fields;
+    this.#served = [];
+    for (let i = 0; i < this.#setup.queueCount; i++) {
       const field = (name: keyof typeof QueueField) => fields[i * QueueField.count + QueueField[name]] as number;
       if (field('size') === 0) continue;
-      const queue = new Virtqueue(field('index'), MAX_QUEUE_SIZE, ram, host);
+      const queue = new Virtqueue(field('index'), MAX_QUEUE_SIZE, this.#ram, this.#host);
       queue.size = field('size');
       queue.setFeatures({
         packed: field('packed') !== 0,
@@ -78,78 +146,49 @@ function run(setup: DataThreadSetup): void {
       });
       queue.enable(field('desc'), field('avail'), field('used'));
       queue.resumeAt(field('position'));
-      served.push({ queue, slot: i, kickFd: field('kickFd'), callFd: field('callFd'), hasMore: true });
-      polled.watch(Slot.Kicks + served.length - 1, field('kickFd'));
+      this.#served.push({ queue, slot: i, kickFd: field('kickFd'), callFd: field('callFd'), hasMore: true });
+      this.#polled.watch(Slot.Kicks + this.#served.length - 1, field('kickFd'));
     }
-    server.start(served.map((each) => each.queue));
-  };
-  /** @returns whether everything before the positions is used, and nothing behind them is touched any more. */
-  const writePositions = () => {
+    this.#server.start(this.#served.map((each) => each.queue));
+  }
+
+  #stop(): void {
+    this.#server.stop();
+    this.#writePositions();
+    this.#served = [];
+  }
+
+  /** Where the queues are, and whether everything before that is used and nothing behind it is touched any more. */
+  #writePositions(): void {
+    const fields = this.#fields;
     let outstanding = 0;
     // After every turn: by index, which allocates nothing.
-    for (let i = 0; i < served.length; i++) {
-      const { queue, slot } = served[i] as Served;
+    for (let i = 0; i < this.#served.length; i++) {
+      const { queue, slot } = this.#served[i] as Served;
       fields[slot * QueueField.count + QueueField.position] = queue.position;
       outstanding += queue.outstanding;
     }
-    Atomics.store(words, Word.Standing, outstanding === 0 ? Standing.Known : Standing.Unknown);
-  };
-  const stop = () => {
-    server.stop();
-    writePositions();
-    served = [];
-  };
-  /** @returns whether the thread goes on. */
-  const obey = () => {
-    const ordered = Atomics.load(words, Word.Ordered);
-    if (ordered === Atomics.load(words, Word.Answered)) return true;
-    const order = Atomics.load(words, Word.Order);
-    stop();
-    obeyed = ordered;
-    if (order === Order.Start) start();
-    hasMore = served.length > 0;
-    Atomics.store(words, Word.Answered, ordered);
-    Atomics.notify(words, Word.Answered);
-    tell({ kind: 'answered' });
-    return order !== Order.Quit;
-  };
+    Atomics.store(this.#words, Word.Standing, outstanding === 0 ? Standing.Known : Standing.Unknown);
+  }
+
   /** One slice of each queue that has something. An order is obeyed between any two. */
-  const serveAll = () => {
-    hasMore = false;
-    for (let i = 0; i < served.length; i++) {
-      const each = served[i] as Served;
+  #serveAll(): void {
+    const polled = this.#polled;
+    this.#hasMore = false;
+    for (let i = 0; i < this.#served.length; i++) {
+      const each = this.#served[i] as Served;
       const kicked = polled.isReadable(Slot.Kicks + i);
       if (kicked) takeEventfd(each.kickFd);
-      if (kicked || each.hasMore) each.hasMore = !server.serve(each.queue);
-      if (each.hasMore) hasMore = true;
-      if (Atomics.load(words, Word.Ordered) !== obeyed) return;
+      if (kicked || each.hasMore) each.hasMore = !this.#server.serve(each.queue);
+      if (each.hasMore) this.#hasMore = true;
+      if (Atomics.load(this.#words, Word.Ordered) !== this.#obeyed) return;
     }
-    if (polled.isReady(Slot.Server)) server.onReadable();
-  };
-
-  tell({ kind: 'ready' });
-  let hasMore = false;
-  try {
-    for (;;) {
-      polled.watch(Slot.Server, server.waitFd);
-      polled.wait(served.length + Slot.Kicks, hasMore ? 0 : -1);
-      if (polled.isReadable(Slot.Control)) takeEventfd(setup.controlFd);
-      if (Atomics.load(words, Word.Ordered) !== obeyed) {
-        if (!obey()) break;
-        continue;
-      }
-      Atomics.store(words, Word.Standing, Standing.Unknown);
-      serveAll();
-      writePositions();
-    }
-  } catch (error) {
-    // What is in flight in the kernel must be over before the device thread goes on with the queues.
-    tryTo(() => server.stop());
-    for (const each of served) each.queue.putBackLatest();
-    writePositions();
-    tell({ kind: 'ended', reason: (error as Error).message });
+    if (polled.isReady(Slot.Server)) this.#server.onReadable();
   }
-  server.dispose();
+}
+
+function tell(message: DataThreadMessage): void {
+  parentPort?.postMessage(message);
 }
 
 function tryTo(step: () => void): void {
@@ -160,4 +199,4 @@ function tryTo(step: () => void): void {
   }
 }
 
-run(workerData as DataThreadSetup);
+new DataThread(workerData as DataThreadSetup).run();
