@@ -177,7 +177,7 @@ describe('data thread', () => {
   test('an order is seen in the middle of whatever the guest has queued', async () => {
     const { driver, path } = await makeDisk('iothread,DISK', 'legacy', workerUrl, 256 << 20);
     driver.init();
-    const REQUESTS = 16;
+    const REQUESTS = 60;
     // A quarter of a gigabyte each, over the same half megabyte of RAM.
     const pieces = Array.from({ length: 510 }, () => ({ write: 0x80000, at: 0x80000 }));
     for (let i = 0; i < REQUESTS; i++) {
@@ -186,7 +186,7 @@ describe('data thread', () => {
     driver.kick(0);
     await new Promise((resolve) => setTimeout(resolve, 5));
     await driver.reset();
-    // All of it takes seconds.
+    // All of it takes many seconds, however late this thread is.
     expect(driver.takeUsed(0).length).toBeLessThan(REQUESTS);
     expect(statSync(path).size).toBe(256 << 20);
   });
