@@ -45,12 +45,17 @@ export function hostCall<Args extends readonly unknown[]>(prototype: string): (.
   };
 }
 
-/** As {@link hostCall}, for a call whose EINTR means something: it is given back as any other errno. */
-export function interruptibleCall<Args extends readonly unknown[]>(prototype: string): (...args: Args) => number {
+/**
+ * As {@link hostCall}, for a call of three arguments whose EINTR means something: it is given back as any other errno.
+ * Each access of the guest takes two of these; a list of arguments made for each call would show.
+ */
+export function interruptibleCall<Args extends readonly [unknown, unknown, unknown]>(
+  prototype: string,
+): (first: Args[0], second: Args[1], third: Args[2]) => number {
   let fn: NativeFunction | undefined;
-  return (...args) => {
+  return (first, second, third) => {
     fn ??= native(prototype);
-    const result = fn(...args);
+    const result = fn(first, second, third);
     return result === -1 ? -koffi.errno() : result;
   };
 }
