@@ -21,14 +21,13 @@ import { acpiInput, isaAml, tableContributors } from './firmware-tables.ts';
 import { InterruptWiring } from './interrupts.ts';
 import type { HostTree } from './pci/driver.ts';
 import { PciHost } from './pci/host.ts';
-import type { IntxRouter } from './pci/intx.ts';
 import { attachComPort, comResources } from './pci/lpc.ts';
 import type { ManagedFunctions } from './pci/passthru/managed.ts';
 import { CmosIo } from './platform/cmos-io.ts';
 import { DebugExit } from './platform/debug-exit.ts';
 import { Hpet } from './platform/hpet.ts';
 import { I8042, I8042Irq } from './platform/i8042.ts';
-import { IoapicPins, PirqRouter } from './platform/ioapic.ts';
+import { IoapicPins, intxRouter, PirqRouter } from './platform/ioapic.ts';
 import { MmioWindow } from './platform/mmio-window.ts';
 import { PIT_GSI, Pit } from './platform/pit.ts';
 import type { PlatformDevice } from './platform/platform-device.ts';
@@ -129,7 +128,7 @@ class Pc implements Board {
       memory: parts.memory,
       pio: parts.pio,
       mmio: parts.mmio,
-      router: this.#intxRouter(),
+      router: intxRouter(this.#pins, this.#pirq),
       msi: wiring,
       isaDevices: () => isaAml(this.#contributors()),
       ...(options.hostTree === undefined ? {} : { hostTree: options.hostTree }),
@@ -152,18 +151,6 @@ class Pc implements Board {
         vcpuCount: parts.vcpuCount,
       },
     });
-  }
-
-  /** INTx of PCI functions: IOAPIC pins, and links to the PIC. */
-  #intxRouter(): IntxRouter {
-    const pirq = this.#pirq;
-    return {
-      allocateGsi: () => this.#pins.allocate(),
-      allocateLink: () => pirq.allocate(),
-      readLink: (link) => pirq.read(link),
-      writeLink: (link, value) => pirq.write(link, value),
-      reset: () => pirq.reset(),
-    };
   }
 
   /** Put everything in its place; neither the host nor the hypervisor is asked for anything yet. */

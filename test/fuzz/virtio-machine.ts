@@ -9,7 +9,7 @@ import { newWaits } from '../../devicemodel/core/waits.ts';
 import type { PciEnv } from '../../devicemodel/hw/pci/driver.ts';
 import { PciHost } from '../../devicemodel/hw/pci/host.ts';
 import { VirtioPci } from '../../devicemodel/hw/pci/virtio/transport/transport.ts';
-import { IoapicPins, PirqRouter } from '../../devicemodel/hw/platform/ioapic.ts';
+import { IoapicPins, intxRouter, PirqRouter } from '../../devicemodel/hw/platform/ioapic.ts';
 import type { AnyPciDriver } from '../../devicemodel/hw/registry.ts';
 import { FakeClock } from '../support/fake-clock.ts';
 import type { FakeCharBackend } from '../support/virtio-driver.ts';
@@ -105,13 +105,7 @@ export class FuzzMachine {
     this.host = new PciHost({
       pio: this.pio,
       mmio: this.mmio,
-      router: {
-        allocateGsi: () => pins.allocate(),
-        allocateLink: () => pirq.allocate(),
-        readLink: (link) => pirq.read(link),
-        writeLink: (link, value) => pirq.write(link, value),
-        reset: () => pirq.reset(),
-      },
+      router: intxRouter(pins, pirq),
       hsm: this.hsm as unknown as Hsm,
       memory: this.ram.memory,
       clock: this.clock,

@@ -26,7 +26,7 @@ import { newWaits } from '../../devicemodel/core/waits.ts';
 import type { SharedMemory } from '../../devicemodel/hw/pci/driver.ts';
 import { PciHost } from '../../devicemodel/hw/pci/host.ts';
 import { ManagedFunctions } from '../../devicemodel/hw/pci/passthru/managed.ts';
-import { IoapicPins, PirqRouter } from '../../devicemodel/hw/platform/ioapic.ts';
+import { IoapicPins, intxRouter, PirqRouter } from '../../devicemodel/hw/platform/ioapic.ts';
 import { SCI_GSI } from '../../devicemodel/hw/platform/pm.ts';
 import type { AnyPciDriver } from '../../devicemodel/hw/registry.ts';
 import { FakeCharBackend } from './fake-char-backend.ts';
@@ -130,13 +130,7 @@ export class PciMachine {
     this.host = new PciHost({
       pio: this.pio,
       mmio: this.mmio,
-      router: {
-        allocateGsi: () => pins.allocate(),
-        allocateLink: () => pirq.allocate(),
-        readLink: (link) => pirq.read(link),
-        writeLink: (link, value) => pirq.write(link, value),
-        reset: () => pirq.reset(),
-      },
+      router: intxRouter(pins, pirq),
       hsm: this.hsm as unknown as Hsm,
       memory: new GuestMemory([{ base: 0, bytes: ram, hostAddress: undefined }]),
       clock: this.clock,

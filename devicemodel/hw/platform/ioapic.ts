@@ -27,6 +27,7 @@ import {
 } from '../../core/firmware/aml.ts';
 import { irq, resourceTemplate } from '../../core/firmware/aml-resources.ts';
 import type { DeviceAml, TableContributor } from '../../core/firmware/contribution.ts';
+import type { IntxRouter } from '../pci/intx.ts';
 
 /** Pins of the virtual IOAPIC (hypervisor, VIOAPIC_RTE_NUM). */
 export const IOAPIC_PINS = 48;
@@ -214,4 +215,15 @@ function linkDevice(number: number): Aml {
       store(decrement(local(0)), routing),
     ]),
   ]);
+}
+
+/** What the PCI host needs of both, for one machine. */
+export function intxRouter(pins: IoapicPins, pirq: PirqRouter): IntxRouter {
+  return {
+    allocateGsi: () => pins.allocate(),
+    allocateLink: () => pirq.allocate(),
+    readLink: (link) => pirq.read(link),
+    writeLink: (link, value) => pirq.write(link, value),
+    reset: () => pirq.reset(),
+  };
 }
