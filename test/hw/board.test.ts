@@ -2,7 +2,7 @@
 
 import { writeFileSync } from 'node:fs';
 import { afterEach, describe, expect, test } from 'vitest';
-import type { PciSlotConfig, VmConfig } from '../../devicemodel/core/config.ts';
+import type { PciSlotConfig } from '../../devicemodel/core/config.ts';
 import { Disposer } from '../../devicemodel/core/disposer.ts';
 import { MmioBus, PioBus } from '../../devicemodel/core/io-bus.ts';
 import { GuestMemory } from '../../devicemodel/core/memory.ts';
@@ -16,6 +16,7 @@ import { FakeHsm } from '../support/fake-hsm.ts';
 import { FakePower } from '../support/fake-line.ts';
 import { memoryLog } from '../support/memory-log.ts';
 import { scratchDirectory } from '../support/pty.ts';
+import { bareVmConfig } from '../support/vm-config.ts';
 
 const cleanUp: Array<() => unknown> = [];
 afterEach(async () => {
@@ -34,28 +35,7 @@ async function makeBoard(pci: PciSlotConfig[]) {
   cleanUp.push(() => undo.run());
   const hsm = new FakeHsm();
   hsm.createVm({ name: 'vm1', vcpuAffinity: 1n, flags: 0n } as never);
-  const config: VmConfig = {
-    name: 'vm1',
-    hypervisor: 'auto',
-    scenarioPath: undefined,
-    memoryBytes: 1 << 20,
-    boot: undefined,
-    pci,
-    com: [],
-    cpuAffinity: [],
-    rtvm: false,
-    lapicPt: false,
-    trusty: false,
-    windows: false,
-    virtioMsi: false,
-    virtioPollNs: undefined,
-    debugExit: false,
-    cmdMonitorPath: undefined,
-    intrMonitor: undefined,
-    logger: [],
-    pmNotifyChannel: undefined,
-    platform: [],
-  };
+  const config = { ...bareVmConfig, pci };
   const board = await pcBoard({
     consoles: new CharBackendPool({ log } as never),
     lapicIds: () => [0],

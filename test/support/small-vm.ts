@@ -6,28 +6,11 @@ import { Log } from '../../devicemodel/core/log.ts';
 import { Vm } from '../../devicemodel/core/vm.ts';
 import { FakeHsm, type HsmMethod } from './fake-hsm.ts';
 import { TestLoop } from './test-loop.ts';
+import { bareVmConfig } from './vm-config.ts';
 
 const config: VmConfig = {
-  name: 'vm1',
-  hypervisor: 'auto',
-  scenarioPath: undefined,
-  memoryBytes: 1 << 20,
+  ...bareVmConfig,
   boot: { kind: 'bzimage', kernelPath: 'unused', ramdiskPath: undefined, bootargs: undefined },
-  pci: [],
-  com: [],
-  cpuAffinity: [],
-  rtvm: false,
-  lapicPt: false,
-  trusty: false,
-  windows: false,
-  virtioMsi: false,
-  virtioPollNs: undefined,
-  debugExit: false,
-  cmdMonitorPath: undefined,
-  intrMonitor: undefined,
-  logger: [],
-  pmNotifyChannel: undefined,
-  platform: [],
 };
 
 const vuart: HvVdev = {
