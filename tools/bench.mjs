@@ -7,6 +7,7 @@
  *   pairs     this checkout beside another one, figure by figure (bench/pairs.mjs)
  *   hsmrec    round trips and start-up against a recorded hypervisor, when a recorder is there (as root, huge pages)
  */
+import './usage.mjs';
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';

@@ -11,6 +11,7 @@
  *
  * Does nothing when no source is newer than the last build.
  */
+import './usage.mjs';
 import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import {

@@ -1,4 +1,5 @@
 /** Writes docs/option-reference.md from the option table and the drivers' schemas. */
+import './usage.mjs';
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { tsImport } from 'tsx/esm/api';

@@ -1,4 +1,5 @@
 /** npm pack, npm publish: installs if needed, then builds anew, whatever is in dist/. */
+import './usage.mjs';
 import { ensureInstalled } from './prepare.mjs';
 
 ensureInstalled();

@@ -2,6 +2,7 @@
  * npm run soak [-- --rounds N] [--host]: many VMs one after the other in one process (test/core/soak.ts), bundled with --host
  * with the code of data threads beside it, as the program is.
  */
+import './usage.mjs';
 import { spawn } from 'node:child_process';
 import { rmSync } from 'node:fs';
 import { join } from 'node:path';

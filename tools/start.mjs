@@ -4,6 +4,7 @@
  *
  *   npm start -- "demo=echo"      other boot arguments, see examples/guest/README.md
  */
+import './usage.mjs';
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { prepare, root, run } from './prepare.mjs';

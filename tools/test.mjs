@@ -1,4 +1,5 @@
 /** npm test [-- VITEST_ARGUMENTS]: installs and builds if needed, then runs the tests once. */
+import './usage.mjs';
 import { join } from 'node:path';
 import { prepare, root, run } from './prepare.mjs';
 
