@@ -123,6 +123,8 @@ export class StdioBackend extends StreamBackend {
       return;
     }
     if (isatty(fd)) {
+      // In raw mode Ctrl-c is the guest's: without this line nobody finds the way out.
+      this.env.log.notice(`${this.env.user}: Ctrl-a x ends the VM; every key, Ctrl-a too, reaches the guest`);
       const raw = new RawTerminal(fd, 'stdin', { translateOutput: this.#translateOutput, guarded: true });
       this.#raw = raw;
       if (!raw.enter()) {

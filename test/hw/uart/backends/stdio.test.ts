@@ -74,6 +74,20 @@ describe('on a terminal', () => {
     if (manner === 'exit') expect(window.seen).toMatch(/last words$/);
   });
 
+  test('how to leave is said at the start', async () => {
+    const { window } = cookedWindow();
+    const c = child('stop', [window.slaveFd, window.slaveFd]);
+    let said = '';
+    c.stdio[2]?.on('data', (text: Buffer) => {
+      said += text.toString();
+    });
+    const over = exited(c);
+    await until(() => window.seen.includes('ready'), 'start');
+    window.type('q');
+    await over;
+    expect(said).toContain('Ctrl-a x ends the VM');
+  });
+
   test('what the shell sets after a crash is left alone by the guard', async () => {
     const { window } = cookedWindow();
     const c = child('stop', [window.slaveFd, window.slaveFd]);
