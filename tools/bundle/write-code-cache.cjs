@@ -15,7 +15,8 @@ const { crc32 } = require('node:zlib');
 const dist = resolve(process.argv[2]);
 const filename = join(dist, 'acrn-dm.bundle.cjs');
 const bundle = readFileSync(filename);
-const script = new Script(bundle.latin1Slice(), { filename });
+// The name is in the cache, which is packed: not the path of the machine that builds.
+const script = new Script(bundle.latin1Slice(), { filename: 'acrn-dm.bundle.cjs' });
 
 process.on('exit', () => {
   const file = join(dist, `acrn-dm.${process.versions.v8}.cache`);
