@@ -4,8 +4,9 @@
  */
 import type { PciSlotConfig } from '../../../core/config.ts';
 import { ConfigError } from '../../../core/errors.ts';
+import { silentLog } from '../../../core/log.ts';
 import type { HostFindings, HostTree } from '../driver.ts';
-import { igdLpcSource } from './gvt-d.ts';
+import { GraphicsMemory, igdLpcSource } from './gvt-d.ts';
 import { type HostFunction, hostFunctions } from './host-function.ts';
 import { type Inspection, inspect, unavailable } from './inspect.ts';
 import { STUB_DRIVERS } from './managed.ts';
@@ -65,6 +66,8 @@ function refuseGraphics(found: Inspection, { isRtvm, hostTree }: CheckContext): 
   if (igdLpcSource(hostTree.root) === undefined) {
     throw unavailable('the graphics driver needs the ids of the LPC bridge, and this host has none at 00:1f.0');
   }
+  // What it warns of is said when the function is made.
+  GraphicsMemory.of(found.fn, found.config, silentLog);
 }
 
 /** @param passed physical addresses of all functions of the VM. */

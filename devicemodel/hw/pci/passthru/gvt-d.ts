@@ -214,11 +214,15 @@ export function stolenMemoryBytes(graphicsControl: number): number {
 /** Memory and registers of one graphics function. */
 export class GraphicsMemory {
   readonly stolen: MmioMapping;
-  readonly opRegion: MmioMapping;
+  /** Undefined where firmware made none: there is no display it knows of. */
+  readonly opRegion: MmioMapping | undefined;
   /** Registers that name them, by offset. */
   readonly #shadow = new Map<number, number>();
 
-  /** @returns undefined where firmware set no memory aside: then it is a function like any other. */
+  /**
+   * @returns undefined where firmware set no memory aside: then it is a function like any other.
+   * @throws ConfigError for memory that firmware cannot have set aside: the guest would get something else of the host.
+   */
   static of(fn: HostFunction, config: ConfigCopy, log: Log): GraphicsMemory | undefined {
     const sizeBytes = stolenMemoryBytes(config.get16(Reg.GraphicsControl));
     if (sizeBytes === 0) {
@@ -229,7 +233,16 @@ export class GraphicsMemory {
     if (generation === undefined) {
       log.warn(`graphics 8086:${fn.deviceId.toString(16).padStart(4, '0')} is not known here, taken for generation 11`);
     }
-    return new GraphicsMemory(generation ?? GEN_64BIT_STOLEN, sizeBytes, config);
+    const graphics = new GraphicsMemory(generation ?? GEN_64BIT_STOLEN, sizeBytes, config);
+    const { physicalAddress } = graphics.stolen;
+    if (physicalAddress === 0 || physicalAddress + sizeBytes > 4 * GiB) {
+      throw new ConfigError(`stolen memory of graphics ${fn.name} cannot be at ${hex(physicalAddress)}`, {
+        exitCode: ExitCode.Unavailable,
+        hint: 'the firmware of the host has not set it up: enable the graphics of the processor in its setup',
+      });
+    }
+    if (graphics.opRegion === undefined) log.warn(`graphics ${fn.name} has no OpRegion: the guest may find no display`);
+    return graphics;
   }
 
   private constructor(generation: number, sizeBytes: number, config: ConfigCopy) {
@@ -248,6 +261,8 @@ export class GraphicsMemory {
     if (is64) this.#shadow.set(Reg.StolenBase64High, Math.floor(gpa / 0x1_0000_0000));
 
     const asls = config.get32(Reg.OpRegion);
+    // Compat: C then hands out the first pages of the host's memory.
+    if ((asls & OPREGION_MASK) === 0) return;
     const opRegionGpa = gpa - OPREGION_BYTES;
     this.opRegion = {
       gpa: opRegionGpa,
@@ -259,7 +274,8 @@ export class GraphicsMemory {
 
   /** What the guest must not take for RAM: both, one behind the other. */
   get range(): { readonly base: Gpa; readonly size: number } {
-    return { base: this.opRegion.gpa, size: this.opRegion.sizeBytes + this.stolen.sizeBytes };
+    const { opRegion, stolen } = this;
+    return { base: opRegion?.gpa ?? stolen.gpa, size: (opRegion?.sizeBytes ?? 0) + stolen.sizeBytes };
   }
 
   hasRegister(offset: number): boolean {

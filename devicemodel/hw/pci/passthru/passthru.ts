@@ -147,7 +147,7 @@ class Passthrough implements PassthroughPciFunction {
     if (this.#rom !== undefined) this.#took('rom', this.#rom.attach(hsm));
     if (this.#graphics !== undefined) {
       this.#map('stolen memory', this.#graphics.stolen);
-      this.#map('OpRegion', this.#graphics.opRegion);
+      if (this.#graphics.opRegion !== undefined) this.#map('OpRegion', this.#graphics.opRegion);
     }
     this.#virtualBdf = this.#plugRootPort() ?? this.#env.bdf;
     const { virtualBdf, physicalBdf } = this.#bdfs;

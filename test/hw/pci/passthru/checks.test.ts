@@ -54,6 +54,14 @@ describe('refused', () => {
     host.add('00:1f.0', { classCode: 0x060100 });
     expect(check(['0/2/0'])).toEqual({ problems: [], warnings: [] });
   });
+
+  test('graphics whose memory firmware did not set up', () => {
+    const registers = [[0x50, 0x02c1]] as const;
+    host
+      .add('00:1f.0', { classCode: 0x060100 })
+      .add('00:02.0', { ...plain, classCode: 0x030000, deviceId: 0x9a49, registers });
+    expect(check(['0/2/0']).problems).toEqual([expect.stringMatching(/stolen memory .* cannot be at 0x0/)]);
+  });
 });
 
 describe('one warning each', () => {

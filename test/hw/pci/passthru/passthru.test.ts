@@ -273,18 +273,13 @@ describe('the virtual root port', () => {
 });
 
 describe('graphics of the processor', () => {
-  const gpu = (deviceId: number, control: number) =>
+  const gpu = (deviceId: number, control: number, others: readonly (readonly [number, ...number[]])[] = []) =>
     host.add('00:1f.0', { deviceId: 0xa082, classCode: 0x060100 }).add('00:02.0', {
       deviceId,
       classCode: 0x030000,
       bars: [{ kind: 'mem64', address: 0x60_0000_0000, sizeBytes: 0x100_0000 }],
       hasMsi: true,
-      registers: [
-        [0x50, control],
-        [0x5c, 0x7c00_0001],
-        [0xc0, 0x7b80_0001, 0],
-        [0xfc, 0x6fa1_f018],
-      ],
+      registers: [[0x50, control], [0x5c, 0x7c00_0001], [0xc0, 0x7b80_0001, 0], [0xfc, 0x6fa1_f018], ...others],
     });
 
   test.each([
@@ -323,6 +318,26 @@ describe('graphics of the processor', () => {
     expect(passthru.companions?.(options('0/1f/0'), { root: host.root, isPlan: false })).toEqual([]);
     host.remove('00:1f.0');
     expect(() => machine().plug('0:1f.0', igdLpc, {}).power()).toThrow(/no LPC bridge/);
+  });
+
+  test.each([
+    ['at 0 of generation 12', 0x9a49, [0xc0, 0, 0]],
+    ['at 0 of generation 9', 0x3e9b, [0x5c, 0]],
+    ['beyond 4 GiB', 0x9a49, [0xc0, 0x7b80_0001, 0xffff_ffff]],
+  ] as const)('stolen memory %s is refused: it would be memory of the host', (_where, deviceId, register) => {
+    gpu(deviceId, 0x02c1, [register]);
+    const m = machine().plug('0:2.0', passthru, options('0/2/0'));
+    expect(() => m.power()).toThrow(/stolen memory of graphics 00:02.0 cannot be at 0x/);
+    expect(m.hsm.calls).toEqual([]);
+  });
+
+  test('an OpRegion at 0 is none: only stolen memory is mapped, the register stays as it is', () => {
+    gpu(0x9a49, 0x02c1, [[0xfc, 0]]);
+    const m = machine().plug('0:2.0', passthru, options('0/2/0')).power();
+    expect(m.hsm.names).toEqual(['UNSET_MMIO', 'SET_MMIO', 'ASSIGN_PCIDEV']);
+    expect(m.cfgRead('0:2.0', 0xfc)).toBe(0);
+    expect(m.host.reservedMemory).toEqual({ base: 0x7b80_0000, size: 64 << 20 });
+    expect(m.lines.some((line) => line.includes('graphics 00:02.0 has no OpRegion'))).toBe(true);
   });
 
   test('without stolen memory it is a function like any other', () => {
