@@ -162,15 +162,30 @@ export async function fuzzPlatform(seed: number, steps: number): Promise<Platfor
   let lives = 0;
   let failure: unknown;
   let isOver = false;
-  const pc = makePc(
-    argv,
-    () => {
-      lives++;
-      // Lives gone by are not needed any more.
-      pc.lives.splice(0, pc.lives.length - 1);
-    },
-    { logLevel: LogLevel.info },
-  );
+  /** A VM is run once: one that the guest powered off gives way to the next. */
+  const build = (): FakePc => {
+    const made: FakePc = makePc(
+      argv,
+      () => {
+        lives++;
+        // Lives gone by are not needed any more.
+        made.lives.splice(0, made.lives.length - 1);
+      },
+      { logLevel: LogLevel.info },
+    );
+    made.vm.on('state', (state) => {
+      if (state === 'suspended') setImmediate(() => made.vm.wake());
+    });
+    made.vm.on('started', () => slots.attach(made));
+    return made;
+  };
+  let pc = build();
+  let lines = 0;
+  const leave = async () => {
+    await pc.dispose();
+    lines += pc.log.filter((line) => !LIFE_LINE.test(line)).length;
+    if (pc.ramOut !== 0) failure ??= new Error('guest RAM was not given back');
+  };
   const end = () => pc.vm.power.request({ kind: 'poweroff', reason: 'the end of the run' });
   const pump = () => {
     if (isOver) return;
@@ -186,25 +201,22 @@ export async function fuzzPlatform(seed: number, steps: number): Promise<Platfor
       failure = error;
     }
   };
-  pc.vm.on('state', (state) => {
-    if (state === 'suspended') setImmediate(() => pc.vm.wake());
-  });
-  pc.vm.on('started', () => slots.attach(pc));
   const startMs = performance.now();
   setImmediate(pump);
   try {
-    while (done < steps && failure === undefined) {
+    for (;;) {
       await pc.vm.run();
+      if (done >= steps || failure !== undefined) break;
+      await leave();
+      pc = build();
     }
   } catch (error) {
     failure ??= error;
   }
   isOver = true;
-  await pc.dispose();
+  await leave();
   const seconds = 1 + (performance.now() - startMs) / 1000;
-  const lines = pc.log.filter((line) => !LIFE_LINE.test(line)).length;
   if (lines > MAX_LINES_A_SECOND * seconds) failure ??= new Error(`${lines} log lines`);
-  if (pc.ramOut !== 0) failure ??= new Error('guest RAM was not given back');
   if (failure !== undefined) {
     const { message } = failure as Error;
     throw new Error(`platform: seed ${seed}, step ${done} of ${steps}: ${message}`, { cause: failure });
