@@ -27,7 +27,7 @@ export interface Hypervisor extends HypervisorOffers {
   /** A handle for one life of a VM: called again for every full reset. @throws HostError or ConfigError. */
   open(config: VmConfig, log: Log): Promise<Hsm>;
   /** The loop for one VM on this thread. @throws HostError */
-  loop(): GuestLoop;
+  loop(): Promise<GuestLoop>;
   /** Before there is a VM. @throws ConfigError or HostError if the CPUs asked for cannot be had. */
   cpus(config: VmConfig, log: Log): VcpuPlacement;
 }

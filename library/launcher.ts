@@ -104,7 +104,7 @@ async function assemble(
   const cpus = hypervisor.cpus(config, log);
   const software = openSoftware(config.boot, splitRam(config.memoryBytes), log);
   undo.defer(() => software.close());
-  const loop = hypervisor.loop();
+  const loop = await hypervisor.loop();
   undo.defer(() => loop.stop());
   const consoles = new CharBackendPool({
     log,

@@ -2,7 +2,6 @@
  * The ACRN back end: /dev/acrn_hsm (or its predecessor /dev/acrn_vhm). Each method is one ioctl; its C counterpart in
  * vmmapi.c is named. The descriptor is one VM life: after DESTROY_VM the driver wants a new one.
  */
-import { accessSync } from 'node:fs';
 import { formatBdf, type Gsi, hex } from '../../devicemodel/core/address.ts';
 import type { MsiMessage } from '../../devicemodel/core/device.ts';
 import { BugError, ExitCode, HostError } from '../../devicemodel/core/errors.ts';
@@ -55,28 +54,15 @@ import {
   MemmapAttr,
   MemmapType,
 } from './abi.ts';
+import { findHsmNode, NODES } from './node.ts';
 import { PolledAttach } from './polled-attach.ts';
 
-/** Newest first name last: the C device model tries the legacy node first, too. */
-const NODES = ['/dev/acrn_vhm', '/dev/acrn_hsm'] as const;
 const PAGE_BYTES = 4096;
 /** A VM of the same name may still be going away; the C device model tries ten times, 500 ms apart. */
 const CREATE_ATTEMPTS = 10;
 const CREATE_RETRY_MS = 500;
 /** Longest answer of PM_GET_CPU_STATE: struct acrn_pstate_data. */
 const CPU_STATE_BYTES = 48;
-
-/** Whether a device node of the HSM exists; `auto` asks this. */
-export function findHsmNode(): string | undefined {
-  return NODES.find((path) => {
-    try {
-      accessSync(path);
-      return true;
-    } catch {
-      return false;
-    }
-  });
-}
 
 /**
  * Open the HSM for one VM life.

@@ -1,10 +1,7 @@
-/** ACRN: the hypervisor below the driver behind /dev/acrn_hsm. */
-import { BlockingLoop } from '../blocking-loop/loop.ts';
+/** ACRN: the hypervisor below the driver behind /dev/acrn_hsm. What runs a VM is loaded when one is run. */
 import type { Hypervisor } from '../hypervisor.ts';
-import { TurnLoop } from '../turn-loop/loop.ts';
-import { findHsmNode, openAcrnHsm } from './acrn-hsm.ts';
 import { acrnCpus, affinityProblems } from './cpus.ts';
-import { isWaitInterruptible } from './polled-attach.ts';
+import { findHsmNode, isWaitInterruptible } from './node.ts';
 
 /** @param ownsThread whether the thread may block in ATTACH: if not, or if no signal ends it there, another one waits. */
 export function acrnHypervisor(ownsThread: boolean): Hypervisor {
@@ -12,8 +9,11 @@ export function acrnHypervisor(ownsThread: boolean): Hypervisor {
   return {
     kind: 'acrn',
     isPresent: () => findHsmNode() !== undefined,
-    open: async () => openAcrnHsm(isInterruptible),
-    loop: () => (isInterruptible ? new BlockingLoop() : new TurnLoop({ hasSlices: false })),
+    open: async () => (await import('./acrn-hsm.ts')).openAcrnHsm(isInterruptible),
+    loop: async () =>
+      isInterruptible
+        ? new (await import('../blocking-loop/loop.ts')).BlockingLoop()
+        : new (await import('../turn-loop/loop.ts')).TurnLoop({ hasSlices: false }),
     givesHostFunctions: true,
     problems: affinityProblems,
     cpus: acrnCpus,

@@ -4,21 +4,12 @@
  * that signals and timers are heard, and this one saves the two changes of thread where it can: it looks at the request
  * page itself for as long as the next request should take. Everything only that case needs is here.
  */
-import { existsSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { ioctlAsync } from '../../devicemodel/core/host/ioctl.ts';
 import { yieldCpu } from '../../devicemodel/core/host/scheduling.ts';
 import type { WaitResult } from '../../devicemodel/core/hsm/hsm.ts';
 import type { IoreqPage } from '../../devicemodel/core/ioreq-page.ts';
 import { Ioctl } from './abi.ts';
-
-/** The driver's device, as the kernel shows it. */
-const DRIVER_SYSFS = '/sys/class/misc/acrn_hsm';
-
-/** Whether a signal ends ATTACH early: it is the kernel driver that answers. */
-export function isWaitInterruptible(): boolean {
-  return existsSync(DRIVER_SYSFS);
-}
 
 export interface PolledAttachParts {
   readonly fd: number;

@@ -1,33 +1,16 @@
-/** The embedded hypervisor with a software CPU. Imported only when it is used. */
-import type { VmConfig } from '../../devicemodel/core/config.ts';
+/** The embedded hypervisor with a software CPU. What runs a VM is loaded when one is run: a dry run asks less. */
 import { DmError } from '../../devicemodel/core/errors.ts';
-import type { Hsm } from '../../devicemodel/core/hsm/hsm.ts';
-import type { Log } from '../../devicemodel/core/log.ts';
-import { EmbeddedHsm } from '../embedded/embedded-hsm.ts';
-import { hostEventfds } from '../embedded/host-eventfds.ts';
-import { defaultRunDirectory, Neighbours } from '../embedded/neighbours.ts';
-import { derivedScenario, readScenario } from '../embedded/scenario.ts';
-import { vdevFactory } from '../embedded/vdevs.ts';
+import { readScenario } from '../embedded/scenario.ts';
 import type { Hypervisor } from '../hypervisor.ts';
-import { TurnLoop } from '../turn-loop/loop.ts';
 import { softNotes, softProblems } from './limits.ts';
-import { SoftEngine } from './soft-engine.ts';
-
-export interface SoftHsmOptions {
-  readonly config: Pick<VmConfig, 'name' | 'scenarioPath'>;
-  readonly log: Log;
-  /** Where the VMs of this host meet; default: /run/acrn/soft for root, else under XDG_RUNTIME_DIR. */
-  readonly runDirectory?: string;
-  readonly onTripleFault?: () => void;
-}
 
 export function softHypervisor(): Hypervisor {
   return {
     kind: 'soft',
     ownRootPorts: true,
     isPresent: () => true,
-    open: (config, log) => openSoftHsm({ config, log }),
-    loop: () => new TurnLoop({ hasSlices: true }),
+    open: async (config, log) => (await import('./open.ts')).openSoftHsm({ config, log }),
+    loop: async () => new (await import('../turn-loop/loop.ts')).TurnLoop({ hasSlices: true }),
     problems: (config) => [...softProblems(config), ...scenarioProblems(config.scenarioPath)],
     // Its vCPU runs on whatever CPU is free.
     cpus: (config, log) => {
@@ -46,23 +29,4 @@ function scenarioProblems(path: string | undefined): DmError[] {
     if (error instanceof DmError) return [error];
     throw error;
   }
-}
-
-/**
- * A handle for one VM life. Guest RAM comes from its `engineRam`; at most 2047 MiB, one vCPU, 32 bits.
- * @throws ConfigError for a bad scenario file; `createVm` rejects with HostError when v86 is not installed.
- */
-export async function openSoftHsm(options: SoftHsmOptions): Promise<Hsm> {
-  const { config } = options;
-  const log = options.log.child('soft');
-  const scenario = config.scenarioPath === undefined ? derivedScenario : readScenario(config.scenarioPath);
-  const neighbours = new Neighbours(options.runDirectory ?? defaultRunDirectory(), log);
-  return new EmbeddedHsm({
-    engine: new SoftEngine(log),
-    vdevs: vdevFactory(config.name, scenario, neighbours),
-    eventfds: hostEventfds,
-    claimVmid: (name) => neighbours.join(name),
-    log,
-    ...(options.onTripleFault === undefined ? {} : { onTripleFault: options.onTripleFault }),
-  });
 }

@@ -2,7 +2,7 @@
 import { expect, test } from 'vitest';
 import { ExitCode } from '../../devicemodel/core/errors.ts';
 import { Log } from '../../devicemodel/core/log.ts';
-import { findHsmNode } from '../../hypervisor/acrn/acrn-hsm.ts';
+import { findHsmNode } from '../../hypervisor/acrn/node.ts';
 import { chooseHypervisor } from '../../hypervisor/choose.ts';
 
 function listening() {
@@ -47,7 +47,7 @@ test.skipIf(findHsmNode() !== undefined)(
 test('two VMs in one process have loops of their own', async () => {
   const { log } = listening();
   const hypervisor = await chooseHypervisor({ hypervisor: 'soft' }, log);
-  const [first, second] = [hypervisor.loop(), hypervisor.loop()];
+  const [first, second] = [await hypervisor.loop(), await hypervisor.loop()];
   try {
     expect(first).not.toBe(second);
     expect(first.clock).not.toBe(second.clock);

@@ -9,7 +9,7 @@ import type { Hsm } from '../../devicemodel/core/hsm/hsm.ts';
 import { IoreqPage } from '../../devicemodel/core/ioreq-page.ts';
 import { silentLog } from '../../devicemodel/core/log.ts';
 import { GuestMemory, type RamChunk } from '../../devicemodel/core/memory.ts';
-import { openSoftHsm } from '../../hypervisor/soft/index.ts';
+import { openSoftHsm } from '../../hypervisor/soft/open.ts';
 
 export const CODE_BASE = 0x1000;
 export const IDT_BASE = 0x8000;

@@ -64,7 +64,7 @@ test('a wait that is interrupted from inside a request ends at once: the guest d
 describeHsm('soft', async () => {
   const vm = await SoftVm.create();
   vm.dispose();
-  const { openSoftHsm } = await import('../../../hypervisor/soft/index.ts');
+  const { openSoftHsm } = await import('../../../hypervisor/soft/open.ts');
   const { silentLog } = await import('../../../devicemodel/core/log.ts');
   const { mkdtempSync, rmSync } = await import('node:fs');
   const directory = mkdtempSync('/tmp/soft-conformance-');
@@ -491,7 +491,7 @@ describe('life', () => {
   });
 
   test('more memory than a 32-bit CPU has is refused with the largest size', async () => {
-    const { openSoftHsm } = await import('../../../hypervisor/soft/index.ts');
+    const { openSoftHsm } = await import('../../../hypervisor/soft/open.ts');
     const { silentLog } = await import('../../../devicemodel/core/log.ts');
     const { mkdtempSync, rmSync } = await import('node:fs');
     const runDirectory = mkdtempSync('/tmp/soft-memory-');

@@ -1,0 +1,37 @@
+/** A VM on the embedded hypervisor with a software CPU. */
+import type { VmConfig } from '../../devicemodel/core/config.ts';
+import type { Hsm } from '../../devicemodel/core/hsm/hsm.ts';
+import type { Log } from '../../devicemodel/core/log.ts';
+import { EmbeddedHsm } from '../embedded/embedded-hsm.ts';
+import { hostEventfds } from '../embedded/host-eventfds.ts';
+import { defaultRunDirectory, Neighbours } from '../embedded/neighbours.ts';
+import { derivedScenario, readScenario } from '../embedded/scenario.ts';
+import { vdevFactory } from '../embedded/vdevs.ts';
+import { SoftEngine } from './soft-engine.ts';
+
+export interface SoftHsmOptions {
+  readonly config: Pick<VmConfig, 'name' | 'scenarioPath'>;
+  readonly log: Log;
+  /** Where the VMs of this host meet; default: /run/acrn/soft for root, else under XDG_RUNTIME_DIR. */
+  readonly runDirectory?: string;
+  readonly onTripleFault?: () => void;
+}
+
+/**
+ * A handle for one VM life. Guest RAM comes from its `engineRam`; at most 2047 MiB, one vCPU, 32 bits.
+ * @throws ConfigError for a bad scenario file; `createVm` rejects with HostError when v86 is not installed.
+ */
+export async function openSoftHsm(options: SoftHsmOptions): Promise<Hsm> {
+  const { config } = options;
+  const log = options.log.child('soft');
+  const scenario = config.scenarioPath === undefined ? derivedScenario : readScenario(config.scenarioPath);
+  const neighbours = new Neighbours(options.runDirectory ?? defaultRunDirectory(), log);
+  return new EmbeddedHsm({
+    engine: new SoftEngine(log),
+    vdevs: vdevFactory(config.name, scenario, neighbours),
+    eventfds: hostEventfds,
+    claimVmid: (name) => neighbours.join(name),
+    log,
+    ...(options.onTripleFault === undefined ? {} : { onTripleFault: options.onTripleFault }),
+  });
+}
