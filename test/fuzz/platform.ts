@@ -180,10 +180,15 @@ export async function fuzzPlatform(seed: number, steps: number): Promise<Platfor
     return made;
   };
   let pc = build();
+  let startMs = performance.now();
   let lines = 0;
+  /** What a guest makes a VM say is rationed by time, from its start on. */
   const leave = async () => {
     await pc.dispose();
-    lines += pc.log.filter((line) => !LIFE_LINE.test(line)).length;
+    const seconds = 1 + (performance.now() - startMs) / 1000;
+    const said = pc.log.filter((line) => !LIFE_LINE.test(line)).length;
+    lines += said;
+    if (said > MAX_LINES_A_SECOND * seconds) failure ??= new Error(`${said} log lines in ${seconds.toFixed(1)} s`);
     if (pc.ramOut !== 0) failure ??= new Error('guest RAM was not given back');
   };
   const end = () => pc.vm.power.request({ kind: 'poweroff', reason: 'the end of the run' });
@@ -201,7 +206,6 @@ export async function fuzzPlatform(seed: number, steps: number): Promise<Platfor
       failure = error;
     }
   };
-  const startMs = performance.now();
   setImmediate(pump);
   try {
     for (;;) {
@@ -209,14 +213,13 @@ export async function fuzzPlatform(seed: number, steps: number): Promise<Platfor
       if (done >= steps || failure !== undefined) break;
       await leave();
       pc = build();
+      startMs = performance.now();
     }
   } catch (error) {
     failure ??= error;
   }
   isOver = true;
   await leave();
-  const seconds = 1 + (performance.now() - startMs) / 1000;
-  if (lines > MAX_LINES_A_SECOND * seconds) failure ??= new Error(`${lines} log lines`);
   if (failure !== undefined) {
     const { message } = failure as Error;
     throw new Error(`platform: seed ${seed}, step ${done} of ${steps}: ${message}`, { cause: failure });
