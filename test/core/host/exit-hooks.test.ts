@@ -16,7 +16,7 @@ test('does not wait for it, and runs the hooks', () => {
     import { Worker } from 'node:worker_threads';
     const { leaveThreadBehind, onProcessEnd } = await import(${JSON.stringify(hooks)});
     onProcessEnd(() => console.log('the hook ran'));
-    const worker = new Worker("require('fs').readFileSync(" + JSON.stringify(${JSON.stringify(fifo)}) + ")", { eval: true });
+    const worker = new Worker("require('fs').readFileSync(" + JSON.stringify(${JSON.stringify(fifo)}) + ")", { eval: true, execArgv: [] });
     worker.once('online', () => setTimeout(() => { leaveThreadBehind(); process.exit(3); }, 200));
   `;
   const child = spawnSync(process.execPath, ['--import', 'tsx', '--input-type=module', '-e', code], {
