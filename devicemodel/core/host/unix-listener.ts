@@ -7,9 +7,7 @@ import { describeErrno } from './errno.ts';
 import { makeParents } from './folders.ts';
 import { groupId } from './groups.ts';
 import { native } from './libc.ts';
-
-/** sizeof(sun_path) - 1, <sys/un.h>: the path and its terminating zero must fit. */
-const MAX_SOCKET_PATH_BYTES = 107;
+import { checkSocketPath } from './socket-path.ts';
 
 export interface UnixListener {
   readonly path: string;
@@ -36,18 +34,6 @@ function hostError(path: string, error: unknown): HostError {
     exitCode: ExitCode.CannotCreate,
     cause: error,
   });
-}
-
-/**
- * Check a socket path without touching the host.
- * @throws ConfigError
- */
-export function checkSocketPath(path: string): void {
-  const sizeBytes = Buffer.byteLength(path);
-  if (path === '' || path.includes('\0')) throw new ConfigError('socket path is empty');
-  if (sizeBytes > MAX_SOCKET_PATH_BYTES) {
-    throw new ConfigError(`socket path has ${sizeBytes} bytes, at most ${MAX_SOCKET_PATH_BYTES} are possible: ${path}`);
-  }
 }
 
 export interface ListenOptions {

@@ -2,7 +2,8 @@
 import { createConnection, createServer, isIPv6, type Server, type Socket } from 'node:net';
 import { ExitCode } from '../../../core/errors.ts';
 import { pathFailure } from '../../../core/host/path-failure.ts';
-import { checkSocketPath, listenUnix, type UnixListener } from '../../../core/host/unix-listener.ts';
+import { checkSocketPath } from '../../../core/host/socket-path.ts';
+import { listenUnix, type UnixListener } from '../../../core/host/unix-listener.ts';
 import { type CharBackendEnv, StreamBackend } from './stream-backend.ts';
 import { reason } from './tty.ts';
 

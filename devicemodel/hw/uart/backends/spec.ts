@@ -4,7 +4,7 @@
  */
 import { isIP, isIPv6 } from 'node:net';
 import { ConfigError } from '../../../core/errors.ts';
-import { checkSocketPath } from '../../../core/host/unix-listener.ts';
+import { checkSocketPath } from '../../../core/host/socket-path.ts';
 
 export type CharBackendSpec =
   | { readonly kind: 'null' }
