@@ -18,6 +18,8 @@ import type { E820Range } from '../core/firmware/e820.ts';
 import { buildMpTable } from '../core/firmware/mptable.ts';
 import { openSharedMemory } from '../core/host/mapping.ts';
 import { acpiInput, isaAml, tableContributors } from './firmware-tables.ts';
+import { InputHub } from './input/input-hub.ts';
+import { plugInPs2 } from './input/ps2.ts';
 import { InterruptWiring } from './interrupts.ts';
 import type { HostTree } from './pci/driver.ts';
 import { PciHost } from './pci/host.ts';
@@ -45,6 +47,8 @@ export interface PcOptions {
   readonly lapicIds: (count: number) => readonly number[];
   /** Whose functions are passed through; default: this host's. */
   readonly hostTree?: HostTree;
+  /** What a person does at the VM's display; its front ends outlive a life. */
+  readonly input?: InputHub;
   /** Holds functions of the host over the lives of the VM; absent in a plan. */
   readonly managed?: ManagedFunctions;
 }
@@ -113,6 +117,8 @@ class Pc implements Board {
       msi: wiring,
       log: log.child('hpet'),
     });
+    const { input = new InputHub() } = options;
+    for (const plug of plugInPs2(i8042, input)) parts.undo.add(plug);
     this.#platform = [i8042, this.#rtc, this.#cmosIo, pit, hpet, pm, new ResetRegister(power), new QuietPorts()];
     if (config.debugExit) this.#platform.push(new DebugExit(power));
     const devices = { i8042, rtc: this.#rtc, cmosIo: this.#cmosIo, pirq: this.#pirq, pit, pm, hpet };
@@ -135,6 +141,7 @@ class Pc implements Board {
       ...(parts.end === undefined ? {} : { end: parts.end }),
       ...(options.managed === undefined ? {} : { managed: options.managed }),
       charBackend: (user, text) => options.consoles.open(user, text),
+      input,
       sharedMemory: {
         openSharedMemory: (name, sizeBytes) => {
           const { bytes, address, dispose } = openSharedMemory(name, sizeBytes);
