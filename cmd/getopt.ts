@@ -3,25 +3,9 @@
  * `--opt=value` and `--opt value`, `-m256M`, clustered flags, options after the VM name, `--`.
  */
 
+import type { GetoptOption } from '../config/option-table.ts';
 import { didYouMean } from '../config/suggest.ts';
 import { ConfigError } from '../devicemodel/core/errors.ts';
-
-/** What getopt needs to know of an option. */
-export interface GetoptOption {
-  /** Without the dashes; absent: only the short form exists. */
-  readonly name?: string;
-  /** One letter. */
-  readonly short?: string;
-  /** `none`: a flag. `required`: takes the next word if need be. `optional`: a value only with `=`. */
-  readonly arg: 'none' | 'required' | 'optional';
-  /**
-   * Which prefixes are unambiguous is decided among the options of the lowest rank that match: an option added later
-   * (a higher rank) never breaks an abbreviation that worked before it. Undefined: cannot be abbreviated.
-   */
-  readonly rank?: number;
-  /** For a `required` value that callers are known to leave out: what a value looks like. Any other word is not taken. */
-  readonly argPattern?: RegExp;
-}
 
 /** One item of the command line, in order. */
 export type GetoptItem<O> =

@@ -1,10 +1,10 @@
 /** Help texts. The only user of yargs, which takes longer to load than everything else here: import it lazily. */
 import yargs from 'yargs';
+import { type OptionSpec, optionGroups, optionTable } from '../config/option-table.ts';
 import { optionHelp, optionUsage } from '../devicemodel/core/options.ts';
 import type { PciDriverEntry } from '../devicemodel/hw/registry.ts';
 import { CHAR_BACKEND_USAGE } from '../devicemodel/hw/uart/backends/spec.ts';
 import type { HelpTopic } from './cli.ts';
-import { type OptionSpec, optionGroups, optionTable } from './option-table.ts';
 
 /** Widest help; a wider terminal would only make lines harder to read. */
 const MAX_COLUMNS = 110;

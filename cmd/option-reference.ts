@@ -1,8 +1,9 @@
 /** docs/option-reference.md, made from the option table and the drivers' schemas: tools/make-option-reference.mjs. */
+
+import { type OptionSpec, optionGroups, optionTable } from '../config/option-table.ts';
 import { type OptionSchema, optionMeta, optionUsage } from '../devicemodel/core/options.ts';
 import { type AnyPlatformDriver, type PciDriverEntry, platformDrivers } from '../devicemodel/hw/registry.ts';
 import { CHAR_BACKEND_USAGE } from '../devicemodel/hw/uart/backends/spec.ts';
-import { type OptionSpec, optionGroups, optionTable } from './option-table.ts';
 
 export function optionReference(drivers: readonly PciDriverEntry[]): string {
   const all: readonly AnyPlatformDriver[] = platformDrivers;
@@ -10,7 +11,7 @@ export function optionReference(drivers: readonly PciDriverEntry[]): string {
   const lines = [
     '# Options of acrn-dm',
     '',
-    '<!-- Made by tools/make-option-reference.mjs from cmd/option-table.ts and the drivers. Do not edit. -->',
+    '<!-- Made by tools/make-option-reference.mjs from config/option-table.ts and the drivers. Do not edit. -->',
     '',
     '`acrn-dm [OPTIONS] NAME` starts the User VM NAME, 1 to 15 bytes. The manners are those of getopt_long: options and the',
     'name in any order, `--opt=value` or `--opt value`, `-m256m` or `-m 256m`, flags in one word (`-Yv`), unambiguous',

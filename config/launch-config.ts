@@ -1,25 +1,26 @@
 /**
- * A VM as a program describes it (library/launch.ts) → VmConfig. The words are those of the command line, and go through
- * the same functions. Nothing on the host is looked at.
+ * A VM as a program describes it (library/launch.ts) → VmConfig. Members, words and meaning are those of the options of
+ * the command line, from one table, and go through the same functions. Nothing on the host is looked at.
  */
 import * as v from 'valibot';
-import type { BootConfig, ComConfig, VmConfig } from '../devicemodel/core/config.ts';
+import type { ComConfig, VmConfig } from '../devicemodel/core/config.ts';
 import { ConfigError } from '../devicemodel/core/errors.ts';
-import { parseSocketPath } from '../devicemodel/core/options.ts';
-import { pciDrivers } from '../devicemodel/hw/registry.ts';
-import {
-  DEFAULT_MEMORY_BYTES,
-  type Notice,
-  parseBootargs,
-  parseMemsize,
-  parseOvmf,
-  parsePath,
-  parseVmName,
-} from './option-values.ts';
-import { located, parseLpc, parseSlots, parseSlotText } from './slot.ts';
+import { type PlatformOptionName, pciDrivers, platformDrivers } from '../devicemodel/hw/registry.ts';
+import { type BoardKey, optionTable, type ShapeValue, type VmOption } from './option-table.ts';
+import { type Notice, parseVmName } from './option-values.ts';
+import { located, parseLpc, parseSlotText } from './slot.ts';
+import { applyOption, emptyDraft, finishDraft } from './vm-draft.ts';
 
-/** What {@link launch} takes. Give one of `kernel`, `elf` and `ovmf`. */
-export interface LaunchConfig {
+/**
+ * What {@link launch} takes: `name`, and every option that says something about a VM. Give one of `kernel`, `elf` and
+ * `ovmf`.
+ */
+export type LaunchConfig = VmMembers & BoardMembers;
+
+/** Devices of the board, in the words of their options: `{ mmiodevPt: ['0xfed40000,0x5000'] }`. */
+type BoardMembers = { readonly [K in BoardKey]?: string | readonly string[] };
+
+interface VmMembers {
   /** Its name in the hypervisor scenario, at most 15 bytes. */
   readonly name: string;
   /** `auto`: ACRN where there is one, else the embedded software hypervisor, which needs the package v86. Default `auto`. */
@@ -42,78 +43,120 @@ export interface LaunchConfig {
   readonly pci?: readonly string[];
   /** `comN,BACKEND` each; the back end `events` makes `console` events. Default: `com1,events`. */
   readonly com?: readonly string[];
+  /** virtio devices use Oracle's PCI ids. */
+  readonly windows?: boolean;
+  /** virtio devices use MSI with one vector instead of MSI-X. */
+  readonly virtioMsi?: boolean;
+  /** Poll virtio queues at this interval instead of waiting for the guest: 1 to 10,000,000 ns. */
+  readonly virtioPollNs?: number;
+  /** A debug exit port at 0xf4. */
+  readonly debugExit?: boolean;
   /** Local APIC ids of the CPUs this VM gets (ACRN). Default: what the scenario says. */
   readonly cpuAffinity?: readonly number[];
   /** A real-time VM with its local APIC passed through (ACRN). */
   readonly rtvm?: boolean;
-  /** virtio devices use Oracle's PCI ids. */
-  readonly windows?: boolean;
+  /** Part of `rtvm`, ignored without it. */
+  readonly lapicPt?: boolean;
+  /**
+   * Slow down a passed-through device that storms interrupts: interrupts per second, probe period in s, delay in ms,
+   * duration in ms.
+   */
+  readonly intrMonitor?: readonly number[];
+  /** Secure world for the guest (ACRN). */
+  readonly trusty?: boolean;
   /** Scenario file of the embedded hypervisor. */
   readonly scenario?: string;
   /** Path of a socket that libvirt and other managers speak to. */
   readonly cmdMonitor?: string;
+  /** A group that may use this VM's sockets, by name or number. Default: nobody else. */
+  readonly socketGroup?: string;
+  /** Storage that does not answer for this long is a hang, which ends the VM. Default 60 s. */
+  readonly ioTimeoutS?: number;
+  /** `console`, `kmsg` and `disk`, each as in `kmsg,level=3`; levels 1 (errors) to 5. Default: none. */
+  readonly logger?: readonly string[];
+  /** How the guest is told to power off: `uart` by `pmByVuart`, otherwise by its power button. */
+  readonly pmNotifyChannel?: 'ioc' | 'power_button' | 'uart' | 'uart,allow_trigger_s5';
+  /** `pty,LINK` or `tty,PATH`: the serial line of the guest's life manager. */
+  readonly pmByVuart?: string;
 }
+
+/** The same, as the option table has it. */
+type TableConfig = { readonly name: string } & BoardMembers & {
+    readonly [O in Exclude<VmOption, { readonly id: PlatformOptionName }> as O['key']]?: ShapeValue<O['shape']>;
+  };
 
 /** The back end that only a program has. */
 export const EVENTS_BACKEND = 'events';
 
-const words = v.optional(v.array(v.string()), []);
-const schema = v.strictObject({
+const vmOptions = optionTable.filter((option): option is VmOption => 'key' in option);
+
+/** Of a member, as data. */
+function memberSchema({ id, shape }: VmOption): v.GenericSchema {
+  if (platformDrivers.some((driver) => driver.name === id)) return v.union([v.string(), v.array(v.string())]);
+  switch (shape) {
+    case 'text':
+      return v.string();
+    case 'flag':
+      return v.boolean();
+    case 'number':
+      return v.number();
+    case 'numbers':
+      return v.array(v.pipe(v.number(), v.integer(), v.minValue(0)));
+    case 'texts':
+      return v.array(v.string());
+    default:
+      return v.picklist(shape);
+  }
+}
+
+/** The schema of a {@link LaunchConfig}: one member for each option of a VM, with the text that help has. */
+export const launchSchema = v.strictObject({
   name: v.string(),
-  hypervisor: v.optional(v.picklist(['auto', 'acrn', 'soft']), 'auto'),
-  memory: v.optional(v.string()),
-  kernel: v.optional(v.string()),
-  ramdisk: v.optional(v.string()),
-  bootargs: v.optional(v.string()),
-  elf: v.optional(v.string()),
-  ovmf: v.optional(v.string()),
-  pci: words,
-  com: v.optional(v.array(v.string()), [`com1,${EVENTS_BACKEND}`]),
-  cpuAffinity: v.optional(v.array(v.pipe(v.number(), v.integer(), v.minValue(0))), []),
-  rtvm: v.optional(v.boolean(), false),
-  windows: v.optional(v.boolean(), false),
-  scenario: v.optional(v.string()),
-  cmdMonitor: v.optional(v.string()),
+  ...Object.fromEntries(
+    vmOptions.map((option) => [option.key, v.optional(v.pipe(memberSchema(option), v.description(option.help)))]),
+  ),
 });
-type Checked = v.InferOutput<typeof schema>;
 
 /** @throws ConfigError whose message begins with the member: `memory: "512" has no unit`. */
 export function vmConfigOf(input: LaunchConfig): { readonly config: VmConfig; readonly notices: readonly Notice[] } {
-  const parsed = v.safeParse(schema, input);
+  const parsed = v.safeParse(launchSchema, input);
   if (!parsed.success) {
     const [issue] = parsed.issues;
     const where = v.getDotPath(issue);
     throw new ConfigError(`${where === null ? '' : `${where}: `}${issue.message}`);
   }
-  const given = parsed.output;
-  const slots = at('pci', () => parseSlots(withBridges(given.pci), pciDrivers));
-  if (slots.later.length > 0) throw new ConfigError(`pci: ${slots.later[0]?.driver} comes in a later version`);
-  const scenario = given.scenario;
-  const cmdMonitor = given.cmdMonitor;
-  const config: VmConfig = {
-    name: at('name', () => parseVmName(given.name)),
-    hypervisor: given.hypervisor,
-    scenarioPath: scenario === undefined ? undefined : at('scenario', () => parsePath(scenario)),
-    memoryBytes:
-      given.memory === undefined ? DEFAULT_MEMORY_BYTES : at('memory', () => parseMemsize(`${given.memory}`)),
-    boot: bootOf(given),
-    pci: slots.pci,
-    com: given.com.map((text) => at(`com: ${text}`, () => comOf(text))).sort((a, b) => a.index - b.index),
-    cpuAffinity: given.cpuAffinity,
-    rtvm: given.rtvm,
-    lapicPt: given.rtvm,
-    trusty: false,
-    windows: given.windows,
-    virtioMsi: false,
-    virtioPollNs: undefined,
-    debugExit: false,
-    cmdMonitorPath: cmdMonitor === undefined ? undefined : at('cmdMonitor', () => parseSocketPath(cmdMonitor)),
-    intrMonitor: undefined,
-    logger: [],
-    pmNotifyChannel: undefined,
-    platform: [],
+  const given: TableConfig & LaunchConfig = {
+    com: [`com1,${EVENTS_BACKEND}`],
+    ...input,
+    pci: at('pci', () => withBridges(input.pci ?? [])),
   };
-  return { config, notices: slots.ignored.map((text) => ({ level: 'warn', text })) };
+  checkImages(given);
+  const draft = emptyDraft({ spell: keyOf, parseCom: comOf, slotPrefix: 'pci' });
+  for (const option of vmOptions) {
+    for (const word of wordsOf(given[option.key])) {
+      at(option.id === 'lpc' ? `${option.key}: ${word}` : option.key, () =>
+        applyOption(draft, option.id, word, option.key),
+      );
+    }
+  }
+  const name = at('name', () => parseVmName(given.name));
+  const { config, notices, later } = finishDraft(draft, name, pciDrivers);
+  if (later.length > 0) throw new ConfigError(`pci: ${later[0]?.driver} comes in a later version`);
+  return { config, notices };
+}
+
+function keyOf(id: VmOption['id']): string {
+  return vmOptions.find((option) => option.id === id)?.key ?? id;
+}
+
+/** What the command line would have as values of the option. */
+function wordsOf(value: LaunchConfig[keyof LaunchConfig]): readonly string[] {
+  if (value === undefined || value === false) return [];
+  if (value === true) return [''];
+  if (typeof value === 'string') return [value];
+  if (typeof value === 'number') return [String(value)];
+  if (value.length === 0) return [];
+  return typeof value[0] === 'number' ? [value.join(',')] : value.map(String);
 }
 
 /** A PC has both, and nobody wants to write them. */
@@ -140,22 +183,11 @@ function comOf(text: string): ComConfig {
   return { index: Number(index) as ComConfig['index'], backend: EVENTS_BACKEND };
 }
 
-function bootOf({ kernel, ramdisk, bootargs, elf, ovmf }: Checked): BootConfig {
+function checkImages({ kernel, elf, ovmf }: LaunchConfig): void {
   const images = Object.entries({ kernel, elf, ovmf }).filter(([, image]) => image !== undefined);
-  if (images.length !== 1) {
-    const given = images.length === 0 ? 'none' : images.map(([name]) => name).join(' and ');
-    throw new ConfigError(`one of kernel, elf and ovmf is needed, ${given} is given`);
-  }
-  const module = ramdisk === undefined ? undefined : at('ramdisk', () => parsePath(ramdisk));
-  const line = bootargs === undefined ? undefined : at('bootargs', () => parseBootargs(bootargs));
-  if (kernel !== undefined) {
-    return { kind: 'bzimage', kernelPath: at('kernel', () => parsePath(kernel)), ramdiskPath: module, bootargs: line };
-  }
-  if (elf !== undefined) {
-    const imagePath = at('elf', () => parsePath(elf));
-    return { kind: 'elf', imagePath, bootargs: line, ...(module === undefined ? {} : { ramdiskPath: module }) };
-  }
-  return { kind: 'ovmf', image: at('ovmf', () => parseOvmf(`${ovmf}`)) };
+  if (images.length === 1) return;
+  const given = images.length === 0 ? 'none' : images.map(([name]) => name).join(' and ');
+  throw new ConfigError(`one of kernel, elf and ovmf is needed, ${given} is given`);
 }
 
 function at<T>(where: string, parse: () => T): T {

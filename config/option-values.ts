@@ -261,6 +261,13 @@ export function parsePmNotifyChannel(text: string): NonNullable<VmConfig['pmNoti
   });
 }
 
+/** The obsolete `pty,LINK` or `tty,PATH`, as back end text: a pseudo terminal linked as LINK, or a device. */
+export function parsePmByVuart(text: string): string {
+  const [, kind, path] = /^(pty|tty),(.+)$/is.exec(text) ?? [];
+  if (kind === undefined) throw new ConfigError(`"${text}" must be pty,LINK or tty,PATH`);
+  return `${kind.toLowerCase()}:${path}`;
+}
+
 /** Bytes of a VM name; the hypervisor's field has 16 with its end. [MAX_VM_NAME_LEN] */
 const MAX_VM_NAME_BYTES = 15;
 

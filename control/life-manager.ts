@@ -5,7 +5,7 @@
  */
 import { createConnection, type Socket } from 'node:net';
 import { constants } from 'node:os';
-import { ConfigError, HostError } from '../devicemodel/core/errors.ts';
+import { HostError } from '../devicemodel/core/errors.ts';
 import type { Log } from '../devicemodel/core/log.ts';
 import type { FrontDoor } from './front-doors.ts';
 import type { VmCommands } from './vm-commands.ts';
@@ -25,20 +25,6 @@ const MAX_MESSAGE_BYTES = 16;
 const NUL = 0x00;
 const NEWLINE = 0x0a;
 const SHUTDOWN = Buffer.from('shutdown\0');
-
-/**
- * The obsolete `--pm_by_vuart pty,LINK` or `tty,PATH`, as back end text: a pseudo terminal linked as LINK, or a device.
- * @throws ConfigError
- */
-export function parsePmByVuart(text: string): string {
-  const comma = text.indexOf(',');
-  const kind = (comma < 0 ? text : text.slice(0, comma)).toLowerCase();
-  const path = comma < 0 ? '' : text.slice(comma + 1);
-  if ((kind !== 'pty' && kind !== 'tty') || path === '') {
-    throw new ConfigError(`--pm_by_vuart ${text}: must be pty,LINK or tty,PATH`);
-  }
-  return `${kind}:${path}`;
-}
 
 /** Cuts a byte stream into messages; the end mark belongs to the message. */
 export class MessageSplitter {

@@ -6,12 +6,13 @@ import type { VmCommandArgs, VmCommandName, VmCommandResult } from '../control/v
 import type { PowerEvent } from '../devicemodel/core/device.ts';
 import { ConfigError } from '../devicemodel/core/errors.ts';
 import { Log } from '../devicemodel/core/log.ts';
+import { createSinks } from '../devicemodel/core/log-sinks.ts';
 import type { VmEvents, VmState } from '../devicemodel/core/vm-events.ts';
 import { EventsBackend } from './events-backend.ts';
 import { Launch } from './launcher.ts';
 
 export interface LaunchExtras {
-  /** Where lines for people go. Default: nowhere. */
+  /** Where lines for people go. Default: where `logger` of the configuration says, or nowhere. */
   readonly log?: Log;
 }
 
@@ -34,6 +35,8 @@ export interface LaunchedVm extends VmEvents {
   type(data: string | Uint8Array, port?: `com${number}`): number;
 }
 
+const SILENT = { sink: 'console', level: 0 } as const;
+
 /**
  * Launch a VM. It runs on this thread, between the turns of the event loop. As long as it runs the process does; a
  * process that exits nevertheless takes the VM with it. Signals of the process are not touched.
@@ -42,7 +45,9 @@ export interface LaunchedVm extends VmEvents {
  */
 export async function launch(input: LaunchConfig, extras: LaunchExtras = {}): Promise<LaunchedVm> {
   const { config, notices } = vmConfigOf(input);
-  const log = extras.log ?? new Log();
+  // Only what was named: the program's line on standard error is not ours to write.
+  const sinks = config.logger.length === 0 ? [] : createSinks([SILENT, ...config.logger], config.name);
+  const log = extras.log ?? new Log(sinks);
   for (const notice of notices) log[notice.level](notice.text);
   const [problem] = problemsOf(config, []);
   if (problem !== undefined) throw problem;
@@ -63,6 +68,10 @@ export async function launch(input: LaunchConfig, extras: LaunchExtras = {}): Pr
   });
   const { vm, commands } = prepared;
   const ended = prepared.run();
+  const closeSinks = () => {
+    for (const sink of sinks) sink.close();
+  };
+  ended.then(closeSinks, closeSinks);
   await new Promise<void>((resolve, reject) => {
     vm.once('state', () => resolve());
     ended.then(() => resolve(), reject);

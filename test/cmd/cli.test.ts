@@ -1,7 +1,7 @@
 import * as fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { type CommandLine, parseCommandLine, type VmOrder } from '../../cmd/cli.ts';
-import { optionTable } from '../../cmd/option-table.ts';
+import { optionTable } from '../../config/option-table.ts';
 import { ConfigError } from '../../devicemodel/core/errors.ts';
 import { GiB, MiB } from '../../devicemodel/core/units.ts';
 import { allDrivers } from './drivers.ts';

@@ -1,6 +1,7 @@
 import * as fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { type GetoptOption, getoptLong } from '../../cmd/getopt.ts';
+import { getoptLong } from '../../cmd/getopt.ts';
+import type { GetoptOption } from '../../config/option-table.ts';
 import { ConfigError } from '../../devicemodel/core/errors.ts';
 
 const options = [

@@ -275,3 +275,10 @@ test('any text ends in a value or a ConfigError', () => {
     ),
   );
 });
+
+test('--pm_by_vuart is back end text', () => {
+  expect(values.parsePmByVuart('pty,/run/acrn/vuart-vm1')).toBe('pty:/run/acrn/vuart-vm1');
+  expect(values.parsePmByVuart('TTY,/dev/ttyS1')).toBe('tty:/dev/ttyS1');
+  for (const text of ['', 'pty', 'pty,', 'com,/dev/ttyS1'])
+    expect(() => values.parsePmByVuart(text)).toThrow(ConfigError);
+});

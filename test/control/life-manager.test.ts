@@ -1,8 +1,8 @@
 import { createServer, type Socket } from 'node:net';
 import * as fc from 'fast-check';
 import { afterEach, describe, expect, test } from 'vitest';
-import { MessageSplitter, PmVuart, parsePmByVuart } from '../../control/life-manager.ts';
-import { ConfigError, HostError } from '../../devicemodel/core/errors.ts';
+import { MessageSplitter, PmVuart } from '../../control/life-manager.ts';
+import { HostError } from '../../devicemodel/core/errors.ts';
 import { fakeTarget } from '../support/fake-command-target.ts';
 import { memoryLog } from '../support/memory-log.ts';
 import { until } from '../support/pty.ts';
@@ -125,10 +125,4 @@ test('messages are cut at their end marks, and every byte is in one', () => {
       }
     }),
   );
-});
-
-test('--pm_by_vuart is back end text', () => {
-  expect(parsePmByVuart('pty,/run/acrn/vuart-vm1')).toBe('pty:/run/acrn/vuart-vm1');
-  expect(parsePmByVuart('TTY,/dev/ttyS1')).toBe('tty:/dev/ttyS1');
-  for (const text of ['', 'pty', 'pty,', 'com,/dev/ttyS1']) expect(() => parsePmByVuart(text)).toThrow(ConfigError);
 });
