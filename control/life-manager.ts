@@ -24,7 +24,11 @@ const LIFE_MANAGER_PORT = 0x2000;
 const MAX_MESSAGE_BYTES = 16;
 const NUL = 0x00;
 const NEWLINE = 0x0a;
+/** What life managers before release 3 know. */
 const SHUTDOWN = Buffer.from('shutdown\0');
+/** What those of release 3 know; they announce themselves by `sync:NAME`. */
+const USER_VM_SHUTDOWN = Buffer.from('user_vm_shutdown\0');
+const SYNC = Buffer.from('sync:');
 
 /** Cuts a byte stream into messages; the end mark belongs to the message. */
 export class MessageSplitter {
@@ -56,6 +60,8 @@ export interface PmVuartOptions {
 export class PmVuart implements FrontDoor {
   readonly #options: PmVuartOptions;
   #manager: Socket | undefined;
+  /** The guest's life manager is one of release 3. */
+  #hasSynced = false;
 
   constructor(options: PmVuartOptions) {
     this.#options = options;
@@ -67,22 +73,22 @@ export class PmVuart implements FrontDoor {
    * @throws HostError when the life manager is wanted and not there.
    */
   async start(giveUp?: AbortSignal): Promise<void> {
-    const { line, relay, log } = this.#options;
-    if (!relay || this.#manager !== undefined) return;
+    const { relay, log } = this.#options;
+    if (!relay) {
+      this.#listen((message) => log.debug(`life manager: the guest says ${shown(message)}`));
+      return;
+    }
+    if (this.#manager !== undefined) return;
     const manager = await connect(this.#options.port ?? LIFE_MANAGER_PORT, giveUp);
     this.#manager = manager;
-    const toManager = new MessageSplitter((message) => {
-      log.info(`life manager: the guest says ${shown(message)}`);
-      manager.write(message);
-    });
     const toGuest = new MessageSplitter((message) => {
       log.info(`life manager: the Service VM says ${shown(message)}`);
       this.#send(message);
     });
-    line.onReadable = () => {
-      for (let byte = line.read(); byte >= 0; byte = line.read()) toManager.push(byte);
-    };
-    line.onReadable();
+    this.#listen((message) => {
+      log.rationed('info', () => `life manager: the guest says ${shown(message)}`);
+      manager.write(message);
+    });
     manager.on('data', (chunk) => {
       for (const byte of chunk) toGuest.push(byte);
     });
@@ -98,7 +104,20 @@ export class PmVuart implements FrontDoor {
   /** `acrnctl stop`: ask the guest to shut down. Whether it does is up to the guest. */
   requestShutdown(): void {
     this.#options.log.info('life manager: asking the guest to shut down');
-    this.#send(SHUTDOWN);
+    this.#send(this.#hasSynced ? USER_VM_SHUTDOWN : SHUTDOWN);
+  }
+
+  /** Hear what the guest says, what it said before included. */
+  #listen(onMessage: (message: Uint8Array) => void): void {
+    const { line } = this.#options;
+    const splitter = new MessageSplitter((message) => {
+      if (SYNC.equals(message.subarray(0, SYNC.length))) this.#hasSynced = true;
+      onMessage(message);
+    });
+    line.onReadable = () => {
+      for (let byte = line.read(); byte >= 0; byte = line.read()) splitter.push(byte);
+    };
+    line.onReadable();
   }
 
   close(): void {

@@ -71,6 +71,14 @@ test('a stop request is the word shutdown with its terminating zero', async () =
   expect(line.sent).toBe('shutdown\0');
 });
 
+test('a guest that has said sync: is told in the words of release 3', async () => {
+  const { pm, line } = pmVuart(false);
+  line.guestSays('sync:vm1\0');
+  await pm.start();
+  pm.requestShutdown();
+  expect(line.sent).toBe('user_vm_shutdown\0');
+});
+
 describe('relay', () => {
   test('carries whole messages both ways', async () => {
     const manager = await lifeManager();
