@@ -39,8 +39,8 @@ async function main(): Promise<ExitCode> {
   const order = parseCommandLine(argv, pciDrivers);
   switch (order.action) {
     case 'version': {
-      const { version } = await import('./version.ts');
-      return print([`acrn-dm ${version()}`]);
+      const { versionLine } = await import('./version.ts');
+      return print([versionLine()]);
     }
     case 'help': {
       const { helpText } = await import('./help.ts');

@@ -1,10 +1,12 @@
 #!/bin/bash
-# A Linux User VM from a disk image with UEFI firmware on ACRN, in the form of ACRN's own launch scripts: only the
-# program's path differs. Run as root on the Service VM.
+# A Linux User VM from a disk image with UEFI firmware on ACRN, in the form of ACRN's own launch scripts: nothing differs.
+# Run as root on the Service VM; `acrnctl add acrn-linux.sh` knows it afterwards, since the line that starts the VM begins
+# with the program's name and ends with the VM's.
 #   acrn-linux.sh [VM_NAME]     the name as in the scenario
+# The acrn-dm first on PATH is taken; DM=/folder/acrn-dm names another.
 set -euo pipefail
 
-dm=${DM:-acrn-dm}                             # before: /usr/bin/acrn-dm
+[ -z "${DM:-}" ] || PATH=$(dirname "$DM"):$PATH
 vm_name=${1:-POST_STD_VM1}
 disk=${DISK:-/home/acrn/UserVM.img}
 firmware=${OVMF:-/usr/share/acrn/bios/OVMF.fd}
@@ -30,7 +32,7 @@ if ! ip link show "$tap" > /dev/null 2>&1; then
   ip link set dev "$tap" up
 fi
 
-exec $dm -m 1024M --cpu_affinity "$cpus" --ovmf "$firmware" \
+acrn-dm -m 1024M --cpu_affinity "$cpus" --ovmf "$firmware" \
   -s 0:0,hostbridge \
   -s 1:0,lpc -l com1,stdio \
   -s 3,virtio-blk,"$disk" \
