@@ -6,6 +6,7 @@ export default defineConfig({
     environment: 'node',
     testTimeout: 20_000,
     pool: 'forks',
+    setupFiles: ['test/support/run-dir.ts'],
     globalSetup: ['test/support/traces.ts'],
   },
 });

@@ -1,6 +1,7 @@
 /** Run one User VM to its end, with the signals of the process. */
 import type { FrontDoor } from '../control/front-doors.ts';
 import { connectSignals } from '../control/signals.ts';
+import { claimName } from '../control/vm-folder.ts';
 import type { VmConfig } from '../devicemodel/core/config.ts';
 import { ExitCode } from '../devicemodel/core/errors.ts';
 import type { Log } from '../devicemodel/core/log.ts';
@@ -17,6 +18,7 @@ export function abandonVm(): void {
 /** @returns the process's exit status: 0 after a power-off, 3 after a triple fault. @throws DmError if the VM cannot start or has to be given up. */
 export async function runVm(config: VmConfig, log: Log): Promise<ExitCode> {
   let signals: FrontDoor | undefined;
+  const releaseName = claimName(config.name, log);
   try {
     running = await Launch.prepare(config, {
       log,
@@ -30,5 +32,6 @@ export async function runVm(config: VmConfig, log: Log): Promise<ExitCode> {
   } finally {
     running = undefined;
     signals?.close();
+    releaseName();
   }
 }

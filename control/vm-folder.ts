@@ -1,0 +1,70 @@
+/**
+ * The folder of a running VM: `/run/acrn/vm/NAME/`, or below `$XDG_RUNTIME_DIR` without root. Its `lock` says that the name
+ * is taken, on any hypervisor, and goes with the process however that ends; its `api.sock` is where the API listens.
+ */
+import { closeSync, constants, ftruncateSync, openSync, readFileSync, writeSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
+import { ExitCode, HostError } from '../devicemodel/core/errors.ts';
+import { Errno } from '../devicemodel/core/host/errno.ts';
+import { tryLock } from '../devicemodel/core/host/file-lock.ts';
+import { ensureOwnFolder, FolderMode } from '../devicemodel/core/host/folders.ts';
+import type { Log } from '../devicemodel/core/log.ts';
+
+/** Where the folders of all VMs of this user are. `ACRN_RUN_DIR` stands for `/run/acrn`. */
+export function vmFoldersRoot(env: NodeJS.ProcessEnv = process.env, uid = process.geteuid?.() ?? 0): string {
+  const { ACRN_RUN_DIR: asked, XDG_RUNTIME_DIR: ofUser } = env;
+  if (asked !== undefined && asked !== '') return join(asked, 'vm');
+  if (uid === 0) return '/run/acrn/vm';
+  return join(ofUser === undefined || ofUser === '' ? join(tmpdir(), `acrn-${uid}`) : join(ofUser, 'acrn'), 'vm');
+}
+
+export function vmFolder(name: string): string {
+  return join(vmFoldersRoot(), name);
+}
+
+/** Where the API of a VM listens unless it was told otherwise. */
+export function defaultApiSocket(name: string): string {
+  return join(vmFolder(name), 'api.sock');
+}
+
+/** Made with its parents, which everybody may look into: acrnctl's sockets are in one of them. @throws HostError */
+export function ensureVmFolder(name: string): string {
+  const root = vmFoldersRoot();
+  for (const folder of [dirname(root), root]) ensureOwnFolder(folder, FolderMode.public);
+  const folder = join(root, name);
+  ensureOwnFolder(folder, FolderMode.public);
+  return folder;
+}
+
+/**
+ * Take the name until the process ends, or `release`. Where the folder cannot be made (no rights, a file system that is
+ * read only) the VM runs without: the name is then guarded by ACRN alone.
+ * @throws HostError when a VM of this name runs.
+ */
+export function claimName(name: string, log: Log): () => void {
+  let fd: number;
+  let path: string;
+  try {
+    path = join(ensureVmFolder(name), 'lock');
+    fd = openSync(path, constants.O_RDWR | constants.O_CREAT | constants.O_NOFOLLOW, 0o644);
+  } catch (error) {
+    log.debug(`the name "${name}" is not guarded: ${(error as Error).message}`);
+    return () => {};
+  }
+  if (!tryLock(fd, 'exclusive', path)) {
+    const pid = readFileSync(path, 'utf8').trim();
+    closeSync(fd);
+    throw new HostError(
+      `a VM with the name "${name}" runs already${pid === '' ? '' : `, as process ${pid}`}`,
+      Errno.EBUSY,
+      {
+        exitCode: ExitCode.Unavailable,
+        hint: 'end it, or give this one another name',
+      },
+    );
+  }
+  ftruncateSync(fd);
+  writeSync(fd, `${process.pid}\n`);
+  return () => closeSync(fd);
+}

@@ -1,0 +1,74 @@
+import { existsSync, mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { claimName, defaultApiSocket, vmFoldersRoot } from '../../control/vm-folder.ts';
+import { ExitCode, HostError } from '../../devicemodel/core/errors.ts';
+import { memoryLog } from '../support/memory-log.ts';
+import { scratchDirectory } from '../support/pty.ts';
+
+const before = process.env['ACRN_RUN_DIR'];
+let scratch: ReturnType<typeof scratchDirectory>;
+beforeEach(() => {
+  scratch = scratchDirectory();
+  process.env['ACRN_RUN_DIR'] = scratch.file('run');
+});
+afterEach(() => {
+  process.env['ACRN_RUN_DIR'] = before;
+  scratch.remove();
+});
+
+describe('where the folders of VMs are', () => {
+  test.each([
+    ['root', {}, 0, '/run/acrn/vm'],
+    ['root, whatever the session says', { XDG_RUNTIME_DIR: '/run/user/0' }, 0, '/run/acrn/vm'],
+    ['a user', { XDG_RUNTIME_DIR: '/run/user/7' }, 7, '/run/user/7/acrn/vm'],
+    ['a user without a session', { XDG_RUNTIME_DIR: '' }, 7, `${tmpdir()}/acrn-7/vm`],
+    ['asked for', { ACRN_RUN_DIR: '/x', XDG_RUNTIME_DIR: '/run/user/7' }, 7, '/x/vm'],
+  ])('%s', (_who, env, uid, expected) => {
+    expect(vmFoldersRoot(env, uid)).toBe(expected);
+  });
+});
+
+describe('a name', () => {
+  test('is taken once, by a process that the refusal names, and free again afterwards', () => {
+    const { log } = memoryLog();
+    const release = claimName('vm1', log);
+    expect(readFileSync(scratch.file('run/vm/vm1/lock'), 'utf8')).toBe(`${process.pid}\n`);
+    let refusal: unknown;
+    try {
+      claimName('vm1', log);
+    } catch (error) {
+      refusal = error;
+    }
+    expect(refusal).toBeInstanceOf(HostError);
+    expect(refusal).toMatchObject({
+      message: `a VM with the name "vm1" runs already, as process ${process.pid}`,
+      exitCode: ExitCode.Unavailable,
+    });
+    claimName('vm2', log)();
+    release();
+    claimName('vm1', log)();
+  });
+
+  test('whose holder is dead is free: a lock file alone means nothing', () => {
+    mkdirSync(scratch.file('run/vm/vm1'), { recursive: true, mode: 0o755 });
+    writeFileSync(scratch.file('run/vm/vm1/lock'), '4194305\n');
+    claimName('vm1', memoryLog().log)();
+  });
+
+  test('is not guarded where there is no place for it, and the VM runs', () => {
+    writeFileSync(scratch.file('file'), '');
+    process.env['ACRN_RUN_DIR'] = join(scratch.file('file'), 'run');
+    const { log, lines } = memoryLog();
+    claimName('vm1', log)();
+    expect(lines.join()).toContain('is not guarded');
+  });
+
+  test('has a folder that nobody else may write to, with the socket of its API', () => {
+    claimName('vm1', memoryLog().log)();
+    expect(statSync(scratch.file('run/vm/vm1')).mode & 0o777).toBe(0o755);
+    expect(defaultApiSocket('vm1')).toBe(scratch.file('run/vm/vm1/api.sock'));
+    expect(existsSync(defaultApiSocket('vm1'))).toBe(false);
+  });
+});
