@@ -72,6 +72,8 @@ interface VmMembers {
   readonly socketGroup?: string;
   /** Storage that does not answer for this long is a hang, which ends the VM. Default 60 s. */
   readonly ioTimeoutS?: number;
+  /** A guest that was asked to shut down is powered off after this long. Default 20 s. */
+  readonly shutdownTimeoutS?: number;
   /** `console`, `kmsg` and `disk`, each as in `kmsg,level=3`; levels 1 (errors) to 5. Default: none. */
   readonly logger?: readonly string[];
   /** How the guest is told to power off: `uart` by `pmByVuart`, otherwise by its power button. */

@@ -113,7 +113,7 @@ export const optionTable = [
     vm(
       'cpuAffinity',
       'numbers',
-      value('cpu_affinity', 'ID[,ID...]', 'Service VM CPUs given to this VM, by local APIC id'),
+      value('cpu_affinity', 'ID[-ID][,...]', 'Service VM CPUs given to this VM, by local APIC id'),
     ),
     vm(
       'hypervisor',
@@ -204,6 +204,17 @@ export const optionTable = [
           'io-timeout',
           'S',
           'storage that does not answer for this long is a hang, which ends the VM (default 60)',
+        ),
+      ),
+    ),
+    vm(
+      'shutdownTimeoutS',
+      'number',
+      ours(
+        value(
+          'shutdown-timeout',
+          'S',
+          'a guest that was asked to shut down is powered off after this long (default 20)',
         ),
       ),
     ),

@@ -67,7 +67,8 @@ export function parseMemsize(text: string): number {
 const MAX_AFFINITY_IDS = 64;
 
 /**
- * `0,2,4` → local APIC ids, in the order given, each once, behind those of an earlier option.
+ * `0,2,4-7` → local APIC ids, in the order given, each once, behind those of an earlier option. Compat: C has no ranges,
+ * which libvirt's driver writes.
  * Compat: C stops at the first thing that is not a digit and starts the VM on the CPUs it has seen so far.
  */
 export function parseCpuAffinity(text: string, notify: Notify, earlier: readonly number[] = []): number[] {
@@ -75,20 +76,28 @@ export function parseCpuAffinity(text: string, notify: Notify, earlier: readonly
   // A list built by a shell loop ends in a comma.
   if (words.length > 1 && words.at(-1) === '') words.pop();
   const ids = [...earlier];
-  for (const word of words) {
-    if (!/^\d{1,9}$/.test(word)) {
-      const what = word === '' ? 'an id is missing' : `"${word}" is not a local APIC id`;
-      throw new ConfigError(`${what} in "${text}"`, {
-        hint: 'write decimal ids without spaces, as in 0,2; grep apicid /proc/cpuinfo shows them',
-      });
-    }
-    const id = Number(word);
+  for (const id of words.flatMap((word) => idsOf(word, text))) {
     if (ids.includes(id)) notify({ level: 'warn', text: `local APIC id ${id} is given twice, it counts once` });
     else ids.push(id);
   }
   if (ids.length > MAX_AFFINITY_IDS)
     throw new ConfigError(`${ids.length} CPUs, at most ${MAX_AFFINITY_IDS} are possible`);
   return ids;
+}
+
+/** `2` or `2-5`. */
+function idsOf(word: string, text: string): number[] {
+  const [, first, last = first] = /^(\d{1,9})(?:-(\d{1,9}))?$/.exec(word) ?? [];
+  if (first === undefined) {
+    const what = word === '' ? 'an id is missing' : `"${word}" is not a local APIC id`;
+    throw new ConfigError(`${what} in "${text}"`, {
+      hint: 'write decimal ids without spaces, as in 0,2 or 0-3; grep apicid /proc/cpuinfo shows them',
+    });
+  }
+  const count = Number(last) - Number(first) + 1;
+  if (count < 1) throw new ConfigError(`the range ${word} in "${text}" is empty`);
+  if (count > MAX_AFFINITY_IDS) throw new ConfigError(`${count} CPUs, at most ${MAX_AFFINITY_IDS} are possible`);
+  return Array.from({ length: count }, (_, i) => Number(first) + i);
 }
 
 export function parseHypervisor(text: string): VmConfig['hypervisor'] {
@@ -221,7 +230,7 @@ export function parseIntrMonitor(text: string): IntrMonitorConfig {
 }
 
 /** A day: whoever wants to wait for ever wants no end either. */
-const MAX_IO_TIMEOUT_S = 86_400;
+const MAX_TIMEOUT_S = 86_400;
 
 /** A group's name, or its number; whether there is one shows on the host. @throws ConfigError */
 export function parseSocketGroup(text: string): string {
@@ -230,10 +239,10 @@ export function parseSocketGroup(text: string): string {
 }
 
 /** Seconds, 1 to a day. @returns milliseconds. */
-export function parseIoTimeout(text: string): number {
+export function parseTimeout(text: string): number {
   const seconds = parseCNumber(text);
-  if (seconds === undefined || seconds < 1 || seconds > MAX_IO_TIMEOUT_S) {
-    throw new ConfigError(`"${text}" is not a time from 1 to ${MAX_IO_TIMEOUT_S} s`);
+  if (seconds === undefined || seconds < 1 || seconds > MAX_TIMEOUT_S) {
+    throw new ConfigError(`"${text}" is not a time from 1 to ${MAX_TIMEOUT_S} s`);
   }
   return seconds * 1000;
 }

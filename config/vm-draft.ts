@@ -19,7 +19,6 @@ import {
   parseCpuAffinity,
   parseHypervisor,
   parseIntrMonitor,
-  parseIoTimeout,
   parseLoggerSetting,
   parseMemsize,
   parseOvmf,
@@ -27,6 +26,7 @@ import {
   parsePmByVuart,
   parsePmNotifyChannel,
   parseSocketGroup,
+  parseTimeout,
   parseVirtioPoll,
   parseVmName,
 } from './option-values.ts';
@@ -66,6 +66,7 @@ export interface VmDraft {
   cmdMonitorPath: string | undefined;
   intrMonitor: VmConfig['intrMonitor'];
   ioTimeoutMs: number | undefined;
+  shutdownTimeoutMs: number | undefined;
   socketGroup: string | undefined;
   logger: VmConfig['logger'];
   pmNotifyChannel: VmConfig['pmNotifyChannel'];
@@ -98,6 +99,7 @@ export function emptyDraft(wording: Wording): VmDraft {
     cmdMonitorPath: undefined,
     intrMonitor: undefined,
     ioTimeoutMs: undefined,
+    shutdownTimeoutMs: undefined,
     socketGroup: undefined,
     logger: [],
     pmNotifyChannel: undefined,
@@ -146,7 +148,8 @@ const apply: Record<Exclude<VmOption['id'], PlatformOptionName>, Apply> = {
   enable_trusty: (c) => void (c.trusty = true),
   cmd_monitor: (c, value) => void (c.cmdMonitorPath = parseSocketPath(value)),
   'socket-group': (c, value) => void (c.socketGroup = parseSocketGroup(value)),
-  'io-timeout': (c, value) => void (c.ioTimeoutMs = parseIoTimeout(value)),
+  'io-timeout': (c, value) => void (c.ioTimeoutMs = parseTimeout(value)),
+  'shutdown-timeout': (c, value) => void (c.shutdownTimeoutMs = parseTimeout(value)),
   logger_setting: (c, value, spelled) => void (c.logger = parseLoggerSetting(value, notify(c, spelled), c.logger)),
   pm_notify_channel: (c, value) => void (c.pmNotifyChannel = parsePmNotifyChannel(value)),
   pm_by_vuart: (c, value) => void (c.pmByVuart = value),
@@ -237,6 +240,7 @@ export function finishDraft(draft: VmDraft, givenName: string, drivers: readonly
     intrMonitor: draft.intrMonitor,
     ...(draft.socketGroup === undefined ? {} : { socketGroup: draft.socketGroup }),
     ...(draft.ioTimeoutMs === undefined ? {} : { ioTimeoutMs: draft.ioTimeoutMs }),
+    ...(draft.shutdownTimeoutMs === undefined ? {} : { shutdownTimeoutMs: draft.shutdownTimeoutMs }),
     logger: draft.logger,
     pmNotifyChannel: draft.pmNotifyChannel,
     ...(pmByVuart === undefined ? {} : { pmByVuart }),

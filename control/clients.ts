@@ -11,6 +11,8 @@ const LINGER_MS = 500;
 
 export interface ClientsOptions {
   readonly maxClients: number;
+  /** How many more may wait, unread, until a place is free. Default: none. */
+  readonly maxWaiting?: number;
   /** Those that are idle for a good reason, such as one that waits for events, do not give way. */
   readonly isKept?: (socket: Socket) => boolean;
   /** Told about a connection that was ended for its own sake or for another's. */
@@ -29,25 +31,49 @@ export class Clients {
   readonly #options: ClientsOptions;
   /** The one that was busy last is the last. */
   readonly #clients = new Map<Socket, Client>();
+  /** Connected and not read from yet, in the order they came. */
+  readonly #waiting: Socket[] = [];
 
   constructor(options: ClientsOptions) {
     this.#options = options;
   }
 
-  /** A new connection. @returns false when it was turned away: every other one is at work. */
+  /**
+   * A new connection. One that has to wait is paused, and read from when its turn comes.
+   * @returns false when it was turned away: every other one is at work, and enough wait.
+   */
   admit(socket: Socket): boolean {
     socket.on('error', () => {});
-    if (this.#clients.size >= this.#options.maxClients && !this.#makeRoom()) {
+    if (this.#waiting.length > 0 || (this.#clients.size >= this.#options.maxClients && !this.#makeRoom())) {
+      if (this.#waiting.length < (this.#options.maxWaiting ?? 0)) {
+        socket.pause();
+        this.#waiting.push(socket);
+        return true;
+      }
       this.#options.onCut(`more than ${this.#options.maxClients} clients at work, one was turned away`);
       socket.destroy();
       return false;
     }
+    this.#enter(socket);
+    return true;
+  }
+
+  #enter(socket: Socket): void {
     this.#clients.set(socket, { work: Promise.resolve(), pending: 0, timer: undefined });
     socket.on('close', () => {
       clearTimeout(this.#clients.get(socket)?.timer);
       this.#clients.delete(socket);
+      this.#admitWaiting();
     });
-    return true;
+  }
+
+  #admitWaiting(): void {
+    while (this.#waiting.length > 0 && (this.#clients.size < this.#options.maxClients || this.#makeRoom())) {
+      const next = this.#waiting.shift() as Socket;
+      if (next.destroyed) continue;
+      this.#enter(next);
+      next.resume();
+    }
   }
 
   #makeRoom(): boolean {
@@ -70,6 +96,7 @@ export class Clients {
     client.work = client.work.then(step).finally(() => {
       client.pending--;
       if (this.#clients.delete(socket)) this.#clients.set(socket, client);
+      this.#admitWaiting();
     });
   }
 
@@ -89,6 +116,7 @@ export class Clients {
 
   /** Let all take their last reply, then end them. @param awaited this one gets to close its half, too. */
   async close(awaited?: Socket): Promise<void> {
+    for (const socket of this.#waiting.splice(0)) socket.destroy();
     await Promise.all([...this.#clients].map(([socket, { work }]) => finish(socket, work, socket === awaited)));
   }
 }

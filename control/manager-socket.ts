@@ -45,8 +45,9 @@ const VmStateCode = { running: 0, suspended: 4 } as const;
 /** What DM_STOP carries: whether the guest is asked. */
 const StopKind = { askGuest: 0 } as const;
 
-/** Clients at a time [MNGR_MAX_CLIENT]; C lets further ones wait. */
+/** Clients at a time [MNGR_MAX_CLIENT]; further ones wait, as in C, but not without end. */
 const MAX_CLIENTS = 4;
+const MAX_WAITING = 28;
 
 function argumentText(data: Uint8Array): string {
   const end = data.indexOf(0);
@@ -72,6 +73,7 @@ export class ManagerSocket implements FrontDoor {
     this.#options = options;
     this.#clients = new Clients({
       maxClients: MAX_CLIENTS,
+      maxWaiting: MAX_WAITING,
       onCut: (why) => options.log.debug(`manager socket: ${why}`),
     });
   }
@@ -90,6 +92,7 @@ export class ManagerSocket implements FrontDoor {
       if (directory === SOCKET_DIRECTORY) ensureOwnFolder(dirname(directory), FolderMode.public);
       ensureOwnFolder(directory, FolderMode.public);
       await removeDeadSockets(directory, vmName);
+      for (const trap of nameTraps(directory, vmName)) log.warn(trap);
       const path = join(directory, `${vmName}.monitor.${process.pid}.socket`);
       this.#listener = await listenUnix(path, (socket) => this.#accept(socket), { group: socketGroup });
     } catch (error) {
@@ -153,17 +156,17 @@ export class ManagerSocket implements FrontDoor {
 
   /** @returns `data.err` or `data.state` of the reply; undefined: no reply. */
   #run(id: number, data: Uint8Array): number | Promise<number> | undefined {
-    const { commands, log } = this.#options;
+    const { commands } = this.#options;
     const first = new DataView(data.buffer, data.byteOffset).getInt32(0, true);
     switch (id) {
       case ManagerMessageId.DmStop:
-        if (first === StopKind.askGuest) commands.run('shutdown', { reason: 'acrnctl stop' });
+        if (first === StopKind.askGuest) commands.run('shutdown', { reason: 'acrnctl stop', isPatient: true });
         else commands.run('power-off', { reason: 'acrnctl stop --force', force: true });
         return 0;
       case ManagerMessageId.DmSuspend:
-        // Compat: as C without --pm_notify_channel ioc, which is obsolete.
-        log.info('manager socket: a VM is suspended by its guest only');
-        return -1;
+        // As C with its default channel: what the guest's button is set to do is the guest's business.
+        commands.run('press-power-button', {});
+        return 0;
       case ManagerMessageId.DmResume:
         commands.run('wake', {});
         return 0;
@@ -175,6 +178,25 @@ export class ManagerSocket implements FrontDoor {
         return undefined;
     }
   }
+}
+
+/** The daemon's own socket: a VM whose name is a beginning of this would get its messages. */
+const ACRND = 'acrnd';
+
+/**
+ * acrnctl splits socket names at their first dot, and takes the first one whose part before that is a *beginning* of the
+ * name it looks for. @returns one line for each VM that it would take for another.
+ */
+function nameTraps(directory: string, vmName: string): string[] {
+  if (vmName.includes('.')) {
+    return [`acrnctl does not see a VM with a dot in its name: "${vmName}" cannot be stopped or listed by it`];
+  }
+  const others = readdirSync(directory).flatMap((name) => SOCKET_NAME.exec(name)?.[1] ?? []);
+  if (ACRND.startsWith(vmName)) others.push(ACRND);
+  const confusing = new Set(others.filter((o) => o !== vmName && (o.startsWith(vmName) || vmName.startsWith(o))));
+  return [...confusing].map(
+    (other) => `acrnctl may take "${vmName}" and "${other}" for each other: one name is the beginning of the other`,
+  );
 }
 
 /**

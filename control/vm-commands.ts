@@ -8,7 +8,7 @@ import type { Vm } from '../devicemodel/core/vm.ts';
 
 /** The VM that is asked. */
 export interface CommandTarget {
-  readonly vm: Pick<Vm, 'config' | 'state' | 'board' | 'power' | 'shutDown' | 'wake'>;
+  readonly vm: Pick<Vm, 'config' | 'state' | 'board' | 'power' | 'shutDown' | 'pressPowerButton' | 'wake'>;
   /** Who asks the guest to shut down, where the guest has a life manager that listens. */
   guestAgent?: { requestShutdown(): void };
 }
@@ -31,12 +31,22 @@ export const vmCommands = {
   shutdown: command({
     summary:
       'Ask the guest to shut down: by its life manager if there is one, unless the power button is asked for. A guest ' +
-      'that does not listen to the button, or not in time, is powered off.',
-    args: v.object({ reason, by: v.optional(v.picklist(['any', 'power-button']), 'any') }),
-    run: ({ vm, guestAgent }, args): void => {
-      if (guestAgent !== undefined && args.by === 'any') guestAgent.requestShutdown();
-      else vm.shutDown(args.reason);
+      'that does not listen to the button, or not in time, is powered off; with isPatient only when its time is over, and ' +
+      'not at all while it is in S3.',
+    args: v.object({
+      reason,
+      by: v.optional(v.picklist(['any', 'power-button']), 'any'),
+      isPatient: v.optional(v.boolean(), false),
+    }),
+    run: ({ vm, guestAgent }, { reason, by, isPatient }): void => {
+      if (guestAgent !== undefined && by === 'any') guestAgent.requestShutdown();
+      else vm.shutDown(reason, { isPatient });
     },
+  }),
+  'press-power-button': command({
+    summary: 'Press the power button of a VM that runs, whatever the guest makes of it.',
+    args: v.object({}),
+    run: ({ vm }): void => vm.pressPowerButton(),
   }),
   'power-off': command({
     summary:

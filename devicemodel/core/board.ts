@@ -58,8 +58,12 @@ export interface Board {
   /** S3, VM paused. */
   suspend(): void;
   resume(): void;
-  /** The host asks the guest to shut down. @returns false if the guest has not enabled ACPI: nobody would listen. */
-  pressPowerButton(): boolean;
+  /**
+   * The host asks the guest to shut down.
+   * @param isUnheardToo press it also when nobody listens: the guest finds it pressed if it looks later.
+   * @returns false if the guest has not enabled the button: nobody listens.
+   */
+  pressPowerButton(isUnheardToo?: boolean): boolean;
   /** A `nodisk` block device gets a medium. @param argument `SLOT,PATH[,OPTIONS]`. @returns whether it has it now. */
   rescanBlockDevice(argument: string): Promise<boolean>;
 }

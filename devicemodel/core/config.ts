@@ -25,6 +25,8 @@ export interface VmConfig {
   readonly virtioPollNs: number | undefined;
   /** `--io-timeout`: how long storage may keep what it was lent before it counts as hung. Absent: 60 s. */
   readonly ioTimeoutMs?: number;
+  /** `--shutdown-timeout`: how long a guest that was asked to shut down may take before it is powered off. Absent: 20 s. */
+  readonly shutdownTimeoutMs?: number;
   readonly debugExit: boolean;
   readonly cmdMonitorPath: string | undefined;
   /** `--socket-group`: who may connect to this VM's sockets beside its user. */

@@ -19,8 +19,9 @@ import type { VmEventMap, VmState } from './vm-events.ts';
 
 export type { VmParts } from './life.ts';
 
-/** A guest that was asked to shut down gets this long before the VM is powered off. */
-const SHUTDOWN_PATIENCE_NS = 60_000_000_000;
+/** A guest that was asked to shut down gets this long before the VM is powered off: acrnd waits no longer either. */
+const DEFAULT_SHUTDOWN_TIMEOUT_MS = 20_000;
+const NS_PER_MS = 1_000_000;
 
 export class Vm extends EventEmitter<VmEventMap> {
   readonly config: VmConfig;
@@ -55,21 +56,36 @@ export class Vm extends EventEmitter<VmEventMap> {
    * Ask the guest to shut down, by its power button. Where nobody would listen, where it was asked before, or when it does
    * not shut down in time, the VM is powered off; a reset of its own accord is the end, too. A guest in S3 would wake up of
    * the button and take it for nothing else: it is powered off, having written everything back before it went to sleep.
+   * @param manner.isPatient as a manager asks that may come while the guest boots or sleeps: the power is never cut at once,
+   * only when the time is over, and a guest in S3 sleeps on.
    */
-  shutDown(reason: string): void {
+  shutDown(reason: string, { isPatient = false }: { readonly isPatient?: boolean } = {}): void {
+    if (isPatient && this.#state === 'suspended') {
+      this.#log.notice(`${reason}: the guest is suspended, and stays so`);
+      return;
+    }
     const isUp = this.#state === 'running';
-    if (this.#patience !== undefined || !isUp || this.board?.pressPowerButton() !== true) {
+    const isHeard = isUp && (this.#patience === undefined || isPatient) && this.board?.pressPowerButton(isPatient);
+    if (isHeard !== true && !(isPatient && isUp)) {
       this.#power.request({ kind: 'poweroff', reason });
       return;
     }
-    this.#log.notice(`${reason}: pressed the power button`);
+    this.#log.notice(
+      `${reason}: pressed the power button${isHeard === true ? '' : ', which the guest has not enabled'}`,
+    );
+    this.#power.shutdownReason ??= reason;
+    if (this.#patience !== undefined) return;
     const { clock } = this.#parts.loop;
     const patience = clock.createTimer(() => {
       this.#power.request({ kind: 'poweroff', reason: `${reason}, and the guest did not shut down in time` });
     });
-    patience.arm(clock.nowNs() + SHUTDOWN_PATIENCE_NS);
+    patience.arm(clock.nowNs() + (this.config.shutdownTimeoutMs ?? DEFAULT_SHUTDOWN_TIMEOUT_MS) * NS_PER_MS);
     this.#patience = patience;
-    this.#power.shutdownReason = reason;
+  }
+
+  /** Press the power button and expect nothing of it. In S3, where it would wake the guest, nothing happens. */
+  pressPowerButton(): void {
+    if (this.#state === 'running') this.board?.pressPowerButton(true);
   }
 
   /** Ends S3. No effect in any other state. */

@@ -318,10 +318,10 @@ class Pc implements Board {
     for (const device of this.#devices) device.resume?.();
   }
 
-  pressPowerButton(): boolean {
-    if (!this.#pm.isPowerButtonEnabled) return false;
-    this.#pm.pressPowerButton();
-    return true;
+  pressPowerButton(isUnheardToo = false): boolean {
+    const isHeard = this.#pm.isPowerButtonEnabled;
+    if (isHeard || isUnheardToo) this.#pm.pressPowerButton();
+    return isHeard;
   }
 
   get #devices(): readonly Device[] {

@@ -279,6 +279,7 @@ test('every option of the table is understood', () => {
     lpc: 'com1',
     virtio_poll: '1',
     'io-timeout': '5',
+    'shutdown-timeout': '5',
     'socket-group': 'kvm',
     acpidev_pt: 'MSFT0101',
     mmiodev_pt: '1000,1000',

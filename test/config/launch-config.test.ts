@@ -114,6 +114,7 @@ describe('every option of the table', () => {
     cmdMonitor: ['/run/c', '/run/c'],
     socketGroup: ['wheel', 'wheel'],
     ioTimeoutS: [90, '90'],
+    shutdownTimeoutS: [30, '30'],
     logger: [['kmsg,level=3', 'disk,level=2'], 'kmsg,level=3', 'disk,level=2'],
     pmNotifyChannel: ['uart', 'uart'],
     pmByVuart: ['pty,/run/p', 'pty,/run/p'],

@@ -75,7 +75,11 @@ describe('cpu_affinity', () => {
     expect(values.parseCpuAffinity('2,0', silent, [4])).toEqual([4, 2, 0]);
     expect(values.parseCpuAffinity('4', silent, [4])).toEqual([4]);
   });
-  test.each(['', ',', 'abc', '0,abc', '0, 1', '1x', '-1', '0x1', '1-3'])(
+  test('a range, as libvirt writes it', () => {
+    expect(values.parseCpuAffinity('1-3,5', silent)).toEqual([1, 2, 3, 5]);
+    expect(values.parseCpuAffinity('7-7', silent)).toEqual([7]);
+  });
+  test.each(['', ',', 'abc', '0,abc', '0, 1', '1x', '-1', '0x1', '3-1', '1-', '1-2-3', '0-999999999'])(
     'refuses "%s" instead of dropping CPUs',
     (text) => {
       expect(() => values.parseCpuAffinity(text, silent)).toThrow(ConfigError);

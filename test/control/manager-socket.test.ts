@@ -77,11 +77,13 @@ describe('messages', () => {
     expect(await c.ask(Id.DmResume, Uint8Array.of(3))).toBe(0);
     expect(await c.ask(Id.DmBlkrescan, Buffer.from('4,/disk.img\0rest'))).toBe(0);
     expect(await c.ask(Id.DmStop, force(1))).toBe(0);
+    expect(await c.ask(Id.DmSuspend)).toBe(0);
     expect(calls).toEqual([
-      'shutdown: acrnctl stop',
+      'patient shutdown: acrnctl stop',
       'wake',
       'blkrescan 4,/disk.img',
       'forced poweroff: acrnctl stop --force',
+      'power button',
     ]);
   });
 
@@ -101,7 +103,6 @@ describe('messages', () => {
     const c = client(socket.path);
     expect(await c.ask(Id.DmBlkrescan)).toBe(-1); // no argument
     expect(await c.ask(Id.DmBlkrescan, Buffer.from('4,/disk.img'))).toBe(-1);
-    expect(await c.ask(Id.DmSuspend)).toBe(-1);
     expect(await c.ask(Id.DmQuery)).toBe(0);
     expect(lines.join()).toContain('planned');
   });
@@ -165,6 +166,51 @@ test('sockets that dead processes left are removed, those that somebody has or s
     ].sort(),
   );
   await socket.close();
+});
+
+test('the fifth client waits until one of the four is served', async () => {
+  let finish: ((isDone: boolean) => void) | undefined;
+  const pending: Array<(isDone: boolean) => void> = [];
+  const { socket } = await startSocket({
+    blkrescan: () =>
+      new Promise((resolve) => {
+        pending.push(resolve);
+        finish = () => resolve(true);
+      }),
+  });
+  const atWork = Array.from({ length: 4 }, () => client(socket.path));
+  const replies = atWork.map((c) => c.ask(Id.DmBlkrescan, Buffer.from('4,/disk.img')));
+  await until(() => pending.length === 4, 'all four at work');
+  const fifth = client(socket.path);
+  let answer: number | undefined;
+  void fifth.ask(Id.DmQuery).then((state) => {
+    answer = state;
+  });
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  expect([answer, fifth.isClosed()]).toEqual([undefined, false]);
+  finish?.(true);
+  await until(() => answer === 0, 'the fifth is served');
+  for (const resolve of pending) resolve(true);
+  expect(await Promise.all(replies)).toEqual([0, 0, 0, 0]);
+});
+
+test.each([
+  ['vm1', ['vm10'], ['"vm1" and "vm10"']],
+  ['vm10', ['vm1', 'other'], ['"vm10" and "vm1"']],
+  ['my.vm', ['my'], ['a dot in its name']],
+  ['ac', [], ['"ac" and "acrnd"']],
+  ['vm1', ['vm1', 'vm2'], []],
+])('names that acrnctl takes for each other are told: %s beside %s', async (vmName, others, told) => {
+  const scratch = scratchDirectory();
+  cleanUp.push(() => scratch.remove());
+  for (const other of others) writeFileSync(scratch.file(`${other}.monitor.${process.ppid}.socket`), '');
+  const { log, lines } = memoryLog();
+  const socket = new ManagerSocket({ vmName, directory: scratch.path, log, commands: fakeTarget().commands });
+  await socket.start();
+  cleanUp.push(() => socket.close());
+  const warnings = lines.filter((line) => line.startsWith('warn'));
+  expect(warnings).toHaveLength(told.length);
+  for (const [i, text] of told.entries()) expect(warnings[i]).toContain(text);
 });
 
 test('without the directory the VM runs on, with a debug line', async () => {

@@ -248,6 +248,54 @@ describe('asked to shut down', () => {
   });
 });
 
+describe('asked patiently', () => {
+  const asked = (machine: SmallVm) => machine.vm.shutDown('acrnctl stop', { isPatient: true });
+
+  // Mutation: without `isPatient && isUp` in Vm.shutDown the power of a guest that is booting is cut at once.
+  test('a guest that has not enabled its button has its time, and is then powered off', async () => {
+    let presses = 0;
+    const machine: SmallVm = makeVm(
+      () => {},
+      {
+        onPowerButton: () => {
+          presses++;
+          return false;
+        },
+      },
+      { shutdownTimeoutMs: 60 },
+    );
+    const seen: string[] = [];
+    machine.vm.on('started', () => {
+      asked(machine);
+      asked(machine); // again: not a reason to cut
+      setTimeout(() => seen.push(machine.vm.state), 20);
+    });
+    const event = await machine.vm.run();
+    expect(seen).toEqual(['running']);
+    expect(presses).toBe(2);
+    expect(event.reason).toBe('acrnctl stop, and the guest did not shut down in time');
+  });
+
+  // Mutation: without the look at `suspended`: its power is cut, or its button wakes it.
+  test('a guest in S3 sleeps on', async () => {
+    let presses = 0;
+    const machine: SmallVm = makeVm((hsm) => void hsm.guest.outb(0x13, 1), { onPowerButton: () => ++presses > 0 });
+    const seen: string[] = [];
+    machine.vm.on('state', (state) => {
+      if (state !== 'suspended') return;
+      asked(machine);
+      machine.vm.pressPowerButton();
+      setTimeout(() => {
+        seen.push(machine.vm.state);
+        machine.vm.power.request({ kind: 'poweroff', reason: 'enough' });
+      }, 20);
+    });
+    expect((await machine.vm.run()).reason).toBe('enough');
+    expect(seen).toEqual(['suspended']);
+    expect(presses).toBe(0);
+  });
+});
+
 // Mutation: a `let` of this module instead of `#power` in Vm (tried with a static field): both end with the first.
 test('two VMs in one process know nothing of each other', async () => {
   const first = makeVm(() => {});

@@ -7,7 +7,7 @@ import type { VmEventMap, VmState } from '../../devicemodel/core/vm-events.ts';
 export interface FakeTarget {
   readonly target: CommandTarget;
   readonly commands: VmCommands;
-  /** `poweroff: REASON`, `forced poweroff: REASON`, `shutdown: REASON`, `wake`, `blkrescan MEDIUM`. */
+  /** `poweroff: REASON`, `forced poweroff: REASON`, `[patient ]shutdown: REASON`, `power button`, `wake`, `blkrescan MEDIUM`. */
   readonly calls: string[];
   readonly events: EventEmitter<VmEventMap>;
 }
@@ -40,7 +40,9 @@ export function fakeTarget(options: FakeTargetOptions = {}): FakeTarget {
           options.onPowerOff?.();
         },
       },
-      shutDown: (reason) => void calls.push(`shutdown: ${reason}`),
+      shutDown: (reason, manner) =>
+        void calls.push(`${manner?.isPatient === true ? 'patient ' : ''}shutdown: ${reason}`),
+      pressPowerButton: () => void calls.push('power button'),
       wake: () => void calls.push('wake'),
     },
   };

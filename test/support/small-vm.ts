@@ -81,51 +81,58 @@ function makeBoard(parts: BoardParts, trace: string[], hooks: SmallVmHooks): Boa
   };
 }
 
-export function makeVm(prepare: (hsm: FakeHsm, life: number) => void, hooks: SmallVmHooks = {}) {
+export function makeVm(
+  prepare: (hsm: FakeHsm, life: number) => void,
+  hooks: SmallVmHooks = {},
+  changed: Partial<VmConfig> = {},
+) {
   const trace: string[] = [];
   const errors: string[] = [];
   const lives: FakeHsm[] = [];
   let ramOut = 0;
-  const vm = new Vm(config, {
-    openHsm: async () => {
-      await hooks.onOpen?.(lives.length + 1);
-      const hsm = new FakeHsm({ serving: lives.length % 2 === 0 ? 'from-page' : 'inside' });
-      lives.push(hsm);
-      prepare(hsm, lives.length);
-      return hsm;
-    },
-    makeBoard: async (parts) => makeBoard(parts, trace, hooks),
-    software: {
-      regions: [],
-      save: () => {},
-      load: (memory) => {
-        trace.push('load');
-        memory.writeU32(0xf27cc, 0x9a010); // FACS waking vector
+  const vm = new Vm(
+    { ...config, ...changed },
+    {
+      openHsm: async () => {
+        await hooks.onOpen?.(lives.length + 1);
+        const hsm = new FakeHsm({ serving: lives.length % 2 === 0 ? 'from-page' : 'inside' });
+        lives.push(hsm);
+        prepare(hsm, lives.length);
+        return hsm;
+      },
+      makeBoard: async (parts) => makeBoard(parts, trace, hooks),
+      software: {
+        regions: [],
+        save: () => {},
+        load: (memory) => {
+          trace.push('load');
+          memory.writeU32(0xf27cc, 0x9a010); // FACS waking vector
+          return {
+            rip: 0x100_0000n,
+            cr0: 0x31n,
+            cs: { selector: 0x10, base: 0n, limit: 0xffffffff, attributes: 0xc09b },
+          };
+        },
+      },
+      cpuAffinity: 0n,
+      allocateRam: (regions) => {
+        ramOut++;
         return {
-          rip: 0x100_0000n,
-          cr0: 0x31n,
-          cs: { selector: 0x10, base: 0n, limit: 0xffffffff, attributes: 0xc09b },
+          chunks: regions.map((r) => ({ base: r.base, bytes: new Uint8Array(r.sizeBytes), hostAddress: 0n })),
+          segments: regions.map((r) => ({
+            gpa: r.base,
+            sizeBytes: r.sizeBytes,
+            bytes: new Uint8Array(r.sizeBytes),
+            hostAddress: 0x1000n,
+            writable: true,
+          })),
+          dispose: () => void ramOut--,
         };
       },
+      loop: new TestLoop(),
+      log: new Log([{ maxLevel: 1, write: (_level, line) => void errors.push(line) }]),
     },
-    cpuAffinity: 0n,
-    allocateRam: (regions) => {
-      ramOut++;
-      return {
-        chunks: regions.map((r) => ({ base: r.base, bytes: new Uint8Array(r.sizeBytes), hostAddress: 0n })),
-        segments: regions.map((r) => ({
-          gpa: r.base,
-          sizeBytes: r.sizeBytes,
-          bytes: new Uint8Array(r.sizeBytes),
-          hostAddress: 0x1000n,
-          writable: true,
-        })),
-        dispose: () => void ramOut--,
-      };
-    },
-    loop: new TestLoop(),
-    log: new Log([{ maxLevel: 1, write: (_level, line) => void errors.push(line) }]),
-  });
+  );
   return { vm, trace, errors, lives, ramOut: () => ramOut };
 }
 

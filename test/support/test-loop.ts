@@ -13,7 +13,8 @@ export class EventLoopClock extends TimerQueue {
 
   protected override setWakeup(delayNs: number | undefined): void {
     clearTimeout(this.#timeout);
-    if (delayNs !== undefined) this.#timeout = setTimeout(() => this.runDue(), delayNs / 1e6);
+    // Node cuts fractions off, and a wake-up that comes too early finds nothing due.
+    if (delayNs !== undefined) this.#timeout = setTimeout(() => this.runDue(), Math.ceil(delayNs / 1e6));
   }
 
   dispose(): void {
