@@ -5,6 +5,7 @@ import { ConfigError, ExitCode } from '../errors.ts';
 import { Layout } from '../layout.ts';
 import { bytes, struct, u8, u16, u32 } from '../struct.ts';
 import type { PlacedTable } from './acpi-tables.ts';
+import { ascii, checksum } from './tables.ts';
 
 /** An INTx pin in use. */
 export interface MpRoute {
@@ -89,14 +90,6 @@ const CPU_SIGNATURE = 0x07a5;
 const CPU_FEATURES = 0xbfeb_fbff;
 const ISA_IRQS = 16;
 const ALL_LAPICS = 0xff;
-
-const ascii = (value: string): Uint8Array => Uint8Array.from(value, (c) => c.charCodeAt(0));
-
-function checksum(of: Uint8Array): number {
-  let sum = 0;
-  for (let i = 0; i < of.length; i++) sum += of[i] as number;
-  return -sum & 0xff;
-}
 
 function isaInterrupt(pin: number, sciGsi: number): Uint8Array {
   const common = {

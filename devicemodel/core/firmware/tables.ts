@@ -30,10 +30,24 @@ const CREATOR_REVISION = 1;
 
 export const ascii = (text: string): Uint8Array => Uint8Array.from(text, (c) => c.charCodeAt(0));
 
-/** The byte that makes `bytes` sum up to zero, if it is zero now. */
+/** Two sums of bytes in one number, each modulo 256. */
+const LANES = 0x00ff_00ff;
+
+/**
+ * The byte that makes `table` sum up to zero, if it is zero now. Four bytes at a time: byte by byte the tables of a start
+ * are just enough for V8 to think this function worth optimizing, and its compiler costs 3 MB and 10 ms.
+ */
 export function checksum(table: Uint8Array): number {
-  let sum = 0;
-  for (let i = 0; i < table.length; i++) sum += table[i] as number;
+  const { buffer, byteOffset, length } = table;
+  const words = byteOffset % 4 === 0 ? length >> 2 : 0;
+  const view = new Uint32Array(buffer, words === 0 ? 0 : byteOffset, words);
+  let lanes = 0;
+  for (let i = 0; i < words; i++) {
+    const word = view[i] as number;
+    lanes = (lanes + (word & LANES) + ((word >>> 8) & LANES)) & LANES;
+  }
+  let sum = lanes + (lanes >>> 16);
+  for (let i = words * 4; i < length; i++) sum += table[i] as number;
   return -sum & 0xff;
 }
 

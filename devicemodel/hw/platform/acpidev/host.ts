@@ -2,6 +2,7 @@
 import { readFileSync } from 'node:fs';
 import { type Gpa, hex } from '../../../core/address.ts';
 import { ConfigError, ExitCode } from '../../../core/errors.ts';
+import { checksum } from '../../../core/firmware/tables.ts';
 import { Layout } from '../../../core/layout.ts';
 import { KiB } from '../../../core/units.ts';
 
@@ -85,7 +86,7 @@ function checkTable(table: Buffer, region: { readonly base: Gpa; readonly sizeBy
   if (table.length < Tpm2.minBytes || table.toString('latin1', 0, 4) !== 'TPM2') fail('is none');
   const length = table.readUInt32LE(Tpm2.Length);
   if (length < Tpm2.minBytes || length > table.length) fail(`says that it has ${length} bytes`);
-  if ((table.subarray(0, length).reduce((sum, byte) => sum + byte, 0) & 0xff) !== 0) fail('has a wrong checksum');
+  if (checksum(table.subarray(0, length)) !== 0) fail('has a wrong checksum');
   const startMethod = table.readUInt32LE(Tpm2.StartMethod);
   if (startMethod !== StartMethod.Tis && startMethod !== StartMethod.Crb) {
     fail(`has start method ${startMethod}, only 6 and 7 (registers in memory) can be passed through`);
