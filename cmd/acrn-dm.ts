@@ -4,7 +4,7 @@ import type { VmConfig } from '../devicemodel/core/config.ts';
 import { DmError, ExitCode } from '../devicemodel/core/errors.ts';
 import { Log, LogLevel } from '../devicemodel/core/log.ts';
 import { pciDrivers } from '../devicemodel/hw/registry.ts';
-import { parseCommandLine, type VmOrder } from './cli.ts';
+import { mayNameConfig, parseCommandLine, type VmOrder } from './cli.ts';
 import { errorLines, exitCodeOf, fdSink, writeLines } from './report.ts';
 
 /** Width of help where there is no terminal to ask. */
@@ -36,7 +36,12 @@ function columns(): number {
 }
 
 async function main(): Promise<ExitCode> {
-  const order = parseCommandLine(argv, pciDrivers);
+  if (argv[0] === 'config') {
+    const { isConfigCommand, runConfigCommand } = await import('./config-command.ts');
+    if (isConfigCommand(argv)) return print(runConfigCommand(argv.slice(1), pciDrivers));
+  }
+  const readConfig = mayNameConfig(argv) ? (await import('../config/config-file.ts')).readConfigFile : undefined;
+  const order = parseCommandLine(argv, pciDrivers, readConfig);
   switch (order.action) {
     case 'version': {
       const { versionLine } = await import('./version.ts');

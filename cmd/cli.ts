@@ -1,12 +1,14 @@
 /**
- * The command line → what to do. Pure: nothing on the host is touched, nothing is printed.
+ * The command line → what to do. Nothing is printed, and nothing on the host is touched but the files of `--config`, by
+ * whoever was handed in to read them.
  */
 
+import type { ConfigFile, ConfigItem } from '../config/config-file.ts';
 import { type OptionId, optionTable, type VmOption } from '../config/option-table.ts';
 import { parsePath } from '../config/option-values.ts';
 import { located, parseSlotText } from '../config/slot.ts';
 import { applyOption, argvWording, type DraftedVm, emptyDraft, finishDraft, type VmDraft } from '../config/vm-draft.ts';
-import { ConfigError } from '../devicemodel/core/errors.ts';
+import { ConfigError, ExitCode } from '../devicemodel/core/errors.ts';
 import { lookupPciDriver, type PciDriverEntry } from '../devicemodel/hw/registry.ts';
 import { getoptLong } from './getopt.ts';
 
@@ -52,9 +54,8 @@ const obsolete: Apply = (into, _value, spelled) => {
 
 /** Options that say nothing about the VM. */
 const apply: Record<Exclude<OptionId, 'help' | 'version' | VmOption['id']>, Apply> = {
-  config: () => {
-    throw new ConfigError('configuration files come later', { hint: 'give the options on the command line' });
-  },
+  // Read before everything else, since it counts as if it stood in front of it.
+  config: () => {},
   'dry-run': (c, value) => void (c.dryRun = formatOf(value)),
   'list-passthru': (c, value) => void (c.listPassthru = formatOf(value)),
   'host-root': (c, value) => void (c.hostRoot = parsePath(value)),
@@ -95,9 +96,14 @@ function formatOf(value: string): 'text' | 'json' {
 /**
  * @param argv without the program's name.
  * @param drivers the PCI drivers there are.
+ * @param readConfig reads a file of `--config`: config/config-file.ts, which is not loaded for whoever has none.
  * @throws ConfigError: one line that says where, what and, in its hint, what to write instead.
  */
-export function parseCommandLine(argv: readonly string[], drivers: readonly PciDriverEntry[]): CommandLine {
+export function parseCommandLine(
+  argv: readonly string[],
+  drivers: readonly PciDriverEntry[],
+  readConfig: (path: string) => ConfigFile = noConfig,
+): CommandLine {
   const collected: Collected = {
     vm: emptyDraft(argvWording),
     dryRun: undefined,
@@ -106,6 +112,9 @@ export function parseCommandLine(argv: readonly string[], drivers: readonly PciD
     debug: false,
   };
   const names: string[] = [];
+  const files = configPaths(argv).map(readConfig);
+  for (const file of files) applyFile(collected.vm, file);
+  const nameInFile = files.findLast((file) => file.name !== undefined)?.name;
   for (const item of getoptLong(argv, optionTable)) {
     if (item.kind === 'positional') {
       names.push(item.text);
@@ -134,7 +143,63 @@ export function parseCommandLine(argv: readonly string[], drivers: readonly PciD
       hint: 'it goes with --dry-run and --list-passthru',
     });
   }
-  return orderOf(collected, names, drivers);
+  if (names.length === 0 && nameInFile !== undefined) names.push(nameInFile);
+  try {
+    return orderOf(collected, names, drivers);
+  } catch (error) {
+    throw placedInFile(
+      files.flatMap((file) => file.items),
+      error,
+    );
+  }
+}
+
+const noConfig = (): never => {
+  throw new ConfigError('--config: no file is read here');
+};
+
+/** Whether a word may be `--config`, or its beginning: only then is it worth loading what reads files. */
+export function mayNameConfig(argv: readonly string[]): boolean {
+  return argv.some((word) => word.startsWith('--co'));
+}
+
+/** The files of `--config`, unless help or the version is asked for. What is wrong with the rest is said in its turn. */
+function configPaths(argv: readonly string[]): string[] {
+  const paths: string[] = [];
+  if (!mayNameConfig(argv)) return paths;
+  try {
+    for (const item of getoptLong(argv, optionTable)) {
+      if (item.kind === 'positional') continue;
+      if (item.option.id === 'help' || item.option.id === 'version') return [];
+      if (item.option.id === 'config') paths.push(parsePath(item.value ?? ''));
+    }
+  } catch (error) {
+    if (!(error instanceof ConfigError)) throw error;
+  }
+  return paths;
+}
+
+function applyFile(into: VmDraft, { items }: ConfigFile): void {
+  for (const { option, text, where } of items) {
+    try {
+      applyOption(into, option.id, text, `${where}: ${option.key}`);
+    } catch (error) {
+      throw inFile(where, option.key, error);
+    }
+  }
+}
+
+/** An error of the whole that names one device of a file says where that is. */
+function placedInFile(items: readonly ConfigItem[], error: unknown): unknown {
+  if (!(error instanceof ConfigError)) return error;
+  const item = items.find(({ option, text }) => option.id === 'pci_slot' && error.message.startsWith(`-s ${text}: `));
+  return item === undefined ? error : inFile(item.where, item.option.key, error);
+}
+
+function inFile(where: string, key: string, error: unknown): unknown {
+  const placed = located(`${where}: ${key}`, error);
+  if (placed instanceof ConfigError && placed.exitCode === ExitCode.Usage) placed.exitCode = ExitCode.Config;
+  return placed;
 }
 
 /** `-s help`, `-s DRIVER,help`, `-s SLOT,DRIVER,help`, `-l help`. */

@@ -127,7 +127,13 @@ export const optionTable = [
       'text',
       ours(value('scenario', 'FILE', 'ivshmem regions and vUARTs of the embedded hypervisor (default: what is used)')),
     ),
-    ours(value('config', 'FILE', 'take the configuration from a file (comes later)')),
+    ours(
+      value(
+        'config',
+        'FILE',
+        'a VM in a YAML or JSON file; options beside it win, lists add up; config.schema.json says what is in it',
+      ),
+    ),
   ]),
   ...group('Boot', [
     vm('kernel', 'text', value('kernel', 'FILE', 'Linux bzImage', { short: 'k' })),

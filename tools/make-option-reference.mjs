@@ -1,4 +1,4 @@
-/** Writes docs/option-reference.md from the option table and the drivers' schemas. */
+/** Writes docs/option-reference.md and docs/config.schema.json from the option table and the drivers' schemas. */
 import './usage.mjs';
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -7,4 +7,6 @@ import { root } from './prepare.mjs';
 
 const { optionReference } = await tsImport('../cmd/option-reference.ts', import.meta.url);
 const { pciDrivers } = await tsImport('../devicemodel/hw/registry.ts', import.meta.url);
+const { configJsonSchema } = await tsImport('../config/config-file.ts', import.meta.url);
 writeFileSync(join(root, 'docs/option-reference.md'), optionReference(pciDrivers));
+writeFileSync(join(root, 'docs/config.schema.json'), `${JSON.stringify(configJsonSchema(), undefined, 2)}\n`);

@@ -2,8 +2,14 @@
  * Command lines found in launch scripts, documents and issue threads of ACRN, with their shell variables filled in. All
  * of them must be understood; what is obsolete in them costs one warning each.
  */
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { parseCommandLine, type VmOrder } from '../../cmd/cli.ts';
+import { membersOf } from '../../cmd/config-command.ts';
+import { argvOfFile, formatConfig, parseConfigFile } from '../../config/config-file.ts';
+import { type PciDriverEntry, pciDrivers } from '../../devicemodel/hw/registry.ts';
+import { recordedDir } from '../support/recorded-cases.ts';
 import { allDrivers } from './drivers.ts';
 
 /** Words of a shell command: spaces separate, quotes group. */
@@ -197,5 +203,57 @@ describe('command lines in the wild', () => {
     const line = `-m 2048M -s 0:0,hostbridge -s 3,virtio-blk,user-vm-test.img -s 6,passthru,a9/00/0,enable_ptm ${ovmf}`;
     expect(() => order(line)).toThrow('the name of the VM is missing');
     expect(order(`${line} vm1`).config.pci).toHaveLength(3);
+  });
+});
+
+/** The configuration, or why there is none. */
+function configOrError(argv: readonly string[], drivers: readonly PciDriverEntry[]): unknown {
+  try {
+    const parsed = parseCommandLine(argv, drivers);
+    return 'config' in parsed ? parsed.config : parsed;
+  } catch (error) {
+    return (error as Error).message;
+  }
+}
+
+describe('a command line, the file of it, and the command line of that', () => {
+  function goRound(argv: readonly string[], drivers: readonly PciDriverEntry[]): void {
+    const config = configOrError(argv, drivers);
+    if (typeof config !== 'object' || config === null || !('memoryBytes' in config)) {
+      // What is refused is refused as a file, too, by the same words; help makes no file.
+      expect(() => membersOf(argv, drivers)).toThrow(typeof config === 'string' ? config : 'starts no VM');
+      return;
+    }
+    const members = membersOf(argv, drivers);
+    for (const format of ['json', 'yaml'] as const) {
+      const text = formatConfig(members, format);
+      const file = parseConfigFile(`vm.${format}`, text);
+      const back = argvOfFile(file);
+      expect(configOrError(back, drivers)).toEqual(config);
+      expect(formatConfig(membersOf(back, drivers), format)).toBe(text);
+      expect(argvOfFile(parseConfigFile(`vm.${format}`, formatConfig(membersOf(back, drivers), format)))).toEqual(back);
+      const fromFile = parseCommandLine(['--config', 'f'], drivers, () => file);
+      expect('config' in fromFile && fromFile.config).toEqual(config);
+    }
+  }
+
+  test.each(cases)('$what', ({ line }) => goRound(words(line), allDrivers));
+
+  const recorded =
+    recordedDir === undefined
+      ? []
+      : readdirSync(recordedDir)
+          .map((name) => join(recordedDir ?? '', name, 'case.json'))
+          .filter((path) => existsSync(path))
+          .map((path) => JSON.parse(readFileSync(path, 'utf8')) as { name: string; argv: string[] });
+  test.skipIf(recorded.length === 0)('of every recorded case', () => {
+    for (const { name, argv } of recorded) {
+      try {
+        goRound(argv, pciDrivers);
+      } catch (error) {
+        throw new Error(`${name}: ${argv.join(' ')}`, { cause: error });
+      }
+    }
+    expect(recorded.length).toBeGreaterThan(100);
   });
 });
