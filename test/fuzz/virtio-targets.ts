@@ -23,8 +23,9 @@ import { NetOptions, parseNetText } from '../../devicemodel/hw/pci/virtio/net/op
 import { VhostDevice } from '../../devicemodel/hw/pci/virtio/net/vhost.ts';
 import { virtioRnd } from '../../devicemodel/hw/pci/virtio/rng.ts';
 import type { VirtioDevice } from '../../devicemodel/hw/pci/virtio/transport/device.ts';
+import type { VirtioPciIdentity } from '../../devicemodel/hw/pci/virtio/transport/identity.ts';
 import { type TransportMode, transportModes } from '../../devicemodel/hw/pci/virtio/transport/options.ts';
-import { VirtioPci, type VirtioPciIdentity } from '../../devicemodel/hw/pci/virtio/transport/transport.ts';
+import { VirtioPci } from '../../devicemodel/hw/pci/virtio/transport/transport.ts';
 import { VhostVsock } from '../../devicemodel/hw/pci/virtio/vsock/vsock.ts';
 import { bundledDataThread } from '../support/bundle-data-thread.ts';
 import { FakeGpioLine } from '../support/fake-gpio.ts';

@@ -18,8 +18,8 @@ import {
   type VirtioDevice,
   type VirtioTransport,
 } from '../transport/device.ts';
+import { LEGACY_BAR } from '../transport/layout.ts';
 import { LEGACY_HEADER_BYTES } from '../transport/legacy.ts';
-import { VirtioBar } from '../transport/registers.ts';
 import { VirtioPci } from '../transport/transport.ts';
 import { gpioAml } from './aml.ts';
 import { openGpioLines } from './lines.ts';
@@ -344,7 +344,7 @@ export const virtioGpio = definePciDriver({
         classCode: 0x080000,
         subsystemId: 0xfff7,
       },
-      aml: (at) => gpioAml(at.bdf, at.barAddress(VirtioBar.Legacy) + REGISTERS_OFFSET),
+      aml: (at) => gpioAml(at.bdf, at.barAddress(LEGACY_BAR) + REGISTERS_OFFSET),
     });
   },
 });

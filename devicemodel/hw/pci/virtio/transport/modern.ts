@@ -1,28 +1,23 @@
 /**
- * Modern window (Virtio 1.2 §4.1.4): common configuration, ISR, device configuration and notification in BAR 4, the
+ * Modern window (Virtio 1.2 §4.1.4): common configuration, ISR, device configuration and notification in one BAR, the
  * capabilities that name them, and access to them through configuration space.
  */
 
-import { CapId, type ConfigSpace } from '../../../../chips/pci-config-space.ts';
+import { type BarIndex, CapId, type ConfigSpace } from '../../../../chips/pci-config-space.ts';
 import { type AccessSize, allOnes } from '../../../../core/address.ts';
 import type { Virtqueue } from '../ring/virtqueue.ts';
-import { NO_VECTOR, Status, VirtioBar } from './registers.ts';
+import { LEGACY_BAR, NOTIFY_MULTIPLIER, type StructureKind, structureKinds } from './layout.ts';
+import { NO_VECTOR, Status } from './registers.ts';
 import type { VirtioRegisters } from './window.ts';
-
-/** Where the structures are in BAR 4, one page each, as in the C device model. */
-export const ModernOffset = {
-  common: 0x0000,
-  isr: 0x1000,
-  device: 0x2000,
-  notify: 0x3000,
-  /** notify_off_multiplier: one dword per queue. */
-  notifyMultiplier: 4,
-} as const;
-const REGION_BYTES = 0x1000;
-export const MODERN_BAR_BYTES = 0x4000;
 
 /** §4.1.4, cfg_type. */
 const CfgType = { Common: 1, Notify: 2, Isr: 3, Device: 4, Pci: 5 } as const;
+const cfgTypes: Readonly<Record<StructureKind, number>> = {
+  common: CfgType.Common,
+  isr: CfgType.Isr,
+  device: CfgType.Device,
+  notify: CfgType.Notify,
+};
 
 /** Ring addresses while the driver writes them, halves as it does. */
 interface RingRegisters {
@@ -169,19 +164,20 @@ export class ModernWindow {
     this.#lowByte = 0;
   }
 
+  /** With the I/O register the queue number is the value written: offsets are multiplied by 0. */
+  addNotifyIoCapability(config: ConfigSpace): void {
+    if (this.pci.hasNotifyIo) addCapability(config, CfgType.Notify, this.pci.layout.bars.notifyIo, 0, 4, [0]);
+  }
+
   /** In the order the C device model lists them. */
   addCapabilities(config: ConfigSpace): void {
     this.#config = config;
-    // With the I/O register the queue number is the value written: offsets are multiplied by 0.
-    if (this.pci.hasNotifyIo) {
-      addCapability(config, CfgType.Notify, VirtioBar.NotifyIo, 0, 4, [0]);
+    const { bars, structures } = this.pci.layout;
+    for (const kind of structureKinds) {
+      const { offset, sizeBytes } = structures[kind];
+      const tail = kind === 'notify' ? [NOTIFY_MULTIPLIER] : [];
+      addCapability(config, cfgTypes[kind], bars.modern, offset, sizeBytes, tail);
     }
-    addCapability(config, CfgType.Common, VirtioBar.Modern, ModernOffset.common, REGION_BYTES, []);
-    addCapability(config, CfgType.Isr, VirtioBar.Modern, ModernOffset.isr, REGION_BYTES, []);
-    addCapability(config, CfgType.Device, VirtioBar.Modern, ModernOffset.device, REGION_BYTES, []);
-    addCapability(config, CfgType.Notify, VirtioBar.Modern, ModernOffset.notify, REGION_BYTES, [
-      ModernOffset.notifyMultiplier,
-    ]);
     // §4.1.4.9: bar, offset and length are the driver's to write, pci_cfg_data is a window to what they name.
     const writable = new Uint8Array(18);
     writable[2] = 0xff;
@@ -206,12 +202,13 @@ export class ModernWindow {
   }
 
   /** The access that the PCI configuration capability describes, if it is one. */
-  #through(): { bar: 0 | 2 | 4; offset: number; size: AccessSize } | undefined {
+  #through(): { bar: BarIndex; offset: number; size: AccessSize } | undefined {
     const config = this.#config as ConfigSpace;
     const bar = config.get8(this.#pciCap + 4);
     const offset = config.get32(this.#pciCap + 8);
     const size = config.get32(this.#pciCap + 12);
-    if (bar !== VirtioBar.Legacy && bar !== VirtioBar.NotifyIo && bar !== VirtioBar.Modern) return undefined;
+    const { notifyIo, modern } = this.pci.layout.bars;
+    if (bar !== LEGACY_BAR && bar !== notifyIo && bar !== modern) return undefined;
     const spec = this.pci.bars.find((b) => b.index === bar);
     if (spec === undefined || (size !== 1 && size !== 2 && size !== 4)) return undefined;
     if (offset % size !== 0 || offset + size > spec.sizeBytes) return undefined;
@@ -230,20 +227,32 @@ export class ModernWindow {
     this.pci.writeBar(access.bar, access.offset, access.size, cut);
   }
 
+  /** The structure that has all of the access; where in it, is in `#within`. */
+  #find(offset: number, size: AccessSize): StructureKind | undefined {
+    const { structures } = this.pci.layout;
+    for (const kind of structureKinds) {
+      const { offset: start, sizeBytes } = structures[kind];
+      this.#within = offset - start;
+      if (this.#within >= 0 && this.#within + size <= sizeBytes) return kind;
+    }
+    return undefined;
+  }
+  #within = 0;
+
   read(offset: number, size: AccessSize): number {
-    const within = offset % REGION_BYTES;
-    if (within + size > REGION_BYTES) return allOnes(size);
-    switch (offset - within) {
-      case ModernOffset.common: {
+    const kind = this.#find(offset, size);
+    const within = this.#within;
+    switch (kind) {
+      case 'common': {
         const field = commonFields[within];
         if (field?.size === size) return field.read(this);
         const half = size === 1 ? commonFields[within & ~1] : undefined;
         if (half?.size === 2) return (half.read(this) >>> (8 * (within & 1))) & 0xff;
         break;
       }
-      case ModernOffset.isr:
+      case 'isr':
         return this.pci.readIsr();
-      case ModernOffset.device:
+      case 'device':
         if (within + size <= this.pci.device.configSizeBytes) {
           return this.pci.device.readConfig?.(within, size) ?? allOnes(size);
         }
@@ -256,10 +265,10 @@ export class ModernWindow {
   }
 
   write(offset: number, size: AccessSize, value: number): void {
-    const within = offset % REGION_BYTES;
-    if (within + size > REGION_BYTES) return;
-    switch (offset - within) {
-      case ModernOffset.common: {
+    const kind = this.#find(offset, size);
+    const within = this.#within;
+    switch (kind) {
+      case 'common': {
         const field = commonFields[within];
         // §4.1.3.1: 64-bit fields may also be written in halves, narrower fields only whole.
         if (field?.size === size && field.write !== undefined) {
@@ -269,13 +278,13 @@ export class ModernWindow {
         if (size === 1 && this.#writeHalf(within, value)) return;
         break;
       }
-      case ModernOffset.device:
+      case 'device':
         if (within + size <= this.pci.device.configSizeBytes) {
           if (this.pci.device.writeConfig?.(within, size, value) === true) return;
         }
         break;
-      case ModernOffset.notify:
-        this.pci.notify(Math.floor(within / ModernOffset.notifyMultiplier));
+      case 'notify':
+        this.pci.notify(Math.floor(within / NOTIFY_MULTIPLIER));
         return;
       default:
         break;

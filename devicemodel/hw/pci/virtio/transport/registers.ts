@@ -14,5 +14,3 @@ export const Status = {
 export const Isr = { Queue: 1, Config: 2 } as const;
 
 export const NO_VECTOR = 0xffff;
-
-export const VirtioBar = { Legacy: 0, Msix: 1, NotifyIo: 2, Modern: 4 } as const;

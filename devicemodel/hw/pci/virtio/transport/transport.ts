@@ -23,43 +23,23 @@ import type { SliceClock } from '../ring/serve-chains.ts';
 import { Virtqueue, type VirtqueueHost } from '../ring/virtqueue.ts';
 import { Feature, type VirtioDevice, type VirtioTransport } from './device.ts';
 import { HandOver } from './hand-over.ts';
+import { pciIdentity, type VirtioPciIdentity } from './identity.ts';
+import { LEGACY_BAR, MODERN_BAR_BYTES, type ModernLayout, NOTIFY_MULTIPLIER, standardLayout } from './layout.ts';
 import { LEGACY_HEADER_BYTES, LegacyReg, LegacyWindow } from './legacy.ts';
-import { MODERN_BAR_BYTES, ModernOffset, ModernWindow } from './modern.ts';
+import { ModernWindow } from './modern.ts';
 import type { TransportMode } from './options.ts';
 import { Polling } from './polling.ts';
 import { type LendingHost, QueueLending } from './queue-lending.ts';
-import { Isr, NO_VECTOR, Status, VirtioBar } from './registers.ts';
+import { Isr, NO_VECTOR, Status } from './registers.ts';
 import type { VirtioRegisters } from './window.ts';
-
-const VIRTIO_VENDOR = 0x1af4;
-/** Subsystem vendor for Windows guests: their drivers look for it. */
-const ORACLE_VENDOR = 0x108e;
-/** §4.1.2.1: device id of a modern function. */
-const MODERN_DEVICE_BASE = 0x1040;
-
-export interface VirtioPciIdentity {
-  /** Device id of the legacy and transitional forms. */
-  readonly legacyDeviceId: number;
-  /** Of function and subsystem, where it is not that of virtio devices. */
-  readonly vendorId?: number;
-  /** Virtio device type. */
-  readonly type: number;
-  readonly classCode: number;
-  /** Where the C device model differs from "type" for legacy, or from 0x40 and up for modern. */
-  readonly subsystemId?: number;
-  /** Device id of the modern form, where it is not 0x1040 + type. */
-  readonly modernDeviceId?: number;
-  /** Of the modern form, where it is not 1. */
-  readonly modernRevisionId?: number;
-  /** `--windows` changes the subsystem vendor. */
-  readonly hasWindowsId?: boolean;
-}
 
 export interface VirtioPciOptions {
   readonly mode: TransportMode;
   readonly identity: VirtioPciIdentity;
   /** Modern: also offer notification by an I/O port, which costs the guest less than memory. Default true. */
   readonly notifyByIo?: boolean;
+  /** Where everything is. Default: as most devices have it. */
+  readonly layout?: ModernLayout;
   readonly aml?: EmulatedPciFunction['aml'];
 }
 
@@ -75,6 +55,7 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, VirtioRe
   readonly env: PciEnv;
   readonly gate: AccessGate;
   readonly hasNotifyIo: boolean;
+  readonly layout: ModernLayout;
   readonly #intx: InterruptLine;
   readonly #msi: Msi;
   readonly #msix: Msix | undefined;
@@ -107,16 +88,18 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, VirtioRe
     this.env = env;
     this.gate = env.waits.holds.gate();
     this.mode = options.mode;
+    this.layout = options.layout ?? standardLayout;
     this.hasNotifyIo = options.mode !== 'legacy' && (options.notifyByIo ?? true);
     this.ram = new GuestRam(env.memory.chunks);
     this.queues = device.queueSizes.map((size, index) => new Virtqueue(index, size, this.ram, this));
     this.#again = device.queueSizes.map(() => false);
-    this.identity = pciIdentity(options, env.machine.windows);
+    this.identity = pciIdentity(options.identity, options.mode, env.machine.windows);
     this.aml = options.aml;
 
     this.#msi = new Msi({ vectors: 1 }, env.msi);
     // One vector per queue and one for the configuration; `--virtio_msi` leaves MSI alone.
-    this.#msix = env.machine.virtioMsi ? undefined : new Msix(device.queueSizes.length + 1, VirtioBar.Msix, env.msi);
+    const { msix } = this.layout.bars;
+    this.#msix = env.machine.virtioMsi ? undefined : new Msix(device.queueSizes.length + 1, msix, env.msi);
     this.#legacy = options.mode === 'modern' ? undefined : new LegacyWindow(this);
     this.#modern = options.mode === 'legacy' ? undefined : new ModernWindow(this);
     this.bars = this.#barSpecs();
@@ -134,25 +117,29 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, VirtioRe
 
   #barSpecs(): BarSpec[] {
     const bars: BarSpec[] = [];
+    const { msix, notifyIo, modern } = this.layout.bars;
     if (this.#msix !== undefined) {
-      bars.push({ index: VirtioBar.Msix, kind: 'mem32', sizeBytes: powerOfTwoAtLeast(this.#msix.barBytes) });
+      bars.push({ index: msix, kind: 'mem32', sizeBytes: powerOfTwoAtLeast(this.#msix.barBytes) });
     }
     if (this.#legacy !== undefined) {
       const sizeBytes = powerOfTwoAtLeast(LEGACY_HEADER_BYTES.withMsix + this.device.configSizeBytes);
-      bars.push({ index: VirtioBar.Legacy, kind: 'io', sizeBytes });
+      bars.push({ index: LEGACY_BAR, kind: 'io', sizeBytes });
     }
     if (this.#modern !== undefined) {
-      if (this.hasNotifyIo) bars.push({ index: VirtioBar.NotifyIo, kind: 'io', sizeBytes: 4 });
-      bars.push({ index: VirtioBar.Modern, kind: 'mem64', sizeBytes: MODERN_BAR_BYTES });
+      if (this.hasNotifyIo) bars.push({ index: notifyIo, kind: 'io', sizeBytes: 4 });
+      bars.push({ index: modern, kind: 'mem64', sizeBytes: MODERN_BAR_BYTES });
     }
     return bars;
   }
 
   configure(config: ConfigSpace, placement: PciPlacement): void {
     this.#placement = placement;
+    const { areStructuresFirst } = this.layout;
+    if (areStructuresFirst) this.#modern?.addCapabilities(config);
     this.#msix?.attach(config);
     this.#msi.attach(config);
-    this.#modern?.addCapabilities(config);
+    this.#modern?.addNotifyIoCapability(config);
+    if (!areStructuresFirst) this.#modern?.addCapabilities(config);
   }
 
   // Life cycle.
@@ -192,18 +179,20 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, VirtioRe
   // BARs.
 
   readBar(index: BarIndex, offset: number, size: AccessSize): number {
-    if (index === VirtioBar.Legacy && this.#legacy !== undefined) return this.#legacy.read(offset, size);
-    if (index === VirtioBar.Msix && this.#msix !== undefined) return this.#msix.read(offset, size);
-    if (index === VirtioBar.Modern && this.#modern !== undefined) return this.#modern.read(offset, size);
-    if (index === VirtioBar.NotifyIo && this.hasNotifyIo) return 0;
+    const { msix, notifyIo, modern } = this.layout.bars;
+    if (index === LEGACY_BAR && this.#legacy !== undefined) return this.#legacy.read(offset, size);
+    if (index === msix && this.#msix !== undefined) return this.#msix.read(offset, size);
+    if (index === modern && this.#modern !== undefined) return this.#modern.read(offset, size);
+    if (index === notifyIo && this.hasNotifyIo) return 0;
     return allOnes(size);
   }
 
   writeBar(index: BarIndex, offset: number, size: AccessSize, value: number): void {
-    if (index === VirtioBar.Legacy) this.#legacy?.write(offset, size, value);
-    else if (index === VirtioBar.Msix) this.#msix?.write(offset, size, value);
-    else if (index === VirtioBar.Modern) this.#modern?.write(offset, size, value);
-    else if (index === VirtioBar.NotifyIo && this.hasNotifyIo) this.notify(value);
+    const { msix, notifyIo, modern } = this.layout.bars;
+    if (index === LEGACY_BAR) this.#legacy?.write(offset, size, value);
+    else if (index === msix) this.#msix?.write(offset, size, value);
+    else if (index === modern) this.#modern?.write(offset, size, value);
+    else if (index === notifyIo && this.hasNotifyIo) this.notify(value);
   }
 
   /** Kicks are registered by address. Whoever gets them sees nothing of the move. */
@@ -464,7 +453,8 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, VirtioRe
   // Kicks by ioeventfd.
 
   get #kickBar(): BarIndex {
-    return this.isVersion1 ? (this.hasNotifyIo ? VirtioBar.NotifyIo : VirtioBar.Modern) : VirtioBar.Legacy;
+    const { notifyIo, modern } = this.layout.bars;
+    return this.isVersion1 ? (this.hasNotifyIo ? notifyIo : modern) : LEGACY_BAR;
   }
 
   kickSpec({ index }: Virtqueue, fd: number, asyncio: boolean): IoeventfdSpec | undefined {
@@ -474,9 +464,9 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, VirtioRe
     if (!this.isVersion1) {
       return { ...common, address: address + LegacyReg.QueueNotify, space: 'pio', dataMatch: BigInt(index) };
     }
-    return this.hasNotifyIo
-      ? { ...common, address, space: 'pio', dataMatch: BigInt(index) }
-      : { ...common, address: address + ModernOffset.notify + index * ModernOffset.notifyMultiplier, space: 'mmio' };
+    if (this.hasNotifyIo) return { ...common, address, space: 'pio', dataMatch: BigInt(index) };
+    const { offset } = this.layout.structures.notify;
+    return { ...common, address: address + offset + index * NOTIFY_MULTIPLIER, space: 'mmio' };
   }
 
   messageOf(queue: Virtqueue): MsiMessage | undefined {
@@ -519,26 +509,4 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, VirtioRe
 
 function powerOfTwoAtLeast(value: number): number {
   return 2 ** Math.ceil(Math.log2(value));
-}
-
-function pciIdentity(options: VirtioPciOptions, windows: boolean): PciIdentity {
-  const { identity, mode } = options;
-  const { vendorId = VIRTIO_VENDOR } = identity;
-  const subsystemVendorId = windows && identity.hasWindowsId === true ? ORACLE_VENDOR : vendorId;
-  const common = { vendorId, classCode: identity.classCode, subsystemVendorId };
-  if (mode === 'modern') {
-    return {
-      ...common,
-      deviceId: identity.modernDeviceId ?? MODERN_DEVICE_BASE + identity.type,
-      // §4.1.2.1: revision 1 or higher, subsystem id 0x40 or higher tell a modern function from a transitional one.
-      revisionId: identity.modernRevisionId ?? 1,
-      subsystemId: identity.subsystemId ?? 0x40,
-    };
-  }
-  return {
-    ...common,
-    deviceId: identity.legacyDeviceId,
-    revisionId: 0,
-    subsystemId: identity.subsystemId ?? identity.type,
-  };
 }

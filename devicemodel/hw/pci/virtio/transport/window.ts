@@ -4,6 +4,7 @@ import type { AccessSize } from '../../../../core/address.ts';
 import type { Log } from '../../../../core/log.ts';
 import type { Virtqueue } from '../ring/virtqueue.ts';
 import type { VirtioDevice } from './device.ts';
+import type { ModernLayout } from './layout.ts';
 
 /** The registers both forms have (Virtio 1.2 §4.1.4), by what they do and not by where they are. */
 export interface VirtioRegisters {
@@ -42,6 +43,7 @@ export interface VirtioRegisters {
 
   // The way through configuration space (§4.1.4.9).
   readonly bars: readonly BarSpec[];
+  readonly layout: ModernLayout;
   /** Notification by an I/O port is offered beside the one by memory. */
   readonly hasNotifyIo: boolean;
   readBar(index: BarIndex, offset: number, size: AccessSize): number;
