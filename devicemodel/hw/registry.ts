@@ -14,6 +14,7 @@ import { pciUart } from './pci/uart.ts';
 import { blockInfo } from './pci/virtio/block/options.ts';
 import { consoleInfo } from './pci/virtio/console/options.ts';
 import { gpioInfo } from './pci/virtio/gpio/options.ts';
+import { gpuInfo } from './pci/virtio/gpu/options.ts';
 import { i2cInfo } from './pci/virtio/i2c/options.ts';
 import { inputInfo } from './pci/virtio/input/options.ts';
 import { netInfo } from './pci/virtio/net/options.ts';
@@ -65,6 +66,7 @@ export const pciDrivers: readonly PciDriverEntry[] = [
   lazy(vsockInfo, async () => (await import('./pci/virtio/vsock/vsock.ts')).vhostVsock),
   lazy(i2cInfo, async () => (await import('./pci/virtio/i2c/i2c.ts')).virtioI2c),
   lazy(gpioInfo, async () => (await import('./pci/virtio/gpio/gpio.ts')).virtioGpio),
+  lazy(gpuInfo, async () => (await import('./pci/virtio/gpu/virtio-vga.ts')).virtioGpu),
   lazy(
     {
       ...passthruInfo,
@@ -97,15 +99,7 @@ export function platformDriver(name: string): AnyPlatformDriver {
 }
 
 /** Drivers of the C device model that this one does not have yet. A driver in `pciDrivers` wins over its line here. */
-const notYet: ReadonlySet<string> = new Set([
-  'virtio-gpu',
-  'virtio-rpmb',
-  'virtio-heci',
-  'ahci',
-  'ahci-hd',
-  'ahci-cd',
-  'xhci',
-]);
+const notYet: ReadonlySet<string> = new Set(['virtio-rpmb', 'virtio-heci', 'ahci', 'ahci-hd', 'ahci-cd', 'xhci']);
 
 /** Drivers that are gone, with what became of them. */
 const obsolete: Readonly<Record<string, string>> = {

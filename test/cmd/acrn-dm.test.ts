@@ -108,10 +108,10 @@ describe('acrn-dm', () => {
     expect(JSON.parse(acrnDm('--dry-run=json', '-k', 'k', 'vm').stdout)).toMatchObject({ name: 'vm' });
   });
   test('a dry run of a VM that cannot be run says so by its status', () => {
-    const { status, stdout, stderr } = acrnDm('--dry-run', '-s', '3,virtio-gpu', '-k', DEMO, 'vm');
+    const { status, stdout, stderr } = acrnDm('--dry-run', '-s', '3,virtio-heci', '-k', DEMO, 'vm');
     expect(status).toBe(ExitCode.Unavailable);
     expect(stdout).toContain('Not available in this version');
-    expect(stderr).toContain('-s 3,virtio-gpu: not supported yet, this comes in a later version');
+    expect(stderr).toContain('-s 3,virtio-heci: not supported yet, this comes in a later version');
   });
   test('a missing kernel is found before a hypervisor is asked', () => {
     const { status, stderr } = acrnDm('--hypervisor', 'soft', '-k', '/nonexistent/bzImage', 'vm');

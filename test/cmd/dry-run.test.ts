@@ -90,8 +90,8 @@ describe('plan', () => {
     expect(formatDryRun(plan).join('\n')).toContain('\nBoard\n  --mmiodev_pt fe000000,4000\n');
   });
   test('devices that come later are listed as such', async () => {
-    const plan = await planOf('-s', '3,virtio-gpu,geometry=1x1', 'vm');
-    expect(plan).toMatchObject({ pci: [], notAvailable: ['3,virtio-gpu,geometry=1x1'] });
+    const plan = await planOf('-s', '3,virtio-heci,0/16/0', 'vm');
+    expect(plan).toMatchObject({ pci: [], notAvailable: ['3,virtio-heci,0/16/0'] });
   });
   test('is plain data: JSON gives it back', async () => {
     const plan = await planOf(...argv);

@@ -122,9 +122,9 @@ describe('-s', () => {
     },
   );
   test('a driver that comes later is kept apart', () => {
-    const { later, pci } = parseSlots(['3,virtio-gpu,geometry=1x1'], [shmDriver]);
+    const { later, pci } = parseSlots(['3,virtio-heci,0/16/0'], [shmDriver]);
     expect(pci).toEqual([]);
-    expect(later).toEqual([{ bdf: { bus: 0, device: 3, function: 0 }, driver: 'virtio-gpu', text: 'geometry=1x1' }]);
+    expect(later).toEqual([{ bdf: { bus: 0, device: 3, function: 0 }, driver: 'virtio-heci', text: '0/16/0' }]);
   });
   test('an alias is the driver itself', () => {
     expect(parseSlots(['0,amd'], [anyTextDriver('hostbridge', { aliases: ['amd'] })]).pci[0]?.driver).toBe(

@@ -19,6 +19,7 @@ const examples: Readonly<Record<string, readonly Example[]>> = {
     { text: '@gpiochip0{1:6:reset=shutdown}@gpiochip1{0=reset}', canStart: false },
     { text: '@gpiochip0{0},transport=modern', canStart: false },
   ],
+  'virtio-gpu': [{ text: 'geometry=800x600+0+0,geometry=fullscreen', memoryBar: 0 }],
   'virtio-i2c': [{ text: '0:1c', canStart: false }],
   'virtio-input': [{ text: '/dev/null', canStart: false }],
   'virtio-net': [{ text: 'tap=tap0', canStart: false }],

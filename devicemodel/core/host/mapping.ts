@@ -115,6 +115,18 @@ export function mapZeroAt(at: bigint, sizeBytes: number, what: string): void {
   mmap(at, sizeBytes, READ_WRITE, MapFlag.Shared | MapFlag.Fixed | MapFlag.Anonymous | MapFlag.NoReserve, -1, 0, what);
 }
 
+/** Zero pages at an address that is a multiple of `alignment`. @throws HostError */
+export function mapAligned(sizeBytes: number, alignment: number, what: string): Mapping {
+  const space = reserveAddressSpace(sizeBytes, alignment, what);
+  try {
+    mapZeroAt(space.base, sizeBytes, what);
+  } catch (error) {
+    space.dispose();
+    throw error;
+  }
+  return { address: space.base, bytes: viewOf(space.base, sizeBytes), dispose: () => space.dispose() };
+}
+
 /**
  * POSIX shared memory by name (`/name`), made with mode 0600 when it does not exist. It is not unlinked: it outlives
  * the VM on purpose, so that a peer keeps its data over a reboot. All of its pages are there when this returns: a full

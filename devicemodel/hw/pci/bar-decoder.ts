@@ -40,6 +40,7 @@ export class BarDecoder {
     // The hypervisor maps what is the device's own.
     if (functionOf(slot).backing === 'passthrough') return;
     const config = configOf(slot);
+    this.#updateLegacy(slot);
     let hasFreed = false;
     for (const bar of slot.bars) {
       const { index, kind } = bar.placed.spec;
@@ -60,10 +61,26 @@ export class BarDecoder {
 
   /** Off the buses, without telling the function. */
   remove(slot: Slot): void {
+    for (const registration of slot.legacy.splice(0)) registration.dispose();
     for (const bar of slot.bars) {
       this.#unblock(bar);
       bar.registration?.dispose();
       bar.registration = undefined;
+    }
+  }
+
+  #updateLegacy(slot: Slot): void {
+    const fn = functionOf(slot);
+    if (fn.backing !== 'device-model') return;
+    const config = configOf(slot);
+    for (const range of fn.legacyRanges ?? []) {
+      const bus = range.space === 'pio' ? this.#options.pio : this.#options.mmio;
+      const at = slot.legacy.findIndex((registration) => registration.range === range);
+      const isDecoding = config.isDecoding(range.space === 'pio' ? 'io' : 'mem32');
+      if (!isDecoding && at >= 0) for (const registration of slot.legacy.splice(at, 1)) registration.dispose();
+      if (isDecoding && at < 0 && bus.findOverlap(range.base, range.size) === undefined) {
+        slot.legacy.push(bus.register(range, range.region));
+      }
     }
   }
 

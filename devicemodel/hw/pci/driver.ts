@@ -13,6 +13,7 @@ import type { GuestMemory } from '../../core/memory.ts';
 import type { OptionSchema } from '../../core/options.ts';
 import type { EndSignals } from '../../core/power.ts';
 import type { Waits } from '../../core/waits.ts';
+import type { Display } from '../display/display.ts';
 import type { InputHub } from '../input/input-hub.ts';
 import type { CharBackendSpec } from '../uart/backends/spec.ts';
 import type { SecondaryBus } from './buses.ts';
@@ -86,6 +87,8 @@ export interface PciEnv {
   readonly end?: EndSignals;
   /** Functions of the host that were taken from their drivers, for all lives of the VM; absent in a plan. */
   readonly managed?: ManagedFunctions;
+  /** What a display controller shows its pictures on; absent where the VM has no display: nobody looks then. */
+  readonly display?: Display;
   /** Where a keyboard or pointer of the guest registers to be told what a person does at a display. */
   readonly input?: InputHub;
   /** Absent where the host has none. */

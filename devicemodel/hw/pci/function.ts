@@ -4,9 +4,10 @@
 
 import type { BarIndex, BarSpec, ConfigSpace, PciIdentity } from '../../chips/pci-config-space.ts';
 import type { AccessSize, Bdf, Gpa, Port } from '../../core/address.ts';
-import type { Device } from '../../core/device.ts';
+import type { Device, IoRegion } from '../../core/device.ts';
 import type { DeviceTable, PciFunctionAml } from '../../core/firmware/contribution.ts';
 import type { HvVdev } from '../../core/hsm/vdev.ts';
+import type { AddressRange } from '../../core/io-bus.ts';
 import type { AccessGate } from '../../core/request-holds.ts';
 
 export type { PciIdentity };
@@ -26,9 +27,17 @@ interface PciFunctionBase {
   readonly configBytes?: 256 | 4096;
 }
 
+/** Addresses that a function has without a BAR: those of the ISA device it is compatible with. */
+export interface LegacyRange extends AddressRange {
+  readonly space: 'pio' | 'mmio';
+  readonly region: IoRegion;
+}
+
 /** A function emulated here. */
 export interface EmulatedPciFunction extends PciFunctionBase, Device {
   readonly backing: 'device-model';
+  /** Decoded whenever its space is, if nothing else is there. Not gated. */
+  readonly legacyRanges?: readonly LegacyRange[];
   /** For a function that may have to make a vCPU wait: while it is closed no access to BARs or configuration gets here. */
   readonly gate?: AccessGate;
   /** Called once when the header is written and BARs are placed, before the guest runs: add capabilities, special registers. */

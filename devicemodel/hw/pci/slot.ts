@@ -30,6 +30,8 @@ export interface Slot extends PciPlacement {
   /** The bus below it. */
   bus: SecondaryBus | undefined;
   bars: BarSlot[];
+  /** Of what it decodes without a BAR. */
+  legacy: Registration[];
   romAddress: Gpa | undefined;
 }
 
@@ -48,6 +50,7 @@ export function newSlot({ bdf, options }: PciSlotConfig, driver: PciDriver): Slo
     line: undefined,
     bus: undefined,
     bars: [],
+    legacy: [],
     romAddress: undefined,
     barAddress(index: BarIndex): Gpa | Port {
       return this.config?.barAddress(index) ?? 0;

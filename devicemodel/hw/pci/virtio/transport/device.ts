@@ -12,6 +12,7 @@ export const DeviceType = {
   Block: 2,
   Console: 3,
   Entropy: 4,
+  Gpu: 16,
   Input: 18,
   Vsock: 19,
   I2c: 34,

@@ -1,0 +1,93 @@
+/** Options of virtio-gpu. */
+import * as v from 'valibot';
+import { ConfigError } from '../../../../core/errors.ts';
+import { describePciDriver } from '../../driver.ts';
+
+/** As the C device model: what is given is brought into these bounds. */
+const MIN = { width: 640, height: 480 } as const;
+const MAX = { width: 1920, height: 1080 } as const;
+const DEFAULT = { width: 1024, height: 768 } as const;
+const MAX_SCREENS = 2;
+
+const screen = v.strictObject({
+  width: v.pipe(v.number(), v.integer()),
+  height: v.pipe(v.number(), v.integer()),
+  /** Where its window is, if there is one. */
+  x: v.number(),
+  y: v.number(),
+  isFullscreen: v.boolean(),
+});
+export type GpuScreen = v.InferOutput<typeof screen>;
+
+export const GpuOptions = v.strictObject({
+  screens: v.pipe(
+    v.array(screen),
+    v.metadata({
+      arg: 'geometry=WxH[+X+Y]|geometry=fullscreen',
+      help: 'a screen of 640x480 to 1920x1080; a second geometry= is a second one',
+    }),
+  ),
+  blob: v.optional(
+    v.pipe(
+      v.picklist(['auto', 'on', 'off']),
+      v.metadata({
+        arg: 'blob=auto|on|off',
+        help: 'show guest memory without a copy; auto: where the host has udmabuf, as with C',
+        named: true,
+      }),
+    ),
+    'auto',
+  ),
+});
+
+/** @throws ConfigError */
+export function parseGpuText(text: string): Record<string, unknown> {
+  const screens: GpuScreen[] = [];
+  const others: Record<string, unknown> = {};
+  for (const word of text === '' ? [] : text.split(',')) {
+    const [, name = '', value = ''] = /^([^=]*)=?(.*)$/.exec(word) ?? [];
+    if (name.toLowerCase() === 'geometry') screens.push(parseGeometry(value));
+    else if (name === 'blob') others['blob'] = value;
+    else throw new ConfigError(`virtio-gpu: unknown option "${word}"`, { hint: 'geometry=1024x768, blob=on' });
+  }
+  if (screens.length > MAX_SCREENS)
+    throw new ConfigError(`virtio-gpu: at most ${MAX_SCREENS} screens, ${screens.length} are given`);
+  // Compat: C dies without options.
+  if (screens.length === 0) throw new ConfigError('virtio-gpu: which screen?', { hint: 'geometry=1024x768' });
+  return { screens, ...others };
+}
+
+function parseGeometry(value: string): GpuScreen {
+  const fullscreen = /^fullscreen(?::(\d+))?$/i.exec(value);
+  if (fullscreen !== null) {
+    const monitor = Number(fullscreen[1] ?? 0);
+    // The pictures are not on a monitor of this host: there is one, of the largest size.
+    if (monitor > 0) throw new ConfigError(`virtio-gpu: geometry=${value}: there is no monitor ${monitor}`);
+    return { ...MAX, x: 0, y: 0, isFullscreen: true };
+  }
+  const [, width, height, x = '0', y = '0'] =
+    /^(\d{1,5})x(\d{1,5})(?:\+(-?\d{1,5}))?(?:\+(-?\d{1,5}))?$/.exec(value) ?? [];
+  if (width === undefined || height === undefined) {
+    throw new ConfigError(`virtio-gpu: geometry=${value} is no size`, { hint: 'geometry=1024x768+0+0, or fullscreen' });
+  }
+  return {
+    width: bounded(Number(width), 'width'),
+    height: bounded(Number(height), 'height'),
+    x: Number(x),
+    y: Number(y),
+    isFullscreen: false,
+  };
+}
+
+/** Compat: 0 is the default, everything else is brought into the bounds. */
+function bounded(value: number, side: 'width' | 'height'): number {
+  return value === 0 ? DEFAULT[side] : Math.max(MIN[side], Math.min(MAX[side], value));
+}
+
+export const gpuInfo = describePciDriver({
+  name: 'virtio-gpu',
+  summary: 'screens, with a VGA for firmware',
+  options: GpuOptions,
+  parseText: parseGpuText,
+  isSingle: true,
+});
