@@ -13,6 +13,7 @@ import type { PowerEvent } from '../devicemodel/core/device.ts';
 import { Disposer } from '../devicemodel/core/disposer.ts';
 import { BugError } from '../devicemodel/core/errors.ts';
 import type { GuestLoop } from '../devicemodel/core/guest-loop.ts';
+import { KeptOverLives } from '../devicemodel/core/kept-over-lives.ts';
 import type { Log } from '../devicemodel/core/log.ts';
 import { Vm } from '../devicemodel/core/vm.ts';
 import { pcBoard } from '../devicemodel/hw/board.ts';
@@ -116,9 +117,11 @@ async function assemble(
   });
   undo.defer(() => consoles.dispose());
   const managed = new ManagedFunctions(log);
+  const kept = new KeptOverLives();
+  undo.defer(() => kept.close());
   const vm = new Vm(config, {
     openHsm: () => hypervisor.open(config, log),
-    makeBoard: pcBoard({ consoles, lapicIds: cpus.lapicIds, managed }),
+    makeBoard: pcBoard({ consoles, lapicIds: cpus.lapicIds, managed, kept }),
     software,
     cpuAffinity: cpus.affinity,
     loop,

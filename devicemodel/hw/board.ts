@@ -17,6 +17,7 @@ import { readCpuStates } from '../core/firmware/cpu-states.ts';
 import type { E820Range } from '../core/firmware/e820.ts';
 import { buildMpTable } from '../core/firmware/mptable.ts';
 import { openSharedMemory } from '../core/host/mapping.ts';
+import { KeptOverLives } from '../core/kept-over-lives.ts';
 import { acpiInput, isaAml, tableContributors } from './firmware-tables.ts';
 import { InputHub } from './input/input-hub.ts';
 import { plugInPs2 } from './input/ps2.ts';
@@ -51,6 +52,8 @@ export interface PcOptions {
   readonly input?: InputHub;
   /** Holds functions of the host over the lives of the VM; absent in a plan. */
   readonly managed?: ManagedFunctions;
+  /** What devices keep over the lives of the VM; closed by whoever made it. Default: it ends with the board. */
+  readonly kept?: KeptOverLives;
 }
 
 const RPMB_KEY_BYTES = 32;
@@ -201,8 +204,11 @@ class Pc implements Board {
   }
 
   async #addOptionalDevices(): Promise<void> {
-    const { config, hsm, log } = this.#parts;
+    const { config, hsm, log, undo } = this.#parts;
+    const { kept = new KeptOverLives() } = this.#options;
+    if (this.#options.kept === undefined) undo.defer(() => kept.close());
     const env = {
+      keep: kept.keep,
       hsm,
       hostRoot: this.#options.hostTree?.root ?? '',
       window: new MmioWindow(),

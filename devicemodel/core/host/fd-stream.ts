@@ -10,14 +10,8 @@ import { Socket } from 'node:net';
 import { isatty } from 'node:tty';
 import { closeFd, duplicate, OpenFlag, openFile, setNonBlocking } from './files.ts';
 import { hostCall, must } from './libc.ts';
+import { socketPair } from './unix-sockets.ts';
 
-/** <bits/socket.h>. */
-const AF_UNIX = 1;
-const SOCK_STREAM = 1;
-
-const socketpair = hostCall<[domain: number, type: number, protocol: number, pair: Int32Array]>(
-  'int socketpair(int, int, int, void *)',
-);
 const dup3 = hostCall<[from: number, to: number, flags: number]>('int dup3(int, int, int)');
 
 /**
@@ -41,9 +35,7 @@ export interface FdStreamOptions {
  */
 export function streamOverFd(fd: number, what: string, options: FdStreamOptions): Socket {
   setNonBlocking(fd, true, what);
-  const pair = new Int32Array(2);
-  must(socketpair(AF_UNIX, SOCK_STREAM | OpenFlag.CloseOnExec, 0, pair), 'socketpair', what);
-  const [placeholder, other] = pair as unknown as [number, number];
+  const [placeholder, other] = socketPair(what);
   closeFd(other);
   const stream = new Socket({ fd: placeholder, allowHalfOpen: true, ...options });
   const moved = dup3(fd, placeholder, OpenFlag.CloseOnExec);

@@ -6,6 +6,7 @@ import type * as v from 'valibot';
 import type { Gpa } from '../../core/address.ts';
 import type { PlatformDeviceConfig } from '../../core/config.ts';
 import type { Hsm } from '../../core/hsm/hsm.ts';
+import type { KeptOverLives } from '../../core/kept-over-lives.ts';
 import type { Log } from '../../core/log.ts';
 import type { OptionSchema } from '../../core/options.ts';
 import type { PlatformDevice } from './platform-device.ts';
@@ -20,6 +21,8 @@ export interface PlatformEnv {
   reserveIrq(irq: number): void;
   /** Guest addresses for device memory, see {@link MmioWindow}. */
   readonly window: { allocate(sizeBytes: number, what: string): Gpa };
+  /** What the device has outside over all lives of the VM, by a name. */
+  readonly keep: KeptOverLives['keep'];
 }
 
 export interface PlatformDriver<Name extends string = string, S extends OptionSchema = OptionSchema> {

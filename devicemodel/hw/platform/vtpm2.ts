@@ -31,4 +31,5 @@ export const vtpm2 = definePlatformDriver({
     if (!all.some(({ driver }) => driver === 'acpidev_pt')) return;
     throw new ConfigError('--vtpm2 and --acpidev_pt: a VM has one TPM', { hint: 'give one of the two' });
   },
+  create: async ({ socketPath }, env) => new (await import('./tpm/vtpm2.ts')).VirtualTpm(socketPath, env),
 });

@@ -5,6 +5,7 @@ import { describe, expect, test } from 'vitest';
 import { HsmError } from '../../../../devicemodel/core/hsm/errors.ts';
 import type { Hsm, PassthroughAbility } from '../../../../devicemodel/core/hsm/hsm.ts';
 import { PioBus } from '../../../../devicemodel/core/io-bus.ts';
+import { KeptOverLives } from '../../../../devicemodel/core/kept-over-lives.ts';
 import { silentLog } from '../../../../devicemodel/core/log.ts';
 import { HostAcpiDevice } from '../../../../devicemodel/hw/platform/acpidev/resources.ts';
 import { HostTpmDevice } from '../../../../devicemodel/hw/platform/acpidev/tpm.ts';
@@ -37,7 +38,14 @@ function recorder(refused?: number) {
 
 const reserved: number[] = [];
 function env(hsm: Hsm, hostRoot = ''): PlatformEnv {
-  return { hsm, hostRoot, log: silentLog, window: new MmioWindow(), reserveIrq: (irq) => void reserved.push(irq) };
+  return {
+    hsm,
+    hostRoot,
+    log: silentLog,
+    window: new MmioWindow(),
+    reserveIrq: (irq) => void reserved.push(irq),
+    keep: new KeptOverLives().keep,
+  };
 }
 
 const tpmHost = (table: Uint8Array) => hostWithTpm({ 'sys/firmware/acpi/tables/TPM2': table });
