@@ -166,7 +166,7 @@ function inertHsm(hypervisor: VmConfig['hypervisor']): Hsm {
   return {
     backend: 'fake',
     ...(hypervisor === 'acrn' ? {} : { ownRootPorts: true }),
-    ...(hypervisor === 'soft' ? {} : { givesHostFunctions: true }),
+    ...(hypervisor === 'soft' || hypervisor === 'kvm' ? {} : { givesHostFunctions: true }),
     ioreqPage: new Uint8Array(0),
     createVm: refuse,
     startVm: refuse,

@@ -117,9 +117,13 @@ export const optionTable = [
     ),
     vm(
       'hypervisor',
-      ['auto', 'acrn', 'soft'],
+      ['auto', 'acrn', 'kvm', 'soft'],
       ours(
-        value('hypervisor', 'auto|acrn|soft', 'ACRN, or the embedded software CPU; auto: ACRN where its device exists'),
+        value(
+          'hypervisor',
+          'auto|acrn|kvm|soft',
+          'ACRN, /dev/kvm, or a software CPU; auto: the first of them that is there',
+        ),
       ),
     ),
     vm(

@@ -101,12 +101,10 @@ function idsOf(word: string, text: string): number[] {
 }
 
 export function parseHypervisor(text: string): VmConfig['hypervisor'] {
-  if (text === 'auto' || text === 'acrn' || text === 'soft') return text;
-  if (text === 'kvm')
-    throw new ConfigError('kvm comes later', { hint: 'use --hypervisor soft where there is no ACRN' });
-  const guess = didYouMean(text, ['auto', 'acrn', 'soft']);
+  if (text === 'auto' || text === 'acrn' || text === 'kvm' || text === 'soft') return text;
+  const guess = didYouMean(text, ['auto', 'acrn', 'kvm', 'soft']);
   throw new ConfigError(`"${text}" is not a hypervisor`, {
-    hint: guess === undefined ? 'it is auto, acrn or soft' : `did you mean ${guess}?`,
+    hint: guess === undefined ? 'it is auto, acrn, kvm or soft' : `did you mean ${guess}?`,
   });
 }
 

@@ -8,6 +8,7 @@ import type { Hypervisor } from './hypervisor.ts';
 const load = {
   acrn: async (ownsThread: boolean): Promise<Hypervisor> =>
     (await import('./acrn/index.ts')).acrnHypervisor(ownsThread),
+  kvm: async (ownsThread: boolean): Promise<Hypervisor> => (await import('./kvm/index.ts')).kvmHypervisor(ownsThread),
   soft: async (): Promise<Hypervisor> => (await import('./soft/index.ts')).softHypervisor(),
 };
 
@@ -19,21 +20,31 @@ export interface ChooseOptions {
   readonly ownsThread?: boolean;
 }
 
-/**
- * `auto` takes ACRN when this host has it, else the software engine, saying so in one line.
- * A hypervisor on /dev/kvm would be asked between the two.
- */
+/** `auto` takes ACRN when this host has it, else KVM when its CPU can, else the software engine, saying so in one line. */
 export async function chooseHypervisor(
   config: Pick<VmConfig, 'hypervisor'>,
   log: Log,
   { ownsThread = false }: ChooseOptions = {},
 ): Promise<Hypervisor> {
   if (config.hypervisor === 'soft') return load.soft();
+  if (config.hypervisor === 'kvm') return load.kvm(ownsThread);
   const acrn = await load.acrn(ownsThread);
   if (config.hypervisor === 'acrn') return withAlternative(acrn);
   if (acrn.isPresent()) return acrn;
-  log.notice('no ACRN on this machine: using the embedded software hypervisor');
+  const { kvmObstacle } = await import('./kvm/index.ts');
+  const obstacle = kvmObstacle();
+  if (obstacle === undefined) {
+    log.notice('no ACRN on this machine: using the embedded hypervisor on /dev/kvm');
+    return load.kvm(ownsThread);
+  }
+  const why =
+    obstacle === 'no permission' ? `, and this user may not open /dev/kvm (${await howToOpenKvm()})` : ' or KVM';
+  log.notice(`no ACRN${why} on this machine: using the embedded software hypervisor`);
   return load.soft();
+}
+
+async function howToOpenKvm(): Promise<string> {
+  return (await import('./kvm/permission.ts')).joinKvmGroup();
 }
 
 /** Where ACRN was asked for and is not there, the user is told what else there is. */
@@ -48,7 +59,7 @@ function withAlternative(acrn: Hypervisor): Hypervisor {
         throw new HostError(error.message, error.errno, {
           exitCode: error.exitCode,
           cause: error,
-          hint: `${error.hint}, or use --hypervisor soft`,
+          hint: `${error.hint}, or use --hypervisor kvm or soft`,
         });
       }
     },

@@ -7,7 +7,7 @@ import type { Bdf } from './address.ts';
 export interface VmConfig {
   /** 1..15 bytes. */
   readonly name: string;
-  readonly hypervisor: 'auto' | 'acrn' | 'soft';
+  readonly hypervisor: 'auto' | 'acrn' | 'kvm' | 'soft';
   /** Scenario file of the embedded hypervisor, or undefined: derived from this configuration. */
   readonly scenarioPath: string | undefined;
   readonly memoryBytes: number;

@@ -7,7 +7,7 @@
  */
 import type { Gpa, Gsi } from '../../devicemodel/core/address.ts';
 import type { MsiMessage } from '../../devicemodel/core/device.ts';
-import type { EngineRam, HsmBackend, VcpuRegs } from '../../devicemodel/core/hsm/hsm.ts';
+import type { EngineRam, HsmBackend, IoeventfdSpec, VcpuRegs } from '../../devicemodel/core/hsm/hsm.ts';
 import type { IoreqPage } from '../../devicemodel/core/ioreq-page.ts';
 
 /** What the hypervisor gives an engine to put guest accesses through. Called on the device thread only. */
@@ -35,12 +35,22 @@ export interface MemoryWindow {
   dispose(): void;
 }
 
+/** Eventfds that the engine serves without this process: a write of the guest rings one, or one that is rung interrupts. */
+export interface EngineEventfds {
+  /** @returns 0 or an errno; whatever it does not take comes to the bus. */
+  ioeventfd(spec: IoeventfdSpec, assign: boolean): number;
+  /** @returns how to stop, or an errno. */
+  irqfd(fd: number, message: MsiMessage): { dispose(): void } | number;
+}
+
 export interface CpuEngine {
   readonly backend: HsmBackend;
   /** Interrupt input pins, 0 up; a line beyond them cannot be raised. */
   readonly gsiCount: number;
   /** Present when guest RAM is the engine's own memory and cannot be given to it. */
   readonly ram?: EngineRam;
+  /** Present when the engine serves eventfds itself. */
+  readonly eventfds?: EngineEventfds;
 
   /** Make the vCPUs, stopped. @returns how many there are. */
   create(bus: GuestBus, cpuAffinity: bigint): Promise<number>;

@@ -95,7 +95,7 @@ export class EmbeddedHsm implements Hsm {
     };
     if (options.engine.ram !== undefined) this.engineRam = options.engine.ram;
     const signal = (message: MsiMessage) => this.#signalMsi(message);
-    this.#eventfdTable = new EventfdTable(options.eventfds, { signal });
+    this.#eventfdTable = new EventfdTable(options.eventfds, { signal }, options.engine.eventfds);
     this.#router = new AccessRouter(this.#page, this.#eventfdTable);
     const life = this.#life;
     this.#host = {

@@ -8,6 +8,7 @@ import type { MsiMessage, MsiSink } from '../../devicemodel/core/device.ts';
 import { HsmError } from '../../devicemodel/core/hsm/errors.ts';
 import type { IoeventfdSpec } from '../../devicemodel/core/hsm/hsm.ts';
 import type { IoreqPage } from '../../devicemodel/core/ioreq-page.ts';
+import type { EngineEventfds } from './cpu-engine.ts';
 import type { EventfdHost } from './eventfd-host.ts';
 
 const E = constants.errno;
@@ -15,12 +16,15 @@ const E = constants.errno;
 export class EventfdTable {
   readonly #eventfds: EventfdHost;
   readonly #msi: MsiSink;
+  readonly #engine: EngineEventfds | undefined;
   #ioeventfds: IoeventfdSpec[] = [];
   readonly #irqfds = new Map<number, { dispose(): void }>();
 
-  constructor(eventfds: EventfdHost, msi: MsiSink) {
+  /** @param engine serves what it can by itself; the rules are kept here. */
+  constructor(eventfds: EventfdHost, msi: MsiSink, engine?: EngineEventfds) {
     this.#eventfds = eventfds;
     this.#msi = msi;
+    this.#engine = engine;
   }
 
   /** @throws HsmError as the driver. */
@@ -31,7 +35,7 @@ export class EventfdTable {
     if (!assign) {
       // By descriptor alone, the first one; an unknown one is no error.
       const at = this.#ioeventfds.findIndex((e) => e.fd === spec.fd);
-      if (at >= 0) this.#ioeventfds.splice(at, 1);
+      for (const removed of at >= 0 ? this.#ioeventfds.splice(at, 1) : []) this.#engine?.ioeventfd(removed, false);
       return;
     }
     if (![1, 2, 4, 8].includes(spec.sizeBytes) || !Number.isSafeInteger(spec.address + spec.sizeBytes)) {
@@ -44,6 +48,8 @@ export class EventfdTable {
       (e.dataMatch === undefined || spec.dataMatch === undefined || e.dataMatch === spec.dataMatch);
     if (this.#ioeventfds.some(same)) throw new HsmError('IOEVENTFD', E.EEXIST, { what });
     this.#ioeventfds.push(spec);
+    // Where it refuses, the access comes to `serve`.
+    this.#engine?.ioeventfd(spec, true);
   }
 
   /** @throws HsmError as the driver. */
@@ -57,10 +63,9 @@ export class EventfdTable {
       return;
     }
     if (present !== undefined) throw new HsmError('IRQFD', E.EBUSY, { what: `fd ${fd}` });
-    this.#irqfds.set(
-      fd,
-      this.#eventfds.watch(fd, () => this.#msi.signal(message)),
-    );
+    const byEngine = this.#engine?.irqfd(fd, message);
+    if (typeof byEngine === 'number') throw new HsmError('IRQFD', byEngine, { what: `fd ${fd}` });
+    this.#irqfds.set(fd, byEngine ?? this.#eventfds.watch(fd, () => this.#msi.signal(message)));
   }
 
   /**
@@ -92,6 +97,7 @@ export class EventfdTable {
   clear(): void {
     for (const watch of this.#irqfds.values()) watch.dispose();
     this.#irqfds.clear();
+    for (const spec of this.#ioeventfds) this.#engine?.ioeventfd(spec, false);
     this.#ioeventfds = [];
   }
 }

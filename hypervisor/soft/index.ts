@@ -1,6 +1,5 @@
 /** The embedded hypervisor with a software CPU. What runs a VM is loaded when one is run: a dry run asks less. */
-import { DmError } from '../../devicemodel/core/errors.ts';
-import { readScenario } from '../embedded/scenario.ts';
+import { scenarioProblems } from '../embedded/scenario-problems.ts';
 import type { Hypervisor } from '../hypervisor.ts';
 import { softNotes, softProblems } from './limits.ts';
 
@@ -18,15 +17,4 @@ export function softHypervisor(): Hypervisor {
       return { affinity: 0n, lapicIds: (count) => Array.from({ length: count }, (_, id) => id) };
     },
   };
-}
-
-/** What a start would find wrong with the scenario file. */
-function scenarioProblems(path: string | undefined): DmError[] {
-  try {
-    if (path !== undefined) readScenario(path);
-    return [];
-  } catch (error) {
-    if (error instanceof DmError) return [error];
-    throw error;
-  }
 }

@@ -4,29 +4,37 @@ import { ExitCode } from '../../devicemodel/core/errors.ts';
 import { Log } from '../../devicemodel/core/log.ts';
 import { findHsmNode } from '../../hypervisor/acrn/node.ts';
 import { chooseHypervisor } from '../../hypervisor/choose.ts';
+import { kvmObstacle } from '../../hypervisor/kvm/index.ts';
 
 function listening() {
   const lines: string[] = [];
   return { lines, log: new Log([{ maxLevel: 5, write: (_level, line) => void lines.push(line) }]) };
 }
 
-test.skipIf(findHsmNode() !== undefined)('auto falls back to the software engine and says so in one line', async () => {
-  const { lines, log } = listening();
-  expect((await chooseHypervisor({ hypervisor: 'auto' }, log)).kind).toBe('soft');
-  expect(lines).toEqual(['no ACRN on this machine: using the embedded software hypervisor']);
-});
+const hasKvm = kvmObstacle() === undefined || kvmObstacle() === 'no permission';
+
+test.skipIf(findHsmNode() !== undefined || hasKvm)(
+  'auto falls back to the software engine and says so in one line',
+  async () => {
+    const { lines, log } = listening();
+    expect((await chooseHypervisor({ hypervisor: 'auto' }, log)).kind).toBe('soft');
+    expect(lines).toEqual(['no ACRN or KVM on this machine: using the embedded software hypervisor']);
+  },
+);
 
 test('an engine that was asked for is taken without a word', async () => {
   const { lines, log } = listening();
   expect((await chooseHypervisor({ hypervisor: 'soft' }, log)).kind).toBe('soft');
+  expect((await chooseHypervisor({ hypervisor: 'kvm' }, log)).kind).toBe('kvm');
   expect((await chooseHypervisor({ hypervisor: 'acrn' }, log)).kind).toBe('acrn');
   expect(lines).toEqual([]);
 });
 
 test('a root port by itself is offered by the embedded hypervisor only', async () => {
   const { log } = listening();
-  const offers = async (hypervisor: 'acrn' | 'soft') => (await chooseHypervisor({ hypervisor }, log)).ownRootPorts;
-  expect([await offers('acrn'), await offers('soft')]).toEqual([undefined, true]);
+  const offers = async (hypervisor: 'acrn' | 'kvm' | 'soft') =>
+    (await chooseHypervisor({ hypervisor }, log)).ownRootPorts;
+  expect([await offers('acrn'), await offers('kvm'), await offers('soft')]).toEqual([undefined, true, true]);
 });
 
 // Mutation: without withAlternative in choose.ts, the user hears of ACRN alone.
@@ -38,7 +46,20 @@ test.skipIf(findHsmNode() !== undefined)(
     await expect(acrn.open({ name: 'vm' } as never, log)).rejects.toMatchObject({
       message: expect.stringContaining('/dev/acrn_hsm'),
       exitCode: ExitCode.Unavailable,
-      hint: 'boot the ACRN hypervisor with an HSM kernel, or use --hypervisor soft',
+      hint: 'boot the ACRN hypervisor with an HSM kernel, or use --hypervisor kvm or soft',
+    });
+  },
+);
+
+test.skipIf(hasKvm)(
+  'KVM that was asked for and is not there: the cause, the status, and what else there is',
+  async () => {
+    const { log } = listening();
+    const kvm = await chooseHypervisor({ hypervisor: 'kvm' }, log);
+    await expect(kvm.open({ name: 'vm', cpuAffinity: [] } as never, log)).rejects.toMatchObject({
+      message: expect.stringContaining('/dev/kvm: open: ENOENT'),
+      exitCode: ExitCode.Unavailable,
+      hint: expect.stringContaining('--hypervisor soft'),
     });
   },
 );

@@ -13,3 +13,9 @@ export function groupId(name: string): number | undefined {
   const group: unknown = (native('void *getgrnam(const char *)') as (name: string) => unknown)(name);
   return group === null ? undefined : (koffi.decode(group, GID_OFFSET, 'uint32_t') as number);
 }
+
+/** @returns undefined for a number without a name. */
+export function groupName(id: number): string | undefined {
+  const group: unknown = (native('void *getgrgid(unsigned int)') as (id: number) => unknown)(id);
+  return group === null ? undefined : (koffi.decode(group, 0, 'const char *') as string);
+}

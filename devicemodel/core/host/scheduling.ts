@@ -3,12 +3,17 @@ import { hostCall, native } from './libc.ts';
 
 /** <sys/resource.h>: of one thread, if given its id. */
 const PRIO_PROCESS = 0;
+const SYS_TGKILL = 234;
 /** CPUs a mask of this many bytes can name. */
 const CPU_MASK_BYTES = 128;
 
 const setpriority = hostCall<[which: number, who: number, nice: number]>('int setpriority(int, unsigned int, int)');
 const setaffinity = hostCall<[tid: number, sizeBytes: number, mask: Uint8Array]>(
   'int sched_setaffinity(int, size_t, const void *)',
+);
+
+const getaffinity = hostCall<[tid: number, sizeBytes: number, mask: Uint8Array]>(
+  'int sched_getaffinity(int, size_t, void *)',
 );
 
 /** Id of the calling thread. */
@@ -26,11 +31,40 @@ export function setNice(nice: number): number {
   return setpriority(PRIO_PROCESS, threadId(), nice);
 }
 
-/** Run the calling thread on these CPUs only. @returns 0 or a negative errno: EINVAL if none of them exists. */
-export function pinThread(cpus: readonly number[]): number {
+/** A set of CPUs as sched_setaffinity(2) takes it. */
+export function cpuMask(cpus: readonly number[]): Uint8Array {
   const mask = new Uint8Array(CPU_MASK_BYTES);
   for (const cpu of cpus) {
     if (cpu < CPU_MASK_BYTES * 8) mask[cpu >>> 3] = (mask[cpu >>> 3] as number) | (1 << (cpu & 7));
   }
-  return setaffinity(threadId(), CPU_MASK_BYTES, mask);
+  return mask;
+}
+
+/** Run the calling thread on these CPUs only. @returns 0 or a negative errno: EINVAL if none of them exists. */
+export function pinThread(cpus: readonly number[]): number {
+  return setaffinity(threadId(), CPU_MASK_BYTES, cpuMask(cpus));
+}
+
+/** Where threads started by a pinned one may run; empty: anywhere. */
+let cpusOfOthers: readonly number[] = [];
+
+/** As {@link pinThread}, for the thread that starts all others: see {@link cpusOfOtherThreads}. */
+export function pinDeviceThread(cpu: number): number {
+  const mask = new Uint8Array(CPU_MASK_BYTES);
+  if (cpusOfOthers.length === 0 && getaffinity(threadId(), CPU_MASK_BYTES, mask) === 0) {
+    cpusOfOthers = [...mask].flatMap((bits, i) =>
+      [0, 1, 2, 3, 4, 5, 6, 7].filter((n) => bits & (1 << n)).map((n) => 8 * i + n),
+    );
+  }
+  return pinThread([cpu]);
+}
+
+/** A thread has the CPUs of the one that started it, unless it is given these. Empty: as it is. */
+export function cpusOfOtherThreads(): readonly number[] {
+  return cpusOfOthers;
+}
+
+/** A signal for one thread of this process. */
+export function signalThread(tid: number, signal: number): void {
+  native('int64_t syscall(int64_t, int64_t, int64_t, int64_t)')(SYS_TGKILL, process.pid, tid, signal);
 }

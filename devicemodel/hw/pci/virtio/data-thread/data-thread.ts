@@ -10,6 +10,7 @@ import { HostError, StorageHangError } from '../../../../core/errors.ts';
 import { Errno } from '../../../../core/host/errno.ts';
 import { Eventfd } from '../../../../core/host/eventfd.ts';
 import { leaveThreadBehind, onProcessEnd } from '../../../../core/host/exit-hooks.ts';
+import { cpusOfOtherThreads } from '../../../../core/host/scheduling.ts';
 import type { Log } from '../../../../core/log.ts';
 import type { QueueOwner, QueueWires, VirtioTransport } from '../transport/device.ts';
 import {
@@ -141,7 +142,7 @@ export class DataThreads implements QueueOwner {
       controlFd: control.fd,
       chunks: this.#transport.ram.describeChunks(),
       service,
-      cpus: cpus[index] ?? [],
+      cpus: cpus[index] ?? cpusOfOtherThreads(),
     };
     const worker = new Worker(this.#options.workerUrl ?? workerUrl, { workerData: setup, stdin: false });
     const exited = new Promise((resolve) => worker.once('exit', resolve));

@@ -1,0 +1,587 @@
+/**
+ * /dev/kvm, typed: <linux/kvm.h> and <asm/kvm.h> of x86-64. Nothing here decides anything; hypervisor/kvm does. Sizes,
+ * offsets and numbers are compared with the compiler's in test/core/host/kvm.test.ts.
+ */
+import { HostError } from '../errors.ts';
+import { addr, array, bytes, s32, struct, u8, u16, u32, u64 } from '../struct.ts';
+import { Errno } from './errno.ts';
+import { closeFd, OpenFlag, openFile } from './files.ts';
+import { ioctlBytes, ioctlNumber, ioctlWait } from './ioctl.ts';
+import { must } from './libc.ts';
+import { type Mapping, map } from './mapping.ts';
+
+export const KVM_DEVICE = '/dev/kvm';
+/** What KVM_GET_API_VERSION has said since 2007. */
+const API_VERSION = 12;
+
+export const KvmIoctl = {
+  GET_API_VERSION: 0xae00,
+  CREATE_VM: 0xae01,
+  GET_MSR_INDEX_LIST: 0xc004_ae02,
+  CHECK_EXTENSION: 0xae03,
+  GET_VCPU_MMAP_SIZE: 0xae04,
+  GET_SUPPORTED_CPUID: 0xc008_ae05,
+  CREATE_VCPU: 0xae41,
+  SET_USER_MEMORY_REGION: 0x4020_ae46,
+  SET_TSS_ADDR: 0xae47,
+  SET_IDENTITY_MAP_ADDR: 0x4008_ae48,
+  CREATE_IRQCHIP: 0xae60,
+  IRQ_LINE: 0x4008_ae61,
+  GET_IRQCHIP: 0xc208_ae62,
+  SET_IRQCHIP: 0x8208_ae63,
+  SET_GSI_ROUTING: 0x4008_ae6a,
+  IRQFD: 0x4020_ae76,
+  IOEVENTFD: 0x4040_ae79,
+  RUN: 0xae80,
+  GET_REGS: 0x8090_ae81,
+  SET_REGS: 0x4090_ae82,
+  GET_SREGS: 0x8138_ae83,
+  SET_SREGS: 0x4138_ae84,
+  TRANSLATE: 0xc018_ae85,
+  GET_MSRS: 0xc008_ae88,
+  SET_MSRS: 0x4008_ae89,
+  GET_LAPIC: 0x8400_ae8e,
+  SET_LAPIC: 0x4400_ae8f,
+  SET_CPUID2: 0x4008_ae90,
+  GET_MP_STATE: 0x8004_ae98,
+  SET_MP_STATE: 0x4004_ae99,
+  GET_VCPU_EVENTS: 0x8040_ae9f,
+  SET_VCPU_EVENTS: 0x4040_aea0,
+  GET_DEBUGREGS: 0x8080_aea1,
+  SET_DEBUGREGS: 0x4080_aea2,
+  GET_TSC_KHZ: 0xaea3,
+  GET_XSAVE: 0x9000_aea4,
+  SET_XSAVE: 0x5000_aea5,
+  SIGNAL_MSI: 0x4020_aea5,
+  GET_XCRS: 0x8188_aea6,
+  SET_XCRS: 0x4188_aea7,
+} as const;
+
+/** KVM_CAP_*: what this engine needs, by the name that is shown where it is missing, and what it uses if it is there. */
+export const KvmCap = {
+  IRQCHIP: 0,
+  USER_MEMORY: 3,
+  SET_TSS_ADDR: 4,
+  EXT_CPUID: 7,
+  NR_MEMSLOTS: 10,
+  MP_STATE: 14,
+  IRQ_ROUTING: 25,
+  IRQFD: 32,
+  IOEVENTFD: 36,
+  SET_IDENTITY_MAP_ADDR: 37,
+  VCPU_EVENTS: 41,
+  DEBUGREGS: 50,
+  XSAVE: 55,
+  XCRS: 56,
+  GET_TSC_KHZ: 61,
+  MAX_VCPUS: 66,
+  TSC_DEADLINE_TIMER: 72,
+  SIGNAL_MSI: 77,
+  READONLY_MEM: 81,
+  IMMEDIATE_EXIT: 136,
+} as const;
+export type KvmCapName = keyof typeof KvmCap;
+
+/** KVM_EXIT_*. */
+export const KvmExit = {
+  Unknown: 0,
+  Io: 2,
+  Debug: 4,
+  Hlt: 5,
+  Mmio: 6,
+  IrqWindowOpen: 7,
+  Shutdown: 8,
+  FailEntry: 9,
+  Intr: 10,
+  InternalError: 17,
+  SystemEvent: 24,
+} as const;
+
+/** struct kvm_run, in bytes from its start. */
+export const RunField = {
+  immediateExit: 1,
+  exitReason: 8,
+  io: { direction: 32, size: 33, port: 34, count: 36, dataOffset: 40 },
+  mmio: { address: 32, data: 40, length: 48, isWrite: 52 },
+  failEntry: { reason: 32, cpu: 40 },
+  internal: { suberror: 32, dataCount: 36, data: 40 },
+  systemEvent: { type: 32 },
+} as const;
+
+export const KvmMemoryRegion = struct({ slot: u32, flags: u32, gpa: addr, sizeBytes: addr, hostAddress: u64 });
+export const KVM_MEM_READONLY = 2;
+export const KvmIrqLevel = struct({ irq: u32, level: u32 });
+export const KvmMsi = struct({
+  addressLow: u32,
+  addressHigh: u32,
+  data: u32,
+  flags: u32,
+  deviceId: u32,
+  pad: bytes(12),
+});
+export const KvmIrqfd = struct({ fd: u32, gsi: u32, flags: u32, resampleFd: u32, pad: bytes(16) });
+export const KVM_IRQFD_DEASSIGN = 1;
+export const KvmIoeventfd = struct({
+  dataMatch: u64,
+  address: addr,
+  length: u32,
+  fd: s32,
+  flags: u32,
+  pad: bytes(36),
+});
+export const IoeventfdFlag = { dataMatch: 1, pio: 2, deassign: 4 } as const;
+
+export const KvmSegment = struct({
+  base: u64,
+  limit: u32,
+  selector: u16,
+  type: u8,
+  present: u8,
+  dpl: u8,
+  db: u8,
+  s: u8,
+  l: u8,
+  g: u8,
+  avl: u8,
+  unusable: u8,
+  padding: u8,
+});
+export type KvmSegmentValue = ReturnType<typeof KvmSegment.decode>;
+const KvmDtable = struct({ base: u64, limit: u16, padding: array(u16, 3, 0) });
+export const KvmSregs = struct({
+  cs: KvmSegment,
+  ds: KvmSegment,
+  es: KvmSegment,
+  fs: KvmSegment,
+  gs: KvmSegment,
+  ss: KvmSegment,
+  tr: KvmSegment,
+  ldt: KvmSegment,
+  gdt: KvmDtable,
+  idt: KvmDtable,
+  cr0: u64,
+  cr2: u64,
+  cr3: u64,
+  cr4: u64,
+  cr8: u64,
+  efer: u64,
+  apicBase: u64,
+  interruptBitmap: array(u64, 4, 0n),
+});
+export type KvmSregsValue = ReturnType<typeof KvmSregs.decode>;
+export const KvmRegs = struct({
+  rax: u64,
+  rbx: u64,
+  rcx: u64,
+  rdx: u64,
+  rsi: u64,
+  rdi: u64,
+  rsp: u64,
+  rbp: u64,
+  r8: u64,
+  r9: u64,
+  r10: u64,
+  r11: u64,
+  r12: u64,
+  r13: u64,
+  r14: u64,
+  r15: u64,
+  rip: u64,
+  rflags: u64,
+});
+export type KvmRegsValue = ReturnType<typeof KvmRegs.decode>;
+export const KvmTranslation = struct({
+  linearAddress: u64,
+  physicalAddress: u64,
+  valid: u8,
+  writeable: u8,
+  usermode: u8,
+  pad: bytes(5),
+});
+
+/** One leaf of CPUID. */
+export const KvmCpuidEntry = struct({
+  leaf: u32,
+  subleaf: u32,
+  flags: u32,
+  eax: u32,
+  ebx: u32,
+  ecx: u32,
+  edx: u32,
+  padding: array(u32, 3, 0),
+});
+export type CpuidEntry = Pick<
+  ReturnType<typeof KvmCpuidEntry.decode>,
+  'leaf' | 'subleaf' | 'flags' | 'eax' | 'ebx' | 'ecx' | 'edx'
+>;
+/** Header of struct kvm_cpuid2, kvm_msrs and kvm_irq_routing: a count, then something, then the entries. */
+export const LIST_HEADER_BYTES = 8;
+export const KvmMsrEntry = struct({ index: u32, reserved: u32, data: u64 });
+/** struct kvm_irq_routing_entry; the union is 32 bytes. */
+export const KvmRoute = struct({ gsi: u32, type: u32, flags: u32, pad: u32, union: array(u32, 8, 0) });
+
+/** An interrupt source (GSI) and where it goes. */
+export type GsiRoute =
+  | { readonly gsi: number; readonly chip: 'pic' | 'pic-slave' | 'ioapic'; readonly pin: number }
+  | { readonly gsi: number; readonly address: number; readonly data: number };
+
+const RouteType = { irqchip: 1, msi: 2 } as const;
+/** KVM_IRQCHIP_*. */
+export const KvmIrqchip = { pic: 0, 'pic-slave': 1, ioapic: 2 } as const;
+export const IRQCHIP_BYTES = 520;
+
+/** KVM_MP_STATE_*. */
+export const MpState = { Runnable: 0, Uninitialized: 1 } as const;
+
+/** What has a size of its own and is only kept and given back. */
+const Blob = {
+  events: { get: KvmIoctl.GET_VCPU_EVENTS, set: KvmIoctl.SET_VCPU_EVENTS, sizeBytes: 64 },
+  debugRegisters: { get: KvmIoctl.GET_DEBUGREGS, set: KvmIoctl.SET_DEBUGREGS, sizeBytes: 128 },
+  xsave: { get: KvmIoctl.GET_XSAVE, set: KvmIoctl.SET_XSAVE, sizeBytes: 4096 },
+  xcrs: { get: KvmIoctl.GET_XCRS, set: KvmIoctl.SET_XCRS, sizeBytes: 392 },
+  lapic: { get: KvmIoctl.GET_LAPIC, set: KvmIoctl.SET_LAPIC, sizeBytes: 1024 },
+} as const;
+export type VcpuBlob = keyof typeof Blob;
+export const vcpuBlobs = Object.keys(Blob) as VcpuBlob[];
+
+/** KVM as a whole: what the engine asks of the device node. The fake of the tests has the same shape. */
+export interface Kvm {
+  /** What KVM answers for a capability; 0: it has none. */
+  capability(name: KvmCapName): number;
+  supportedCpuid(): CpuidEntry[];
+  msrIndexes(): number[];
+  /** @throws HostError */
+  createVm(): KvmVm;
+  close(): void;
+}
+
+export interface KvmVm {
+  /** @throws HostError */
+  setTssAddress(gpa: number): void;
+  setIdentityMapAddress(gpa: number): void;
+  createIrqchip(): void;
+  /** @param sizeBytes 0 takes the slot away. @returns 0 or a negative errno. */
+  setMemory(slot: number, gpa: number, sizeBytes: number, hostAddress: bigint, isReadOnly: boolean): number;
+  setRoutes(routes: readonly GsiRoute[]): void;
+  setLine(gsi: number, asserted: boolean): void;
+  /** @returns whether a vCPU took it. */
+  signalMsi(address: number, data: number): boolean;
+  /** @returns 0 or a negative errno. */
+  irqfd(fd: number, gsi: number, assign: boolean): number;
+  /** @returns 0 or a negative errno. */
+  ioeventfd(spec: KvmIoeventfdSpec, assign: boolean): number;
+  irqchip(chip: keyof typeof KvmIrqchip): Uint8Array;
+  setIrqchip(state: Uint8Array): void;
+  createVcpu(id: number): KvmVcpu;
+  close(): void;
+}
+
+export interface KvmIoeventfdSpec {
+  readonly fd: number;
+  readonly address: number;
+  readonly isPort: boolean;
+  readonly sizeBytes: number;
+  readonly dataMatch?: bigint;
+}
+
+export interface KvmVcpu {
+  readonly fd: number;
+  /** struct kvm_run and what belongs to it. */
+  readonly run: Uint8Array;
+  /** KVM_RUN on the calling thread. @returns 0 or a negative errno. */
+  enter(): number;
+  registers(): KvmRegsValue;
+  setRegisters(value: Partial<KvmRegsValue>): void;
+  specialRegisters(): KvmSregsValue;
+  setSpecialRegisters(value: KvmSregsValue): void;
+  setCpuid(entries: readonly CpuidEntry[]): void;
+  tscKhz(): number;
+  mpState(): number;
+  setMpState(state: number): void;
+  blob(name: VcpuBlob): Uint8Array;
+  setBlob(name: VcpuBlob, value: Uint8Array): void;
+  /** Those that can be read. */
+  msrs(indexes: readonly number[]): Map<number, bigint>;
+  /** Those that can be written are. */
+  setMsrs(values: ReadonlyMap<number, bigint>): void;
+  /** @returns undefined where the guest has nothing mapped. */
+  translate(linearAddress: bigint): bigint | undefined;
+  close(): void;
+}
+
+/** @throws HostError: ENOENT without KVM, EACCES without the right to it. */
+export function openKvm(path: string = KVM_DEVICE): Kvm {
+  const fd = openFile(path, OpenFlag.ReadWrite | OpenFlag.CloseOnExec);
+  const version = ioctlNumber(fd, KvmIoctl.GET_API_VERSION, 0);
+  if (version !== API_VERSION) {
+    closeFd(fd);
+    throw new HostError(`${path}: ${version < 0 ? 'not KVM' : `KVM API ${version}, not ${API_VERSION}`}`, Errno.ENOTTY);
+  }
+  return new RealKvm(fd);
+}
+
+function list(count: number, entryBytes: number): { bytes: Uint8Array; view: DataView } {
+  const out = new Uint8Array(LIST_HEADER_BYTES + count * entryBytes);
+  const view = new DataView(out.buffer);
+  view.setUint32(0, count, true);
+  return { bytes: out, view };
+}
+
+class RealKvm implements Kvm {
+  readonly #fd: number;
+
+  constructor(fd: number) {
+    this.#fd = fd;
+  }
+
+  capability(name: KvmCapName): number {
+    return Math.max(0, ioctlNumber(this.#fd, KvmIoctl.CHECK_EXTENSION, KvmCap[name]));
+  }
+
+  supportedCpuid(): CpuidEntry[] {
+    for (let room = 128; ; room *= 2) {
+      const { bytes: buffer, view } = list(room, KvmCpuidEntry.size);
+      const result = ioctlBytes(this.#fd, KvmIoctl.GET_SUPPORTED_CPUID, buffer);
+      if (result === -Errno.E2BIG && room < 4096) continue;
+      must(result, 'KVM_GET_SUPPORTED_CPUID', KVM_DEVICE);
+      return Array.from({ length: view.getUint32(0, true) }, (_, i) =>
+        KvmCpuidEntry.decode(buffer.subarray(LIST_HEADER_BYTES + i * KvmCpuidEntry.size)),
+      );
+    }
+  }
+
+  msrIndexes(): number[] {
+    for (let room = 512; ; room *= 2) {
+      const view = new DataView(new ArrayBuffer(4 + 4 * room));
+      view.setUint32(0, room, true);
+      const result = ioctlBytes(this.#fd, KvmIoctl.GET_MSR_INDEX_LIST, view);
+      if (result === -Errno.E2BIG && room < 8192) continue;
+      must(result, 'KVM_GET_MSR_INDEX_LIST', KVM_DEVICE);
+      return Array.from({ length: view.getUint32(0, true) }, (_, i) => view.getUint32(4 + 4 * i, true));
+    }
+  }
+
+  createVm(): KvmVm {
+    const runBytes = must(ioctlNumber(this.#fd, KvmIoctl.GET_VCPU_MMAP_SIZE, 0), 'KVM_GET_VCPU_MMAP_SIZE', KVM_DEVICE);
+    return new RealVm(must(ioctlNumber(this.#fd, KvmIoctl.CREATE_VM, 0), 'KVM_CREATE_VM', KVM_DEVICE), runBytes);
+  }
+
+  close(): void {
+    closeFd(this.#fd);
+  }
+}
+
+class RealVm implements KvmVm {
+  readonly #fd: number;
+  readonly #runBytes: number;
+  /** Reused: interrupts come often. */
+  readonly #line = new Uint32Array(2);
+  readonly #msi = new Uint32Array(KvmMsi.size / 4);
+
+  constructor(fd: number, runBytes: number) {
+    this.#fd = fd;
+    this.#runBytes = runBytes;
+  }
+
+  setTssAddress(gpa: number): void {
+    must(ioctlNumber(this.#fd, KvmIoctl.SET_TSS_ADDR, gpa), 'KVM_SET_TSS_ADDR', KVM_DEVICE);
+  }
+
+  setIdentityMapAddress(gpa: number): void {
+    const argument = BigUint64Array.of(BigInt(gpa));
+    must(ioctlBytes(this.#fd, KvmIoctl.SET_IDENTITY_MAP_ADDR, argument), 'KVM_SET_IDENTITY_MAP_ADDR', KVM_DEVICE);
+  }
+
+  createIrqchip(): void {
+    must(ioctlNumber(this.#fd, KvmIoctl.CREATE_IRQCHIP, 0), 'KVM_CREATE_IRQCHIP', KVM_DEVICE);
+  }
+
+  setMemory(slot: number, gpa: number, sizeBytes: number, hostAddress: bigint, isReadOnly: boolean): number {
+    const flags = isReadOnly ? KVM_MEM_READONLY : 0;
+    const region = KvmMemoryRegion.encode({ slot, flags, gpa, sizeBytes, hostAddress });
+    return ioctlBytes(this.#fd, KvmIoctl.SET_USER_MEMORY_REGION, region);
+  }
+
+  setRoutes(routes: readonly GsiRoute[]): void {
+    const { bytes: buffer, view } = list(routes.length, KvmRoute.size);
+    for (const [i, route] of routes.entries()) {
+      const { gsi } = route;
+      const isMsi = 'address' in route;
+      const union = isMsi ? [route.address, 0, route.data] : [KvmIrqchip[route.chip], route.pin];
+      const entry = { gsi, type: isMsi ? RouteType.msi : RouteType.irqchip, flags: 0, pad: 0, union };
+      KvmRoute.write(view, LIST_HEADER_BYTES + i * KvmRoute.size, entry);
+    }
+    must(ioctlBytes(this.#fd, KvmIoctl.SET_GSI_ROUTING, buffer), 'KVM_SET_GSI_ROUTING', KVM_DEVICE);
+  }
+
+  setLine(gsi: number, asserted: boolean): void {
+    this.#line[0] = gsi;
+    this.#line[1] = asserted ? 1 : 0;
+    must(ioctlBytes(this.#fd, KvmIoctl.IRQ_LINE, this.#line), 'KVM_IRQ_LINE', `line ${gsi}`);
+  }
+
+  signalMsi(address: number, data: number): boolean {
+    this.#msi[0] = address;
+    this.#msi[2] = data;
+    return ioctlBytes(this.#fd, KvmIoctl.SIGNAL_MSI, this.#msi) > 0;
+  }
+
+  irqfd(fd: number, gsi: number, assign: boolean): number {
+    const argument = KvmIrqfd.encode({ fd, gsi, flags: assign ? 0 : KVM_IRQFD_DEASSIGN });
+    return ioctlBytes(this.#fd, KvmIoctl.IRQFD, argument);
+  }
+
+  ioeventfd(spec: KvmIoeventfdSpec, assign: boolean): number {
+    const { fd, address, sizeBytes: length, dataMatch } = spec;
+    const flags =
+      (spec.isPort ? IoeventfdFlag.pio : 0) |
+      (dataMatch === undefined ? 0 : IoeventfdFlag.dataMatch) |
+      (assign ? 0 : IoeventfdFlag.deassign);
+    const argument = KvmIoeventfd.encode({ fd, address, length, flags, dataMatch: dataMatch ?? 0n });
+    return ioctlBytes(this.#fd, KvmIoctl.IOEVENTFD, argument);
+  }
+
+  irqchip(chip: keyof typeof KvmIrqchip): Uint8Array {
+    const state = new Uint8Array(IRQCHIP_BYTES);
+    new DataView(state.buffer).setUint32(0, KvmIrqchip[chip], true);
+    must(ioctlBytes(this.#fd, KvmIoctl.GET_IRQCHIP, state), 'KVM_GET_IRQCHIP', chip);
+    return state;
+  }
+
+  setIrqchip(state: Uint8Array): void {
+    must(ioctlBytes(this.#fd, KvmIoctl.SET_IRQCHIP, state), 'KVM_SET_IRQCHIP', KVM_DEVICE);
+  }
+
+  createVcpu(id: number): KvmVcpu {
+    const fd = must(ioctlNumber(this.#fd, KvmIoctl.CREATE_VCPU, id), 'KVM_CREATE_VCPU', `vCPU ${id}`);
+    try {
+      return new RealVcpu(id, fd, map(this.#runBytes, `vCPU ${id}`, fd));
+    } catch (error) {
+      closeFd(fd);
+      throw error;
+    }
+  }
+
+  close(): void {
+    closeFd(this.#fd);
+  }
+}
+
+class RealVcpu implements KvmVcpu {
+  readonly fd: number;
+  readonly run: Uint8Array;
+  readonly #what: string;
+  readonly #mapping: Mapping;
+
+  constructor(id: number, fd: number, mapping: Mapping) {
+    this.fd = fd;
+    this.#what = `vCPU ${id}`;
+    this.#mapping = mapping;
+    this.run = mapping.bytes;
+  }
+
+  enter(): number {
+    return ioctlWait(this.fd, KvmIoctl.RUN, 0);
+  }
+
+  registers(): KvmRegsValue {
+    return KvmRegs.decode(this.#get('GET_REGS', KvmRegs.size));
+  }
+
+  setRegisters(value: Partial<KvmRegsValue>): void {
+    this.#set('SET_REGS', KvmRegs.encode(value));
+  }
+
+  specialRegisters(): KvmSregsValue {
+    return KvmSregs.decode(this.#get('GET_SREGS', KvmSregs.size));
+  }
+
+  setSpecialRegisters(value: KvmSregsValue): void {
+    this.#set('SET_SREGS', KvmSregs.encode(value));
+  }
+
+  setCpuid(entries: readonly CpuidEntry[]): void {
+    const { bytes: buffer, view } = list(entries.length, KvmCpuidEntry.size);
+    for (const [i, entry] of entries.entries()) {
+      KvmCpuidEntry.write(view, LIST_HEADER_BYTES + i * KvmCpuidEntry.size, { ...entry, padding: [] });
+    }
+    this.#set('SET_CPUID2', buffer);
+  }
+
+  tscKhz(): number {
+    return must(ioctlNumber(this.fd, KvmIoctl.GET_TSC_KHZ, 0), 'KVM_GET_TSC_KHZ', this.#what);
+  }
+
+  mpState(): number {
+    return new DataView(this.#get('GET_MP_STATE', 4).buffer).getUint32(0, true);
+  }
+
+  setMpState(state: number): void {
+    this.#set('SET_MP_STATE', Uint32Array.of(state));
+  }
+
+  blob(name: VcpuBlob): Uint8Array {
+    const { get, sizeBytes } = Blob[name];
+    const value = new Uint8Array(sizeBytes);
+    must(ioctlBytes(this.fd, get, value), `KVM get ${name}`, this.#what);
+    return value;
+  }
+
+  setBlob(name: VcpuBlob, value: Uint8Array): void {
+    must(ioctlBytes(this.fd, Blob[name].set, value), `KVM set ${name}`, this.#what);
+  }
+
+  msrs(indexes: readonly number[]): Map<number, bigint> {
+    const values = new Map<number, bigint>();
+    this.#eachMsr(
+      KvmIoctl.GET_MSRS,
+      indexes.map((index) => ({ index, data: 0n })),
+      (entry) => values.set(entry.index, entry.data),
+    );
+    return values;
+  }
+
+  setMsrs(values: ReadonlyMap<number, bigint>): void {
+    const entries = [...values].map(([index, data]) => ({ index, data }));
+    this.#eachMsr(KvmIoctl.SET_MSRS, entries, () => {});
+  }
+
+  /** KVM stops at the first that it cannot do and says how many it did: go on behind it. */
+  #eachMsr(
+    request: number,
+    entries: readonly { readonly index: number; readonly data: bigint }[],
+    onDone: (entry: { readonly index: number; readonly data: bigint }) => void,
+  ): void {
+    for (let at = 0; at < entries.length; ) {
+      const rest = entries.slice(at);
+      const { bytes: buffer, view } = list(rest.length, KvmMsrEntry.size);
+      const place = (i: number) => LIST_HEADER_BYTES + i * KvmMsrEntry.size;
+      for (const [i, entry] of rest.entries()) KvmMsrEntry.write(view, place(i), { ...entry, reserved: 0 });
+      const done = must(ioctlBytes(this.fd, request, buffer), 'KVM_MSRS', this.#what);
+      for (let i = 0; i < done; i++) onDone(KvmMsrEntry.read(view, place(i)));
+      at += done + 1;
+    }
+  }
+
+  translate(linearAddress: bigint): bigint | undefined {
+    const argument = KvmTranslation.encode({ linearAddress });
+    if (ioctlBytes(this.fd, KvmIoctl.TRANSLATE, argument) < 0) return undefined;
+    const { valid, physicalAddress } = KvmTranslation.decode(argument);
+    return valid === 0 ? undefined : physicalAddress;
+  }
+
+  close(): void {
+    this.#mapping.dispose();
+    closeFd(this.fd);
+  }
+
+  #get(name: 'GET_REGS' | 'GET_SREGS' | 'GET_MP_STATE', sizeBytes: number): Uint8Array<ArrayBuffer> {
+    const value = new Uint8Array(sizeBytes);
+    must(ioctlBytes(this.fd, KvmIoctl[name], value), `KVM_${name}`, this.#what);
+    return value;
+  }
+
+  #set(name: 'SET_REGS' | 'SET_SREGS' | 'SET_CPUID2' | 'SET_MP_STATE', value: ArrayBufferView): void {
+    must(ioctlBytes(this.fd, KvmIoctl[name], value), `KVM_${name}`, this.#what);
+  }
+}

@@ -1,0 +1,84 @@
+/**
+ * The access a vCPU left the guest for, as requests of the page: one, or several for a string of ports and for widths no
+ * request has. It stands still in between for as long as the device model likes. Layout: struct kvm_run, <linux/kvm.h>.
+ */
+import type { AccessSize } from '../../devicemodel/core/address.ts';
+import { RunField } from '../../devicemodel/core/host/kvm.ts';
+import type { IoreqPage } from '../../devicemodel/core/ioreq-page.ts';
+
+const IO_OUT = 1;
+const { io, mmio } = RunField;
+const TWO_32 = 0x1_0000_0000;
+
+export class ExitAccess {
+  readonly #view: DataView;
+  #isPort = false;
+  #isWrite = false;
+  #address = 0;
+  #size = 0;
+  /** From the start of struct kvm_run. */
+  #dataAt = 0;
+  #left = 0;
+
+  /** @param run struct kvm_run, and the page of port data behind it. */
+  constructor(run: Uint8Array) {
+    this.#view = new DataView(run.buffer, run.byteOffset, run.byteLength);
+  }
+
+  beginIo(): void {
+    const view = this.#view;
+    this.#isPort = true;
+    this.#isWrite = view.getUint8(io.direction) === IO_OUT;
+    this.#size = view.getUint8(io.size);
+    this.#address = view.getUint16(io.port, true);
+    this.#left = view.getUint32(io.count, true);
+    this.#dataAt = view.getUint32(io.dataOffset, true);
+  }
+
+  beginMmio(): void {
+    const view = this.#view;
+    this.#isPort = false;
+    this.#isWrite = view.getUint8(mmio.isWrite) !== 0;
+    this.#address = view.getUint32(mmio.address, true) + view.getUint32(mmio.address + 4, true) * TWO_32;
+    this.#dataAt = mmio.data;
+    const length = view.getUint32(mmio.length, true);
+    const isOne = length === 1 || length === 2 || length === 4 || length === 8;
+    this.#size = isOne ? length : 1;
+    this.#left = isOne ? 1 : length;
+  }
+
+  /** Put the next request into the slot. @returns false when all of the access was carried out. */
+  fill(page: IoreqPage, vcpu: number): boolean {
+    if (this.#left === 0) return false;
+    const size = this.#size;
+    const value = this.#isWrite ? this.#read(size) : 0;
+    if (this.#isPort) {
+      page.fillPortIo(vcpu, this.#isWrite, this.#address, size as AccessSize, value);
+    } else {
+      page.fillMmio(vcpu, this.#isWrite, this.#address, size as AccessSize | 8, value);
+      if (size === 8 && this.#isWrite) page.setValueU64(vcpu, this.#view.getBigUint64(this.#dataAt, true));
+    }
+    return true;
+  }
+
+  /** The slot's request was answered. */
+  take(page: IoreqPage, vcpu: number): void {
+    if (!this.#isWrite) {
+      const view = this.#view;
+      const at = this.#dataAt;
+      if (this.#size === 8) view.setBigUint64(at, page.valueU64(vcpu), true);
+      else if (this.#size === 4) view.setUint32(at, page.value(vcpu), true);
+      else if (this.#size === 2) view.setUint16(at, page.value(vcpu) & 0xffff, true);
+      else view.setUint8(at, page.value(vcpu) & 0xff);
+    }
+    this.#dataAt += this.#size;
+    if (!this.#isPort) this.#address += this.#size;
+    this.#left--;
+  }
+
+  #read(size: number): number {
+    const view = this.#view;
+    if (size === 1) return view.getUint8(this.#dataAt);
+    return size === 2 ? view.getUint16(this.#dataAt, true) : view.getUint32(this.#dataAt, true);
+  }
+}

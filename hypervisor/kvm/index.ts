@@ -1,0 +1,50 @@
+/** The embedded hypervisor on /dev/kvm. What runs a VM is loaded when one is run: a dry run asks less. */
+import { accessSync, constants, statSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
+import { scenarioProblems } from '../embedded/scenario-problems.ts';
+import type { Hypervisor } from '../hypervisor.ts';
+import { hasVirtualization, readCpuinfo, vcpuCpus, vcpuProblems } from './placement.ts';
+
+const DEVICE_PATH = '/dev/kvm';
+
+/** What is in the way of using KVM on this machine: `undefined`: nothing. */
+export type KvmObstacle = 'no device' | 'no virtualization' | 'no permission';
+
+/** Looks, and opens nothing. */
+export function kvmObstacle(path: string = DEVICE_PATH, cpuinfo: string = readCpuinfo()): KvmObstacle | undefined {
+  if (statSync(path, { throwIfNoEntry: false })?.isCharacterDevice() !== true) return 'no device';
+  // Without it KVM is a stand-in in software, which does not run every guest: whoever wants that asks for it by name.
+  if (!hasVirtualization(cpuinfo)) return 'no virtualization';
+  try {
+    accessSync(path, constants.R_OK | constants.W_OK);
+    return undefined;
+  } catch {
+    return 'no permission';
+  }
+}
+
+/** @param ownsThread whether the thread may block while it waits for the guest. */
+export function kvmHypervisor(ownsThread: boolean): Hypervisor {
+  return {
+    kind: 'kvm',
+    ownRootPorts: true,
+    isPresent: () => kvmObstacle() === undefined,
+    open: async (config, log) => (await import('./open.ts')).openKvmHsm({ config, log, ownsThread }),
+    loop: async () =>
+      ownsThread
+        ? new (await import('../blocking-loop/loop.ts')).BlockingLoop()
+        : new (await import('../turn-loop/loop.ts')).TurnLoop({ hasSlices: false }),
+    problems: (config) => [...vcpuProblems(config), ...scenarioProblems(config.scenarioPath)],
+    cpus: (config, log) => {
+      const { cpus, unknownIds } = vcpuCpus(config);
+      if (unknownIds.length > 0) {
+        log.warn(
+          `--cpu_affinity: no CPU has local APIC id ${unknownIds.join(', ')}; the vCPU runs on any of this machine's ${availableParallelism()}`,
+        );
+      }
+      // The engine knows how many vCPUs there are; KVM's local APICs are numbered from 0.
+      const affinity = (1n << BigInt(cpus.length)) - 1n;
+      return { affinity, lapicIds: (count) => Array.from({ length: count }, (_, id) => id) };
+    },
+  };
+}

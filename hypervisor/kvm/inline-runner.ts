@@ -1,0 +1,42 @@
+/**
+ * One vCPU on the device thread: an exit is served where it arrives, as a C program would. A kick ends KVM_RUN as it ends
+ * any blocking call, and whoever kicks repeats it until it is heard (blocking-loop/wakeups.ts).
+ */
+import { futexWait } from '../../devicemodel/core/host/futex.ts';
+import type { KvmVcpu } from '../../devicemodel/core/host/kvm.ts';
+import type { OnExit, VcpuRunner } from './runner.ts';
+
+export class InlineRunner implements VcpuRunner {
+  readonly #vcpu: KvmVcpu;
+  readonly #never = new Int32Array(new SharedArrayBuffer(4));
+  #isGuests = false;
+
+  constructor(vcpu: KvmVcpu) {
+    this.#vcpu = vcpu;
+  }
+
+  resume(): void {
+    this.#isGuests = true;
+  }
+
+  collect(onExit: OnExit): undefined {
+    if (!this.#isGuests) {
+      // It shut down, or an answer is awaited: only a signal brings something new.
+      futexWait(this.#never, 0);
+      return;
+    }
+    const result = this.#vcpu.enter();
+    this.#isGuests = false;
+    onExit(0, result);
+  }
+
+  recall(): void {
+    this.#isGuests = false;
+  }
+
+  forget(): void {}
+
+  wake(): void {}
+
+  dispose(): void {}
+}

@@ -1,0 +1,311 @@
+/**
+ * The engine on /dev/kvm: the CPU's own virtualization, local APICs, IOAPIC and PIC in the kernel; the timer chip is the
+ * device model's, as with ACRN. Guest RAM is the host's, mapped as it is.
+ *
+ * Each vCPU is either in the guest, or its exit is being served: here, on the device thread, wherever the vCPU runs.
+ */
+import { type Gpa, type Gsi, hex } from '../../devicemodel/core/address.ts';
+import type { MsiMessage } from '../../devicemodel/core/device.ts';
+import { BugError, ExitCode, HostError } from '../../devicemodel/core/errors.ts';
+import { Errno } from '../../devicemodel/core/host/errno.ts';
+import {
+  type Kvm,
+  KvmExit,
+  type KvmVcpu,
+  type KvmVm,
+  RunField,
+  type VcpuBlob,
+  vcpuBlobs,
+} from '../../devicemodel/core/host/kvm.ts';
+import type { IoeventfdSpec, VcpuRegs } from '../../devicemodel/core/hsm/hsm.ts';
+import type { Log } from '../../devicemodel/core/log.ts';
+import type { CpuEngine, EngineEventfds, GuestBus, MemoryWindow } from '../embedded/cpu-engine.ts';
+import { guestCpuid } from './cpuid.ts';
+import { ExitAccess } from './exit-access.ts';
+import { describeFailure } from './failure.ts';
+import { GsiRoutes, IOAPIC_PINS } from './gsi-routes.ts';
+import { MemorySlots } from './memory-slots.ts';
+import type { VcpuRunner } from './runner.ts';
+import { describeRegisters, restore, setStart, snapshotOf, type VcpuSnapshot } from './vcpu-state.ts';
+
+/** Three pages and one that Intel's CPUs need for real mode: in the gap below the firmware, where nothing else is. */
+const IntelPages = { identityMap: 0xfeff_c000, tss: 0xfeff_d000 } as const;
+const IRQCHIPS = ['pic', 'pic-slave', 'ioapic'] as const;
+
+export interface KvmEngineOptions {
+  readonly kvm: Kvm;
+  readonly vcpuCount: number;
+  readonly makeRunner: (vcpus: readonly KvmVcpu[]) => VcpuRunner;
+  readonly log: Log;
+}
+
+interface Vcpu {
+  readonly kvm: KvmVcpu;
+  readonly view: DataView;
+  readonly access: ExitAccess;
+  readonly initial: VcpuSnapshot;
+}
+
+/** All that a VM has in KVM. */
+interface Machine {
+  readonly vm: KvmVm;
+  readonly vcpus: readonly Vcpu[];
+  readonly runner: VcpuRunner;
+  readonly slots: MemorySlots;
+  readonly routes: GsiRoutes;
+  readonly chips: readonly Uint8Array[];
+  readonly bus: GuestBus;
+}
+
+export class KvmEngine implements CpuEngine {
+  readonly backend = 'kvm';
+  readonly gsiCount = IOAPIC_PINS;
+  readonly eventfds: EngineEventfds;
+
+  readonly #options: KvmEngineOptions;
+  #machine: Machine | undefined;
+  #isRunning = false;
+  /** vCPUs whose request waits for the device model. */
+  readonly #waiting = new Set<number>();
+  #isClosed = false;
+
+  constructor(options: KvmEngineOptions) {
+    this.#options = options;
+    this.eventfds = {
+      ioeventfd: (spec, assign) => this.#ioeventfd(spec, assign),
+      irqfd: (fd, message) => {
+        const errno = this.#need().routes.attach(fd, message);
+        if (errno !== 0) return errno;
+        return { dispose: () => this.#machine?.routes.detach(fd) };
+      },
+    };
+  }
+
+  async create(bus: GuestBus): Promise<number> {
+    const { kvm, vcpuCount, makeRunner, log } = this.#options;
+    const vm = kvm.createVm();
+    const made: KvmVcpu[] = [];
+    try {
+      if (kvm.capability('SET_IDENTITY_MAP_ADDR') > 0) vm.setIdentityMapAddress(IntelPages.identityMap);
+      if (kvm.capability('SET_TSS_ADDR') > 0) vm.setTssAddress(IntelPages.tss);
+      vm.createIrqchip();
+      const routes = new GsiRoutes(vm);
+      const msrIndexes = kvm.msrIndexes();
+      const blobs = vcpuBlobs.filter((name) => hasBlob(kvm, name));
+      const supported = kvm.supportedCpuid();
+      const hasTscDeadline = kvm.capability('TSC_DEADLINE_TIMER') > 0;
+      const vcpus = Array.from({ length: vcpuCount }, (_, id): Vcpu => {
+        const vcpu = vm.createVcpu(id);
+        made.push(vcpu);
+        vcpu.setCpuid(guestCpuid({ supported, apicId: id, vcpuCount, tscKhz: vcpu.tscKhz(), hasTscDeadline }));
+        const { run } = vcpu;
+        return {
+          kvm: vcpu,
+          view: new DataView(run.buffer, run.byteOffset, run.byteLength),
+          access: new ExitAccess(run),
+          initial: snapshotOf(vcpu, msrIndexes, blobs),
+        };
+      });
+      const chips = IRQCHIPS.map((chip) => vm.irqchip(chip));
+      const runner = makeRunner(made);
+      this.#machine = { vm, vcpus, runner, slots: new MemorySlots(vm, log), routes, chips, bus };
+      return vcpuCount;
+    } catch (error) {
+      for (const vcpu of made) vcpu.close();
+      vm.close();
+      throw error;
+    }
+  }
+
+  setRegs(vcpu: number, regs: VcpuRegs): void {
+    setStart(this.#vcpu(vcpu).kvm, regs);
+  }
+
+  mapMemory(gpa: Gpa, bytes: Uint8Array, hostAddress: bigint | undefined, writable: boolean): MemoryWindow {
+    if (hostAddress === undefined) throw new BugError(`memory for ${hex(gpa)} has no address in this process`);
+    return this.#need().slots.add(gpa, bytes, hostAddress, writable);
+  }
+
+  start(): void {
+    const { vcpus, runner } = this.#need();
+    this.#isRunning = true;
+    for (const vcpu of vcpus.keys()) runner.resume(vcpu);
+  }
+
+  stop(): void {
+    this.#isRunning = false;
+    this.#machine?.runner.recall();
+  }
+
+  reset(): void {
+    const { vm, vcpus, chips, runner } = this.#need();
+    runner.forget();
+    this.#waiting.clear();
+    for (const vcpu of vcpus) restore(vcpu.kvm, vcpu.initial);
+    for (const chip of chips) vm.setIrqchip(chip);
+  }
+
+  destroy(): void {
+    this.stop();
+    const machine = this.#machine;
+    this.#machine = undefined;
+    if (machine !== undefined) {
+      machine.runner.dispose();
+      for (const { kvm } of machine.vcpus) kvm.close();
+      machine.vm.close();
+    }
+    if (!this.#isClosed) this.#options.kvm.close();
+    this.#isClosed = true;
+  }
+
+  describeVcpu(vcpu: number): string {
+    const { kvm } = this.#vcpu(vcpu);
+    return describeRegisters(kvm.registers(), kvm.specialRegisters());
+  }
+
+  setLine(gsi: Gsi, asserted: boolean): void {
+    this.#machine?.vm.setLine(gsi, asserted);
+  }
+
+  injectMsi({ address, data }: MsiMessage): void {
+    this.#machine?.vm.signalMsi(address, data);
+  }
+
+  run(): undefined | Promise<void> {
+    const machine = this.#need();
+    // Answered late, after all: a device had made them wait.
+    if (this.#waiting.size > 0 && this.#answerWaiting(machine)) return undefined;
+    const wait = machine.runner.collect(this.#onExit);
+    if (wait !== undefined) return wait.then(() => this.#serve());
+    this.#serve();
+    return undefined;
+  }
+
+  wake(): void {
+    this.#machine?.runner.wake();
+  }
+
+  interrupt(): void {
+    this.#machine?.runner.wake();
+  }
+
+  // ---- exits: the hot path
+
+  readonly #onExit = (vcpu: number, result: number): void => {
+    const machine = this.#machine;
+    if (machine === undefined || !this.#isRunning) return;
+    const { view, access } = this.#vcpu(vcpu);
+    if (result < 0) {
+      if (result !== -Errno.EINTR && result !== -Errno.EAGAIN) throw this.#failure(vcpu, `KVM_RUN failed`, -result);
+      machine.runner.resume(vcpu);
+      return;
+    }
+    switch (view.getUint32(RunField.exitReason, true)) {
+      case KvmExit.Io:
+        access.beginIo();
+        this.#proceed(machine, vcpu);
+        break;
+      case KvmExit.Mmio:
+        access.beginMmio();
+        this.#proceed(machine, vcpu);
+        break;
+      case KvmExit.Intr:
+      case KvmExit.IrqWindowOpen:
+        machine.runner.resume(vcpu);
+        break;
+      case KvmExit.Shutdown:
+        machine.bus.tripleFault(vcpu);
+        break;
+      default:
+        throw this.#failure(vcpu, describeFailure(view));
+    }
+  };
+
+  /** Carry the access on until all of it is done, or the device model is asked. */
+  #proceed(machine: Machine, vcpu: number): void {
+    const { bus } = machine;
+    const { access } = machine.vcpus[vcpu] as Vcpu;
+    while (access.fill(bus.page, vcpu)) {
+      if (!bus.submit(vcpu)) {
+        this.#waiting.add(vcpu);
+        return;
+      }
+      bus.retire(vcpu);
+      access.take(bus.page, vcpu);
+    }
+    machine.runner.resume(vcpu);
+  }
+
+  /** The device model looks at what waits for it, until it answers nothing any more. */
+  #serve(): void {
+    const machine = this.#machine;
+    if (machine === undefined) return;
+    while (this.#waiting.size > 0 && this.#isRunning) {
+      machine.bus.serve();
+      if (!this.#answerWaiting(machine)) return;
+    }
+  }
+
+  /** @returns whether any vCPU went on. */
+  #answerWaiting(machine: Machine): boolean {
+    let isAny = false;
+    for (const vcpu of [...this.#waiting]) {
+      if (!this.#isRunning || !machine.bus.retire(vcpu)) continue;
+      isAny = true;
+      this.#waiting.delete(vcpu);
+      machine.vcpus[vcpu]?.access.take(machine.bus.page, vcpu);
+      this.#proceed(machine, vcpu);
+    }
+    return isAny;
+  }
+
+  // ----
+
+  #ioeventfd(spec: IoeventfdSpec, assign: boolean): number {
+    const { fd, address, sizeBytes, dataMatch } = spec;
+    const isPort = spec.space === 'pio';
+    const of = { fd, address, sizeBytes, isPort, ...(dataMatch === undefined ? {} : { dataMatch }) };
+    return Math.max(0, -this.#need().vm.ioeventfd(of, assign));
+  }
+
+  #failure(vcpu: number, what: string, errno = 0): HostError {
+    const { kvm } = this.#vcpu(vcpu);
+    const regs = kvm.registers();
+    const special = kvm.specialRegisters();
+    const { log } = this.#options;
+    log.error(`vCPU ${vcpu}: ${describeRegisters(regs, special)}`);
+    log.error(`vCPU ${vcpu}: code at rip: ${this.#codeAt(kvm, special.cs.base + regs.rip)}`);
+    return new HostError(`KVM cannot go on with vCPU ${vcpu}: ${what}`, errno, { exitCode: ExitCode.VmFailed });
+  }
+
+  #codeAt(kvm: KvmVcpu, linearAddress: bigint): string {
+    const at = kvm.translate(linearAddress);
+    const bytes = at === undefined ? undefined : this.#machine?.slots.bytesAt(Number(at));
+    if (bytes === undefined) return 'not in memory';
+    return [...bytes.subarray(0, 16)].map((byte) => byte.toString(16).padStart(2, '0')).join(' ');
+  }
+
+  #vcpu(index: number): Vcpu {
+    const vcpu = this.#need().vcpus[index];
+    if (vcpu === undefined) throw new BugError(`vCPU ${index}`);
+    return vcpu;
+  }
+
+  #need(): Machine {
+    if (this.#machine === undefined) throw new BugError('the VM of this engine is gone');
+    return this.#machine;
+  }
+}
+
+function hasBlob(kvm: Kvm, name: VcpuBlob): boolean {
+  switch (name) {
+    case 'xsave':
+      return kvm.capability('XSAVE') > 0;
+    case 'xcrs':
+      return kvm.capability('XCRS') > 0;
+    case 'debugRegisters':
+      return kvm.capability('DEBUGREGS') > 0;
+    default:
+      return true;
+  }
+}

@@ -1,0 +1,110 @@
+/** A VM on the embedded hypervisor, on /dev/kvm. */
+import type { VmConfig } from '../../devicemodel/core/config.ts';
+import { ExitCode, HostError } from '../../devicemodel/core/errors.ts';
+import { Errno } from '../../devicemodel/core/host/errno.ts';
+import { KVM_DEVICE, type Kvm, type KvmCapName, openKvm } from '../../devicemodel/core/host/kvm.ts';
+import { pinDeviceThread } from '../../devicemodel/core/host/scheduling.ts';
+import type { Hsm } from '../../devicemodel/core/hsm/hsm.ts';
+import type { Log } from '../../devicemodel/core/log.ts';
+import { EmbeddedHsm } from '../embedded/embedded-hsm.ts';
+import { hostEventfds } from '../embedded/host-eventfds.ts';
+import { defaultRunDirectory, Neighbours } from '../embedded/neighbours.ts';
+import { derivedScenario, readScenario } from '../embedded/scenario.ts';
+import { vdevFactory } from '../embedded/vdevs.ts';
+import { InlineRunner } from './inline-runner.ts';
+import { KvmEngine } from './kvm-engine.ts';
+import { joinKvmGroup } from './permission.ts';
+import { vcpuCpus } from './placement.ts';
+import { ThreadedRunner } from './threaded-runner.ts';
+
+/** Without these nothing runs. */
+const REQUIRED: readonly KvmCapName[] = [
+  'IRQCHIP',
+  'USER_MEMORY',
+  'EXT_CPUID',
+  'MP_STATE',
+  'IRQ_ROUTING',
+  'IRQFD',
+  'IOEVENTFD',
+  'VCPU_EVENTS',
+  'GET_TSC_KHZ',
+  'SIGNAL_MSI',
+  'IMMEDIATE_EXIT',
+];
+
+export interface KvmHsmOptions {
+  readonly config: Pick<VmConfig, 'name' | 'scenarioPath' | 'cpuAffinity'>;
+  readonly log: Log;
+  /** The thread may block while it waits for the guest. */
+  readonly ownsThread: boolean;
+  /** Where the VMs of this host meet; default: /run/acrn/soft for root, else under XDG_RUNTIME_DIR. */
+  readonly runDirectory?: string;
+  readonly kvm?: Kvm;
+}
+
+/** A handle for one VM life. @throws ConfigError for a bad scenario file; HostError when KVM cannot be had. */
+export async function openKvmHsm(options: KvmHsmOptions): Promise<Hsm> {
+  const { config, ownsThread } = options;
+  const log = options.log.child('kvm');
+  const scenario = config.scenarioPath === undefined ? derivedScenario : readScenario(config.scenarioPath);
+  const { cpus } = vcpuCpus(config);
+  const kvm = options.kvm ?? openDevice();
+  try {
+    checkKvm(kvm, cpus.length);
+    const neighbours = new Neighbours(options.runDirectory ?? defaultRunDirectory(), log);
+    const engine = new KvmEngine({
+      kvm,
+      vcpuCount: cpus.length,
+      log,
+      makeRunner: (vcpus) => {
+        const [first] = vcpus;
+        if (!ownsThread || vcpus.length > 1 || first === undefined) {
+          return new ThreadedRunner({ vcpus, cpus, blocks: ownsThread });
+        }
+        if (cpus[0] !== undefined) pinDeviceThread(cpus[0]);
+        return new InlineRunner(first);
+      },
+    });
+    return new EmbeddedHsm({
+      engine,
+      vdevs: vdevFactory(config.name, scenario, neighbours),
+      eventfds: hostEventfds,
+      claimVmid: (name) => neighbours.join(name),
+      log,
+    });
+  } catch (error) {
+    kvm.close();
+    throw error;
+  }
+}
+
+/** @throws HostError */
+function openDevice(): Kvm {
+  try {
+    return openKvm();
+  } catch (error) {
+    if (!(error instanceof HostError)) throw error;
+    const isForbidden = error.errno === Errno.EACCES || error.errno === Errno.EPERM;
+    throw new HostError(error.message, error.errno, {
+      cause: error,
+      exitCode: isForbidden ? ExitCode.NoPermission : ExitCode.Unavailable,
+      hint: isForbidden
+        ? joinKvmGroup()
+        : 'load kvm_intel or kvm_amd (is virtualization enabled in the BIOS?), or use --hypervisor soft',
+    });
+  }
+}
+
+/** @throws HostError that names what this KVM does not have. */
+function checkKvm(kvm: Kvm, vcpuCount: number): void {
+  const missing = REQUIRED.filter((name) => kvm.capability(name) === 0);
+  if (missing.length > 0) {
+    throw new HostError(`${KVM_DEVICE} lacks ${missing.map((name) => `KVM_CAP_${name}`).join(', ')}`, 0, {
+      hint: 'a newer kernel has it; --hypervisor soft needs none',
+    });
+  }
+  const most = kvm.capability('MAX_VCPUS');
+  if (most !== 0 && vcpuCount > most) {
+    throw new HostError(`${KVM_DEVICE} runs at most ${most} vCPUs, --cpu_affinity asks for ${vcpuCount}`, 0);
+  }
+}

@@ -1,0 +1,18 @@
+/** How vCPUs come to run: on the device thread itself, or each in a thread of its own. */
+
+/** Told of a vCPU that left the guest. @param result of KVM_RUN: 0 or a negative errno. */
+export type OnExit = (vcpu: number, result: number) => void;
+
+export interface VcpuRunner {
+  /** The vCPU goes on in the guest. Only one that is not there. */
+  resume(vcpu: number): void;
+  /** Tell of every vCPU that came back; if none did, wait until one does, or for a kick, {@link wake} or a signal. */
+  collect(onExit: OnExit): undefined | Promise<void>;
+  /** Every vCPU comes back, now. What it came back for is told by a later {@link collect}, unless it is forgotten. */
+  recall(): void;
+  /** What vCPUs came back for does not matter any more. */
+  forget(): void;
+  /** End a wait of {@link collect}. */
+  wake(): void;
+  dispose(): void;
+}

@@ -1,0 +1,99 @@
+/**
+ * Threads of vCPUs without a guest: KVM_RUN on what is no vCPU fails at once, which is an exit like any other. What needs
+ * a guest to be interrupted is tested in the rig (test/rig/kvm.sh).
+ */
+import { readdirSync, readFileSync } from 'node:fs';
+import { constants } from 'node:os';
+import { afterEach, expect, test } from 'vitest';
+import { Eventfd } from '../../../devicemodel/core/host/eventfd.ts';
+import { RunField } from '../../../devicemodel/core/host/kvm.ts';
+import { ThreadedRunner } from '../../../hypervisor/kvm/threaded-runner.ts';
+import { FakeVcpu } from '../../support/fake-kvm.ts';
+
+const { ENOTTY, EINTR } = constants.errno;
+
+class NoVcpu extends FakeVcpu {
+  override readonly fd: number;
+  constructor(fd: number) {
+    super(0, []);
+    this.fd = fd;
+  }
+}
+
+const cleanUp: Array<() => void> = [];
+afterEach(() => {
+  for (const step of cleanUp.splice(0).reverse()) step();
+});
+
+function threads(count: number, blocks: boolean) {
+  const eventfd = new Eventfd();
+  cleanUp.push(() => eventfd.dispose());
+  const vcpus = Array.from({ length: count }, () => new NoVcpu(eventfd.fd));
+  const runner = new ThreadedRunner({ vcpus, cpus: vcpus.map(() => undefined), blocks });
+  cleanUp.push(() => runner.dispose());
+  const told: Array<readonly [number, number]> = [];
+  const collect = () => runner.collect((vcpu, result) => void told.push([vcpu, result]));
+  return { runner, told, collect, vcpus };
+}
+
+/** Of threads that are there now; one may end while this looks. */
+function names(): string[] {
+  const nameOf = (tid: string) => {
+    try {
+      return readFileSync(`/proc/self/task/${tid}/comm`, 'utf8').trim();
+    } catch {
+      return '';
+    }
+  };
+  const all = readdirSync('/proc/self/task').map(nameOf);
+  return [...new Set(all)].filter((name) => name.startsWith('vcpu')).sort();
+}
+
+test.each([true, false])('each vCPU that is resumed is told of once, and not before (blocking: %s)', async (blocks) => {
+  const { runner, told, collect } = threads(3, blocks);
+  for (const vcpu of [0, 2]) runner.resume(vcpu);
+  while (told.length < 2) await collect();
+  expect(told.sort()).toEqual([
+    [0, -ENOTTY],
+    [2, -ENOTTY],
+  ]);
+  for (let i = 0; i < 20; i++) {
+    runner.resume(1);
+    const before = told.length;
+    while (told.length === before) await collect();
+    expect(told.at(-1)).toEqual([1, -ENOTTY]);
+  }
+  expect(names()).toEqual(['vcpu0', 'vcpu1', 'vcpu2']);
+});
+
+// Mutation: without the compareExchange in recall, it waits for a thread that is not up.
+test('a vCPU is recalled before its thread is up, and was not run', () => {
+  const { runner, told, collect, vcpus } = threads(1, true);
+  runner.resume(0);
+  runner.recall();
+  void collect();
+  expect(told).toHaveLength(1);
+  expect([-EINTR, -ENOTTY]).toContain(told[0]?.[1]);
+  expect(vcpus[0]?.run[RunField.immediateExit]).toBe(0);
+});
+
+test('what vCPUs came back for is not told once it is forgotten', async () => {
+  const { runner, told, collect } = threads(2, false);
+  runner.resume(0);
+  runner.recall();
+  runner.forget();
+  const wait = collect();
+  runner.wake();
+  await wait;
+  expect(told).toEqual([]);
+});
+
+test('threads end when they are told to', async () => {
+  const { runner, told, collect } = threads(2, true);
+  runner.resume(1);
+  while (told.length === 0) void collect();
+  runner.dispose();
+  const end = performance.now() + 20_000;
+  while (names().length > 0 && performance.now() < end) await new Promise((resolve) => setTimeout(resolve, 20));
+  expect(names()).toEqual([]);
+});
