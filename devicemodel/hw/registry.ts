@@ -3,6 +3,7 @@
  * a small PCI one, `lazy(…)` for one whose module costs start-up time when nobody uses it.
  */
 import { BugError, ConfigError } from '../core/errors.ts';
+import { ahciCdInfo, ahciInfo } from './pci/ahci/options.ts';
 import type { PciDriver, PciDriverInfo } from './pci/driver.ts';
 import { dummy } from './pci/dummy.ts';
 import { amdHostBridge, hostBridge } from './pci/host-bridge.ts';
@@ -81,6 +82,8 @@ export const pciDrivers: readonly PciDriverEntry[] = [
     },
     async () => (await import('./pci/passthru/igd-lpc.ts')).igdLpc,
   ),
+  lazy(ahciInfo, async () => (await import('./pci/ahci/ahci.ts')).ahci),
+  lazy(ahciCdInfo, async () => (await import('./pci/ahci/ahci.ts')).ahciCd),
   lazy(rngInfo, async () => (await import('./pci/virtio/rng.ts')).virtioRnd),
 ];
 
@@ -99,7 +102,7 @@ export function platformDriver(name: string): AnyPlatformDriver {
 }
 
 /** Drivers of the C device model that this one does not have yet. A driver in `pciDrivers` wins over its line here. */
-const notYet: ReadonlySet<string> = new Set(['virtio-rpmb', 'virtio-heci', 'ahci', 'ahci-hd', 'ahci-cd', 'xhci']);
+const notYet: ReadonlySet<string> = new Set(['virtio-rpmb', 'virtio-heci', 'xhci']);
 
 /** Drivers that are gone, with what became of them. */
 const obsolete: Readonly<Record<string, string>> = {

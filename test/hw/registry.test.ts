@@ -10,6 +10,7 @@ const examples: Readonly<Record<string, readonly Example[]>> = {
   // They are made of functions of the host: test/hw/pci/passthru.
   passthru: [],
   'igd-lpc': [],
+  ahci: [{ text: '' }, { text: 'cd:nodisk,hd:' }, { text: 'hd:/nowhere,ro,cd:nodisk', canStart: false }],
   ivshmem: [{ text: 'hv:/shm0,2' }, { text: 'dm:/shm1,4,7', memoryBar: 2 }],
   'root-port': [{ text: '' }, { text: 'ptm' }],
   uart: [{ text: '' }, { text: 'stdio' }, { text: 'vuart_idx:1' }],

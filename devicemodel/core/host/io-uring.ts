@@ -23,7 +23,9 @@ const Cqe = { size: 16, userData: 0, result: 8 } as const;
 const ENTER_GETEVENTS = 1;
 
 /** IORING_OP_*. */
-export const UringOp = { Readv: 1, Writev: 2, Fsync: 3 } as const;
+export const UringOp = { Readv: 1, Writev: 2, Fsync: 3, Fallocate: 17 } as const;
+/** IOSQE_*, in the byte after the operation: `UringOp.Writev | (UringFlag.Async << 8)`. Async: a thread of the kernel's from the start. */
+export const UringFlag = { Async: 1 << 4 } as const;
 
 const setup = hostCall<[number: number, entries: number, params: Uint8Array]>(
   'int64_t syscall(int64_t, unsigned int, void *)',

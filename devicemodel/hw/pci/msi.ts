@@ -18,12 +18,15 @@ export interface MsiOptions {
   readonly is64Bit?: boolean;
   /** Default true. */
   readonly perVectorMasking?: boolean;
+  /** Default true. Compat: false for devices whose guests the C device model let write anything into the upper half. */
+  readonly usesHighAddress?: boolean;
 }
 
 export class Msi {
   readonly vectors: number;
   readonly #is64Bit: boolean;
   readonly #hasMask: boolean;
+  readonly #usesHighAddress: boolean;
   readonly #sink: MsiSink;
   readonly #message = { address: 0, data: 0 };
   #config: ConfigSpace | undefined;
@@ -33,6 +36,7 @@ export class Msi {
     this.vectors = options.vectors;
     this.#is64Bit = options.is64Bit ?? true;
     this.#hasMask = options.perVectorMasking ?? true;
+    this.#usesHighAddress = this.#is64Bit && options.usesHighAddress !== false;
     this.#sink = sink;
     if (!Number.isInteger(Math.log2(options.vectors)) || options.vectors > 32) {
       throw new BugError(`MSI: ${options.vectors} vectors is not 1, 2, 4 … 32`);
@@ -93,7 +97,7 @@ export class Msi {
 
   #send(config: ConfigSpace, vector: number): boolean {
     const low = config.get32(this.#offset + 4);
-    const high = this.#is64Bit ? config.get32(this.#offset + 8) : 0;
+    const high = this.#usesHighAddress ? config.get32(this.#offset + 8) : 0;
     // No interrupt controller is up there: the write is lost, as on a machine with that many address bits.
     if (high > MAX_ADDRESS_HIGH) return false;
     this.#message.address = high * 0x1_0000_0000 + low;

@@ -16,6 +16,7 @@ import type { Hsm, IoeventfdSpec } from '../../../../core/hsm/hsm.ts';
 import type { IoPatience } from '../../../../core/io-patience.ts';
 import type { Log } from '../../../../core/log.ts';
 import type { AccessGate } from '../../../../core/request-holds.ts';
+import { powerOfTwoAtLeast } from '../../../../core/units.ts';
 import type { PciEnv } from '../../driver.ts';
 import type { EmulatedPciFunction, PciIdentity, PciPlacement } from '../../function.ts';
 import { Msi } from '../../msi.ts';
@@ -505,8 +506,4 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, VirtioRe
     if (wait === undefined) goOn();
     else wait.then(goOn, (error: Error) => this.env.waits.giveUp(error));
   }
-}
-
-function powerOfTwoAtLeast(value: number): number {
-  return 2 ** Math.ceil(Math.log2(value));
 }
