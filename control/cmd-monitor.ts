@@ -19,6 +19,8 @@ const MAX_REQUEST_BYTES = 4096;
 const MAX_ARGUMENT_BYTES = 319;
 /** Compat: the C device model serves one client at a time and lets the others wait. */
 const MAX_CLIENTS = 8;
+/** Of a name that nobody knows. */
+const MAX_SHOWN_CHARS = 64;
 /** Replies and events a client has not read yet; a client that lets more pile up is cut off. */
 const MAX_UNREAD_BYTES = 64 * 1024;
 
@@ -38,15 +40,28 @@ interface Request {
   readonly argument: string;
 }
 
-/** The reply as cJSON_Print writes it: tabs, one member a line, no final newline. */
-function ackText(isDone: boolean): string {
-  return `{\n\t"ack":\t${isDone ? 0 : -1}\n}`;
+/** What is no request, and what is wrong with it. */
+interface BadRequest {
+  readonly problem: string;
 }
+
+/**
+ * The reply as cJSON_Print writes it: tabs, one member a line, no final newline.
+ * Compat: C leaves what it does not understand without an answer, and its client waits; here `error` says why.
+ */
+function ackText(isDone: boolean, error?: string): string {
+  const why = error === undefined ? '' : `,\n\t"error":\t${JSON.stringify(error)}`;
+  return `{\n\t"ack":\t${isDone ? 0 : -1}${why}\n}`;
+}
+
+const TOO_LONG: BadRequest = { problem: `longer than ${MAX_REQUEST_BYTES} bytes` };
 
 const OPEN_BRACE = 0x7b;
 const CLOSE_BRACE = 0x7d;
 const QUOTE = 0x22;
 const BACKSLASH = 0x5c;
+/** What may stand between two objects: blanks, and the end mark that C clients send with their text. */
+const BETWEEN = new Set([0x00, 0x09, 0x0a, 0x0d, 0x20]);
 
 /** Where the object that starts at `from` ends (exclusive), or -1 while it is incomplete. */
 function endOfObject(bytes: Uint8Array, from: number): number {
@@ -64,23 +79,21 @@ function endOfObject(bytes: Uint8Array, from: number): number {
   return -1;
 }
 
-/** @returns undefined for text that is no request: not JSON, no object, no command. */
-function parseRequest(text: string): Request | undefined {
+function parseRequest(text: string): Request | BadRequest {
   let value: unknown;
   try {
     value = JSON.parse(text);
   } catch {
-    return undefined;
+    return { problem: 'not JSON' };
   }
-  if (typeof value !== 'object' || value === null) return undefined;
-  const { command, arguments: argument } = value as { command?: unknown; arguments?: unknown };
-  if (typeof command !== 'string') return undefined;
+  const { command, arguments: argument } = (value ?? {}) as { command?: unknown; arguments?: unknown };
+  if (typeof command !== 'string') return { problem: 'no "command"' };
   return { command, argument: typeof argument === 'string' ? argument : '' };
 }
 
 /**
- * Cuts what a client sends into requests. Anything that is no object is skipped, so one client's garbage costs it
- * only its own garbage; at most {@link MAX_REQUEST_BYTES} are kept.
+ * Cuts what a client sends into requests. One client's garbage costs it only its own garbage; at most
+ * {@link MAX_REQUEST_BYTES} are kept.
  */
 export class RequestParser {
   #rest: Uint8Array = new Uint8Array(0);
@@ -90,31 +103,40 @@ export class RequestParser {
     return this.#rest.length > 0;
   }
 
-  /** @returns the complete requests, in order. */
-  push(chunk: Uint8Array): Request[] {
+  /** @returns the complete requests, and what was none, in order. */
+  push(chunk: Uint8Array): (Request | BadRequest)[] {
     const requests = this.#take(this.#rest.length === 0 ? chunk : Buffer.concat([this.#rest, chunk]));
     if (requests.length === 0 && this.#rest.length > chunk.length) {
       // A request that was cut off for good must not swallow the next one: the C device model takes each send alone.
       const kept = this.#rest;
       const alone = this.#take(chunk);
-      if (alone.length > 0) return alone;
+      if (alone.some((request) => 'command' in request))
+        return [{ problem: 'a request that was not finished' }, ...alone];
       this.#rest = kept;
     }
-    if (this.#rest.length > MAX_REQUEST_BYTES) this.#rest = new Uint8Array(0);
+    if (this.#rest.length > MAX_REQUEST_BYTES) {
+      this.#rest = new Uint8Array(0);
+      requests.push(TOO_LONG);
+    }
     return requests;
   }
 
-  #take(bytes: Uint8Array): Request[] {
-    const requests: Request[] = [];
+  #take(bytes: Uint8Array): (Request | BadRequest)[] {
+    const requests: (Request | BadRequest)[] = [];
+    const passOver = (from: number, to: number) => {
+      if (bytes.subarray(from, to).some((byte) => !BETWEEN.has(byte))) requests.push({ problem: 'not a JSON object' });
+    };
+    let end = 0;
     let at = bytes.indexOf(OPEN_BRACE);
-    while (at >= 0) {
-      const end = endOfObject(bytes, at);
-      if (end < 0) break;
-      const request =
-        end - at > MAX_REQUEST_BYTES ? undefined : parseRequest(Buffer.from(bytes.subarray(at, end)).toString());
-      if (request !== undefined) requests.push(request);
-      at = bytes.indexOf(OPEN_BRACE, end);
+    for (; at >= 0; at = bytes.indexOf(OPEN_BRACE, end)) {
+      passOver(end, at);
+      const next = endOfObject(bytes, at);
+      if (next < 0) break;
+      end = next;
+      const isTooLong = end - at > MAX_REQUEST_BYTES;
+      requests.push(isTooLong ? TOO_LONG : parseRequest(Buffer.from(bytes.subarray(at, end)).toString()));
     }
+    if (at < 0) passOver(end, bytes.length);
     this.#rest = at < 0 ? new Uint8Array(0) : bytes.slice(at);
     return requests;
   }
@@ -186,7 +208,6 @@ export class CmdMonitor implements FrontDoor {
     socket.on('data', (chunk) => {
       const requests = parser.push(chunk);
       this.#clients.setUnfinished(socket, parser.isUnfinished);
-      if (requests.length === 0) this.#log.debug(`command monitor: ${chunk.length} bytes that are no complete request`);
       if (requests.length === 0) return;
       // Read on when these are answered: what a client sends meanwhile stays with it.
       socket.pause();
@@ -203,13 +224,19 @@ export class CmdMonitor implements FrontDoor {
     });
   }
 
-  async #serve(socket: Socket, request: Request): Promise<void> {
+  async #serve(socket: Socket, request: Request | BadRequest): Promise<void> {
+    if ('problem' in request) {
+      this.#log.debug(`command monitor: ${request.problem}`);
+      this.#write(socket, ackText(false, request.problem));
+      return;
+    }
     let isDone: boolean;
     try {
       const result = await this.#run(socket, request);
       if (result === undefined) {
-        // No reply, as the C device model: clients probe for commands this way.
-        this.#log.warn(`command monitor: command ${JSON.stringify(request.command.slice(0, 64))} is not supported`);
+        const name = JSON.stringify(request.command.slice(0, MAX_SHOWN_CHARS));
+        this.#log.warn(`command monitor: command ${name} is not supported`);
+        this.#write(socket, ackText(false, `unknown command ${name}`));
         return;
       }
       isDone = result;

@@ -45,6 +45,9 @@ const VmStateCode = { running: 0, suspended: 4 } as const;
 /** What DM_STOP carries: whether the guest is asked. */
 const StopKind = { askGuest: 0 } as const;
 
+/** The result of what was not done; acrnctl shows it. */
+const FAILED = -1;
+
 /** Clients at a time [MNGR_MAX_CLIENT]; further ones wait, as in C, but not without end. */
 const MAX_CLIENTS = 4;
 const MAX_WAITING = 28;
@@ -118,9 +121,10 @@ export class ManagerSocket implements FrontDoor {
         const message = received.subarray(0, ManagerMessage.size);
         received = received.subarray(ManagerMessage.size);
         if (ManagerMessage.decode(message).magic !== MANAGER_MAGIC) {
-          // Without a magic number there is no telling where the next message starts.
+          // Without a magic number there is no telling where the next message starts: it is refused, and nothing more read.
           this.#options.log.debug('manager socket: not a manager message, the client is cut off');
-          socket.destroy();
+          queue(() => this.#reply(socket, 0, 0n, FAILED));
+          queue(() => void socket.end(() => socket.destroy()));
           return;
         }
         queue(() => this.#serve(socket, message));
@@ -134,17 +138,17 @@ export class ManagerSocket implements FrontDoor {
 
   async #serve(socket: Socket, request: Uint8Array): Promise<void> {
     const { id, timestamp, data } = ManagerMessage.decode(request);
-    let result: number | undefined;
+    let result: number;
     try {
       result = await this.#run(id, data);
     } catch (error) {
       this.#options.log.error(`manager socket: message ${id}: ${(error as Error).message}`);
-      result = -1;
+      result = FAILED;
     }
-    if (result === undefined) {
-      this.#options.log.debug(`manager socket: message ${id} is not for a device model`);
-      return;
-    }
+    await this.#reply(socket, id, timestamp, result);
+  }
+
+  async #reply(socket: Socket, id: number, timestamp: bigint, result: number): Promise<void> {
     const reply = new Uint8Array(4);
     new DataView(reply.buffer).setInt32(0, result, true);
     if (socket.destroyed || socket.writableEnded) return;
@@ -154,9 +158,9 @@ export class ManagerSocket implements FrontDoor {
     });
   }
 
-  /** @returns `data.err` or `data.state` of the reply; undefined: no reply. */
-  #run(id: number, data: Uint8Array): number | Promise<number> | undefined {
-    const { commands } = this.#options;
+  /** @returns `data.err` or `data.state` of the reply. */
+  #run(id: number, data: Uint8Array): number | Promise<number> {
+    const { commands, log } = this.#options;
     const first = new DataView(data.buffer, data.byteOffset).getInt32(0, true);
     switch (id) {
       case ManagerMessageId.DmStop:
@@ -173,9 +177,11 @@ export class ManagerSocket implements FrontDoor {
       case ManagerMessageId.DmQuery:
         return commands.run('query', {}) === 'suspended' ? VmStateCode.suspended : VmStateCode.running;
       case ManagerMessageId.DmBlkrescan:
-        return commands.run('blkrescan', { medium: argumentText(data) }).then((isDone) => (isDone ? 0 : -1));
+        return commands.run('blkrescan', { medium: argumentText(data) }).then((isDone) => (isDone ? 0 : FAILED));
       default:
-        return undefined;
+        // Compat: C does not answer; acrnctl waits a second then and takes what its buffer held for the result.
+        log.debug(`manager socket: message ${id} is not for a device model`);
+        return FAILED;
     }
   }
 }

@@ -135,22 +135,36 @@ describe('commands', () => {
     expect(calls.map((call) => call.length - 'blkrescan '.length)).toEqual([319]);
   });
 
+  const error = (text: string) => `{\n\t"ack":\t-1,\n\t"error":\t${JSON.stringify(text)}\n}`;
   test.each([
-    'garbage',
-    '{"command":"nosuch"}',
-    '{"command":7}',
-    '[1,2]',
-    '{"command":null,"arguments":"x"}',
-    '{bad}',
-    '\0\0\0',
-    '}}}}',
-  ])('%s gets no reply and does not disturb what follows', async (text) => {
+    ['garbage', 'not a JSON object'],
+    ['{"command":"nosuch"}', 'unknown command "nosuch"'],
+    ['{"command":"DESTROY"}', 'unknown command "DESTROY"'],
+    ['{"command":""}', 'unknown command ""'],
+    [`{"command":"${'x'.repeat(100)}"}`, `unknown command "${'x'.repeat(64)}"`],
+    ['{"command":7}', 'no "command"'],
+    ['{}', 'no "command"'],
+    ['[1,2]', 'not a JSON object'],
+    ['{"command":null,"arguments":"x"}', 'no "command"'],
+    ['{bad}', 'not JSON'],
+    ['}}}}', 'not a JSON object'],
+    ['destroy\n', 'not a JSON object'],
+    [`{"command":"${'x'.repeat(5000)}"}`, 'longer than 4096 bytes'],
+  ])('%.40s is answered by what is wrong, and does not disturb what follows', async (text, problem) => {
     const { path, calls } = await startMonitor();
     const c = client(path);
     c.send(text);
+    await c.replies(error(problem));
     c.send('{"command":"destroy"}');
-    await c.replies(DONE);
+    await c.replies(error(problem) + DONE);
     expect(calls).toEqual([DESTROYED]);
+  });
+
+  test.each(['\0\0\0', '\n', ' \t\r\n'])('%j between objects is nothing', async (text) => {
+    const { path } = await startMonitor();
+    const c = client(path);
+    c.send(`${text}{"command":"destroy"}${text}{"command":"destroy"}${text}`);
+    await c.replies(DONE + DONE);
   });
 
   test('pretty-printed, with a newline at the end, and byte by byte', async () => {
@@ -169,7 +183,8 @@ describe('commands', () => {
     const c = client(path);
     await new Promise<void>((resolve) => c.socket.write(`{"command":"${'x'.repeat(500_000)}`, () => resolve()));
     c.send('{"command":"destroy"}');
-    await c.replies(DONE);
+    await until(() => c.seen().endsWith(DONE), 'what follows is served');
+    expect(c.seen()).toMatch(/^\{\n\t"ack":\t-1,\n\t"error":\t"longer than 4096 bytes"\n\}/);
   });
 
   test('clients are served side by side', async () => {

@@ -107,7 +107,7 @@ describe('messages', () => {
     expect(lines.join()).toContain('planned');
   });
 
-  test('other kinds are not answered; several and divided messages are', async () => {
+  test('several and divided messages, also behind a kind that nobody knows', async () => {
     const { socket, calls } = await startSocket();
     const c = client(socket.path);
     const message = (id: number, data = new Uint8Array(0)) => ManagerMessage.encode({ magic: MANAGER_MAGIC, id, data });
