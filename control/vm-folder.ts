@@ -43,16 +43,19 @@ export function ensureVmFolder(name: string): string {
  * @throws HostError when a VM of this name runs.
  */
 export function claimName(name: string, log: Log): () => void {
-  let fd: number;
+  let fd = -1;
   let path: string;
+  let isFree: boolean;
   try {
     path = join(ensureVmFolder(name), 'lock');
     fd = openSync(path, constants.O_RDWR | constants.O_CREAT | constants.O_NOFOLLOW, 0o644);
+    isFree = tryLock(fd, 'exclusive', path);
   } catch (error) {
+    if (fd >= 0) closeSync(fd);
     log.debug(`the name "${name}" is not guarded: ${(error as Error).message}`);
     return () => {};
   }
-  if (!tryLock(fd, 'exclusive', path)) {
+  if (!isFree) {
     const pid = readFileSync(path, 'utf8').trim();
     closeSync(fd);
     throw new HostError(
@@ -64,7 +67,12 @@ export function claimName(name: string, log: Log): () => void {
       },
     );
   }
-  ftruncateSync(fd);
-  writeSync(fd, `${process.pid}\n`);
+  try {
+    ftruncateSync(fd);
+    writeSync(fd, `${process.pid}\n`);
+  } catch (error) {
+    // The lock counts; whoever is refused does not hear by whom.
+    log.debug(`${path}: ${(error as Error).message}`);
+  }
   return () => closeSync(fd);
 }
