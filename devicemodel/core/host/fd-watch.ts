@@ -1,5 +1,7 @@
 /** Descriptors that Node's event loop looks at. */
 import koffi from 'koffi';
+import { HostError } from '../errors.ts';
+import { Errno } from './errno.ts';
 
 const watchAdded = new Set<() => void>();
 
@@ -12,9 +14,22 @@ export function onWatchAdded(listener: () => void): () => void {
   return () => void watchAdded.delete(listener);
 }
 
-/** Call back on the event loop whenever the descriptor is readable. @returns how to stop. Keeps the process alive until then. */
+/**
+ * Call back on the event loop whenever the descriptor is readable. @returns how to stop. Keeps the process alive until then.
+ * @throws HostError when the event loop cannot take another descriptor.
+ */
 export function watchFd(fd: number, onReadable: () => void): () => void {
-  const handle = koffi.node.poll(fd, { readable: true }, onReadable);
+  const handle = poll(fd, onReadable);
   for (const listener of watchAdded) listener();
   return () => handle.close();
+}
+
+function poll(fd: number, onReadable: () => void) {
+  try {
+    return koffi.node.poll(fd, { readable: true }, onReadable);
+  } catch (cause) {
+    // koffi says in words what libuv answered.
+    const message = `descriptor ${fd}: the event loop cannot look at it: ${(cause as Error).message}`;
+    throw new HostError(message, Errno.ENOMEM, { cause });
+  }
 }

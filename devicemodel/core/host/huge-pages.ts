@@ -38,28 +38,32 @@ export class PagePool {
     this.#directory = join(host.sysfs, `hugepages-${pageBytes / 1024}kB`);
   }
 
-  #read(name: string): number {
+  /** @returns undefined where there is no such page size, or when it cannot be read just now (no descriptor left). */
+  #read(name: string): number | undefined {
     try {
       return Number.parseInt(readFileSync(join(this.#directory, name), 'utf8'), 10) || 0;
     } catch {
-      return 0; // no such page size on this CPU
+      return undefined;
     }
   }
 
   /** Pages nobody uses or has reserved. */
   get available(): number {
-    return this.#read('free_hugepages') - this.#read('resv_hugepages');
+    return (this.#read('free_hugepages') ?? 0) - (this.#read('resv_hugepages') ?? 0);
   }
 
   /** Ask the kernel for a larger (or smaller) pool; how far it got shows in `available`. */
   grow(pages: number): void {
     const before = this.#read('nr_hugepages');
+    if (before === undefined) return;
+    const wanted = Math.max(0, before + pages);
     try {
-      writeFileSync(join(this.#directory, 'nr_hugepages'), String(Math.max(0, before + pages)));
+      writeFileSync(join(this.#directory, 'nr_hugepages'), String(wanted));
     } catch {
       return; // not root, or no such pool
     }
-    this.added += this.#read('nr_hugepages') - before;
+    // What cannot be read is given back as if the kernel had given all of it.
+    this.added += (this.#read('nr_hugepages') ?? this.#read('nr_hugepages') ?? wanted) - before;
   }
 }
 
