@@ -1,10 +1,11 @@
 /** Image files: opened, measured and read straight into guest memory, with errors that name the file and the remedy. */
-import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs';
+import { closeSync, constants, fstatSync, openSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { getSystemErrorMap } from 'node:util';
 import type { Gpa } from '../address.ts';
 import { ConfigError, ExitCode } from '../errors.ts';
 import { errnoOf, pathStatus } from '../host/path-failure.ts';
+import { readSome } from '../host/read-file.ts';
 import type { GuestMemory } from '../memory.ts';
 import { formatSize } from '../units.ts';
 
@@ -91,7 +92,7 @@ export class ImageFile {
     while (done < into.length) {
       let count: number;
       try {
-        count = readSync(this.fd, into, done, Math.min(into.length - done, READ_BYTES_MAX), fileOffset + done);
+        count = readSome(this.fd, into, done, Math.min(into.length - done, READ_BYTES_MAX), fileOffset + done);
       } catch (error) {
         throw fileError(this.role, this.path, 'cannot be read', error);
       }

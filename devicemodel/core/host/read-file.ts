@@ -1,5 +1,5 @@
-/** Small files that a user names, read whole. */
-import { closeSync, constants, fstatSync, openSync, readFileSync } from 'node:fs';
+/** Reading files through Node: whole small ones that a user names, and parts of any. */
+import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs';
 import { ExitCode, HostError } from '../errors.ts';
 import { Errno } from './errno.ts';
 import { pathFailure } from './path-failure.ts';
@@ -18,11 +18,37 @@ export function readRegularFile(path: string, what: string): Buffer {
   try {
     const stat = fstatSync(fd);
     if (stat.isDirectory()) throw Object.assign(new Error(), { code: 'EISDIR', errno: -Errno.EISDIR });
-    if (stat.isFile()) return readFileSync(fd);
+    if (stat.isFile()) return readToEnd(fd);
   } catch (error) {
     throw pathFailure(`${what} cannot be read`, error);
   } finally {
     closeSync(fd);
   }
   throw new HostError(`${what} is no regular file`, Errno.EINVAL, { exitCode: ExitCode.DataError });
+}
+
+/**
+ * fs.readSync, made again when a signal interrupts it: of all calls libuv gives back only this one's EINTR, which file
+ * systems over a network or in user space can answer.
+ */
+export function readSome(fd: number, into: Uint8Array, at: number, length: number, position: number | null): number {
+  for (;;) {
+    try {
+      return readSync(fd, into, at, length, position);
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'EINTR') throw error;
+    }
+  }
+}
+
+const CHUNK_BYTES = 64 * 1024;
+
+function readToEnd(fd: number): Buffer {
+  const chunks: Buffer[] = [];
+  for (;;) {
+    const chunk = Buffer.alloc(CHUNK_BYTES);
+    const count = readSome(fd, chunk, 0, CHUNK_BYTES, null);
+    if (count === 0) return Buffer.concat(chunks);
+    chunks.push(chunk.subarray(0, count));
+  }
 }

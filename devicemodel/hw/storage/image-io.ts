@@ -2,7 +2,7 @@
  * Reading and writing a disk image. System calls are synchronous and work on guest memory in place; nothing here
  * allocates per request.
  */
-import { readSync, writeSync } from 'node:fs';
+import { writeSync } from 'node:fs';
 import type { GuestBuffers } from '../../core/guest-buffers.ts';
 import { discardBlocks } from '../../core/host/block-device.ts';
 import { Errno } from '../../core/host/errno.ts';
@@ -17,6 +17,7 @@ import {
   writeVectorAt,
 } from '../../core/host/files.ts';
 import { type Mapping, map } from '../../core/host/mapping.ts';
+import { readSome } from '../../core/host/read-file.ts';
 import { alignDown, alignUp, MiB } from '../../core/units.ts';
 import type { DiskImage } from './disk-image.ts';
 
@@ -108,7 +109,7 @@ export class ImageIo {
         const position = this.#base + offset + done;
         const got = isWrite
           ? writeSync(this.image.fd, bytes, at, length, position)
-          : readSync(this.image.fd, bytes, at, length, position);
+          : readSome(this.image.fd, bytes, at, length, position);
         if (got === 0) return this.#endOfFile(buffers, bufferAt + done, count - done, isWrite);
         done += got;
       }

@@ -1,6 +1,7 @@
 /** virtio-rnd, the entropy device (Virtio 1.2 §5.4): fills what the driver gives it from the host's generator. */
-import { closeSync, openSync, readSync } from 'node:fs';
+import { closeSync, openSync } from 'node:fs';
 import { HostError } from '../../../core/errors.ts';
+import { readSome } from '../../../core/host/read-file.ts';
 import type { Log } from '../../../core/log.ts';
 import { definePciDriver } from '../driver.ts';
 import type { Chain } from './ring/chain.ts';
@@ -63,7 +64,7 @@ export class VirtioRng implements VirtioDevice, ChainServer {
         const i = chain.segment;
         const bytes = chain.ram.bytes[chain.chunk[i] as number] as Uint8Array;
         const length = Math.min(wanted - done, (chain.length[i] as number) - chain.within);
-        const got = readSync(this.#fd, bytes, (chain.offset[i] as number) + chain.within, length, null);
+        const got = readSome(this.#fd, bytes, (chain.offset[i] as number) + chain.within, length, null);
         if (got === 0) break;
         done += got;
       }

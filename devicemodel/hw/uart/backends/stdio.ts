@@ -2,12 +2,13 @@
  * The process's own standard input and output. On a terminal: raw mode, so that every key reaches the guest, restored
  * however the process ends. On pipes, files and the journal: as they are.
  */
-import { closeSync, fstatSync, readSync } from 'node:fs';
+import { closeSync, fstatSync } from 'node:fs';
 import { isatty } from 'node:tty';
 import { ConfigError } from '../../../core/errors.ts';
 import { onProcessEnd } from '../../../core/host/exit-hooks.ts';
 import { isPollable, reopen, streamOverFd } from '../../../core/host/fd-stream.ts';
 import { setNonBlocking } from '../../../core/host/files.ts';
+import { readSome } from '../../../core/host/read-file.ts';
 import { RawTerminal } from '../../../core/host/tty.ts';
 import { type CharBackendEnv, StreamBackend } from './stream-backend.ts';
 import { reason } from './tty.ts';
@@ -156,7 +157,7 @@ export class StdioBackend extends StreamBackend {
     const chunk = new Uint8Array(FILE_CHUNK_BYTES);
     let count = 0;
     try {
-      count = readSync(this.#inputFd, chunk);
+      count = readSome(this.#inputFd, chunk, 0, chunk.length, null);
     } catch (error) {
       this.env.log.info(`${this.env.user}: stdin cannot be read${reason(error as Error)}`);
     }
