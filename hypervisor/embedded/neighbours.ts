@@ -7,10 +7,11 @@ import { readdirSync, rmSync } from 'node:fs';
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { basename, dirname } from 'node:path';
-import { ExitCode, HostError } from '../../devicemodel/core/errors.ts';
+import { DmError, ExitCode, HostError } from '../../devicemodel/core/errors.ts';
 import { lockWhenFree } from '../../devicemodel/core/host/file-lock.ts';
 import { closeFd, OpenFlag, openFile } from '../../devicemodel/core/host/files.ts';
 import { ensureOwnFolder, FolderMode, makeParents } from '../../devicemodel/core/host/folders.ts';
+import { pathFailure } from '../../devicemodel/core/host/path-failure.ts';
 import type { Log } from '../../devicemodel/core/log.ts';
 import type { VuartAddress } from './scenario.ts';
 import { VUART_FIFO_BYTES, VUART_FIFO_RESERVE, type VuartWire } from './vpci/vuart.ts';
@@ -68,6 +69,9 @@ export class Neighbours {
     try {
       await lockWhenFree(lock, 'exclusive', lockPath);
       await this.#claim();
+    } catch (error) {
+      this.#leave();
+      throw error instanceof DmError ? error : pathFailure(`folder ${this.#directory}: cannot be used`, error);
     } finally {
       closeFd(lock);
     }

@@ -79,11 +79,14 @@ function mapRegion(path: string, regionName: string, sizeBytes: number): Region 
   for (;;) {
     const fd = openFile(path, OpenFlag.ReadWrite | OpenFlag.Create | OpenFlag.CloseOnExec, PRIVATE);
     let isKept = false;
+    /** Nobody else has the file that others will open. */
+    let isOurs = false;
     try {
       const isFirst = tryLock(fd, 'exclusive', path);
       if (!isFirst) lockWait(fd, 'shared', path);
       // The last user may have removed the file between our open and our lock: then it is not the one others will open.
       if (!isSameFile(fd, path)) continue;
+      isOurs = isFirst;
       if (isFirst) {
         setFileSize(fd, 0, regionName); // what is left from a crash is not this VM's
         fillShared(fd, sizeBytes, `ivshmem region ${regionName}`);
@@ -95,7 +98,10 @@ function mapRegion(path: string, regionName: string, sizeBytes: number): Region 
       isKept = true;
       return { fd, path, mapping, users: 0 };
     } finally {
-      if (!isKept) closeFd(fd);
+      if (!isKept) {
+        if (isOurs) removeIfUnused(fd, path);
+        closeFd(fd);
+      }
     }
   }
 }
@@ -108,8 +114,15 @@ function isSameFile(fd: number, path: string): boolean {
 function forget(region: Region): void {
   regions.delete(region.path);
   region.mapping.dispose();
-  if (tryLock(region.fd, 'exclusive', region.path) && isSameFile(region.fd, region.path)) {
-    rmSync(region.path, { force: true });
-  }
+  removeIfUnused(region.fd, region.path);
   closeFd(region.fd);
+}
+
+/** What cannot be removed stays, and the next VM with such a region takes it over. */
+function removeIfUnused(fd: number, path: string): void {
+  try {
+    if (tryLock(fd, 'exclusive', path) && isSameFile(fd, path)) rmSync(path, { force: true });
+  } catch {
+    // The process may be ending: there is nobody to tell.
+  }
 }
