@@ -122,7 +122,7 @@ interface Ended {
 function run(args: readonly string[], asNobody: boolean): Promise<Ended> {
   const who = asNobody && process.getuid?.() === 0 ? { uid: NOBODY, gid: NOBODY } : {};
   const machine = ['--hypervisor', 'soft', '-m', '128M', '-s', '0:0,hostbridge', '-s', '1:0,lpc'];
-  const child = spawn(process.execPath, [program, ...machine, ...args, `paths${serial++}`], {
+  const child = spawn(process.execPath, [program, ...machine, ...args, `paths${process.pid % 100_000}x${serial++}`], {
     stdio: ['ignore', 'ignore', 'pipe'],
     cwd: folder,
     env: { ...process.env, TMPDIR: folder },

@@ -9,10 +9,9 @@ const reason = whyNoSoftHypervisor();
 if (reason !== undefined) console.log(`integration tests of the embedded hypervisor are skipped: ${reason}`);
 
 const TIMEOUT_MS = 60_000;
-const ivshmem = ['-s', '5,ivshmem,hv:/demo,2'];
-const vuart = ['-s', '6,uart,vuart_idx:1'];
 /** VMs of one host see each other: names, regions and vUARTs of our own, so that test runs side by side do not meet. */
 const tag = process.pid % 100_000;
+const demo = `demo${tag}`;
 const region = ['-s', `5,ivshmem,hv:/test${tag},2`];
 const line = ['-s', `6,uart,vuart_idx:${1000 + (process.pid % 60_000)}`];
 
@@ -28,7 +27,7 @@ afterEach(async () => {
 
 describe.skipIf(reason !== undefined)('the demo guest on the embedded hypervisor', { timeout: TIMEOUT_MS }, () => {
   test('tours the machine, finds nothing wrong, powers off, status 0', async () => {
-    const program = start('demo', 'demo=tour', ...ivshmem, ...vuart);
+    const program = start(demo, 'demo=tour', ...region, ...line);
     const { code, stdout, stderr } = await program.exited;
     expect(stdout).toContain('1af4:1110'); // ivshmem
     expect(stdout).toContain('9710:9900'); // the vUART
@@ -41,14 +40,14 @@ describe.skipIf(reason !== undefined)('the demo guest on the embedded hypervisor
   });
 
   test('without ivshmem and vUART it says how to get them', async () => {
-    const program = start('demo', 'demo=tour');
+    const program = start(demo, 'demo=tour');
     const { code, stdout } = await program.exited;
     expect(stdout.match(/not found: give the VM one/g)).toHaveLength(2);
     expect(code).toBe(0);
   });
 
   test('what is typed on COM1 arrives by interrupt', async () => {
-    const program = start('demo', 'demo=echo');
+    const program = start(demo, 'demo=echo');
     await program.console('> ');
     program.type('hello\r');
     await program.console('echo: "hello"');
@@ -70,7 +69,7 @@ describe.skipIf(reason !== undefined)('the demo guest on the embedded hypervisor
   });
 
   test.each(['SIGINT', 'SIGHUP'] as const)('%s ends an idle VM in an orderly way', async (name) => {
-    const program = start('demo', 'demo=idle');
+    const program = start(demo, 'demo=idle');
     await program.console('idle: sleeping');
     program.signal(name);
     const { code, signal } = await program.exited;
@@ -79,7 +78,7 @@ describe.skipIf(reason !== undefined)('the demo guest on the embedded hypervisor
   });
 
   test('a kernel that is not there is one line and no VM', async () => {
-    const program = new Program([...softVm('demo', '').slice(0, -5), '-k', '/no/such/kernel', 'demo']);
+    const program = new Program([...softVm(demo, '').slice(0, -5), '-k', '/no/such/kernel', demo]);
     running.push(program);
     const { code, stderr } = await program.exited;
     expect(code).not.toBe(0);
@@ -88,6 +87,18 @@ describe.skipIf(reason !== undefined)('the demo guest on the embedded hypervisor
 });
 
 describe.skipIf(reason !== undefined)('two User VMs', { timeout: TIMEOUT_MS }, () => {
+  test('of one name: the second is refused in a line with status 69; a killed one is in nobody’s way', async () => {
+    const first = start(demo, 'demo=idle');
+    await first.console('idle: sleeping');
+    const { code, stderr } = await start(demo, 'demo=idle').exited;
+    const why = stderr.split('\n').find((text) => text.includes('runs already'));
+    expect([code, why]).toEqual([69, `acrn-dm: a VM with the name "${demo}" runs already, as process ${first.pid}`]);
+    first.signal('SIGKILL');
+    await first.exited;
+    const next = start(demo, 'demo=tour', ...region, ...line);
+    expect((await next.exited).code).toBe(0);
+  });
+
   test('exchange data and doorbells over one ivshmem region', async () => {
     const receiver = start(`to${tag}`, 'demo=ivshmem-recv', ...region);
     await receiver.console('ready to receive');

@@ -36,7 +36,10 @@ async function start(code: readonly number[], more: Partial<LaunchConfig> = {}) 
   const lines: string[] = [];
   const sink: LogSink = { maxLevel: LogLevel.info, write: (_level, line) => void lines.push(line) };
   const elf = file(temporaryDirectory(), 'guest', image(code));
-  const vm = await launch({ name: 'ends', hypervisor: 'soft', memory: '128M', elf, ...more }, { log: new Log([sink]) });
+  const vm = await launch(
+    { name: `ends${process.pid}`, hypervisor: 'soft', memory: '128M', elf, ...more },
+    { log: new Log([sink]) },
+  );
   running.push(vm);
   let text = '';
   vm.on('console', (data: Uint8Array) => {

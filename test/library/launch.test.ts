@@ -12,8 +12,15 @@ afterEach(async () => {
   }
 });
 
-async function demo(name: string, bootargs: string, more: Partial<LaunchConfig> = {}) {
-  const vm = await launch({ name, hypervisor: 'soft', memory: '128M', kernel: demoGuest, bootargs, ...more });
+async function demo(tag: string, bootargs: string, more: Partial<LaunchConfig> = {}) {
+  const vm = await launch({
+    name: `${tag}${process.pid % 100_000}`,
+    hypervisor: 'soft',
+    memory: '128M',
+    kernel: demoGuest,
+    bootargs,
+    ...more,
+  });
   running.push(vm);
   let text = '';
   vm.on('console', (data, port) => {
