@@ -1,5 +1,7 @@
 /** Hostile guests for a few seconds, the same ones every time. Longer and other ones: npm run fuzz. */
 import { expect, test } from 'vitest';
+import { whyNoSoftHypervisor } from '../support/program.ts';
+import { fuzzFaults } from './faults.ts';
 import { fuzzPlatform } from './platform.ts';
 import { Random } from './random.ts';
 import { fuzzVirtio } from './virtio.ts';
@@ -28,3 +30,12 @@ test(`${PLATFORM_STEPS} requests of a hostile guest to the whole board`, { timeo
   const { lives } = await fuzzPlatform(1, PLATFORM_STEPS);
   expect(lives).toBeGreaterThan(3);
 });
+
+test.skipIf(whyNoSoftHypervisor() !== undefined)(
+  'calls of the host that fail: twenty of them',
+  { timeout: 300_000 },
+  async () => {
+    const { faults, reached } = await fuzzFaults({ seed: 1, count: 20, only: 'small' });
+    expect([faults, reached > 15]).toEqual([20, true]);
+  },
+);

@@ -1,8 +1,10 @@
 /**
  * npm run fuzz [-- --seed N --steps N --device NAME --coverage FOLDER]
+ * npm run fuzz -- --device faults [--seed N --minutes M --only TEXT]
  *
  * Devices: `platform` is the whole PC board on a made-up hypervisor; any other name is the beginning of the names of
- * virtio devices (`virtio-blk`, `virtio-net-modern`, …). Without one: all virtio devices.
+ * virtio devices (`virtio-blk`, `virtio-net-modern`, …). Without one: all virtio devices. `faults` is about the host: each
+ * call that the program makes fails (faults.ts), for M minutes or until all of them did.
  * The same seed does the same again; without one the clock gives it. With `--coverage` the end of the run tells how much
  * of the files in FOLDER it reached, `devicemodel/hw/pci` for one.
  */
@@ -15,6 +17,8 @@ const { values } = parseArgs({
     steps: { type: 'string' },
     device: { type: 'string' },
     coverage: { type: 'string' },
+    minutes: { type: 'string' },
+    only: { type: 'string' },
   },
 });
 const seed = values.seed === undefined ? Date.now() >>> 0 : Number(values.seed);
@@ -24,10 +28,16 @@ await coverage?.start();
 // Not before: what runs while modules are loaded counts, too.
 const { fuzzVirtio } = await import('./virtio.ts');
 const { fuzzPlatform } = await import('./platform.ts');
+const { fuzzFaults } = await import('./faults.ts');
+const minutes = values.minutes === undefined ? undefined : Number(values.minutes);
 const startMs = performance.now();
 try {
   const result =
-    values.device === 'platform' ? await fuzzPlatform(seed, steps) : await fuzzVirtio(seed, steps, values.device);
+    values.device === 'faults'
+      ? await fuzzFaults({ seed, minutes, only: values.only })
+      : values.device === 'platform'
+        ? await fuzzPlatform(seed, steps)
+        : await fuzzVirtio(seed, steps, values.device);
   const seconds = (performance.now() - startMs) / 1000;
   const facts = Object.entries(result).map(([what, count]) => `${count} ${what}`);
   console.log(`fuzz: seed ${seed}, ${facts.join(', ')}, ${seconds.toFixed(0)} s`);
