@@ -22,6 +22,7 @@ import { netInfo } from './pci/virtio/net/options.ts';
 import { rngInfo } from './pci/virtio/transport/options.ts';
 import { vsockInfo } from './pci/virtio/vsock/options.ts';
 import { wdtI6300esb } from './pci/wdt-i6300esb.ts';
+import { xhciInfo } from './pci/xhci/options.ts';
 import { acpidevPt } from './platform/acpidev/acpidev.ts';
 import type { PlatformDriver } from './platform/driver.ts';
 import { mmiodevPt } from './platform/mmiodev-pt.ts';
@@ -84,6 +85,7 @@ export const pciDrivers: readonly PciDriverEntry[] = [
   ),
   lazy(ahciInfo, async () => (await import('./pci/ahci/ahci.ts')).ahci),
   lazy(ahciCdInfo, async () => (await import('./pci/ahci/ahci.ts')).ahciCd),
+  lazy(xhciInfo, async () => (await import('./pci/xhci/xhci.ts')).xhci),
   lazy(rngInfo, async () => (await import('./pci/virtio/rng.ts')).virtioRnd),
 ];
 
@@ -102,7 +104,7 @@ export function platformDriver(name: string): AnyPlatformDriver {
 }
 
 /** Drivers of the C device model that this one does not have yet. A driver in `pciDrivers` wins over its line here. */
-const notYet: ReadonlySet<string> = new Set(['virtio-rpmb', 'virtio-heci', 'xhci']);
+const notYet: ReadonlySet<string> = new Set(['virtio-rpmb', 'virtio-heci']);
 
 /** Drivers that are gone, with what became of them. */
 const obsolete: Readonly<Record<string, string>> = {

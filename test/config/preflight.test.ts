@@ -15,10 +15,10 @@ describe('an order that cannot be run', () => {
     expect(problems('vm1').map((p) => p.message)).toEqual(['VM "vm1" has no boot image']);
   });
   test('devices that come later are answered with one line for all', () => {
-    const [problem, ...more] = problems('-k', 'k', '-s', '3,virtio-heci', '-s', '4:1,xhci,1-1', 'vm1');
+    const [problem, ...more] = problems('-k', 'k', '-s', '3,virtio-heci', '-s', '4:1,virtio-rpmb', 'vm1');
     expect(more).toEqual([]);
     expect(problem).toMatchObject({
-      message: '-s 3,virtio-heci, -s 4:1,xhci,1-1: not supported yet, this comes in a later version',
+      message: '-s 3,virtio-heci, -s 4:1,virtio-rpmb: not supported yet, this comes in a later version',
       exitCode: ExitCode.Unavailable,
     });
   });

@@ -23,6 +23,7 @@ const examples: Readonly<Record<string, readonly Example[]>> = {
   'virtio-gpu': [{ text: 'geometry=800x600+0+0,geometry=fullscreen', memoryBar: 0 }],
   'virtio-i2c': [{ text: '0:1c', canStart: false }],
   'virtio-input': [{ text: '/dev/null', canStart: false }],
+  xhci: [{ text: 'tablet' }, { text: 'tablet:cap=apl:log=D' }],
   'virtio-net': [{ text: 'tap=tap0', canStart: false }],
 };
 

@@ -110,6 +110,7 @@ export class PciMachine {
   /** As a VM that ends would say it. */
   readonly end = new PowerState();
   readonly host: PciHost;
+  readonly memory: GuestMemory;
 
   constructor(
     options: {
@@ -127,12 +128,13 @@ export class PciMachine {
     const pins = new IoapicPins();
     pirq.use(SCI_GSI);
     const ram = new Uint8Array(options.ramBytes ?? 0x10_0000);
+    this.memory = new GuestMemory([{ base: 0, bytes: ram, hostAddress: undefined }]);
     this.host = new PciHost({
       pio: this.pio,
       mmio: this.mmio,
       router: intxRouter(pins, pirq),
       hsm: this.hsm as unknown as Hsm,
-      memory: new GuestMemory([{ base: 0, bytes: ram, hostAddress: undefined }]),
+      memory: this.memory,
       clock: this.clock,
       log,
       msi: this.msi,

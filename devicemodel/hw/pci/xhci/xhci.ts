@@ -1,0 +1,115 @@
+/**
+ * xHCI: USB 3 host controller as a PCI function. Ids and registers are those of the C device model.
+ *
+ * Who owns what: the function owns the devices that are plugged in, and gives each of them back with `close`: the tablet
+ * for as long as the VM lives. What devices have in flight comes back in `settle`, before a reset, S3 and the end.
+ */
+import { writeFileSync } from 'node:fs';
+import type { BarIndex, BarSpec, ConfigSpace } from '../../../chips/pci-config-space.ts';
+import type { AccessSize } from '../../../core/address.ts';
+import { allOnes } from '../../../core/address.ts';
+import type { Log } from '../../../core/log.ts';
+import { UsbTablet } from '../../usb/tablet.ts';
+import { definePciDriver, type PciEnv } from '../driver.ts';
+import type { EmulatedPciFunction, PciIdentity } from '../function.ts';
+import { Msi } from '../msi.ts';
+import { XhciController } from './controller.ts';
+import { AplCapabilities, plainCapabilities, type UsbRole } from './extended-capabilities.ts';
+import { type XhciOptions, xhciInfo } from './options.ts';
+
+/** Serial bus controller, USB, xHCI. */
+const CLASS_XHCI = 0x0c0330;
+const Ids = {
+  plain: { vendorId: 0x1234, deviceId: 0x1234 },
+  /** Intel Apollo Lake. */
+  apl: { vendorId: 0x8086, deviceId: 0x5aa8 },
+} as const;
+/** Serial Bus Release Number (xHCI 1.0 §5.2.3): USB 3.0. */
+const ConfigReg = { ReleaseNumber: 0x60 } as const;
+const USB_3_0 = 0x30;
+const ROLE_SWITCH = '/sys/class/usb_role/intel_xhci_usb_sw-role-switch/role';
+
+class Xhci implements EmulatedPciFunction {
+  readonly backing = 'device-model';
+  readonly identity: PciIdentity;
+  readonly bars: readonly BarSpec[];
+  readonly #controller: XhciController;
+  readonly #msi: Msi;
+  readonly #tablet: UsbTablet | undefined;
+  #isPlugged = false;
+
+  constructor(options: XhciOptions, env: PciEnv) {
+    const isApl = options.cap === 'apl';
+    this.identity = { ...(isApl ? Ids.apl : Ids.plain), classCode: CLASS_XHCI };
+    this.bars = [{ index: 0, kind: 'mem32', sizeBytes: isApl ? 0x1_0000 : 0x1000 }];
+    this.#msi = new Msi({ vectors: 1, usesHighAddress: false }, env.msi);
+    const line = env.intx();
+    const { memory, clock, log } = env;
+    this.#controller = new XhciController(
+      {
+        memory,
+        clock,
+        log,
+        isTraced: /^[dv]/i.test(options.log ?? ''),
+        setLine: (isAsserted) => line.set(isAsserted),
+        sendMessage: () => void this.#msi.signal(0),
+      },
+      isApl ? new AplCapabilities((role) => switchRole(role, log)) : plainCapabilities,
+    );
+    this.#tablet = options.tablet ? new UsbTablet(env.input) : undefined;
+  }
+
+  configure(config: ConfigSpace): void {
+    config.set8(ConfigReg.ReleaseNumber, USB_3_0);
+    this.#msi.attach(config);
+  }
+
+  start(): void {
+    if (this.#tablet === undefined || this.#isPlugged) return;
+    this.#isPlugged = true;
+    this.#tablet.plugIn();
+    this.#controller.ports.connect(this.#tablet);
+  }
+
+  stop(): void {
+    this.#isPlugged = false;
+    for (const device of this.#controller.ports.devices) {
+      this.#controller.ports.disconnect(device);
+      void device.close();
+    }
+  }
+
+  reset(): void {
+    this.#controller.reset();
+    this.#tablet?.reset();
+  }
+
+  settle(): Promise<void> | undefined {
+    return this.#controller.recall();
+  }
+
+  resume(): void {
+    this.#controller.resume();
+  }
+
+  readBar(_index: BarIndex, offset: number, size: AccessSize): number {
+    return (this.#controller.read(offset) & allOnes(size)) >>> 0;
+  }
+
+  writeBar(_index: BarIndex, offset: number, _size: AccessSize, value: number): void {
+    this.#controller.write(offset, value);
+  }
+}
+
+/** Of the port of the host that the guest's stands for. */
+function switchRole(role: UsbRole, log: Log): boolean {
+  try {
+    writeFileSync(ROLE_SWITCH, role);
+    return true;
+  } catch (error) {
+    log.rationed('warn', () => `the USB port is not switched to ${role}: ${(error as Error).message}`);
+    return false;
+  }
+}
+
+export const xhci = definePciDriver({ ...xhciInfo, create: (options, env) => new Xhci(options, env) });

@@ -1,0 +1,577 @@
+/** The controller with a driver in front and a device behind: xHCI 1.0, by section. */
+import { describe, expect, test } from 'vitest';
+import { UsbSpeed } from '../../../../devicemodel/hw/usb/device.ts';
+import { FakeUsbDevice } from '../../../support/fake-usb-device.ts';
+import { At, portRegister, Reg, XhciGuest } from '../../../support/xhci-guest.ts';
+
+const Code = {
+  success: 1,
+  transaction: 4,
+  trb: 5,
+  stall: 6,
+  notEnabled: 11,
+  short: 13,
+  context: 19,
+  full: 21,
+  stopped: 26,
+};
+const Command = {
+  enable: 9,
+  disable: 10,
+  address: 11,
+  configure: 12,
+  resetEndpoint: 14,
+  stop: 15,
+  setDequeue: 16,
+  resetDevice: 17,
+  noOp: 23,
+};
+const Type = { normal: 1, isoch: 5, link: 6, eventData: 7, noOp: 8 };
+const IOC = 1 << 5;
+const ISP = 1 << 2;
+const CHAIN = 1 << 4;
+const [RUNNING, HALTED, STOPPED, ERROR] = [1, 2, 3, 4];
+const GET_DEVICE_DESCRIPTOR = [0x80, 6, 0x0100, 0];
+const SET_CONFIGURATION = [0x00, 9, 1, 0];
+const USB2_PORT = 11;
+const [BULK_IN, BULK_OUT] = [3, 4];
+
+/** Promises that are settled have had their listeners called. */
+const turn = () => new Promise((resolve) => setImmediate(resolve));
+
+/** A device at port 11 with an address, in slot 1, its bulk endpoints 1 IN and 2 OUT configured. */
+function configured({ eventTrbs = 64, speed = UsbSpeed.High as UsbSpeed } = {}) {
+  const guest = new XhciGuest(eventTrbs).setUp();
+  const device = new FakeUsbDevice(speed);
+  const port = guest.controller.ports.connect(device) ?? 0;
+  guest.events();
+  const slot = guest.address(port);
+  expect(guest.configure(slot, { [BULK_IN]: 6, [BULK_OUT]: 2 })?.code).toBe(Code.success);
+  return { guest, device, slot, port };
+}
+
+describe('ports (§4.19)', () => {
+  test('a device that is plugged in is told, reset and enabled', () => {
+    const guest = new XhciGuest().setUp();
+    expect(guest.controller.ports.connect(new FakeUsbDevice())).toBe(USB2_PORT);
+    expect(guest.events()).toMatchObject([{ type: 34, pointer: USB2_PORT * 0x100_0000 }]);
+    // CCS, polling, power, high speed, CSC.
+    expect(guest.read(portRegister(USB2_PORT))).toBe(0x20ee1);
+    guest.write(portRegister(USB2_PORT), 0x210);
+    // Enabled, U0, and PRC beside the CSC that nobody cleared.
+    expect(guest.read(portRegister(USB2_PORT))).toBe(0x220e03);
+    guest.write(portRegister(USB2_PORT), 0x220200);
+    expect(guest.read(portRegister(USB2_PORT))).toBe(0xe03);
+  });
+
+  test('a USB 3 device gets a USB 3 port and is enabled by itself', () => {
+    const guest = new XhciGuest().setUp();
+    expect(guest.controller.ports.connect(new FakeUsbDevice(UsbSpeed.Super))).toBe(1);
+    expect(guest.read(portRegister(1))).toBe(0x21203);
+  });
+
+  test('there are ten ports of each kind, and the eleventh device has none', () => {
+    const guest = new XhciGuest();
+    const ports = Array.from({ length: 11 }, () => guest.controller.ports.connect(new FakeUsbDevice()));
+    expect(ports).toEqual([11, 12, 13, 14, 15, 16, 17, 18, 19, 20, undefined]);
+  });
+
+  test('a device that comes back has its port again', () => {
+    const guest = new XhciGuest();
+    guest.controller.ports.connect(new FakeUsbDevice());
+    expect(guest.controller.ports.connect(new FakeUsbDevice(), 15)).toBe(15);
+  });
+
+  test('a device that is pulled out is told, and its transfers fail', () => {
+    const { guest, device, slot, port } = configured();
+    guest.queue(slot, BULK_IN, Type.normal, At.buffers, 512, IOC);
+    guest.ring(slot, BULK_IN);
+    guest.controller.ports.disconnect(device);
+    expect(guest.read(portRegister(port)) & 0x20003).toBe(0x20000);
+    device.give(device.inFlight[0]!, 'gone');
+    expect(guest.events()).toMatchObject([{ type: 34 }, { type: 32, code: Code.transaction }]);
+    expect(guest.command(Command.disable, 0, { slot })?.code).toBe(Code.success);
+  });
+
+  test('a suspended port resumes when its device wants so', () => {
+    const { guest, device, port } = configured();
+    guest.write(portRegister(port), 0x10260);
+    expect((guest.read(portRegister(port)) >>> 5) & 0xf).toBe(3);
+    device.onRemoteWake?.();
+    expect((guest.read(portRegister(port)) >>> 5) & 0xf).toBe(15);
+    expect(guest.events()).toMatchObject([{ type: 34 }]);
+  });
+
+  test('a reset that takes its time shows as one', async () => {
+    const { guest, device, port } = configured();
+    let answer: (isThere: boolean) => void = () => {};
+    device.resetting = new Promise((resolve) => (answer = resolve));
+    guest.write(portRegister(port), 0x210);
+    expect(guest.read(portRegister(port)) & 0x10).toBe(0x10);
+    answer(true);
+    await device.resetting;
+    expect(guest.read(portRegister(port)) & 0x200012).toBe(0x200002);
+    expect(guest.events()).toMatchObject([{ type: 34 }]);
+  });
+});
+
+describe('commands (§4.6)', () => {
+  test('an address is the number of the slot', () => {
+    const { guest, slot } = configured();
+    const dword3 = guest.memory.readU32(guest.contextOf(slot) + 12);
+    expect(dword3).toBe(((3 << 27) | slot) >>> 0);
+    expect(guest.endpointState(slot, 1)).toBe(RUNNING);
+  });
+
+  test('Address Device with BSR gives none, and a second one does', () => {
+    const guest = new XhciGuest().setUp();
+    guest.controller.ports.connect(new FakeUsbDevice());
+    const slot = guest.command(Command.enable)?.slot ?? 0;
+    expect(guest.addressSlot(slot, USB2_PORT, 1 << 9)?.code).toBe(Code.success);
+    expect(guest.memory.readU32(guest.contextOf(slot) + 12)).toBe(1 << 27);
+    expect(guest.addressSlot(slot, USB2_PORT, 1 << 9)?.code).toBe(Code.context);
+    expect(guest.addressSlot(slot, USB2_PORT)?.code).toBe(Code.success);
+    expect(guest.addressSlot(slot, USB2_PORT)?.code).toBe(Code.context);
+  });
+
+  test('a device that cannot be opened is a transaction error, and the next command waits for it', async () => {
+    const guest = new XhciGuest().setUp();
+    const device = new FakeUsbDevice();
+    let answer: (isThere: boolean) => void = () => {};
+    device.opening = new Promise((resolve) => (answer = resolve));
+    guest.controller.ports.connect(device);
+    const slot = guest.command(Command.enable)?.slot ?? 0;
+    expect(guest.addressSlot(slot, USB2_PORT)).toBeUndefined();
+    expect(guest.read(Reg.crcrLow)).toBe(8);
+    expect(guest.command(Command.noOp)).toBeUndefined();
+    answer(false);
+    await device.opening;
+    await turn();
+    expect(guest.events()).toMatchObject([{ code: Code.transaction }, { code: Code.success }]);
+    expect(guest.read(Reg.crcrLow)).toBe(0);
+  });
+
+  test('a device that is opened while the controller is reset is nobody’s', async () => {
+    const guest = new XhciGuest().setUp();
+    const device = new FakeUsbDevice();
+    let answer: (isThere: boolean) => void = () => {};
+    device.opening = new Promise((resolve) => (answer = resolve));
+    guest.controller.ports.connect(device);
+    const slot = guest.command(Command.enable)?.slot ?? 0;
+    guest.addressSlot(slot, USB2_PORT);
+    guest.write(Reg.command, 2);
+    answer(true);
+    await device.opening;
+    await turn();
+    expect(guest.read(Reg.crcrLow)).toBe(0);
+    guest.write(Reg.doorbell + 4 * slot, 1);
+    expect(device.inFlight).toEqual([]);
+  });
+
+  test('a command that waits can be aborted', () => {
+    const guest = new XhciGuest().setUp();
+    const device = new FakeUsbDevice();
+    device.opening = new Promise(() => {});
+    guest.controller.ports.connect(device);
+    const slot = guest.command(Command.enable)?.slot ?? 0;
+    guest.addressSlot(slot, USB2_PORT);
+    guest.write(Reg.crcrLow, 4);
+    expect(guest.events()).toMatchObject([{ code: 25 }, { code: 24 }]);
+    expect(guest.read(Reg.crcrLow)).toBe(0);
+  });
+
+  test('an endpoint of the wrong direction, and streams that are too many, are parameter errors', () => {
+    const { guest, slot } = configured();
+    expect(guest.configure(slot, { 5: 2 })?.code).toBe(17);
+    expect(guest.configure(slot, { 2: 6 })?.code).toBe(17);
+  });
+
+  test('Reset Device leaves the control endpoint', () => {
+    const { guest, slot } = configured();
+    expect(guest.command(Command.resetDevice, 0, { slot })?.code).toBe(Code.success);
+    expect(guest.endpointState(slot, BULK_IN)).toBe(0);
+    expect(guest.endpointState(slot, 1)).toBe(RUNNING);
+    expect(guest.command(Command.stop, 0, { slot, endpoint: BULK_IN })?.code).toBe(12);
+  });
+
+  test('64 slots, and no more', () => {
+    const guest = new XhciGuest(256).setUp();
+    for (let i = 1; i <= 64; i++) expect(guest.command(Command.enable)?.slot).toBe(i);
+    expect(guest.command(Command.enable)).toMatchObject({ code: 9, slot: 0 });
+    expect(guest.command(Command.disable, 0, { slot: 7 })?.code).toBe(Code.success);
+    expect(guest.command(Command.enable)?.slot).toBe(7);
+  });
+});
+
+describe('transfers (§4.10, §4.11)', () => {
+  test('a control transfer: data in guest memory, short packet told at the data, success at the status', () => {
+    const { guest, device, slot } = configured();
+    const status = guest.control(slot, GET_DEVICE_DESCRIPTOR, 64);
+    expect(device.inFlight[0]?.setup).toEqual({ requestType: 0x80, request: 6, value: 0x100, index: 0, length: 64 });
+    device.complete(Uint8Array.from({ length: 18 }, (_, i) => i + 1));
+    expect(guest.memory.read(At.buffers, 19)).toEqual(
+      Uint8Array.from([...Array(18).keys()].map((i) => i + 1).concat(0)),
+    );
+    expect(guest.events()).toMatchObject([
+      { code: Code.short, rest: 46, pointer: status - 16 },
+      { code: Code.success, pointer: status },
+    ]);
+  });
+
+  test('a control transfer without data; the second waits for the first', () => {
+    const { guest, device, slot } = configured();
+    guest.control(slot, SET_CONFIGURATION, 0);
+    guest.control(slot, SET_CONFIGURATION, 0);
+    expect(device.inFlight).toHaveLength(1);
+    device.complete(0);
+    expect(device.inFlight).toHaveLength(1);
+    device.complete(0);
+    expect(guest.events()).toMatchObject([{ code: Code.success }, { code: Code.success }]);
+  });
+
+  test('an OUT descriptor of several blocks is one transfer', () => {
+    const { guest, device, slot } = configured();
+    guest.memory.write(At.buffers, Uint8Array.of(1, 2, 3));
+    guest.memory.write(At.buffers + 0x1000, Uint8Array.of(4, 5));
+    guest.queue(slot, BULK_OUT, Type.normal, At.buffers, 3, CHAIN);
+    const last = guest.queue(slot, BULK_OUT, Type.normal, At.buffers + 0x1000, 2, IOC);
+    guest.ring(slot, BULK_OUT);
+    expect(device.inFlight[0]).toMatchObject({ endpoint: 0x02, isIn: false, type: 'bulk' });
+    expect([...(device.inFlight[0]?.buffer ?? [])]).toEqual([1, 2, 3, 4, 5]);
+    device.complete();
+    expect(guest.events()).toMatchObject([{ code: Code.success, pointer: last, rest: 0, slot, endpoint: BULK_OUT }]);
+  });
+
+  test('a descriptor whose end is not there yet waits', () => {
+    const { guest, device, slot } = configured();
+    guest.queue(slot, BULK_OUT, Type.normal, At.buffers, 3, CHAIN);
+    guest.ring(slot, BULK_OUT);
+    expect(device.inFlight).toEqual([]);
+    guest.queue(slot, BULK_OUT, Type.normal, At.buffers, 3, IOC);
+    guest.ring(slot, BULK_OUT);
+    expect(device.inFlight[0]?.buffer).toHaveLength(6);
+  });
+
+  test('short: told once, where the data ended', () => {
+    const { guest, device, slot } = configured();
+    guest.queue(slot, BULK_IN, Type.normal, At.buffers, 512, CHAIN | ISP);
+    const second = guest.queue(slot, BULK_IN, Type.normal, At.buffers + 0x1000, 512, CHAIN | ISP);
+    guest.queue(slot, BULK_IN, Type.normal, At.buffers + 0x2000, 512, IOC | ISP);
+    guest.ring(slot, BULK_IN);
+    device.complete(new Uint8Array(600).fill(7));
+    expect(guest.events()).toMatchObject([{ code: Code.short, pointer: second, rest: 512 - 88 }]);
+    expect(guest.memory.read(At.buffers + 0x1000 + 87, 2)).toEqual(Uint8Array.of(7, 0));
+  });
+
+  test('event data tells how much was moved', () => {
+    const { guest, device, slot } = configured();
+    guest.queue(slot, BULK_IN, Type.normal, At.buffers, 512, CHAIN);
+    guest.queue(slot, BULK_IN, Type.eventData, 0x1234_5678_9abc, 0, IOC);
+    guest.ring(slot, BULK_IN);
+    device.complete(new Uint8Array(100));
+    expect(guest.events()).toMatchObject([{ code: Code.short, pointer: 0x1234_5678_9abc, rest: 100 }]);
+  });
+
+  test('a stall halts the endpoint; reset and a new dequeue pointer bring it back', () => {
+    const { guest, device, slot } = configured();
+    const first = guest.queue(slot, BULK_IN, Type.normal, At.buffers, 512, IOC);
+    const next = guest.queue(slot, BULK_IN, Type.normal, At.buffers, 512, IOC);
+    guest.ring(slot, BULK_IN);
+    device.give(device.inFlight[0]!, 'stall');
+    expect(guest.events()).toMatchObject([{ code: Code.stall, pointer: first, rest: 512 }]);
+    expect(guest.endpointState(slot, BULK_IN)).toBe(HALTED);
+    expect(guest.dequeueOf(slot, BULK_IN)).toBe(first | 1);
+    expect(device.inFlight).toEqual([]);
+    guest.ring(slot, BULK_IN);
+    expect(device.inFlight).toEqual([]);
+    expect(guest.command(Command.setDequeue, next | 1, { slot, endpoint: BULK_IN })?.code).toBe(Code.context);
+    expect(guest.command(Command.resetEndpoint, 0, { slot, endpoint: BULK_IN })?.code).toBe(Code.success);
+    expect(guest.endpointState(slot, BULK_IN)).toBe(STOPPED);
+    expect(guest.command(Command.setDequeue, next | 1, { slot, endpoint: BULK_IN })?.code).toBe(Code.success);
+    guest.ring(slot, BULK_IN);
+    expect(guest.endpointState(slot, BULK_IN)).toBe(RUNNING);
+    device.complete();
+    expect(guest.events()).toMatchObject([{ code: Code.success, pointer: next }]);
+  });
+
+  test('a block that is none is a TRB error, and the endpoint waits for another pointer', () => {
+    const { guest, slot } = configured();
+    const bad = guest.queue(slot, BULK_IN, 30, 0, 0, IOC);
+    guest.ring(slot, BULK_IN);
+    expect(guest.events()).toMatchObject([{ code: Code.trb, pointer: bad }]);
+    expect(guest.endpointState(slot, BULK_IN)).toBe(ERROR);
+    expect(guest.command(Command.setDequeue, (bad + 16) | 1, { slot, endpoint: BULK_IN })?.code).toBe(Code.success);
+  });
+
+  test('data outside of RAM is a TRB error', () => {
+    const { guest, device, slot } = configured();
+    guest.queue(slot, BULK_IN, Type.normal, 0xf000_0000, 512, IOC);
+    guest.ring(slot, BULK_IN);
+    expect(device.inFlight).toEqual([]);
+    expect(guest.events()).toMatchObject([{ code: Code.trb }]);
+  });
+
+  test('links are followed, and a circle of them ends', () => {
+    const { guest, device, slot } = configured();
+    const at = guest.queue(slot, BULK_IN, Type.link, guest.ringOf(slot, 9), 0, 0);
+    guest.trb(guest.ringOf(slot, 9), At.buffers, 8, (Type.normal << 10) | IOC | 1);
+    guest.ring(slot, BULK_IN);
+    expect(device.inFlight).toHaveLength(1);
+    device.complete();
+    guest.trb(at, at, 0, (Type.link << 10) | 1);
+    guest.command(Command.stop, 0, { slot, endpoint: BULK_IN });
+    guest.command(Command.setDequeue, at | 1, { slot, endpoint: BULK_IN });
+    guest.ring(slot, BULK_IN);
+    expect(guest.events()).toMatchObject([{ code: Code.trb }]);
+  });
+
+  test('a ring of blocks without an end gives others their turn', () => {
+    const { guest, slot } = configured();
+    const base = guest.ringOf(slot, BULK_OUT);
+    guest.trb(base, 0, 0, (Type.noOp << 10) | 1);
+    guest.trb(base + 16, base, 0, (Type.link << 10) | 1);
+    guest.ring(slot, BULK_OUT);
+    expect(guest.clock.armed).toBe(1);
+    guest.clock.advance(1);
+    expect(guest.clock.armed).toBe(1);
+    guest.write(Reg.command, 2);
+    expect(guest.clock.armed).toBe(0);
+  });
+});
+
+describe('stop (§4.6.9)', () => {
+  test('everything comes back first, and is done again when the doorbell rings', async () => {
+    const { guest, device, slot } = configured();
+    device.isSlow = true;
+    const first = guest.queue(slot, BULK_IN, Type.normal, At.buffers, 512, IOC);
+    guest.queue(slot, BULK_IN, Type.normal, At.buffers + 0x1000, 512, IOC);
+    guest.ring(slot, BULK_IN);
+    expect(guest.command(Command.stop, 0, { slot, endpoint: BULK_IN })).toBeUndefined();
+    const [a, b] = [...device.inFlight];
+    // The last one is asked for first.
+    expect(device.cancelled).toEqual([b, a]);
+    device.give(b!, 'cancelled');
+    device.give(a!, 'cancelled');
+    await turn();
+    expect(guest.events()).toMatchObject([
+      { type: 32, code: Code.stopped, pointer: first, rest: 512 },
+      { type: 33, code: Code.success },
+    ]);
+    expect(guest.endpointState(slot, BULK_IN)).toBe(STOPPED);
+    expect(guest.dequeueOf(slot, BULK_IN)).toBe(first | 1);
+    guest.ring(slot, BULK_IN);
+    expect(device.inFlight).toHaveLength(2);
+  });
+
+  test('what was done meanwhile is told before', async () => {
+    const { guest, device, slot } = configured();
+    device.isSlow = true;
+    const first = guest.queue(slot, BULK_IN, Type.normal, At.buffers, 512, IOC);
+    const second = guest.queue(slot, BULK_IN, Type.normal, At.buffers, 512, IOC);
+    guest.ring(slot, BULK_IN);
+    guest.command(Command.stop, 0, { slot, endpoint: BULK_IN });
+    device.complete();
+    device.give(device.inFlight[0]!, 'cancelled');
+    await turn();
+    expect(guest.events()).toMatchObject([
+      { code: Code.success, pointer: first },
+      { code: Code.stopped, pointer: second },
+      { type: 33, code: Code.success },
+    ]);
+    expect(guest.dequeueOf(slot, BULK_IN)).toBe(second | 1);
+  });
+
+  test('data that came before the stop is kept, and the rest follows it', () => {
+    const { guest, device, slot } = configured();
+    device.isSlow = true;
+    guest.queue(slot, BULK_IN, Type.normal, At.buffers, 4, CHAIN);
+    const second = guest.queue(slot, BULK_IN, Type.normal, At.buffers + 0x1000, 4, IOC);
+    guest.ring(slot, BULK_IN);
+    guest.command(Command.stop, 0, { slot, endpoint: BULK_IN });
+    const [transfer] = device.inFlight;
+    transfer!.buffer.set([1, 2, 3, 4, 5]);
+    device.give(transfer!, 'cancelled', 5);
+    expect(guest.events()).toMatchObject([{ code: Code.stopped, pointer: second, rest: 3 }]);
+    device.isSlow = false;
+    guest.clock.advance(1);
+    guest.ring(slot, BULK_IN);
+    expect(device.inFlight[0]?.buffer).toHaveLength(3);
+    device.complete(Uint8Array.of(6, 7, 8));
+    expect([...guest.memory.read(At.buffers + 0x1000, 4)]).toEqual([5, 6, 7, 8]);
+  });
+
+  test('an endpoint that is let go tells nothing of what comes back', () => {
+    const { guest, device, slot } = configured();
+    device.isSlow = true;
+    guest.queue(slot, BULK_IN, Type.normal, At.buffers, 512, IOC);
+    guest.ring(slot, BULK_IN);
+    const [transfer] = device.inFlight;
+    expect(guest.command(Command.disable, 0, { slot })?.code).toBe(Code.success);
+    transfer!.buffer.fill(9);
+    device.give(transfer!, 'completed', 512);
+    expect(guest.events()).toEqual([]);
+    expect(guest.memory.readU8(At.buffers)).toBe(0);
+    expect(guest.controller.inFlight).toBe(0);
+  });
+});
+
+describe('recall: a reset, S3 or the end of the VM', () => {
+  test('resolves when everything is back', async () => {
+    const { guest, device, slot } = configured();
+    device.isSlow = true;
+    guest.queue(slot, BULK_IN, Type.normal, At.buffers, 512, IOC);
+    guest.ring(slot, BULK_IN);
+    let isBack = false;
+    const recalled = guest.controller.recall()?.then(() => (isBack = true));
+    await turn();
+    expect(isBack).toBe(false);
+    device.give(device.inFlight[0]!, 'cancelled');
+    await recalled;
+    expect(isBack).toBe(true);
+    expect(guest.controller.recall()).toBeUndefined();
+    // After S3 it is done again.
+    guest.controller.resume();
+    expect(device.inFlight).toHaveLength(1);
+    guest.controller.reset();
+    expect(device.cancelled).toHaveLength(2);
+  });
+});
+
+describe('event ring (§4.9.4)', () => {
+  test('when it is full the guest is told once, and nothing is lost', () => {
+    const { guest, slot } = configured({ eventTrbs: 16 });
+    const commands = Array.from({ length: 40 }, () => guest.queueCommand(Command.noOp));
+    guest.write(Reg.doorbell, 0);
+    expect(guest.read(Reg.crcrLow)).toBe(8);
+    const seen: number[] = [];
+    const first = guest.events();
+    expect(first).toHaveLength(15);
+    expect(first.at(-1)).toMatchObject({ type: 37, code: Code.full });
+    for (let events = first; events.length > 0; events = guest.events()) {
+      seen.push(...events.filter(({ type }) => type === 33).map(({ pointer }) => pointer));
+    }
+    expect(seen).toEqual(commands);
+    expect(guest.read(Reg.crcrLow)).toBe(0);
+    expect(slot).toBe(1);
+  });
+
+  test('transfers that are done wait for room, and no more are begun than can wait', () => {
+    const { guest, device, slot } = configured({ eventTrbs: 16 });
+    const blocks = Array.from({ length: 60 }, () => guest.queue(slot, BULK_OUT, Type.normal, At.buffers, 8, IOC));
+    guest.ring(slot, BULK_OUT);
+    while (device.inFlight.length > 0) device.complete();
+    const seen: number[] = [];
+    for (;;) {
+      const events = guest.events();
+      if (events.length === 0) break;
+      seen.push(...events.filter(({ type }) => type === 32).map(({ pointer }) => pointer));
+      while (device.inFlight.length > 0) device.complete();
+    }
+    expect(seen).toEqual(blocks);
+  });
+
+  test('the line follows the pending bit, and falls with it', () => {
+    const guest = new XhciGuest().setUp();
+    guest.command(Command.noOp);
+    expect(guest.line).toBe(false);
+    guest.queueCommand(Command.noOp);
+    guest.write(Reg.doorbell, 0);
+    expect(guest.line).toBe(true);
+    guest.write(Reg.iman, 0);
+    expect(guest.line).toBe(false);
+    guest.write(Reg.iman, 2);
+    expect(guest.line).toBe(true);
+    guest.write(Reg.command, 1);
+    expect(guest.line).toBe(false);
+    guest.write(Reg.command, 5);
+    guest.write(Reg.iman, 3);
+    expect(guest.line).toBe(false);
+  });
+
+  test('one message for what came while the guest was busy, and one more when it is not through', () => {
+    const guest = new XhciGuest().setUp();
+    guest.queueCommand(Command.noOp);
+    guest.queueCommand(Command.noOp);
+    guest.write(Reg.doorbell, 0);
+    expect(guest.messages).toBe(1);
+    guest.events();
+    expect(guest.messages).toBe(1);
+    guest.queueCommand(Command.noOp);
+    guest.queueCommand(Command.noOp);
+    guest.write(Reg.doorbell, 0);
+    expect(guest.messages).toBe(2);
+    // The guest saw the first of the two only.
+    guest.write(Reg.erdpLow, (At.events + 16 * 3) | 8);
+    expect(guest.messages).toBe(3);
+  });
+});
+
+describe('streams (§4.12)', () => {
+  test('each has its ring, and its dequeue pointer in its context', () => {
+    const { guest, device, slot } = configured();
+    const array = 0x70000;
+    const ringOfStream = (id: number) => 0x71000 + 0x1000 * id;
+    for (const id of [1, 2, 3]) guest.memory.writeU32(array + 16 * id, ringOfStream(id) | 2 | 1);
+    guest.ram.fill(0, At.input, At.input + 0x420);
+    guest.endpointContext(5, 6, array, (1 << 10) | (1 << 15));
+    guest.memory.writeU32(At.input + 0x20 + 0x20 * 5 + 8, array);
+    guest.memory.writeU32(At.input + 4, 1 | (1 << 5));
+    expect(guest.command(Command.configure, At.input, { slot })?.code).toBe(Code.success);
+    for (const id of [2, 3]) guest.trb(ringOfStream(id), At.buffers, 16, (Type.normal << 10) | IOC | 1);
+    guest.ring(slot, 5, 3);
+    guest.ring(slot, 5, 2);
+    expect(device.inFlight.map(({ streamId }) => streamId)).toEqual([3, 2]);
+    device.give(device.inFlight[1]!, 'completed', 16);
+    expect(guest.events()).toMatchObject([{ code: Code.success, pointer: ringOfStream(2) }]);
+    expect(guest.command(Command.stop, 0, { slot, endpoint: 5 })?.code ?? Code.success).toBe(Code.success);
+    expect(guest.memory.readU32(array + 16 * 2)).toBe((ringOfStream(2) + 16) | 3);
+    expect(guest.memory.readU32(array + 16 * 3)).toBe(ringOfStream(3) | 3);
+  });
+});
+
+describe('isochronous (§4.10.3, §4.14)', () => {
+  function withIsoch(type: number, id: number) {
+    const made = configured();
+    expect(made.guest.configure(made.slot, { [id]: type })?.code).toBe(Code.success);
+    return made;
+  }
+
+  test('descriptors are packets of one transfer; what goes wrong with one halts nothing', () => {
+    const { guest, device, slot } = withIsoch(5, 7);
+    const blocks = [0, 1, 2].map((i) => guest.queue(slot, 7, Type.isoch, At.buffers + 0x100 * i, 16, IOC | ISP));
+    guest.ring(slot, 7);
+    const [transfer] = device.inFlight;
+    expect(transfer?.packets.map(({ lengthBytes }) => lengthBytes)).toEqual([16, 16, 16]);
+    transfer!.buffer.fill(1, 0, 16);
+    transfer!.buffer.fill(3, 32, 40);
+    for (const [i, status, actualBytes] of [
+      [0, 'completed', 16],
+      [1, 'error', 0],
+      [2, 'completed', 8],
+    ] as const) {
+      Object.assign(transfer!.packets[i]!, { status, actualBytes });
+    }
+    device.give(transfer!, 'completed', 24);
+    expect(guest.events()).toMatchObject([
+      { code: Code.success, pointer: blocks[0] },
+      { code: Code.transaction, pointer: blocks[1] },
+      { code: Code.short, pointer: blocks[2], rest: 8 },
+    ]);
+    expect(guest.memory.readU8(At.buffers + 0x207)).toBe(3);
+    expect(guest.endpointState(slot, 7)).toBe(RUNNING);
+  });
+
+  test('a ring that runs dry is told after a while', () => {
+    const { guest, device, slot } = withIsoch(1, 8);
+    guest.queue(slot, 8, Type.isoch, At.buffers, 16, IOC);
+    guest.ring(slot, 8);
+    const [transfer] = device.inFlight;
+    Object.assign(transfer!.packets[0]!, { status: 'completed', actualBytes: 16 });
+    device.give(transfer!, 'completed', 16);
+    guest.events();
+    guest.clock.advance(99e6);
+    expect(guest.events()).toEqual([]);
+    guest.clock.advance(2e6);
+    expect(guest.events()).toMatchObject([{ type: 32, code: 14, slot, endpoint: 8 }]);
+  });
+});
