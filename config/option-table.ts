@@ -196,6 +196,17 @@ export const optionTable = [
     vm('trusty', 'flag', flag('enable_trusty', 'secure world for the guest')),
     vm('cmdMonitor', 'text', value('cmd_monitor', 'PATH', 'Unix socket for JSON commands')),
     vm(
+      'display',
+      'text',
+      ours(
+        value(
+          'display',
+          'none|vnc=unix:PATH|vnc=HOST:PORT,password-file=FILE|sdl',
+          'where the screens of virtio-gpu are to be seen (default none)',
+        ),
+      ),
+    ),
+    vm(
       'socketGroup',
       'text',
       ours(

@@ -11,6 +11,7 @@ import {
   platformDriver,
   platformDrivers,
 } from '../devicemodel/hw/registry.ts';
+import { parseDisplay } from './display-option.ts';
 import type { VmOption } from './option-table.ts';
 import {
   DEFAULT_MEMORY_BYTES,
@@ -64,6 +65,7 @@ export interface VmDraft {
   virtioPollNs: number | undefined;
   debugExit: boolean;
   cmdMonitorPath: string | undefined;
+  display: VmConfig['display'];
   intrMonitor: VmConfig['intrMonitor'];
   ioTimeoutMs: number | undefined;
   shutdownTimeoutMs: number | undefined;
@@ -97,6 +99,7 @@ export function emptyDraft(wording: Wording): VmDraft {
     virtioPollNs: undefined,
     debugExit: false,
     cmdMonitorPath: undefined,
+    display: undefined,
     intrMonitor: undefined,
     ioTimeoutMs: undefined,
     shutdownTimeoutMs: undefined,
@@ -147,6 +150,7 @@ const apply: Record<Exclude<VmOption['id'], PlatformOptionName>, Apply> = {
   intr_monitor: (c, value) => void (c.intrMonitor = parseIntrMonitor(value)),
   enable_trusty: (c) => void (c.trusty = true),
   cmd_monitor: (c, value) => void (c.cmdMonitorPath = parseSocketPath(value)),
+  display: (c, value) => void (c.display = parseDisplay(value)),
   'socket-group': (c, value) => void (c.socketGroup = parseSocketGroup(value)),
   'io-timeout': (c, value) => void (c.ioTimeoutMs = parseTimeout(value)),
   'shutdown-timeout': (c, value) => void (c.shutdownTimeoutMs = parseTimeout(value)),
@@ -218,6 +222,15 @@ export function finishDraft(draft: VmDraft, givenName: string, drivers: readonly
   if (draft.com.length > 0 && !hasLpc) warn(`${spell('lpc')}: has no effect without the LPC bridge, -s 1:0,lpc`);
 
   const pmByVuart = pmByVuartOf(draft, warn);
+  const hasScreens = slots.pci.some((slot) => slot.driver === 'virtio-gpu');
+  if (hasScreens && draft.display === undefined) {
+    warn(
+      `nobody sees the screens of virtio-gpu: ${spell('display')} vnc=unix:PATH shows them, none is content with it`,
+    );
+  }
+  if (!hasScreens && draft.display !== undefined && draft.display.kind !== 'none') {
+    warn(`${spell('display')}: there is nothing to show without -s N,virtio-gpu,geometry=WxH`);
+  }
 
   const config: VmConfig = {
     name,
@@ -238,6 +251,7 @@ export function finishDraft(draft: VmDraft, givenName: string, drivers: readonly
     debugExit: draft.debugExit,
     cmdMonitorPath: draft.cmdMonitorPath,
     intrMonitor: draft.intrMonitor,
+    ...(draft.display === undefined ? {} : { display: draft.display }),
     ...(draft.socketGroup === undefined ? {} : { socketGroup: draft.socketGroup }),
     ...(draft.ioTimeoutMs === undefined ? {} : { ioTimeoutMs: draft.ioTimeoutMs }),
     ...(draft.shutdownTimeoutMs === undefined ? {} : { shutdownTimeoutMs: draft.shutdownTimeoutMs }),

@@ -21,6 +21,7 @@ import { ManagedFunctions } from '../devicemodel/hw/pci/passthru/managed.ts';
 import { CharBackendPool } from '../devicemodel/hw/uart/backends/pool.ts';
 import { StdioClaim } from '../devicemodel/hw/uart/backends/stdio.ts';
 import { chooseHypervisor } from '../hypervisor/choose.ts';
+import { makeDisplay, openDisplay } from './open-display.ts';
 
 export interface LaunchOptions {
   readonly log: Log;
@@ -117,11 +118,18 @@ async function assemble(
   });
   undo.defer(() => consoles.dispose());
   const managed = new ManagedFunctions(log);
+  const display = await makeDisplay(config);
   const kept = new KeptOverLives();
   undo.defer(() => kept.close());
   const vm = new Vm(config, {
     openHsm: () => hypervisor.open(config, log),
-    makeBoard: pcBoard({ consoles, lapicIds: cpus.lapicIds, managed, kept }),
+    makeBoard: pcBoard({
+      consoles,
+      lapicIds: cpus.lapicIds,
+      managed,
+      kept,
+      ...(display === undefined ? {} : { display }),
+    }),
     software,
     cpuAffinity: cpus.affinity,
     loop,
@@ -133,7 +141,11 @@ async function assemble(
   const doors = new FrontDoors(vm.ending);
   undo.defer(() => doors.close());
   const parts = { vm, target, commands, clock: loop.clock, consoles, log };
-  const launch = make({ vm, commands, loop, openDoors: () => openFrontDoors(doors, parts), managed, undo });
+  const openDoors = async () => {
+    if (display !== undefined) await doors.add(() => openDisplay(config, display, log));
+    await openFrontDoors(doors, parts);
+  };
+  const launch = make({ vm, commands, loop, openDoors, managed, undo });
   // A VM that outlives its device model unpaused damages the driver's list of VMs.
   const onExit = () => launch.abandon();
   process.on('exit', onExit);

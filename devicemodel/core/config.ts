@@ -31,6 +31,8 @@ export interface VmConfig {
   readonly cmdMonitorPath: string | undefined;
   /** `--socket-group`: who may connect to this VM's sockets beside its user. */
   readonly socketGroup?: string;
+  /** `--display`. Absent: none was asked for. */
+  readonly display?: DisplayConfig;
   readonly intrMonitor: IntrMonitorConfig | undefined;
   readonly logger: readonly LoggerConfig[];
   readonly pmNotifyChannel: 'ioc' | 'power_button' | 'uart' | 'uart,allow_trigger_s5' | undefined;
@@ -39,6 +41,15 @@ export interface VmConfig {
   /** Devices that options of their own put on the board, in the order given. */
   readonly platform: readonly PlatformDeviceConfig[];
 }
+
+/** Where the guest's screens are to be seen. */
+export type DisplayConfig = { readonly kind: 'none' } | { readonly kind: 'sdl' } | VncConfig;
+
+/** A VNC server at a Unix socket, or at an address where a password is needed. */
+export type VncConfig = { readonly kind: 'vnc' } & (
+  | { readonly path: string; readonly passwordFile?: string }
+  | { readonly path?: undefined; readonly host: string; readonly port: number; readonly passwordFile: string }
+);
 
 export type BootConfig =
   | {

@@ -18,6 +18,7 @@ import type { E820Range } from '../core/firmware/e820.ts';
 import { buildMpTable } from '../core/firmware/mptable.ts';
 import { openSharedMemory } from '../core/host/mapping.ts';
 import { KeptOverLives } from '../core/kept-over-lives.ts';
+import type { Display } from './display/display.ts';
 import { acpiInput, isaAml, tableContributors } from './firmware-tables.ts';
 import { InputHub } from './input/input-hub.ts';
 import { plugInPs2 } from './input/ps2.ts';
@@ -48,8 +49,8 @@ export interface PcOptions {
   readonly lapicIds: (count: number) => readonly number[];
   /** Whose functions are passed through; default: this host's. */
   readonly hostTree?: HostTree;
-  /** What a person does at the VM's display; its front ends outlive a life. */
-  readonly input?: InputHub;
+  /** Its front ends outlive a life; absent where nobody looks. */
+  readonly display?: Display;
   /** Holds functions of the host over the lives of the VM; absent in a plan. */
   readonly managed?: ManagedFunctions;
   /** What devices keep over the lives of the VM; closed by whoever made it. Default: it ends with the board. */
@@ -120,7 +121,7 @@ class Pc implements Board {
       msi: wiring,
       log: log.child('hpet'),
     });
-    const { input = new InputHub() } = options;
+    const input = options.display?.input ?? new InputHub();
     for (const plug of plugInPs2(i8042, input)) parts.undo.add(plug);
     this.#platform = [i8042, this.#rtc, this.#cmosIo, pit, hpet, pm, new ResetRegister(power), new QuietPorts()];
     if (config.debugExit) this.#platform.push(new DebugExit(power));
@@ -145,6 +146,7 @@ class Pc implements Board {
       ...(options.managed === undefined ? {} : { managed: options.managed }),
       charBackend: (user, text) => options.consoles.open(user, text),
       input,
+      ...(options.display === undefined ? {} : { display: options.display }),
       sharedMemory: {
         openSharedMemory: (name, sizeBytes) => {
           const { bytes, address, dispose } = openSharedMemory(name, sizeBytes);

@@ -280,6 +280,7 @@ test('every option of the table is understood', () => {
     'io-timeout': '5',
     'shutdown-timeout': '5',
     'socket-group': 'kvm',
+    display: 'none',
     acpidev_pt: 'MSFT0101',
     mmiodev_pt: '1000,1000',
     vtpm2: 'sock_path=/s',

@@ -112,6 +112,7 @@ describe('every option of the table', () => {
     intrMonitor: [[10000, 10, 1, 100], '10000,10,1,100'],
     trusty: [true, ''],
     cmdMonitor: ['/run/c', '/run/c'],
+    display: ['vnc=unix:/run/vnc', 'vnc=unix:/run/vnc'],
     socketGroup: ['wheel', 'wheel'],
     ioTimeoutS: [90, '90'],
     shutdownTimeoutS: [30, '30'],

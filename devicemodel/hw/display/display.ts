@@ -166,6 +166,11 @@ export class Display {
     return true;
   }
 
+  /** Whether a picture is shown that has to be looked at to know of its changes. */
+  get isPolled(): boolean {
+    return this.#screens.some((screen) => screen.picture?.poll !== undefined);
+  }
+
   /** Find out what changed without a word; the watchers hear of it. */
   poll(): void {
     for (const screen of this.#screens) screen.picture?.poll?.((rect) => screen.damage(rect));

@@ -1,0 +1,67 @@
+/** What of the desktop a client has not got yet, by tiles: as much to remember however often a guest draws. */
+import { intersection, type Rect, type Size } from '../rect.ts';
+
+const TILE = 64;
+
+export class DamageMap {
+  readonly #size: Size;
+  readonly #columns: number;
+  readonly #rows: number;
+  readonly #tiles: Uint8Array;
+  #count = 0;
+
+  constructor(size: Size) {
+    this.#size = size;
+    this.#columns = Math.ceil(size.width / TILE);
+    this.#rows = Math.ceil(size.height / TILE);
+    this.#tiles = new Uint8Array(this.#columns * this.#rows);
+  }
+
+  get isEmpty(): boolean {
+    return this.#count === 0;
+  }
+
+  markAll(): void {
+    this.#tiles.fill(1);
+    this.#count = this.#tiles.length;
+  }
+
+  mark(rect: Rect): void {
+    const part = intersection(rect, { x: 0, y: 0, ...this.#size });
+    if (part === undefined) return;
+    const lastColumn = Math.floor((part.x + part.width - 1) / TILE);
+    const lastRow = Math.floor((part.y + part.height - 1) / TILE);
+    for (let row = Math.floor(part.y / TILE); row <= lastRow; row++) {
+      for (let column = Math.floor(part.x / TILE); column <= lastColumn; column++) {
+        const at = row * this.#columns + column;
+        if (this.#tiles[at] === 0) this.#count++;
+        this.#tiles[at] = 1;
+      }
+    }
+  }
+
+  /** All of it, and nothing is damaged then. Runs of tiles of one row are one rectangle. */
+  take(): Rect[] {
+    const rects: Rect[] = [];
+    for (let row = 0; row < this.#rows; row++) {
+      for (let column = 0; column < this.#columns; column++) {
+        const first = column;
+        while (column < this.#columns && this.#tiles[row * this.#columns + column] === 1) column++;
+        if (column > first) rects.push(this.#rectOf(row, first, column));
+      }
+    }
+    this.#tiles.fill(0);
+    this.#count = 0;
+    return rects;
+  }
+
+  #rectOf(row: number, first: number, end: number): Rect {
+    const [x, y] = [first * TILE, row * TILE];
+    return {
+      x,
+      y,
+      width: Math.min(end * TILE, this.#size.width) - x,
+      height: Math.min(y + TILE, this.#size.height) - y,
+    };
+  }
+}
