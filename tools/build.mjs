@@ -2,7 +2,8 @@
  * npm run build [-- --force] [--out DIR]
  *
  *   dist/acrn-dm.js             the program: a few lines that load the bundle from V8's code cache
- *   dist/acrn-dm.bundle.cjs     cmd/acrn-dm.ts and all it imports, one file; packages with native parts stay outside
+ *   dist/acrn-dm.bundle.cjs     cmd/acrn-dm.ts and what most starts need, one file; packages with native parts stay outside
+ *   dist/parts/                 what only some starts need: a device, an engine, a report; see bundle/parts.mjs
  *   dist/acrn-dm.VERSION.cache  compiled code for the V8 this was built with, and a checksum over it and the bundle
  *   dist/yargs.cjs              loaded when the help is asked for
  *   dist/data-thread-main.js    what runs in a thread of its own
@@ -28,6 +29,7 @@ import {
 import { basename, join, relative, resolve } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { parseArgs } from 'node:util';
+import { assemble } from './bundle/parts.mjs';
 import { root } from './root.mjs';
 
 /** Sources by path, time and size; with the Node version, since the code cache belongs to it. */
@@ -52,6 +54,20 @@ function replaceFile(path, text) {
 
 /** Threads are files of their own beside the bundle; they are loaded when a VM needs one. */
 const threads = ['devicemodel/hw/pci/virtio/data-thread/data-thread-main.ts'];
+
+/** What a start of a VM on ACRN imports beside the program itself: it is in the bundle, everything else is a part. */
+const usual = [
+  'cmd/run.ts',
+  'cmd/version.ts',
+  'config/preflight.ts',
+  'control/manager-socket.ts',
+  'devicemodel/core/log-sinks.ts',
+  'devicemodel/core/log.ts',
+  'hypervisor/acrn/acrn-hsm.ts',
+  'hypervisor/acrn/index.ts',
+  'hypervisor/blocking-loop/loop.ts',
+  'hypervisor/choose.ts',
+];
 
 /** Parts of Node that take 1 to 4 ms to load, and that most VMs never use: loaded at first use. */
 const lazyBuiltins = ['node:child_process', 'node:crypto', 'node:dns', 'node:net', 'node:tty', 'node:worker_threads'];
@@ -94,49 +110,65 @@ const yargsPlugin = {
 };
 
 /**
- * One entry point and all it imports, as CommonJS between `head` and `tail`, with a source map beside it. Names are not
- * kept: the calls that keep them cost 3 ms of every start, and a map that is read when a stack is shown tells more.
+ * What esbuild makes of one entry point and all it imports, with source maps. Names are not kept: the calls that keep
+ * them cost 3 ms of every start, and a map that is read when a stack is shown tells more.
  */
-async function bundle(entryPoint, outfile, head, tail) {
+async function bundle(entryPoint, options) {
   const { build: esbuild } = await import('esbuild');
   const version = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')).version;
-  const result = await esbuild({
+  return esbuild({
     absWorkingDir: root,
     entryPoints: [entryPoint],
-    outfile,
     bundle: true,
     write: false,
     minify: true,
     platform: 'node',
-    format: 'cjs',
     target: 'node20.19',
-    // import() would need a loader hook that V8's code cache does not go with; require() loads ES modules as well.
-    supported: { 'dynamic-import': false },
     external: ['v86', '@koromix/*'],
     alias: { 'string-width': './tools/bundle/string-width.cjs' },
     define: { 'import.meta.url': '__bundleUrl', ACRN_DM_VERSION: JSON.stringify(version) },
-    banner: { js: `${head}"use strict";const __bundleUrl=require("node:url").pathToFileURL(__filename).href;` },
-    footer: { js: tail },
     plugins: [yargsPlugin, lazyBuiltinsPlugin, koffiPlugin],
     legalComments: 'inline',
     sourcemap: 'external',
     sourcesContent: false,
     logLevel: 'warning',
+    ...options,
   });
-  for (const { path, text } of result.outputFiles) replaceFile(path, text);
+}
+
+/** A file that runs by itself, as CommonJS. import() would need a loader hook that a code cache does not go with. */
+async function oneFile(entryPoint, outfile) {
+  const { outputFiles } = await bundle(entryPoint, {
+    outfile,
+    format: 'cjs',
+    supported: { 'dynamic-import': false },
+    banner: { js: '"use strict";const __bundleUrl=require("node:url").pathToFileURL(__filename).href;' },
+  });
+  for (const { path, text } of outputFiles) replaceFile(path, text);
+}
+
+/** The bundle and its parts; see bundle/parts.mjs. The loader reads it as Latin-1: esbuild escapes everything else. */
+async function splitProgram(dist) {
+  const entry = 'cmd/acrn-dm.ts';
+  const output = await bundle(entry, { outdir: dist, format: 'esm', splitting: true, metafile: true });
+  const { bundle: script, map, parts } = assemble(output, { entry, usual });
+  replaceFile(join(dist, 'acrn-dm.bundle.cjs'), script);
+  replaceFile(join(dist, 'acrn-dm.bundle.cjs.map'), map);
+  rmSync(join(dist, 'parts'), { recursive: true, force: true });
+  mkdirSync(join(dist, 'parts'));
+  for (const part of parts) {
+    replaceFile(join(dist, 'parts', `${part.name}.cjs`), part.text);
+    replaceFile(join(dist, 'parts', `${part.name}.cjs.map`), part.map);
+  }
 }
 
 async function program(dist) {
-  // The loader reads it as Latin-1, which is quicker than UTF-8; esbuild escapes everything else.
-  const parameters = '(function(require,module,__filename,__dirname){';
-  await bundle('cmd/acrn-dm.ts', join(dist, 'acrn-dm.bundle.cjs'), parameters, '})');
+  await splitProgram(dist);
   replaceFile(join(dist, 'acrn-dm.js'), readFileSync(join(root, 'tools/bundle/acrn-dm.js')));
   chmodSync(join(dist, 'acrn-dm.js'), 0o755);
   replaceFile(join(dist, 'package.json'), '{ "type": "commonjs" }\n');
-  await bundle('tools/bundle/yargs.cjs', join(dist, 'yargs.cjs'), '', '');
-  for (const thread of threads) {
-    await bundle(thread, join(dist, basename(thread).replace(/\.ts$/, '.js')), '', '');
-  }
+  await oneFile('tools/bundle/yargs.cjs', join(dist, 'yargs.cjs'));
+  for (const thread of threads) await oneFile(thread, join(dist, basename(thread).replace(/\.ts$/, '.js')));
 }
 
 /** The run whose compiled code goes into the cache: a usual configuration, as far as it goes without a hypervisor. */
