@@ -49,7 +49,7 @@ describe.skipIf(whyNoSoftHypervisor() !== undefined)('the packed tarball, instal
 
   /** The help is made by yargs, which comes with the package. Mutation: dist/yargs.cjs is not built. */
   test('starts', () => {
-    expect(acrnDm('--version').stdout).toMatch(/^acrn-dm \d+\.\d+\.\d+\n$/);
+    expect(acrnDm('--version').stdout).toMatch(/^DM version is: \d+\.\d+ \(acrn-dm \d+\.\d+\.\d+\)\n$/);
     expect(acrnDm('--help').stdout).toMatch(/^Usage: acrn-dm \[OPTIONS\] NAME/);
     expect(acrnDm('--dry-run', '-k', join(repository, 'examples/guest/demo.bzimage'), 'vm')).toMatchObject({
       status: 0,
