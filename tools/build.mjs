@@ -8,7 +8,8 @@
  *   dist/yargs.cjs              loaded when the help is asked for
  *   dist/data-thread-main.js    what runs in a thread of its own
  *   dist/*.map                  where in the sources a place in a bundle is; read when a stack is shown
- *   dist/lib/                   the library, one file per module, with types
+ *   dist/library.js             the library: the same parts, from another entry
+ *   dist/lib/                   its types
  *
  * Does nothing when no source is newer than the last build.
  */
@@ -26,7 +27,7 @@ import {
   statSync,
   writeFileSync,
 } from 'node:fs';
-import { basename, join, relative, resolve } from 'node:path';
+import { basename, dirname, join, relative, resolve } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { parseArgs } from 'node:util';
 import { assemble } from './bundle/parts.mjs';
@@ -55,8 +56,9 @@ function replaceFile(path, text) {
 /** Threads are files of their own beside the bundle; they are loaded when a VM needs one. */
 const threads = ['devicemodel/hw/pci/virtio/data-thread/data-thread-main.ts'];
 
-/** What a start of a VM on ACRN imports beside the program itself: it is in the bundle, everything else is a part. */
+/** What a start of a VM on ACRN imports: it is in the bundle, everything else is a part. */
 const usual = [
+  'cmd/acrn-dm.ts',
   'cmd/run.ts',
   'cmd/version.ts',
   'config/preflight.ts',
@@ -110,15 +112,15 @@ const yargsPlugin = {
 };
 
 /**
- * What esbuild makes of one entry point and all it imports, with source maps. Names are not kept: the calls that keep
+ * What esbuild makes of entry points and all they import, with source maps. Names are not kept: the calls that keep
  * them cost 3 ms of every start, and a map that is read when a stack is shown tells more.
  */
-async function bundle(entryPoint, options) {
+async function bundle(entryPoints, options) {
   const { build: esbuild } = await import('esbuild');
   const version = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')).version;
   return esbuild({
     absWorkingDir: root,
-    entryPoints: [entryPoint],
+    entryPoints,
     bundle: true,
     write: false,
     minify: true,
@@ -138,7 +140,7 @@ async function bundle(entryPoint, options) {
 
 /** A file that runs by itself, as CommonJS. import() would need a loader hook that a code cache does not go with. */
 async function oneFile(entryPoint, outfile) {
-  const { outputFiles } = await bundle(entryPoint, {
+  const { outputFiles } = await bundle([entryPoint], {
     outfile,
     format: 'cjs',
     supported: { 'dynamic-import': false },
@@ -149,9 +151,9 @@ async function oneFile(entryPoint, outfile) {
 
 /** The bundle and its parts; see bundle/parts.mjs. The loader reads it as Latin-1: esbuild escapes everything else. */
 async function splitProgram(dist) {
-  const entry = 'cmd/acrn-dm.ts';
-  const output = await bundle(entry, { outdir: dist, format: 'esm', splitting: true, metafile: true });
-  const { bundle: script, map, parts } = assemble(output, { entry, usual });
+  const entries = { 'acrn-dm': 'cmd/acrn-dm.ts', library: 'library/index.ts' };
+  const output = await bundle(entries, { outdir: dist, format: 'esm', splitting: true, metafile: true });
+  const { bundle: script, map, parts } = assemble(output, usual);
   replaceFile(join(dist, 'acrn-dm.bundle.cjs'), script);
   replaceFile(join(dist, 'acrn-dm.bundle.cjs.map'), map);
   rmSync(join(dist, 'parts'), { recursive: true, force: true });
@@ -160,6 +162,10 @@ async function splitProgram(dist) {
     replaceFile(join(dist, 'parts', `${part.name}.cjs`), part.text);
     replaceFile(join(dist, 'parts', `${part.name}.cjs.map`), part.map);
   }
+  // One statement a name: Node looks for them when an ES module imports this one.
+  const { exports } = output.metafile.outputs[relative(root, join(dist, 'library.js'))];
+  const lines = exports.map((name) => `exports.${name} = library.${name};\n`);
+  replaceFile(join(dist, 'library.js'), `const library = require('./acrn-dm.js')('library');\n${lines.join('')}`);
 }
 
 async function program(dist) {
@@ -185,27 +191,31 @@ function codeCache(dist) {
   if (result.status !== 0) console.error(`build: the program failed while its code cache was made:\n${result.stderr}`);
 }
 
-/** Types are checked by `npm run check`, not here. */
-async function library(dist) {
-  const tsc = join(root, 'node_modules/.bin/tsc');
-  rmSync(join(dist, 'lib'), { recursive: true, force: true });
-  const options = ['-p', 'tsconfig.build.json', '--noCheck', '--outDir', join(dist, 'lib')];
-  const result = spawnSync(tsc, options, { cwd: root, stdio: 'inherit' });
+/**
+ * The library's types: the declarations that library/index.ts comes to, and no others. Types are checked by
+ * `npm run check`, not here.
+ */
+function declarations(dist) {
+  const lib = join(dist, 'lib');
+  rmSync(lib, { recursive: true, force: true });
+  const options = ['-p', 'tsconfig.build.json', '--noCheck', '--outDir', lib];
+  const result = spawnSync(join(root, 'node_modules/.bin/tsc'), options, { cwd: root, stdio: 'inherit' });
   if (result.status !== 0) throw new Error('build: tsc failed');
-  // Comments and blanks are a third of it; the types keep theirs.
-  const { build: esbuild } = await import('esbuild');
-  const modules = readdirSync(join(dist, 'lib'), { recursive: true }).filter((name) => name.endsWith('.js'));
-  await esbuild({
-    entryPoints: modules.map((name) => join(dist, 'lib', name)),
-    outdir: join(dist, 'lib'),
-    outbase: join(dist, 'lib'),
-    allowOverwrite: true,
-    minifyWhitespace: true,
-    format: 'esm',
-    target: 'node20.19',
-    logLevel: 'warning',
-  });
-  replaceFile(join(dist, 'lib/package.json'), '{ "type": "module" }\n');
+  const needed = new Set();
+  const visit = (path) => {
+    if (needed.has(path) || !existsSync(path)) return;
+    needed.add(path);
+    for (const [, name] of readFileSync(path, 'utf8').matchAll(/(?:from|import\() ?["'](\.[^"']+)["']/g)) {
+      visit(join(dirname(path), name.replace(/\.[jt]s$/, '.d.ts')));
+    }
+  };
+  visit(join(lib, 'library/index.d.ts'));
+  for (const entry of readdirSync(lib, { recursive: true, withFileTypes: true })) {
+    const path = join(entry.parentPath, entry.name);
+    if (entry.isFile() && !needed.has(path)) rmSync(path);
+  }
+  // As what they describe.
+  replaceFile(join(lib, 'package.json'), '{ "type": "commonjs" }\n');
 }
 
 /** @param options.dist where to; below the repository, so that packages are found. */
@@ -218,7 +228,7 @@ export async function build({ force = false, dist = join(root, 'dist') } = {}) {
   rmSync(stamp, { force: true });
   await program(dist);
   codeCache(dist);
-  await library(dist);
+  declarations(dist);
   replaceFile(stamp, now);
   // Not to standard output, which belongs to whatever needed the build: `npm pack --json`, `npm start`.
   console.error(`acrn-dm: built ${relative(root, dist)}/ in ${((Date.now() - startMs) / 1000).toFixed(1)} s`);

@@ -1,17 +1,19 @@
 #!/usr/bin/env -S -u NODE_OPTIONS node --inspect-port=192.0.2.1:65535
 
 /*
- * Runs acrn-dm.bundle.cjs, from V8's code cache when there is one for this very V8. V8 refuses a cache of another
- * version or for a source of another length, but does not look at what is in it: a damaged one would crash, and one of
- * an older bundle would run the older code. So the file begins with a CRC-32 over the bundle and the cache. (zlib's is
- * the cheapest that Node has: loading node:crypto alone costs more than the cache saves.) Without a cache V8 compiles.
+ * The program, and the parts of the library (library.js): acrn-dm.bundle.cjs, from V8's code cache when there is one for
+ * this very V8. V8 refuses a cache of another version or for a source of another length, but does not look at what is in
+ * it: a damaged one would crash, and one of an older bundle would run the older code. So the file begins with a CRC-32
+ * over the bundle and the cache. (zlib's is the cheapest that Node has: loading node:crypto alone costs more than the
+ * cache saves.) Without a cache V8 compiles.
  * Kept small: this file is compiled on every start.
  *
  * Nobody may debug a process of root: env drops NODE_OPTIONS, which is the caller's, and a SIGUSR1 before the first line
  * finds an address for the debugger's port that no host has (192.0.2.0/24 is for documentation). Where the file is given
  * to node instead, cmd/first-line.ts closes the port again.
  */
-process.on('SIGUSR1', () => {});
+const isProgram = require.main === module;
+if (isProgram) process.on('SIGUSR1', () => {});
 const { readFileSync } = require('node:fs');
 const { Script } = require('node:vm');
 const filename = `${__dirname}/acrn-dm.bundle.cjs`;
@@ -24,4 +26,5 @@ try {
   if (file.readUInt32LE(0) === crc32(data, crc32(bundle))) cachedData = data;
 } catch {}
 const script = new Script(bundle.latin1Slice(), { filename, cachedData });
-script.runInThisContext()(require, module, filename, __dirname);
+module.exports = script.runInThisContext()(require, module, filename, __dirname);
+if (isProgram) module.exports('acrn-dm');

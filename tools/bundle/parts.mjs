@@ -64,10 +64,10 @@ function functionBody(code, name) {
 
 /**
  * @param output of esbuild: `outputFiles`, `metafile`
- * @param entry, usual source paths: the program, and what most starts import() beside it
+ * @param usual source paths: what most starts import()
  * @returns the script `bundle`, its source map, and `parts`, each with `name`, `text`, `map`
  */
-export function assemble(output, { entry, usual }) {
+export function assemble(output, usual) {
   const outputs = new Map(Object.entries(output.metafile.outputs).map(([path, about]) => [nameOf(path), about]));
   const files = new Map(output.outputFiles.map((file) => [basename(file.path), file]));
   const chunkOf = (source) => {
@@ -83,7 +83,7 @@ export function assemble(output, { entry, usual }) {
       if (kind === 'import-statement' && external !== true) take(nameOf(path));
     }
   };
-  for (const source of [entry, ...usual]) take(chunkOf(source));
+  for (const source of usual) take(chunkOf(source));
 
   const sections = [];
   let text = '{';
@@ -111,9 +111,8 @@ export function assemble(output, { entry, usual }) {
     'const $part=(name)=>($done[name]??=$load(name))',
     // A package of others, or a part; as with import(), what fails fails later.
     'const $later=async(name,outside)=>outside===undefined?$part(name):{default:require(outside)}',
-    `$part("${chunkOf(entry)}")`,
-    // For whoever makes the code cache; see write-code-cache.cjs.
-    'return()=>Object.keys($chunks).forEach($part)',
+    // By its name, or undefined for all of the bundle: for whoever makes the code cache.
+    'return(name)=>name===undefined?void Object.keys($chunks).forEach($part):$part(name)',
   ];
   const head =
     '(function(require,module,__filename,__dirname){"use strict";const __bundleUrl=require("node:url").pathToFileURL(__filename).href;';

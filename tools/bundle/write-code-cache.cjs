@@ -18,10 +18,10 @@ const bundle = readFileSync(filename);
 // The name is in the cache, which is packed: not the path of the machine that builds.
 const script = new Script(bundle.latin1Slice(), { filename: 'acrn-dm.bundle.cjs' });
 
-let loadAll;
+let part;
 process.on('exit', () => {
   // What this run did not come to, the hypervisor's part, is at least loaded: loading it would compile most of a start.
-  loadAll();
+  part();
   const file = join(dist, `acrn-dm.${process.versions.v8}.cache`);
   const data = script.createCachedData();
   const header = Buffer.alloc(8);
@@ -31,4 +31,5 @@ process.on('exit', () => {
 });
 const main = join(dist, 'acrn-dm.js');
 process.argv.splice(1, 2, main);
-loadAll = script.runInThisContext()(createRequire(main), { exports: {} }, filename, dist);
+part = script.runInThisContext()(createRequire(main), { exports: {} }, filename, dist);
+part('acrn-dm');
