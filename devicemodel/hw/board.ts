@@ -84,6 +84,7 @@ class Pc implements Board {
   readonly #wiring: InterruptWiring;
   readonly #pirq = new PirqRouter();
   #hasRun = false;
+  #madeRpmbKey: Uint8Array | undefined;
   readonly #pins = new IoapicPins();
 
   constructor(parts: BoardParts, options: PcOptions) {
@@ -153,6 +154,7 @@ class Pc implements Board {
           return { bytes, hostAddress: address, dispose };
         },
       },
+      rpmbKey: () => this.#rpmbKey(),
       machine: {
         vmName: config.name,
         windows: config.windows,
@@ -172,10 +174,7 @@ class Pc implements Board {
     for (const device of this.#platform) {
       for (const registration of device.attach(pio, mmio)) undo.add(registration);
     }
-    if (config.boot?.kind === 'ovmf') {
-      const { randomBytes } = await import('node:crypto');
-      this.#cmosIo.storeRpmbKey(randomBytes(RPMB_KEY_BYTES));
-    }
+    if (config.boot?.kind === 'ovmf') this.#cmosIo.storeRpmbKey(this.#rpmbKey());
     this.#pirq.use(SCI_GSI);
     // The keyboard's and the clock's irqs are not ones a link may have; the mouse's is.
     this.#pirq.reserve(I8042Irq.aux);
@@ -187,6 +186,12 @@ class Pc implements Board {
     }
     this.pciConfig.configure();
     undo.defer(() => this.pciConfig.dispose());
+  }
+
+  /** Made when it is asked for: most machines have nothing to protect. */
+  #rpmbKey(): Uint8Array {
+    this.#madeRpmbKey ??= crypto.getRandomValues(new Uint8Array(RPMB_KEY_BYTES));
+    return this.#madeRpmbKey;
   }
 
   async #addPciFunctions(): Promise<void> {

@@ -19,6 +19,7 @@ import { gpuInfo } from './pci/virtio/gpu/options.ts';
 import { i2cInfo } from './pci/virtio/i2c/options.ts';
 import { inputInfo } from './pci/virtio/input/options.ts';
 import { netInfo } from './pci/virtio/net/options.ts';
+import { rpmbInfo } from './pci/virtio/rpmb/options.ts';
 import { rngInfo } from './pci/virtio/transport/options.ts';
 import { vsockInfo } from './pci/virtio/vsock/options.ts';
 import { wdtI6300esb } from './pci/wdt-i6300esb.ts';
@@ -87,6 +88,7 @@ export const pciDrivers: readonly PciDriverEntry[] = [
   lazy(ahciCdInfo, async () => (await import('./pci/ahci/ahci.ts')).ahciCd),
   lazy(xhciInfo, async () => (await import('./pci/xhci/xhci.ts')).xhci),
   lazy(rngInfo, async () => (await import('./pci/virtio/rng.ts')).virtioRnd),
+  lazy(rpmbInfo, async () => (await import('./pci/virtio/rpmb/rpmb.ts')).virtioRpmb),
 ];
 
 /** Devices that options of their own put on the board: `--vtpm2 …`. */

@@ -22,6 +22,8 @@ import { VirtioNet } from '../../devicemodel/hw/pci/virtio/net/net.ts';
 import { NetOptions, parseNetText } from '../../devicemodel/hw/pci/virtio/net/options.ts';
 import { VhostDevice } from '../../devicemodel/hw/pci/virtio/net/vhost.ts';
 import { virtioRnd } from '../../devicemodel/hw/pci/virtio/rng.ts';
+import { VirtioRpmb } from '../../devicemodel/hw/pci/virtio/rpmb/rpmb.ts';
+import type { RpmbStore } from '../../devicemodel/hw/pci/virtio/rpmb/store.ts';
 import type { VirtioDevice } from '../../devicemodel/hw/pci/virtio/transport/device.ts';
 import type { VirtioPciIdentity } from '../../devicemodel/hw/pci/virtio/transport/identity.ts';
 import { type TransportMode, transportModes } from '../../devicemodel/hw/pci/virtio/transport/options.ts';
@@ -463,6 +465,47 @@ function entropy(mode: TransportMode): Recipe {
   return { name: `virtio-rnd-${mode}`, shape, make };
 }
 
+/** Orders near those of ACRN's driver, on a memory of a few blocks. */
+function rpmb(): Recipe {
+  const bytes = Buffer.alloc(160 * 256);
+  const store: RpmbStore = {
+    open: async () => ({ blockCount: 160, counter: 0 }),
+    read: async (address, count) => bytes.subarray(address * 256, (address + count) * 256),
+    write: async () => 0,
+    close: async () => {},
+  };
+  return {
+    name: 'virtio-rpmb-legacy',
+    shape: (random) => {
+      if (random.oneIn(16)) return anything(random, 0);
+      const kinds = random.pick([
+        [1, 0],
+        [3, 1, 0],
+        [random.below(5), random.below(5)],
+      ]);
+      const command = random.oneIn(16) ? random.value() : 0xc008b552;
+      const sequence = kinds.flatMap((flags) => [flags, random.oneIn(16) ? random.value() : 1, 0, 0]);
+      const frames = kinds.map(() => {
+        const frame = Buffer.alloc(512);
+        frame.writeUInt16BE(random.below(170), 504);
+        frame.writeUInt16BE(random.below(6), 510);
+        return piece(true, random.oneIn(32) ? someLength(random) : 512, frame);
+      });
+      const count = random.oneIn(16) ? random.value() : kinds.length;
+      return [
+        piece(true, 12, words(command, 0, 0)),
+        piece(true, 8 + 4 * sequence.length, words(count, 0, ...sequence)),
+        ...frames,
+      ];
+    },
+    make: (env) =>
+      new VirtioPci(new VirtioRpmb(Buffer.alloc(32), store, env.log), env, {
+        mode: 'legacy',
+        identity: { vendorId: 0x8086, legacyDeviceId: 0x8601, type: 0xffff, classCode: 0xff0000 },
+      }),
+  };
+}
+
 function recipes(scratch: Scratch, workerUrl: URL): Recipe[] {
   const polled = { virtioPollNs: 10_000_000 };
   const msi = { virtioMsi: true };
@@ -495,6 +538,7 @@ function recipes(scratch: Scratch, workerUrl: URL): Recipe[] {
     gpio('modern'),
     input(),
     i2c(),
+    rpmb(),
     vsock(),
   ];
 }

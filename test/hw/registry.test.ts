@@ -25,6 +25,7 @@ const examples: Readonly<Record<string, readonly Example[]>> = {
   'virtio-input': [{ text: '/dev/null', canStart: false }],
   xhci: [{ text: 'tablet' }, { text: 'tablet:cap=apl:log=D' }],
   'virtio-net': [{ text: 'tap=tap0', canStart: false }],
+  'virtio-rpmb': [{ text: 'physical_rpmb' }, { text: 'path=/var/lib/vm1.rpmb', canStart: false }],
 };
 
 for (const entry of pciDrivers) {

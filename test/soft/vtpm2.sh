@@ -61,7 +61,7 @@ answers() { guest "r=\$(tpm $1); echo \"<\$r>\"; case \$r in $2) true ;; *) fals
 start_swtpm
 type_at_console
 WORDS=keep start_dm --vtpm2 "sock_path=$scratch/swtpm.sock"
-check "the guest is there" life 1
+check "the guest is there" life 1 300
 check "its kernel has found a TPM 2.0" guest 'test "$(cat /sys/class/tpm/tpm0/tpm_version_major)" = 2'
 check "tpm_crb drives it" guest 'case $(readlink /sys/class/tpm/tpm0/device/driver) in */tpm_crb) true ;; *) false ;; esac'
 check "random numbers by the kernel" guest 'echo tpm-rng-0 > /sys/class/misc/hw_random/rng_current && test "$(head -c 64 /dev/hwrng | wc -c)" = 64'
@@ -88,7 +88,7 @@ check "it is extended again" answers "$extend" "8002????????00000000*"
 
 echo "-- the guest reboots"
 echo 'reboot -f' >&8
-check "the guest is there" life 2
+check "the guest is there" life 2 300
 check "the PCR is empty" guest "test \$(cat $pcr) = $zeros"
 check "what was stored is there" answers "$read" "*c0ffee00c0ffee00*"
 echo 'poweroff -f' >&8
@@ -100,7 +100,7 @@ echo "-- another VM"
 [ "$failures" = 0 ] || tail -60 "$guest_log"
 start_swtpm
 WORDS=keep start_dm --vtpm2 "sock_path=$scratch/swtpm.sock"
-check "the guest is there" life 1
+check "the guest is there" life 1 300
 check "what was stored is there" answers "$read" "*c0ffee00c0ffee00*"
 echo 'poweroff -f' >&8
 wait_dm 60

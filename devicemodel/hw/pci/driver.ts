@@ -87,6 +87,8 @@ export interface PciEnv {
   readonly end?: EndSignals;
   /** Functions of the host that were taken from their drivers, for all lives of the VM; absent in a plan. */
   readonly managed?: ManagedFunctions;
+  /** The key of the guest's replay protected memory, which its firmware is given, too; the same for one life. */
+  readonly rpmbKey?: () => Uint8Array;
   /** What a display controller shows its pictures on; absent where the VM has no display: nobody looks then. */
   readonly display?: Display;
   /** Where a keyboard or pointer of the guest registers to be told what a person does at a display. */
