@@ -34,6 +34,22 @@ export class IoPatience {
     };
   }
 
+  /**
+   * Wait for work that never fails.
+   * @param hung what to fail with when it takes too long.
+   * @throws what `hung` made, asynchronously: the work may still go on.
+   */
+  wait(work: Promise<unknown>, hung: (limitMs: number) => Error): Promise<void> {
+    const { limitMs } = this;
+    return new Promise((resolve, reject) => {
+      const end = this.start(() => reject(hung(limitMs)));
+      void work.then(() => {
+        end();
+        resolve();
+      });
+    });
+  }
+
   /** The VM is ended by force: waits under way are cut short. */
   force(): void {
     if (this.#isForced) return;

@@ -360,7 +360,7 @@ class Pc implements Board {
     try {
       if (fn === undefined) throw new ConfigError('there is no device in that slot');
       const { rescanBlock } = await import('./pci/virtio/block/block.ts');
-      rescanBlock(fn, text);
+      await rescanBlock(fn, text);
       return true;
     } catch (error) {
       if (error instanceof BugError) throw error;

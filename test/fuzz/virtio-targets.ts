@@ -159,7 +159,7 @@ function disk(
     },
     hostEvent: (random) => {
       if (text.startsWith('nodisk')) {
-        if (device.backend === undefined) device.rescan(`${path},writeback`);
+        if (device.backend === undefined) void device.rescan(`${path},writeback`).catch(() => {});
       } else if (!isRange) {
         // The file shrinks and grows under the guest.
         truncateSync(path, random.pick([0, 1, 64, IMAGE_SECTORS, IMAGE_SECTORS]) * SECTOR);

@@ -5,7 +5,7 @@
  */
 import { HostError } from '../errors.ts';
 import { describeErrno, Errno } from './errno.ts';
-import { hostCall, must } from './libc.ts';
+import { asyncCall, hostCall, must } from './libc.ts';
 
 /** <bits/fcntl-linux.h>, x86-64. */
 const Command = { SetLock: 37, SetLockWait: 38 } as const;
@@ -23,13 +23,26 @@ export interface LockRange {
 }
 const WHOLE_FILE: LockRange = { base: 0, sizeBytes: 0 };
 
-function lock(fd: number, command: number, type: number, { base, sizeBytes }: LockRange): number {
-  // struct flock: l_type, l_whence (SEEK_SET), l_start, l_len, l_pid (0 for this kind of lock).
+const fcntlAside = asyncCall<[fd: number, command: number, flock: Uint8Array]>('int fcntl(int, int, void *)');
+
+/** struct flock: l_type, l_whence (SEEK_SET), l_start, l_len, l_pid (0 for this kind of lock). */
+function encodeLock(type: number, { base, sizeBytes }: LockRange): Uint8Array {
   const flock = new DataView(new ArrayBuffer(32));
   flock.setInt16(0, type, true);
   flock.setBigInt64(8, BigInt(base), true);
   flock.setBigInt64(16, BigInt(sizeBytes), true);
-  return fcntl(fd, command, new Uint8Array(flock.buffer));
+  return new Uint8Array(flock.buffer);
+}
+
+function lock(fd: number, command: number, type: number, range: LockRange): number {
+  return fcntl(fd, command, encodeLock(type, range));
+}
+
+/** @returns whether the lock was taken. @throws HostError for any failure but that somebody else has it. */
+function isTaken(result: number, what: string): boolean {
+  if (result >= 0) return true;
+  if (-result === Errno.EAGAIN || -result === Errno.EACCES) return false;
+  throw new HostError(`${what}: cannot be locked: ${describeErrno(-result)}`, -result);
 }
 
 /**
@@ -38,10 +51,12 @@ function lock(fd: number, command: number, type: number, { base, sizeBytes }: Lo
  * @throws HostError for any other failure.
  */
 export function tryLock(fd: number, kind: LockKind, what: string, range: LockRange = WHOLE_FILE): boolean {
-  const result = lock(fd, Command.SetLock, LockType[kind], range);
-  if (result >= 0) return true;
-  if (-result === Errno.EAGAIN || -result === Errno.EACCES) return false;
-  throw new HostError(`${what}: cannot be locked: ${describeErrno(-result)}`, -result);
+  return isTaken(lock(fd, Command.SetLock, LockType[kind], range), what);
+}
+
+/** As {@link tryLock}, on a thread of Node's: the lock of a file on another machine is that machine's to give. */
+export async function tryLockAside(fd: number, kind: LockKind, what: string, range = WHOLE_FILE): Promise<boolean> {
+  return isTaken(await fcntlAside(fd, Command.SetLock, encodeLock(LockType[kind], range)), what);
 }
 
 /**

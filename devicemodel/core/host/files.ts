@@ -2,9 +2,10 @@
  * Descriptors and what is behind them: open, read, write, sync. Functions that are called for every request give a
  * count or a negative errno; the others throw.
  */
-import { fdatasync } from 'node:fs';
+import { close, fdatasync } from 'node:fs';
+import { statfs } from 'node:fs/promises';
 import { Errno } from './errno.ts';
-import { hostCall, must, native } from './libc.ts';
+import { asyncCall, hostCall, must, native } from './libc.ts';
 
 /** <bits/fcntl-linux.h>, x86-64. */
 export const OpenFlag = {
@@ -125,4 +126,48 @@ export function syncDataAside(fd: number): Promise<number> {
   return new Promise((resolve) => {
     fdatasync(fd, (error) => resolve(error === null ? 0 : (error.errno ?? -Errno.EIO)));
   });
+}
+
+// On a thread of Node's: this one goes on. The memory belongs to the call until it has answered.
+
+const openAside = asyncCall<[path: string, flags: number, mode: number]>('int open(const char *, int, unsigned int)');
+
+/** As {@link openFile}. @throws HostError, asynchronously */
+export async function openFileAside(path: string, flags: number, mode = 0o600): Promise<number> {
+  return must(await openAside(path, flags, mode), 'open', path);
+}
+
+/** As {@link closeFd}: a file system may write back what it has of the file before it answers. */
+export function closeFdAside(fd: number): Promise<void> {
+  return new Promise((resolve) => close(fd, () => resolve()));
+}
+
+/** @returns bytes, or a negative errno. */
+export const readAtAside = asyncCall<[fd: number, address: bigint, sizeBytes: number, at: number]>(
+  'int64_t pread(int, uintptr_t, size_t, int64_t)',
+);
+export const writeAtAside = asyncCall<[fd: number, address: bigint, sizeBytes: number, at: number]>(
+  'int64_t pwrite(int, uintptr_t, size_t, int64_t)',
+);
+
+const preallocateAside = asyncCall<[fd: number, mode: number, at: number, sizeBytes: number]>(
+  'int fallocate(int, int, int64_t, int64_t)',
+);
+
+/** As {@link punchHole}. @returns 0 or a negative errno. */
+export function punchHoleAside(fd: number, at: number, sizeBytes: number): Promise<number> {
+  return preallocateAside(fd, PUNCH_HOLE_KEEP_SIZE, at, sizeBytes);
+}
+
+/** <linux/magic.h>: file systems in memory. */
+const MEMORY_FILE_SYSTEMS: readonly number[] = [0x0102_1994, 0x8584_58f6, 0x9584_58f6];
+
+/** Whether what is read and written is in memory, so that nobody ever waits for it. */
+export async function isInMemory(fd: number): Promise<boolean> {
+  try {
+    const { type } = await statfs(`/proc/self/fd/${fd}`);
+    return MEMORY_FILE_SYSTEMS.includes(type >>> 0);
+  } catch {
+    return false;
+  }
 }

@@ -18,11 +18,7 @@ export const ioctlBytesOnce = interruptibleCall<[fd: number, request: number, ar
   'int ioctl(int, unsigned long, void *)',
 );
 
-type IoctlAsync = (fd: number, request: number, argument: number | bigint) => Promise<number>;
-let ioctlOnThread: IoctlAsync | undefined;
-
-/** As {@link ioctlWait}, on a thread of its own: for a wait that nothing can interrupt. */
-export const ioctlAsync: IoctlAsync = (fd, request, argument) => {
-  ioctlOnThread ??= asyncCall<[number, number, number | bigint]>('int ioctl(int, unsigned long, uintptr_t)');
-  return ioctlOnThread(fd, request, argument);
-};
+/** As {@link ioctlWait}, on a thread of Node's: for a wait that nothing can interrupt. */
+export const ioctlAsync = asyncCall<[fd: number, request: number, argument: number | bigint]>(
+  'int ioctl(int, unsigned long, uintptr_t)',
+);

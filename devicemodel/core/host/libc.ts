@@ -60,12 +60,15 @@ export function interruptibleCall<Args extends readonly [unknown, unknown, unkno
   };
 }
 
-/** As {@link interruptibleCall}, on a thread of its own: for a call that blocks for long. */
+/** As {@link interruptibleCall}, on a thread of Node's: for a call that may block for long. */
 export function asyncCall<Args extends readonly unknown[]>(prototype: string): (...args: Args) => Promise<number> {
-  const fn = native(prototype) as unknown as { async: (...args: unknown[]) => void };
+  let fn: { async: (...args: unknown[]) => void } | undefined;
   return (...args) =>
     new Promise((resolve, reject) => {
+      fn ??= native(prototype) as unknown as { async: (...args: unknown[]) => void };
       fn.async(...args, (error: unknown, result: number) => {
+        // Until here: the call has nothing but the addresses of what it was given.
+        void args;
         if (error) reject(error);
         else resolve(result === -1 ? -koffi.errno() : result);
       });

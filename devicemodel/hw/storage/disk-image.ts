@@ -1,7 +1,8 @@
 /** The image behind a disk of any kind: a file, a block device, or a range of either. */
-import { fstatSync } from 'node:fs';
+import { fstat, type Stats } from 'node:fs';
+import { promisify } from 'node:util';
 import { blockDeviceSize, discardBlocks, physicalBlockBytes } from '../../core/host/block-device.ts';
-import { closeFd, OpenFlag, openFile } from '../../core/host/files.ts';
+import { closeFdAside, isInMemory, OpenFlag, openFileAside } from '../../core/host/files.ts';
 import type { Log } from '../../core/log.ts';
 import { lockImage } from './image-lock.ts';
 import { type ImageOptions, SECTOR_BYTES } from './image-options.ts';
@@ -23,6 +24,8 @@ export interface DiskImage {
   readonly isBlockDevice: boolean;
   readonly isDirect: boolean;
   readonly hasRange: boolean;
+  /** It is in the host's memory: whoever works on it never waits. */
+  readonly neverWaits: boolean;
   /** One i32: errno of the first sync that failed, 0 while none has. Threads that work on the image share it. */
   readonly syncFailure: SharedArrayBuffer;
 }
@@ -33,25 +36,30 @@ export interface DiscardLimits {
   readonly alignmentSectors: number;
 }
 
+const statOf: (fd: number) => Promise<Stats> = promisify(fstat);
+
 /**
- * Open and lock an image.
+ * Open and lock an image. What may wait for storage is done on threads of Node's: the guest and the host are served.
  * @throws HostError; ConfigError when it cannot be a disk.
  */
-export function openDiskImage(path: string, options: ImageOptions, log: Log): DiskImage {
+export async function openDiskImage(path: string, options: ImageOptions, log: Log): Promise<DiskImage> {
   const direct = options.nocache ? OpenFlag.Direct : 0;
   let isReadOnly = options.ro;
   let fd: number;
   try {
-    fd = openFile(path, (isReadOnly ? OpenFlag.ReadOnly : OpenFlag.ReadWrite) | OpenFlag.CloseOnExec | direct);
+    fd = await openFileAside(
+      path,
+      (isReadOnly ? OpenFlag.ReadOnly : OpenFlag.ReadWrite) | OpenFlag.CloseOnExec | direct,
+    );
   } catch (error) {
     if (isReadOnly) throw error;
     // As the C device model does, but not silently.
-    fd = openFile(path, OpenFlag.ReadOnly | OpenFlag.CloseOnExec | direct);
+    fd = await openFileAside(path, OpenFlag.ReadOnly | OpenFlag.CloseOnExec | direct);
     isReadOnly = true;
     log.warn(`${path} cannot be written: the disk is read-only`);
   }
   try {
-    const stat = fstatSync(fd);
+    const stat = await statOf(fd);
     const isBlockDevice = stat.isBlockDevice();
     const whole = isBlockDevice ? blockDeviceSize(fd, path) : imageFileSize(stat, path);
     const logicalSectorBytes = options.sectorSize?.logical ?? SECTOR_BYTES;
@@ -66,12 +74,13 @@ export function openDiskImage(path: string, options: ImageOptions, log: Log): Di
       isBlockDevice,
       isDirect: options.nocache,
       hasRange: options.range !== undefined,
+      neverWaits: !isBlockDevice && (await isInMemory(fd)),
       syncFailure: new SharedArrayBuffer(4),
     };
-    lockImage(image, log);
+    await lockImage(image, log);
     return { ...image, discardLimits: discardLimits(options, image, log) };
   } catch (error) {
-    closeFd(fd);
+    await closeFdAside(fd);
     throw error;
   }
 }

@@ -1,7 +1,7 @@
 /** Locks on disk images: two User VMs that write one image destroy it. */
 import { HostError } from '../../core/errors.ts';
 import { Errno } from '../../core/host/errno.ts';
-import { tryLock } from '../../core/host/file-lock.ts';
+import { tryLockAside } from '../../core/host/file-lock.ts';
 import type { Log } from '../../core/log.ts';
 
 /** What of an image is locked. */
@@ -19,10 +19,10 @@ export interface LockableImage {
  * Take the image, or its range, for as long as its descriptor is open: for this disk alone if it can be written, else
  * together with other readers. @throws HostError when another disk or User VM has it.
  */
-export function lockImage(image: LockableImage, log: Log): void {
+export async function lockImage(image: LockableImage, log: Log): Promise<void> {
   const range = { base: image.base, sizeBytes: image.hasRange ? image.sizeBytes : 0 };
   try {
-    if (tryLock(image.fd, image.isReadOnly ? 'shared' : 'exclusive', image.path, range)) return;
+    if (await tryLockAside(image.fd, image.isReadOnly ? 'shared' : 'exclusive', image.path, range)) return;
   } catch (error) {
     if (!(error instanceof HostError)) throw error;
     log.warn(`${error.message}: other User VMs are not kept from it`);

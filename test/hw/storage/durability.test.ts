@@ -18,6 +18,7 @@ import type { VirtioDevice, VirtioTransport } from '../../../devicemodel/hw/pci/
 import { VirtioPci } from '../../../devicemodel/hw/pci/virtio/transport/transport.ts';
 import { type DiskImage, openDiskImage } from '../../../devicemodel/hw/storage/disk-image.ts';
 import { ImageIo } from '../../../devicemodel/hw/storage/image-io.ts';
+import { MEMORY_DIR } from '../../support/memory-dir.ts';
 import { VirtioDriver, VirtioMachine } from '../../support/virtio-driver.ts';
 
 /** Results of the next calls of each kind; undefined: the call is made. */
@@ -45,9 +46,9 @@ afterEach(async () => {
   for (const step of undo.splice(0).reverse()) await step();
 });
 
-function makeImage(): string {
-  // Not on tmpfs where there is another: io_uring answers differently there.
-  const dir = mkdtempSync('/var/tmp/durability-');
+/** @param parent in memory, where the device thread need not leave anything to another; io_uring answers differently there. */
+function makeImage(parent = MEMORY_DIR): string {
+  const dir = mkdtempSync(join(parent, 'durability-'));
   undo.push(() => rmSync(dir, { recursive: true }));
   const path = join(dir, 'disk');
   writeFileSync(path, Buffer.alloc(64 * 512, 0x42));
@@ -120,8 +121,8 @@ describe('after a failed sync', () => {
   });
 
   // Mutation: make `syncFailure` of DiskImage a word of each ImageIo.
-  test('other threads on the image hear of it, both ways', () => {
-    const image = openDiskImage(makeImage(), optionsOf('x,writeback'), new Log([]));
+  test('other threads on the image hear of it, both ways', async () => {
+    const image = await openDiskImage(makeImage(), optionsOf('x,writeback'), new Log([]));
     const mine = new ImageIo(image);
     const theirs = new ImageIo(structuredClone(image) as DiskImage);
     expect([mine.sync(), theirs.sync()]).toEqual([0, 0]);
@@ -176,7 +177,10 @@ describe('through io_uring', () => {
   async function make(isWriteback: boolean, text = '') {
     const machine = new VirtioMachine();
     undo.push(() => machine.dispose());
-    const device = new RingDisk(openDiskImage(makeImage(), optionsOf(`x${text}`), new Log([])), isWriteback);
+    const device = new RingDisk(
+      await openDiskImage(makeImage('/var/tmp'), optionsOf(`x${text}`), new Log([])),
+      isWriteback,
+    );
     const fn = new VirtioPci(device, machine.env(), {
       mode: 'legacy',
       identity: { legacyDeviceId: 0x1001, type: 2, classCode: 0x010000 },

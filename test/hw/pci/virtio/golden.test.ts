@@ -4,7 +4,6 @@
  */
 import { createHash } from 'node:crypto';
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { gunzipSync } from 'node:zlib';
 import { afterEach, describe, expect, test } from 'vitest';
@@ -19,6 +18,7 @@ import { virtioConsole } from '../../../../devicemodel/hw/pci/virtio/console/con
 import { defaultMac, VirtioNet, virtioNet } from '../../../../devicemodel/hw/pci/virtio/net/net.ts';
 import { virtioRnd } from '../../../../devicemodel/hw/pci/virtio/rng.ts';
 import { VirtioPci } from '../../../../devicemodel/hw/pci/virtio/transport/transport.ts';
+import { MEMORY_DIR } from '../../../support/memory-dir.ts';
 import { socketPair } from '../../../support/socket-pair.ts';
 import { type FakeCharBackend, VirtioMachine } from '../../../support/virtio-driver.ts';
 
@@ -261,7 +261,7 @@ class Replay {
 
 function arrange(name: string) {
   const { argv, actions, events } = readCase(name);
-  const work = mkdtempSync(join(tmpdir(), 'virtio-golden-'));
+  const work = mkdtempSync(join(MEMORY_DIR, 'virtio-golden-'));
   undo.push(() => rmSync(work, { recursive: true }));
   writeFileSync(join(work, 'disk1'), stream('disk1', 1 << 20));
   const previous = process.cwd();

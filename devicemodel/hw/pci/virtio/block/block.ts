@@ -1,13 +1,14 @@
 /** virtio-blk (Virtio 1.2 §5.2): registers, options and the driver. Requests are in block-requests.ts. */
 import { createHash } from 'node:crypto';
 import type { AccessSize } from '../../../../core/address.ts';
-import { ConfigError, StorageHangError } from '../../../../core/errors.ts';
+import { ConfigError, StoppedError, StorageHangError } from '../../../../core/errors.ts';
 import { describeErrno } from '../../../../core/host/errno.ts';
 import { leaveThreadBehind } from '../../../../core/host/exit-hooks.ts';
-import { closeFd } from '../../../../core/host/files.ts';
+import { closeFdAside } from '../../../../core/host/files.ts';
 import type { Log } from '../../../../core/log.ts';
 import { checkOptions } from '../../../../core/options.ts';
-import { openDiskImage } from '../../../storage/disk-image.ts';
+import { type DiskImage, openDiskImage } from '../../../storage/disk-image.ts';
+import { ImageAside } from '../../../storage/image-aside.ts';
 import { ImageIo } from '../../../storage/image-io.ts';
 import { SECTOR_BYTES } from '../../../storage/image-options.ts';
 import { definePciDriver, type PciEnv } from '../../driver.ts';
@@ -25,9 +26,11 @@ import {
   type VirtioTransport,
 } from '../transport/device.ts';
 import { VirtioPci } from '../transport/transport.ts';
+import { AsideWork } from './aside.ts';
 import { BlockOptions, blockInfo, parseBlockText } from './options.ts';
 import { type BlockRequestState, BlockRequests } from './requests.ts';
 import { type BlockService, BlockWord, noteIn } from './server.ts';
+import { NOTE_WORDS, Work, WorkNote } from './work-note.ts';
 
 const QUEUE_SIZE = 64;
 /** Data segments of one request, as the C device model announces them. */
@@ -66,12 +69,18 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
   readonly wantsIoeventfd: boolean;
   readonly serial: Uint8Array;
   readonly runsBesideDriver = false;
+  /** What the device thread has under way on the image. */
+  readonly note = new WorkNote(new Int32Array(NOTE_WORDS));
   readonly #options: BlockOptions;
   readonly #log: Log;
   readonly #config = new DataView(new ArrayBuffer(Config.size));
   #requests: BlockRequests | undefined;
   #transport: VirtioTransport | undefined;
   #backend: ImageIo | undefined;
+  #aside: AsideWork | undefined;
+  /** A disk is being plugged in. */
+  #isPlugging = false;
+  #isStopped = false;
   /** What `writeback` or `writethru` asked for; a reset goes back to it. */
   #initialWriteback = false;
   #offersFlush = false;
@@ -123,7 +132,7 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
   /** @throws HostError, ConfigError */
   async start(): Promise<void> {
     if (this.#options.path === '') return;
-    this.#plug(this.#options);
+    await unlessEnding(this.#plug(this.#options), this.#transport?.ending);
     const { iothread } = this.#options;
     if (iothread === undefined) return;
     try {
@@ -171,9 +180,15 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
   }
 
   /** Requests that are begun are completed or put back: who serves the queues next finds everything before their positions used. */
-  settle(): void {
+  settle(): Promise<void> | undefined {
     const transport = this.#transport as VirtioTransport;
-    this.#requests?.settle(this.queueSizes.map((_, index) => transport.queue(index)));
+    return this.#requests?.settle(this.queueSizes.map((_, index) => transport.queue(index)));
+  }
+
+  hung(limitMs: number): Error {
+    this.#aside?.abandon();
+    leaveThreadBehind();
+    return new StorageHangError(this.#backend?.image.path ?? this.name, this.note.describe() ?? 'a request', limitMs);
   }
 
   featuresAccepted(): void {
@@ -181,9 +196,24 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
     this.#threads?.set(BlockWord.ReportsLength, +this.reportsLength);
   }
 
-  #plug(options: BlockOptions): void {
-    const image = openDiskImage(options.path, options, this.#log);
-    this.#backend = new ImageIo(image);
+  /** Nobody waits for it: a guest finds its disk when the host has opened it. */
+  async #plug(options: BlockOptions): Promise<void> {
+    this.#isPlugging = true;
+    let image: DiskImage;
+    try {
+      image = await openDiskImage(options.path, options, this.#log);
+    } finally {
+      this.#isPlugging = false;
+    }
+    if (this.#isStopped) {
+      // The VM ended meanwhile, and did not wait.
+      await closeFdAside(image.fd);
+      throw new StoppedError(`${options.path}: opened when the VM had ended`);
+    }
+    const backend = new ImageIo(image);
+    this.#backend = backend;
+    this.#aside = new AsideWork(new ImageAside(backend), () => this.#lookAtQueues());
+    if (this.#requests !== undefined) this.#requests.aside = this.#aside;
     this.#initialWriteback = options.writeback;
     this.#offersFlush = options.writeback;
     const config = this.#config;
@@ -200,18 +230,24 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
     config.setUint32(Config.discardAlignment, image.discardLimits?.alignmentSectors ?? 0, true);
   }
 
+  #lookAtQueues(): void {
+    const transport = this.#transport as VirtioTransport;
+    for (let i = 0; i < this.queueSizes.length; i++) transport.notifyLater(transport.queue(i));
+  }
+
   /**
    * Plug a disk into a `nodisk` device while the guest runs; it learns of it by a configuration interrupt.
    * @param text `PATH[,option…]` as after `virtio-blk,`.
    * @throws ConfigError if there is a disk already or the text is wrong; HostError.
    */
-  rescan(text: string): void {
+  async rescan(text: string): Promise<void> {
     if (this.#backend !== undefined) {
       throw new ConfigError(`virtio-blk: ${this.#backend.image.path} is plugged in: a disk cannot be replaced`);
     }
     const options = checkOptions(BlockOptions, parseBlockText(text)) as BlockOptions;
     if (options.path === '') throw new ConfigError('virtio-blk: which image file?');
-    this.#plug(options);
+    if (this.#isPlugging) throw new ConfigError('virtio-blk: another disk is being plugged in');
+    await this.#plug(options);
     this.#transport?.configChanged();
   }
 
@@ -222,13 +258,20 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
   /** Only the cache mode can be written, by drivers of any age (§5.2.4). */
   writeConfig(offset: number, size: AccessSize, value: number): boolean {
     if (offset !== Config.writeback || size !== 1) return false;
-    const backend = this.#backend;
-    // What the driver switches to write-through has to be on disk from then on.
-    if (value === 0 && this.isWriteback) backend?.sync();
+    const wasWriteback = this.isWriteback;
     this.#config.setUint8(Config.writeback, value);
     // Compat: FLUSH comes and goes with the mode.
     this.#offersFlush = value !== 0;
+    // From here on what is completed is on the medium, and what was completed before has to be when the access is.
     this.#threads?.set(BlockWord.Writeback, +this.isWriteback);
+    const backend = this.#backend;
+    if (value !== 0 || !wasWriteback || backend === undefined || backend.image.isReadOnly) return true;
+    if (backend.image.neverWaits) {
+      backend.sync();
+      return true;
+    }
+    this.note.set(Work.Flush, 0, 0);
+    this.#transport?.hold(backend.flush());
     return true;
   }
 
@@ -240,50 +283,61 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
     this.#transport?.worked((requests.served - before) | 0);
   }
 
-  driverLeft(): void {
-    this.settle();
-  }
-
   reset(): void {
     this.#config.setUint8(Config.writeback, this.#initialWriteback ? 1 : 0);
     this.#offersFlush = this.#initialWriteback;
   }
 
   /** What the guest did not flush itself. */
-  flush(): Promise<void> | undefined {
+  async flush(): Promise<void> {
     const backend = this.#backend;
-    if (backend === undefined || backend.image.isReadOnly) return undefined;
-    this.settle();
+    if (backend === undefined || backend.image.isReadOnly) return;
+    this.note.set(Work.Flush, 0, 0);
     const { path } = backend.image;
     const { patience } = this.#transport as VirtioTransport;
-    const { limitMs } = patience;
-    return new Promise((resolve, reject) => {
-      const endPatience = patience.start(() => {
-        leaveThreadBehind();
-        reject(new StorageHangError(path, 'flush', limitMs));
-      });
-      void backend.flush().then((errno) => {
-        endPatience();
+    await patience.wait(
+      backend.flush().then((errno) => {
         if (errno !== 0) this.#log.error(`${path}: the last flush failed: ${describeErrno(errno)}`);
-        resolve();
-      });
-    });
+      }),
+      (limitMs) => this.hung(limitMs),
+    );
   }
 
   async stop(): Promise<void> {
+    this.#isStopped = true;
+    if (this.#isPlugging) leaveThreadBehind();
     await this.#threads?.stop();
     this.#threads = undefined;
     this.#iothreads = undefined;
     // Nothing is left to be written where the life of the VM ended in good order.
     await this.flush();
+    await this.#unplug();
+  }
+
+  async #unplug(): Promise<void> {
     const backend = this.#backend;
     this.#backend = undefined;
     if (backend === undefined) return;
     const { image } = backend;
-    // The lock goes with the descriptor.
-    closeFd(image.fd);
+    this.#aside?.dispose();
     backend.dispose();
+    // The lock goes with the descriptor.
+    const { patience } = this.#transport as VirtioTransport;
+    await patience.wait(closeFdAside(image.fd), (limitMs) => {
+      leaveThreadBehind();
+      return new StorageHangError(image.path, 'close', limitMs);
+    });
   }
+}
+
+/** @throws the reason of the end, which comes before the work is done; that goes on. */
+function unlessEnding(work: Promise<void>, ending: AbortSignal | undefined): Promise<void> {
+  if (ending === undefined) return work;
+  return new Promise((resolve, reject) => {
+    const onEnd = () => reject(ending.reason);
+    ending.addEventListener('abort', onEnd, { once: true });
+    work.then(resolve, reject).finally(() => ending.removeEventListener('abort', onEnd));
+  });
 }
 
 /** Compat: the serial number is a digest of the option text, as C makes it, so that guests find their disks again. */
@@ -295,13 +349,13 @@ function serialOf(text: string): Uint8Array {
 
 /**
  * `blkrescan`: plug a disk into a virtio-blk function made with `nodisk`.
- * @throws ConfigError, HostError
+ * @throws ConfigError, HostError, asynchronously
  */
-export function rescanBlock(fn: PciFunction, text: string): void {
+export async function rescanBlock(fn: PciFunction, text: string): Promise<void> {
   if (!(fn instanceof VirtioPci) || !(fn.device instanceof VirtioBlock)) {
     throw new ConfigError('only a virtio-blk device can be given a disk');
   }
-  fn.device.rescan(text);
+  await fn.device.rescan(text);
 }
 
 export const virtioBlk = definePciDriver({

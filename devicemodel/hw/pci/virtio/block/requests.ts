@@ -5,25 +5,25 @@
 import { describeErrno, Errno } from '../../../../core/host/errno.ts';
 import type { Log } from '../../../../core/log.ts';
 import { GiB, MiB } from '../../../../core/units.ts';
-import type { DiscardLimits } from '../../../storage/disk-image.ts';
+import { WOULD_WAIT } from '../../../storage/image-aside.ts';
 import type { ImageIo } from '../../../storage/image-io.ts';
 import { SECTOR_BYTES } from '../../../storage/image-options.ts';
 import type { Chain } from '../ring/chain.ts';
 import { type ChainServer, SLICE_BYTES, type SliceBudget, type SliceClock, serveChains } from '../ring/serve-chains.ts';
 import type { Virtqueue } from '../ring/virtqueue.ts';
+import type { AsideWork } from './aside.ts';
 import type { BlockRing, RingSlot } from './io-ring.ts';
+import {
+  BARRIER,
+  BlkStatus,
+  checkSegments,
+  DISCARD_SEGMENT_BYTES,
+  HEADER_BYTES,
+  isInside,
+  RequestType,
+} from './protocol.ts';
 import { Work, type WorkNote } from './work-note.ts';
 
-/** §5.2.6, request types. */
-const RequestType = { In: 0, Out: 1, Flush: 4, FlushOut: 5, GetId: 8, Discard: 11 } as const;
-/** Legacy drivers may OR this into the type; it means nothing here (§5.2.6.4). */
-const BARRIER = 0x80000000;
-const BlkStatus = { Ok: 0, IoError: 1, Unsupported: 2 } as const;
-/** u32 type, u32 reserved, u64 sector. */
-const HEADER_BYTES = 16;
-/** §5.2.6, struct virtio_blk_discard_write_zeroes: u64 sector, u32 num_sectors, u32 flags. */
-const DISCARD_SEGMENT_BYTES = 16;
-const DISCARD_UNMAP = 1;
 /** Serial numbers are this long; longer buffers are cleared up to here. */
 const MAX_ID_FILL = 4096;
 /** Two rings full; a queue has 64 entries. */
@@ -72,10 +72,15 @@ export class BlockRequests implements ChainServer {
   #waitingCount = 0;
   /** Slices since the last sync, while requests wait for one. */
   #syncDelay = 0;
+  #hasLateSync = false;
   /** Requests and parts of requests so far; wraps at 2^31. */
   served = 0;
 
   readonly #ring: BlockRing | undefined;
+  /** This thread must not wait for storage: what could wait goes on there. */
+  aside: AsideWork | undefined;
+  /** Somebody else is to have the queues: nothing new is begun until then. */
+  #settling: Promise<void> | undefined;
 
   /** @param ring lets requests go on in the kernel after `serve` returned: see `finish` and `settle`. */
   constructor(state: BlockRequestState, log: Log, clock: SliceClock, ring?: BlockRing) {
@@ -91,6 +96,8 @@ export class BlockRequests implements ChainServer {
    *   requests are in the ring, `settle` comes before somebody else has the queue.
    */
   serve(queue: Virtqueue): boolean {
+    // Whoever has something under way has the queues looked at again.
+    if (this.aside?.isBusy === true || this.#settling !== undefined) return true;
     return serveChains(queue, BUDGET, this, this.#clock);
   }
 
@@ -111,7 +118,7 @@ export class BlockRequests implements ChainServer {
       this.#ring.submit();
       this.#finish(queue);
     }
-    if (this.#waitingCount === 0) return;
+    if (this.#waitingCount === 0 || this.aside?.isBusy === true) return;
     // One sync for everything that is available, and not one for each slice of it.
     if (hasMore && ++this.#syncDelay < MAX_SYNC_DELAY) return;
     queue.publish();
@@ -157,17 +164,11 @@ export class BlockRequests implements ChainServer {
     }
   }
 
-  /** §5.2.6.1: whole sectors, inside the disk. */
-  #isInside(backend: ImageIo, sector: number, count: number): boolean {
-    return count % SECTOR_BYTES === 0 && sector <= Number.MAX_SAFE_INTEGER / SECTOR_BYTES / 2
-      ? sector * SECTOR_BYTES + count <= backend.image.sizeBytes - (backend.image.sizeBytes % SECTOR_BYTES)
-      : false;
-  }
-
   #in(queue: Virtqueue, chain: Chain, backend: ImageIo, sector: number, count: number): number {
-    if (!this.#isInside(backend, sector, count)) return this.#done(queue, chain, BlkStatus.IoError, 0);
+    if (!isInside(backend.image, sector, count)) return this.#done(queue, chain, BlkStatus.IoError, 0);
     const offset = sector * SECTOR_BYTES;
     if (this.#begin(queue, chain, backend, 0, count, offset, false)) return count;
+    if (this.aside !== undefined) return this.#transferAside(this.aside, queue, chain, backend, count, offset, false);
     const at = chain.progress;
     const part = Math.min(count - at, SLICE_BYTES);
     this.#state.note?.set(Work.Read, sector + at / SECTOR_BYTES, part);
@@ -183,14 +184,16 @@ export class BlockRequests implements ChainServer {
   }
 
   #out(queue: Virtqueue, chain: Chain, backend: ImageIo, sector: number, count: number): number {
-    if (!this.#isInside(backend, sector, count)) return this.#done(queue, chain, BlkStatus.IoError, 0);
+    if (!isInside(backend.image, sector, count)) return this.#done(queue, chain, BlkStatus.IoError, 0);
     const offset = sector * SECTOR_BYTES;
     if (this.#begin(queue, chain, backend, HEADER_BYTES, count, offset, true)) return count;
+    if (this.aside !== undefined) return this.#transferAside(this.aside, queue, chain, backend, count, offset, true);
     const at = chain.progress;
     const part = Math.min(count - at, SLICE_BYTES);
-    const { isWriteback } = this.#state;
     this.#state.note?.set(Work.Write, sector + at / SECTOR_BYTES, part);
     let errno = backend.transfer(chain, HEADER_BYTES + at, part, offset + at, true);
+    // As it is now: what is completed after a switch to write-through has to be on the medium.
+    const { isWriteback } = this.#state;
     if (errno === 0 && at + part < count) {
       // The medium gets each part at once: a sync of gigabytes at the end could not be cut.
       if (!isWriteback) errno = backend.sync();
@@ -222,6 +225,102 @@ export class BlockRequests implements ChainServer {
     this.#waiting[this.#waitingCount] = chain;
     this.#waitingQueues[this.#waitingCount++] = queue;
     return 0;
+  }
+
+  // Requests of a thread that must not wait.
+
+  /** As the rest of `#in` and `#out`. @returns the cost of a slice where the part goes on beside this thread. */
+  #transferAside(
+    aside: AsideWork,
+    queue: Virtqueue,
+    chain: Chain,
+    backend: ImageIo,
+    count: number,
+    offset: number,
+    isWrite: boolean,
+  ): number {
+    const at = chain.progress;
+    const part = Math.min(count - at, SLICE_BYTES);
+    const chainAt = isWrite ? HEADER_BYTES + at : at;
+    this.#state.note?.set(isWrite ? Work.Write : Work.Read, (offset + at) / SECTOR_BYTES, part);
+    let errno = aside.image.transferNow(chain, chainAt, part, offset + at, isWrite);
+    const isSynced = isWrite && at + part < count && !this.#state.isWriteback;
+    if (errno === WOULD_WAIT) {
+      const work = aside.image.transfer(chain, chainAt, part, offset + at, isWrite, aside.isWanted);
+      this.#goOnAside(
+        aside,
+        queue,
+        chain,
+        backend,
+        count,
+        at + part,
+        isWrite,
+        isSynced ? syncAfter(work, aside) : work,
+      );
+      return SLICE_BYTES;
+    }
+    if (errno === 0 && isSynced) errno = backend.sync();
+    this.#partDone(queue, chain, backend, count, at + part, isWrite, errno);
+    return part;
+  }
+
+  // On its own, as what its function captures is allocated.
+  #goOnAside(
+    aside: AsideWork,
+    queue: Virtqueue,
+    chain: Chain,
+    backend: ImageIo,
+    count: number,
+    progress: number,
+    isWrite: boolean,
+    work: Promise<number>,
+  ): void {
+    aside.begin(work, (errno) => {
+      this.#partDone(queue, chain, backend, count, progress, isWrite, errno);
+      queue.publish();
+    });
+  }
+
+  /** @param progress bytes of the request that are done if `errno` is 0. */
+  #partDone(
+    queue: Virtqueue,
+    chain: Chain,
+    backend: ImageIo,
+    count: number,
+    progress: number,
+    isWrite: boolean,
+    errno: number,
+  ): void {
+    if (errno === 0 && progress < count) this.#parkAt(queue, chain, progress);
+    else if (isWrite) this.#writeDone(queue, chain, backend, errno, this.#state.isWriteback);
+    else this.#readDone(queue, chain, backend, count, errno);
+  }
+
+  /** A part of a discard; the slices that follow go on behind it. */
+  #discardAside(
+    aside: AsideWork,
+    queue: Virtqueue,
+    chain: Chain,
+    backend: ImageIo,
+    offset: number,
+    part: number,
+  ): number {
+    aside.begin(aside.image.discard(offset, part), (errno) => {
+      this.#report('discard', backend, errno);
+      if (errno === 0) this.#parkAt(queue, chain, chain.progress + part);
+      else this.#done(queue, chain, BlkStatus.IoError, 0);
+      queue.publish();
+    });
+    return SLICE_BYTES;
+  }
+
+  async #settleAside(aside: AsideWork, queues: readonly Virtqueue[]): Promise<void> {
+    while (aside.isWanted() && (aside.isBusy || this.#waitingCount > 0)) {
+      if (!aside.isBusy) this.#syncWaiting();
+      await aside.idle;
+    }
+    this.#settling = undefined;
+    for (const queue of queues) queue.putBackParked();
   }
 
   // Requests in the ring.
@@ -263,6 +362,8 @@ export class BlockRequests implements ChainServer {
   /** Complete what the kernel is through with, and show it to the drivers. */
   finish(): void {
     this.#finish(undefined);
+    // The mode was switched while they were written: no slice need come that would sync them.
+    if (this.#hasLateSync) this.#syncWaiting();
   }
 
   /** @param publishedLater this queue is published by the caller. */
@@ -285,7 +386,9 @@ export class BlockRequests implements ChainServer {
         continue;
       }
       const errno = this.#transferResult(backend, slot, ring.result);
-      if (slot.isWrite) this.#writeDone(queue, chain, backend, errno, true);
+      const isDurable = slot.isDurable || this.#state.isWriteback;
+      if (slot.isWrite && !isDurable) this.#hasLateSync = true;
+      if (slot.isWrite) this.#writeDone(queue, chain, backend, errno, isDurable);
       else this.#readDone(queue, chain, backend, slot.count, errno);
     }
     if (touched !== publishedLater) touched?.publish();
@@ -314,8 +417,16 @@ export class BlockRequests implements ChainServer {
   /**
    * Somebody else serves these queues from now on: wait for what is in flight, complete what is done, and put back what
    * was only begun. Everything before the queues' positions is then used.
+   * @returns when that is so, which may take as long as storage does; undefined: it is. A thread that may wait has waited.
    */
-  settle(queues: readonly Virtqueue[]): void {
+  settle(queues: readonly Virtqueue[]): Promise<void> | undefined {
+    const { aside } = this;
+    if (this.#settling !== undefined) return this.#settling;
+    if (aside?.isBusy === false) this.#syncWaiting();
+    if (aside?.isBusy === true) {
+      this.#settling = this.#settleAside(aside, queues);
+      return this.#settling;
+    }
     while (this.#ring !== undefined && this.#ring.inFlight > 0) {
       this.#noteInFlight(this.#ring);
       this.#ring.submit(1);
@@ -323,6 +434,7 @@ export class BlockRequests implements ChainServer {
     }
     this.#syncWaiting();
     for (const queue of queues) queue.putBackParked();
+    return undefined;
   }
 
   #noteInFlight(ring: BlockRing): void {
@@ -343,7 +455,7 @@ export class BlockRequests implements ChainServer {
       ? BlkStatus.IoError
       : chain.progress > 0
         ? BlkStatus.Ok
-        : this.#checkSegments(chain, backend, limits, segments);
+        : checkSegments(chain, backend.image, limits, segments);
     if (status !== BlkStatus.Ok) return this.#done(queue, chain, status, 0);
     const sliceBytes = backend.image.isBlockDevice ? DiscardSlice.blockDevice : DiscardSlice.file;
     let left = sliceBytes;
@@ -353,7 +465,7 @@ export class BlockRequests implements ChainServer {
       // Read a second time: the guest may have changed it, so it is checked a second time where it matters.
       const sector = chain.readU32(at) + chain.readU32(at + 4) * 0x1_0000_0000;
       const count = chain.readU32(at + 8) * SECTOR_BYTES;
-      if (!this.#isInside(backend, sector, count) || count === 0) return this.#done(queue, chain, BlkStatus.IoError, 0);
+      if (!isInside(backend.image, sector, count) || count === 0) return this.#done(queue, chain, BlkStatus.IoError, 0);
       end += count;
       while (chain.progress < end) {
         if (left <= 0) {
@@ -363,7 +475,11 @@ export class BlockRequests implements ChainServer {
         const rest = end - chain.progress;
         const part = Math.min(rest, sliceBytes);
         this.#state.note?.set(Work.Discard, sector + (count - rest) / SECTOR_BYTES, part);
-        const errno = backend.discard(sector * SECTOR_BYTES + count - rest, part);
+        const offset = sector * SECTOR_BYTES + count - rest;
+        if (this.aside !== undefined && !backend.image.neverWaits) {
+          return this.#discardAside(this.aside, queue, chain, backend, offset, part);
+        }
+        const errno = backend.discard(offset, part);
         this.#report('discard', backend, errno);
         if (errno !== 0) return this.#done(queue, chain, BlkStatus.IoError, 0);
         chain.progress += part;
@@ -373,36 +489,27 @@ export class BlockRequests implements ChainServer {
     return this.#state.isWriteback ? this.#done(queue, chain, BlkStatus.Ok, 0) : this.#wait(queue, chain);
   }
 
-  /** @returns the status of a discard of these segments before anything is carried out. */
-  #checkSegments(chain: Chain, backend: ImageIo, limits: DiscardLimits, segments: number): number {
-    for (let i = 0; i < segments; i++) {
-      const at = HEADER_BYTES + i * DISCARD_SEGMENT_BYTES;
-      const sector = chain.readU32(at) + chain.readU32(at + 4) * 0x1_0000_0000;
-      const sectors = chain.readU32(at + 8);
-      // §5.2.6.2: unmap is for write-zeroes only.
-      if ((chain.readU32(at + 12) & DISCARD_UNMAP) !== 0) return BlkStatus.Unsupported;
-      if (
-        sectors === 0 ||
-        sectors > limits.maxSectors ||
-        (limits.alignmentSectors !== 0 && sector % limits.alignmentSectors !== 0) ||
-        !this.#isInside(backend, sector, sectors * SECTOR_BYTES)
-      ) {
-        return BlkStatus.IoError;
-      }
-    }
-    return BlkStatus.Ok;
-  }
-
   /** One sync for all writes and flushes taken together; requests that are done need not wait for it. */
   #syncWaiting(): void {
-    const count = this.#waitingCount;
-    this.#waitingCount = 0;
-    this.#syncDelay = 0;
-    if (count === 0) return;
+    if (this.#waitingCount === 0) return;
     const { backend } = this.#state;
     this.#state.note?.set(Work.Flush, 0, 0);
     // A disk that cannot be written has nothing to flush.
-    const errno = backend === undefined || backend.image.isReadOnly ? 0 : backend.sync();
+    if (backend === undefined || backend.image.isReadOnly) this.#synced(backend, 0);
+    else if (this.aside === undefined || backend.image.neverWaits) this.#synced(backend, backend.sync());
+    else this.#syncAside(this.aside, backend);
+  }
+
+  #syncAside(aside: AsideWork, backend: ImageIo): void {
+    aside.begin(aside.image.sync(), (errno) => this.#synced(backend, errno));
+  }
+
+  /** Everything that waited for a sync had it. */
+  #synced(backend: ImageIo | undefined, errno: number): void {
+    const count = this.#waitingCount;
+    this.#waitingCount = 0;
+    this.#syncDelay = 0;
+    this.#hasLateSync = false;
     if (backend !== undefined) this.#report('flush', backend, errno);
     for (let i = 0; i < count; i++) {
       const queue = this.#waitingQueues[i] as Virtqueue;
@@ -432,4 +539,10 @@ export class BlockRequests implements ChainServer {
   #logShort(chain: Chain): void {
     this.#log.guest(() => `block request of ${chain.readableBytes} and ${chain.writableBytes} bytes`);
   }
+}
+
+/** The medium gets each part of a large write at once: a sync of gigabytes at the end could not be cut. */
+async function syncAfter(work: Promise<number>, { image }: AsideWork): Promise<number> {
+  const errno = await work;
+  return errno === 0 ? image.sync() : errno;
 }

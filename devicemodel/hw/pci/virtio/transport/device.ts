@@ -54,6 +54,8 @@ export interface VirtioTransport {
   readonly clock: SliceClock;
   /** With who serves queues outside of this thread and was told to give them back. */
   readonly patience: IoPatience;
+  /** Aborted once the VM is to end, for what takes long before it runs. */
+  readonly ending?: AbortSignal | undefined;
   queue(index: number): Virtqueue;
   /** Whether the driver accepted the feature. */
   hasFeature(bit: number): boolean;
@@ -67,6 +69,8 @@ export interface VirtioTransport {
   needsReset(reason: string): void;
   /** Look at the queue again soon, after other work had its turn: `notify` is called once more. */
   notifyLater(queue: Virtqueue): void;
+  /** The access being served is not over before this is: its vCPU waits, and who else comes to the device. */
+  hold(work: Promise<unknown>): void;
   /** So many requests were served on the device thread: a device with much to do gets a thread of its own. */
   worked(requests: number): void;
   /** Take the queues back from a data thread that cannot go on; the device serves them from now on. */
@@ -99,8 +103,14 @@ export interface VirtioDevice {
   notify(queue: Virtqueue): void;
   /** The driver reset the device, or the machine was reset. Queues are off already; chains held are to be discarded. */
   reset(): void;
-  /** Somebody else serves the queues from now on: everything before their positions has to be used. */
-  settle?(): void;
+  /**
+   * Somebody else has the queues next, or nobody: what is begun is completed or put back, so that everything before their
+   * positions is used, and nothing new is begun.
+   * @returns when that is so, however long storage takes; undefined: it is.
+   */
+  settle?(): Promise<void> | undefined;
+  /** What `settle` or `hold` waits for takes too long: it is given up. @returns the error that ends the VM. */
+  hung?(limitMs: number): Error;
   /**
    * The driver took DRIVER_OK back without a reset, and may settle on other features: what was taken from the queues is
    * put back or dropped, what was agreed on is forgotten. Configuration and queues stay.

@@ -18,6 +18,8 @@ export interface BusyDevice {
   readonly isDriverOk: boolean;
   /** Without MSI-X every interrupt needs the device thread, for the ISR. */
   readonly isMsixEnabled: boolean;
+  /** The driver is not served by anybody any more: look at the queues. */
+  serviceAll(): void;
 }
 
 export class HandOver {
@@ -70,9 +72,16 @@ export class HandOver {
     this.#isAllowed = false;
     const { device, log } = this.#host;
     const session = this.#session;
+    const isWanted = () => session === this.#session && this.#host.isDriverOk && !this.#lending.isLent;
+    const lend = (owner: QueueOwner) => {
+      if (isWanted() && this.#lending.lend(owner)) log.debug(`${device.name}: busy, served by a data thread`);
+      else this.#host.serviceAll();
+    };
     const handOver = (owner: QueueOwner | undefined) => {
-      if (owner === undefined || session !== this.#session || !this.#host.isDriverOk || this.#lending.isLent) return;
-      if (this.#lending.lend(owner)) log.debug(`${device.name}: busy, served by a data thread`);
+      if (owner === undefined || !isWanted()) return;
+      const settled = device.settle?.();
+      if (settled === undefined) lend(owner);
+      else void settled.then(() => lend(owner));
     };
     const owner = device.startDataThread?.();
     if (!(owner instanceof Promise)) {

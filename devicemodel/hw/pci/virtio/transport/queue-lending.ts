@@ -26,8 +26,6 @@ export interface LendingHost {
   messageOf(queue: Virtqueue): MsiMessage | undefined;
   interrupt(queue: Virtqueue): void;
   service(queue: Virtqueue): void;
-  /** The device completes or puts back what it has begun: the owner goes on at the position of each queue. */
-  finishBegun(): void;
 }
 
 /** A queue's kicks as a descriptor. */
@@ -207,7 +205,8 @@ export class QueueLending {
   // Queues in other hands.
 
   /**
-   * Give the queues that are set up to an owner. From here on they are its.
+   * Give the queues that are set up to an owner. From here on they are its. The device has settled: the owner goes on at
+   * the position of each queue.
    * @returns false when the device has to serve them itself, after a line in the log.
    */
   lend(owner: QueueOwner): boolean {
@@ -234,7 +233,6 @@ export class QueueLending {
       kickFd: kick.eventfd.fd,
       callFd: call.eventfd.fd,
     }));
-    host.finishBegun();
     if (!owner.takeOver(wires)) {
       this.#release();
       return false;

@@ -32,6 +32,7 @@ import type { TransportMode } from './options.ts';
 import { Polling } from './polling.ts';
 import { type LendingHost, QueueLending } from './queue-lending.ts';
 import { Isr, NO_VECTOR, Status } from './registers.ts';
+import { Returning } from './returning.ts';
 import type { VirtioRegisters } from './window.ts';
 
 export interface VirtioPciOptions {
@@ -70,6 +71,7 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, VirtioRe
   #isKickDecoded = true;
   readonly #lending: QueueLending;
   readonly #handOver: HandOver;
+  readonly #returning: Returning;
 
   // Registers.
   #status = 0;
@@ -112,6 +114,7 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, VirtioRe
       virtioPollNs !== undefined && device.isPolled !== false ? new Polling(this, env.clock, virtioPollNs) : undefined;
     this.#lending = new QueueLending(this);
     this.#handOver = new HandOver(this, this.#lending, env.clock);
+    this.#returning = new Returning(this, this.#lending);
     if (this.#msix !== undefined) this.#msix.onVectorChanged = (vector) => this.#lending.vectorChanged(vector);
     device.attach(this);
   }
@@ -155,9 +158,13 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, VirtioRe
   }
 
   settle(isFlushed: boolean): Promise<void> | undefined {
-    const back = this.#lending.settle();
+    const back = this.#returning.settled();
     if (!isFlushed) return back;
     return back === undefined ? this.device.flush?.() : back.then(() => this.device.flush?.());
+  }
+
+  hold(work: Promise<unknown>): void {
+    this.#returning.hold(work);
   }
 
   suspend(): void {
@@ -172,7 +179,7 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, VirtioRe
   /** @throws StorageHangError: what is lent is left as it is. */
   async stop(): Promise<void> {
     this.#stopServing();
-    await this.#lending.end();
+    await this.#returning.back();
     this.#toPowerOn();
     await this.device.stop?.();
   }
@@ -284,13 +291,18 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, VirtioRe
     this.#status = next;
     if ((next & Status.DriverOk) !== 0 && (before & Status.DriverOk) === 0) this.#driverOk();
     else if ((next & Status.DriverOk) === 0 && (before & Status.DriverOk) !== 0) {
-      this.#whenBack(() => this.device.driverLeft?.());
+      this.#returning.whenBack(() => this.device.driverLeft?.());
     }
   }
 
   #driverOk(): void {
     // A driver may go on without having written features at all.
     this.#applyFeatures();
+    // Legacy drivers may have kicked before.
+    this.#returning.whenBack(() => this.#beginSession());
+  }
+
+  #beginSession(): void {
     this.#polling?.start();
     this.#handOver.newSession();
     const { queueOwner } = this.device;
@@ -303,7 +315,7 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, VirtioRe
 
   #resetDevice(): void {
     this.#stopServing();
-    this.#whenBack(() => this.#toPowerOn());
+    this.#returning.whenBack(() => this.#toPowerOn());
   }
 
   /** CVE-2021-36144: nothing that runs later may see the queues of before. */
@@ -312,23 +324,6 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, VirtioRe
     this.#againTimer.cancel();
     this.#again.fill(false);
     this.#handOver.newSession();
-  }
-
-  /** Go on when nothing is lent any more. Until then the vCPU whose access it is waits, and who else comes here. */
-  #whenBack(goOn: () => void): void {
-    const wait = this.#lending.end();
-    if (wait === undefined) {
-      goOn();
-      return;
-    }
-    this.gate.close();
-    wait.then(
-      () => {
-        goOn();
-        this.gate.open();
-      },
-      (error: Error) => this.env.waits.giveUp(error),
-    );
   }
 
   #toPowerOn(): void {
@@ -474,12 +469,14 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, VirtioRe
     return this.isMsixEnabled ? this.#msix?.message(queue.vector) : undefined;
   }
 
-  finishBegun(): void {
-    this.device.settle?.();
-  }
-
   get patience(): IoPatience {
     return this.env.waits.patience;
+  }
+  get ending(): AbortSignal | undefined {
+    return this.env.end?.ending;
+  }
+  giveUp(error: Error): void {
+    this.env.waits.giveUp(error);
   }
   get name(): string {
     return this.device.name;
@@ -491,6 +488,10 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, VirtioRe
     return this.env.hsm;
   }
 
+  serviceAll(): void {
+    for (const queue of this.queues) this.service(queue);
+  }
+
   worked(requests: number): void {
     this.#handOver.worked(requests);
   }
@@ -500,10 +501,10 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, VirtioRe
     const goOn = () => {
       if (session !== this.#handOver.session) return;
       if (this.#polling === undefined) this.#handOver.allow();
-      for (const queue of this.queues) this.service(queue);
+      this.serviceAll();
     };
     const wait = this.#lending.end();
     if (wait === undefined) goOn();
-    else wait.then(goOn, (error: Error) => this.env.waits.giveUp(error));
+    else wait.then(goOn, (error: Error) => this.giveUp(error));
   }
 }

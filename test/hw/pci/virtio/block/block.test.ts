@@ -11,7 +11,6 @@ import {
   truncateSync,
   writeFileSync,
 } from 'node:fs';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import * as fc from 'fast-check';
 import { afterEach, describe, expect, test } from 'vitest';
@@ -20,6 +19,7 @@ import { checkOptions } from '../../../../../devicemodel/core/options.ts';
 import { rescanBlock, type VirtioBlock, virtioBlk } from '../../../../../devicemodel/hw/pci/virtio/block/block.ts';
 import { BlockOptions, parseBlockText } from '../../../../../devicemodel/hw/pci/virtio/block/options.ts';
 import type { VirtioPci } from '../../../../../devicemodel/hw/pci/virtio/transport/transport.ts';
+import { MEMORY_DIR } from '../../../../support/memory-dir.ts';
 import {
   type DriverMode,
   type MachineChoices,
@@ -50,7 +50,7 @@ afterEach(async () => {
 });
 
 function scratchDir(): string {
-  const dir = mkdtempSync(join(tmpdir(), 'virtio-blk-'));
+  const dir = mkdtempSync(join(MEMORY_DIR, 'virtio-blk-'));
   undo.push(() => rmSync(dir, { recursive: true }));
   return dir;
 }
@@ -393,13 +393,13 @@ describe('nodisk and rescan', () => {
     expect(read(driver, 0, 512)).toBe(IoError);
     driver.isr;
     const path = makeImage();
-    rescanBlock(driver.fn, `${path},ro`);
+    await rescanBlock(driver.fn, `${path},ro`);
     expect(machine.intx).toBe(true);
     expect(driver.isr).toBe(2);
     expect(driver.readConfig(0, 4)).toBe(SECTORS);
     expect(read(driver, 6, 512)).toBe(Ok);
     expect(driver.buffer(1)[0]).toBe(6);
-    expect(() => rescanBlock(driver.fn, path)).toThrow(/plugged in/);
+    await expect(rescanBlock(driver.fn, path)).rejects.toThrow(/plugged in/);
   });
 
   test('the cache mode register works before there is a disk, as with C', async () => {
@@ -407,7 +407,7 @@ describe('nodisk and rescan', () => {
     driver.init();
     driver.writeConfig(32, 1, 1);
     expect(driver.hostFeatures).toBe(1n << BigInt(Feature.Flush));
-    rescanBlock(driver.fn, makeImage());
+    await rescanBlock(driver.fn, makeImage());
     expect(driver.readConfig(32, 1)).toBe(0);
     expect(driver.hostFeatures & (1n << BigInt(Feature.Flush))).toBe(0n);
   });
@@ -416,21 +416,21 @@ describe('nodisk and rescan', () => {
     const { driver } = await makeDisk('nodisk,transport=modern', 'modern');
     driver.init();
     const before = driver.in(21, 1);
-    rescanBlock(driver.fn, makeImage());
+    await rescanBlock(driver.fn, makeImage());
     expect(driver.in(21, 1)).not.toBe(before);
   });
 
   test('a file that is not there leaves the slot empty and usable', async () => {
     const { driver } = await makeDisk('nodisk');
     driver.init();
-    expect(() => rescanBlock(driver.fn, '/nonexistent')).toThrow(/nonexistent: open: ENOENT/);
-    rescanBlock(driver.fn, makeImage());
+    await expect(rescanBlock(driver.fn, '/nonexistent')).rejects.toThrow(/nonexistent: open: ENOENT/);
+    await rescanBlock(driver.fn, makeImage());
     expect(read(driver, 0, 512)).toBe(Ok);
   });
 
   test('a device that had its disk from the start refuses', async () => {
     const { driver } = await makeDisk(makeImage());
-    expect(() => rescanBlock(driver.fn, makeImage())).toThrow(ConfigError);
+    await expect(rescanBlock(driver.fn, makeImage())).rejects.toThrow(ConfigError);
   });
 });
 

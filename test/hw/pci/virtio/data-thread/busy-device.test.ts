@@ -1,6 +1,6 @@
 /** A device with much to do is given a data thread while it runs: nothing is lost, and quiet ones never get there. */
 import { mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+
 import { join } from 'node:path';
 import * as fc from 'fast-check';
 import { afterEach, describe, expect, test } from 'vitest';
@@ -13,6 +13,7 @@ import { VirtioNet } from '../../../../../devicemodel/hw/pci/virtio/net/net.ts';
 import { NetOptions, parseNetText } from '../../../../../devicemodel/hw/pci/virtio/net/options.ts';
 import { VirtioPci } from '../../../../../devicemodel/hw/pci/virtio/transport/transport.ts';
 import { useDataThreadWorker } from '../../../../support/data-thread-worker.ts';
+import { MEMORY_DIR } from '../../../../support/memory-dir.ts';
 import { type FramePeer, socketPair } from '../../../../support/socket-pair.ts';
 import {
   type DriverMode,
@@ -45,7 +46,7 @@ function makeMachine(choices: MachineChoices) {
 }
 
 async function makeDisk(text = 'DISK,writeback', choices: MachineChoices = {}) {
-  const dir = mkdtempSync(join(tmpdir(), 'virtio-busy-'));
+  const dir = mkdtempSync(join(MEMORY_DIR, 'virtio-busy-'));
   undo.push(() => rmSync(dir, { recursive: true }));
   const path = join(dir, 'disk');
   writeFileSync(path, Buffer.alloc(SECTORS * 512));

@@ -1,0 +1,132 @@
+/**
+ * Work on a disk image for a thread that must not wait for storage: what the host has in its memory is done at once,
+ * everything else by a thread of Node's, through a buffer in between. That thread sees nothing of the guest: storage that
+ * never answers keeps a buffer of ours and no memory of a VM that may be gone.
+ *
+ * One piece of work at a time, of at most {@link MAX_ASIDE_BYTES}: a disk that hangs keeps one thread of the few.
+ */
+import type { GuestBuffers } from '../../core/guest-buffers.ts';
+import { discardBlocksAside } from '../../core/host/block-device.ts';
+import { Errno } from '../../core/host/errno.ts';
+import { punchHoleAside, readAtAside, readCachedAt, writeAtAside } from '../../core/host/files.ts';
+import { type Mapping, map } from '../../core/host/mapping.ts';
+import { alignDown, alignUp, MiB } from '../../core/units.ts';
+import type { ImageIo } from './image-io.ts';
+
+/** Bytes of one piece of work. */
+export const MAX_ASIDE_BYTES = 1 * MiB;
+/** What `transferNow` answers for work that could wait. No errno is negative. */
+export const WOULD_WAIT = -1;
+
+export class ImageAside {
+  readonly #io: ImageIo;
+  readonly #unit: number;
+  #buffer: Mapping | undefined;
+  /** The kernel reads or writes the buffer. */
+  #isBufferLent = false;
+  #isDisposed = false;
+  /** One struct iovec. */
+  readonly #iov = new BigUint64Array(2);
+  readonly #iovBytes = new Uint8Array(this.#iov.buffer);
+
+  constructor(io: ImageIo) {
+    this.#io = io;
+    this.#unit = io.image.isDirect ? io.image.logicalSectorBytes : 1;
+  }
+
+  /** As {@link ImageIo.transfer}, if that cannot wait. @returns 0, an errno, or {@link WOULD_WAIT}: nothing is done then. */
+  transferNow(buffers: GuestBuffers, bufferAt: number, count: number, offset: number, isWrite: boolean): number {
+    const io = this.#io;
+    if (io.image.neverWaits || count === 0) return io.transfer(buffers, bufferAt, count, offset, isWrite);
+    if (isWrite || io.image.isDirect || !io.knowsCached) return WOULD_WAIT;
+    if (buffers.ram.hasHostAddresses) return io.readCached(buffers, bufferAt, count, offset) ? 0 : WOULD_WAIT;
+    const { bytes, address } = this.#takeBuffer();
+    this.#iov[0] = address;
+    this.#iov[1] = BigInt(count);
+    if (readCachedAt(io.image.fd, this.#iovBytes, 1, io.image.base + offset) !== count) return WOULD_WAIT;
+    buffers.copyIn(bufferAt, bytes, 0, count);
+    return 0;
+  }
+
+  /**
+   * As {@link ImageIo.transfer}, for at most {@link MAX_ASIDE_BYTES}.
+   * @param isWanted asked before the guest's memory is written to: the request may be nobody's any more.
+   */
+  async transfer(
+    buffers: GuestBuffers,
+    bufferAt: number,
+    count: number,
+    offset: number,
+    isWrite: boolean,
+    isWanted: () => boolean,
+  ): Promise<number> {
+    const { image } = this.#io;
+    const { bytes, address } = this.#takeBuffer();
+    const unit = this.#unit;
+    const at = image.base + offset;
+    const from = alignDown(at, unit);
+    const head = at - from;
+    const span = alignUp(head + count, unit);
+    // Writes keep what is around them in the first and the last sector.
+    if (!isWrite || head !== 0 || span !== head + count) {
+      const got = await this.#whole(readAtAside, address, span, from);
+      if (got < 0) return -got;
+      if (got < head + count && !isWrite && !image.hasRange) return Errno.EIO;
+      bytes.fill(0, got, span);
+    }
+    if (!isWanted()) return Errno.ECANCELED;
+    if (!isWrite) {
+      buffers.copyIn(bufferAt, bytes, head, count);
+      return 0;
+    }
+    buffers.copyOut(bufferAt, bytes, head, count);
+    const put = await this.#whole(writeAtAside, address, span, from);
+    return put < 0 ? -put : put < span ? Errno.EIO : 0;
+  }
+
+  /** As {@link ImageIo.discard}. */
+  async discard(offset: number, count: number): Promise<number> {
+    const { image } = this.#io;
+    const from = image.base + offset;
+    return -(await (image.isBlockDevice
+      ? discardBlocksAside(image.fd, from, count)
+      : punchHoleAside(image.fd, from, count)));
+  }
+
+  /** As {@link ImageIo.sync}. */
+  sync(): Promise<number> {
+    return this.#io.flush();
+  }
+
+  /** All of it, or up to the end of the file. @returns bytes, or a negative errno. */
+  async #whole(call: typeof readAtAside, address: bigint, sizeBytes: number, at: number): Promise<number> {
+    let done = 0;
+    this.#isBufferLent = true;
+    while (done < sizeBytes) {
+      const got = await call(this.#io.image.fd, address + BigInt(done), sizeBytes - done, at + done);
+      if (got === -Errno.EINTR) continue;
+      if (got < 0) done = got;
+      if (got <= 0) break;
+      done += got;
+    }
+    this.#isBufferLent = false;
+    if (this.#isDisposed) this.#giveBack();
+    return done;
+  }
+
+  #takeBuffer(): Mapping {
+    this.#buffer ??= map(MAX_ASIDE_BYTES + 2 * this.#unit, 'disk buffer');
+    return this.#buffer;
+  }
+
+  #giveBack(): void {
+    this.#buffer?.dispose();
+    this.#buffer = undefined;
+  }
+
+  /** Give back what this object holds; what a call that is under way has, when that answers. */
+  dispose(): void {
+    this.#isDisposed = true;
+    if (!this.#isBufferLent) this.#giveBack();
+  }
+}
