@@ -6,8 +6,9 @@ import { createHash } from 'node:crypto';
 import type { BarIndex, BarSpec, ConfigSpace } from '../../../chips/pci-config-space.ts';
 import { type AccessSize, allOnes } from '../../../core/address.ts';
 import type { InterruptLine } from '../../../core/device.ts';
-import { ConfigError } from '../../../core/errors.ts';
+import { ConfigError, StoppedError } from '../../../core/errors.ts';
 import { GuestRam } from '../../../core/guest-buffers.ts';
+import { leaveThreadBehind } from '../../../core/host/exit-hooks.ts';
 import type { Log } from '../../../core/log.ts';
 import { powerOfTwoAtLeast } from '../../../core/units.ts';
 import { openImageQueue } from '../../storage/open-queue.ts';
@@ -59,6 +60,9 @@ export class Ahci implements EmulatedPciFunction, PortHost {
   #isResetting = false;
   #is = 0;
   #isLineUp = false;
+  /** Drives whose image is being opened, while the guest runs. */
+  readonly #opening = new Set<Bay>();
+  #isStopped = false;
 
   /** @param openQueue other storage, for tests. */
   constructor(options: AhciOptions, env: PciEnv, openQueue: OpenQueue = openImageQueue) {
@@ -96,20 +100,24 @@ export class Ahci implements EmulatedPciFunction, PortHost {
   // Life cycle.
 
   /** @throws HostError, ConfigError */
-  start(): void {
+  async start(): Promise<void> {
     for (const bay of this.#bays) {
       const { image } = bay.options;
       if (image === undefined) continue;
-      const medium = this.#open(bay, image);
+      const medium = await this.#open(bay, image);
       if (bay.drive instanceof AtaDisk) bay.drive.insert(medium.io);
       else bay.drive.insertFirst(medium.io);
     }
   }
 
-  #open(bay: Bay, image: DriveImage): Medium {
+  async #open(bay: Bay, image: DriveImage): Promise<Medium> {
     const isCd = bay.options.drive === 'cd';
     // Nothing is ever written to a disc; so several may share its image.
-    const medium = new Medium(isCd ? { ...image, ro: true } : image, this.ram, this.#env, this.#openQueue);
+    const medium = await Medium.open(isCd ? { ...image, ro: true } : image, this.ram, this.#env, this.#openQueue);
+    if (this.#isStopped) {
+      medium.close();
+      throw new StoppedError(`${image.path}: opened when the VM had ended`);
+    }
     bay.medium = medium;
     bay.port.queue = medium.queue;
     return medium;
@@ -130,6 +138,8 @@ export class Ahci implements EmulatedPciFunction, PortHost {
   }
 
   async stop(): Promise<void> {
+    this.#isStopped = true;
+    if (this.#opening.size > 0) leaveThreadBehind();
     await this.settle(true);
     for (const bay of this.#bays) {
       bay.port.queue = undefined;
@@ -270,7 +280,13 @@ export class Ahci implements EmulatedPciFunction, PortHost {
     if (drive instanceof AtaDisk) throw new ConfigError(`ahci: port ${portIndex} has a disk, which cannot be changed`);
     if (image !== undefined) {
       if (old !== undefined) throw new ConfigError(`ahci: port ${portIndex} has ${old.path} in it: eject it first`);
-      drive.changeMedium(this.#open(bay, image).io);
+      if (this.#opening.has(bay)) throw new ConfigError(`ahci: port ${portIndex} is being given an image`);
+      this.#opening.add(bay);
+      try {
+        drive.changeMedium((await this.#open(bay, image)).io);
+      } finally {
+        this.#opening.delete(bay);
+      }
       return;
     }
     bay.medium = undefined;

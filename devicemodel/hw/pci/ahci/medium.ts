@@ -20,15 +20,25 @@ export class Medium {
   readonly #env: Pick<PciEnv, 'waits'>;
   readonly #log: Log;
 
-  /** @throws HostError, ConfigError */
-  constructor(image: DriveImage, ram: GuestRam, env: Pick<PciEnv, 'clock' | 'log' | 'waits'>, openQueue: OpenQueue) {
+  private constructor(io: ImageIo, queue: ImageQueue, env: Pick<PciEnv, 'log' | 'waits'>) {
     this.#env = env;
     this.#log = env.log;
-    this.io = new ImageIo(openDiskImage(image.path, image, env.log));
+    this.io = io;
+    this.queue = queue;
+  }
+
+  /** @throws HostError, ConfigError, asynchronously */
+  static async open(
+    image: DriveImage,
+    ram: GuestRam,
+    env: Pick<PciEnv, 'clock' | 'log' | 'waits'>,
+    openQueue: OpenQueue,
+  ): Promise<Medium> {
+    const io = new ImageIo(await openDiskImage(image.path, image, env.log));
     try {
-      this.queue = openQueue(this.io, ram, env.clock, env.log);
+      return new Medium(io, openQueue(io, ram, env.clock, env.log), env);
     } catch (error) {
-      closeFd(this.io.image.fd);
+      closeFd(io.image.fd);
       throw error;
     }
   }

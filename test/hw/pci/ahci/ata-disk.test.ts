@@ -200,5 +200,5 @@ test('two disks of one controller, and a second controller, keep apart; an image
   expect(machine.memory.read(DATA, 1024)).toEqual(Uint8Array.from([...sector(1), ...sector(2)]));
   const { ahciMachine } = await import('../../../support/ahci-driver.ts');
   const other = await ahciMachine(`hd:${path}`, { isStarted: false });
-  expect(() => other.fn.start()).toThrow(/in use by another disk or User VM/);
+  await expect(other.fn.start()).rejects.toThrow(/in use by another disk or User VM/);
 });
