@@ -24,7 +24,7 @@ export interface ReportOptions {
  */
 export function errorLines(error: unknown, options: ReportOptions = {}): string[] {
   const lines: string[] = [];
-  const isOurs = (error instanceof DmError && !(error instanceof BugError)) || isSystemError(error);
+  const isOurs = isForeseen(error);
   const first = messageOf(error);
   lines.push(isOurs ? `acrn-dm: ${first}` : `acrn-dm: internal error: ${first}`);
   let said = first;
@@ -49,9 +49,16 @@ export function exitCodeOf(error: unknown): ExitCode {
   if (error instanceof DmError) return error.exitCode;
   if (error instanceof AggregateError) {
     const first = error.errors.find((e) => e instanceof DmError) as DmError | undefined;
-    return first?.exitCode ?? ExitCode.Software;
+    if (first !== undefined) return first.exitCode;
+    return isForeseen(error) ? ExitCode.OsError : ExitCode.Software;
   }
   return isSystemError(error) ? ExitCode.OsError : ExitCode.Software;
+}
+
+/** No bug of ours: of several errors, if none of them is. */
+function isForeseen(error: unknown): boolean {
+  if (error instanceof AggregateError) return error.errors.length > 0 && error.errors.every(isForeseen);
+  return (error instanceof DmError && !(error instanceof BugError)) || isSystemError(error);
 }
 
 /** A system call of Node's own that failed where nobody has better words for it: the host's doing, and no bug. */

@@ -8,6 +8,7 @@ import { connect, createServer, type Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { basename, dirname } from 'node:path';
 import { DmError, ExitCode, HostError } from '../../devicemodel/core/errors.ts';
+import { onProcessExit } from '../../devicemodel/core/host/exit-hooks.ts';
 import { lockWhenFree } from '../../devicemodel/core/host/file-lock.ts';
 import { closeFd, OpenFlag, openFile } from '../../devicemodel/core/host/files.ts';
 import { ensureOwnFolder, FolderMode, makeParents } from '../../devicemodel/core/host/folders.ts';
@@ -473,6 +474,11 @@ function listen(path: string, onConnection: (socket: Socket) => void): Promise<S
     });
     server.listen(path, () => {
       server.unref();
+      // Closed, it removes its file itself.
+      server.once(
+        'close',
+        onProcessExit(() => rmSync(path, { force: true })),
+      );
       resolve(server);
     });
   });

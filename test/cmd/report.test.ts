@@ -79,6 +79,17 @@ describe('exitCodeOf', () => {
     expect(exitCodeOf(new HostError('x', 2))).toBe(ExitCode.Unavailable);
     expect(exitCodeOf(new HostError('x', 2, { exitCode: ExitCode.NoInput }))).toBe(ExitCode.NoInput);
   });
+  test('system calls that failed in a teardown are no bug', () => {
+    const failed = (code: string) =>
+      Object.assign(new Error(`${code}: it failed, close`), { code, syscall: 'close', errno: -5 });
+    const error = new AggregateError([failed('EIO'), failed('ENOSPC')], 'some resources could not be released');
+    expect([exitCodeOf(error), errorLines(error)[0]]).toEqual([
+      ExitCode.OsError,
+      'acrn-dm: some resources could not be released; EIO: it failed, close; ENOSPC: it failed, close',
+    ]);
+    expect(exitCodeOf(new AggregateError([failed('EIO'), new TypeError('x')]))).toBe(ExitCode.Software);
+    expect(exitCodeOf(new AggregateError([]))).toBe(ExitCode.Software);
+  });
   test('several errors have the status of the first of ours', () => {
     expect(exitCodeOf(new AggregateError([new Error('a'), new HostError('b', 5)]))).toBe(ExitCode.Unavailable);
   });

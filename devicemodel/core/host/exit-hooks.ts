@@ -27,8 +27,12 @@ const FATAL_SIGNALS = [
   'SIGPWR',
 ] as const;
 
+/** Run at the process's end, and when a signal ends it. */
 const hooks = new Set<() => void>();
-let installed = false;
+/** Run at the process's end only. */
+const exitHooks = new Set<() => void>();
+let hearsExit = false;
+let hearsSignals = false;
 let isThreadLeft = false;
 
 /**
@@ -40,13 +44,14 @@ export function leaveThreadBehind(): void {
 }
 
 function onExit(status: number): void {
-  runAll();
+  runAll(exitHooks);
+  runAll(hooks);
   if (isThreadLeft) exitAtOnce(status);
 }
 
-function runAll(): void {
+function runAll(of: ReadonlySet<() => void>): void {
   // Last in, first out, as every teardown here; a hook that fails must not keep the others from running.
-  for (const hook of [...hooks].reverse()) {
+  for (const hook of [...of].reverse()) {
     try {
       hook();
     } catch {
@@ -58,21 +63,35 @@ function runAll(): void {
 function onSignal(signal: NodeJS.Signals): void {
   // Somebody else handles it, and will end the process in good order.
   if (process.listenerCount(signal) > 1) return;
-  runAll();
+  runAll(hooks);
   process.removeListener(signal, onSignal);
   process.kill(process.pid, signal);
 }
 
-function install(): void {
-  installed = true;
-  process.on('exit', onExit);
-  for (const signal of FATAL_SIGNALS) process.on(signal, onSignal);
+/** Handlers are there only while there is a hook. */
+function update(): void {
+  const needsSignals = hooks.size > 0;
+  const needsExit = needsSignals || exitHooks.size > 0;
+  if (needsExit !== hearsExit) {
+    if (needsExit) process.on('exit', onExit);
+    else process.removeListener('exit', onExit);
+    hearsExit = needsExit;
+  }
+  if (needsSignals === hearsSignals) return;
+  for (const signal of FATAL_SIGNALS) {
+    if (needsSignals) process.on(signal, onSignal);
+    else process.removeListener(signal, onSignal);
+  }
+  hearsSignals = needsSignals;
 }
 
-function uninstall(): void {
-  installed = false;
-  process.removeListener('exit', onExit);
-  for (const signal of FATAL_SIGNALS) process.removeListener(signal, onSignal);
+function add(to: Set<() => void>, hook: () => void): () => void {
+  to.add(hook);
+  update();
+  return () => {
+    to.delete(hook);
+    update();
+  };
 }
 
 /**
@@ -80,10 +99,13 @@ function uninstall(): void {
  * @returns removes the hook again; signal handlers are only installed while there is a hook.
  */
 export function onProcessEnd(hook: () => void): () => void {
-  hooks.add(hook);
-  if (!installed) install();
-  return () => {
-    hooks.delete(hook);
-    if (hooks.size === 0 && installed) uninstall();
-  };
+  return add(hooks, hook);
+}
+
+/**
+ * As {@link onProcessEnd}, and signals stay as they are: for what a process leaves in the file system. Its next start
+ * removes it, too, so that it need not go when a signal ends the process that nobody handles.
+ */
+export function onProcessExit(hook: () => void): () => void {
+  return add(exitHooks, hook);
 }

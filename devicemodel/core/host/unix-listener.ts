@@ -4,6 +4,7 @@ import { createConnection, createServer, type Server, type Socket } from 'node:n
 import { constants } from 'node:os';
 import { ConfigError, ExitCode, HostError } from '../errors.ts';
 import { describeErrno } from './errno.ts';
+import { onProcessExit } from './exit-hooks.ts';
 import { makeParents } from './folders.ts';
 import { groupId } from './groups.ts';
 import { native } from './libc.ts';
@@ -86,6 +87,11 @@ export async function listenUnix(
     server.close();
     throw hostError(path, error);
   }
+  // Node removes the file when the server is closed, which an error that nobody foresaw does not come to.
+  const own = lstatSync(path, { throwIfNoEntry: false })?.ino;
+  const forget = onProcessExit(() => {
+    if (lstatSync(path, { throwIfNoEntry: false })?.ino === own) rmSync(path, { force: true });
+  });
   // An accept that fails (no descriptors left) must not take the VM down.
   server.on('error', () => {});
   let isOpen = true;
@@ -94,6 +100,7 @@ export async function listenUnix(
     close: () => {
       if (!isOpen) return;
       isOpen = false;
+      forget();
       // Node unlinks the path itself when a listening server closes.
       server.close();
     },

@@ -2,6 +2,7 @@
 import { lstatSync, readlinkSync, rmSync, symlinkSync, unlinkSync } from 'node:fs';
 import { ExitCode, HostError } from '../../../core/errors.ts';
 import { Errno } from '../../../core/host/errno.ts';
+import { onProcessExit } from '../../../core/host/exit-hooks.ts';
 import { streamOverFd } from '../../../core/host/fd-stream.ts';
 import { closeFd } from '../../../core/host/files.ts';
 import { makeParents } from '../../../core/host/folders.ts';
@@ -58,6 +59,7 @@ export class PtyBackend extends StreamBackend {
   readonly #linkPath: string | undefined;
   #slavePath: string | undefined;
   #slaveFd: number | undefined;
+  #forgetLink: () => void = () => {};
 
   constructor(linkPath: string | undefined, env: CharBackendEnv) {
     super(env);
@@ -75,7 +77,11 @@ export class PtyBackend extends StreamBackend {
     this.#slaveFd = slaveFd;
     this.#slavePath = slavePath;
     try {
-      if (this.#linkPath !== undefined) placeLink(this.#linkPath, slavePath);
+      const link = this.#linkPath;
+      if (link !== undefined) {
+        placeLink(link, slavePath);
+        this.#forgetLink = onProcessExit(() => removeLink(link, slavePath));
+      }
       const stream = streamOverFd(masterFd, slavePath, { readable: true, writable: true });
       ownedMaster = undefined;
       this.attach(stream);
@@ -89,6 +95,7 @@ export class PtyBackend extends StreamBackend {
   }
 
   protected override close(): void {
+    this.#forgetLink();
     if (this.#linkPath !== undefined && this.#slavePath !== undefined) removeLink(this.#linkPath, this.#slavePath);
     if (this.#slaveFd !== undefined) closeFd(this.#slaveFd);
     this.#slaveFd = undefined;
