@@ -8,7 +8,10 @@ import type { Vm } from '../devicemodel/core/vm.ts';
 
 /** The VM that is asked. */
 export interface CommandTarget {
-  readonly vm: Pick<Vm, 'config' | 'state' | 'board' | 'power' | 'shutDown' | 'pressPowerButton' | 'wake'>;
+  readonly vm: Pick<
+    Vm,
+    'config' | 'state' | 'board' | 'power' | 'shutDown' | 'pressPowerButton' | 'pause' | 'resume' | 'reset' | 'wake'
+  >;
   /** Who asks the guest to shut down, where the guest has a life manager that listens. */
   guestAgent?: { requestShutdown(): void };
 }
@@ -54,6 +57,21 @@ export const vmCommands = {
       'storage that does not answer is not waited for.',
     args: v.object({ reason, force: v.optional(v.boolean(), false) }),
     run: ({ vm }, { reason, force }): void => vm.power.request({ kind: 'poweroff', reason, isForced: force }),
+  }),
+  reset: command({
+    summary: 'Start the guest anew, without asking it.',
+    args: v.object({ reason }),
+    run: ({ vm }, args): void => vm.reset(args.reason),
+  }),
+  pause: command({
+    summary: 'The guest stands still. Refused for a real-time VM, one that does not run, and on ACRN.',
+    args: v.object({}),
+    run: ({ vm }): void => vm.pause(),
+  }),
+  resume: command({
+    summary: 'A guest that was paused goes on where it stood.',
+    args: v.object({}),
+    run: ({ vm }): void => vm.resume(),
   }),
   destroy: command({
     summary: 'As power-off, for a manager. A real-time VM is not to be paused by others. Result: whether it is done.',

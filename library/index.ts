@@ -2,7 +2,15 @@
 export type { LaunchConfig } from '../config/launch-config.ts';
 export type { VmCommandArgs, VmCommandName, VmCommandResult } from '../control/vm-commands.ts';
 export type { PowerEvent } from '../devicemodel/core/device.ts';
-export { BugError, ConfigError, DmError, ExitCode, GuestFault, HostError } from '../devicemodel/core/errors.ts';
+export {
+  BugError,
+  ConfigError,
+  DmError,
+  ExitCode,
+  GuestFault,
+  HostError,
+  RefusedError,
+} from '../devicemodel/core/errors.ts';
 export { HsmError } from '../devicemodel/core/hsm/errors.ts';
 export { Log, LogLevel, type LogLevelName, type LogSink } from '../devicemodel/core/log.ts';
 export type { VmEvent, VmEventMap, VmState } from '../devicemodel/core/vm-events.ts';

@@ -84,6 +84,18 @@ export class StoppedError extends HostError {
   }
 }
 
+/**
+ * What was asked of a VM cannot be done to it: not in the state it is in, or never on this hypervisor or by this version.
+ */
+export class RefusedError extends DmError {
+  override readonly name: string = 'RefusedError';
+  readonly kind: 'wrong-state' | 'impossible';
+  constructor(kind: RefusedError['kind'], message: string, options: DmErrorOptions = {}) {
+    super(message, { exitCode: ExitCode.Unavailable, ...options });
+    this.kind = kind;
+  }
+}
+
 /** Our own mistake. */
 export class BugError extends DmError {
   override readonly name: string = 'BugError';

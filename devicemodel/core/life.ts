@@ -7,7 +7,7 @@ import type { GuestSoftware } from './boot/loader.ts';
 import type { VmConfig } from './config.ts';
 import type { PowerEvent } from './device.ts';
 import { Disposer } from './disposer.ts';
-import { ExitCode, HostError } from './errors.ts';
+import { ExitCode, HostError, RefusedError } from './errors.ts';
 import type { GuestLoop } from './guest-loop.ts';
 import { allocateGuestRam, type RamAllocation, type RamRequest } from './guest-ram.ts';
 import { type Mapping, map } from './host/mapping.ts';
@@ -226,6 +226,24 @@ export class Life {
     if (event.kind !== 'poweroff' || event.by !== 'guest') return event;
     this.#hypervisorEvents.poll();
     return this.#hasTripleFault ? { ...event, by: 'triple-fault', reason: 'triple fault' } : event;
+  }
+
+  /** The guest stands still; devices and their timers go on. @throws RefusedError where the hypervisor cannot do it. */
+  freeze(): void {
+    const freezing = this.#hsm?.freezing;
+    if (freezing === undefined) {
+      throw new RefusedError('impossible', 'this hypervisor cannot let a VM that it stopped go on', {
+        hint: 'ACRN starts a paused VM only after a reset; suspend the guest instead, where it supports S3',
+      });
+    }
+    freezing.freeze();
+    this.#hsm?.interruptWait();
+    this.#enter('paused');
+  }
+
+  thaw(): void {
+    this.#hsm?.freezing?.thaw();
+    this.#enter('running');
   }
 
   #onPowerRequest(): void {

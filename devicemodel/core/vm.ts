@@ -11,7 +11,7 @@ import type { Board } from './board.ts';
 import type { Timer } from './clock.ts';
 import type { VmConfig } from './config.ts';
 import type { PowerControl, PowerEvent } from './device.ts';
-import { DmError, ExitCode, StoppedError, StorageHangError } from './errors.ts';
+import { DmError, ExitCode, RefusedError, StoppedError, StorageHangError } from './errors.ts';
 import { Life, type VmParts } from './life.ts';
 import type { Log } from './log.ts';
 import { PowerOffRequested, PowerState } from './power.ts';
@@ -30,6 +30,8 @@ export class Vm extends EventEmitter<VmEventMap> {
   readonly #power = new PowerState();
   #life: Life | undefined;
   #state: VmState = 'created';
+  /** Paused by {@link pause}, not by a reset. */
+  #isFrozen = false;
   /** Runs once the guest was asked to shut down. */
   #patience: Timer | undefined;
 
@@ -86,6 +88,44 @@ export class Vm extends EventEmitter<VmEventMap> {
   /** Press the power button and expect nothing of it. In S3, where it would wake the guest, nothing happens. */
   pressPowerButton(): void {
     if (this.#state === 'running') this.board?.pressPowerButton(true);
+  }
+
+  /**
+   * The guest stands still until {@link resume}. It is still this VM: it can be ended, and a reset starts it again.
+   * @throws RefusedError where the VM does not run, is a real-time VM, or its hypervisor cannot let it go on.
+   */
+  pause(): void {
+    if (this.#isFrozen) return;
+    if (this.config.rtvm) {
+      throw new RefusedError('impossible', 'a real-time VM is not paused', { hint: 'it would miss its deadlines' });
+    }
+    if (this.#state !== 'running' || this.#life === undefined) throw this.#notRunning('paused');
+    this.#life.freeze();
+    this.#isFrozen = true;
+    this.#log.notice('paused');
+  }
+
+  /** After {@link pause}. @throws RefusedError when the VM is not paused. */
+  resume(): void {
+    if (!this.#isFrozen || this.#life === undefined) {
+      throw new RefusedError('wrong-state', `VM "${this.config.name}" is ${this.#state}, not paused`);
+    }
+    this.#isFrozen = false;
+    this.#life.thaw();
+    this.#log.notice('resumed');
+  }
+
+  /** Start the guest anew, as its reset button would. @throws RefusedError when it does not run. */
+  reset(reason: string): void {
+    if (this.#state !== 'running' && !this.#isFrozen) throw this.#notRunning('reset');
+    this.#power.request({ kind: 'full-reset', reason });
+  }
+
+  #notRunning(done: string): RefusedError {
+    return new RefusedError(
+      'wrong-state',
+      `VM "${this.config.name}" is ${this.#state}: only one that runs can be ${done}`,
+    );
   }
 
   /** Ends S3. No effect in any other state. */
@@ -206,6 +246,8 @@ export class Vm extends EventEmitter<VmEventMap> {
 
   #enter(state: VmState): void {
     if (state === this.#state) return;
+    // A reset, or the end: whoever paused the VM has no part in it any more.
+    if (state !== 'paused') this.#isFrozen = false;
     this.#log.debug(`${this.#state} -> ${state}`);
     this.#state = state;
     this.emit('state', state);

@@ -7,7 +7,7 @@
  */
 import type { Gpa, Gsi } from '../../devicemodel/core/address.ts';
 import type { MsiMessage } from '../../devicemodel/core/device.ts';
-import type { EngineRam, HsmBackend, IoeventfdSpec, VcpuRegs } from '../../devicemodel/core/hsm/hsm.ts';
+import type { EngineRam, FreezeAbility, HsmBackend, IoeventfdSpec, VcpuRegs } from '../../devicemodel/core/hsm/hsm.ts';
 import type { IoreqPage } from '../../devicemodel/core/ioreq-page.ts';
 
 /** What the hypervisor gives an engine to put guest accesses through. Called on the device thread only. */
@@ -51,6 +51,8 @@ export interface CpuEngine {
   readonly ram?: EngineRam;
   /** Present when the engine serves eventfds itself. */
   readonly eventfds?: EngineEventfds;
+  /** Present when its vCPUs can stand still and go on. */
+  readonly freezing?: FreezeAbility;
 
   /** Make the vCPUs, stopped. @returns how many there are. */
   create(bus: GuestBus, cpuAffinity: bigint): Promise<number>;

@@ -11,6 +11,7 @@ import { HsmError } from '../../devicemodel/core/hsm/errors.ts';
 import type {
   CpuStateQuery,
   EngineRam,
+  FreezeAbility,
   Hsm,
   HsmBackend,
   IoeventfdSpec,
@@ -59,6 +60,7 @@ export interface EmbeddedHsmOptions {
 export class EmbeddedHsm implements Hsm {
   readonly ioreqPage: Uint8Array = new Uint8Array(IOREQ_PAGE_BYTES);
   readonly engineRam?: EngineRam;
+  readonly freezing?: FreezeAbility;
   readonly vmEvents: VmEventAbility;
   readonly ownRootPorts = true;
 
@@ -94,6 +96,7 @@ export class EmbeddedHsm implements Hsm {
       },
     };
     if (options.engine.ram !== undefined) this.engineRam = options.engine.ram;
+    if (options.engine.freezing !== undefined) this.freezing = options.engine.freezing;
     const signal = (message: MsiMessage) => this.#signalMsi(message);
     this.#eventfdTable = new EventfdTable(options.eventfds, { signal }, options.engine.eventfds);
     this.#router = new AccessRouter(this.#page, this.#eventfdTable);

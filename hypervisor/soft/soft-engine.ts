@@ -5,7 +5,7 @@
 import { allOnes, type Gpa, type Gsi, hex } from '../../devicemodel/core/address.ts';
 import type { Timer } from '../../devicemodel/core/clock.ts';
 import type { MsiMessage } from '../../devicemodel/core/device.ts';
-import type { EngineRam, VcpuRegs } from '../../devicemodel/core/hsm/hsm.ts';
+import type { EngineRam, FreezeAbility, VcpuRegs } from '../../devicemodel/core/hsm/hsm.ts';
 import type { IoreqPage } from '../../devicemodel/core/ioreq-page.ts';
 import type { Log } from '../../devicemodel/core/log.ts';
 import type { RamChunk } from '../../devicemodel/core/memory.ts';
@@ -47,6 +47,8 @@ export class SoftEngine implements CpuEngine {
   #windows: Window[] = [];
   #lastWindow: Window | undefined;
   #isRunning = false;
+  /** Somebody wants it to stand still. */
+  #isFrozen = false;
   /** The access the CPU is in was not answered: it stands still until clear and reset. */
   #isBlocked = false;
   /** The device model served something in this slice: what it has to do at its end must not wait for the guest. */
@@ -61,6 +63,18 @@ export class SoftEngine implements CpuEngine {
   /** Also keeps the process while the guest sleeps for good. */
   #clock: TimerfdClock | undefined;
   #alarm: Timer | undefined;
+
+  /** The guest runs only within {@link run}, which has nothing to do then. */
+  readonly freezing: FreezeAbility = {
+    freeze: () => {
+      this.#isFrozen = true;
+      this.#cpu?.stopSoon();
+    },
+    thaw: () => {
+      this.#isFrozen = false;
+      this.wake();
+    },
+  };
 
   constructor(log: Log) {
     this.#log = log;
@@ -153,6 +167,7 @@ export class SoftEngine implements CpuEngine {
     if (cpu.memorySizeBytes === 0) this.#allocate([{ base: 0, size: MIN_RAM_BYTES }]);
     cpu.forgetCode(); // images were loaded
     this.#isBlocked = false;
+    this.#isFrozen = false;
     this.#isRunning = true;
   }
 
@@ -195,7 +210,8 @@ export class SoftEngine implements CpuEngine {
 
   run(): undefined | Promise<void> {
     const cpu = this.#cpu;
-    if (cpu === undefined || !this.#isRunning || this.#isShutDown) return this.#sleep(Number.POSITIVE_INFINITY);
+    if (cpu === undefined || !this.#isRunning || this.#isShutDown || this.#isFrozen)
+      return this.#sleep(Number.POSITIVE_INFINITY);
     if (this.#isBlocked && this.#bus?.retire(0) === true) this.#isBlocked = false; // answered late, after all
     this.#isInterrupted = false;
     const end = performance.now() + SLICE_MS;
@@ -207,7 +223,7 @@ export class SoftEngine implements CpuEngine {
         this.#failure = undefined;
         throw error;
       }
-      if (!this.#isRunning || this.#isBlocked || this.#isInterrupted) return undefined;
+      if (!this.#isRunning || this.#isBlocked || this.#isInterrupted || this.#isFrozen) return undefined;
       if (turnEnd === 'shutdown') {
         this.#isShutDown = true;
         this.#bus?.tripleFault(0);

@@ -1,6 +1,6 @@
 /** VMs launched by a program, on the embedded hypervisor. */
 import { afterEach, describe, expect, test } from 'vitest';
-import { ConfigError, type LaunchConfig, type LaunchedVm, launch } from '../../library/index.ts';
+import { ConfigError, type LaunchConfig, type LaunchedVm, launch, RefusedError } from '../../library/index.ts';
 import { demoGuest, whyNoSoftHypervisor } from '../support/program.ts';
 import { until } from '../support/pty.ts';
 
@@ -48,6 +48,30 @@ describe.skipIf(whyNoSoftHypervisor() !== undefined)('launch', () => {
     expect(text()).toContain('hello');
     expect(text()).toContain('Goodbye');
     expect(seen).toEqual(['poweroff', 'paused', 'ended']);
+  });
+
+  /** Mutation: without `#isFrozen` in SoftEngine.run the guest answers while it is paused. */
+  test('pauses a guest, and lets it go on where it stood', async () => {
+    const { vm, text, shows } = await demo('paused', 'demo=echo');
+    await shows('> ');
+    vm.ask('pause', {});
+    vm.ask('pause', {}); // twice is once
+    expect(vm.state).toBe('paused');
+    vm.type('hello\n');
+    await new Promise((resolve) => setTimeout(resolve, 200));
+    expect(text()).not.toContain('hello');
+    vm.ask('resume', {});
+    expect(vm.state).toBe('running');
+    await shows('hello');
+    expect(() => vm.ask('resume', {})).toThrow(RefusedError);
+    // A paused guest can be reset, and ended.
+    vm.ask('pause', {});
+    vm.ask('reset', { reason: 'a test' });
+    await until(() => text().split('acrn-dm demo guest').length === 3, 'a second life');
+    await until(() => vm.state === 'running', 'running');
+    vm.ask('pause', {});
+    vm.ask('power-off', { reason: 'a test' });
+    expect(await vm.ended).toMatchObject({ kind: 'poweroff' });
   });
 
   /** Mutation: anything of a VM in a module: its stdio claim, its consoles, its loop, its signal hooks. */

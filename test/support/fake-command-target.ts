@@ -43,6 +43,9 @@ export function fakeTarget(options: FakeTargetOptions = {}): FakeTarget {
       shutDown: (reason, manner) =>
         void calls.push(`${manner?.isPatient === true ? 'patient ' : ''}shutdown: ${reason}`),
       pressPowerButton: () => void calls.push('power button'),
+      pause: () => void calls.push('pause'),
+      resume: () => void calls.push('resume'),
+      reset: (reason) => void calls.push(`reset: ${reason}`),
       wake: () => void calls.push('wake'),
     },
   };

@@ -13,8 +13,12 @@ export class EventLoopClock extends TimerQueue {
 
   protected override setWakeup(delayNs: number | undefined): void {
     clearTimeout(this.#timeout);
-    // Node cuts fractions off, and a wake-up that comes too early finds nothing due.
-    if (delayNs !== undefined) this.#timeout = setTimeout(() => this.runDue(), Math.ceil(delayNs / 1e6));
+    if (delayNs === undefined) return;
+    this.#timeout = setTimeout(() => {
+      this.runDue();
+      // Node counts in milliseconds: a wake-up may come too early, and find nothing due.
+      this.reprogram();
+    }, Math.ceil(delayNs / 1e6));
   }
 
   dispose(): void {

@@ -161,10 +161,21 @@ export interface Hsm extends HypervisorOffers {
   /** Take a mapping of `mapRam` away again, for device memory that moves. ACRN keeps RAM until the VM is destroyed. */
   unmapRam?(mapping: RamMapping): void;
   readonly engineRam?: EngineRam;
+  readonly freezing?: FreezeAbility;
   readonly passthrough?: PassthroughAbility;
   readonly vmEvents?: VmEventAbility;
   readonly asyncio?: AsyncioAbility;
   readonly intrMonitor?: IntrMonitorAbility;
+}
+
+/**
+ * The guest stands still and goes on where it stood. ACRN has no such call: START_VM is refused after PAUSE_VM until the VM
+ * was reset (hypervisor/common/hypercall.c, hcall_start_vm).
+ */
+export interface FreezeAbility {
+  /** No instruction of the guest is carried out when this returns, or soon after; twice is once. */
+  freeze(): void;
+  thaw(): void;
 }
 
 /** An engine that owns guest RAM and hands it out (v86's WebAssembly memory). */

@@ -1,0 +1,49 @@
+/** What may be paused and reset, and when. That a guest stands still is shown in test/library/launch.test.ts. */
+import { describe, expect, test } from 'vitest';
+import { RefusedError } from '../../devicemodel/core/errors.ts';
+import { makeVm, methods } from '../support/small-vm.ts';
+
+type SmallVm = ReturnType<typeof makeVm>;
+
+function refusal(work: () => void): RefusedError {
+  try {
+    work();
+  } catch (error) {
+    if (error instanceof RefusedError) return error;
+    throw error;
+  }
+  throw new Error('not refused');
+}
+const end = (machine: SmallVm) => machine.vm.power.request({ kind: 'poweroff', reason: 'the end' });
+
+describe('a pause', () => {
+  test.each([
+    ['a hypervisor that cannot let it go on', {}, 'this hypervisor cannot'],
+    ['a real-time VM', { rtvm: true }, 'a real-time VM is not paused'],
+  ])('is refused by %s', async (_who, config, message) => {
+    const refusals: RefusedError[] = [];
+    const machine: SmallVm = makeVm(() => {}, {}, config);
+    machine.vm.on('started', () => {
+      refusals.push(refusal(() => machine.vm.pause()));
+      end(machine);
+    });
+    await machine.vm.run();
+    expect(refusals).toMatchObject([{ kind: 'impossible', message: expect.stringContaining(message) }]);
+    expect(refusals[0]?.hint).toBeDefined();
+  });
+
+  test('is not for a VM that does not run', () => {
+    const { vm } = makeVm(() => {});
+    expect(refusal(() => vm.pause())).toMatchObject({ kind: 'wrong-state' });
+    expect(refusal(() => vm.resume())).toMatchObject({ kind: 'wrong-state' });
+    expect(refusal(() => vm.reset('why'))).toMatchObject({ kind: 'wrong-state' });
+  });
+});
+
+test('a reset from outside is another life', async () => {
+  const machine: SmallVm = makeVm(() => {});
+  machine.vm.on('started', () => (machine.lives.length === 1 ? machine.vm.reset('asked') : end(machine)));
+  await machine.vm.run();
+  expect(machine.lives).toHaveLength(2);
+  expect(methods(machine.lives[0]).at(-1)).toBe('close');
+});
