@@ -1,10 +1,11 @@
 /** The program: command line → VM → exit status. The only file that ends the process. */
 import './first-line.ts';
+import { basename } from 'node:path';
 import type { VmConfig } from '../devicemodel/core/config.ts';
 import { DmError, ExitCode } from '../devicemodel/core/errors.ts';
 import { Log, LogLevel } from '../devicemodel/core/log.ts';
 import { pciDrivers } from '../devicemodel/hw/registry.ts';
-import { mayNameConfig, parseCommandLine, type VmOrder } from './cli.ts';
+import { mayNameConfig, parseCommandLine, type ServeOrder, type VmOrder } from './cli.ts';
 import { errorLines, exitCodeOf, fdSink, writeLines } from './report.ts';
 
 /** Width of help where there is no terminal to ask. */
@@ -16,6 +17,8 @@ const standardError = fdSink(2);
 const argv = process.argv.slice(2);
 /** Asked before the command line is parsed: its own mistakes are reported too. */
 const debug = argv.includes('--debug');
+/** A link of that name: its clients, libvirt among them, start the program with its own options. */
+const isCloudHypervisor = basename(process.argv[1] ?? '') === 'cloud-hypervisor';
 
 /** What was asked for goes to standard output; who does not get it must not take the status for a yes. */
 function print(lines: readonly string[]): ExitCode {
@@ -40,8 +43,15 @@ async function main(): Promise<ExitCode> {
     const { isConfigCommand, runConfigCommand } = await import('./config-command.ts');
     if (isConfigCommand(argv)) return print(runConfigCommand(argv.slice(1), pciDrivers));
   }
-  const readConfig = mayNameConfig(argv) ? (await import('../config/config-file.ts')).readConfigFile : undefined;
-  const order = parseCommandLine(argv, pciDrivers, readConfig);
+  let words: readonly string[] = argv;
+  if (isCloudHypervisor) {
+    const { parseChCommandLine } = await import('./cloud-hypervisor.ts');
+    const asked = parseChCommandLine(argv);
+    if (asked.kind === 'print') return print(asked.lines);
+    words = asked.argv;
+  }
+  const readConfig = mayNameConfig(words) ? (await import('../config/config-file.ts')).readConfigFile : undefined;
+  const order = parseCommandLine(words, pciDrivers, readConfig);
   switch (order.action) {
     case 'version': {
       const { versionLine } = await import('./version.ts');
@@ -57,6 +67,8 @@ async function main(): Promise<ExitCode> {
       const list = listPassthrough(order.hostRoot ?? '');
       return print(order.format === 'json' ? [JSON.stringify(list, undefined, 2)] : formatList(list));
     }
+    case 'serve':
+      return serve(order);
     case 'dry-run':
       return dryRun(order);
     case 'run':
@@ -111,26 +123,45 @@ async function engineProblems(config: VmConfig): Promise<readonly DmError[]> {
   return [];
 }
 
-async function run(order: VmOrder): Promise<ExitCode> {
-  const [{ createSinks }, { checkHost, checkHostPaths, problemsOf }] = await Promise.all([
-    import('../devicemodel/core/log-sinks.ts'),
-    import('../config/preflight.ts'),
-  ]);
-  const { config, notices } = order;
+/** @param name of the VM, or what there is instead: for files. */
+async function openLog(
+  { debug: isLoud, notices }: Pick<VmOrder, 'debug' | 'notices'>,
+  logger: VmConfig['logger'],
+  name: string,
+): Promise<Log> {
+  const { createSinks } = await import('../devicemodel/core/log-sinks.ts');
   // --debug is about the console: the last setting of a sink counts.
-  const loggers = order.debug ? [...config.logger, { sink: 'console', level: LogLevel.debug } as const] : config.logger;
-  const log = new Log(createSinks(loggers, config.name));
+  const loggers = isLoud ? [...logger, { sink: 'console', level: LogLevel.debug } as const] : logger;
+  const log = new Log(createSinks(loggers, name));
   for (const notice of notices) log[notice.level](notice.text);
-  const [problem] = problemsOf(order.config, order.later);
+  return log;
+}
+
+/** Everything that shows before a VM is asked for. @throws DmError */
+async function checkOrder({ config, later }: VmOrder, log: Log): Promise<void> {
+  const { checkHost, checkHostPaths, problemsOf } = await import('../config/preflight.ts');
+  const [problem] = problemsOf(config, later);
   if (problem !== undefined) throw problem;
   checkHostPaths(config);
   const { problems, warnings } = await checkHost(config, { root: '', isPlan: false });
   for (const warning of warnings) log.warn(warning);
   if (problems[0] !== undefined) throw problems[0];
+}
 
+async function run(order: VmOrder): Promise<ExitCode> {
+  const { config } = order;
+  const log = await openLog(order, config.logger, config.name);
+  await checkOrder(order, log);
   const { abandonVm, runVm } = await import('./run.ts');
   abandon = abandonVm;
-  return runVm(config, log);
+  return runVm(config, log, (other) => checkOrder(other, log));
+}
+
+async function serve(order: ServeOrder): Promise<ExitCode> {
+  const log = await openLog(order, order.options.logger, `api-${process.pid}`);
+  const { abandonVm, serveApi } = await import('./run.ts');
+  abandon = abandonVm;
+  return serveApi(order.options, log, (vm) => checkOrder(vm, log));
 }
 
 /** Undo of last resort, once there may be a VM. */

@@ -5,9 +5,10 @@
 
 import type { ConfigFile, ConfigItem } from '../config/config-file.ts';
 import { type OptionId, optionTable, type VmOption } from '../config/option-table.ts';
-import { parsePath } from '../config/option-values.ts';
+import { type Notice, parsePath } from '../config/option-values.ts';
 import { located, parseSlotText } from '../config/slot.ts';
 import { applyOption, argvWording, type DraftedVm, emptyDraft, finishDraft, type VmDraft } from '../config/vm-draft.ts';
+import type { VmConfig } from '../devicemodel/core/config.ts';
 import { ConfigError, ExitCode } from '../devicemodel/core/errors.ts';
 import { lookupPciDriver, type PciDriverEntry } from '../devicemodel/hw/registry.ts';
 import { getoptLong } from './getopt.ts';
@@ -28,10 +29,19 @@ export interface VmOrder extends DraftedVm {
   readonly hostRoot: string | undefined;
 }
 
+/** No VM yet: the API brings one. */
+export interface ServeOrder {
+  readonly action: 'serve';
+  readonly options: Pick<VmConfig, 'apiSocket' | 'eventMonitor' | 'socketGroup' | 'afterEnd' | 'logger'>;
+  readonly notices: readonly Notice[];
+  readonly debug: boolean;
+}
+
 export type CommandLine =
   | { readonly action: 'help'; readonly topic: HelpTopic }
   | { readonly action: 'version' }
   | { readonly action: 'list-passthru'; readonly format: 'text' | 'json'; readonly hostRoot: string | undefined }
+  | ServeOrder
   | VmOrder;
 
 /** What is asked of the program, and the VM it is about. */
@@ -215,13 +225,35 @@ function helpTopic(id: OptionId, value: string | undefined, drivers: readonly Pc
   throw new ConfigError(`-s ${value}: ${found.message}`, found.kind === 'unknown' ? { hint: found.hint } : {});
 }
 
-function orderOf(c: Collected, names: readonly string[], drivers: readonly PciDriverEntry[]): VmOrder {
+/** An API socket that was named, and nothing that a VM would be made of. */
+function isServeOrder({ vm }: Collected): boolean {
+  const { apiSocket, slots, com, kernelPath, elfPath, ovmf, ramdiskPath, bootargs, platform } = vm;
+  const images = [kernelPath, elfPath, ovmf, ramdiskPath, bootargs].every((image) => image === undefined);
+  return (
+    apiSocket !== undefined && apiSocket.kind !== 'off' && images && slots.length + com.length + platform.length === 0
+  );
+}
+
+function serveOrderOf({ vm, debug }: Collected): ServeOrder {
+  const { apiSocket, eventMonitor, socketGroup, afterEnd, logger, notices } = vm;
+  const options = {
+    logger,
+    afterEnd,
+    ...(apiSocket === undefined ? {} : { apiSocket }),
+    ...(eventMonitor === undefined ? {} : { eventMonitor }),
+    ...(socketGroup === undefined ? {} : { socketGroup }),
+  };
+  return { action: 'serve', options, notices, debug };
+}
+
+function orderOf(c: Collected, names: readonly string[], drivers: readonly PciDriverEntry[]): VmOrder | ServeOrder {
   if (names.length > 1) {
     throw new ConfigError(`${names.length} VM names are given: ${names.map((n) => `"${n}"`).join(', ')}`, {
       hint: 'give one; a value with spaces needs quotes',
     });
   }
   const [name] = names;
+  if (name === undefined && c.dryRun === undefined && isServeOrder(c)) return serveOrderOf(c);
   if (name === undefined) {
     throw new ConfigError('the name of the VM is missing', {
       hint: 'usage: acrn-dm [OPTIONS] NAME; acrn-dm --help lists the options',

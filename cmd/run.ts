@@ -1,13 +1,11 @@
-/** Run one User VM to its end, with the signals of the process. */
-import type { FrontDoor } from '../control/front-doors.ts';
-import { connectSignals } from '../control/signals.ts';
-import { claimName } from '../control/vm-folder.ts';
+/** Run one User VM to its end, or wait for the API to bring one, with the signals of the process. */
 import type { VmConfig } from '../devicemodel/core/config.ts';
-import { ExitCode } from '../devicemodel/core/errors.ts';
+import type { ExitCode } from '../devicemodel/core/errors.ts';
 import type { Log } from '../devicemodel/core/log.ts';
-import { Launch } from '../library/launcher.ts';
+import type { VmOrder } from './cli.ts';
+import { ProcessVmm, type VmmOptions } from './vmm.ts';
 
-let running: Launch | undefined;
+let running: ProcessVmm | undefined;
 
 /** Something unforeseen was thrown: pause and destroy the VM at once, without waiting for anything. Safe at any time. */
 export function abandonVm(): void {
@@ -15,23 +13,34 @@ export function abandonVm(): void {
   running = undefined;
 }
 
-/** @returns the process's exit status: 0 after a power-off, 3 after a triple fault. @throws DmError if the VM cannot start or has to be given up. */
-export async function runVm(config: VmConfig, log: Log): Promise<ExitCode> {
-  let signals: FrontDoor | undefined;
-  const releaseName = claimName(config.name, log);
-  try {
-    running = await Launch.prepare(config, {
-      log,
-      ownsThread: true,
-      onCommands: (commands) => {
-        signals = connectSignals(commands);
-      },
-    });
-    const event = await running.run();
-    return event.kind === 'poweroff' && event.by === 'triple-fault' ? ExitCode.TripleFault : ExitCode.Ok;
-  } finally {
-    running = undefined;
-    signals?.close();
-    releaseName();
-  }
+/** What of a VM's options is about the process. */
+type ProcessOptions = Pick<VmConfig, 'apiSocket' | 'eventMonitor' | 'socketGroup' | 'afterEnd'>;
+
+/**
+ * @param check what a start looks at before it asks for a VM; for those that the API describes.
+ * @returns the process's exit status. @throws DmError if the VM cannot start or has to be given up.
+ */
+export function runVm(config: VmConfig, log: Log, check: (order: VmOrder) => Promise<void>): Promise<ExitCode> {
+  return newVmm(config, log, check).runVm(config);
+}
+
+/** Without a VM: `vm.create` and `vm.boot` bring one. */
+export function serveApi(
+  options: ProcessOptions,
+  log: Log,
+  check: (order: VmOrder) => Promise<void>,
+): Promise<ExitCode> {
+  return newVmm(options, log, check).serve();
+}
+
+function newVmm(options: ProcessOptions, log: Log, check: (order: VmOrder) => Promise<void>): ProcessVmm {
+  const { apiSocket, eventMonitor, socketGroup, afterEnd } = options;
+  const checkedVm: VmmOptions['checkedVm'] = async (body) => {
+    const { orderOfChVm } = await import('./cloud-hypervisor.ts');
+    const { order, config } = orderOfChVm(body);
+    await check(order);
+    return { vm: order.config, ch: config };
+  };
+  running = new ProcessVmm({ log, apiSocket, eventMonitor, socketGroup, afterEnd, checkedVm });
+  return running;
 }

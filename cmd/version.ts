@@ -11,7 +11,7 @@ export function versionLine(): string {
   return `DM version is: ${ACRN_RELEASE} (acrn-dm ${version()})`;
 }
 
-function version(): string {
+export function version(): string {
   if (typeof ACRN_DM_VERSION === 'string') return ACRN_DM_VERSION;
   try {
     const text = fs.readFileSync(new URL('../package.json', import.meta.url), 'utf8');

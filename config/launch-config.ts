@@ -76,6 +76,16 @@ interface VmMembers {
   readonly ioTimeoutS?: number;
   /** A guest that was asked to shut down is powered off after this long. Default 20 s. */
   readonly shutdownTimeoutS?: number;
+  /** Of the program acrn-dm: `off`, `PATH` or `fd=N`, where its API listens. */
+  readonly apiSocket?: string;
+  /** Of the program: `path=PATH` or `fd=N`, where it writes what happens. */
+  readonly eventMonitor?: string;
+  /** Of the program: whether it exits once the guest powered off. */
+  readonly onPoweroff?: 'exit' | 'stay';
+  /** Whether a guest that resets itself starts anew; otherwise the VM ends. */
+  readonly onReboot?: 'restart' | 'exit' | 'stay';
+  /** Of the program: whether it exits after a triple fault. */
+  readonly onCrash?: 'exit' | 'stay';
   /** `console`, `kmsg` and `disk`, each as in `kmsg,level=3`; levels 1 (errors) to 5. Default: none. */
   readonly logger?: readonly string[];
   /** How the guest is told to power off: `uart` by `pmByVuart`, otherwise by its power button. */

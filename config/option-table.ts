@@ -240,6 +240,39 @@ export const optionTable = [
       ),
     ),
     vm(
+      'apiSocket',
+      'text',
+      ours(
+        value(
+          'api-socket',
+          'off|[path=]PATH|fd=N',
+          'where the HTTP API listens (default: /run/acrn/vm/NAME/api.sock); with nothing else: wait for vm.create',
+        ),
+      ),
+    ),
+    vm(
+      'eventMonitor',
+      'text',
+      ours(value('event-monitor', 'path=PATH|fd=N', 'write what happens to the VM there, as JSON objects')),
+    ),
+    vm(
+      'onPoweroff',
+      ['exit', 'stay'],
+      ours(
+        value(
+          'on-poweroff',
+          'exit|stay',
+          'once the guest powered off: end, or wait for orders of the API (default exit)',
+        ),
+      ),
+    ),
+    vm(
+      'onReboot',
+      ['restart', 'exit', 'stay'],
+      ours(value('on-reboot', 'restart|exit|stay', 'when the guest resets itself (default restart)')),
+    ),
+    vm('onCrash', ['exit', 'stay'], ours(value('on-crash', 'exit|stay', 'after a triple fault (default exit)'))),
+    vm(
       'logger',
       'texts',
       value(

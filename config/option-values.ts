@@ -2,10 +2,18 @@
  * The values of single options. Each function takes the text behind an option and returns what VmConfig holds, or
  * throws a ConfigError whose message goes on after "--option: ". Nothing on the host is looked at.
  */
-import type { IntrMonitorConfig, LoggerConfig, OvmfImage, VmConfig } from '../devicemodel/core/config.ts';
+import type {
+  ApiSocket,
+  EventMonitorTarget,
+  IntrMonitorConfig,
+  LoggerConfig,
+  OvmfImage,
+  VmConfig,
+} from '../devicemodel/core/config.ts';
 import { ConfigError } from '../devicemodel/core/errors.ts';
 import { Layout } from '../devicemodel/core/layout.ts';
 import { LogLevel } from '../devicemodel/core/log.ts';
+import { parseSocketPath } from '../devicemodel/core/options.ts';
 import { alignDown, alignUp, formatSize, GiB, KiB, MiB } from '../devicemodel/core/units.ts';
 import { didYouMean } from './suggest.ts';
 
@@ -225,6 +233,35 @@ export function parseIntrMonitor(text: string): IntrMonitorConfig {
     throw new ConfigError(`${thresholdPerSecond === 0 ? 'the threshold' : 'the probe period'} must not be 0`);
   }
   return { thresholdPerSecond, probePeriodS, delayMs, delayDurationMs };
+}
+
+const DESCRIPTOR = /^fd=(\d{1,9})$/;
+
+/** `off`, `PATH`, `path=PATH` or `fd=N`. @throws ConfigError */
+export function parseApiSocket(text: string): ApiSocket {
+  if (text === 'off') return { kind: 'off' };
+  const [, fd] = DESCRIPTOR.exec(text) ?? [];
+  if (fd !== undefined) return { kind: 'fd', fd: Number(fd) };
+  return { kind: 'path', path: parseSocketPath(text.startsWith('path=') ? text.slice('path='.length) : text) };
+}
+
+/** `path=PATH` or `fd=N`. @throws ConfigError */
+export function parseEventMonitor(text: string): EventMonitorTarget {
+  const [, fd] = DESCRIPTOR.exec(text) ?? [];
+  if (fd !== undefined) return { fd: Number(fd) };
+  if (text.startsWith('path=')) return { path: parsePath(text.slice('path='.length)) };
+  throw new ConfigError(`"${text}" is neither path=PATH nor fd=N`);
+}
+
+/** One of some words. @throws ConfigError */
+export function parseWord<const W extends string>(text: string, words: readonly W[]): W {
+  const word = words.find((candidate) => candidate === text);
+  if (word !== undefined) return word;
+  const guess = didYouMean(text, words);
+  throw new ConfigError(
+    `"${text}" is not one of ${words.join(', ')}`,
+    guess === undefined ? {} : { hint: `did you mean ${guess}?` },
+  );
 }
 
 /** A day: whoever wants to wait for ever wants no end either. */

@@ -2,7 +2,14 @@
  * Options → VmConfig. A draft collects them one by one, as words of a command line, of a program or of a file; what one
  * means beside the others is decided at the end. Nothing on the host is looked at.
  */
-import type { BootConfig, ComConfig, OvmfImage, PlatformDeviceConfig, VmConfig } from '../devicemodel/core/config.ts';
+import type {
+  AfterEnd,
+  BootConfig,
+  ComConfig,
+  OvmfImage,
+  PlatformDeviceConfig,
+  VmConfig,
+} from '../devicemodel/core/config.ts';
 import { checkOptions, parseSocketPath } from '../devicemodel/core/options.ts';
 import {
   type AnyPlatformDriver,
@@ -16,8 +23,10 @@ import type { VmOption } from './option-table.ts';
 import {
   DEFAULT_MEMORY_BYTES,
   type Notice,
+  parseApiSocket,
   parseBootargs,
   parseCpuAffinity,
+  parseEventMonitor,
   parseHypervisor,
   parseIntrMonitor,
   parseLoggerSetting,
@@ -30,6 +39,7 @@ import {
   parseTimeout,
   parseVirtioPoll,
   parseVmName,
+  parseWord,
 } from './option-values.ts';
 import { located, parseLpc, parseSlots, type SlotsResult, type SlotText } from './slot.ts';
 
@@ -69,6 +79,9 @@ export interface VmDraft {
   intrMonitor: VmConfig['intrMonitor'];
   ioTimeoutMs: number | undefined;
   shutdownTimeoutMs: number | undefined;
+  apiSocket: VmConfig['apiSocket'];
+  eventMonitor: VmConfig['eventMonitor'];
+  afterEnd: AfterEnd;
   socketGroup: string | undefined;
   logger: VmConfig['logger'];
   pmNotifyChannel: VmConfig['pmNotifyChannel'];
@@ -103,6 +116,9 @@ export function emptyDraft(wording: Wording): VmDraft {
     intrMonitor: undefined,
     ioTimeoutMs: undefined,
     shutdownTimeoutMs: undefined,
+    apiSocket: undefined,
+    eventMonitor: undefined,
+    afterEnd: {},
     socketGroup: undefined,
     logger: [],
     pmNotifyChannel: undefined,
@@ -153,6 +169,17 @@ const apply: Record<Exclude<VmOption['id'], PlatformOptionName>, Apply> = {
   display: (c, value) => void (c.display = parseDisplay(value)),
   'socket-group': (c, value) => void (c.socketGroup = parseSocketGroup(value)),
   'io-timeout': (c, value) => void (c.ioTimeoutMs = parseTimeout(value)),
+  'api-socket': (c, value) => void (c.apiSocket = parseApiSocket(value)),
+  'event-monitor': (c, value) => void (c.eventMonitor = parseEventMonitor(value)),
+  'on-poweroff': (c, value) => {
+    c.afterEnd = { ...c.afterEnd, onPoweroff: parseWord(value, ['exit', 'stay']) };
+  },
+  'on-reboot': (c, value) => {
+    c.afterEnd = { ...c.afterEnd, onReboot: parseWord(value, ['restart', 'exit', 'stay']) };
+  },
+  'on-crash': (c, value) => {
+    c.afterEnd = { ...c.afterEnd, onCrash: parseWord(value, ['exit', 'stay']) };
+  },
   'shutdown-timeout': (c, value) => void (c.shutdownTimeoutMs = parseTimeout(value)),
   logger_setting: (c, value, spelled) => void (c.logger = parseLoggerSetting(value, notify(c, spelled), c.logger)),
   pm_notify_channel: (c, value) => void (c.pmNotifyChannel = parsePmNotifyChannel(value)),
@@ -254,6 +281,9 @@ export function finishDraft(draft: VmDraft, givenName: string, drivers: readonly
     ...(draft.display === undefined ? {} : { display: draft.display }),
     ...(draft.socketGroup === undefined ? {} : { socketGroup: draft.socketGroup }),
     ...(draft.ioTimeoutMs === undefined ? {} : { ioTimeoutMs: draft.ioTimeoutMs }),
+    ...(draft.apiSocket === undefined ? {} : { apiSocket: draft.apiSocket }),
+    ...(draft.eventMonitor === undefined ? {} : { eventMonitor: draft.eventMonitor }),
+    ...(Object.keys(draft.afterEnd).length === 0 ? {} : { afterEnd: draft.afterEnd }),
     ...(draft.shutdownTimeoutMs === undefined ? {} : { shutdownTimeoutMs: draft.shutdownTimeoutMs }),
     logger: draft.logger,
     pmNotifyChannel: draft.pmNotifyChannel,

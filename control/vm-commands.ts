@@ -94,7 +94,7 @@ export const vmCommands = {
   }),
   blkrescan: command({
     summary: 'Give a virtio-blk that was started with nodisk its medium. Result: whether it has it now.',
-    args: v.object({ medium: v.pipe(v.string(), v.regex(/^\s*\d+,.+$/s, 'expected SLOT,PATH[,OPTIONS]')) }),
+    args: v.object({ medium: v.pipe(v.string(), v.regex(/^\s*\d+(:\d+:\d+)?,.+$/s, 'expected SLOT,PATH[,OPTIONS]')) }),
     run: async ({ vm }, args): Promise<boolean> => (await vm.board?.rescanBlockDevice(args.medium)) ?? false,
   }),
 };

@@ -7,7 +7,7 @@ import { FrontDoors } from '../control/front-doors.ts';
 import { openFrontDoors } from '../control/open-front-doors.ts';
 import { type CommandTarget, commandsOf, type VmCommands } from '../control/vm-commands.ts';
 import { openSoftware, splitRam } from '../devicemodel/core/boot/loader.ts';
-import type { CharBackend } from '../devicemodel/core/char-backend.ts';
+import type { CharBackend, TappableLine } from '../devicemodel/core/char-backend.ts';
 import type { VmConfig } from '../devicemodel/core/config.ts';
 import type { PowerEvent } from '../devicemodel/core/device.ts';
 import { Disposer } from '../devicemodel/core/disposer.ts';
@@ -39,14 +39,18 @@ const stdioOfProcess = new StdioClaim();
 export class Launch {
   readonly vm: Vm;
   readonly commands: VmCommands;
+  readonly hypervisor: string;
+  readonly #consoles: CharBackendPool;
   readonly #loop: GuestLoop;
   readonly #openDoors: () => Promise<void>;
   readonly #managed: ManagedFunctions;
   readonly #undo: Disposer;
 
-  private constructor({ vm, commands, loop, openDoors, managed, undo }: Parts) {
+  private constructor({ vm, commands, hypervisor, consoles, loop, openDoors, managed, undo }: Parts) {
     this.vm = vm;
     this.commands = commands;
+    this.hypervisor = hypervisor;
+    this.#consoles = consoles;
     this.#loop = loop;
     this.#openDoors = openDoors;
     this.#managed = managed;
@@ -62,6 +66,11 @@ export class Launch {
       await undo.run();
       throw error;
     }
+  }
+
+  /** Its serial ports and consoles. */
+  get lines(): readonly TappableLine[] {
+    return this.#consoles.lines;
   }
 
   /** Once. @returns how the VM ended. @throws DmError after everything was released. */
@@ -86,6 +95,8 @@ export class Launch {
 interface Parts {
   readonly vm: Vm;
   readonly commands: VmCommands;
+  readonly hypervisor: string;
+  readonly consoles: CharBackendPool;
   readonly loop: GuestLoop;
   readonly openDoors: () => Promise<void>;
   readonly managed: ManagedFunctions;
@@ -145,7 +156,7 @@ async function assemble(
     if (display !== undefined) await doors.add(() => openDisplay(config, display, log));
     await openFrontDoors(doors, parts);
   };
-  const launch = make({ vm, commands, loop, openDoors, managed, undo });
+  const launch = make({ vm, commands, hypervisor: hypervisor.kind, consoles, loop, openDoors, managed, undo });
   // A VM that outlives its device model unpaused damages the driver's list of VMs.
   const onExit = () => launch.abandon();
   process.on('exit', onExit);

@@ -22,6 +22,26 @@ export interface CharBackend {
   stop(): void | Promise<void>;
 }
 
+/** One more who reads and writes on a line, beside its back end. */
+export interface LineTap {
+  /** @returns how many bytes were taken: less than all while the guest does not read. */
+  type(data: Uint8Array): number;
+  /** Nothing more is told. Safe twice. */
+  detach(): void;
+}
+
+/** A console or serial line of a VM, as those see it who look on from outside. */
+export interface TappableLine {
+  /** One word: `com1`, `virtio-console-00:02.0-port-0`. */
+  readonly id: string;
+  /** What it is connected to: `pty /dev/pts/3`. */
+  readonly backend: string;
+  /** The newest output, before anybody looked on. */
+  history(): Uint8Array;
+  /** @param onOutput told at the end of each turn; the bytes are its own. */
+  tap(onOutput: (data: Uint8Array) => void): LineTap;
+}
+
 /** Opens character back ends by what the command line says: `stdio`, `pty`, `unix:PATH`. */
 export interface CharBackends {
   /** @param user who asks, for messages. @throws ConfigError if another has it. */

@@ -25,6 +25,12 @@ export interface VmConfig {
   readonly virtioPollNs: number | undefined;
   /** `--io-timeout`: how long storage may keep what it was lent before it counts as hung. Absent: 60 s. */
   readonly ioTimeoutMs?: number;
+  /** `--api-socket`: where the program's API listens. Absent: in the VM's folder, once the guest runs. */
+  readonly apiSocket?: ApiSocket;
+  /** `--event-monitor`: where the program writes what happens. */
+  readonly eventMonitor?: EventMonitorTarget;
+  /** What becomes of the program once the guest is gone. Absent: it exits, and a guest that resets itself starts anew. */
+  readonly afterEnd?: AfterEnd;
   /** `--shutdown-timeout`: how long a guest that was asked to shut down may take before it is powered off. Absent: 20 s. */
   readonly shutdownTimeoutMs?: number;
   readonly debugExit: boolean;
@@ -50,6 +56,22 @@ export type VncConfig = { readonly kind: 'vnc' } & (
   | { readonly path: string; readonly passwordFile?: string }
   | { readonly path?: undefined; readonly host: string; readonly port: number; readonly passwordFile: string }
 );
+
+export type ApiSocket =
+  | { readonly kind: 'off' }
+  | { readonly kind: 'path'; readonly path: string }
+  /** A listening socket that the parent process made. */
+  | { readonly kind: 'fd'; readonly fd: number };
+
+export type EventMonitorTarget = { readonly path: string } | { readonly fd: number };
+
+export interface AfterEnd {
+  readonly onPoweroff?: 'exit' | 'stay';
+  /** A reset of the guest's own accord; anything but `restart` ends the VM. */
+  readonly onReboot?: 'restart' | 'exit' | 'stay';
+  /** A triple fault. */
+  readonly onCrash?: 'exit' | 'stay';
+}
 
 export type BootConfig =
   | {

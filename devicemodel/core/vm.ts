@@ -40,6 +40,8 @@ export class Vm extends EventEmitter<VmEventMap> {
     this.config = config;
     this.#parts = parts;
     this.#log = parts.log.child('vm');
+    // Whoever does not want it to start anew takes a reset for the end, as after a shutdown that was asked for.
+    if ((config.afterEnd?.onReboot ?? 'restart') !== 'restart') this.#power.shutdownReason = '--on-reboot';
   }
 
   get state(): VmState {

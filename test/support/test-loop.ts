@@ -14,11 +14,14 @@ export class EventLoopClock extends TimerQueue {
   protected override setWakeup(delayNs: number | undefined): void {
     clearTimeout(this.#timeout);
     if (delayNs === undefined) return;
-    this.#timeout = setTimeout(() => {
-      this.runDue();
-      // Node counts in milliseconds: a wake-up may come too early, and find nothing due.
-      this.reprogram();
-    }, Math.ceil(delayNs / 1e6));
+    this.#timeout = setTimeout(
+      () => {
+        this.runDue();
+        // Node counts in milliseconds: a wake-up may come too early, and find nothing due.
+        this.reprogram();
+      },
+      Math.ceil(delayNs / 1e6),
+    );
   }
 
   dispose(): void {

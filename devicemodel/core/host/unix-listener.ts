@@ -40,6 +40,8 @@ function hostError(path: string, error: unknown): HostError {
 export interface ListenOptions {
   /** A group, by name or number, that may connect; otherwise only this user (and root) may. */
   readonly group?: string | undefined;
+  /** Connections come paused, with nothing read: for whoever gives them to somebody else. */
+  readonly isPaused?: boolean;
 }
 
 /** Run `work` with this umask; it is the whole process's, so for a call or two. */
@@ -70,7 +72,7 @@ export async function listenUnix(
   if (options.group !== undefined && group === undefined) {
     throw new ConfigError(`there is no group "${options.group}"`, { hint: 'getent group lists them' });
   }
-  const server: Server = createServer({ allowHalfOpen: true }, onConnection);
+  const server: Server = createServer({ allowHalfOpen: true, pauseOnConnect: options.isPaused === true }, onConnection);
   try {
     makeParents(path, group);
     await clearWay(path);

@@ -3,18 +3,28 @@
  * nothing the user typed in between is lost. The board of each life asks here; the back ends end with the program.
  */
 
-import type { CharBackend } from '../../../core/char-backend.ts';
+import type { CharBackend, LineTap, TappableLine } from '../../../core/char-backend.ts';
 import { attributed, ConfigError } from '../../../core/errors.ts';
+import { ByteQueue } from './byte-queue.ts';
 import { openCharBackend } from './open.ts';
 import { type CharBackendSpec, describeCharBackend, parseCharBackend } from './spec.ts';
 import { StdioClaim } from './stdio.ts';
 import type { CharBackendEnv } from './stream-backend.ts';
 
-/** One back end, started once however often its device is. */
-class KeptBackend implements CharBackend {
+/** Output that is kept for those who come later, output of one turn, and what they typed and the guest has not read. */
+const HISTORY_BYTES = 16 * 1024;
+const TAP_BYTES = 64 * 1024;
+const TYPED_BYTES = 4 * 1024;
+
+/** One back end, started once however often its device is. Others may look on, and type. */
+class KeptBackend implements CharBackend, TappableLine {
   readonly inner: CharBackend;
   readonly user: string;
   #started: Promise<void> | undefined;
+  readonly #history = new ByteQueue(HISTORY_BYTES);
+  readonly #taps = new Set<(data: Uint8Array) => void>();
+  readonly #untold = new ByteQueue(TAP_BYTES);
+  readonly #typed = new ByteQueue(TYPED_BYTES);
 
   constructor(inner: CharBackend, user: string) {
     this.inner = inner;
@@ -31,14 +41,47 @@ class KeptBackend implements CharBackend {
     this.inner.onReadable = listener;
   }
   read(): number {
-    return this.inner.read();
+    if (this.#typed.length === 0) return this.inner.read();
+    const byte = this.#typed.peek(1)[0] as number;
+    this.#typed.drop(1);
+    return byte;
   }
   write(byte: number): void {
     this.inner.write(byte);
+    this.#history.push(byte);
+    if (this.#taps.size > 0) this.#untold.push(byte);
   }
   flush(): void {
     this.inner.flush();
+    if (this.#untold.length === 0) return;
+    const data = takeAll(this.#untold);
+    for (const tell of this.#taps) tell(data.slice());
   }
+
+  get id(): string {
+    return this.user.replace(/[^\w.:-]+/g, '-');
+  }
+  get backend(): string {
+    return this.inner.name;
+  }
+  history(): Uint8Array {
+    const copy = takeAll(this.#history);
+    for (const byte of copy) this.#history.push(byte);
+    return copy;
+  }
+  tap(onOutput: (data: Uint8Array) => void): LineTap {
+    this.#taps.add(onOutput);
+    return {
+      type: (data) => {
+        const taken = Math.min(data.length, TYPED_BYTES - this.#typed.length);
+        for (const byte of data.subarray(0, taken)) this.#typed.push(byte);
+        this.onReadable?.();
+        return taken;
+      },
+      detach: () => void this.#taps.delete(onOutput),
+    };
+  }
+
   start(): Promise<void> {
     this.#started ??= this.#startInner();
     return this.#started;
@@ -55,6 +98,17 @@ class KeptBackend implements CharBackend {
     this.inner.onReadable = undefined;
     this.inner.flush();
   }
+}
+
+function takeAll(queue: ByteQueue): Uint8Array {
+  const all = new Uint8Array(queue.length);
+  for (let at = 0; at < all.length; ) {
+    const piece = queue.peek(all.length - at);
+    all.set(piece, at);
+    at += piece.length;
+    queue.drop(piece.length);
+  }
+  return all;
 }
 
 export interface PoolOptions extends Omit<CharBackendEnv, 'user'> {
@@ -103,6 +157,11 @@ export class CharBackendPool {
     const kept = new KeptBackend(inner, user);
     this.#kept.set(key, kept);
     return kept;
+  }
+
+  /** All there are, in the order in which they were opened. */
+  get lines(): readonly TappableLine[] {
+    return [...this.#kept.values()];
   }
 
   /** What devices wrote in this turn goes out. */

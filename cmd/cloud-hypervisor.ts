@@ -1,0 +1,157 @@
+/**
+ * The program under the name `cloud-hypervisor`: that program's command line, for the parts there are here. Its words
+ * become the body of vm.create, and that becomes options of ours.
+ */
+
+import { optionsOfChVm } from '../config/cloud-hypervisor.ts';
+import { didYouMean } from '../config/suggest.ts';
+import { CH_VERSION } from '../control/api/ch-version.ts';
+import { ConfigError, RefusedError } from '../devicemodel/core/errors.ts';
+import { GiB, KiB, MiB } from '../devicemodel/core/units.ts';
+import { pciDrivers } from '../devicemodel/hw/registry.ts';
+import { parseCommandLine, type VmOrder } from './cli.ts';
+
+/** Until a client names it otherwise, a VM is called after its process. */
+const nameOf = (asked: string | undefined) => asked ?? `ch-${process.pid}`;
+
+/** @throws ConfigError, RefusedError. */
+export function orderOfChVm(body: unknown): { readonly order: VmOrder; readonly config: Record<string, unknown> } {
+  const { argv, name, config } = optionsOfChVm(body);
+  const order = parseCommandLine([...argv, nameOf(name)], pciDrivers);
+  if (order.action !== 'run') throw new ConfigError('this describes no VM');
+  return { order, config };
+}
+
+type Parameters_ = Readonly<Record<string, string>>;
+
+/** `path=/a,readonly=on` */
+function parametersOf(option: string, text: string): Parameters_ {
+  const pairs = text.split(',').map((word) => {
+    const equals = word.indexOf('=');
+    if (equals < 0) throw new ConfigError(`${option} ${text}: "${word}" is not NAME=VALUE`);
+    return [word.slice(0, equals), word.slice(equals + 1)] as const;
+  });
+  return Object.fromEntries(pairs);
+}
+
+/** `512M`, `1G`; a plain number is bytes. */
+function bytesOf(option: string, text: string): number {
+  const [, number, unit = ''] = /^(\d+)([KMG]?)$/i.exec(text) ?? [];
+  if (number === undefined) throw new ConfigError(`${option}: "${text}" is no size`);
+  return Number(number) * ({ K: KiB, M: MiB, G: GiB }[unit.toUpperCase()] ?? 1);
+}
+
+const isOn = (text: string | undefined) => text === 'on' || text === 'true';
+
+/** `off`, `null`, `pty`, `tty`, `file=PATH`, `socket=PATH`. */
+function consoleOf(option: string, text: string): object {
+  const [word, path] = text.split('=', 2) as [string, string?];
+  const mode = { off: 'Off', null: 'Null', pty: 'Pty', tty: 'Tty', file: 'File', socket: 'Socket' }[word];
+  if (mode === undefined)
+    throw new ConfigError(`${option}: "${text}" is not off, null, pty, tty, file=PATH or socket=PATH`);
+  return mode === 'Socket' ? { mode, socket: path } : { mode, ...(path === undefined ? {} : { file: path }) };
+}
+
+type Members = Record<string, unknown>;
+type Take = (vm: Members, value: string, option: string) => void;
+
+const payload =
+  (member: string): Take =>
+  (vm, value) => {
+    vm['payload'] = { ...(vm['payload'] as Members | undefined), [member]: value };
+  };
+const listed =
+  (member: string, make: (parameters: Parameters_) => object): Take =>
+  (vm, value, option) => {
+    vm[member] = [...((vm[member] as object[] | undefined) ?? []), make(parametersOf(option, value))];
+  };
+/** Is as it is asked for, or makes no difference to a guest. */
+const nothing: Take = () => {};
+
+const options: Readonly<Record<string, Take>> = {
+  kernel: payload('kernel'),
+  cmdline: payload('cmdline'),
+  initramfs: payload('initramfs'),
+  firmware: payload('firmware'),
+  disk: listed('disks', ({ readonly, direct, ...rest }) => ({
+    ...rest,
+    readonly: isOn(readonly),
+    direct: isOn(direct),
+  })),
+  net: listed('net', (parameters) => parameters),
+  device: listed('devices', (parameters) => parameters),
+  memory: (vm, value, option) => {
+    // shared=on and the like are about how the host has it.
+    const { size = '512M', shared: _, ...rest } = parametersOf(option, value);
+    const others = Object.keys(rest);
+    if (others.length > 0) throw new RefusedError('impossible', `${option}: ${others.join(', ')}: not here`);
+    vm['memory'] = { size: bytesOf(option, size) };
+  },
+  cpus: (vm, value, option) => {
+    const { boot = '1', max = boot } = parametersOf(option, value);
+    vm['cpus'] = { boot_vcpus: Number(boot), max_vcpus: Number(max) };
+  },
+  rng: (vm, value, option) => void (vm['rng'] = parametersOf(option, value)),
+  console: (vm, value, option) => void (vm['console'] = consoleOf(option, value)),
+  serial: (vm, value, option) => void (vm['serial'] = consoleOf(option, value)),
+  seccomp: nothing,
+  'log-file': nothing,
+};
+const flags: ReadonlySet<string> = new Set(['watchdog']);
+/** Of the process: the same option here. */
+const ours: ReadonlySet<string> = new Set(['api-socket', 'event-monitor']);
+/** May have several values behind one option. */
+const lists: ReadonlySet<string> = new Set(['disk', 'net', 'device']);
+
+export type ChCommandLine =
+  | { readonly kind: 'print'; readonly lines: readonly string[] }
+  /** Words of our own command line. */
+  | { readonly kind: 'argv'; readonly argv: readonly string[] };
+
+/** @param argv without the program's name. @throws ConfigError, RefusedError. */
+export function parseChCommandLine(argv: readonly string[]): ChCommandLine {
+  if (argv.includes('--version') || argv.includes('-V')) {
+    return { kind: 'print', lines: [`cloud-hypervisor v${CH_VERSION}`] };
+  }
+  if (argv.includes('--help') || argv.includes('-h')) {
+    const known = [...Object.keys(options), ...flags, ...ours].map((name) => `--${name}`);
+    return { kind: 'print', lines: [`acrn-dm as cloud-hypervisor takes ${known.join(', ')}, --version`] };
+  }
+  // Of that program: a console on the terminal, and no serial port.
+  const vm: Members = { console: { mode: 'Tty' }, rng: { src: '/dev/urandom' } };
+  const process_: string[] = [];
+  let hasVm = false;
+  for (let at = 0; at < argv.length; at++) {
+    const word = argv[at] as string;
+    if (/^-v+$/.test(word)) continue;
+    const [, name, attached] = /^--([a-z-]+)(?:=(.*))?$/s.exec(word) ?? [];
+    if (name === undefined) throw new ConfigError(`"${word}" is no option`);
+    if (flags.has(name)) {
+      vm[name] = true;
+      continue;
+    }
+    const take = options[name];
+    if (take === undefined && !ours.has(name)) throw unknownOption(name);
+    const values = attached === undefined ? [] : [attached];
+    while (
+      values.length === 0 ||
+      (attached === undefined && lists.has(name) && argv[at + 1]?.startsWith('--') === false)
+    ) {
+      const value = argv[++at];
+      if (value === undefined) throw new ConfigError(`--${name} needs a value`);
+      values.push(value);
+    }
+    if (take === undefined) process_.push(...values.flatMap((value) => [`--${name}`, value]));
+    else for (const value of values) take(vm, value, `--${name}`);
+    hasVm ||= take !== undefined && take !== nothing;
+  }
+  if (!hasVm) return { kind: 'argv', argv: process_ };
+  return { kind: 'argv', argv: [...optionsOfChVm(vm).argv, ...process_, nameOf(undefined)] };
+}
+
+function unknownOption(name: string): ConfigError {
+  const guess = didYouMean(name, [...Object.keys(options), ...flags, ...ours]);
+  return new ConfigError(`--${name} is not there under this name of the program`, {
+    hint: guess === undefined ? 'cloud-hypervisor --help lists what is' : `did you mean --${guess}?`,
+  });
+}

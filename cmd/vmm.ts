@@ -1,0 +1,244 @@
+/**
+ * The process of a VM, as signals and the API see it: it runs one VM after the other, or none yet, and ends when it was
+ * told to or when nothing is left to wait for.
+ */
+import type { ChConfig, RunningGuest, Vmm } from '../control/api/vmm.ts';
+import { openApiDoor } from '../control/api-door.ts';
+import { openEventMonitor } from '../control/event-monitor.ts';
+import { EventStream } from '../control/event-stream.ts';
+import type { FrontDoor } from '../control/front-doors.ts';
+import { connectSignals } from '../control/signals.ts';
+import type { VmCommandArgs, VmCommandName, VmCommandResult, VmCommands } from '../control/vm-commands.ts';
+import { claimName, defaultApiSocket } from '../control/vm-folder.ts';
+import type { AfterEnd, ApiSocket, EventMonitorTarget, VmConfig } from '../devicemodel/core/config.ts';
+import type { PowerEvent } from '../devicemodel/core/device.ts';
+import { ExitCode, RefusedError } from '../devicemodel/core/errors.ts';
+import type { Log } from '../devicemodel/core/log.ts';
+import { Launch } from '../library/launcher.ts';
+import { version } from './version.ts';
+
+export interface VmmOptions {
+  readonly log: Log;
+  readonly apiSocket?: ApiSocket | undefined;
+  readonly eventMonitor?: EventMonitorTarget | undefined;
+  readonly socketGroup?: string | undefined;
+  readonly afterEnd?: AfterEnd | undefined;
+  /** The body of vm.create as a VM that was checked. @throws ConfigError, RefusedError. */
+  readonly checkedVm: (body: unknown) => Promise<{ readonly vm: VmConfig; readonly ch: ChConfig }>;
+}
+
+export class ProcessVmm implements Vmm {
+  readonly version = version();
+  readonly events = new EventStream();
+  readonly #options: VmmOptions;
+  readonly #doors: FrontDoor[] = [];
+  #signals: FrontDoor | undefined;
+  #launch: Launch | undefined;
+  #launchedMs = 0;
+  #vm: VmConfig | undefined;
+  #config: ChConfig | undefined;
+  hasRun = false;
+  #ended: Promise<PowerEvent> | undefined;
+  #isQuitting = false;
+  /** Ends the process. */
+  #finish: (code: ExitCode) => void = () => {};
+  readonly #finished = new Promise<ExitCode>((resolve) => {
+    this.#finish = resolve;
+  });
+
+  constructor(options: VmmOptions) {
+    this.#options = options;
+  }
+
+  // ---- for the program
+
+  /** The VM of a command line, to its end and what `afterEnd` says. @throws DmError if it cannot start or has to be given up. */
+  async runVm(vm: VmConfig): Promise<ExitCode> {
+    this.#vm = vm;
+    this.#config = chConfigOf(vm);
+    this.events.emit('vmm', 'starting');
+    try {
+      await this.#openAskedFor();
+      const ended = this.#run(vm);
+      this.#ended = ended;
+      const event = await ended;
+      if (this.#stays(event)) return await this.#finished;
+      return exitCodeOf(event);
+    } finally {
+      await this.#close();
+    }
+  }
+
+  /** No VM yet: vm.create and vm.boot bring one. */
+  async serve(): Promise<ExitCode> {
+    this.events.emit('vmm', 'starting');
+    this.#connectSignals();
+    try {
+      await this.#openAskedFor();
+      return await this.#finished;
+    } finally {
+      await this.#close();
+    }
+  }
+
+  /** Something unforeseen was thrown: pause and destroy the VM at once, without waiting for anything. Safe at any time. */
+  abandon(): void {
+    this.#launch?.abandon();
+    this.#launch = undefined;
+  }
+
+  // ---- Vmm
+
+  get config(): ChConfig | undefined {
+    return this.#config;
+  }
+
+  get guest(): RunningGuest | undefined {
+    const launch = this.#launch;
+    if (launch === undefined) return undefined;
+    const { vm, commands, hypervisor, lines } = launch;
+    return { config: vm.config, hypervisor, state: vm.state, commands, lines, launchedMs: this.#launchedMs };
+  }
+
+  async create(body: unknown): Promise<void> {
+    if (this.#config !== undefined) {
+      throw new RefusedError('wrong-state', 'there is a VM already', { hint: 'vm.delete takes it away' });
+    }
+    const { vm, ch } = await this.#options.checkedVm(body);
+    this.#vm = vm;
+    this.#config = ch;
+    this.hasRun = false;
+    this.events.emit('vm', 'created', { name: vm.name });
+  }
+
+  async boot(): Promise<void> {
+    const vm = this.#vm;
+    if (vm === undefined || this.#launch !== undefined || this.#isQuitting) {
+      throw new RefusedError('wrong-state', vm === undefined ? 'there is no VM to boot' : 'the VM runs already');
+    }
+    const ended = this.#run(vm);
+    this.#ended = ended;
+    // The end of a VM that was booted by the API is told by its events; whether it began, by the answer.
+    ended.then(
+      (event) => this.#isQuitting && this.#finish(exitCodeOf(event)),
+      (error: Error) =>
+        this.#isQuitting && this.#finish((error as { exitCode?: ExitCode }).exitCode ?? ExitCode.VmFailed),
+    );
+    await new Promise<void>((resolve, reject) => {
+      const stop = this.events.listen(({ source, event }) => {
+        if (source === 'vm' && event === 'booted') resolve();
+      });
+      ended.then(() => resolve(), reject).finally(stop);
+    });
+  }
+
+  async remove(): Promise<void> {
+    this.#launch?.commands.run('power-off', { reason: 'vm.delete' });
+    await this.#ended?.catch(() => {});
+    this.#vm = undefined;
+    this.#config = undefined;
+    this.hasRun = false;
+    this.events.emit('vm', 'deleted');
+  }
+
+  quit(): void {
+    this.#isQuitting = true;
+    if (this.#launch === undefined) this.#finish(ExitCode.Ok);
+    else this.#launch.commands.run('power-off', { reason: 'vmm.shutdown' });
+  }
+
+  // ---- one VM
+
+  async #run(vm: VmConfig): Promise<PowerEvent> {
+    const { log } = this.#options;
+    const releaseName = claimName(vm.name, log);
+    let stopFollowing: (() => void) | undefined;
+    try {
+      this.#launchedMs = performance.now();
+      const launch = await Launch.prepare(vm, { log, ownsThread: true, onCommands: () => this.#connectSignals() });
+      this.#launch = launch;
+      stopFollowing = this.events.follow(launch.vm);
+      launch.vm.once('started', () => this.#openDefaultDoor(vm));
+      const event = await launch.run();
+      this.events.emit('vmm', 'stopped', { kind: event.kind, reason: event.reason });
+      return event;
+    } catch (error) {
+      this.events.emit('vmm', 'error', { message: (error as Error).message });
+      throw error;
+    } finally {
+      this.#launch = undefined;
+      this.hasRun = true;
+      stopFollowing?.();
+      releaseName();
+    }
+  }
+
+  /** Whether the process waits for orders once this VM is gone. */
+  #stays(event: PowerEvent): boolean {
+    const { onPoweroff = 'exit', onReboot = 'restart', onCrash = 'exit' } = this.#options.afterEnd ?? {};
+    if (this.#isQuitting || this.#doors.length === 0) return false;
+    if (exitCodeOf(event) === ExitCode.TripleFault) return onCrash === 'stay';
+    return (event.reason.startsWith('--on-reboot') ? onReboot : onPoweroff) === 'stay';
+  }
+
+  // ---- doors
+
+  #connectSignals(): void {
+    this.#signals ??= connectSignals(this.#signalCommands);
+  }
+
+  /** For signals: of the VM there is; where there is none they end the process. */
+  readonly #signalCommands: VmCommands = {
+    run: <N extends VmCommandName>(name: N, args: VmCommandArgs<N>) => {
+      const commands = this.#launch?.commands ?? this.#commandsOfNobody;
+      return commands.run(name, args);
+    },
+  };
+  readonly #commandsOfNobody: VmCommands = {
+    run: <N extends VmCommandName>() => this.quit() as VmCommandResult<N>,
+  };
+
+  async #openAskedFor(): Promise<void> {
+    const { apiSocket, eventMonitor } = this.#options;
+    if (eventMonitor !== undefined) this.#doors.unshift(openEventMonitor(eventMonitor, this.events));
+    if (apiSocket !== undefined && apiSocket.kind !== 'off') await this.#openApi(apiSocket);
+  }
+
+  /** Nobody can know of it before the guest runs, so nothing waits for it. */
+  #openDefaultDoor(vm: VmConfig): void {
+    if (this.#options.apiSocket !== undefined) return;
+    this.#openApi({ kind: 'path', path: defaultApiSocket(vm.name) }).catch((error: Error) => {
+      this.#options.log.debug(`the API of this VM is not there: ${error.message}`);
+    });
+  }
+
+  async #openApi(at: Exclude<ApiSocket, { readonly kind: 'off' }>): Promise<void> {
+    const { log, socketGroup } = this.#options;
+    const door = await openApiDoor({ at, socketGroup, vmm: this, log: log.child('api') });
+    this.#doors.push(door);
+  }
+
+  async #close(): Promise<void> {
+    this.#signals?.close();
+    for (const door of this.#doors.splice(0).reverse()) await door.close();
+  }
+}
+
+/** 0 after a power-off, 3 after a triple fault. */
+function exitCodeOf(event: PowerEvent): ExitCode {
+  return event.kind === 'poweroff' && event.by === 'triple-fault' ? ExitCode.TripleFault : ExitCode.Ok;
+}
+
+/** What a client of Cloud Hypervisor's dialect may read of a VM that a command line described. */
+function chConfigOf({ memoryBytes, boot, pci }: VmConfig): ChConfig {
+  const payload =
+    boot?.kind === 'bzimage'
+      ? { kernel: boot.kernelPath, cmdline: boot.bootargs ?? '', initramfs: boot.ramdiskPath ?? null }
+      : { kernel: boot?.kind === 'elf' ? boot.imagePath : null };
+  const disks = pci.flatMap(({ driver, options, bdf }) => {
+    if (driver !== 'virtio-blk') return [];
+    const { path, ro } = options as { path: string; ro?: boolean };
+    return path === '' ? [] : [{ path, readonly: ro === true, id: `_disk${bdf.device}` }];
+  });
+  return { cpus: { boot_vcpus: 1, max_vcpus: 1 }, memory: { size: memoryBytes }, payload, disks };
+}

@@ -1,0 +1,204 @@
+/**
+ * A VM as Cloud Hypervisor describes it, in the body of vm.create (both of its generations: `kernel`, `cmdline` and
+ * `initramfs` at the top, or within `payload`) or on that program's command line → options of ours. What there is no
+ * counterpart of is refused; a member that switches off what there is not says nothing.
+ */
+import * as v from 'valibot';
+import { ConfigError, ExitCode, RefusedError } from '../devicemodel/core/errors.ts';
+import { KiB } from '../devicemodel/core/units.ts';
+
+const path = v.object({ path: v.optional(v.string()) });
+const consoleSchema = v.object({
+  mode: v.picklist(['Off', 'Pty', 'Tty', 'File', 'Socket', 'Null']),
+  file: v.nullish(v.string()),
+  socket: v.nullish(v.string()),
+});
+type ChConsole = v.InferOutput<typeof consoleSchema>;
+
+/** What is looked at. Members of other names come to {@link unknownMembers}. */
+const known = {
+  cpus: v.optional(
+    v.object({
+      boot_vcpus: v.optional(v.number(), 1),
+      max_vcpus: v.optional(v.number()),
+      affinity: v.nullish(v.array(v.object({ vcpu: v.number(), host_cpus: v.array(v.number()) }))),
+    }),
+  ),
+  memory: v.optional(v.object({ size: v.number() })),
+  payload: v.nullish(
+    v.object({
+      kernel: v.nullish(v.string()),
+      cmdline: v.nullish(v.string()),
+      initramfs: v.nullish(v.string()),
+      firmware: v.nullish(v.string()),
+    }),
+  ),
+  kernel: v.nullish(path),
+  cmdline: v.nullish(v.object({ args: v.optional(v.string()) })),
+  initramfs: v.nullish(path),
+  disks: v.nullish(
+    v.array(
+      v.object({ path: v.nullish(v.string()), readonly: v.nullish(v.boolean()), direct: v.nullish(v.boolean()) }),
+    ),
+  ),
+  net: v.nullish(v.array(v.object({ tap: v.nullish(v.string()), mac: v.nullish(v.string()) }))),
+  devices: v.nullish(v.array(v.object({ path: v.string() }))),
+  rng: v.nullish(v.object({ src: v.optional(v.string()) })),
+  console: v.nullish(consoleSchema),
+  serial: v.nullish(consoleSchema),
+  watchdog: v.nullish(v.boolean()),
+  /** Ours: what the VM is called. */
+  acrn: v.optional(v.object({ name: v.optional(v.string()) })),
+} as const;
+
+const schema = v.looseObject(known);
+type ChVm = v.InferOutput<typeof schema>;
+
+/** Members that say something for which there is no place here, and that a guest does not miss. */
+const ignored: ReadonlySet<string> = new Set(['platform']);
+
+/** @returns the words of our command line, without the name. @throws ConfigError, RefusedError. */
+export function optionsOfChVm(body: unknown): {
+  readonly argv: string[];
+  readonly name: string | undefined;
+  readonly config: Record<string, unknown>;
+} {
+  const parsed = v.safeParse(schema, body);
+  if (!parsed.success) {
+    const [issue] = parsed.issues;
+    throw new ConfigError(`${v.getDotPath(issue) ?? 'the VM'}: ${issue.message}`, { exitCode: ExitCode.Config });
+  }
+  const vm = parsed.output;
+  for (const [name, value] of Object.entries(vm)) {
+    if (!(name in known) && !ignored.has(name) && !isOff(value)) {
+      throw new RefusedError('impossible', `${name}: there is nothing of that kind here`);
+    }
+  }
+  const argv = [
+    '--memsize',
+    `${(vm.memory?.size ?? DEFAULT_MEMORY_BYTES) / KiB}k`,
+    ...cpuOptions(vm),
+    ...bootOptions(vm),
+  ];
+  return {
+    argv: [...argv, ...deviceOptions(vm)],
+    name: vm.acrn?.name,
+    config: { ...(body as object), ...payloadOf(vm) },
+  };
+}
+
+/** Of Cloud Hypervisor. */
+const DEFAULT_MEMORY_BYTES = 512 * 1024 * KiB;
+
+function isOff(value: unknown): boolean {
+  if (value === null || value === false || value === undefined || value === 0) return true;
+  if (Array.isArray(value)) return value.length === 0;
+  return typeof value === 'object' && 'mode' in value && (value.mode === 'Off' || value.mode === 'Null');
+}
+
+function cpuOptions({ cpus }: ChVm): string[] {
+  if (cpus === undefined) return [];
+  const ids = cpus.affinity?.toSorted((a, b) => a.vcpu - b.vcpu).map(({ host_cpus: [first] }) => first) ?? [];
+  if (ids.length > 0) return ['--cpu_affinity', ids.join(',')];
+  if (cpus.boot_vcpus > 1) {
+    throw new RefusedError('impossible', `cpus.boot_vcpus: ${cpus.boot_vcpus} vCPUs are not made by their number`, {
+      hint: 'give cpus.affinity one host CPU for each',
+    });
+  }
+  return [];
+}
+
+/** Both generations, as the newer one has it. */
+function payloadOf({ payload, kernel, cmdline, initramfs }: ChVm) {
+  return {
+    payload: {
+      ...payload,
+      ...(kernel?.path === undefined ? {} : { kernel: kernel.path }),
+      ...(cmdline?.args === undefined ? {} : { cmdline: cmdline.args }),
+      ...(initramfs?.path === undefined ? {} : { initramfs: initramfs.path }),
+    },
+  };
+}
+
+function bootOptions(vm: ChVm): string[] {
+  const { kernel, cmdline, initramfs, firmware } = payloadOf(vm).payload;
+  const option = (name: string, value: string | null | undefined) =>
+    value === undefined || value === null || value === '' ? [] : [name, value];
+  return [
+    ...option('--kernel', kernel),
+    ...option('--bootargs', cmdline),
+    ...option('--ramdisk', initramfs),
+    ...option('--ovmf', firmware),
+  ];
+}
+
+/** Host bridge and LPC bridge have the first two slots, as everywhere. */
+const FIRST_SLOT = 2;
+
+function deviceOptions(vm: ChVm): string[] {
+  const devices = [
+    ...consoleDevice(vm.console),
+    ...(vm.disks ?? []).map((disk, i) => {
+      const name = disk.path === undefined || disk.path === null ? 'nodisk' : word(`disks.${i}.path`, disk.path);
+      return `virtio-blk,${name}${disk.readonly === true ? ',ro' : ''}${disk.direct === true ? ',nocache' : ''}`;
+    }),
+    ...(vm.net ?? []).map(({ tap, mac }, i) => {
+      if (tap === undefined || tap === null) {
+        throw new RefusedError('impossible', `net.${i}: name the tap, none is made up`, { hint: 'tap=NAME' });
+      }
+      return `virtio-net,tap=${word(`net.${i}.tap`, tap)}${mac === undefined || mac === null ? '' : `,mac=${mac}`}`;
+    }),
+    ...(vm.devices ?? []).map(({ path: of }, i) => `passthru,${functionOf(of, i)}`),
+    ...(vm.rng === undefined || vm.rng === null ? [] : ['virtio-rnd']),
+    ...(vm.watchdog === true ? ['wdt-i6300esb'] : []),
+  ];
+  const slots = ['0:0,hostbridge', '1:0,lpc', ...devices.map((device, i) => `${FIRST_SLOT + i},${device}`)];
+  return [...slots.flatMap((slot) => ['--pci_slot', slot]), ...serialPort(vm.serial)];
+}
+
+/** A comma ends a word of ours. */
+function word(where: string, text: string): string {
+  if (text.includes(',')) throw new ConfigError(`${where}: "${text}" has a comma in it, which is not possible`);
+  return text;
+}
+
+function functionOf(sysfsPath: string, i: number): string {
+  const [, bus, device, fn] = /\/?0000:([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])\/?$/i.exec(sysfsPath) ?? [];
+  if (bus === undefined) throw new ConfigError(`devices.${i}.path: "${sysfsPath}" is no PCI function of this host`);
+  return `${bus}/${device}/${fn}`;
+}
+
+function consoleDevice(console: ChConsole | null | undefined): string[] {
+  const { mode, file, socket } = console ?? { mode: 'Off' };
+  switch (mode) {
+    case 'Off':
+    case 'Null':
+      return [];
+    case 'Pty':
+      return ['virtio-console,@pty:console'];
+    case 'Tty':
+      return ['virtio-console,@stdio:console'];
+    case 'File':
+      return [`virtio-console,@file:console=${word('console.file', needed('console.file', file))}`];
+    case 'Socket':
+      return [`virtio-console,@socket:console=${word('console.socket', needed('console.socket', socket))}`];
+  }
+}
+
+function serialPort(serial: ChConsole | null | undefined): string[] {
+  const { mode, file, socket } = serial ?? { mode: 'Off' };
+  const backend = {
+    Off: () => undefined,
+    Null: () => 'null',
+    Pty: () => 'pty',
+    Tty: () => 'stdio',
+    File: () => `file:${needed('serial.file', file)}`,
+    Socket: () => `unix:${needed('serial.socket', socket)}`,
+  }[mode as ChConsole['mode']]();
+  return backend === undefined ? [] : ['--lpc', `com1,${backend}`];
+}
+
+function needed(where: string, text: string | null | undefined): string {
+  if (text !== undefined && text !== null && text !== '') return text;
+  throw new ConfigError(`${where}: is missing`);
+}

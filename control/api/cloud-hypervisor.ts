@@ -1,0 +1,195 @@
+/**
+ * The paths of Cloud Hypervisor's API (its cloud-hypervisor.yaml), so that its clients, libvirt's driver among them, can
+ * drive a VM here. What there is no counterpart of is answered with 501 and the reason.
+ */
+import { existsSync } from 'node:fs';
+import { CH_VERSION } from './ch-version.ts';
+import { HttpProblem } from './problem.ts';
+import { type Answer, done, json, member, neededText, type Route } from './routes.ts';
+import type { RunningGuest, Vmm } from './vmm.ts';
+
+const BASE = '/api/v1';
+const REASON = 'asked by the API';
+
+/** What can be done to a configuration that is running, by its path, and why it is not possible. */
+const notHere: Readonly<Record<string, string>> = {
+  'vmm.nmi': 'an NMI cannot be sent to a guest',
+  'vm.resize': 'memory and vCPUs of a VM do not change while it runs',
+  'vm.resize-disk': 'the size of a disk does not change while the VM runs',
+  'vm.resize-zone': 'there are no memory zones',
+  'vm.add-device': 'functions of the host are passed through from the start only',
+  'vm.add-fs': 'there is no virtio-fs',
+  'vm.add-pmem': 'there is no virtio-pmem',
+  'vm.add-net': 'a network cannot be added while the VM runs',
+  'vm.add-vsock': 'a vsock cannot be added while the VM runs',
+  'vm.add-vdpa': 'there is no vDPA',
+  'vm.add-user-device': 'there is no vfio-user',
+  'vm.remove-device': 'a device cannot be taken away while the VM runs',
+  'vm.snapshot': 'there are no snapshots',
+  'vm.restore': 'there are no snapshots',
+  'vm.receive-migration': 'there is no migration',
+  'vm.send-migration': 'there is no migration',
+  'vm.coredump': 'there is no core dump of a guest',
+};
+
+export function cloudHypervisorRoutes(vmm: Vmm): Route[] {
+  const put = (name: string, summary: string, run: Route['run'], body?: object): Route => ({
+    method: 'PUT',
+    path: `${BASE}/${name}`,
+    summary,
+    run,
+    ...(body === undefined ? {} : { body }),
+  });
+  const get = (name: string, summary: string, run: Route['run']): Route => ({
+    method: 'GET',
+    path: `${BASE}/${name}`,
+    summary,
+    run,
+  });
+  const order = (name: string, summary: string, run: (guest: RunningGuest) => void): Route =>
+    put(name, summary, () => {
+      run(bootedGuest(vmm));
+      return done;
+    });
+  return [
+    get('vmm.ping', 'Whether anybody is there, and who.', () =>
+      json({ build_version: `acrn-dm ${vmm.version}`, version: CH_VERSION, pid: process.pid, features: [] }),
+    ),
+    put('vmm.shutdown', 'End the process, and its VM at once.', ({ response }) => {
+      response.once('close', () => vmm.quit());
+      return done;
+    }),
+    get('vm.info', 'The VM and its configuration.', () => json(infoOf(vmm))),
+    get('vm.counters', 'What devices have done.', () => {
+      bootedGuest(vmm);
+      return json({});
+    }),
+    put('vm.create', 'Describe a VM, without starting it.', createVm(vmm), { type: 'object' }),
+    put('vm.boot', 'Start the VM that was described.', async () => {
+      if (vmm.config === undefined) throw notCreated();
+      await vmm.boot();
+      return done;
+    }),
+    put('vm.delete', 'End the VM at once if it runs, and forget it.', async () => {
+      if (vmm.config === undefined) throw notCreated();
+      await vmm.remove();
+      return done;
+    }),
+    order('vm.pause', 'The guest stands still.', ({ commands }) => commands.run('pause', {})),
+    order('vm.resume', 'A guest that is paused, or suspended, goes on.', ({ commands, state }) => {
+      if (state === 'suspended') commands.run('wake', {});
+      else commands.run('resume', {});
+    }),
+    order(
+      'vm.shutdown',
+      'Press the power button; the power is cut when the guest takes too long.',
+      ({ commands, state }) => commands.run('shutdown', { reason: REASON, isPatient: state !== 'suspended' }),
+    ),
+    order('vm.reboot', 'Start the guest anew.', ({ commands }) => commands.run('reset', { reason: REASON })),
+    order('vm.power-button', 'Press the power button.', ({ commands }) => commands.run('press-power-button', {})),
+    put('vm.add-disk', 'Give a virtio-blk that was started with nodisk its medium.', addDisk(vmm), {
+      type: 'object',
+      required: ['path'],
+      properties: { path: { type: 'string' }, readonly: { type: 'boolean' }, id: { type: 'string' } },
+    }),
+    ...Object.entries(notHere).map(([name, why]) =>
+      put(name, `Not possible: ${why}.`, () => {
+        throw new HttpProblem(501, 'impossible', why);
+      }),
+    ),
+  ];
+}
+
+function notCreated(): HttpProblem {
+  return new HttpProblem(404, 'not-created', 'there is no VM: vm.create was not asked for');
+}
+
+/** @throws HttpProblem 404 without a VM, 405 for one that does not run. */
+function bootedGuest({ guest, config }: Vmm): RunningGuest {
+  if (guest !== undefined) return guest;
+  if (config === undefined) throw notCreated();
+  throw new HttpProblem(405, 'not-booted', 'the VM is not booted');
+}
+
+function createVm(vmm: Vmm): Route['run'] {
+  return async ({ body }) => {
+    if (typeof body !== 'object' || body === null || Array.isArray(body)) {
+      throw new HttpProblem(422, 'member', 'a VM is described by an object');
+    }
+    await vmm.create(body);
+    return done;
+  };
+}
+
+/** Running, Paused, Created and Shutdown are all the states there are; a guest in S3 is one that stands still. */
+function stateOf({ guest, hasRun }: Vmm): string {
+  if (guest === undefined) return hasRun ? 'Shutdown' : 'Created';
+  switch (guest.state) {
+    case 'created':
+      return 'Created';
+    case 'running':
+      return 'Running';
+    case 'ended':
+      return 'Shutdown';
+    default:
+      return 'Paused';
+  }
+}
+
+function infoOf(vmm: Vmm): object {
+  const { guest, config } = vmm;
+  if (config === undefined) throw notCreated();
+  return {
+    config: guest === undefined ? config : withConsoles(config, guest),
+    state: stateOf(vmm),
+    ...(guest === undefined
+      ? {}
+      : {
+          memory_actual_size: guest.config.memoryBytes,
+          acrn: { name: guest.config.name, hypervisor: guest.hypervisor, state: guest.state },
+        }),
+  };
+}
+
+/** A pseudo terminal has a name once it is open: `virsh console` opens it. */
+function withConsoles(config: NonNullable<Vmm['config']>, { lines }: RunningGuest): object {
+  const fileOf = (isOurs: (id: string) => boolean) =>
+    lines.find(({ id, backend }) => isOurs(id) && backend.startsWith('pty '))?.backend.slice('pty '.length);
+  const merged = (name: 'console' | 'serial', file: string | undefined) =>
+    file === undefined ? {} : { [name]: { ...(config[name] as object | undefined), mode: 'Pty', file } };
+  return {
+    ...config,
+    ...merged(
+      'console',
+      fileOf((id) => id.startsWith('virtio-console')),
+    ),
+    ...merged(
+      'serial',
+      fileOf((id) => id === 'com1'),
+    ),
+  };
+}
+
+function addDisk(vmm: Vmm): Route['run'] {
+  return async ({ body }): Promise<Answer> => {
+    const path = neededText(body, 'path');
+    const isReadOnly = member(body, 'readonly', 'boolean') === true;
+    const { config, commands } = bootedGuest(vmm);
+    if (!existsSync(path)) throw new HttpProblem(422, 'no-file', `${path}: no such file`);
+    if (path.includes(',')) throw new HttpProblem(422, 'member', `${path}: a path with a comma is not possible`);
+    const empty = config.pci.filter(
+      ({ driver, options }) => driver === 'virtio-blk' && (options as { path?: unknown }).path === '',
+    );
+    for (const { bdf } of empty) {
+      const slot = `${bdf.bus}:${bdf.device}:${bdf.function}`;
+      if (!(await commands.run('blkrescan', { medium: `${slot},${path}${isReadOnly ? ',ro' : ''}` }))) continue;
+      const two = (n: number) => n.toString(16).padStart(2, '0');
+      const id = member(body, 'id', 'string') ?? `_disk${bdf.device}`;
+      vmm.events.emit('disk', 'inserted', { id, path });
+      return json({ id, bdf: `0000:${two(bdf.bus)}:${two(bdf.device)}.${bdf.function}` });
+    }
+    throw new HttpProblem(409, 'no-slot', 'no virtio-blk is there that was started with nodisk and has no medium yet', {
+      hint: 'start the VM with -s SLOT,virtio-blk,nodisk for each disk that may come later; the log says what was wrong',
+    });
+  };
+}

@@ -1,0 +1,189 @@
+/**
+ * The HTTP server behind a VM's API socket. It runs on the thread that serves the guest: requests, bodies, connections and
+ * what a client does not read are bounded, and nothing here waits. Loaded at the first connection, as a bundle of its own.
+ */
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
+import type { Socket } from 'node:net';
+import type { Duplex } from 'node:stream';
+import { cloudHypervisorRoutes } from './cloud-hypervisor.ts';
+import { openApiDocument } from './open-api.ts';
+import { PacedSocket } from './paced-socket.ts';
+import { HttpProblem, problemOf } from './problem.ts';
+import { attachConsole, ownRoutes } from './resources.ts';
+import { type Answer, matchRoute, type Route } from './routes.ts';
+import type { Vmm } from './vmm.ts';
+
+const Limits = {
+  connections: 64,
+  bodyBytes: 256 * 1024,
+  headerBytes: 16 * 1024,
+  /** All header lines. */
+  headersTimeoutMs: 10_000,
+  /** The whole request. */
+  requestTimeoutMs: 30_000,
+  keepAliveTimeoutMs: 120_000,
+} as const;
+
+export interface ApiOptions {
+  readonly vmm: Vmm;
+  readonly log: { info(text: string): void; debug(text: string): void };
+  /** Shorter, for tests. */
+  readonly limits?: Partial<Record<keyof typeof Limits, number>>;
+}
+
+export interface HttpApi {
+  accept(socket: Socket): void;
+  /** Streams end, answers under way are given. */
+  close(): Promise<void>;
+}
+
+export function createApi({ vmm, log, limits: changed = {} }: ApiOptions): HttpApi {
+  const limits = { ...Limits, ...changed };
+  const routes: readonly Route[] = [...cloudHypervisorRoutes(vmm), ...ownRoutes(vmm, () => openApiDocument(routes))];
+  const server = createServer(
+    {
+      maxHeaderSize: limits.headerBytes,
+      headersTimeout: limits.headersTimeoutMs,
+      requestTimeout: limits.requestTimeoutMs,
+      keepAliveTimeout: limits.keepAliveTimeoutMs,
+      connectionsCheckingInterval: Math.min(limits.headersTimeoutMs, 5000),
+    },
+    (request, response) => void serve(request, response),
+  );
+  const connections = new Connections(server, limits.connections);
+  // It is given its connections, and would only watch over their time limits once it listened itself.
+  server.emit('listening');
+
+  async function serve(request: IncomingMessage, response: ServerResponse): Promise<void> {
+    const { pathname, searchParams } = new URL(request.url ?? '/', 'http://vm');
+    const method = request.method ?? 'GET';
+    const isDialect = pathname.startsWith('/api/v1/');
+    try {
+      const { route, parameters } = matchRoute(routes, method, pathname);
+      const body = await readJson(request, limits.bodyBytes);
+      const answer = await route.run({ parameters, query: searchParams, body, request, response });
+      if (answer === 'streams') connections.markStream(request.socket);
+      else send(response, answer);
+    } catch (error) {
+      // In Cloud Hypervisor's document a VM that is not booted is a 405, and so is a method there is none of.
+      const problem = problemOf(error, isDialect ? 405 : 409);
+      if (problem.status >= 500 && problem.status !== 501) log.info(`api: ${method} ${pathname}: ${problem.detail}`);
+      const headers = error instanceof HttpProblem ? error.headers : {};
+      send(response, { status: problem.status, body: problem, type: 'application/problem+json', headers });
+    }
+    log.debug(`api: ${method} ${pathname}: ${response.statusCode}`);
+  }
+
+  server.on('checkContinue', (request, response) => {
+    // A body that is refused anyhow is not asked for.
+    if (!(Number(request.headers['content-length'] ?? 0) > limits.bodyBytes)) response.writeContinue();
+    void serve(request, response);
+  });
+  server.on('upgrade', (request, socket: Duplex, head: Buffer) => attachConsole(vmm, request, socket, head));
+  server.on('clientError', (_error, socket) => {
+    if (socket.writable) socket.end('HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n');
+    else socket.destroy();
+  });
+  return { accept: (socket) => connections.accept(socket), close: () => connections.close() };
+}
+
+/** How long a client may take its last answer. */
+const LINGER_MS = 300;
+
+/** At most so many connections; one that is idle gives way to a new one. */
+class Connections {
+  readonly #server: Server;
+  readonly #maximum: number;
+  /** How many requests of a connection are being served; the one that came first is first. */
+  readonly #busy = new Map<PacedSocket, number>();
+  readonly #streams = new WeakSet<object>();
+  #isClosing = false;
+
+  constructor(server: Server, maximum: number) {
+    this.#server = server;
+    this.#maximum = maximum;
+    server.prependListener('request', (request, response) => {
+      this.#change(request.socket, 1);
+      response.once('close', () => this.#change(request.socket, -1));
+    });
+    server.prependListener('upgrade', (request) => this.markStream(request.socket));
+  }
+
+  accept(socket: Socket): void {
+    socket.on('error', () => {});
+    if (this.#busy.size >= this.#maximum) {
+      const idle = [...this.#busy].find(([other, requests]) => requests === 0 && !this.#streams.has(other))?.[0];
+      if (idle === undefined) {
+        socket.end('HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n');
+        return;
+      }
+      this.#busy.delete(idle);
+      idle.destroy();
+    }
+    const paced = new PacedSocket(socket);
+    this.#busy.set(paced, 0);
+    paced.once('close', () => this.#busy.delete(paced));
+    this.#server.emit('connection', paced);
+  }
+
+  /** Has no end of its own. */
+  markStream(socket: object): void {
+    this.#streams.add(socket);
+  }
+
+  /** Requests under way are answered, for a moment; then all are gone. */
+  async close(): Promise<void> {
+    const sockets = [...this.#busy];
+    const gone = sockets.map(([socket]) => new Promise<void>((resolve) => socket.once('close', resolve)));
+    this.#isClosing = true;
+    for (const [socket, requests] of sockets) if (requests === 0 || this.#streams.has(socket)) socket.destroySoon();
+    const timer = setTimeout(() => {
+      for (const [socket] of sockets) socket.destroy();
+    }, LINGER_MS);
+    await Promise.all(gone);
+    clearTimeout(timer);
+    this.#server.close();
+  }
+
+  #change(socket: object, by: number): void {
+    if (!(socket instanceof PacedSocket)) return;
+    const now = this.#busy.get(socket);
+    if (now === undefined) return;
+    this.#busy.set(socket, now + by);
+    if (this.#isClosing && now + by === 0) socket.destroySoon();
+  }
+}
+
+/** @returns undefined without a body. @throws HttpProblem */
+async function readJson(request: IncomingMessage, maximumBytes: number): Promise<unknown> {
+  const tooLarge = new HttpProblem(413, 'too-large', `a request has at most ${maximumBytes} bytes`, {
+    headers: { connection: 'close' },
+  });
+  if (Number(request.headers['content-length'] ?? 0) > maximumBytes) throw tooLarge;
+  const chunks: Buffer[] = [];
+  let sizeBytes = 0;
+  for await (const chunk of request as AsyncIterable<Buffer>) {
+    sizeBytes += chunk.length;
+    if (sizeBytes > maximumBytes) throw tooLarge;
+    chunks.push(chunk);
+  }
+  if (sizeBytes === 0) return undefined;
+  try {
+    return JSON.parse(Buffer.concat(chunks).toString('utf8'));
+  } catch (error) {
+    throw new HttpProblem(400, 'not-json', `the body is no JSON: ${(error as Error).message}`);
+  }
+}
+
+function send(response: ServerResponse, { status, body, type, headers = {} }: Answer): void {
+  if (response.headersSent || response.destroyed) return;
+  if (body === undefined) {
+    response.writeHead(status, headers).end();
+    return;
+  }
+  const text = typeof body === 'string' ? body : `${JSON.stringify(body)}\n`;
+  const contentType = type ?? (typeof body === 'string' ? 'text/plain; charset=utf-8' : 'application/json');
+  response
+    .writeHead(status, { 'content-type': contentType, 'content-length': Buffer.byteLength(text), ...headers })
+    .end(text);
+}

@@ -1,0 +1,86 @@
+/** What goes wrong, as HTTP says it: RFC 9457, with the text, hint and exit status that standard error would have had. */
+
+/** An answer that is no success. */
+export class HttpProblem extends Error {
+  readonly status: number;
+  readonly code: string;
+  readonly hint: string | undefined;
+  readonly headers: Readonly<Record<string, string>>;
+  constructor(
+    status: number,
+    code: string,
+    message: string,
+    more: { readonly hint?: string; readonly headers?: Readonly<Record<string, string>> } = {},
+  ) {
+    super(message);
+    this.status = status;
+    this.code = code;
+    this.hint = more.hint;
+    this.headers = more.headers ?? {};
+  }
+}
+
+export interface ProblemDocument {
+  readonly type: string;
+  readonly title: string;
+  readonly status: number;
+  readonly detail: string;
+  readonly hint?: string;
+  readonly exitStatus?: number;
+  readonly errno?: number;
+}
+
+const TITLES: Readonly<Record<number, string>> = {
+  400: 'Bad request',
+  404: 'Not found',
+  405: 'Not allowed now',
+  409: 'Conflict with the state of the VM',
+  413: 'Request too large',
+  410: 'Not kept any more',
+  422: 'Cannot be',
+  500: 'Failed',
+  501: 'Not possible here',
+  503: 'Busy',
+};
+
+/** The program's errors by their names: this code is a bundle of its own, with classes of its own. */
+interface ErrorOfProgram {
+  readonly name?: unknown;
+  readonly message?: unknown;
+  readonly hint?: unknown;
+  readonly exitCode?: unknown;
+  readonly errno?: unknown;
+  readonly kind?: unknown;
+}
+
+function statusOf({ name, kind }: ErrorOfProgram): { readonly status: number; readonly code: string } {
+  if (name === 'ConfigError') return { status: 422, code: 'config' };
+  if (name === 'RefusedError') {
+    return kind === 'impossible' ? { status: 501, code: 'impossible' } : { status: 409, code: 'wrong-state' };
+  }
+  return { status: 500, code: name === 'HostError' || name === 'HsmError' ? 'host' : 'internal' };
+}
+
+/** @param statusOfWrongState what the dialect has for it. */
+export function problemOf(error: unknown, statusOfWrongState = 409): ProblemDocument {
+  if (error instanceof HttpProblem) {
+    const { status, code, message, hint } = error;
+    return document(status, code, message, hint === undefined ? {} : { hint });
+  }
+  const known = (typeof error === 'object' && error !== null ? error : {}) as ErrorOfProgram;
+  const { status, code } = statusOf(known);
+  return document(
+    code === 'wrong-state' ? statusOfWrongState : status,
+    code,
+    typeof known.message === 'string' ? known.message : String(error),
+    {
+      ...(typeof known.hint === 'string' ? { hint: known.hint } : {}),
+      ...(typeof known.exitCode === 'number' ? { exitStatus: known.exitCode } : {}),
+      ...(typeof known.errno === 'number' && known.errno !== 0 ? { errno: known.errno } : {}),
+    },
+  );
+}
+
+function document(status: number, code: string, detail: string, more: Partial<ProblemDocument>): ProblemDocument {
+  return { type: `urn:acrn-dm:${code}`, title: TITLES[status] ?? 'Failed', status, detail, ...more };
+}

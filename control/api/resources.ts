@@ -1,0 +1,243 @@
+/** What a VM has beside Cloud Hypervisor's dialect: `/v1`. */
+import type { IncomingMessage, ServerResponse } from 'node:http';
+import type { Duplex } from 'node:stream';
+import type { StreamEvent } from '../event-stream.ts';
+import { metricsText } from './metrics.ts';
+import { HttpProblem } from './problem.ts';
+import { type Answer, done, json, member, neededText, type Route } from './routes.ts';
+import type { RunningGuest, Vmm } from './vmm.ts';
+
+/** What a client of a stream has not read; a client that lets more pile up is cut off. */
+const MAX_UNREAD_BYTES = 256 * 1024;
+const REASON = 'asked by the API';
+
+export function ownRoutes(vmm: Vmm, openApi: () => object): Route[] {
+  const route = (
+    method: Route['method'],
+    path: string,
+    summary: string,
+    run: Route['run'],
+    more: Partial<Route> = {},
+  ) => ({
+    method,
+    path,
+    summary,
+    run,
+    ...more,
+  });
+  return [
+    route('GET', '/v1/vm', 'The VM: name, state, hypervisor, memory, process.', () => json(describe(vmm))),
+    route('PUT', '/v1/vm/power', 'shutdown asks the guest, off does not; reset, wake and button.', power(vmm), {
+      body: {
+        type: 'object',
+        required: ['action'],
+        properties: { action: { enum: [...powerActions] }, force: { type: 'boolean' } },
+      },
+    }),
+    route('PUT', '/v1/vm/pause', 'The guest stands still.', () => {
+      needGuest(vmm).commands.run('pause', {});
+      return done;
+    }),
+    route('PUT', '/v1/vm/resume', 'A guest that is paused goes on.', () => {
+      needGuest(vmm).commands.run('resume', {});
+      return done;
+    }),
+    route('GET', '/v1/devices', 'PCI devices, as they were ordered.', () => json(devices(needGuest(vmm)))),
+    route('PUT', '/v1/devices/{slot}/disk', 'Give a virtio-blk of slot N or BUS:SLOT:FN its medium.', insertDisk(vmm), {
+      body: {
+        type: 'object',
+        required: ['path'],
+        properties: { path: { type: 'string', description: 'PATH[,OPTIONS]' } },
+      },
+    }),
+    route('GET', '/v1/consoles', 'Serial ports and consoles, and where each is connected.', () =>
+      json(needGuest(vmm).lines.map(({ id, backend }) => ({ id, backend }))),
+    ),
+    route('GET', '/v1/consoles/{id}', 'The newest output of a console, as text.', ({ parameters }) => {
+      const line = lineOf(needGuest(vmm), parameters['id']);
+      return { status: 200, body: Buffer.from(line.history()).toString('utf8') };
+    }),
+    route(
+      'GET',
+      '/v1/consoles/{id}/stream',
+      'With Upgrade: acrn-console, the bytes of a console both ways. ?history=1: what is kept comes first.',
+      () => {
+        throw new HttpProblem(400, 'upgrade', 'a console is attached to by Upgrade: acrn-console');
+      },
+      { isStream: true },
+    ),
+    route(
+      'GET',
+      '/v1/events',
+      'Events as they come (server-sent); ?since=N: those behind it first; ?wait=0: no more.',
+      events(vmm),
+      {
+        isStream: true,
+      },
+    ),
+    route('GET', '/v1/metrics', "Prometheus' text format.", () => ({
+      status: 200,
+      body: metricsText(vmm),
+      type: 'text/plain; version=0.0.4; charset=utf-8',
+    })),
+    route('GET', '/v1/openapi.json', 'This document.', () => json(openApi())),
+  ];
+}
+
+function needGuest({ guest }: Vmm): RunningGuest {
+  if (guest !== undefined) return guest;
+  throw new HttpProblem(409, 'not-booted', 'no VM runs here');
+}
+
+function describe({ guest, config, hasRun, version, events: stream }: Vmm): object {
+  const process_ = { pid: process.pid, version, events: stream.seq };
+  if (guest === undefined) return { state: config === undefined ? 'none' : hasRun ? 'ended' : 'created', ...process_ };
+  return {
+    name: guest.config.name,
+    state: guest.state,
+    hypervisor: guest.hypervisor,
+    memoryBytes: guest.config.memoryBytes,
+    uptimeS: Math.round((performance.now() - guest.launchedMs) / 1000),
+    ...process_,
+  };
+}
+
+const powerActions = ['shutdown', 'off', 'reset', 'wake', 'button'] as const;
+
+function power(vmm: Vmm): Route['run'] {
+  return ({ body }) => {
+    const asked = neededText(body, 'action');
+    const action = powerActions.find((known) => known === asked);
+    if (action === undefined) {
+      throw new HttpProblem(422, 'member', `action: "${asked}" is not one of ${powerActions.join(', ')}`);
+    }
+    const force = member(body, 'force', 'boolean') === true;
+    const { commands, state } = needGuest(vmm);
+    switch (action) {
+      case 'shutdown':
+        commands.run('shutdown', { reason: REASON, isPatient: state !== 'suspended' });
+        break;
+      case 'off':
+        commands.run('power-off', { reason: REASON, force });
+        break;
+      case 'reset':
+        commands.run('reset', { reason: REASON });
+        break;
+      case 'wake':
+        commands.run('wake', {});
+        break;
+      case 'button':
+        commands.run('press-power-button', {});
+        break;
+    }
+    vmm.events.emit('api', action);
+    return done;
+  };
+}
+
+function devices({ config }: RunningGuest): object[] {
+  return config.pci.map(({ bdf, driver, text }) => ({
+    slot: `${bdf.bus}:${bdf.device}:${bdf.function}`,
+    driver,
+    options: text,
+  }));
+}
+
+function insertDisk(vmm: Vmm): Route['run'] {
+  return async ({ parameters, body }): Promise<Answer> => {
+    const medium = `${parameters['slot']},${neededText(body, 'path')}`;
+    const isDone = await needGuest(vmm).commands.run('blkrescan', { medium });
+    if (!isDone) {
+      throw new HttpProblem(409, 'no-medium', `${medium}: not inserted`, { hint: 'the log of the VM says why' });
+    }
+    vmm.events.emit('disk', 'inserted', { slot: parameters['slot'] });
+    return done;
+  };
+}
+
+function lineOf({ lines }: RunningGuest, id: string | undefined): RunningGuest['lines'][number] {
+  const line = lines.find((candidate) => candidate.id === id);
+  if (line !== undefined) return line;
+  const hint = lines.length === 0 ? 'this VM has none' : `there are ${lines.map((l) => l.id).join(', ')}`;
+  throw new HttpProblem(404, 'no-such-console', `there is no console "${id}"`, { hint });
+}
+
+/** What goes out to a client of a stream, as long as it reads. */
+function bounded(stream: Duplex | ServerResponse, close: () => void): (data: string | Uint8Array) => void {
+  return (data) => {
+    if (stream.destroyed) return;
+    if (stream.writableLength > MAX_UNREAD_BYTES) close();
+    else stream.write(data);
+  };
+}
+
+function events(vmm: Vmm): Route['run'] {
+  return ({ query, request, response }): Answer | 'streams' => {
+    const asked = query.get('since') ?? request.headers['last-event-id'];
+    const since = asked === null || asked === undefined ? vmm.events.seq : Number(asked);
+    if (!Number.isSafeInteger(since) || since < 0)
+      throw new HttpProblem(422, 'member', `since: "${asked}" is no number`);
+    const kept = vmm.events.since(since);
+    if (kept === undefined) throw new HttpProblem(410, 'too-old', `events behind ${since} are not kept any more`);
+    if (query.get('wait') === '0') return json(kept.map(shown));
+    response.writeHead(200, { 'content-type': 'text/event-stream', 'cache-control': 'no-store' });
+    response.flushHeaders();
+    const write = bounded(response, () => response.destroy());
+    const tell = (event: StreamEvent) => write(`id: ${event.seq}\ndata: ${JSON.stringify(shown(event))}\n\n`);
+    for (const event of kept) tell(event);
+    const stop = vmm.events.listen(tell);
+    response.once('close', stop);
+    return 'streams';
+  };
+}
+
+function shown({ seq, timeMs, source, event, data }: StreamEvent): object {
+  return { seq, time: new Date(timeMs).toISOString(), source, event, ...(data === undefined ? {} : { data }) };
+}
+
+/** `GET /v1/consoles/ID/stream` with an Upgrade: from the blank line on, bytes both ways. */
+export function attachConsole(vmm: Vmm, request: IncomingMessage, socket: Duplex, head: Buffer): void {
+  const refuse = (status: string, why: string) =>
+    socket.end(`HTTP/1.1 ${status}\r\nConnection: close\r\nContent-Length: ${Buffer.byteLength(why)}\r\n\r\n${why}`);
+  socket.on('error', () => {});
+  const { pathname, searchParams } = new URL(request.url ?? '/', 'http://vm');
+  const id = /^\/v1\/consoles\/([^/]+)\/stream$/.exec(pathname)?.[1];
+  const line = vmm.guest?.lines.find((candidate) => candidate.id === decodeURIComponent(id ?? ''));
+  if (request.headers.upgrade !== 'acrn-console' || line === undefined) {
+    refuse('404 Not Found', `there is no console ${id ?? ''}\n`);
+    return;
+  }
+  socket.write('HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: acrn-console\r\n\r\n');
+  if (searchParams.get('history') === '1') socket.write(line.history());
+  const write = bounded(socket, () => socket.destroy());
+  const tap = line.tap(write);
+  vmm.events.emit('console', 'attached', { id: line.id });
+  let untyped: Uint8Array = head;
+  const type = (): void => {
+    untyped = untyped.subarray(tap.type(untyped));
+    if (untyped.length === 0) {
+      socket.resume();
+      return;
+    }
+    // The guest does not read: what the client sends meanwhile stays with it.
+    socket.pause();
+    setTimeout(type, RETRY_MS).unref();
+  };
+  socket.on('data', (data) => {
+    untyped = data;
+    type();
+  });
+  if (head.length > 0) type();
+  let isOpen = true;
+  socket.on('close', () => {
+    if (!isOpen) return;
+    isOpen = false;
+    untyped = new Uint8Array(0);
+    tap.detach();
+    vmm.events.emit('console', 'detached', { id: line.id });
+  });
+  socket.on('end', () => socket.end());
+}
+
+/** How soon a guest that does not read its console is asked again. */
+const RETRY_MS = 20;

@@ -1,0 +1,93 @@
+/** The paths of the API: matching, and what the OpenAPI document says of each. */
+import type { IncomingMessage, ServerResponse } from 'node:http';
+import { HttpProblem } from './problem.ts';
+
+export interface Answer {
+  readonly status: number;
+  /** An object goes as JSON, a text as it is; absent: none. */
+  readonly body?: unknown;
+  readonly type?: string;
+  readonly headers?: Readonly<Record<string, string>>;
+}
+
+export interface Asked {
+  readonly parameters: Readonly<Record<string, string>>;
+  readonly query: URLSearchParams;
+  readonly body: unknown;
+  readonly request: IncomingMessage;
+  readonly response: ServerResponse;
+}
+
+export interface Route {
+  readonly method: 'GET' | 'PUT' | 'POST' | 'DELETE';
+  /** `/v1/consoles/{id}` */
+  readonly path: string;
+  readonly summary: string;
+  /** JSON Schema of the body it takes. */
+  readonly body?: object;
+  /** What else it may answer, beside 200 or 204 and problems. */
+  readonly isStream?: boolean;
+  run(asked: Asked): Answer | 'streams' | Promise<Answer | 'streams'>;
+}
+
+export const done: Answer = { status: 204 };
+
+export function json(body: unknown): Answer {
+  return { status: 200, body };
+}
+
+/** @throws HttpProblem 404, or 405 for a path that has other methods. */
+export function matchRoute(routes: readonly Route[], method: string, pathname: string) {
+  const words = pathname.split('/');
+  const matching = routes.flatMap((route) => {
+    const parameters = parametersOf(route.path.split('/'), words);
+    return parameters === undefined ? [] : [{ route, parameters }];
+  });
+  const found = matching.find(({ route }) => route.method === method);
+  if (found !== undefined) return found;
+  if (matching.length === 0) {
+    throw new HttpProblem(404, 'no-such-path', `there is nothing at ${pathname}`, {
+      hint: 'GET /v1/openapi.json lists what there is',
+    });
+  }
+  const allow = matching.map(({ route }) => route.method).join(', ');
+  throw new HttpProblem(405, 'method', `${pathname} takes ${allow}`, { headers: { allow } });
+}
+
+function parametersOf(pattern: readonly string[], words: readonly string[]): Record<string, string> | undefined {
+  if (pattern.length !== words.length) return undefined;
+  const parameters: Record<string, string> = {};
+  for (const [i, part] of pattern.entries()) {
+    const word = words[i] as string;
+    const name = /^\{(\w+)\}$/.exec(part)?.[1];
+    if (name === undefined && part !== word) return undefined;
+    if (name !== undefined) parameters[name] = decoded(word);
+  }
+  return parameters;
+}
+
+function decoded(word: string): string {
+  try {
+    return decodeURIComponent(word);
+  } catch {
+    return word;
+  }
+}
+
+/** A member of a JSON body. @throws HttpProblem 422 unless it is of the kind asked for. */
+export function member<K extends 'string' | 'number' | 'boolean'>(
+  body: unknown,
+  name: string,
+  kind: K,
+): { string: string; number: number; boolean: boolean }[K] | undefined {
+  const value = (body as Record<string, unknown> | null | undefined)?.[name];
+  if (value === undefined || value === null) return undefined;
+  if (typeof value === kind) return value as { string: string; number: number; boolean: boolean }[K];
+  throw new HttpProblem(422, 'member', `${name}: expected a ${kind}`);
+}
+
+export function neededText(body: unknown, name: string): string {
+  const value = member(body, name, 'string');
+  if (value !== undefined) return value;
+  throw new HttpProblem(422, 'member', `${name}: is missing`);
+}

@@ -1,0 +1,38 @@
+/** What the API asks of the process it is in: the VM that runs or will, and the process's own life. Types only. */
+import type { TappableLine } from '../../devicemodel/core/char-backend.ts';
+import type { VmConfig } from '../../devicemodel/core/config.ts';
+import type { VmState } from '../../devicemodel/core/vm-events.ts';
+import type { EventStream } from '../event-stream.ts';
+import type { VmCommands } from '../vm-commands.ts';
+
+export interface RunningGuest {
+  readonly config: VmConfig;
+  readonly hypervisor: string;
+  readonly state: VmState;
+  readonly commands: VmCommands;
+  readonly lines: readonly TappableLine[];
+  /** `performance.now()` when it was launched. */
+  readonly launchedMs: number;
+}
+
+/** As Cloud Hypervisor writes a VM; whatever members its client gave. */
+export type ChConfig = Readonly<Record<string, unknown>>;
+
+export interface Vmm {
+  readonly version: string;
+  readonly events: EventStream;
+  /** The VM that there is: being built, running or ending. */
+  readonly guest: RunningGuest | undefined;
+  /** Of the VM that there is, or that {@link boot} would make; undefined: none was created. */
+  readonly config: ChConfig | undefined;
+  /** Whether a guest of this configuration ran, and is gone. */
+  readonly hasRun: boolean;
+  /** @throws ConfigError for a configuration that cannot be, RefusedError when there is a VM. */
+  create(config: unknown): Promise<void>;
+  /** @returns once the guest runs. @throws RefusedError, ConfigError, HostError. */
+  boot(): Promise<void>;
+  /** End the guest at once if there is one, and forget the configuration. */
+  remove(): Promise<void>;
+  /** End the process, and the guest with it. */
+  quit(): void;
+}

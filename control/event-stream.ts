@@ -1,0 +1,71 @@
+/**
+ * What happened to a VM and its process, as one ordered stream: for the API's event streams, for `--event-monitor`, and
+ * for whoever asks later, as far back as it is kept.
+ */
+import type { VmEvents } from '../devicemodel/core/vm-events.ts';
+
+export interface StreamEvent {
+  /** From 1 up, without gaps. */
+  readonly seq: number;
+  /** Milliseconds since 1970. */
+  readonly timeMs: number;
+  readonly source: 'vmm' | 'vm' | 'guest' | 'console' | 'disk' | 'api';
+  readonly event: string;
+  readonly data?: Readonly<Record<string, unknown>>;
+}
+
+/** Kept for those who come later. */
+const KEPT_EVENTS = 256;
+
+export class EventStream {
+  readonly #kept: StreamEvent[] = [];
+  readonly #listeners = new Set<(event: StreamEvent) => void>();
+  #seq = 0;
+
+  emit(source: StreamEvent['source'], event: string, data?: StreamEvent['data']): void {
+    const told: StreamEvent = {
+      seq: ++this.#seq,
+      timeMs: Date.now(),
+      source,
+      event,
+      ...(data === undefined ? {} : { data }),
+    };
+    this.#kept.push(told);
+    if (this.#kept.length > KEPT_EVENTS) this.#kept.shift();
+    for (const listener of this.#listeners) listener(told);
+  }
+
+  /** Of the newest event; 0 before the first. */
+  get seq(): number {
+    return this.#seq;
+  }
+
+  /** @returns the events behind `seq`, or undefined when some of them are not kept any more. */
+  since(seq: number): readonly StreamEvent[] | undefined {
+    const first = this.#kept[0]?.seq ?? this.#seq + 1;
+    if (seq + 1 < first) return undefined;
+    return this.#kept.filter((event) => event.seq > seq);
+  }
+
+  /** @returns how to stop. */
+  listen(listener: (event: StreamEvent) => void): () => void {
+    this.#listeners.add(listener);
+    return () => void this.#listeners.delete(listener);
+  }
+
+  /** What a VM tells becomes part of the stream. @returns how to stop. */
+  follow(vm: VmEvents): () => void {
+    let isUp = false;
+    const onState = (state: string) => {
+      if (state === 'running') this.emit('vm', isUp ? 'resumed' : 'booted');
+      else if (state !== 'created') this.emit('vm', state === 'ended' ? 'shutdown' : state);
+      isUp ||= state === 'running';
+    };
+    const onEvent = ({ type, ...data }: { readonly type: string }) => {
+      if (type === 'rtc-change') this.emit('guest', 'rtc-changed', data);
+      else this.emit('guest', type);
+    };
+    vm.on('state', onState).on('event', onEvent);
+    return () => void vm.off('state', onState).off('event', onEvent);
+  }
+}

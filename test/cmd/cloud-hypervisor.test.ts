@@ -1,0 +1,144 @@
+/** Cloud Hypervisor's words, those of its API and of its command line, as ours. */
+import { describe, expect, test } from 'vitest';
+import { parseCommandLine } from '../../cmd/cli.ts';
+import { orderOfChVm, parseChCommandLine } from '../../cmd/cloud-hypervisor.ts';
+import { ConfigError, RefusedError } from '../../devicemodel/core/errors.ts';
+import { pciDrivers } from '../../devicemodel/hw/registry.ts';
+
+/** What libvirt 9.0 sends, and what newer ones do. */
+const older = {
+  console: { mode: 'Pty' },
+  cpus: { boot_vcpus: 1, max_vcpus: 1 },
+  memory: { size: 268435456 },
+  kernel: { path: '/k' },
+  cmdline: { args: 'console=hvc0' },
+  initramfs: { path: '/i' },
+  disks: [{ path: '/d.img', readonly: true }],
+  net: [{ tap: 'tap0', mac: '52:54:00:00:00:01' }],
+};
+const { kernel, cmdline, initramfs, ...rest } = older;
+const newer = { ...rest, payload: { kernel: kernel.path, cmdline: cmdline.args, initramfs: initramfs.path } };
+
+const argvOf = (line: string) => {
+  const parsed = parseChCommandLine(line.split(' '));
+  if (parsed.kind !== 'argv') throw new Error('printed');
+  return parsed.argv;
+};
+const configOf = (line: string) => {
+  const order = parseCommandLine(argvOf(line), pciDrivers);
+  if (order.action !== 'run') throw new Error(order.action);
+  return order.config;
+};
+
+describe('the body of vm.create', () => {
+  test.each([
+    ['older', older],
+    ['newer', newer],
+  ])('of an %s client', (_, body) => {
+    const { order, config } = orderOfChVm(body);
+    expect(order.config).toMatchObject({
+      memoryBytes: 1 << 28,
+      boot: { kind: 'bzimage', kernelPath: '/k', bootargs: 'console=hvc0', ramdiskPath: '/i' },
+      name: `ch-${process.pid}`,
+    });
+    expect(order.config.pci.map(({ driver, text }) => `${driver} ${text}`)).toEqual([
+      'hostbridge ',
+      'lpc ',
+      'virtio-console @pty:console',
+      'virtio-blk /d.img,ro',
+      'virtio-net tap=tap0,mac=52:54:00:00:00:01',
+    ]);
+    // What a client reads back is of the newer generation, with all it gave.
+    expect(config).toMatchObject({ payload: newer.payload, disks: older.disks });
+  });
+
+  test('may name its VM, and say that it does without what there is not', () => {
+    const { order } = orderOfChVm({
+      ...newer,
+      acrn: { name: 'vm1' },
+      iommu: false,
+      fs: [],
+      vsock: null,
+      debug_console: { mode: 'Off' },
+    });
+    expect(order.config.name).toBe('vm1');
+  });
+
+  test.each([
+    ['fs', { fs: [{ tag: 'x' }] }],
+    ['iommu', { iommu: true }],
+    ['vsock', { vsock: { cid: 3 } }],
+    ['cpus.boot_vcpus', { cpus: { boot_vcpus: 4, max_vcpus: 4 } }],
+    ['net.0', { net: [{ mac: '52:54:00:00:00:01' }] }],
+  ])('%s is refused, not passed over', (where, more) => {
+    expect(() => orderOfChVm({ ...newer, ...more })).toThrow(RefusedError);
+    expect(() => orderOfChVm({ ...newer, ...more })).toThrow(where);
+  });
+
+  test.each([
+    ['memory.size', { memory: { size: '1G' } }],
+    ['disks.0.path', { disks: [{ path: 'a,b' }] }],
+    ['console.mode', { console: { mode: 'Spy' } }],
+    ['serial.file', { serial: { mode: 'File' } }],
+    ['devices.0.path', { devices: [{ path: '/etc/passwd' }] }],
+  ])('%s of another form is an error that names it', (where, more) => {
+    expect(() => orderOfChVm({ ...newer, ...more })).toThrow(ConfigError);
+    expect(() => orderOfChVm({ ...newer, ...more })).toThrow(where);
+  });
+
+  test('a function of the host and a vCPU on a CPU of it', () => {
+    const body = {
+      ...newer,
+      net: [],
+      devices: [{ path: '/sys/bus/pci/devices/0000:01:00.1/' }],
+      cpus: {
+        boot_vcpus: 2,
+        affinity: [
+          { vcpu: 1, host_cpus: [6] },
+          { vcpu: 0, host_cpus: [4] },
+        ],
+      },
+    };
+    const { order } = orderOfChVm(body);
+    expect(order.config.cpuAffinity).toEqual([4, 6]);
+    expect(order.config.pci.at(-1)).toMatchObject({ driver: 'passthru', text: '01/00/1' });
+  });
+});
+
+describe('the command line', () => {
+  test('of a VM', () => {
+    const line =
+      '--kernel /k --cmdline console=ttyS0 --memory size=512M --cpus boot=1 --disk path=/a path=/b,readonly=on --console off --serial tty -v --api-socket path=/run/x.sock';
+    expect(configOf(line)).toMatchObject({
+      memoryBytes: 512 << 20,
+      com: [{ index: 1, backend: 'stdio' }],
+      apiSocket: { kind: 'path', path: '/run/x.sock' },
+    });
+    expect(configOf(line).pci.map(({ driver, text }) => `${driver} ${text}`)).toEqual([
+      'hostbridge ',
+      'lpc ',
+      'virtio-blk /a',
+      'virtio-blk /b,ro',
+      'virtio-rnd ',
+    ]);
+  });
+
+  test('that only listens, as libvirt gives it', () => {
+    expect(parseCommandLine(argvOf('--api-socket fd=5'), pciDrivers)).toMatchObject({
+      action: 'serve',
+      options: { apiSocket: { kind: 'fd', fd: 5 } },
+    });
+  });
+
+  test('its version is one that libvirt takes', () => {
+    const printed = parseChCommandLine(['--version']);
+    expect(printed.kind === 'print' && printed.lines[0]).toMatch(/^cloud-hypervisor v(1[5-9]|[2-9]\d)\.\d+\.\d+$/);
+  });
+
+  test.each(['--frobnicate', '--kernel', 'word', '--memory size=1X', '--memory shared', '--console spy'])(
+    '%s is refused',
+    (line) => {
+      expect(() => argvOf(line)).toThrow(ConfigError);
+    },
+  );
+});

@@ -1,0 +1,438 @@
+/** The API over a real socket: what clients of both dialects get, and what hostile ones do not. */
+import { createServer, request as httpRequest } from 'node:http';
+import { connect, type Socket } from 'node:net';
+import { afterEach, describe, expect, test } from 'vitest';
+import { type ApiOptions, createApi } from '../../../control/api/http-api.ts';
+import { openApiDoor } from '../../../control/api-door.ts';
+import { ConfigError, RefusedError } from '../../../devicemodel/core/errors.ts';
+import { FakeVmm } from '../../support/fake-vmm.ts';
+import { memoryLog } from '../../support/memory-log.ts';
+import { scratchDirectory, until } from '../../support/pty.ts';
+
+const cleanUp: Array<() => unknown> = [];
+afterEach(async () => {
+  for (const step of cleanUp.splice(0).reverse()) await step();
+});
+
+async function serve(limits?: ApiOptions['limits']) {
+  const scratch = scratchDirectory();
+  cleanUp.push(() => scratch.remove());
+  const path = scratch.file('api.sock');
+  const vmm = new FakeVmm();
+  const { log, lines } = memoryLog();
+  if (limits === undefined) {
+    const door = await openApiDoor({ at: { kind: 'path', path }, vmm, log });
+    cleanUp.push(() => door.close());
+    return { vmm, path, lines, close: () => door.close() };
+  }
+  const api = createApi({ vmm, log, limits });
+  const server = (await import('node:net')).createServer({ allowHalfOpen: true, pauseOnConnect: true }, (socket) =>
+    api.accept(socket),
+  );
+  await new Promise<void>((resolve) => server.listen(path, resolve));
+  cleanUp.push(async () => {
+    server.close();
+    await api.close();
+  });
+  return { vmm, path, lines, close: () => api.close() };
+}
+
+interface Reply {
+  readonly status: number;
+  readonly type: string;
+  readonly text: string;
+  // biome-ignore lint/suspicious/noExplicitAny: whatever the path answers
+  readonly json: any;
+  readonly headers: NodeJS.Dict<string | string[]>;
+}
+
+function ask(socketPath: string, method: string, path: string, body?: unknown): Promise<Reply> {
+  return new Promise((resolve, reject) => {
+    const request = httpRequest({ socketPath, method, path, agent: false }, (response) => {
+      let text = '';
+      response.setEncoding('utf8').on('data', (part: string) => {
+        text += part;
+      });
+      response.on('end', () => {
+        const type = response.headers['content-type'] ?? '';
+        const json = type.includes('json') ? JSON.parse(text) : undefined;
+        resolve({ status: response.statusCode ?? 0, type, text, json, headers: response.headers });
+      });
+    });
+    request.on('error', reject);
+    request.end(body === undefined ? undefined : typeof body === 'string' ? body : JSON.stringify(body));
+  });
+}
+
+/** A connection by hand. */
+function raw(path: string): { readonly socket: Socket; readonly seen: () => string; readonly isClosed: () => boolean } {
+  const socket = connect(path);
+  let seen = '';
+  let isClosed = false;
+  socket.on('data', (data) => {
+    seen += data.toString('latin1');
+  });
+  socket.on('error', () => {});
+  socket.on('close', () => {
+    isClosed = true;
+  });
+  cleanUp.push(() => socket.destroy());
+  return { socket, seen: () => seen, isClosed: () => isClosed };
+}
+
+describe("Cloud Hypervisor's dialect", () => {
+  test('says who is there, and what the VM is, with the pseudo terminal of its console', async () => {
+    const { path } = await serve();
+    expect((await ask(path, 'GET', '/api/v1/vmm.ping')).json).toMatchObject({ version: '38.0.0', pid: process.pid });
+    const info = await ask(path, 'GET', '/api/v1/vm.info');
+    expect(info).toMatchObject({ status: 200, type: 'application/json' });
+    expect(info.json).toMatchObject({
+      state: 'Running',
+      memory_actual_size: 1 << 28,
+      config: { payload: { kernel: 'k' }, serial: { mode: 'Pty', file: '/dev/pts/7' } },
+    });
+  });
+
+  test.each([
+    ['vm.pause', 'pause'],
+    ['vm.resume', 'resume'],
+    ['vm.shutdown', 'patient shutdown: asked by the API'],
+    ['vm.reboot', 'reset: asked by the API'],
+    ['vm.power-button', 'power button'],
+  ])('%s is a command of the VM', async (name, call) => {
+    const { path, vmm } = await serve();
+    expect(await ask(path, 'PUT', `/api/v1/${name}`)).toMatchObject({ status: 204, text: '' });
+    expect(vmm.asked).toEqual([call]);
+    vmm.isBooted = false;
+    expect(await ask(path, 'PUT', `/api/v1/${name}`)).toMatchObject({
+      status: 405,
+      json: { type: 'urn:acrn-dm:not-booted' },
+    });
+    vmm.config = undefined;
+    expect(await ask(path, 'PUT', `/api/v1/${name}`)).toMatchObject({ status: 404 });
+  });
+
+  test('a guest in S3 is paused, and resumed by being woken', async () => {
+    const { path, vmm } = await serve();
+    vmm.state = 'suspended';
+    expect((await ask(path, 'GET', '/api/v1/vm.info')).json.state).toBe('Paused');
+    await ask(path, 'PUT', '/api/v1/vm.resume');
+    expect(vmm.asked).toEqual(['wake']);
+  });
+
+  test('a VM is created, booted, deleted, and the process ended', async () => {
+    const { path, vmm } = await serve();
+    vmm.isBooted = false;
+    vmm.config = undefined;
+    expect((await ask(path, 'GET', '/api/v1/vm.info')).status).toBe(404);
+    expect((await ask(path, 'PUT', '/api/v1/vm.boot')).status).toBe(404);
+    expect((await ask(path, 'PUT', '/api/v1/vm.create', { kernel: { path: 'k' } })).status).toBe(204);
+    expect((await ask(path, 'GET', '/api/v1/vm.info')).json).toEqual({
+      state: 'Created',
+      config: { kernel: { path: 'k' } },
+    });
+    expect((await ask(path, 'PUT', '/api/v1/vm.boot')).status).toBe(204);
+    expect((await ask(path, 'PUT', '/api/v1/vm.delete')).status).toBe(204);
+    expect((await ask(path, 'PUT', '/api/v1/vmm.shutdown')).status).toBe(204);
+    await until(() => vmm.calls.includes('quit'), 'quit, once the answer was given');
+    expect(vmm.calls).toEqual(['create', 'boot', 'remove', 'quit']);
+  });
+
+  test('a disk goes into the slot that waits for one, which is then taken', async () => {
+    const { path, vmm } = await serve();
+    const added = await ask(path, 'PUT', '/api/v1/vm.add-disk', { path: '/dev/null', readonly: true });
+    expect(added).toMatchObject({ status: 200, json: { id: '_disk4', bdf: '0000:00:04.0' } });
+    expect(vmm.asked).toEqual(['blkrescan 0:4:0,/dev/null,ro']);
+    expect(await ask(path, 'PUT', '/api/v1/vm.add-disk', { path: '/dev/null' })).toMatchObject({ status: 409 });
+    expect((await ask(path, 'PUT', '/api/v1/vm.add-disk', { path: '/nonexistent' })).status).toBe(422);
+    expect((await ask(path, 'PUT', '/api/v1/vm.add-disk', {})).status).toBe(422);
+  });
+
+  test.each(['vm.add-net', 'vm.snapshot', 'vm.resize', 'vm.coredump', 'vm.send-migration'])(
+    '%s is said not to be possible',
+    async (name) => {
+      const { path } = await serve();
+      const reply = await ask(path, 'PUT', `/api/v1/${name}`, {});
+      expect(reply).toMatchObject({
+        status: 501,
+        type: 'application/problem+json',
+        json: { status: 501, title: 'Not possible here' },
+      });
+    },
+  );
+});
+
+describe('what goes wrong is told as RFC 9457 has it', () => {
+  test('a path, a method, a body', async () => {
+    const { path } = await serve();
+    expect(await ask(path, 'GET', '/nothing')).toMatchObject({
+      status: 404,
+      json: { type: 'urn:acrn-dm:no-such-path' },
+    });
+    expect(await ask(path, 'GET', '/api/v1/vm.boot')).toMatchObject({ status: 405, headers: { allow: 'PUT' } });
+    expect(await ask(path, 'PUT', '/api/v1/vm.create', '{"a"')).toMatchObject({
+      status: 400,
+      json: { type: 'urn:acrn-dm:not-json' },
+    });
+    expect(await ask(path, 'PUT', '/api/v1/vm.create', [1])).toMatchObject({ status: 422 });
+    expect(await ask(path, 'PUT', '/v1/vm/power', { action: 'fly' })).toMatchObject({ status: 422 });
+    expect(await ask(path, 'PUT', '/v1/vm/power', {})).toMatchObject({
+      status: 422,
+      json: { detail: 'action: is missing' },
+    });
+  });
+
+  test('with the text, hint and exit status that the command line has', async () => {
+    const { path, vmm } = await serve();
+    vmm.create = async () => {
+      throw new ConfigError('memory: "1" has no unit', { hint: 'write 128m' });
+    };
+    expect((await ask(path, 'PUT', '/api/v1/vm.create', {})).json).toEqual({
+      type: 'urn:acrn-dm:config',
+      title: 'Cannot be',
+      status: 422,
+      detail: 'memory: "1" has no unit',
+      hint: 'write 128m',
+      exitStatus: 64,
+    });
+    vmm.boot = async () => {
+      throw new RefusedError('wrong-state', 'the VM runs already');
+    };
+    expect((await ask(path, 'PUT', '/api/v1/vm.boot')).status).toBe(405);
+    vmm.boot = async () => {
+      throw new TypeError('a mistake of ours');
+    };
+    expect(await ask(path, 'PUT', '/api/v1/vm.boot')).toMatchObject({
+      status: 500,
+      json: { type: 'urn:acrn-dm:internal' },
+    });
+  });
+});
+
+describe('resources of our own', () => {
+  test('the VM, its devices, its consoles', async () => {
+    const { path } = await serve();
+    expect((await ask(path, 'GET', '/v1/vm')).json).toMatchObject({
+      name: 'vm1',
+      state: 'running',
+      hypervisor: 'soft',
+    });
+    expect((await ask(path, 'GET', '/v1/devices')).json).toContainEqual({
+      slot: '0:3:0',
+      driver: 'virtio-blk',
+      options: 'disk.img',
+    });
+    expect((await ask(path, 'GET', '/v1/consoles')).json).toEqual([{ id: 'com1', backend: 'pty /dev/pts/7' }]);
+    expect((await ask(path, 'GET', '/v1/consoles/com1')).text).toBe('login: ');
+    expect((await ask(path, 'GET', '/v1/consoles/com9')).json).toMatchObject({ status: 404, hint: 'there are com1' });
+  });
+
+  test.each([
+    ['shutdown', 'patient shutdown: asked by the API'],
+    ['off', 'poweroff: asked by the API'],
+    ['reset', 'reset: asked by the API'],
+    ['wake', 'wake'],
+    ['button', 'power button'],
+  ])('power %s', async (action, call) => {
+    const { path, vmm } = await serve();
+    expect((await ask(path, 'PUT', '/v1/vm/power', { action })).status).toBe(204);
+    expect(vmm.asked).toEqual([call]);
+  });
+
+  test('metrics are in the format that Prometheus reads', async () => {
+    const { path } = await serve();
+    const { text, type } = await ask(path, 'GET', '/v1/metrics');
+    expect(type).toContain('version=0.0.4');
+    for (const line of text.trimEnd().split('\n')) {
+      expect(line).toMatch(/^(# (HELP|TYPE) \w+ .+|[a-z_]+(\{(\w+="[^"]*",?)+\})? \d+(\.\d+)?(e[+-]\d+)?)$/);
+    }
+    expect(text).toContain('acrn_vm_state{state="running"} 1');
+  });
+
+  test('the OpenAPI document has every path', async () => {
+    const { path } = await serve();
+    const { json } = await ask(path, 'GET', '/v1/openapi.json');
+    expect(json.openapi).toBe('3.1.0');
+    expect(Object.keys(json.paths)).toContain('/api/v1/vm.create');
+    expect(json.paths['/v1/consoles/{id}'].get.parameters).toHaveLength(1);
+    const ids = Object.values(json.paths as Record<string, Record<string, { operationId: string }>>).flatMap((path) =>
+      Object.values(path).map(({ operationId }) => operationId),
+    );
+    expect(new Set(ids).size).toBe(ids.length);
+  });
+});
+
+describe('events', () => {
+  test('that are kept, and those that come, each with its number', async () => {
+    const { path, vmm } = await serve();
+    vmm.events.emit('vm', 'booted');
+    vmm.events.emit('vm', 'paused', { why: 'a test' });
+    expect((await ask(path, 'GET', '/v1/events?since=1&wait=0')).json).toMatchObject([
+      { seq: 2, source: 'vm', event: 'paused', data: { why: 'a test' } },
+    ]);
+    const client = raw(path);
+    client.socket.write('GET /v1/events?since=1 HTTP/1.1\r\nHost: vm\r\n\r\n');
+    await until(() => client.seen().includes('"paused"'), 'the kept one');
+    vmm.events.emit('vm', 'resumed');
+    await until(() => client.seen().includes('id: 3\ndata: {"seq":3'), 'the new one');
+    expect(client.seen()).not.toContain('"booted"');
+  });
+
+  test('that are too old are gone, and said to be', async () => {
+    const { path, vmm } = await serve();
+    for (let i = 0; i < 300; i++) vmm.events.emit('vm', `e${i}`);
+    expect((await ask(path, 'GET', '/v1/events?since=3')).status).toBe(410);
+    expect((await ask(path, 'GET', '/v1/events?since=x')).status).toBe(422);
+  });
+
+  test('a reader that does not read is cut off, and costs nobody memory', async () => {
+    const { path, vmm } = await serve();
+    const client = connect(path);
+    cleanUp.push(() => client.destroy());
+    client.pause();
+    client.write('GET /v1/events HTTP/1.1\r\nHost: vm\r\n\r\n');
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    const data = { filler: 'x'.repeat(8 * 1024) };
+    for (let i = 0; i < 500; i++) {
+      vmm.events.emit('vm', 'noise', data);
+      if (i % 50 === 0) await new Promise((resolve) => setImmediate(resolve));
+    }
+    // The others are served.
+    expect((await ask(path, 'GET', '/v1/vm')).status).toBe(200);
+    let isCut = false;
+    client.on('close', () => {
+      isCut = true;
+    });
+    client.resume();
+    await until(() => isCut, 'cut off');
+  });
+});
+
+describe('a console', () => {
+  const upgrade = (id: string, query = '') =>
+    `GET /v1/consoles/${id}/stream${query} HTTP/1.1\r\nHost: vm\r\nConnection: Upgrade\r\nUpgrade: acrn-console\r\n\r\n`;
+
+  test('is attached to: output, input, and its end', async () => {
+    const { path, vmm } = await serve();
+    const client = raw(path);
+    client.socket.write(`${upgrade('com1', '?history=1')}early `);
+    await until(() => vmm.listeners.size === 1 && client.seen().endsWith('login: '), 'attached');
+    expect(client.seen()).toContain('101 Switching Protocols');
+    client.socket.write('root\r');
+    await until(() => vmm.typed === 'early root\r', 'typed');
+    for (const tell of vmm.listeners) tell(Buffer.from('Password: '));
+    await until(() => client.seen().endsWith('login: Password: '), 'output');
+    client.socket.destroy();
+    await until(() => vmm.listeners.size === 0, 'detached');
+    expect(vmm.events.since(0)?.map(({ event }) => event)).toEqual(['attached', 'detached']);
+  });
+
+  test('whose guest does not read keeps its client waiting', async () => {
+    const { path, vmm } = await serve();
+    vmm.room = 4;
+    const client = raw(path);
+    client.socket.write(upgrade('com1'));
+    await until(() => vmm.listeners.size === 1, 'attached');
+    client.socket.write('abcdefgh');
+    await until(() => vmm.typed === 'abcd', 'as much as there is room for');
+    vmm.room = 100;
+    await until(() => vmm.typed === 'abcdefgh', 'the rest');
+  });
+
+  test('that there is not is a 404', async () => {
+    const { path } = await serve();
+    const client = raw(path);
+    client.socket.write(upgrade('com9'));
+    await until(() => client.isClosed(), 'refused');
+    expect(client.seen()).toMatch(/^HTTP\/1.1 404/);
+  });
+});
+
+describe('a hostile client', () => {
+  test('a body of a gigabyte is refused before it comes', async () => {
+    const { path } = await serve();
+    const client = raw(path);
+    client.socket.write('PUT /api/v1/vm.create HTTP/1.1\r\nHost: vm\r\nContent-Length: 1073741824\r\n\r\n{');
+    await until(() => client.seen().startsWith('HTTP/1.1 413'), 'refused');
+    const patient = raw(path);
+    patient.socket.write(
+      'PUT /api/v1/vm.create HTTP/1.1\r\nHost: vm\r\nExpect: 100-continue\r\nContent-Length: 1073741824\r\n\r\n',
+    );
+    await until(() => patient.seen().startsWith('HTTP/1.1 413'), 'refused without being asked for');
+  });
+
+  test('a body without a length is counted', async () => {
+    const { path } = await serve({ bodyBytes: 1000 });
+    const client = raw(path);
+    client.socket.write('PUT /api/v1/vm.create HTTP/1.1\r\nHost: vm\r\nTransfer-Encoding: chunked\r\n\r\n');
+    for (let i = 0; i < 20; i++) client.socket.write(`64\r\n${'x'.repeat(100)}\r\n`);
+    await until(() => client.seen().startsWith('HTTP/1.1 413'), 'refused');
+  });
+
+  test('headers that do not end, and garbage', async () => {
+    const { path } = await serve({ headersTimeoutMs: 100 });
+    const slow = raw(path);
+    slow.socket.write('GET /v1/vm HTTP/1.1\r\nX: ');
+    const garbage = raw(path);
+    garbage.socket.write('\0\xff\x16\x03 nonsense\r\n\r\n');
+    await until(() => garbage.isClosed(), 'garbage cut off');
+    await until(() => slow.isClosed(), 'slow bytes cut off');
+    const large = raw(path);
+    large.socket.write(`GET /v1/vm HTTP/1.1\r\nX: ${'x'.repeat(100_000)}`);
+    await until(() => large.isClosed(), 'headers without end cut off');
+    expect((await ask(path, 'GET', '/v1/vm')).status).toBe(200);
+  });
+
+  test('too many connections: the idle give way', async () => {
+    const { path } = await serve({ connections: 4 });
+    const idle = Array.from({ length: 10 }, () => raw(path));
+    await until(() => idle.filter(({ isClosed }) => isClosed()).length >= 6, 'six of ten gave way');
+    expect((await ask(path, 'GET', '/v1/vm')).status).toBe(200);
+  });
+
+  test('two thousand requests in one go are all answered, and the thread has its turns between', async () => {
+    const { path } = await serve();
+    let count = 0;
+    const socket = connect(path);
+    cleanUp.push(() => socket.destroy());
+    let rest = '';
+    socket.on('data', (data) => {
+      const parts = (rest + data.toString('latin1')).split('HTTP/1.1 200');
+      count += parts.length - 1;
+      rest = (parts.at(-1) as string).slice(-11);
+    });
+    for (let i = 0; i < 20; i++) socket.write('GET /api/v1/vmm.ping HTTP/1.1\r\nHost: vm\r\n\r\n'.repeat(100));
+    let turns = 0;
+    await until(() => {
+      turns++;
+      return count === 2000;
+    }, 'all');
+    // Parsed in one go they would take one turn or two.
+    expect(turns).toBeGreaterThan(500);
+  });
+});
+
+describe('the door', () => {
+  test('closes with clients on it: answers are given, streams end', async () => {
+    const { path, close } = await serve();
+    const stream = raw(path);
+    stream.socket.write('GET /v1/events HTTP/1.1\r\nHost: vm\r\n\r\n');
+    await until(() => stream.seen().includes('200 OK'), 'a stream');
+    const idle = raw(path);
+    await close();
+    await until(() => stream.isClosed() && idle.isClosed(), 'both gone');
+    await expect(ask(path, 'GET', '/v1/vm')).rejects.toThrow();
+  });
+
+  test('takes a listening socket from its parent, and says when it is none', async () => {
+    const scratch = scratchDirectory();
+    cleanUp.push(() => scratch.remove());
+    const parent = createServer();
+    await new Promise<void>((resolve) => parent.listen(scratch.file('s'), resolve));
+    cleanUp.push(() => parent.close());
+    const { log } = memoryLog();
+    await expect(openApiDoor({ at: { kind: 'fd', fd: 999 }, vmm: new FakeVmm(), log })).rejects.toThrow(
+      'fd=999: is no listening socket',
+    );
+  });
+});
