@@ -12,8 +12,13 @@ import { AsyncWork } from './async-work.ts';
 import { SystemClock } from './system-clock.ts';
 import { Wakeups } from './wakeups.ts';
 
-/** The guest runs first; what it does not need at once (the watcher thread, control sockets) is started this much later. */
+/** The guest runs first; what it does not need at once (control sockets) is started this much later. */
 const AFTER_START_NS = 2_000_000;
+/**
+ * Making the watcher's thread keeps this one for 4 to 9 ms: that begins when the guest has asked for nothing for
+ * AFTER_START_NS, but no later than this.
+ */
+const WATCHER_BY_NS = 250_000_000;
 /**
  * Ticks have their turn within this time: a guest that prints leaves one for each byte, and a turn for each would cost
  * more than the byte.
@@ -30,6 +35,10 @@ export class BlockingLoop implements GuestLoop {
   readonly #quiet: Timer;
   readonly #beforeWatcher: Timer;
   #onQuiet: () => void = () => {};
+  /** Since the guest was last looked at. */
+  #hasServed = false;
+  /** When the watcher is made at the latest. */
+  #watcherByNs = Number.POSITIVE_INFINITY;
 
   /** @throws HostError */
   constructor() {
@@ -44,11 +53,7 @@ export class BlockingLoop implements GuestLoop {
     this.#work = new AsyncWork(() => {
       if (this.#tickTurn.dueNs === undefined) this.#tickTurn.arm(this.clock.nowNs() + TICK_WITHIN_NS);
     });
-    this.#quiet = this.clock.createTimer(() => {
-      this.#wakeups.start(createRequire(import.meta.url).resolve('koffi'));
-      this.#turnBeforeWatcher();
-      this.#onQuiet();
-    });
+    this.#quiet = this.clock.createTimer(() => this.#lookForQuiet());
     this.#beforeWatcher = this.clock.createTimer(() => this.#turnBeforeWatcher());
   }
 
@@ -57,9 +62,20 @@ export class BlockingLoop implements GuestLoop {
     const result = hsm.waitForIoreqs(server.serve);
     if (result instanceof Promise) throw new BugError('a wait that does not block, in the loop for one that does');
     checkNotClosed(result);
+    if (result === 'pending') this.#hasServed = true;
     server.serve();
     this.clock.runDue();
     return undefined;
+  }
+
+  #lookForQuiet(): void {
+    this.#onQuiet();
+    this.#onQuiet = () => {};
+    const nowNs = this.clock.nowNs();
+    const isBusy = this.#hasServed && nowNs < this.#watcherByNs;
+    this.#hasServed = false;
+    if (isBusy) this.#quiet.arm(nowNs + AFTER_START_NS);
+    else this.#wakeups.start(createRequire(import.meta.url).resolve('koffi'));
   }
 
   #turnBeforeWatcher(): void {
@@ -73,8 +89,11 @@ export class BlockingLoop implements GuestLoop {
   }
 
   started(onQuiet: () => void): void {
+    const nowNs = this.clock.nowNs();
     this.#onQuiet = onQuiet;
-    this.#quiet.arm(this.clock.nowNs() + AFTER_START_NS);
+    this.#watcherByNs = Math.min(this.#watcherByNs, nowNs + WATCHER_BY_NS);
+    this.#quiet.arm(nowNs + AFTER_START_NS);
+    this.#turnBeforeWatcher();
   }
 
   async rest<T>(work: Promise<T>): Promise<T> {

@@ -2,10 +2,11 @@
  * The loop of a thread that blocks. The wait here is a real system call of this thread that only a signal, or the time,
  * brings to an end; "starves" is a wait that lasted to its time.
  */
-import { afterEach, beforeEach, expect, test } from 'vitest';
+import { afterEach, beforeEach, expect, test, vi } from 'vitest';
 import { interruptibleCall } from '../../../devicemodel/core/host/libc.ts';
 import type { Hsm } from '../../../devicemodel/core/hsm/hsm.ts';
 import { BlockingLoop } from '../../../hypervisor/blocking-loop/loop.ts';
+import { Wakeups } from '../../../hypervisor/blocking-loop/wakeups.ts';
 
 const WAIT_MS = 3000;
 
@@ -192,4 +193,66 @@ test('timers go on while the guest stands still, also one that is armed meanwhil
   let ran = false;
   loop.clock.createTimer(() => (ran = true)).arm(loop.clock.nowNs() + 5e6);
   await runUntil(() => ran);
+});
+
+// Mutation: make the watcher's thread in `started`, or at its first look whatever the guest does.
+test('the watcher, whose thread takes milliseconds to make, waits until the guest has a pause; turns come meanwhile', async () => {
+  const fresh = new BlockingLoop();
+  const start = vi.spyOn(Wakeups.prototype, 'start');
+  try {
+    let isBusy = true;
+    const busyHsm = {
+      waitForIoreqs: () => {
+        poll(null, 0, 1);
+        return isBusy ? 'pending' : 'idle';
+      },
+    } as unknown as Hsm;
+    let hasHadTurn = false;
+    let isQuiet = false;
+    const from = fresh.clock.nowNs();
+    fresh.started(() => {
+      isQuiet = true;
+    });
+    setTimeout(() => {
+      hasHadTurn = true;
+    }, 5);
+    while (!isQuiet || !hasHadTurn) {
+      const turn = fresh.next(busyHsm, server);
+      if (turn !== undefined) await turn;
+    }
+    // On a machine that is too busy to tell, it is made by now in any case.
+    if (fresh.clock.nowNs() - from < 200e6) expect(start).not.toHaveBeenCalled();
+    isBusy = false;
+    for (let i = 0; i < 1000 && start.mock.calls.length === 0; i++) {
+      const turn = fresh.next(busyHsm, server);
+      if (turn !== undefined) await turn;
+    }
+    expect(start).toHaveBeenCalledTimes(1);
+  } finally {
+    start.mockRestore();
+    await fresh.stop();
+  }
+});
+
+test('a guest that never pauses has its watcher all the same', async () => {
+  const fresh = new BlockingLoop();
+  const start = vi.spyOn(Wakeups.prototype, 'start');
+  try {
+    const busyHsm = {
+      waitForIoreqs: () => {
+        poll(null, 0, 1);
+        return 'pending';
+      },
+    } as unknown as Hsm;
+    fresh.started(() => {});
+    const until = performance.now() + 5000;
+    while (start.mock.calls.length === 0 && performance.now() < until) {
+      const turn = fresh.next(busyHsm, server);
+      if (turn !== undefined) await turn;
+    }
+    expect(start).toHaveBeenCalledTimes(1);
+  } finally {
+    start.mockRestore();
+    await fresh.stop();
+  }
 });
