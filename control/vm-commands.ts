@@ -4,7 +4,7 @@
  */
 import * as v from 'valibot';
 import { ConfigError } from '../devicemodel/core/errors.ts';
-import type { Vm } from '../devicemodel/core/vm.ts';
+import type { GuestAgent, Vm } from '../devicemodel/core/vm.ts';
 
 /** The VM that is asked. */
 export interface CommandTarget {
@@ -13,7 +13,7 @@ export interface CommandTarget {
     'config' | 'state' | 'board' | 'power' | 'shutDown' | 'pressPowerButton' | 'pause' | 'resume' | 'reset' | 'wake'
   >;
   /** Who asks the guest to shut down, where the guest has a life manager that listens. */
-  guestAgent?: { requestShutdown(): void };
+  guestAgent?: GuestAgent;
 }
 
 interface Command<S extends v.GenericSchema, R> {
@@ -42,8 +42,7 @@ export const vmCommands = {
       isPatient: v.optional(v.boolean(), false),
     }),
     run: ({ vm, guestAgent }, { reason, by, isPatient }): void => {
-      if (guestAgent !== undefined && by === 'any') guestAgent.requestShutdown();
-      else vm.shutDown(reason, { isPatient });
+      vm.shutDown(reason, { isPatient, agent: by === 'any' ? guestAgent : undefined });
     },
   }),
   'press-power-button': command({

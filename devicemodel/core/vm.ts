@@ -23,6 +23,16 @@ export type { VmParts } from './life.ts';
 const DEFAULT_SHUTDOWN_TIMEOUT_MS = 20_000;
 const NS_PER_MS = 1_000_000;
 
+/** Who speaks to the guest: its life manager listens. */
+export interface GuestAgent {
+  requestShutdown(): void;
+}
+
+export interface ShutdownManner {
+  readonly isPatient?: boolean;
+  readonly agent?: GuestAgent | undefined;
+}
+
 export class Vm extends EventEmitter<VmEventMap> {
   readonly config: VmConfig;
   readonly #parts: VmParts;
@@ -57,26 +67,27 @@ export class Vm extends EventEmitter<VmEventMap> {
   readonly power: PowerControl = { request: (event) => this.#power.request(event) };
 
   /**
-   * Ask the guest to shut down, by its power button. Where nobody would listen, where it was asked before, or when it does
+   * Ask the guest to shut down, by its power button or by whoever speaks to it. Where nobody would listen, where it was asked before, or when it does
    * not shut down in time, the VM is powered off; a reset of its own accord is the end, too. A guest in S3 would wake up of
    * the button and take it for nothing else: it is powered off, having written everything back before it went to sleep.
    * @param manner.isPatient as a manager asks that may come while the guest boots or sleeps: the power is never cut at once,
    * only when the time is over, and a guest in S3 sleeps on.
+   * @param manner.agent asks it instead of the button.
    */
-  shutDown(reason: string, { isPatient = false }: { readonly isPatient?: boolean } = {}): void {
+  shutDown(reason: string, { isPatient = false, agent }: ShutdownManner = {}): void {
     if (isPatient && this.#state === 'suspended') {
       this.#log.notice(`${reason}: the guest is suspended, and stays so`);
       return;
     }
     const isUp = this.#state === 'running';
-    const isHeard = isUp && (this.#patience === undefined || isPatient) && this.board?.pressPowerButton(isPatient);
-    if (isHeard !== true && !(isPatient && isUp)) {
+    const isAsked = isUp && (this.#patience === undefined || isPatient);
+    const isHeard = isAsked && this.#ask(agent, isPatient);
+    if (!isHeard && !(isPatient && isUp)) {
       this.#power.request({ kind: 'poweroff', reason });
       return;
     }
-    this.#log.notice(
-      `${reason}: pressed the power button${isHeard === true ? '' : ', which the guest has not enabled'}`,
-    );
+    const how = agent === undefined ? 'pressed the power button' : 'asked the life manager of the guest';
+    this.#log.notice(`${reason}: ${how}${isHeard ? '' : ', which the guest has not enabled'}`);
     this.#power.shutdownReason ??= reason;
     if (this.#patience !== undefined) return;
     const { clock } = this.#parts.loop;
@@ -85,6 +96,13 @@ export class Vm extends EventEmitter<VmEventMap> {
     });
     patience.arm(clock.nowNs() + (this.config.shutdownTimeoutMs ?? DEFAULT_SHUTDOWN_TIMEOUT_MS) * NS_PER_MS);
     this.#patience = patience;
+  }
+
+  /** @returns whether the guest hears of it. */
+  #ask(agent: GuestAgent | undefined, isPatient: boolean): boolean {
+    if (agent === undefined) return this.board?.pressPowerButton(isPatient) === true;
+    agent.requestShutdown();
+    return true;
   }
 
   /** Press the power button and expect nothing of it. In S3, where it would wake the guest, nothing happens. */

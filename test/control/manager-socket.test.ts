@@ -91,7 +91,7 @@ describe('messages', () => {
     const { socket, target, calls } = await startSocket();
     target.guestAgent = { requestShutdown: () => void calls.push('life manager') };
     expect(await client(socket.path).ask(Id.DmStop, force(0))).toBe(0);
-    expect(calls).toEqual(['life manager']);
+    expect(calls).toEqual(['patient shutdown: acrnctl stop', 'life manager']);
   });
 
   test('what this VM cannot do is -1, also when it throws', async () => {

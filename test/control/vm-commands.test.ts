@@ -38,7 +38,7 @@ test('a guest with a life manager is asked by it, unless the power button is ask
   target.guestAgent = { requestShutdown: () => void calls.push('life manager') };
   commands.run('shutdown', { reason });
   commands.run('shutdown', { reason, by: 'power-button' });
-  expect(calls).toEqual(['life manager', 'shutdown: planned']);
+  expect(calls).toEqual(['shutdown: planned', 'life manager', 'shutdown: planned']);
 });
 
 test.each([

@@ -248,6 +248,38 @@ describe('asked to shut down', () => {
   });
 });
 
+describe('asked by its life manager', () => {
+  const asked = (machine: SmallVm, calls: string[]) =>
+    machine.vm.shutDown('acrnctl stop', {
+      isPatient: true,
+      agent: { requestShutdown: () => void calls.push('shutdown') },
+    });
+
+  // Mutation: let `vmCommands.shutdown` speak to the life manager itself: the wish is nobody's then.
+  test('a guest that does not shut down has its time, and is then powered off', async () => {
+    const calls: string[] = [];
+    const machine: SmallVm = makeVm(
+      () => {},
+      { onPowerButton: () => calls.push('button') > 0 },
+      { shutdownTimeoutMs: 60 },
+    );
+    machine.vm.on('started', () => asked(machine, calls));
+    const event = await machine.vm.run();
+    expect(event.reason).toContain('acrnctl stop, and the guest did not shut down in time');
+    expect(calls).toEqual(['shutdown']);
+  });
+
+  test('a reset of its own accord is the end', async () => {
+    const machine: SmallVm = makeVm(() => {});
+    machine.vm.on('started', () => {
+      asked(machine, []);
+      void (machine.lives[0] as FakeHsm).guest.outb(0x12, 1);
+    });
+    expect((await machine.vm.run()).kind).toBe('poweroff');
+    expect(starts(machine)).toBe(1);
+  });
+});
+
 describe('asked patiently', () => {
   const asked = (machine: SmallVm) => machine.vm.shutDown('acrnctl stop', { isPatient: true });
 

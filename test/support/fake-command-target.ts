@@ -40,8 +40,10 @@ export function fakeTarget(options: FakeTargetOptions = {}): FakeTarget {
           options.onPowerOff?.();
         },
       },
-      shutDown: (reason, manner) =>
-        void calls.push(`${manner?.isPatient === true ? 'patient ' : ''}shutdown: ${reason}`),
+      shutDown: (reason, manner) => {
+        calls.push(`${manner?.isPatient === true ? 'patient ' : ''}shutdown: ${reason}`);
+        manner?.agent?.requestShutdown();
+      },
       pressPowerButton: () => void calls.push('power button'),
       pause: () => void calls.push('pause'),
       resume: () => void calls.push('resume'),
