@@ -87,8 +87,7 @@ class BlockServer implements QueueServer {
   }
 }
 
-export const blockServer: ServerFactory = (service, { words, log }) =>
-  new BlockServer(service as BlockService, words, log);
+export const server: ServerFactory = (service, { words, log }) => new BlockServer(service as BlockService, words, log);
 
 /** A ring, where the kernel has one and lets us. */
 function openRing(log: Log): BlockRing | undefined {

@@ -30,7 +30,7 @@ export const QueueField = {
   count: 16,
 } as const;
 
-/** What a device tells its server in a data thread, as plain data: `kind` finds the server in servers.ts. */
+/** What a device tells its server in a data thread, as plain data: `kind` is the folder whose server.ts has the server. */
 export interface DataService {
   readonly kind: string;
 }

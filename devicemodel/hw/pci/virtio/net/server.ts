@@ -96,7 +96,7 @@ class NetServer implements QueueServer, NetFrameState {
   }
 }
 
-export const netServer: ServerFactory = (service, { words, log, tellFailed }) =>
+export const server: ServerFactory = (service, { words, log, tellFailed }) =>
   new NetServer(service as NetService, words, log, tellFailed);
 
 /** A ring, where the kernel has one and lets us. */
