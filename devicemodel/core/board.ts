@@ -27,6 +27,8 @@ export interface BoardParts {
   readonly events: VmEventSink;
   readonly waits: Waits;
   readonly vcpuCount: number;
+  /** The hypervisor's number of the VM. */
+  readonly vmid?: number;
   readonly log: Log;
   /** For what takes long. */
   readonly end?: EndSignals;

@@ -55,6 +55,7 @@ export class Life {
   #server: IoreqServer | undefined;
   #board: Board | undefined;
   #vcpuCount = 0;
+  #vmid = 0;
   #startRegs: VcpuRegs | undefined;
   readonly #power: PowerState;
   /** Ends S3. */
@@ -121,10 +122,11 @@ export class Life {
 
     this.hasAskedForVm = true;
     const spec = { name: this.#config.name, flags: vmFlags(this.#config), cpuAffinity: this.#parts.cpuAffinity };
-    const { vcpuCount } = await hsm.createVm(spec, this.#power.ending);
+    const { vcpuCount, vmid } = await hsm.createVm(spec, this.#power.ending);
     this.#undo.defer(() => this.#destroy(hsm));
     this.#power.checkWanted();
     this.#vcpuCount = vcpuCount;
+    this.#vmid = vmid;
     if (vcpuCount < 1 || vcpuCount > IOREQ_SLOTS) {
       throw new HostError(`the hypervisor gave this VM ${vcpuCount} vCPUs, 1 to ${IOREQ_SLOTS} can run`, 0, {
         exitCode: ExitCode.Unavailable,
@@ -166,6 +168,7 @@ export class Life {
       mmio,
       clock,
       vcpuCount,
+      vmid: this.#vmid,
       log,
       power: this.#power,
       events: this.#events,

@@ -163,6 +163,7 @@ class Pc implements Board {
         hasOvmf: config.boot?.kind === 'ovmf',
         isRtvm: config.rtvm,
         vcpuCount: parts.vcpuCount,
+        ...(parts.vmid === undefined ? {} : { vmid: parts.vmid }),
       },
     });
   }

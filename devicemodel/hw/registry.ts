@@ -16,6 +16,7 @@ import { blockInfo } from './pci/virtio/block/options.ts';
 import { consoleInfo } from './pci/virtio/console/options.ts';
 import { gpioInfo } from './pci/virtio/gpio/options.ts';
 import { gpuInfo } from './pci/virtio/gpu/options.ts';
+import { heciInfo } from './pci/virtio/heci/options.ts';
 import { i2cInfo } from './pci/virtio/i2c/options.ts';
 import { inputInfo } from './pci/virtio/input/options.ts';
 import { netInfo } from './pci/virtio/net/options.ts';
@@ -88,6 +89,7 @@ export const pciDrivers: readonly PciDriverEntry[] = [
   lazy(ahciCdInfo, async () => (await import('./pci/ahci/ahci.ts')).ahciCd),
   lazy(xhciInfo, async () => (await import('./pci/xhci/xhci.ts')).xhci),
   lazy(rngInfo, async () => (await import('./pci/virtio/rng.ts')).virtioRnd),
+  lazy(heciInfo, async () => (await import('./pci/virtio/heci/heci.ts')).virtioHeci),
   lazy(rpmbInfo, async () => (await import('./pci/virtio/rpmb/rpmb.ts')).virtioRpmb),
 ];
 

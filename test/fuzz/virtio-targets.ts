@@ -3,10 +3,12 @@ import { mkdtempSync, readFileSync, rmSync, statSync, truncateSync, writeFileSyn
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { HostError } from '../../devicemodel/core/errors.ts';
+import { Errno } from '../../devicemodel/core/host/errno.ts';
 import type { InputEvent, InputSource } from '../../devicemodel/core/host/evdev.ts';
 import { closeFd } from '../../devicemodel/core/host/files.ts';
 import type { I2cBus } from '../../devicemodel/core/host/i2c-dev.ts';
 import { native } from '../../devicemodel/core/host/libc.ts';
+import type { MeiListener } from '../../devicemodel/core/host/mei.ts';
 import type { VhostOrder } from '../../devicemodel/core/host/vhost.ts';
 import { checkOptions } from '../../devicemodel/core/options.ts';
 import type { PciEnv } from '../../devicemodel/hw/pci/driver.ts';
@@ -16,6 +18,7 @@ import { VirtioConsole } from '../../devicemodel/hw/pci/virtio/console/console.t
 import { ConsoleOptions, type PortOptions, parseConsoleText } from '../../devicemodel/hw/pci/virtio/console/options.ts';
 import { AcrnGpio } from '../../devicemodel/hw/pci/virtio/gpio/gpio.ts';
 import { ModernGpio } from '../../devicemodel/hw/pci/virtio/gpio/modern.ts';
+import { type HeciHost, VirtioHeci } from '../../devicemodel/hw/pci/virtio/heci/heci.ts';
 import { VirtioI2c } from '../../devicemodel/hw/pci/virtio/i2c/i2c.ts';
 import { VirtioInput } from '../../devicemodel/hw/pci/virtio/input/input.ts';
 import { VirtioNet } from '../../devicemodel/hw/pci/virtio/net/net.ts';
@@ -506,6 +509,61 @@ function rpmb(): Recipe {
   };
 }
 
+/** Messages to an engine with two clients, which answers, refuses and goes away by chance. */
+function heci(): Recipe {
+  const listeners: MeiListener[] = [];
+  let answer = 0;
+  const client = { uuid: new Uint8Array(16), version: 1, maxConnections: 1, maxMessageBytes: 1024 };
+  const host: HeciHost = {
+    isEnabled: true,
+    firmwareStatus: () => [0, 0, 0, 0, 0, 0],
+    clients: () => [
+      { ...client, isFixed: true },
+      { ...client, isFixed: false },
+    ],
+    connect: (_client, listener) => {
+      if (answer < 0) throw new HostError('refused', -answer);
+      listeners.push(listener);
+      return {
+        send: () => answer,
+        listen: () => {},
+        close: () => listeners.splice(listeners.indexOf(listener), 1),
+      };
+    },
+  };
+  return {
+    name: 'virtio-heci-legacy',
+    shape: (random, queue) => {
+      if (random.oneIn(16)) return anything(random, queue);
+      if (queue === 0) return [piece(true, random.oneIn(16) ? someLength(random) : 512)];
+      const payload = Uint8Array.of(
+        random.pick([1, 4, 5, 6, 7, 8, 10, 16, 0x87]),
+        random.below(34),
+        random.below(4),
+        0,
+      );
+      const isBus = random.oneIn(2);
+      const header = isBus ? 0 : random.below(34) | (random.below(4) << 8);
+      const length = random.oneIn(16) ? random.below(512) : payload.length;
+      return [
+        piece(false, 4, words((header | (length << 16) | (random.oneIn(4) ? 0 : 0x8000_0000)) >>> 0)),
+        piece(false, random.oneIn(16) ? someLength(random) : payload.length, payload),
+      ];
+    },
+    make: (env) =>
+      new VirtioPci(new VirtioHeci(host, env.clock, env.log), env, {
+        mode: 'legacy',
+        identity: { vendorId: 0x8086, legacyDeviceId: 0x8602, type: 0xfffe, classCode: 0x078000 },
+      }),
+    hostEvent: (random) => {
+      answer = random.pick([0, 0, 0, -Errno.EAGAIN, -Errno.EBUSY, -Errno.ENODEV]);
+      const listener = listeners[random.below(listeners.length + 1)];
+      if (random.oneIn(8)) listener?.onLost(random.pick([Errno.EIO, Errno.ENODEV]));
+      else listener?.onMessage(new Uint8Array(random.below(1024)));
+    },
+  };
+}
+
 function recipes(scratch: Scratch, workerUrl: URL): Recipe[] {
   const polled = { virtioPollNs: 10_000_000 };
   const msi = { virtioMsi: true };
@@ -539,6 +597,7 @@ function recipes(scratch: Scratch, workerUrl: URL): Recipe[] {
     input(),
     i2c(),
     rpmb(),
+    heci(),
     vsock(),
   ];
 }

@@ -21,6 +21,7 @@ const examples: Readonly<Record<string, readonly Example[]>> = {
     { text: '@gpiochip0{0},transport=modern', canStart: false },
   ],
   'virtio-gpu': [{ text: 'geometry=800x600+0+0,geometry=fullscreen', memoryBar: 0 }],
+  'virtio-heci': [{ text: '0/16/0,d1', canStart: false }],
   'virtio-i2c': [{ text: '0:1c', canStart: false }],
   'virtio-input': [{ text: '/dev/null', canStart: false }],
   xhci: [{ text: 'tablet' }, { text: 'tablet:cap=apl:log=D' }],

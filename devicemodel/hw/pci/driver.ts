@@ -107,6 +107,8 @@ export interface PciEnv {
     readonly virtioPollNs: number | undefined;
     readonly hasOvmf: boolean;
     readonly isRtvm: boolean;
+    /** The hypervisor's number of the VM, where known. */
+    readonly vmid?: number;
     /** Virtual CPUs, where known: devices make no more queues than that. */
     readonly vcpuCount?: number;
   };
