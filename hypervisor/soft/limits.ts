@@ -1,5 +1,6 @@
 /** What the software CPU cannot run, said before anything is created; also by `--dry-run`. Its CPU is not loaded here. */
 import { isKernel64Bit } from '../../devicemodel/core/boot/bzimage.ts';
+import { isElf64Bit } from '../../devicemodel/core/boot/elf.ts';
 import type { VmConfig } from '../../devicemodel/core/config.ts';
 import { ConfigError, ExitCode } from '../../devicemodel/core/errors.ts';
 import { formatSize, MiB } from '../../devicemodel/core/units.ts';
@@ -7,7 +8,7 @@ import { formatSize, MiB } from '../../devicemodel/core/units.ts';
 /** The module's addresses are signed in places, and its heap lives beside guest RAM; RAM comes in units of 128 KiB. */
 export const MAX_MEMORY_BYTES = 2048 * MiB - 128 * 1024;
 
-const ELSEWHERE = 'run it on a Service VM of ACRN';
+const ELSEWHERE = 'run it with --hypervisor kvm or on a Service VM of ACRN';
 
 /** For `memoryBytes` beyond the engine's reach. */
 export function tooMuchMemory(memoryBytes: number): ConfigError {
@@ -34,6 +35,12 @@ export function softProblems(config: Pick<VmConfig, 'memoryBytes' | 'boot'>): Co
     unavailable(
       `-k: kernel image ${boot.kernelPath} is a 64-bit kernel (xloadflags), the software engine's CPU has 32 bits`,
       `take a 32-bit kernel (Debian: linux-image-686), or ${ELSEWHERE}`,
+    );
+  }
+  if (boot?.kind === 'elf' && isElf64Bit(boot.imagePath)) {
+    unavailable(
+      `-E: ELF image ${boot.imagePath} is a 64-bit one, the software engine's CPU has 32 bits`,
+      `take a 32-bit image, or ${ELSEWHERE}`,
     );
   }
   return problems;

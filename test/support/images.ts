@@ -87,6 +87,50 @@ export function elf32({
   return concat(parts);
 }
 
+/**
+ * A static 64-bit ELF file linked high, as kernels are: the first segment is at `physical` and begins with a Multiboot
+ * header if flags are given; `note` is an ELF note of Xen's.
+ */
+export function elf64({
+  multibootFlags = undefined as number | undefined,
+  note = undefined as { readonly type: number; readonly description: Uint8Array } | undefined,
+  physical = 0x10_0000,
+  fileBytes = 5000,
+  memoryBytes = 9000,
+} = {}): Uint8Array {
+  const high = 0xffff_ffff_8000_0000n;
+  const head = new Uint8Array(4096);
+  const view = new DataView(head.buffer);
+  head.set([0x7f, 0x45, 0x4c, 0x46, 2, 1, 1]);
+  view.setUint16(16, 2, true); // ET_EXEC
+  view.setUint16(18, 62, true); // EM_X86_64
+  view.setBigUint64(24, high + BigInt(physical) + 0x20n, true);
+  view.setBigUint64(32, 64n, true);
+  view.setUint16(54, 56, true);
+  view.setUint16(56, note === undefined ? 1 : 2, true);
+  const header = (index: number, type: number, words: readonly bigint[]) => {
+    view.setUint32(64 + 56 * index, type, true);
+    for (const [i, word] of words.entries()) view.setBigUint64(72 + 56 * index + 8 * i, word, true);
+  };
+  header(0, 1, [4096n, high + BigInt(physical), BigInt(physical), BigInt(fileBytes), BigInt(memoryBytes), 4096n]);
+  if (note !== undefined) {
+    const at = 512;
+    const { description, type } = note;
+    for (const [i, word] of [4, description.length, type].entries()) view.setUint32(at + 4 * i, word, true);
+    head.set(new TextEncoder().encode('Xen'), at + 12);
+    head.set(description, at + 16);
+    header(1, 4, [BigInt(at), 0n, 0n, BigInt(16 + description.length), 0n, 4n]);
+  }
+  const data = noise('elf64', fileBytes);
+  if (multibootFlags !== undefined) {
+    const magic = 0x1bad_b002;
+    const words = new DataView(data.buffer);
+    for (const [i, word] of [magic, multibootFlags, -(magic + multibootFlags)].entries())
+      words.setUint32(4 * i, word, true);
+  }
+  return concat([head, data]);
+}
+
 function concat(parts: readonly Uint8Array[]): Uint8Array {
   const out = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
   let at = 0;

@@ -1,6 +1,6 @@
 /**
- * Static 32-bit ELF images and Multiboot images: Zephyr, test kernels, GNU Mach. Specs: System V gABI chapters 4 and 5;
- * Multiboot 0.6.96 §3.1.3 (address fields), §3.2 (machine state).
+ * Static ELF images, by Multiboot, by PVH or as they are: Zephyr, test kernels, GNU Mach, a vmlinux. Specs: Multiboot
+ * 0.6.96 §3.1.3 (address fields), §3.2 (machine state); elf-file.ts and pvh.ts name theirs.
  */
 import type { Gpa } from '../address.ts';
 import type { BootConfig } from '../config.ts';
@@ -10,8 +10,8 @@ import type { VcpuRegs } from '../hsm/hsm.ts';
 import { Layout } from '../layout.ts';
 import type { Log } from '../log.ts';
 import type { GuestMemory } from '../memory.ts';
-import { struct, u32 } from '../struct.ts';
 import { alignUp, formatSize, KiB, MiB } from '../units.ts';
+import { type ElfSegment, isElfOf64Bits, readElf } from './elf-file.ts';
 import { badImage, type ImageFile, type ImageRole, withImage } from './image-file.ts';
 import {
   findMultibootHeader,
@@ -22,6 +22,7 @@ import {
   writeMultibootInfo,
 } from './multiboot.ts';
 import { FLAT_CODE, FLAT_DATA, flatSegments, writeGdt } from './protected-mode.ts';
+import { pvhEntry, writeStartInfo } from './pvh.ts';
 
 type ElfConfig = Extract<BootConfig, { kind: 'elf' }>;
 
@@ -29,48 +30,25 @@ const ELF: ImageRole = { option: '-E', what: 'ELF image' };
 const MODULE: ImageRole = { option: '-r', what: 'Multiboot module' };
 const PAGE_BYTES = 4 * KiB;
 
-/** Elf32_Ehdr offsets. */
-const Ehdr = { class: 4, data: 5, entry: 24, phoff: 28, phentsize: 42, phnum: 44, sizeBytes: 52 } as const;
-const ELF_MAGIC = 0x464c_457f; // "\x7fELF"
-const CLASS_32 = 1;
-const DATA_LITTLE_ENDIAN = 1;
-/** Elf32_Phdr. */
-const Phdr = struct({
-  type: u32,
-  offset: u32,
-  vaddr: u32,
-  paddr: u32,
-  filesz: u32,
-  memsz: u32,
-  flags: u32,
-  align: u32,
-});
-const PT_LOAD = 1;
-
 /** The GDT's place below the top of low RAM: room for a table of the largest possible size. */
 const GDT_BELOW = 64 * KiB;
 /** Null, flat code (0x08), flat data (0x10). */
 const GDT = [0n, FLAT_CODE, FLAT_DATA];
 const Selector = { code: 0x08, data: 0x10 } as const;
 
-interface Segment {
-  readonly offset: number;
-  readonly base: number;
-  readonly fileBytes: number;
-  readonly memoryBytes: number;
-}
+/** How the image wants to be started. */
+type StartKind = 'multiboot' | 'pvh' | 'plain';
 
-interface ElfImage {
+interface BootImage {
   readonly entry: Gpa;
-  readonly segments: readonly Segment[];
-  /** It has a Multiboot header. */
-  readonly isMultiboot: boolean;
+  readonly segments: readonly ElfSegment[];
+  readonly start: StartKind;
 }
 
 const bad = (file: ImageFile, why: string, hint?: string) => badImage(file.role, file.path, why, hint);
 
-/** @throws ConfigError for what is neither a 32-bit ELF file nor Multiboot, or whose parts lie outside of file or RAM. */
-function parse(file: ImageFile, ram: E820Input): ElfImage {
+/** @throws ConfigError for what is neither ELF nor Multiboot, or whose parts lie outside of file or RAM. */
+function parse(file: ImageFile, ram: E820Input): BootImage {
   const head = new Uint8Array(Math.min(file.sizeBytes, MULTIBOOT_SEARCH_BYTES));
   file.read(head, 0);
   const view = new DataView(head.buffer);
@@ -82,22 +60,19 @@ function parse(file: ImageFile, ram: E820Input): ElfImage {
       'of what a header can insist on, only page alignment (bit 0) and memory information (bit 1) are served',
     );
   }
-  const isMultiboot = multiboot !== undefined;
   const image =
     multiboot?.addresses !== undefined
       ? placedByHeader(file, multiboot.offset, multiboot.addresses)
-      : placedByElf(file, view);
+      : placedByElf(file, view, multiboot !== undefined);
   for (const segment of image.segments) {
     if (segment.base + segment.memoryBytes > ram.lowRamBytes) throw tooSmall(segment.base, segment.memoryBytes, ram);
   }
-  if (isMultiboot) checkInfoIsFree(file, image.segments);
-  return { ...image, isMultiboot };
+  if (image.start !== 'plain') checkInfoIsFree(file, image.segments);
+  return image;
 }
 
-type Placed = Omit<ElfImage, 'isMultiboot'>;
-
 /** Multiboot §3.1.3: where the header has addresses they count, whatever the format of the file. */
-function placedByHeader(file: ImageFile, headerOffset: number, at: MultibootAddresses): Placed {
+function placedByHeader(file: ImageFile, headerOffset: number, at: MultibootAddresses): BootImage {
   const offset = headerOffset - (at.headerAddress - at.loadAddress);
   const fileEnd = at.loadEndAddress === 0 ? file.sizeBytes : offset + (at.loadEndAddress - at.loadAddress);
   const fileBytes = fileEnd - offset;
@@ -105,61 +80,32 @@ function placedByHeader(file: ImageFile, headerOffset: number, at: MultibootAddr
   if (offset < 0 || fileEnd > file.sizeBytes || fileBytes <= 0 || memoryBytes < fileBytes) {
     throw bad(file, 'has a Multiboot header whose addresses contradict each other or the file');
   }
-  return { entry: at.entry, segments: [{ offset, base: at.loadAddress, fileBytes, memoryBytes }] };
+  const segments = [{ offset, base: at.loadAddress, fileBytes, memoryBytes }];
+  return { entry: at.entry, segments, start: 'multiboot' };
 }
 
-function placedByElf(file: ImageFile, view: DataView): Placed {
-  if (view.byteLength < Ehdr.sizeBytes || view.getUint32(0, true) !== ELF_MAGIC) throw bad(file, 'is not an ELF file');
-  if (view.getUint8(Ehdr.class) !== CLASS_32)
-    throw bad(file, 'is a 64-bit ELF file', 'only 32-bit ELF images can be started');
-  if (view.getUint8(Ehdr.data) !== DATA_LITTLE_ENDIAN) throw bad(file, 'is a big-endian ELF file');
-  const loads = loadHeaders(file, view);
-  // Physical addresses count, unless the linker left them all at 0.
-  const hasPhysical = loads.some((ph) => ph.paddr !== 0);
-  const segments = loads.map((ph) => ({
-    offset: ph.offset,
-    base: hasPhysical ? ph.paddr : ph.vaddr,
-    fileBytes: ph.filesz,
-    memoryBytes: ph.memsz,
-  }));
-  const entry = view.getUint32(Ehdr.entry, true);
-  const within = loads.findIndex((ph) => entry >= ph.vaddr && entry < ph.vaddr + ph.memsz);
-  if (entry === 0 && within < 0)
-    throw bad(file, 'has no entry point (e_entry is 0)', 'is it an object file or a library?');
-  const home = loads[within];
-  // The entry is a virtual address, paging is off: it moves with the segment it is in.
-  const moved = home === undefined ? 0 : (segments[within] as Segment).base - home.vaddr;
-  return { entry: entry + moved, segments };
-}
-
-function loadHeaders(file: ImageFile, view: DataView) {
-  const phoff = view.getUint32(Ehdr.phoff, true);
-  const stride = view.getUint16(Ehdr.phentsize, true);
-  const count = view.getUint16(Ehdr.phnum, true);
-  if (count > 0 && (stride < Phdr.size || phoff + count * stride > file.sizeBytes)) {
-    throw bad(file, 'has program headers that are not in the file');
+/** A Multiboot header comes first, as with GRUB; then a PVH entry; an image of 32 bits may have neither. */
+function placedByElf(file: ImageFile, view: DataView, isMultiboot: boolean): BootImage {
+  const elf = readElf(file, view);
+  const { entry, segments } = elf;
+  if (isMultiboot) return { entry, segments, start: 'multiboot' };
+  const pvh = pvhEntry(elf);
+  if (pvh !== undefined) return { entry: pvh, segments, start: 'pvh' };
+  if (elf.is64Bit) {
+    throw bad(
+      file,
+      'is a 64-bit ELF file that does not say how it starts: it has no Multiboot header and no PVH entry',
+      'a Linux kernel has the latter with CONFIG_PVH; its bzImage starts with -k',
+    );
   }
-  const bytes = new Uint8Array(count * stride);
-  file.read(bytes, phoff);
-  const headers = Array.from({ length: count }, (_, i) => Phdr.decode(bytes.subarray(i * stride)));
-  const loads = headers.filter((ph) => ph.type === PT_LOAD && ph.memsz > 0);
-  for (const ph of loads) {
-    if (ph.filesz > ph.memsz || ph.offset + ph.filesz > file.sizeBytes) {
-      throw bad(file, `is damaged: a segment (${ph.filesz} bytes at ${ph.offset}) is not within the file`);
-    }
-  }
-  if (loads.length === 0) throw bad(file, 'has nothing to load (no PT_LOAD segment)', 'link it as an executable');
-  return loads;
+  return { entry, segments, start: 'plain' };
 }
 
-function checkInfoIsFree(file: ImageFile, segments: readonly Segment[]): void {
+function checkInfoIsFree(file: ImageFile, segments: readonly ElfSegment[]): void {
   const { base } = Layout.multiboot;
   const end = base + Layout.multiboot.size;
   if (segments.some((s) => s.base < end && s.base + s.memoryBytes > base)) {
-    throw bad(
-      file,
-      `has a segment where the Multiboot information goes (0x${base.toString(16)} to 0x${end.toString(16)})`,
-    );
+    throw bad(file, `has a segment where the boot information goes (0x${base.toString(16)} to 0x${end.toString(16)})`);
   }
 }
 
@@ -172,7 +118,7 @@ function tooSmall(base: number, sizeBytes: number, ram: E820Input): ConfigError 
 }
 
 /** A module lies below the GDT, on a page of its own. @throws ConfigError if it does not fit above the image. */
-function moduleAddress(image: ElfImage, module: ImageFile, ram: E820Input): Gpa {
+function moduleAddress(image: BootImage, module: ImageFile, ram: E820Input): Gpa {
   const gdtAt = usableLowRam(ram) - GDT_BELOW;
   const at = gdtAt - alignUp(module.sizeBytes, PAGE_BYTES);
   const imageEnd = Math.max(...image.segments.map((s) => s.base + s.memoryBytes));
@@ -189,14 +135,23 @@ function withImages<T>(boot: ElfConfig, use: (image: ImageFile, module: ImageFil
   );
 }
 
-function checkModule(image: ElfImage, module: ImageFile | undefined, ram: E820Input): Gpa | undefined {
+function checkModule(image: BootImage, module: ImageFile | undefined, ram: E820Input): Gpa | undefined {
   if (module === undefined) return undefined;
-  if (!image.isMultiboot) {
+  if (image.start === 'plain') {
     throw new ConfigError(`-r: ${module.path} is given to an image without a Multiboot header, which cannot find it`, {
       hint: 'leave it out',
     });
   }
   return moduleAddress(image, module, ram);
+}
+
+/** Whether it is built for a CPU of 64 bits. @throws ConfigError if it cannot be read. */
+export function isElf64Bit(imagePath: string): boolean {
+  return withImage(imagePath, ELF, (file) => {
+    const head = new Uint8Array(Math.min(file.sizeBytes, MULTIBOOT_SEARCH_BYTES));
+    file.read(head, 0);
+    return isElfOf64Bits(head);
+  });
 }
 
 /** Everything that can be wrong with the files, before anything is created. @throws ConfigError */
@@ -223,19 +178,21 @@ export function loadElf(boot: ElfConfig, memory: GuestMemory, ram: E820Input, lo
       rax: MULTIBOOT_EAX,
     };
     log.info(`ELF image ${boot.imagePath}: ${image.segments.length} segments, entry 0x${image.entry.toString(16)}`);
-    if (!image.isMultiboot) return regs;
-    const modules: MultibootModule[] = [];
-    if (module !== undefined && moduleAt !== undefined) {
-      module.readToGuest(memory, moduleAt, module.sizeBytes);
-      modules.push({ at: moduleAt, sizeBytes: module.sizeBytes, string: module.path });
+    if (image.start === 'plain') return regs;
+    const placed =
+      module === undefined || moduleAt === undefined ? undefined : { at: moduleAt, sizeBytes: module.sizeBytes };
+    if (placed !== undefined) module?.readToGuest(memory, placed.at, placed.sizeBytes);
+    if (image.start === 'pvh') {
+      return { ...regs, rax: 0n, rbx: BigInt(writeStartInfo(memory, ram, boot.bootargs ?? '', placed)) };
     }
+    const modules: MultibootModule[] = placed === undefined ? [] : [{ ...placed, string: module?.path ?? '' }];
     // GRUB's way, which kernels expect: the first word is the image's own name.
     const cmdline = [boot.imagePath, boot.bootargs].filter((word) => word !== undefined).join(' ');
     return { ...regs, rbx: BigInt(writeMultibootInfo(memory, ram, cmdline, modules)) };
   });
 }
 
-function loadSegment(file: ImageFile, segment: Segment, memory: GuestMemory): void {
+function loadSegment(file: ImageFile, segment: ElfSegment, memory: GuestMemory): void {
   file.readToGuest(memory, segment.base, segment.fileBytes, segment.offset);
   for (const piece of memory.pieces(segment.base + segment.fileBytes, segment.memoryBytes - segment.fileBytes)) {
     piece.fill(0);

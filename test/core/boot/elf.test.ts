@@ -9,7 +9,7 @@ import { ConfigError } from '../../../devicemodel/core/errors.ts';
 import { silentLog } from '../../../devicemodel/core/log.ts';
 import { GuestMemory } from '../../../devicemodel/core/memory.ts';
 import { KiB, MiB } from '../../../devicemodel/core/units.ts';
-import { elf32, file, noise, temporaryDirectory } from '../../support/images.ts';
+import { elf32, elf64, file, noise, temporaryDirectory } from '../../support/images.ts';
 
 const RAM = 4 * MiB;
 const INFO = 0x2_0000;
@@ -160,7 +160,7 @@ describe('Multiboot', () => {
 
   test('a segment where the information goes is refused', () => {
     const low = [{ base: 0x2_1000, fileBytes: 100, memoryBytes: 100 }];
-    expect(() => boot(elf32({ multibootFlags: 2, segments: low }))).toThrow(/Multiboot information goes/);
+    expect(() => boot(elf32({ multibootFlags: 2, segments: low }))).toThrow(/boot information goes/);
     expect(() => boot(elf32({ segments: low }))).not.toThrow();
   });
 
@@ -191,6 +191,95 @@ describe('physical addresses', () => {
   });
 });
 
+describe('64 bits', () => {
+  const entry = (address: number, width: 4 | 8) => {
+    const description = new Uint8Array(width);
+    new DataView(description.buffer).setUint32(0, address, true);
+    return { type: 18, description };
+  };
+  const start = (memory: GuestMemory, regs: { rbx?: bigint }) => {
+    const at = Number(regs.rbx);
+    const u64 = (offset: number) => Number(memory.readU64(at + offset));
+    return {
+      magic: memory.readU32(at),
+      version: memory.readU32(at + 4),
+      moduleCount: memory.readU32(at + 12),
+      modulesAt: u64(16),
+      cmdlineAt: u64(24),
+      rsdpAt: u64(32),
+      memmapAt: u64(40),
+      memmapEntries: memory.readU32(at + 48),
+    };
+  };
+
+  test.each([4, 8] as const)(
+    'a PVH entry in a note of %i bytes: started there, in 32 bits, with the start information',
+    (width) => {
+      const { memory, regs } = boot(elf64({ note: entry(0x10_0040, width) }));
+      expect(Buffer.from(memory.read(0x10_0000, 5000)).equals(noise('elf64', 5000))).toBe(true);
+      expect(memory.read(0x10_0000 + 5000, 4000).every((byte) => byte === 0)).toBe(true);
+      expect(regs).toMatchObject({ rip: 0x10_0040n, rax: 0n, cr0: 0x31n, cs: { base: 0n, limit: 0xffff_ffff } });
+      const info = start(memory, regs);
+      expect(info).toMatchObject({ magic: 0x336e_c578, version: 1, moduleCount: 0, modulesAt: 0, rsdpAt: 0xf_2400 });
+      expect(memory.readU8(info.cmdlineAt)).toBe(0);
+      const ranges = Array.from({ length: info.memmapEntries }, (_, i) => [
+        Number(memory.readU64(info.memmapAt + 24 * i)),
+        Number(memory.readU64(info.memmapAt + 24 * i + 8)),
+        memory.readU32(info.memmapAt + 24 * i + 16),
+      ]);
+      expect(ranges.slice(0, 2)).toEqual([
+        [0, 640 * KiB, 1],
+        [1 * MiB, RAM - 1 * MiB, 1],
+      ]);
+    },
+  );
+
+  test('command line and module of a PVH image', () => {
+    const directory = temporaryDirectory();
+    const config = {
+      kind: 'elf',
+      imagePath: file(directory, 'vmlinux', elf64({ note: entry(0x10_0040, 8) })),
+      bootargs: 'console=ttyS0',
+      ramdiskPath: file(directory, 'initrd', noise('initrd', 3000)),
+    } as const;
+    const memory = ram();
+    const info = start(memory, loadElf(config, memory, splitRam(RAM), silentLog));
+    expect(Buffer.from(memory.read(info.cmdlineAt, 14)).toString()).toBe('console=ttyS0\0');
+    expect(info.moduleCount).toBe(1);
+    const [at, size] = [Number(memory.readU64(info.modulesAt)), Number(memory.readU64(info.modulesAt + 8))];
+    expect(Buffer.from(memory.read(at, size)).equals(noise('initrd', 3000))).toBe(true);
+  });
+
+  test('a Multiboot header comes before the note; the entry moves to where the segment is', () => {
+    const { regs } = boot(elf64({ multibootFlags: 2, note: entry(0x10_0040, 4) }));
+    expect(regs).toMatchObject({ rip: 0x10_0020n, rax: 0x2bad_b002n });
+  });
+
+  test.each([
+    ['neither', elf64()],
+    ['a note of something else', elf64({ note: { ...entry(0x10_0040, 4), type: 17 } })],
+    ['an entry beyond 32 bits', elf64({ note: { type: 18, description: new Uint8Array(8).fill(1) } })],
+    ['a note too short', elf64({ note: { type: 18, description: new Uint8Array(2) } })],
+  ])('%s is refused', (_, image) => {
+    expect(() => boot(image)).toThrow('64-bit ELF file that does not say how it starts');
+  });
+
+  test('damaged files end in a ConfigError', () => {
+    fc.assert(
+      fc.property(fc.integer({ min: 0, max: 600 }), fc.integer({ min: 0, max: 255 }), (at, value) => {
+        const image = elf64({ note: entry(0x10_0040, 8) });
+        image[at] = value;
+        try {
+          boot(image);
+        } catch (error) {
+          expect(error).toBeInstanceOf(ConfigError);
+        }
+      }),
+      { numRuns: 60 },
+    );
+  });
+});
+
 describe('refused', () => {
   const change = (at: number, value: number) => {
     const image = elf32({ segments });
@@ -200,7 +289,7 @@ describe('refused', () => {
   test.each([
     ['not an ELF file', change(3, 0x58), /is not an ELF file/],
     ['shorter than a header', elf32({ segments }).subarray(0, 40), /is not an ELF file/],
-    ['64-bit', change(4, 2), /64-bit/],
+    ['64-bit', change(4, 2), /is not an ELF file|program headers|64-bit/],
     ['big-endian', change(5, 2), /big-endian/],
     ['program headers behind the end', change(30, 0xff), /program headers/],
     ['a segment behind the end of the file', elf32({ segments }).subarray(0, 6000), /damaged/],

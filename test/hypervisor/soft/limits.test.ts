@@ -2,7 +2,7 @@ import { describe, expect, test } from 'vitest';
 import type { BootConfig } from '../../../devicemodel/core/config.ts';
 import { GiB, MiB } from '../../../devicemodel/core/units.ts';
 import { softNotes, softProblems } from '../../../hypervisor/soft/limits.ts';
-import { bzImage, elf32, file, temporaryDirectory } from '../../support/images.ts';
+import { bzImage, elf32, elf64, file, temporaryDirectory } from '../../support/images.ts';
 
 /** A kernel as Linux builds it: relocatable, fields that hold together. */
 function kernel(xloadFlags: number): BootConfig {
@@ -27,6 +27,14 @@ describe('what the software CPU cannot run is said before the start, with status
     ['more memory than 32 bits reach', () => problems({ memoryBytes: 2 * GiB }), /^69 .* 2 GiB of memory/],
     ['a 64-bit kernel', () => problems({ boot: kernel(1) }), /^69 -k: .* 64-bit kernel \(xloadflags\)/],
     ['a 64-bit kernel with EFI stub', () => problems({ boot: kernel(0x2b) }), /64-bit kernel/],
+    [
+      'a 64-bit ELF image',
+      () => {
+        const imagePath = file(temporaryDirectory(), 'vmlinux', elf64());
+        return problems({ boot: { kind: 'elf', imagePath, bootargs: undefined } });
+      },
+      /^69 -E: .* 64-bit one/,
+    ],
     [
       'firmware',
       () => problems({ boot: { kind: 'ovmf', image: { form: 'single', path: '/x', writeBack: false } } }),
