@@ -18,6 +18,7 @@ import {
   vcpuBlobs,
 } from '../../devicemodel/core/host/kvm.ts';
 import type { IoeventfdSpec, VcpuRegs } from '../../devicemodel/core/hsm/hsm.ts';
+import { IOREQ_SLOTS } from '../../devicemodel/core/ioreq-page.ts';
 import type { Log } from '../../devicemodel/core/log.ts';
 import type { CpuEngine, EngineEventfds, GuestBus, MemoryWindow } from '../embedded/cpu-engine.ts';
 import { guestCpuid } from './cpuid.ts';
@@ -65,8 +66,9 @@ export class KvmEngine implements CpuEngine {
   readonly #options: KvmEngineOptions;
   #machine: Machine | undefined;
   #isRunning = false;
-  /** vCPUs whose request waits for the device model. */
-  readonly #waiting = new Set<number>();
+  /** By vCPU: its request waits for the device model. */
+  readonly #isWaiting = new Uint8Array(IOREQ_SLOTS);
+  #waiting = 0;
   #isClosed = false;
 
   constructor(options: KvmEngineOptions) {
@@ -140,7 +142,8 @@ export class KvmEngine implements CpuEngine {
   reset(): void {
     const { vm, vcpus, chips, runner } = this.#need();
     runner.forget();
-    this.#waiting.clear();
+    this.#isWaiting.fill(0);
+    this.#waiting = 0;
     for (const vcpu of vcpus) restore(vcpu.kvm, vcpu.initial);
     for (const chip of chips) vm.setIrqchip(chip);
   }
@@ -174,7 +177,7 @@ export class KvmEngine implements CpuEngine {
   run(): undefined | Promise<void> {
     const machine = this.#need();
     // Answered late, after all: a device had made them wait.
-    if (this.#waiting.size > 0 && this.#answerWaiting(machine)) return undefined;
+    if (this.#waiting > 0 && this.#answerWaiting(machine)) return undefined;
     const wait = machine.runner.collect(this.#onExit);
     if (wait !== undefined) return wait.then(() => this.#serve());
     this.#serve();
@@ -194,7 +197,7 @@ export class KvmEngine implements CpuEngine {
   readonly #onExit = (vcpu: number, result: number): void => {
     const machine = this.#machine;
     if (machine === undefined || !this.#isRunning) return;
-    const { view, access } = this.#vcpu(vcpu);
+    const { view, access } = machine.vcpus[vcpu] as Vcpu;
     if (result < 0) {
       if (result !== -Errno.EINTR && result !== -Errno.EAGAIN) throw this.#failure(vcpu, `KVM_RUN failed`, -result);
       machine.runner.resume(vcpu);
@@ -227,7 +230,8 @@ export class KvmEngine implements CpuEngine {
     const { access } = machine.vcpus[vcpu] as Vcpu;
     while (access.fill(bus.page, vcpu)) {
       if (!bus.submit(vcpu)) {
-        this.#waiting.add(vcpu);
+        this.#isWaiting[vcpu] = 1;
+        this.#waiting++;
         return;
       }
       bus.retire(vcpu);
@@ -240,7 +244,7 @@ export class KvmEngine implements CpuEngine {
   #serve(): void {
     const machine = this.#machine;
     if (machine === undefined) return;
-    while (this.#waiting.size > 0 && this.#isRunning) {
+    while (this.#waiting > 0 && this.#isRunning) {
       machine.bus.serve();
       if (!this.#answerWaiting(machine)) return;
     }
@@ -249,11 +253,13 @@ export class KvmEngine implements CpuEngine {
   /** @returns whether any vCPU went on. */
   #answerWaiting(machine: Machine): boolean {
     let isAny = false;
-    for (const vcpu of [...this.#waiting]) {
-      if (!this.#isRunning || !machine.bus.retire(vcpu)) continue;
+    const { vcpus, bus } = machine;
+    for (let vcpu = 0; vcpu < vcpus.length; vcpu++) {
+      if (this.#isWaiting[vcpu] === 0 || !this.#isRunning || !bus.retire(vcpu)) continue;
       isAny = true;
-      this.#waiting.delete(vcpu);
-      machine.vcpus[vcpu]?.access.take(machine.bus.page, vcpu);
+      this.#isWaiting[vcpu] = 0;
+      this.#waiting--;
+      (vcpus[vcpu] as Vcpu).access.take(bus.page, vcpu);
       this.#proceed(machine, vcpu);
     }
     return isAny;
