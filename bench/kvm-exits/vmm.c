@@ -1,0 +1,74 @@
+/*
+ * vmm ELF: the least that runs guest.c on /dev/kvm, to compare with. One vCPU, interrupt controllers in the kernel as
+ * acrn-dm has them, the image in memory, and a loop that answers port accesses. Ends with the guest's S5.
+ */
+#include <elf.h>
+#include <err.h>
+#include <fcntl.h>
+#include <linux/kvm.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define MEMORY (16u << 20)
+
+static int call(int fd, unsigned long request, unsigned long argument, const char *what) {
+  int result = ioctl(fd, request, argument);
+  if (result < 0) err(1, "%s", what);
+  return result;
+}
+
+static unsigned load(const char *path, unsigned char *memory) {
+  static unsigned char file[1 << 20];
+  int fd = open(path, O_RDONLY);
+  ssize_t size = fd < 0 ? -1 : read(fd, file, sizeof file);
+  if (size < (ssize_t)sizeof(Elf32_Ehdr)) err(1, "%s", path);
+  const Elf32_Ehdr *elf = (const void *)file;
+  for (int i = 0; i < elf->e_phnum; i++) {
+    const Elf32_Phdr *part = (const void *)(file + elf->e_phoff + i * elf->e_phentsize);
+    if (part->p_type == PT_LOAD) memcpy(memory + part->p_paddr, file + part->p_offset, part->p_filesz);
+  }
+  return elf->e_entry;
+}
+
+int main(int argc, char **argv) {
+  if (argc != 2) errx(2, "vmm ELF");
+  int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+  if (kvm < 0) err(1, "/dev/kvm");
+  int vm = call(kvm, KVM_CREATE_VM, 0, "KVM_CREATE_VM");
+  unsigned long identity = 0xfeffc000;
+  call(vm, KVM_SET_IDENTITY_MAP_ADDR, (unsigned long)&identity, "KVM_SET_IDENTITY_MAP_ADDR");
+  call(vm, KVM_SET_TSS_ADDR, 0xfeffd000, "KVM_SET_TSS_ADDR");
+  call(vm, KVM_CREATE_IRQCHIP, 0, "KVM_CREATE_IRQCHIP");
+  unsigned char *memory = mmap(0, MEMORY, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  struct kvm_userspace_memory_region region = {.memory_size = MEMORY, .userspace_addr = (unsigned long)memory};
+  call(vm, KVM_SET_USER_MEMORY_REGION, (unsigned long)&region, "KVM_SET_USER_MEMORY_REGION");
+  unsigned entry = load(argv[1], memory);
+
+  int vcpu = call(vm, KVM_CREATE_VCPU, 0, "KVM_CREATE_VCPU");
+  int runBytes = call(kvm, KVM_GET_VCPU_MMAP_SIZE, 0, "KVM_GET_VCPU_MMAP_SIZE");
+  struct kvm_run *run = mmap(0, runBytes, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
+  struct kvm_sregs sregs;
+  call(vcpu, KVM_GET_SREGS, (unsigned long)&sregs, "KVM_GET_SREGS");
+  struct kvm_segment code = {.limit = ~0u, .selector = 16, .type = 11, .present = 1, .db = 1, .s = 1, .g = 1};
+  struct kvm_segment data = code;
+  data.type = 3;
+  data.selector = 24;
+  sregs.cs = code;
+  sregs.ds = sregs.es = sregs.fs = sregs.gs = sregs.ss = data;
+  sregs.cr0 = 0x31;
+  call(vcpu, KVM_SET_SREGS, (unsigned long)&sregs, "KVM_SET_SREGS");
+  struct kvm_regs regs = {.rip = entry, .rflags = 2, .rax = 0x2badb002};
+  call(vcpu, KVM_SET_REGS, (unsigned long)&regs, "KVM_SET_REGS");
+
+  for (;;) {
+    call(vcpu, KVM_RUN, 0, "KVM_RUN");
+    if (run->exit_reason != KVM_EXIT_IO) errx(1, "exit reason %u", run->exit_reason);
+    unsigned char *at = (unsigned char *)run + run->io.data_offset;
+    if (run->io.direction == KVM_EXIT_IO_IN) memset(at, run->io.port == 0x3fd ? 0x60 : 0xff, run->io.size);
+    else if (run->io.port == 0x3f8) putchar(*at);
+    else if (run->io.port == 0x404) return fflush(stdout);
+  }
+}
