@@ -26,12 +26,12 @@ import type { HvVdev } from '../../devicemodel/core/hsm/vdev.ts';
 import { IOREQ_PAGE_BYTES, IOREQ_SLOTS, IoreqPage, IoreqState } from '../../devicemodel/core/ioreq-page.ts';
 import { type Log, silentLog } from '../../devicemodel/core/log.ts';
 import { GiB } from '../../devicemodel/core/units.ts';
-import type { CpuEngine, GuestBus, MemoryWindow } from './cpu-engine.ts';
+import type { CpuEngine, EngineEventfds, GuestBus, MemoryWindow } from './cpu-engine.ts';
 import { EventRing, VmEventType } from './event-ring.ts';
 import type { EventfdHost } from './eventfd-host.ts';
 import { EventfdTable } from './eventfd-table.ts';
 import { AccessRouter } from './guest-bus.ts';
-import type { VirtualFunctionFactory, VirtualFunctionHost } from './virtual-function.ts';
+import type { FunctionEventfds, VirtualFunctionFactory, VirtualFunctionHost } from './virtual-function.ts';
 import { type VmidClaim, VmLife, type VmState } from './vm-state.ts';
 
 const E = constants.errno;
@@ -106,6 +106,9 @@ export class EmbeddedHsm implements Hsm {
         return life.vmid;
       },
       log: this.#log,
+      ...(options.engine.eventfds === undefined
+        ? {}
+        : { eventfds: functionEventfds(options.engine.eventfds, options.eventfds) }),
       signal,
       addRegisters: (base, sizeBytes, region) => this.#router.addRegisters(base, sizeBytes, region),
       addMemory: (base, bytes, hostAddress) => this.#engine.mapMemory(base, bytes, hostAddress, true),
@@ -375,6 +378,21 @@ export class EmbeddedHsm implements Hsm {
     this.#engine.destroy();
     this.#life.end();
   }
+}
+
+/** What the engine can do for a function's eventfds. */
+function functionEventfds(engine: EngineEventfds, host: EventfdHost): FunctionEventfds {
+  return {
+    ring: (address, value, fd) => {
+      const spec = { fd, address, space: 'mmio', sizeBytes: 4, dataMatch: BigInt(value) } as const;
+      return engine.ioeventfd(spec, true) === 0 ? { dispose: () => void engine.ioeventfd(spec, false) } : undefined;
+    },
+    interrupt: (fd, message) => {
+      const irqfd = engine.irqfd(fd, message);
+      return typeof irqfd === 'number' ? undefined : irqfd;
+    },
+    watch: (fd, onSignal) => host.watch(fd, onSignal),
+  };
 }
 
 /** Interrupt messages go to FEExxxxx (Intel SDM vol. 3, 11.11.1). */

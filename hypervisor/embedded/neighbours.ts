@@ -14,6 +14,7 @@ import { closeFd, OpenFlag, openFile } from '../../devicemodel/core/host/files.t
 import { ensureOwnFolder, FolderMode, makeParents } from '../../devicemodel/core/host/folders.ts';
 import { pathFailure } from '../../devicemodel/core/host/path-failure.ts';
 import type { Log } from '../../devicemodel/core/log.ts';
+import { Doorbells, type RegionBells } from './doorbells.ts';
 import type { VuartAddress } from './scenario.ts';
 import { VUART_FIFO_BYTES, VUART_FIFO_RESERVE, type VuartWire } from './vpci/vuart.ts';
 
@@ -54,10 +55,13 @@ export class Neighbours {
   readonly #peers = new Set<Peer>();
   readonly #doorbells = new Map<string, (vector: number) => void>();
   readonly #vuarts = new Map<number, LocalVuart>();
+  readonly #bells: Doorbells | undefined;
 
-  constructor(directory: string, log: Log) {
+  /** @param hasBells the engine can ring and be rung by eventfds: doorbells need not come this way. */
+  constructor(directory: string, log: Log, { hasBells = false }: { readonly hasBells?: boolean } = {}) {
     this.#directory = directory;
     this.#log = log.child('neighbours');
+    if (hasBells) this.#bells = new Doorbells(this.#log);
   }
 
   /** Take the lowest free id, and meet who is there already. @throws HostError when the run directory is unusable. */
@@ -87,6 +91,11 @@ export class Neighbours {
     if (this.#directory === ROOT_DIRECTORY) ensureOwnFolder(parent, FolderMode.public);
     else if (basename(parent).startsWith('acrn')) ensureOwnFolder(parent, FolderMode.private);
     ensureOwnFolder(this.#directory, FolderMode.private);
+  }
+
+  /** This VM's vectors in a region, as eventfds; undefined where the engine has no use for them. @throws HostError */
+  bells(region: string, vectors: number): RegionBells | undefined {
+    return this.#bells?.open(region, vectors);
   }
 
   onDoorbell(region: string, handler: (vector: number) => void): void {
@@ -147,6 +156,7 @@ export class Neighbours {
       this.#vmid = vmid;
       this.#server = await listen(`${this.#directory}/vm-${vmid}.sock`, (socket) => this.#adopt(socket));
       for (const peer of this.#peers) this.#introduce(peer);
+      this.#bells?.join(vmid, sockets.keys(), (id) => `${this.#directory}/vm-${id}.bells`);
       return;
     }
     throw new HostError(`${this.#directory}: ${MAX_VMID} VMs run on this host already`, 0);
@@ -158,6 +168,7 @@ export class Neighbours {
     for (const peer of this.#peers) peer.close();
     this.#peers.clear();
     this.#doorbells.clear();
+    this.#bells?.leave();
     this.#vuarts.clear();
   }
 

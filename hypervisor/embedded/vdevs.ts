@@ -4,7 +4,7 @@ import type { Neighbours } from './neighbours.ts';
 import type { Scenario } from './scenario.ts';
 import { openSharedRegion } from './shared-region.ts';
 import type { VirtualFunction, VirtualFunctionFactory, VirtualFunctionHost } from './virtual-function.ts';
-import { createIvshmem, type IvshmemRegion } from './vpci/ivshmem.ts';
+import { createIvshmem, IVSHMEM_VECTORS, type IvshmemRegion } from './vpci/ivshmem.ts';
 import { createRootPort } from './vpci/root-port.ts';
 import { createVuart } from './vpci/vuart.ts';
 
@@ -62,7 +62,9 @@ function openRegion(
 ): IvshmemRegion | undefined {
   const memory = openSharedRegion(name, sizeBytes);
   if (memory === undefined) return undefined;
+  const bells = host.eventfds === undefined ? undefined : neighbours.bells(name, IVSHMEM_VECTORS);
   return {
+    ...(bells === undefined ? {} : { bells }),
     regionId,
     bytes: memory.bytes,
     hostAddress: memory.address,

@@ -1,6 +1,6 @@
 /** A PCI function the hypervisor itself emulates, as the rest of the hypervisor sees it, and what it may ask for. */
 import type { AccessSize, Bdf, Gpa } from '../../devicemodel/core/address.ts';
-import type { IoRegion, MsiSink } from '../../devicemodel/core/device.ts';
+import type { IoRegion, MsiMessage, MsiSink } from '../../devicemodel/core/device.ts';
 import type { HvVdev } from '../../devicemodel/core/hsm/vdev.ts';
 import type { Log } from '../../devicemodel/core/log.ts';
 
@@ -20,11 +20,22 @@ export interface VirtualFunction {
   dispose(): void;
 }
 
+/** Eventfds that the engine serves in the kernel, for a function's own. Present where it can. */
+export interface FunctionEventfds {
+  /** A write of these 4 bytes to the address rings the eventfd and comes to nobody else. @returns undefined: it cannot be had. */
+  ring(address: Gpa, value: number, fd: number): { dispose(): void } | undefined;
+  /** The eventfd interrupts the guest. @returns undefined: it cannot be had. */
+  interrupt(fd: number, message: MsiMessage): { dispose(): void } | undefined;
+  /** The eventfd calls back. */
+  watch(fd: number, onSignal: () => void): { dispose(): void };
+}
+
 /** What a function gets from its VM. */
 export interface VirtualFunctionHost extends MsiSink {
   /** 1 for the first User VM of this host. */
   readonly vmid: number;
   readonly log: Log;
+  readonly eventfds?: FunctionEventfds;
   /** Registers at a guest-physical range; an overlap is the guest's doing, the newest range wins. */
   addRegisters(base: Gpa, sizeBytes: number, region: IoRegion): { dispose(): void };
   /** Bytes of this process at a guest-physical range. */

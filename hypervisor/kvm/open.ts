@@ -51,7 +51,7 @@ export async function openKvmHsm(options: KvmHsmOptions): Promise<Hsm> {
   const kvm = options.kvm ?? openDevice();
   try {
     checkKvm(kvm, cpus.length);
-    const neighbours = new Neighbours(options.runDirectory ?? defaultRunDirectory(), log);
+    const neighbours = new Neighbours(options.runDirectory ?? defaultRunDirectory(), log, { hasBells: true });
     const engine = new KvmEngine({
       kvm,
       vcpuCount: cpus.length,

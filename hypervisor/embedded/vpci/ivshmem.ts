@@ -7,7 +7,9 @@ import { ConfigSpace, MULTIFUNCTION } from '../../../devicemodel/chips/pci-confi
 import { type AccessSize, formatBdf } from '../../../devicemodel/core/address.ts';
 import type { IoRegion } from '../../../devicemodel/core/device.ts';
 import type { IvshmemVdev } from '../../../devicemodel/core/hsm/vdev.ts';
+import type { RegionBells } from '../doorbells.ts';
 import type { VirtualFunction, VirtualFunctionHost } from '../virtual-function.ts';
+import { KernelBells } from './ivshmem-bells.ts';
 import { PlacedBars } from './placed-bars.ts';
 
 /** Memory controller, RAM. */
@@ -22,7 +24,7 @@ const Bar = { Registers: 0, Msix: 1, Memory: 2 } as const;
 const REGISTERS_BYTES = 256;
 const MSIX_BYTES = 4096;
 const PBA_OFFSET = MSIX_BYTES / 2;
-const VECTORS = 8;
+export const IVSHMEM_VECTORS = 8;
 
 /** BAR0. */
 const Reg = { InterruptMask: 0x0, InterruptStatus: 0x4, IvPosition: 0x8, Doorbell: 0xc } as const;
@@ -32,6 +34,8 @@ export interface IvshmemRegion {
   readonly regionId: number;
   readonly bytes: Uint8Array;
   readonly hostAddress: bigint | undefined;
+  /** Doorbells that the kernel passes on; the others come by `ring` and `onRing`. */
+  readonly bells?: RegionBells;
   /** Ring another VM. An unknown one is the guest's mistake. */
   ring(peer: number, vector: number): void;
   /** Doorbells for this VM come here from now on. */
@@ -44,19 +48,40 @@ class Ivshmem implements VirtualFunction {
   readonly #config = new ConfigSpace({ sizeBytes: 4096, otherRegisters: 'read-only' });
   readonly #bars = new PlacedBars(this.#config);
   readonly #region: IvshmemRegion;
+  #bells: KernelBells | undefined;
 
   constructor(vdev: IvshmemVdev, region: IvshmemRegion, host: VirtualFunctionHost) {
     this.bdf = vdev.bdf;
     this.#region = region;
     const headerType = vdev.bdf.function === 0 ? MULTIFUNCTION : 0;
     this.#config.setIdentity({ ...Id, subsystemId: region.regionId, headerType });
-    const msix = new Msix(VECTORS, Bar.Msix, host, PBA_OFFSET);
+    const msix = new Msix(IVSHMEM_VECTORS, Bar.Msix, host, PBA_OFFSET);
     msix.attach(this.#config);
     const registers = new Registers(host.vmid, region);
     const bars = this.#bars;
-    bars.add({ index: Bar.Registers, kind: 'mem32', sizeBytes: REGISTERS_BYTES }, vdev.registersBar, (at) =>
-      host.addRegisters(at, REGISTERS_BYTES, registers),
-    );
+    const onRing = (vector: number) => {
+      msix.signal(vector);
+      if (!msix.isEnabled || vector >= IVSHMEM_VECTORS) {
+        host.log.guest(
+          () => `ivshmem ${formatBdf(this.bdf)}: doorbell ${vector}, but MSI-X is off or has no such vector`,
+        );
+      }
+    };
+    const { eventfds, vmid } = host;
+    const { bells } = region;
+    if (bells !== undefined && eventfds !== undefined) {
+      this.#bells = new KernelBells({ vmid, bells, eventfds, msix, onRing });
+    }
+    bars.add({ index: Bar.Registers, kind: 'mem32', sizeBytes: REGISTERS_BYTES }, vdev.registersBar, (at) => {
+      const mapping = host.addRegisters(at, REGISTERS_BYTES, registers);
+      this.#bells?.place(at + Reg.Doorbell);
+      return {
+        dispose: () => {
+          this.#bells?.place(undefined);
+          mapping.dispose();
+        },
+      };
+    });
     bars.add({ index: Bar.Msix, kind: 'mem32', sizeBytes: MSIX_BYTES }, vdev.msixBar, (at) =>
       host.addRegisters(at, MSIX_BYTES, msix),
     );
@@ -66,14 +91,7 @@ class Ivshmem implements VirtualFunction {
       (at) => host.addMemory(at, region.bytes, region.hostAddress),
     );
 
-    region.onRing((vector) => {
-      msix.signal(vector);
-      if (!msix.isEnabled || vector >= VECTORS) {
-        host.log.guest(
-          () => `ivshmem ${formatBdf(this.bdf)}: doorbell ${vector}, but MSI-X is off or has no such vector`,
-        );
-      }
-    });
+    region.onRing(onRing);
   }
 
   readConfig(offset: number, size: AccessSize): number {
@@ -84,6 +102,7 @@ class Ivshmem implements VirtualFunction {
   }
   dispose(): void {
     this.#bars.dispose();
+    this.#bells?.dispose();
     this.#region.dispose();
   }
 }

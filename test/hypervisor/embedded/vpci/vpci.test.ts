@@ -5,7 +5,12 @@ import type { AccessSize } from '../../../../devicemodel/core/address.ts';
 import type { IoRegion, MsiMessage } from '../../../../devicemodel/core/device.ts';
 import type { IvshmemVdev, RootPortVdev, VuartVdev } from '../../../../devicemodel/core/hsm/vdev.ts';
 import { silentLog } from '../../../../devicemodel/core/log.ts';
-import type { VirtualFunction, VirtualFunctionHost } from '../../../../hypervisor/embedded/virtual-function.ts';
+import type { OnBells } from '../../../../hypervisor/embedded/doorbells.ts';
+import type {
+  FunctionEventfds,
+  VirtualFunction,
+  VirtualFunctionHost,
+} from '../../../../hypervisor/embedded/virtual-function.ts';
 import { createIvshmem, type IvshmemRegion } from '../../../../hypervisor/embedded/vpci/ivshmem.ts';
 import { createRootPort } from '../../../../hypervisor/embedded/vpci/root-port.ts';
 import {
@@ -146,6 +151,94 @@ function sizeOfBar(fn: VirtualFunction, offset: number): number {
   fn.writeConfig(offset, 4, old);
   return -mask >>> 0;
 }
+
+/** An engine that serves eventfds by itself: what it was asked for. */
+function kernelEventfds() {
+  const rings = new Map<string, number>();
+  const messages = new Map<number, MsiMessage>();
+  const watched = new Map<number, () => void>();
+  const put = <K, V>(map: Map<K, V>, key: K, value: V) => {
+    map.set(key, value);
+    return { dispose: () => void map.delete(key) };
+  };
+  const eventfds: FunctionEventfds = {
+    ring: (address, value, fd) => put(rings, `${address.toString(16)} ${value.toString(16)}`, fd),
+    interrupt: (fd, message) => put(messages, fd, message),
+    watch: (fd, onSignal) => put(watched, fd, onSignal),
+  };
+  return { eventfds, rings, messages, watched };
+}
+
+describe('doorbells in the kernel', () => {
+  const own = [10, 11, 12, 13, 14, 15, 16, 17];
+  function make() {
+    const kernel = kernelEventfds();
+    const host = Object.assign(new FakeHost(), { eventfds: kernel.eventfds });
+    let handler: OnBells = () => {};
+    const bells = {
+      own,
+      disposals: 0,
+      onPeers: (on: OnBells) => void (handler = on),
+      dispose: () => void bells.disposals++,
+    };
+    const region = Object.assign(new FakeRegion(), { bells });
+    const fn = createIvshmem(ivshmemVdev, region, host);
+    return {
+      ...kernel,
+      host,
+      fn,
+      bells,
+      msix: host.at(ivshmemVdev.msixBar),
+      setPeer: (vmid: number, fds?: number[]) => handler(vmid, fds),
+    };
+  }
+  const at = (base: number, vmid: number, vector: number) =>
+    `${(base + 0xc).toString(16)} ${((vmid << 16) | vector).toString(16)}`;
+  /** MSI-X on, and vector 2 to an address. */
+  const unmask = (msix: IoRegion, fn: VirtualFunction, data = 0x41) => {
+    let capability = fn.readConfig(0x34, 1);
+    while (fn.readConfig(capability, 1) !== 0x11) capability = fn.readConfig(capability + 1, 1);
+    fn.writeConfig(capability + 2, 2, 0x8000);
+    for (const [offset, value] of [0xfee0_0000, 0, data, 0].entries()) msix.write(2 * 16 + 4 * offset, 4, value);
+  };
+
+  test('a write of the register rings the vector of the VM it names, its own included, wherever the register is', () => {
+    const { rings, fn, setPeer } = make();
+    expect(rings.get(at(0x8000_0000, 3, 7))).toBe(17);
+    expect(rings.size).toBe(8);
+    setPeer(5, [50, 51]);
+    expect(rings.get(at(0x8000_0000, 5, 1))).toBe(51);
+    fn.writeConfig(0x10, 4, 0x9000_0000);
+    expect(rings.get(at(0x9000_0000, 5, 1))).toBe(51);
+    expect(rings.size).toBe(10);
+    setPeer(5);
+    expect(rings.size).toBe(8);
+  });
+
+  // Mutation: without the comparison in #route, each write of the table takes the irqfd away and makes it again.
+  test('a vector with a message interrupts in the kernel; masked, it becomes pending here', () => {
+    const { messages, watched, msix, fn, host } = make();
+    expect([...watched.keys()]).toEqual(own);
+    unmask(msix, fn);
+    expect([...messages]).toEqual([[12, { address: 0xfee0_0000, data: 0x41 }]]);
+    expect(watched.has(12)).toBe(false);
+    msix.write(2 * 16 + 12, 4, 1);
+    expect(messages.size).toBe(0);
+    watched.get(12)?.();
+    expect(host.messages).toEqual([]);
+    msix.write(2 * 16 + 12, 4, 0);
+    expect(host.messages).toEqual([{ address: 0xfee0_0000, data: 0x41 }]);
+    expect(messages.size).toBe(1);
+  });
+
+  test('the end takes everything away', () => {
+    const { rings, messages, watched, msix, fn, bells, setPeer } = make();
+    unmask(msix, fn);
+    setPeer(5, [50]);
+    fn.dispose();
+    expect([rings.size, messages.size, watched.size, bells.disposals]).toEqual([0, 0, 0, 1]);
+  });
+});
 
 describe('ivshmem', () => {
   test('the header says what it is and where its BARs are', () => {

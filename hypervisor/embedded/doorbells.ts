@@ -1,0 +1,195 @@
+/**
+ * Doorbells between User VMs of different processes without either process: each VM has an eventfd for every vector of a
+ * region, and gives it to the others that have the region. Whoever has it can make the guest's register write ring it in
+ * the kernel (ioeventfd), and the VM can have it interrupt its guest there (irqfd).
+ *
+ * Every two VMs have one connection, over which each says what it has. Its end takes everything back: a VM that is gone,
+ * however it went, leaves nothing.
+ */
+import { rmSync } from 'node:fs';
+import { Eventfd } from '../../devicemodel/core/host/eventfd.ts';
+import { acceptFds, connectForFds, listenForFds, receiveFds, sendFds } from '../../devicemodel/core/host/fd-socket.ts';
+import { watchFd } from '../../devicemodel/core/host/fd-watch.ts';
+import { closeFd } from '../../devicemodel/core/host/files.ts';
+import type { Log } from '../../devicemodel/core/log.ts';
+
+/** The vectors of another VM in a region: the function has to be done with them when it is told of `undefined`. */
+export type OnBells = (vmid: number, bells: readonly number[] | undefined) => void;
+
+/** This VM's vectors in one region, and the way to those of others. */
+export interface RegionBells {
+  /** An eventfd for each vector of this VM. */
+  readonly own: readonly number[];
+  /** Told of all that are there, and from then on of those that come and go. */
+  onPeers(handler: OnBells): void;
+  dispose(): void;
+}
+
+/** What VMs tell each other; the descriptors of `bells` come with it. */
+type Message =
+  | { readonly kind: 'hello'; readonly vmid: number }
+  | { readonly kind: 'bells'; readonly region: string }
+  | { readonly kind: 'gone'; readonly region: string };
+
+interface Peer {
+  vmid: number;
+  readonly fd: number;
+  readonly unwatch: () => void;
+  /** By region. The descriptors are ours. */
+  readonly bells: Map<string, readonly number[]>;
+}
+
+interface Region {
+  readonly own: readonly Eventfd[];
+  handler: OnBells | undefined;
+}
+
+export class Doorbells {
+  readonly #log: Log;
+  readonly #peers = new Set<Peer>();
+  readonly #regions = new Map<string, Region>();
+  #path = '';
+  #listener = -1;
+  #unwatch: (() => void) | undefined;
+  #vmid = 0;
+
+  constructor(log: Log) {
+    this.#log = log;
+  }
+
+  /**
+   * Meet the others; under the lock of the run folder, so that no two VMs miss each other.
+   * @param pathOf where a VM listens. @param others who is there. @throws HostError
+   */
+  join(vmid: number, others: Iterable<number>, pathOf: (vmid: number) => string): void {
+    this.#vmid = vmid;
+    this.#path = pathOf(vmid);
+    rmSync(this.#path, { force: true }); // of a VM that had this id and was killed
+    this.#listener = listenForFds(this.#path);
+    this.#unwatch = watchFd(this.#listener, () => {
+      const fd = acceptFds(this.#listener);
+      if (fd !== undefined) this.#adopt(fd);
+    });
+    for (const other of others) {
+      const fd = connectForFds(pathOf(other));
+      // One that came up without: its doorbells go the other way, by message.
+      if (fd !== undefined) this.#adopt(fd);
+    }
+  }
+
+  leave(): void {
+    for (const peer of this.#peers) this.#drop(peer);
+    for (const name of [...this.#regions.keys()]) this.#forget(name);
+    if (this.#listener < 0) return;
+    this.#unwatch?.();
+    closeFd(this.#listener);
+    this.#listener = -1;
+    rmSync(this.#path, { force: true });
+  }
+
+  /** @throws HostError */
+  open(name: string, vectors: number): RegionBells {
+    const own = Array.from({ length: vectors }, () => new Eventfd());
+    const region: Region = { own, handler: undefined };
+    this.#regions.set(name, region);
+    for (const peer of this.#peers) this.#offer(peer, name, region);
+    return {
+      own: own.map(({ fd }) => fd),
+      onPeers: (handler) => {
+        region.handler = handler;
+        for (const { vmid, bells } of this.#peers) {
+          const fds = bells.get(name);
+          if (fds !== undefined) handler(vmid, fds);
+        }
+      },
+      dispose: () => {
+        if (this.#regions.get(name) === region) this.#forget(name);
+      },
+    };
+  }
+
+  #forget(name: string): void {
+    const region = this.#regions.get(name);
+    this.#regions.delete(name);
+    for (const peer of this.#peers) send(peer, { kind: 'gone', region: name });
+    for (const eventfd of region?.own ?? []) eventfd.dispose();
+  }
+
+  #adopt(fd: number): void {
+    const peer: Peer = { vmid: 0, fd, bells: new Map(), unwatch: watchFd(fd, () => this.#receive(peer)) };
+    this.#peers.add(peer);
+    send(peer, { kind: 'hello', vmid: this.#vmid });
+    for (const [name, region] of this.#regions) this.#offer(peer, name, region);
+  }
+
+  #offer(peer: Peer, name: string, { own }: Region): void {
+    send(
+      peer,
+      { kind: 'bells', region: name },
+      own.map(({ fd }) => fd),
+    );
+  }
+
+  #receive(peer: Peer): void {
+    const received = receiveFds(peer.fd);
+    if (received === undefined) return;
+    if (received === 'ended') {
+      this.#drop(peer);
+      return;
+    }
+    const message = parse(received.text);
+    if (message === undefined || (message.kind !== 'hello' && peer.vmid === 0)) {
+      for (const fd of received.fds) closeFd(fd);
+      this.#log.warn('doorbells: a message that no VM sends; the connection is closed');
+      this.#drop(peer);
+      return;
+    }
+    switch (message.kind) {
+      case 'hello':
+        peer.vmid = message.vmid;
+        break;
+      case 'bells':
+        this.#lose(peer, message.region);
+        peer.bells.set(message.region, received.fds);
+        this.#regions.get(message.region)?.handler?.(peer.vmid, received.fds);
+        break;
+      case 'gone':
+        this.#lose(peer, message.region);
+        break;
+    }
+  }
+
+  #lose(peer: Peer, name: string): void {
+    const fds = peer.bells.get(name);
+    if (fds === undefined) return;
+    peer.bells.delete(name);
+    this.#regions.get(name)?.handler?.(peer.vmid, undefined);
+    for (const fd of fds) closeFd(fd);
+  }
+
+  #drop(peer: Peer): void {
+    if (!this.#peers.delete(peer)) return;
+    for (const name of [...peer.bells.keys()]) this.#lose(peer, name);
+    peer.unwatch();
+    closeFd(peer.fd);
+  }
+}
+
+function send(peer: Peer, message: Message, fds: readonly number[] = []): void {
+  sendFds(peer.fd, JSON.stringify(message), fds);
+}
+
+function parse(text: string): Message | undefined {
+  let message: Partial<Record<string, unknown>>;
+  try {
+    message = JSON.parse(text) as Partial<Record<string, unknown>>;
+  } catch {
+    return undefined;
+  }
+  const { kind, vmid, region } = message ?? {};
+  const isVmid = Number.isInteger(vmid) && (vmid as number) > 0 && (vmid as number) <= 0xffff;
+  const isRegion = typeof region === 'string' && region !== '';
+  return (kind === 'hello' && isVmid) || ((kind === 'bells' || kind === 'gone') && isRegion)
+    ? (message as Message)
+    : undefined;
+}

@@ -1,0 +1,120 @@
+/** Doorbells by eventfd between VMs, here several in one process with a folder of their own. */
+import { existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, expect, test } from 'vitest';
+import { signalEventfd, takeEventfd } from '../../../devicemodel/core/host/eventfd.ts';
+import { connectForFds, receiveFds, sendFds } from '../../../devicemodel/core/host/fd-socket.ts';
+import { closeFd } from '../../../devicemodel/core/host/files.ts';
+import { silentLog } from '../../../devicemodel/core/log.ts';
+import { Neighbours } from '../../../hypervisor/embedded/neighbours.ts';
+import { memoryLog } from '../../support/memory-log.ts';
+
+const REGION = 'hv:/shm0';
+
+let directory: string;
+const cleanUp: Array<() => void> = [];
+beforeEach(() => {
+  directory = mkdtempSync(join(tmpdir(), 'doorbells-'));
+});
+afterEach(() => {
+  for (const step of cleanUp.splice(0).reverse()) step();
+  rmSync(directory, { recursive: true, force: true });
+});
+
+async function until(condition: () => boolean): Promise<void> {
+  const end = performance.now() + 10_000;
+  while (!condition()) {
+    if (performance.now() > end) throw new Error('it did not happen');
+    await new Promise((resolve) => setTimeout(resolve, 2));
+  }
+}
+
+/** A VM with a region, and what it knows of others. */
+async function vm(name: string, { region = REGION, hasBells = true, log = silentLog } = {}) {
+  const neighbours = new Neighbours(directory, log, { hasBells });
+  const { vmid, release } = await neighbours.join(name);
+  cleanUp.push(release);
+  const bells = neighbours.bells(region, 8);
+  const peers = new Map<number, readonly number[]>();
+  bells?.onPeers((peer, fds) => void (fds === undefined ? peers.delete(peer) : peers.set(peer, fds)));
+  return { vmid, release, bells, peers };
+}
+
+const openFds = () => readdirSync('/proc/self/fd').length;
+
+test('each has the eventfds of the other: ringing one is heard there, on that vector alone', async () => {
+  const first = await vm('a');
+  const second = await vm('b');
+  await until(() => first.peers.has(2) && second.peers.has(1));
+  signalEventfd(first.peers.get(2)?.[3] as number);
+  expect(second.bells?.own.map((fd) => takeEventfd(fd))).toEqual([0, 0, 0, 1, 0, 0, 0, 0]);
+  signalEventfd(second.peers.get(1)?.[0] as number);
+  expect(takeEventfd(first.bells?.own[0] as number)).toBe(1);
+});
+
+test('only VMs that have the region, also one that comes to have it later or lets it go', async () => {
+  const first = await vm('a');
+  const other = await vm('b', { region: 'hv:/other' });
+  const third = await vm('c');
+  await until(() => first.peers.has(3) && third.peers.has(1));
+  expect([[...first.peers.keys()], [...other.peers.keys()]]).toEqual([[3], []]);
+  third.bells?.dispose();
+  await until(() => first.peers.size === 0);
+});
+
+// Mutation: without the loop over bells in #drop, descriptors of VMs that are gone stay open for ever.
+test('VMs that come and go leave no descriptor and no file', async () => {
+  const first = await vm('a');
+  const before = openFds();
+  for (let i = 0; i < 20; i++) {
+    const guest = await vm(`g${i}`);
+    await until(() => first.peers.has(guest.vmid) && guest.peers.has(first.vmid));
+    guest.release();
+    await until(() => first.peers.size === 0 && !existsSync(join(directory, 'vm-2.sock')));
+  }
+  await until(() => openFds() <= before);
+  expect(readdirSync(directory).sort()).toEqual(['lock', 'vm-1.bells', 'vm-1.sock']);
+});
+
+test('a VM without them is met as before', async () => {
+  const first = await vm('a');
+  const soft = await vm('b', { hasBells: false });
+  expect(soft.bells).toBeUndefined();
+  const third = await vm('c');
+  await until(() => first.peers.has(3));
+  expect([...first.peers.keys()]).toEqual([3]);
+  expect(third.vmid).toBe(3);
+});
+
+test.each([
+  ['no JSON', 'hello'],
+  ['no object', 'null'],
+  ['unknown', '{"kind":"boo"}'],
+  ['before a hello', '{"kind":"bells","region":"hv:/shm0"}'],
+  ['no id of a VM', '{"kind":"hello","vmid":0}'],
+])('a stranger that says %s is hung up on, and its descriptors are closed', async (_what, text) => {
+  const { log, lines } = memoryLog();
+  const { bells } = await vm('a', { log });
+  const before = openFds();
+  const fd = connectForFds(join(directory, 'vm-1.bells')) as number;
+  expect(sendFds(fd, text, bells?.own ?? [])).toBe(true);
+  await until(() => lines.some((line) => line.includes('a message that no VM sends')));
+  // What was said before it hung up, then the end.
+  await until(() => {
+    const received = receiveFds(fd);
+    for (const own of typeof received === 'object' ? received.fds : []) closeFd(own);
+    return received === 'ended';
+  });
+  closeFd(fd);
+  await until(() => openFds() <= before);
+});
+
+test('what was left by a VM that was killed is in nobody’s way', async () => {
+  const first = await vm('a');
+  first.release();
+  writeFileSync(join(directory, 'vm-1.bells'), '');
+  const again = await vm('a');
+  const second = await vm('b');
+  await until(() => again.peers.has(2) && second.peers.has(1));
+});
