@@ -1,13 +1,13 @@
 #!/bin/bash
 # Two User VMs on the embedded hypervisor. One writes a text into the memory they share and rings the other's doorbell;
-# then they talk over their vUARTs, which two-vms.json connects. Both power off by themselves.
+# then they talk over their vUARTs, which two-vms.json connects. Both power off by themselves. HYPERVISOR=kvm: on /dev/kvm.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 repo=$(cd "$here/../.." && pwd)
 
 # vm NAME VUART_INDEX COMMANDS: one VM, its console lines marked with its name
 vm() {
-  ${DM:-node "$repo/dist/acrn-dm.js"} --hypervisor soft --scenario "$here/two-vms.json" -m 128M \
+  ${DM:-node "$repo/dist/acrn-dm.js"} --hypervisor "${HYPERVISOR:-soft}" --scenario "$here/two-vms.json" -m 128M \
     -s 0:0,hostbridge -s 1:0,lpc -l com1,stdio \
     -s 5,ivshmem,hv:/two_vms,2 \
     -s 6,uart,vuart_idx:"$2" \
