@@ -3,6 +3,7 @@
 #   test/rig/virtio.sh                 builds what the guest needs, boots the rig, runs the rest of the script inside
 #   DM="node DIR/acrn-dm.js" …         another device model than dist/acrn-dm.js
 #   TRANSPORT="legacy modern" …        virtio transports, one after the other
+#   HYPERVISOR=kvm …                   on the embedded hypervisor with the rig's own KVM, no ACRN in between
 #
 # A script sources this file first. Outside of the rig that call does not come back; inside it defines what follows.
 # Status: 0 passed, 1 failed, 125 the rig itself failed twice.
@@ -44,8 +45,9 @@ rig_outside() {
   fi
   "$rig/build.sh" > /dev/null || exit 125
   rig_build_guest "$build" || exit 125
-  export DM=${DM:-node $rig_repo/dist/acrn-dm.js} TRANSPORT=${TRANSPORT:-} RIG_TIMEOUT=${RIG_TIMEOUT:-280}
-  export RIG_PASS="DM TRANSPORT ${RIG_PASS:-}"
+  export DM=${DM:-node $rig_repo/dist/acrn-dm.js} TRANSPORT=${TRANSPORT:-} HYPERVISOR=${HYPERVISOR:-acrn}
+  export RIG_TIMEOUT=${RIG_TIMEOUT:-280}
+  export RIG_PASS="DM TRANSPORT HYPERVISOR ${RIG_PASS:-}"
   RIG_OUT=${RIG_OUT:-$(mktemp -d)}
   export RIG_OUT
   for try in 1 2; do
@@ -81,16 +83,16 @@ host_modules() {
 # guest_script [FILE]: what the guest runs at its start; lines it prints with "OK " or "BAD " are results.
 guest_script() { pack_guest_script "${1:-/dev/null}" | cat "$HSMRIG_BUILD/virtio-guest.gz" - > /run/initrd; }
 
-# start_dm OPTION...: a guest with its console in $guest_log, in the background. $WORDS: more kernel words.
+# start_dm OPTION...: a guest with its console in $guest_log, in the background. $WORDS: more kernel words; $CPUS.
 start_dm() {
-  if [ -z "${runner:-}" ]; then
+  if [ -z "${runner:-}" ] && [ "$HYPERVISOR" = acrn ]; then
     echo "${HUGE_PAGES:-200}" > /proc/sys/vm/nr_hugepages
     mkdir -p /run/acrn /var/log
     "$HSMRIG_BUILD/runner" 0 & runner=$!
     sleep 0.3
   fi
   # shellcheck disable=SC2086
-  $DM -m "${MEM:-128M}" -k "$HSMRIG_BUILD/vmlinuz" -r /run/initrd --cpu_affinity 0 \
+  $DM --hypervisor "$HYPERVISOR" -m "${MEM:-128M}" -k "$HSMRIG_BUILD/vmlinuz" -r /run/initrd --cpu_affinity "${CPUS:-0}" \
     -B "console=ttyS0 panic=-1 quiet no_timer_check nokaslr tsc=reliable tsc_early_khz=$TSC_KHZ lpj=$((TSC_KHZ * 4)) pci=lastbus=0,noearly random.trust_cpu=1 run=sh@/test ${WORDS:-}" \
     -s 0:0,hostbridge -s 1:0,lpc -l com1,stdio "$@" vm1 < "${STDIN:-/dev/null}" > "$guest_log" 2>&1 &
   dm=$!

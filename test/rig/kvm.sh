@@ -1,0 +1,53 @@
+#!/bin/bash
+# Debian amd64 on the embedded hypervisor with the machine's own KVM: several vCPUs (CPUS=0,1,2,3: four), a disk used by
+# all of them, S3, a reboot, and the power button. HYPERVISOR=kvm test/rig/virtio.sh has the devices.
+export HYPERVISOR=kvm CPUS=${CPUS:-0,1} RIG_PASS="CPUS"
+export RIG_TIMEOUT=${RIG_TIMEOUT:-290}
+. "$(dirname "$0")/lib.sh"
+
+count=$(echo "$CPUS" | tr ',' '\n' | wc -l)
+type_at_console
+guest_script
+# The driver of the power button, for the guest.
+version=$(cat "$HSMRIG_BUILD/ready")
+mkdir -p /run/button/lib
+cp "$HSMRIG_BUILD/image/lib/modules/$version/kernel/drivers/acpi/button.ko" /run/button/lib/
+(cd /run/button && find lib | cpio -o -H newc --quiet | gzip -1) >> /run/initrd
+truncate -s 32M /run/disk.img
+
+WORDS="stay no_console_suspend" start_dm -s "3,virtio-blk,/run/disk.img,writeback"
+check "the guest is there" wait_for 200 GUEST-DONE
+sleep 1
+check "with $count vCPUs" guest "test \$(grep -c ^processor /proc/cpuinfo) = $count"
+if [ "$count" -gt 1 ]; then
+  check "a thread for each of them" test "$(cat /proc/"$dm"/task/*/comm | grep -c '^vcpu')" = "$count"
+  check "each of them writes and reads the disk" guest "insmod /lib/virtio_blk.ko 2> /dev/null; ls /sys/block/vda > /dev/null && \
+for c in \$(seq 0 $((count - 1))); do taskset -p \$((1 << c)) \$\$ > /dev/null; \
+dd if=/dev/urandom of=/tmp/d bs=1M count=1 2> /dev/null; dd if=/tmp/d of=/dev/vda seek=\$c bs=1M oflag=direct 2> /dev/null; \
+dd if=/dev/vda of=/tmp/e skip=\$c bs=1M count=1 iflag=direct 2> /dev/null; cmp /tmp/d /tmp/e || bad=1; done; test -z \"\$bad\"" 60
+fi
+
+echo "-- S3, woken by its RTC"
+check "the alarm is set" guest 'echo deep > /sys/power/mem_sleep; echo 0 > /sys/class/rtc/rtc0/wakealarm; echo +10 > /sys/class/rtc/rtc0/wakealarm'
+echo 'echo mem > /sys/power/state; echo "alarmed-$?"' >&8
+check "the guest goes on where it was" wait_for 100 alarmed-0
+check "with $count vCPUs" guest "test \$(cat /sys/devices/system/cpu/online) = 0$([ "$count" = 1 ] || echo "-$((count - 1))")"
+
+echo "-- reboot"
+echo 'reboot -f' >&8
+check "the guest comes up again" life 2 150
+sleep 1
+check "with $count vCPUs" guest "test \$(grep -c ^processor /proc/cpuinfo) = $count"
+
+echo "-- SIGTERM"
+check "the power button has a driver" guest 'insmod /lib/button.ko && sleep 1 && grep -q "Power Button" /sys/class/input/event*/device/name'
+# What is typed is echoed: in two pieces there.
+echo 'f=$(grep -l "Power Button" /sys/class/input/event*/device/name); (head -c 24 /dev/input/$(echo $f | cut -d/ -f5) > /dev/null; echo button-""pressed; poweroff -f) &' >&8
+sleep 2
+kill -TERM "$dm"
+check "the guest hears of it" wait_for 60 button-pressed
+wait_dm 60
+check "status 0" test $? = 0
+check "ACPI S5" grep -q 'poweroff: guest entered ACPI S5' "$guest_log"
+[ "$failures" = 0 ] || tail -60 "$guest_log"
+finish
