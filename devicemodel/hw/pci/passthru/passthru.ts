@@ -49,7 +49,7 @@ class Passthrough implements PassthroughPciFunction {
   readonly #rom: ExpansionRom | undefined;
   readonly #graphics: GraphicsMemory | undefined;
   readonly #line: InterruptLine | undefined;
-  readonly #rootPort: RootPort | undefined;
+  #rootPort: RootPort | undefined;
   readonly #notes: string[];
   #config: ConfigSpace | undefined;
   #placement: PciPlacement | undefined;
@@ -214,6 +214,9 @@ class Passthrough implements PassthroughPciFunction {
       port.create(hsm, this.#placement);
     } catch (error) {
       log.warn(`no PTM for ${this.#fn.name}: ${(error as Error).message}`);
+      // There is no bus below it, and the guest's tables name none.
+      port.bus.release();
+      this.#rootPort = undefined;
       return undefined;
     }
     this.#took('root port', () => port.destroy(hsm));

@@ -260,6 +260,20 @@ describe('the virtual root port', () => {
     expect(m.lines.filter((line) => line.includes(`no virtual root port: ${why}`))).toHaveLength(1);
   });
 
+  // Mutation: keep the bus in `#plugRootPort`.
+  test('that the hypervisor refuses leaves the function where it is, and no bus behind', () => {
+    host.add('00:1c.0', { ...port, ptm: [6, 3] }).add('02:00.0', { ...card, ptm: [1, 0] });
+    const m = machine();
+    m.hsm.createVdev = () => {
+      throw new Error('planned');
+    };
+    m.plug('0:6.0', passthru, options('02/00/0,enable_ptm')).power();
+    expect(m.hsm.names).toEqual(['ASSIGN_PCIDEV']);
+    expect(m.hsm.calls[0]).toMatchObject({ assignment: { virtualBdf: bdf('0:6.0') } });
+    expect(m.lines.filter((line) => line.includes('no PTM for 02:00.0: planned'))).toHaveLength(1);
+    expect(m.host.report().map(({ secondaryBus }) => secondaryBus)).toEqual([undefined]);
+  });
+
   test('extended capabilities that lead in a circle, or read as all ones, end', () => {
     host.add('00:1c.0', { ...port, registers: [[0x100, 0x1001_0001]] }).add('02:00.0', { ...card, ptm: [1, 0] });
     host.add('03:00.0', { ...card, registers: [[0x100, 0xffff_ffff]] });
