@@ -4,7 +4,7 @@
  */
 import type { Socket } from 'node:net';
 import type { Clock } from '../devicemodel/core/clock.ts';
-import { attributed } from '../devicemodel/core/errors.ts';
+import { attributed, ConfigError } from '../devicemodel/core/errors.ts';
 import { listenUnix, type UnixListener } from '../devicemodel/core/host/unix-listener.ts';
 import type { Log } from '../devicemodel/core/log.ts';
 import type { VmEvent, VmEvents } from '../devicemodel/core/vm-events.ts';
@@ -258,6 +258,9 @@ export class CmdMonitor implements FrontDoor {
         return Buffer.byteLength(argument) > MAX_ARGUMENT_BYTES
           ? false
           : this.#commands.run('blkrescan', { medium: argument });
+      case 'eject':
+      case 'insert':
+        return this.#changeMedium(command, argument);
       case 'register_vm_event_client':
         if (this.#eventClient !== undefined) return false;
         this.#eventClient = socket;
@@ -265,6 +268,18 @@ export class CmdMonitor implements FrontDoor {
       default:
         return undefined;
     }
+  }
+
+  /** `SLOT[@PORT]` of a CD drive, and for `insert` behind a comma what is put into it. */
+  async #changeMedium(command: 'eject' | 'insert', argument: string): Promise<boolean> {
+    const [, slot, port, medium] = /^([\d:]+)(?:@(\d+))?(?:,(.+))?$/s.exec(argument) ?? [];
+    if (slot === undefined || (command === 'insert') !== (medium !== undefined)) {
+      throw new ConfigError(`expected SLOT[@PORT]${command === 'insert' ? ',PATH[,OPTIONS]' : ''}`);
+    }
+    const drive = { slot, port: Number(port ?? 0) };
+    if (medium === undefined) await this.#commands.run('eject', drive);
+    else await this.#commands.run('insert', { ...drive, medium });
+    return true;
   }
 
   #sendEvent(text: string): void {

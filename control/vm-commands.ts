@@ -30,6 +30,18 @@ function command<S extends v.GenericSchema, R>(spec: Command<S, R>): Command<S, 
 /** For the log: who asked, and why. */
 const reason = v.pipe(v.string(), v.nonEmpty());
 
+/** A drive of an ahci: where the controller is, and the port. */
+const drive = {
+  slot: v.pipe(v.string(), v.regex(/^(\d+|\d+:\d+:\d+)$/, 'expected SLOT or BUS:SLOT:FUNCTION')),
+  port: v.optional(v.pipe(v.number(), v.integer(), v.minValue(0), v.maxValue(31)), 0),
+};
+
+/** @throws ConfigError while the VM has no devices: before its first life, and between two. */
+function boardOf(vm: CommandTarget['vm']): NonNullable<CommandTarget['vm']['board']> {
+  if (vm.board === undefined) throw new ConfigError('the VM has no devices now');
+  return vm.board;
+}
+
 export const vmCommands = {
   shutdown: command({
     summary:
@@ -95,6 +107,18 @@ export const vmCommands = {
     summary: 'Give a virtio-blk that was started with nodisk its medium. Result: whether it has it now.',
     args: v.object({ medium: v.pipe(v.string(), v.regex(/^\s*\d+(:\d+:\d+)?,.+$/s, 'expected SLOT,PATH[,OPTIONS]')) }),
     run: async ({ vm }, args): Promise<boolean> => (await vm.board?.rescanBlockDevice(args.medium)) ?? false,
+  }),
+  eject: command({
+    summary:
+      'Take the medium out of a CD drive of ahci, whatever the guest thinks of it, once what is being read from it has ' +
+      'come. Does nothing to an empty drive.',
+    args: v.object({ ...drive }),
+    run: async ({ vm }, { slot, port }): Promise<void> => boardOf(vm).changeMedium(slot, port, undefined),
+  }),
+  insert: command({
+    summary: 'Put a medium into an empty CD drive of ahci; the guest hears of it.',
+    args: v.object({ ...drive, medium: v.pipe(v.string(), v.regex(/^[^,]/, 'expected PATH[,OPTIONS]')) }),
+    run: async ({ vm }, { slot, port, medium }): Promise<void> => boardOf(vm).changeMedium(slot, port, medium),
   }),
 };
 

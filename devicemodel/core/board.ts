@@ -68,6 +68,12 @@ export interface Board {
   pressPowerButton(isUnheardToo?: boolean): boolean;
   /** A `nodisk` block device gets a medium. @param argument `SLOT,PATH[,OPTIONS]`. @returns whether it has it now. */
   rescanBlockDevice(argument: string): Promise<boolean>;
+  /**
+   * The medium of a CD drive: taken out, whatever the guest thinks of it, or put into an empty drive.
+   * @param slot `SLOT` of bus 0, or `BUS:SLOT:FUNCTION`. @param medium `PATH[,OPTIONS]`; undefined: take it out.
+   * @throws ConfigError, HostError, StorageHangError
+   */
+  changeMedium(slot: string, port: number, medium: string | undefined): Promise<void>;
 }
 
 export type BoardFactory = (parts: BoardParts) => Promise<Board>;

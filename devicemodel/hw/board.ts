@@ -370,6 +370,13 @@ class Pc implements Board {
     }
   }
 
+  async changeMedium(slot: string, port: number, medium: string | undefined): Promise<void> {
+    const [bus, device, fnNumber] = slot.includes(':') ? slot.split(':').map(Number) : [0, Number(slot), 0];
+    const at = { bus: bus as number, device: device as number, function: fnNumber as number };
+    const { changeMedium } = await import('./pci/ahci/ahci.ts');
+    await changeMedium(this.pciConfig.functionAt(at), port, medium);
+  }
+
   #attachSerialPorts(): void {
     const { config, pio, undo } = this.#parts;
     for (const com of config.com) {

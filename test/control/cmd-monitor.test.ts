@@ -124,6 +124,24 @@ describe('commands', () => {
     await c.replies(DONE + REFUSED);
   });
 
+  test('eject and insert name a drive, and a medium', async () => {
+    const { path, calls } = await startMonitor();
+    const c = client(path);
+    c.send('{"command":"eject","arguments":"7"}');
+    c.send('{"command":"insert","arguments":"0:7:1@2,/disc,with a comma,ro"}');
+    await c.replies(DONE + DONE);
+    for (const wrong of [
+      'eject","arguments":"7,/disc',
+      'insert","arguments":"7',
+      'eject","arguments":"7@40',
+      'eject',
+    ]) {
+      c.send(`{"command":"${wrong}"}`);
+    }
+    await c.replies(DONE + DONE + REFUSED.repeat(4));
+    expect(calls).toEqual(['medium of 7 port 0: out', 'medium of 0:7:1 port 2: /disc,with a comma,ro']);
+  });
+
   test('missing arguments, other types and longer ones than 319 bytes are refused', async () => {
     const { path, calls } = await startMonitor();
     const c = client(path);

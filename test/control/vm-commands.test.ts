@@ -15,6 +15,8 @@ test('each does to the VM what its summary says', async () => {
   expect(commands.run('query', {})).toBe('paused');
   expect(await commands.run('blkrescan', { medium: '4,/disk,ro' })).toBe(true);
   expect(await commands.run('blkrescan', { medium: '5,/disk' })).toBe(false);
+  await commands.run('eject', { slot: '7' });
+  await commands.run('insert', { slot: '0:7:1', port: 2, medium: '/disc.iso' });
   expect(calls).toEqual([
     'poweroff: planned',
     'poweroff: planned',
@@ -22,6 +24,8 @@ test('each does to the VM what its summary says', async () => {
     'wake',
     'blkrescan 4,/disk,ro',
     'blkrescan 5,/disk',
+    'medium of 7 port 0: out',
+    'medium of 0:7:1 port 2: /disc.iso',
   ]);
 });
 
@@ -48,6 +52,9 @@ test.each([
   ['blkrescan', { medium: '' }, /^blkrescan: medium: expected SLOT,PATH/],
   ['blkrescan', { medium: 'x,/disk' }, /^blkrescan: medium: expected SLOT,PATH/],
   ['blkrescan', { medium: 7 }, /^blkrescan: medium: /],
+  ['eject', { slot: 'x' }, /^eject: slot: expected SLOT or BUS:SLOT:FUNCTION/],
+  ['eject', { slot: '7', port: 32 }, /^eject: port: /],
+  ['insert', { slot: '7', medium: '' }, /^insert: medium: expected PATH/],
 ] as const)('%s with %o is refused before the VM hears of it', (name, args, message) => {
   const { commands, calls } = fakeTarget();
   const run = () => commands.run(name as VmCommandName, args as never);

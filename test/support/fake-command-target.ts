@@ -32,6 +32,9 @@ export function fakeTarget(options: FakeTargetOptions = {}): FakeTarget {
           calls.push(`blkrescan ${medium}`);
           return rescan(medium);
         },
+        changeMedium: async (slot: string, port: number, medium: string | undefined) => {
+          calls.push(`medium of ${slot} port ${port}: ${medium ?? 'out'}`);
+        },
       } as Partial<Board> as Board,
       power: {
         request: (event) => {

@@ -78,6 +78,7 @@ function makeBoard(parts: BoardParts, trace: string[], hooks: SmallVmHooks): Boa
     resume: () => void trace.push('resume'),
     pressPowerButton: () => hooks.onPowerButton?.() ?? false,
     rescanBlockDevice: async () => false,
+    changeMedium: async () => {},
   };
 }
 

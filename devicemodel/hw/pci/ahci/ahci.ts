@@ -10,15 +10,24 @@ import { ConfigError, StoppedError } from '../../../core/errors.ts';
 import { GuestRam } from '../../../core/guest-buffers.ts';
 import { leaveThreadBehind } from '../../../core/host/exit-hooks.ts';
 import type { Log } from '../../../core/log.ts';
+import { checkOptions } from '../../../core/options.ts';
 import { powerOfTwoAtLeast } from '../../../core/units.ts';
 import { openImageQueue } from '../../storage/open-queue.ts';
 import { definePciDriver, type PciEnv } from '../driver.ts';
-import type { EmulatedPciFunction, PciIdentity } from '../function.ts';
+import type { EmulatedPciFunction, PciFunction, PciIdentity } from '../function.ts';
 import { Msi, type MsiOptions } from '../msi.ts';
 import { AtaDisk } from './ata-disk.ts';
 import { AtapiDrive } from './atapi-drive.ts';
 import { Medium, type OpenQueue } from './medium.ts';
-import { type AhciOptions, ahciCdInfo, ahciInfo, type DriveImage, type PortOptions } from './options.ts';
+import {
+  type AhciOptions,
+  ahciCdInfo,
+  ahciInfo,
+  type DriveImage,
+  ImageSchema,
+  type PortOptions,
+  parseDriveImage,
+} from './options.ts';
 import { Port, type PortHost } from './port.ts';
 import { CAP2_APST, Cap, Ghc, HbaReg, PORT_BYTES, PORTS_OFFSET, SLOTS, VERSION } from './registers.ts';
 
@@ -324,6 +333,17 @@ function serialOf(text: string): string {
   const MAX_DIGESTED = 256;
   const digest = createHash('md5').update(Buffer.from(text).subarray(0, MAX_DIGESTED)).digest('hex').toUpperCase();
   return `ACRN--${digest.slice(0, 4)}-${digest.slice(4, 8)}-${digest.slice(8, 12)}`;
+}
+
+/**
+ * Take the medium out of a CD drive, or put one in.
+ * @param text `PATH[,option…]`, as of a port on the command line; undefined: take it out.
+ * @throws ConfigError, HostError, StorageHangError
+ */
+export async function changeMedium(fn: PciFunction | undefined, port: number, text: string | undefined): Promise<void> {
+  if (!(fn instanceof Ahci)) throw new ConfigError('there is no ahci in that slot');
+  const image = text === undefined ? undefined : checkOptions(ImageSchema, parseDriveImage('ahci', text));
+  await fn.changeMedium(port, image);
 }
 
 const create = (options: AhciOptions, env: PciEnv) => new Ahci(options, env);
