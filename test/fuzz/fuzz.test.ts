@@ -1,6 +1,7 @@
 /** Hostile guests for a few seconds, the same ones every time. Longer and other ones: npm run fuzz. */
 import { expect, test } from 'vitest';
 import { whyNoSoftHypervisor } from '../support/program.ts';
+import { fuzzAhci } from './ahci.ts';
 import { fuzzFaults } from './faults.ts';
 import { fuzzPlatform } from './platform.ts';
 import { Random } from './random.ts';
@@ -8,6 +9,7 @@ import { fuzzVirtio } from './virtio.ts';
 
 const VIRTIO_STEPS = 150_000;
 const PLATFORM_STEPS = 200_000;
+const AHCI_STEPS = 40_000;
 
 test('the same seed gives the same numbers, all of them in range', () => {
   const numbers = (seed: number) => {
@@ -29,6 +31,11 @@ test(`${VIRTIO_STEPS} steps of hostile virtio drivers`, { timeout: 120_000 }, as
 test(`${PLATFORM_STEPS} requests of a hostile guest to the whole board`, { timeout: 120_000 }, async () => {
   const { lives } = await fuzzPlatform(1, PLATFORM_STEPS);
   expect(lives).toBeGreaterThan(3);
+});
+
+test(`${AHCI_STEPS} steps of hostile drivers of ahci`, { timeout: 120_000 }, async () => {
+  const { interrupts } = await fuzzAhci(1, AHCI_STEPS);
+  expect(interrupts).toBeGreaterThan(AHCI_STEPS / 50);
 });
 
 test.skipIf(whyNoSoftHypervisor() !== undefined)(

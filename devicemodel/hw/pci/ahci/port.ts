@@ -387,8 +387,7 @@ export class Port implements DrivePort, CommandOwner {
   finish(command: Command, status: number, error: number): void {
     this.#tfd = status | (error << 8);
     if (!isError(status)) this.#ci &= ~command.bit;
-    if (!this.#frames.isReceiving) return;
-    this.#frames.registers(status, error, command.fis, true);
+    if (this.#frames.isReceiving) this.#frames.registers(status, error, command.fis, true);
     this.#answered(status, PortInt.D2hRegister);
   }
 
@@ -404,15 +403,17 @@ export class Port implements DrivePort, CommandOwner {
     this.#tfd = (this.#tfd & ~SDB_STATUS) | (status & SDB_STATUS);
     const done = isError(status) ? 0 : command.bit;
     this.#sact &= ~done;
-    if (!this.#frames.isReceiving) return;
-    this.#frames.deviceBits(status, error, done, FisFlag.Interrupt);
+    if (this.#frames.isReceiving) this.#frames.deviceBits(status, error, done, FisFlag.Interrupt);
     this.#answered(status, PortInt.SetDeviceBits);
   }
 
-  /** Compat: where frames are not received there are no interrupts either, and errors do not stop the port. */
+  /**
+   * An error halts the port. Compat: a frame that nobody receives makes no interrupt; but the error does, and halts: C
+   * begins the same command again for ever.
+   */
   #answered(status: number, interrupt: number): void {
     if (isError(status)) this.#isHalted = true;
-    this.#raise(interrupt | (isError(status) ? PortInt.TaskFileError : 0));
+    this.#raise((this.#frames.isReceiving ? interrupt : 0) | (isError(status) ? PortInt.TaskFileError : 0));
   }
 
   pioSetup(): void {

@@ -177,6 +177,20 @@ describe('errors', () => {
   });
 });
 
+test('an error with FRE off halts the port all the same: the command is not begun again and again', async () => {
+  const { driver } = await diskMachine();
+  driver.start(0);
+  driver.set(0, 'cmd', 0x07);
+  for (const command of [0xff, 0x60]) {
+    driver.prepare(0, 1, { ...READ, command, lba: SECTORS });
+    driver.issueQueued(0, 1);
+    expect(driver.get(0, 'pis') & 0x40000000).not.toBe(0);
+    driver.set(0, 'cmd', 0x06);
+    driver.set(0, 'pis', 0xffffffff);
+    driver.set(0, 'cmd', 0x07);
+  }
+});
+
 describe('stopping and resetting while storage does not answer', () => {
   test('ST=0: CR stays until the storage has given the memory back; then new commands run', async () => {
     const { driver, queue } = await stalled();
