@@ -9,7 +9,8 @@ import { EventStream } from '../control/event-stream.ts';
 import type { FrontDoor } from '../control/front-doors.ts';
 import { connectSignals } from '../control/signals.ts';
 import type { VmCommandArgs, VmCommandName, VmCommandResult, VmCommands } from '../control/vm-commands.ts';
-import { claimName, defaultApiSocket } from '../control/vm-folder.ts';
+import { claimName } from '../control/vm-folder.ts';
+import { defaultApiSocket } from '../control/vm-paths.ts';
 import type { AfterEnd, ApiSocket, EventMonitorTarget, VmConfig } from '../devicemodel/core/config.ts';
 import type { PowerEvent } from '../devicemodel/core/device.ts';
 import { ExitCode, RefusedError } from '../devicemodel/core/errors.ts';
@@ -37,6 +38,8 @@ export class ProcessVmm implements Vmm {
   #launchedMs = 0;
   #vm: VmConfig | undefined;
   #config: ChConfig | undefined;
+  /** The name is taken as long as the API, which is in its folder, is there. */
+  #releaseName: () => void = () => {};
   hasRun = false;
   #ended: Promise<PowerEvent> | undefined;
   #isQuitting = false;
@@ -151,7 +154,8 @@ export class ProcessVmm implements Vmm {
 
   async #run(vm: VmConfig): Promise<PowerEvent> {
     const { log } = this.#options;
-    const releaseName = claimName(vm.name, log);
+    this.#releaseName();
+    this.#releaseName = claimName(vm.name, log);
     let stopFollowing: (() => void) | undefined;
     try {
       this.#launchedMs = performance.now();
@@ -169,7 +173,6 @@ export class ProcessVmm implements Vmm {
       this.#launch = undefined;
       this.hasRun = true;
       stopFollowing?.();
-      releaseName();
     }
   }
 
@@ -221,6 +224,8 @@ export class ProcessVmm implements Vmm {
   async #close(): Promise<void> {
     this.#signals?.close();
     for (const door of this.#doors.splice(0).reverse()) await door.close();
+    this.#releaseName();
+    this.#releaseName = () => {};
   }
 }
 

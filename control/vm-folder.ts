@@ -2,31 +2,25 @@
  * The folder of a running VM: `/run/acrn/vm/NAME/`, or below `$XDG_RUNTIME_DIR` without root. Its `lock` says that the name
  * is taken, on any hypervisor, and goes with the process however that ends; its `api.sock` is where the API listens.
  */
-import { closeSync, constants, ftruncateSync, openSync, readFileSync, writeSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import {
+  closeSync,
+  constants,
+  fstatSync,
+  ftruncateSync,
+  lstatSync,
+  openSync,
+  readFileSync,
+  rmdirSync,
+  rmSync,
+  writeSync,
+} from 'node:fs';
 import { dirname, join } from 'node:path';
 import { ExitCode, HostError } from '../devicemodel/core/errors.ts';
 import { Errno } from '../devicemodel/core/host/errno.ts';
 import { tryLock } from '../devicemodel/core/host/file-lock.ts';
 import { ensureOwnFolder, FolderMode } from '../devicemodel/core/host/folders.ts';
 import type { Log } from '../devicemodel/core/log.ts';
-
-/** Where the folders of all VMs of this user are. `ACRN_RUN_DIR` stands for `/run/acrn`. */
-export function vmFoldersRoot(env: NodeJS.ProcessEnv = process.env, uid = process.geteuid?.() ?? 0): string {
-  const { ACRN_RUN_DIR: asked, XDG_RUNTIME_DIR: ofUser } = env;
-  if (asked !== undefined && asked !== '') return join(asked, 'vm');
-  if (uid === 0) return '/run/acrn/vm';
-  return join(ofUser === undefined || ofUser === '' ? join(tmpdir(), `acrn-${uid}`) : join(ofUser, 'acrn'), 'vm');
-}
-
-export function vmFolder(name: string): string {
-  return join(vmFoldersRoot(), name);
-}
-
-/** Where the API of a VM listens unless it was told otherwise. */
-export function defaultApiSocket(name: string): string {
-  return join(vmFolder(name), 'api.sock');
-}
+import { vmFoldersRoot } from './vm-paths.ts';
 
 /** Made with its parents, which everybody may look into: acrnctl's sockets are in one of them. @throws HostError */
 export function ensureVmFolder(name: string): string {
@@ -67,6 +61,11 @@ export function claimName(name: string, log: Log): () => void {
       },
     );
   }
+  // Whoever had it took it away when it ended, maybe between our opening and locking it: then it is nobody's lock.
+  if (lstatSync(path, { throwIfNoEntry: false })?.ino !== fstatSync(fd).ino) {
+    closeSync(fd);
+    return claimName(name, log);
+  }
   try {
     ftruncateSync(fd);
     writeSync(fd, `${process.pid}\n`);
@@ -74,5 +73,13 @@ export function claimName(name: string, log: Log): () => void {
     // The lock counts; whoever is refused does not hear by whom.
     log.debug(`${path}: ${(error as Error).message}`);
   }
-  return () => closeSync(fd);
+  return () => {
+    try {
+      rmSync(path, { force: true });
+      rmdirSync(dirname(path));
+    } catch {
+      // Something else is in it, such as a socket that is about to go: the next VM of that name finds it.
+    }
+    closeSync(fd);
+  };
 }

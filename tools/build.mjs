@@ -5,6 +5,7 @@
  *   dist/acrn-dm.bundle.cjs     cmd/acrn-dm.ts and what most starts need, one file; packages with native parts stay outside
  *   dist/parts/                 what only some starts need: a device, an engine, a report; see bundle/parts.mjs
  *   dist/acrn-dm.VERSION.cache  compiled code for the V8 this was built with, and a checksum over it and the bundle
+ *   dist/acrnvm.js              the client of the API
  *   dist/yargs.cjs              loaded when the help is asked for
  *   dist/data-thread-main.js    what runs in a thread of its own
  *   dist/*.map                  where in the sources a place in a bundle is; read when a stack is shown
@@ -139,12 +140,12 @@ async function bundle(entryPoints, options) {
 }
 
 /** A file that runs by itself, as CommonJS. import() would need a loader hook that a code cache does not go with. */
-async function oneFile(entryPoint, outfile) {
+async function oneFile(entryPoint, outfile, firstLine = '') {
   const { outputFiles } = await bundle([entryPoint], {
     outfile,
     format: 'cjs',
     supported: { 'dynamic-import': false },
-    banner: { js: '"use strict";const __bundleUrl=require("node:url").pathToFileURL(__filename).href;' },
+    banner: { js: `${firstLine}"use strict";const __bundleUrl=require("node:url").pathToFileURL(__filename).href;` },
   });
   for (const { path, text } of outputFiles) replaceFile(path, text);
 }
@@ -174,6 +175,8 @@ async function program(dist) {
   chmodSync(join(dist, 'acrn-dm.js'), 0o755);
   replaceFile(join(dist, 'package.json'), '{ "type": "commonjs" }\n');
   await oneFile('tools/bundle/yargs.cjs', join(dist, 'yargs.cjs'));
+  await oneFile('cmd/acrnvm/main.ts', join(dist, 'acrnvm.js'), '#!/usr/bin/env node\n');
+  chmodSync(join(dist, 'acrnvm.js'), 0o755);
   for (const thread of threads) await oneFile(thread, join(dist, basename(thread).replace(/\.ts$/, '.js')));
 }
 

@@ -2,7 +2,8 @@ import { existsSync, mkdirSync, readFileSync, statSync, writeFileSync } from 'no
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { claimName, defaultApiSocket, vmFoldersRoot } from '../../control/vm-folder.ts';
+import { claimName } from '../../control/vm-folder.ts';
+import { defaultApiSocket, vmFoldersRoot } from '../../control/vm-paths.ts';
 import { ExitCode, HostError } from '../../devicemodel/core/errors.ts';
 import { memoryLog } from '../support/memory-log.ts';
 import { scratchDirectory } from '../support/pty.ts';
@@ -48,6 +49,7 @@ describe('a name', () => {
     });
     claimName('vm2', log)();
     release();
+    expect(existsSync(scratch.file('run/vm/vm1'))).toBe(false);
     claimName('vm1', log)();
   });
 
@@ -66,9 +68,10 @@ describe('a name', () => {
   });
 
   test('has a folder that nobody else may write to, with the socket of its API', () => {
-    claimName('vm1', memoryLog().log)();
+    const release = claimName('vm1', memoryLog().log);
     expect(statSync(scratch.file('run/vm/vm1')).mode & 0o777).toBe(0o755);
     expect(defaultApiSocket('vm1')).toBe(scratch.file('run/vm/vm1/api.sock'));
     expect(existsSync(defaultApiSocket('vm1'))).toBe(false);
+    release();
   });
 });

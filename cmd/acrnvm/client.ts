@@ -1,0 +1,120 @@
+/** The running VMs of this user, and requests to their APIs. */
+import { readdirSync, readFileSync } from 'node:fs';
+import { request as httpRequest, type IncomingMessage } from 'node:http';
+import { join } from 'node:path';
+import { defaultApiSocket, vmFoldersRoot } from '../../control/vm-paths.ts';
+import { DmError, type DmErrorOptions, ExitCode } from '../../devicemodel/core/errors.ts';
+
+/** What went wrong, and the status acrnvm ends with: that of acrn-dm for the same. */
+export class ClientError extends DmError {
+  override readonly name: string = 'ClientError';
+  constructor(message: string, options: DmErrorOptions = {}) {
+    super(message, { exitCode: ExitCode.Unavailable, ...options });
+  }
+}
+
+/** How long a VM may take to answer. It may be busy: it shares its thread with its guest. */
+const ANSWER_TIMEOUT_MS = 30_000;
+
+export interface Reply {
+  readonly status: number;
+  readonly text: string;
+}
+
+/** @returns the answer, whatever its status. @throws ClientError when nobody answers. */
+export async function ask(socketPath: string, method: string, path: string, body?: object): Promise<Reply> {
+  const response = await open(socketPath, method, path, body);
+  let text = '';
+  for await (const part of response.setEncoding('utf8') as AsyncIterable<string>) text += part;
+  return { status: response.statusCode ?? 0, text };
+}
+
+/** The same for an answer that is read as it comes. */
+export function open(socketPath: string, method: string, path: string, body?: object): Promise<IncomingMessage> {
+  return new Promise((resolve, reject) => {
+    const request = httpRequest({ socketPath, method, path, agent: false }, resolve);
+    const timer = setTimeout(() => request.destroy(new Error('no answer')), ANSWER_TIMEOUT_MS);
+    request.once('response', () => clearTimeout(timer));
+    request.once('error', (cause: NodeJS.ErrnoException) => {
+      clearTimeout(timer);
+      const isGone = cause.code === 'ENOENT' || cause.code === 'ECONNREFUSED';
+      reject(
+        new ClientError(isGone ? `nobody is there (${socketPath})` : `${socketPath}: ${cause.message}`, {
+          cause,
+          exitCode: cause.code === 'EACCES' ? ExitCode.NoPermission : ExitCode.Unavailable,
+          ...(isGone ? { hint: 'acrnvm ls lists the VMs that run' } : {}),
+        }),
+      );
+    });
+    if (body === undefined) request.end();
+    else request.setHeader('content-type', 'application/json').end(JSON.stringify(body));
+  });
+}
+
+/** @returns the answer's JSON, or text. @throws ClientError with what the VM said for an answer that is no success. */
+export async function call(socketPath: string, method: string, path: string, body?: object): Promise<unknown> {
+  const { status, text } = await ask(socketPath, method, path, body);
+  const value: unknown = /^\s*[{[]/.test(text) ? JSON.parse(text) : text;
+  if (status < 400) return value;
+  throw problemError(status, value);
+}
+
+export function problemError(status: number, value: unknown): ClientError {
+  const { detail, hint, exitStatus } = (typeof value === 'object' && value !== null ? value : {}) as {
+    detail?: string;
+    hint?: string;
+    exitStatus?: ExitCode;
+  };
+  return new ClientError(detail ?? `the VM answers ${status}`, {
+    exitCode: exitStatus ?? ExitCode.Unavailable,
+    ...(hint === undefined ? {} : { hint }),
+  });
+}
+
+/** A name, or the path of a socket. */
+export function socketOf(name: string): string {
+  return name.includes('/') ? name : defaultApiSocket(name);
+}
+
+export interface VmRow {
+  readonly name: string;
+  readonly state: string;
+  readonly pid?: number;
+  readonly hypervisor?: string;
+  readonly memoryBytes?: number;
+  readonly uptimeS?: number;
+}
+
+/** Every VM that has a folder; `dead` for what a killed one left. */
+export async function listVms(): Promise<VmRow[]> {
+  const names = foldersIn(vmFoldersRoot());
+  return Promise.all(
+    names.map(async (name): Promise<VmRow> => {
+      try {
+        return { ...((await call(defaultApiSocket(name), 'GET', '/v1/vm')) as VmRow), name };
+      } catch (error) {
+        const cause = (error as Error).cause as NodeJS.ErrnoException | undefined;
+        if (cause?.code === 'EACCES') return { name, state: 'not ours' };
+        return isHeld(name) ? { name, state: 'without an API' } : { name, state: 'dead' };
+      }
+    }),
+  );
+}
+
+function foldersIn(path: string): string[] {
+  try {
+    return readdirSync(path).sort();
+  } catch {
+    return [];
+  }
+}
+
+/** Whether the process that took the name is there. */
+function isHeld(name: string): boolean {
+  try {
+    process.kill(Number(readFileSync(join(vmFoldersRoot(), name, 'lock'), 'utf8')), 0);
+    return true;
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === 'EPERM';
+  }
+}

@@ -1,0 +1,163 @@
+/** `acrnvm doctor`: what of this host a User VM may miss, and the command that mends it. Reads only. */
+import { accessSync, constants, existsSync, readdirSync, readFileSync, statSync } from 'node:fs';
+import { listVms } from './client.ts';
+
+export interface Finding {
+  readonly what: string;
+  readonly verdict: 'ok' | 'warn' | 'fail';
+  readonly detail: string;
+  /** A command. */
+  readonly mend?: string;
+}
+
+const { R_OK, W_OK } = constants;
+
+function can(path: string, mode = R_OK | W_OK): boolean {
+  try {
+    accessSync(path, mode);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+function read(path: string): string {
+  try {
+    return readFileSync(path, 'utf8').trim();
+  } catch {
+    return '';
+  }
+}
+
+/** A device node that is there, and may be opened. */
+function node(what: string, path: string, ifMissing: Pick<Finding, 'verdict' | 'detail' | 'mend'>): Finding {
+  if (!existsSync(path)) return { what, ...ifMissing };
+  if (can(path)) return { what, verdict: 'ok', detail: path };
+  return {
+    what,
+    verdict: 'fail',
+    detail: `${path} may not be opened by this user`,
+    mend: `sudo setfacl -m u:$USER:rw ${path}`,
+  };
+}
+
+function hugePages(): Finding {
+  const what = 'huge pages';
+  const free = Number(/HugePages_Free:\s+(\d+)/.exec(read('/proc/meminfo'))?.[1] ?? 0);
+  const mib = free * 2;
+  if (free > 0) return { what, verdict: 'ok', detail: `${free} of 2 MiB are free: enough for ${mib} MiB` };
+  return {
+    what,
+    verdict: 'warn',
+    detail: 'none are free; on ACRN they are asked for at a start, which fails when memory is in pieces',
+    mend: 'sudo sysctl vm.nr_hugepages=512',
+  };
+}
+
+/** ACRN takes the CPUs of a User VM from the Service VM. */
+function offlineCpus(): Finding {
+  const what = 'offline CPUs';
+  const offline = read('/sys/devices/system/cpu/offline');
+  if (offline !== '') return { what, verdict: 'ok', detail: offline };
+  return {
+    what,
+    verdict: 'warn',
+    detail: 'all CPUs belong to the Service VM: a User VM with CPUs of its own shares them',
+    mend: 'echo 0 | sudo tee /sys/devices/system/cpu/cpu2/online',
+  };
+}
+
+function iommu(): Finding {
+  const what = 'IOMMU';
+  const groups = existsSync('/sys/kernel/iommu_groups') ? readdirSync('/sys/kernel/iommu_groups').length : 0;
+  if (groups > 0) return { what, verdict: 'ok', detail: `${groups} groups` };
+  return {
+    what,
+    verdict: 'warn',
+    detail: 'none: nothing of this host can be passed through, but on ACRN, which has it to itself',
+  };
+}
+
+function descriptorLimit(): Finding {
+  const what = 'open files';
+  const limit = /Max open files\s+(\d+|unlimited)/.exec(read('/proc/self/limits'))?.[1] ?? 'unlimited';
+  const isEnough = limit === 'unlimited' || Number(limit) >= 1024;
+  return isEnough
+    ? { what, verdict: 'ok', detail: `up to ${limit}` }
+    : { what, verdict: 'warn', detail: `up to ${limit}: a VM with many queues needs more`, mend: 'ulimit -n 4096' };
+}
+
+function stubDriver(): Finding {
+  const what = 'drivers for passthrough';
+  const there = ['pci-stub', 'vfio-pci'].filter((name) => existsSync(`/sys/bus/pci/drivers/${name}`));
+  if (there.length > 0) return { what, verdict: 'ok', detail: there.join(', ') };
+  return { what, verdict: 'warn', detail: 'neither pci-stub nor vfio-pci is loaded', mend: 'sudo modprobe pci-stub' };
+}
+
+async function staleSockets(): Promise<Finding> {
+  const what = 'VMs that were killed';
+  const dead = (await listVms()).filter(({ state }) => state === 'dead').map(({ name }) => name);
+  if (dead.length === 0) return { what, verdict: 'ok', detail: 'nothing left behind' };
+  return { what, verdict: 'warn', detail: dead.join(', '), mend: 'acrnvm prune' };
+}
+
+function runFolder(): Finding {
+  const what = 'folder for sockets';
+  const path = existsSync('/run/acrn') ? '/run/acrn' : '/run';
+  if (process.geteuid?.() !== 0) {
+    const own = process.env['XDG_RUNTIME_DIR'];
+    return own !== undefined && can(own)
+      ? { what, verdict: 'ok', detail: `${own}/acrn` }
+      : {
+          what,
+          verdict: 'warn',
+          detail: 'XDG_RUNTIME_DIR is not set: /tmp is used',
+          mend: 'export XDG_RUNTIME_DIR=/run/user/$UID',
+        };
+  }
+  const isSafe = (statSync(path).mode & 0o022) === 0;
+  return isSafe
+    ? { what, verdict: 'ok', detail: path }
+    : {
+        what,
+        verdict: 'fail',
+        detail: `${path} may be written by others: it is not used`,
+        mend: `sudo chmod go-w ${path}`,
+      };
+}
+
+export async function examineHost(): Promise<Finding[]> {
+  return [
+    node('ACRN', '/dev/acrn_hsm', {
+      verdict: 'warn',
+      detail: 'not on this machine (no /dev/acrn_hsm): VMs run on KVM or the embedded hypervisor',
+    }),
+    node('KVM', '/dev/kvm', {
+      verdict: 'warn',
+      detail: 'not on this machine (no /dev/kvm)',
+      mend: 'sudo modprobe kvm-intel || sudo modprobe kvm-amd',
+    }),
+    hugePages(),
+    offlineCpus(),
+    iommu(),
+    node('taps', '/dev/net/tun', {
+      verdict: 'fail',
+      detail: 'no network for VMs (no /dev/net/tun)',
+      mend: 'sudo modprobe tun',
+    }),
+    node('vhost-net', '/dev/vhost-net', {
+      verdict: 'warn',
+      detail: 'virtio-net with vhost is not possible',
+      mend: 'sudo modprobe vhost-net',
+    }),
+    node('vhost-vsock', '/dev/vhost-vsock', {
+      verdict: 'warn',
+      detail: 'vhost-vsock is not possible',
+      mend: 'sudo modprobe vhost-vsock',
+    }),
+    stubDriver(),
+    descriptorLimit(),
+    runFolder(),
+    await staleSockets(),
+  ];
+}

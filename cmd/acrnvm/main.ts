@@ -1,0 +1,396 @@
+/** acrnvm: what a person or a script does with the VMs that run, by their APIs. */
+import { spawn } from 'node:child_process';
+import { rmSync } from 'node:fs';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+import { parseArgs } from 'node:util';
+import { didYouMean } from '../../config/suggest.ts';
+import { vmFoldersRoot } from '../../control/vm-paths.ts';
+import { DmError, ExitCode } from '../../devicemodel/core/errors.ts';
+import { ClientError, call, listVms, open, problemError, socketOf, type VmRow } from './client.ts';
+import { completionScript, type Verb } from './completion.ts';
+import { attachConsole } from './console.ts';
+import { examineHost } from './doctor.ts';
+
+// ACRN's life manager powers the machine off once no command line names acrn-dm: ours may, by the folder it is in.
+process.title = 'acrnvm';
+
+interface Invocation {
+  readonly words: readonly string[];
+  readonly isJson: boolean;
+  readonly force: boolean;
+  readonly follow: boolean;
+  readonly timeoutS: number;
+  readonly since: string | undefined;
+  /** Behind `--`. */
+  readonly rest: readonly string[];
+}
+
+interface Command extends Verb {
+  run(invocation: Invocation): Promise<ExitCode | undefined>;
+}
+
+function print(text: string): void {
+  process.stdout.write(text.endsWith('\n') ? text : `${text}\n`);
+}
+
+function printJson(value: unknown): void {
+  print(JSON.stringify(value, undefined, 2));
+}
+
+function needed({ words }: Invocation, at: number, what: string): string {
+  const word = words[at];
+  if (word === undefined) throw new ClientError(`${what} is missing`, { exitCode: ExitCode.Usage });
+  return word;
+}
+
+const socket = (invocation: Invocation) => socketOf(needed(invocation, 0, 'the name of the VM'));
+
+/** One order to one VM; `--json` answers with its state. */
+function order(name: string, help: string, method: string, path: string, body?: object): Command {
+  return {
+    name,
+    usage: `${name} VM`,
+    help,
+    takesVm: true,
+    run: async (invocation) => {
+      await call(socket(invocation), method, path, body);
+      if (invocation.isJson) printJson(await call(socket(invocation), 'GET', '/v1/vm'));
+      return undefined;
+    },
+  };
+}
+
+const commands: readonly Command[] = [
+  {
+    name: 'run',
+    usage: 'run FILE | run -- OPTIONS NAME',
+    help: 'start a VM in the foreground, from a file or by options of acrn-dm',
+    takesVm: false,
+    run: async ({ words, rest }) => startVm(rest.length > 0 ? rest : ['--config', ...words]),
+  },
+  {
+    name: 'ls',
+    usage: 'ls',
+    help: 'the VMs that run',
+    takesVm: false,
+    run: async ({ isJson }) => {
+      const vms = await listVms();
+      if (isJson) printJson(vms);
+      else print(table(vms));
+      return undefined;
+    },
+  },
+  {
+    name: 'info',
+    usage: 'info VM',
+    help: 'a VM: state, devices, consoles',
+    takesVm: true,
+    run: async (invocation) => {
+      const at = socket(invocation);
+      const [vm, devices, consoles] = await Promise.all(
+        ['/v1/vm', '/v1/devices', '/v1/consoles'].map((path) => call(at, 'GET', path)),
+      );
+      if (invocation.isJson) printJson({ ...(vm as object), devices, consoles });
+      else print(infoText(vm as VmRow, devices as Device[], consoles as Console[]));
+      return undefined;
+    },
+  },
+  {
+    name: 'stop',
+    usage: 'stop [-f] [-t S] VM',
+    help: 'ask the guest to shut down and wait for it; -f: end it at once',
+    takesVm: true,
+    run: stop,
+  },
+  order('reset', 'start the guest anew', 'PUT', '/v1/vm/power', { action: 'reset' }),
+  order('pause', 'the guest stands still', 'PUT', '/v1/vm/pause'),
+  order('resume', 'a guest that is paused goes on', 'PUT', '/v1/vm/resume'),
+  order('wake', 'wake a suspended guest', 'PUT', '/v1/vm/power', { action: 'wake' }),
+  order('button', 'press the power button', 'PUT', '/v1/vm/power', { action: 'button' }),
+  {
+    name: 'disk',
+    usage: 'disk VM SLOT PATH[,OPTIONS]',
+    help: 'give a virtio-blk that was started with nodisk its medium',
+    takesVm: true,
+    run: async (invocation) => {
+      const slot = needed(invocation, 1, 'the slot');
+      const path = needed(invocation, 2, 'the path');
+      await call(socket(invocation), 'PUT', `/v1/devices/${encodeURIComponent(slot)}/disk`, { path });
+      return undefined;
+    },
+  },
+  {
+    name: 'console',
+    usage: 'console VM [ID]',
+    help: 'this terminal as a console of the VM; Ctrl-] leaves',
+    takesVm: true,
+    run: async (invocation) => {
+      await attachConsole(socket(invocation), invocation.words[1]);
+      return undefined;
+    },
+  },
+  {
+    name: 'events',
+    usage: 'events [-f] [--since N] VM',
+    help: 'what happened; -f: and what happens',
+    takesVm: true,
+    run: events,
+  },
+  {
+    name: 'metrics',
+    usage: 'metrics VM',
+    help: "figures in Prometheus' text format",
+    takesVm: true,
+    run: async (invocation) => {
+      print(String(await call(socket(invocation), 'GET', '/v1/metrics')));
+      return undefined;
+    },
+  },
+  {
+    name: 'doctor',
+    usage: 'doctor',
+    help: 'what of this host a VM may miss, and the command that mends it',
+    takesVm: false,
+    run: doctor,
+  },
+  {
+    name: 'prune',
+    usage: 'prune',
+    help: 'remove what killed VMs left',
+    takesVm: false,
+    run: async ({ isJson }) => {
+      const dead = (await listVms()).filter(({ state }) => state === 'dead').map(({ name }) => name);
+      for (const name of dead) rmSync(join(vmFoldersRoot(), name), { recursive: true, force: true });
+      if (isJson) printJson(dead);
+      else print(dead.length === 0 ? 'nothing was left' : `removed: ${dead.join(', ')}`);
+      return undefined;
+    },
+  },
+  {
+    name: 'config',
+    usage: 'config convert|argv|check|schema ...',
+    help: 'configuration files and command lines, one as the other: as acrn-dm config',
+    takesVm: false,
+    run: async ({ words, rest }) => startVm(['config', ...words, ...(rest.length > 0 ? ['--', ...rest] : [])]),
+  },
+  {
+    name: 'completion',
+    usage: 'completion bash|zsh|fish',
+    help: 'a script for the shell',
+    takesVm: false,
+    run: async (invocation) => {
+      try {
+        print(completionScript(needed(invocation, 0, 'the shell'), commands));
+      } catch (error) {
+        if (error instanceof RangeError) throw new ClientError(error.message, { exitCode: ExitCode.Usage });
+        throw error;
+      }
+      return undefined;
+    },
+  },
+];
+
+/** acrn-dm beside this file, in its place until it ends. */
+function startVm(argv: readonly string[]): Promise<ExitCode> {
+  return new Promise((resolve, reject) => {
+    const child = spawn(process.execPath, [fileURLToPath(new URL('acrn-dm.js', import.meta.url)), ...argv], {
+      stdio: 'inherit',
+    });
+    // The terminal sends its signals to both; what a script sends to us is meant for the VM.
+    for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => child.kill(signal));
+    child.once('error', reject);
+    child.once('exit', (code) => resolve((code ?? ExitCode.VmFailed) as ExitCode));
+  });
+}
+
+/** How often it is looked whether a VM is gone. */
+const POLL_MS = 100;
+
+async function stop(invocation: Invocation): Promise<ExitCode | undefined> {
+  const at = socket(invocation);
+  const { force, timeoutS } = invocation;
+  const body = force ? { action: 'off', force: true } : { action: 'shutdown' };
+  await call(at, 'PUT', '/v1/vm/power', body);
+  const deadlineMs = Date.now() + timeoutS * 1000;
+  for (;;) {
+    try {
+      const { state } = (await call(at, 'GET', '/v1/vm')) as { readonly state: string };
+      if (state === 'ended' || state === 'none') return undefined;
+    } catch (error) {
+      if (error instanceof ClientError && error.cause !== undefined) return undefined;
+      throw error;
+    }
+    if (Date.now() > deadlineMs) {
+      throw new ClientError(`the guest did not shut down within ${timeoutS} s`, {
+        hint: 'acrnvm stop -f ends it at once',
+      });
+    }
+    await sleep(POLL_MS);
+  }
+}
+
+interface ShownEvent {
+  readonly seq: number;
+  readonly time: string;
+  readonly source: string;
+  readonly event: string;
+  readonly data?: object;
+}
+
+function eventText({ time, source, event, data }: ShownEvent): string {
+  return `${time} ${source}.${event}${data === undefined ? '' : ` ${JSON.stringify(data)}`}`;
+}
+
+async function events(invocation: Invocation): Promise<ExitCode | undefined> {
+  const at = socket(invocation);
+  const { isJson, follow, since = '0' } = invocation;
+  const show = (event: ShownEvent) => print(isJson ? JSON.stringify(event) : eventText(event));
+  if (!follow) {
+    for (const event of (await call(at, 'GET', `/v1/events?since=${encodeURIComponent(since)}&wait=0`)) as ShownEvent[])
+      show(event);
+    return undefined;
+  }
+  const response = await open(at, 'GET', `/v1/events?since=${encodeURIComponent(since)}`);
+  if (response.statusCode !== 200) throw problemError(response.statusCode ?? 0, undefined);
+  let rest = '';
+  try {
+    for await (const part of response.setEncoding('utf8') as AsyncIterable<string>) {
+      const lines = (rest + part).split('\n');
+      rest = lines.pop() as string;
+      for (const line of lines)
+        if (line.startsWith('data: ')) show(JSON.parse(line.slice('data: '.length)) as ShownEvent);
+    }
+  } catch {
+    // The VM is gone: so are its events.
+  }
+  return undefined;
+}
+
+async function doctor({ isJson }: Invocation): Promise<ExitCode | undefined> {
+  const findings = await examineHost();
+  if (isJson) printJson(findings);
+  else {
+    const width = Math.max(...findings.map(({ what }) => what.length));
+    for (const { what, verdict, detail, mend } of findings) {
+      print(`${verdict.padEnd(5)} ${what.padEnd(width)}  ${detail}`);
+      if (mend !== undefined) print(`${' '.repeat(width + 8)}${mend}`);
+    }
+  }
+  return findings.some(({ verdict }) => verdict === 'fail') ? ExitCode.Unavailable : undefined;
+}
+
+interface Device {
+  readonly slot: string;
+  readonly driver: string;
+  readonly options: string;
+}
+interface Console {
+  readonly id: string;
+  readonly backend: string;
+}
+
+const MIB = 1024 * 1024;
+
+function table(vms: readonly VmRow[]): string {
+  if (vms.length === 0) return 'no VM runs here';
+  const rows = vms.map(({ name, state, hypervisor = '', memoryBytes, uptimeS, pid }) => [
+    name,
+    state,
+    hypervisor,
+    memoryBytes === undefined ? '' : `${memoryBytes / MIB} MiB`,
+    uptimeS === undefined ? '' : `${uptimeS} s`,
+    pid === undefined ? '' : String(pid),
+  ]);
+  const all = [['NAME', 'STATE', 'HYPERVISOR', 'MEMORY', 'UP', 'PID'], ...rows];
+  const widths = all[0]?.map((_, i) => Math.max(...all.map((row) => row[i]?.length ?? 0))) ?? [];
+  return all
+    .map((row) =>
+      row
+        .map((cell, i) => cell.padEnd(widths[i] ?? 0))
+        .join('  ')
+        .trimEnd(),
+    )
+    .join('\n');
+}
+
+function infoText(vm: VmRow, devices: readonly Device[], consoles: readonly Console[]): string {
+  return [
+    ...Object.entries(vm).map(([key, value]) => `${key}: ${value}`),
+    'devices:',
+    ...devices.map(({ slot, driver, options }) => `  ${slot} ${driver}${options === '' ? '' : ` ${options}`}`),
+    'consoles:',
+    ...consoles.map(({ id, backend }) => `  ${id} ${backend}`),
+  ].join('\n');
+}
+
+const usage = `acrnvm: the User VMs that run here. VM is a name, or the path of an API socket.
+
+${commands.map((command) => `  ${command.usage.padEnd(38)} ${command.help}`).join('\n')}
+
+--json answers in JSON. Exit statuses are those of acrn-dm.`;
+
+function parse(argv: readonly string[]): Invocation {
+  const dashes = argv.indexOf('--');
+  const own = dashes < 0 ? argv : argv.slice(0, dashes);
+  try {
+    const { values, positionals } = parseArgs({
+      args: [...own],
+      allowPositionals: true,
+      options: {
+        json: { type: 'boolean', default: false },
+        force: { type: 'boolean', short: 'f', default: false },
+        timeout: { type: 'string', short: 't', default: '60' },
+        since: { type: 'string' },
+        yaml: { type: 'boolean', default: false },
+      },
+    });
+    const timeoutS = Number(values.timeout);
+    if (!(timeoutS > 0))
+      throw new ClientError(`-t ${values.timeout}: not a time in seconds`, { exitCode: ExitCode.Usage });
+    return {
+      words: values.yaml ? [...positionals, '--yaml'] : positionals,
+      isJson: values.json,
+      force: values.force,
+      follow: values.force,
+      timeoutS,
+      since: values.since,
+      rest: dashes < 0 ? [] : argv.slice(dashes + 1),
+    };
+  } catch (error) {
+    if (error instanceof ClientError) throw error;
+    throw new ClientError((error as Error).message, { exitCode: ExitCode.Usage, cause: undefined });
+  }
+}
+
+async function main(argv: readonly string[]): Promise<ExitCode> {
+  const [verb, ...rest] = argv;
+  if (verb === undefined || verb === 'help' || verb === '--help' || verb === '-h') {
+    print(usage);
+    return verb === undefined ? ExitCode.Usage : ExitCode.Ok;
+  }
+  const command = commands.find(({ name }) => name === verb);
+  if (command === undefined) {
+    const guess = didYouMean(
+      verb,
+      commands.map(({ name }) => name),
+    );
+    throw new ClientError(`there is no command "${verb}"`, {
+      exitCode: ExitCode.Usage,
+      hint: guess === undefined ? 'acrnvm help lists them' : `did you mean ${guess}?`,
+    });
+  }
+  return (await command.run(parse(rest))) ?? ExitCode.Ok;
+}
+
+// Who reads only the first lines is not a failure.
+process.stdout.on('error', () => process.exit(ExitCode.Ok));
+main(process.argv.slice(2)).then(
+  (code) => process.exit(code),
+  (error: unknown) => {
+    const { message, hint } = error as DmError;
+    process.stderr.write(`acrnvm: ${message}\n${hint === undefined ? '' : `hint: ${hint}\n`}`);
+    process.exit(error instanceof DmError ? error.exitCode : ExitCode.Software);
+  },
+);

@@ -1,0 +1,182 @@
+/** The client as a process, against the API of a VM that notes what is asked of it. */
+import { execFile, spawn } from 'node:child_process';
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { build } from 'esbuild';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { openApiDoor } from '../../control/api-door.ts';
+import { defaultApiSocket, vmFolder } from '../../control/vm-paths.ts';
+import { ExitCode } from '../../devicemodel/core/errors.ts';
+import { FakeVmm } from '../support/fake-vmm.ts';
+import { memoryLog } from '../support/memory-log.ts';
+import { scratchDirectory, until } from '../support/pty.ts';
+
+const root = fileURLToPath(new URL('../..', import.meta.url));
+const program = join(root, 'node_modules/.cache/acrn-dm-test/acrnvm.mjs');
+const scratch = scratchDirectory();
+const before = process.env['ACRN_RUN_DIR'];
+beforeAll(async () => {
+  await build({
+    absWorkingDir: root,
+    entryPoints: ['cmd/acrnvm/main.ts'],
+    outfile: program,
+    bundle: true,
+    platform: 'node',
+    format: 'esm',
+    packages: 'external',
+  });
+  process.env['ACRN_RUN_DIR'] = scratch.file('run');
+});
+afterAll(() => {
+  process.env['ACRN_RUN_DIR'] = before;
+  scratch.remove();
+});
+
+let vmm: FakeVmm;
+let close: () => unknown;
+beforeEach(async () => {
+  vmm = new FakeVmm();
+  const door = await openApiDoor({ at: { kind: 'path', path: defaultApiSocket('vm1') }, vmm, log: memoryLog().log });
+  close = () => door.close();
+});
+afterEach(() => close());
+
+function acrnvm(...args: string[]): Promise<{ status: number; stdout: string; stderr: string }> {
+  return new Promise((resolve) => {
+    execFile(process.execPath, [program, ...args], (error, stdout, stderr) => {
+      resolve({ status: error === null ? 0 : Number(error.code), stdout, stderr });
+    });
+  });
+}
+
+test.each([
+  [['reset', 'vm1'], 'reset: asked by the API'],
+  [['pause', 'vm1'], 'pause'],
+  [['resume', 'vm1'], 'resume'],
+  [['wake', 'vm1'], 'wake'],
+  [['button', 'vm1'], 'power button'],
+  [['disk', 'vm1', '4', '/disk.img,ro'], 'blkrescan 4,/disk.img,ro'],
+])('%j is an order', async (argv, call) => {
+  const result = await acrnvm(...argv);
+  expect(vmm.asked).toEqual([call]);
+  // The disk of this VM would be in slot 0:4:0: it is refused, and says so by its status.
+  expect(result.status).toBe(argv[0] === 'disk' ? ExitCode.Unavailable : 0);
+});
+
+test('ls and info, for people and for programs', async () => {
+  mkdirSync(vmFolder('killed'), { recursive: true });
+  writeFileSync(join(vmFolder('killed'), 'lock'), '4194305\n');
+  expect((await acrnvm('ls')).stdout).toMatch(
+    /^NAME +STATE .*\nkilled +dead\nvm1 +running +soft +256 MiB +0 s +\d+\n$/,
+  );
+  expect(JSON.parse((await acrnvm('ls', '--json')).stdout)).toMatchObject([
+    { name: 'killed', state: 'dead' },
+    { name: 'vm1', state: 'running' },
+  ]);
+  expect(JSON.parse((await acrnvm('info', 'vm1', '--json')).stdout)).toMatchObject({
+    name: 'vm1',
+    consoles: [{ id: 'com1' }],
+  });
+  expect((await acrnvm('info', 'vm1')).stdout).toContain('com1 pty /dev/pts/7');
+  expect((await acrnvm('prune')).stdout).toBe('removed: killed\n');
+  expect([existsSync(vmFolder('killed')), existsSync(vmFolder('vm1'))]).toEqual([false, true]);
+});
+
+describe('stop', () => {
+  test('asks the guest and waits until it is gone', async () => {
+    const stopped = acrnvm('stop', 'vm1');
+    await until(() => vmm.asked.length === 1, 'asked');
+    expect(vmm.asked).toEqual(['patient shutdown: asked by the API']);
+    vmm.isBooted = false;
+    vmm.config = undefined;
+    expect(await stopped).toMatchObject({ status: 0, stderr: '' });
+  });
+  test('says when the guest does not, and -f does not ask', async () => {
+    const result = await acrnvm('stop', '-t', '0.2', 'vm1');
+    expect(result).toMatchObject({
+      status: ExitCode.Unavailable,
+      stderr: expect.stringContaining('hint: acrnvm stop -f'),
+    });
+    await acrnvm('stop', '-f', '-t', '0.1', 'vm1');
+    expect(vmm.asked.at(-1)).toBe('forced poweroff: asked by the API');
+  });
+});
+
+test('events, those there were and those that come', async () => {
+  vmm.events.emit('vm', 'booted');
+  expect((await acrnvm('events', 'vm1')).stdout).toMatch(/^\d{4}-\S+Z vm\.booted\n$/);
+  const child = spawn(process.execPath, [program, 'events', '-f', '--json', 'vm1']);
+  let seen = '';
+  child.stdout.on('data', (data) => {
+    seen += data;
+  });
+  await until(() => seen.includes('booted'), 'the kept one');
+  vmm.events.emit('vm', 'paused');
+  await until(() => seen.includes('"paused"'), 'the new one');
+  const exited = new Promise((resolve) => child.on('exit', resolve));
+  await close();
+  expect(await exited).toBe(0);
+});
+
+test('a console is the standard input and output of the client', async () => {
+  const child = spawn(process.execPath, [program, 'console', 'vm1']);
+  let seen = '';
+  child.stdout.on('data', (data) => {
+    seen += data;
+  });
+  await until(() => vmm.listeners.size === 1 && seen === 'login: ', 'attached, with what was there');
+  child.stdin.write('root\n');
+  await until(() => vmm.typed === 'root\n', 'typed');
+  for (const tell of vmm.listeners) tell(Buffer.from('# '));
+  await until(() => seen === 'login: # ', 'shown');
+  const exited = new Promise((resolve) => child.on('exit', resolve));
+  child.stdin.end();
+  expect(await exited).toBe(0);
+});
+
+test('metrics, and the host', async () => {
+  expect((await acrnvm('metrics', 'vm1')).stdout).toContain('acrn_vm_info{name="vm1"');
+  const { stdout } = await acrnvm('doctor', '--json');
+  const findings = JSON.parse(stdout) as { what: string; verdict: string }[];
+  expect(findings.map(({ what }) => what)).toContain('huge pages');
+  expect(findings.every(({ verdict }) => ['ok', 'warn', 'fail'].includes(verdict))).toBe(true);
+});
+
+test.each(['bash', 'zsh', 'fish'])('completion for %s knows every command', async (shell) => {
+  const { stdout } = await acrnvm('completion', shell);
+  for (const verb of ['ls', 'stop', 'console', 'doctor']) expect(stdout).toContain(verb);
+  if (shell === 'bash') {
+    writeFileSync(
+      scratch.file('c.sh'),
+      `${stdout}\nCOMP_WORDS=(acrnvm st); COMP_CWORD=1; _acrnvm; echo "\${COMPREPLY[*]}"\n`,
+    );
+    expect(await new Promise((resolve) => execFile('bash', [scratch.file('c.sh')], (_, out) => resolve(out)))).toBe(
+      'stop\n',
+    );
+  }
+});
+
+describe('mistakes', () => {
+  test.each([
+    [[], ExitCode.Usage, ''],
+    [['stpo', 'vm1'], ExitCode.Usage, 'did you mean stop?'],
+    [['stop'], ExitCode.Usage, 'the name of the VM is missing'],
+    [['stop', '--frob', 'vm1'], ExitCode.Usage, '--frob'],
+    [['info', 'nobody'], ExitCode.Unavailable, 'acrnvm ls lists'],
+    [['console', 'vm1', 'com9'], ExitCode.Unavailable, ''],
+    [['completion', 'csh'], ExitCode.Usage, 'csh'],
+  ])('%j', async (argv, status, text) => {
+    const result = await acrnvm(...argv);
+    expect(result.status).toBe(status);
+    expect(result.stderr).toContain(text);
+    expect(result.stderr).not.toContain('    at ');
+  });
+});
+
+test('its command line does not name the device model: ACRN waits for those to go before it powers the machine off', async () => {
+  const child = spawn(process.execPath, [program, 'events', '-f', 'vm1']);
+  await until(() => readFileSync(`/proc/${child.pid}/cmdline`, 'latin1').startsWith('acrnvm'), 'its own name');
+  expect(readFileSync(`/proc/${child.pid}/cmdline`, 'latin1')).not.toContain('acrn-dm');
+  child.kill();
+});
