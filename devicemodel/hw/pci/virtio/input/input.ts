@@ -2,6 +2,8 @@
 import type { AccessSize } from '../../../../core/address.ts';
 import { Evdev, type InputEvent, type InputSource } from '../../../../core/host/evdev.ts';
 import type { Log } from '../../../../core/log.ts';
+import { DisplaySource } from '../../../input/display-source.ts';
+import { InputHub } from '../../../input/input-hub.ts';
 import { definePciDriver } from '../../driver.ts';
 import type { Chain } from '../ring/chain.ts';
 import { type ChainServer, SLICE_BYTES, type SliceBudget } from '../ring/serve-chains.ts';
@@ -16,7 +18,7 @@ import {
   type VirtioTransport,
 } from '../transport/device.ts';
 import { VirtioPci } from '../transport/transport.ts';
-import { inputInfo } from './options.ts';
+import { displayKindOf, inputInfo } from './options.ts';
 
 const QUEUE_SIZE = 64;
 const EVENTS = 0;
@@ -80,6 +82,11 @@ export class VirtioInput implements VirtioDevice, ChainServer {
 
   attach(transport: VirtioTransport): void {
     this.#transport = transport;
+  }
+
+  /** The guest's driver takes events. */
+  get isListening(): boolean {
+    return this.#transport?.isDriverOk === true;
   }
 
   start(): void {
@@ -253,8 +260,14 @@ function trimmed(bytes: Uint8Array | undefined): Uint8Array | undefined {
 
 export const virtioInput = definePciDriver({
   ...inputInfo,
-  create: (options, env) =>
-    new VirtioPci(new VirtioInput(() => new Evdev(options.path), options.serial, env.log), env, {
+  create: (options, env) => {
+    const kind = displayKindOf(options.path);
+    const open = () =>
+      kind === undefined
+        ? new Evdev(options.path)
+        : new DisplaySource(kind, env.input ?? new InputHub(), () => device.isListening);
+    const device = new VirtioInput(open, options.serial, env.log);
+    return new VirtioPci(device, env, {
       mode: 'modern',
       identity: {
         legacyDeviceId: 0,
@@ -263,5 +276,6 @@ export const virtioInput = definePciDriver({
         subsystemId: 0x1100,
         hasWindowsId: true,
       },
-    }),
+    });
+  },
 });

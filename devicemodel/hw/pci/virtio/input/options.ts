@@ -6,7 +6,10 @@ import { describePciDriver } from '../../driver.ts';
 export const InputOptions = v.strictObject({
   path: v.pipe(
     v.string(),
-    v.metadata({ arg: '/dev/input/eventX', help: 'input device of the host, taken exclusively' }),
+    v.metadata({
+      arg: '/dev/input/eventX|display:keyboard|display:tablet',
+      help: 'input device of the host, taken exclusively; or what is at the viewer of --display',
+    }),
   ),
   serial: v.optional(
     v.pipe(
@@ -17,18 +20,31 @@ export const InputOptions = v.strictObject({
   ),
 });
 
+const DISPLAY = 'display:';
+const KINDS = ['keyboard', 'tablet'] as const;
+
+/** What at the display it is; undefined: a device of the host. */
+export function displayKindOf(path: string): (typeof KINDS)[number] | undefined {
+  return KINDS.find((kind) => path === `${DISPLAY}${kind}`);
+}
+
 /** Compat: as with C everything after the first comma is the serial number. @throws ConfigError */
 export function parseInputText(text: string): Record<string, unknown> {
   const comma = text.indexOf(',');
   const path = comma < 0 ? text : text.slice(0, comma);
   if (path === '') throw new ConfigError('virtio-input: which device? /dev/input/eventX');
+  if (path.startsWith(DISPLAY) && displayKindOf(path) === undefined) {
+    throw new ConfigError(
+      `virtio-input: a display has no "${path.slice(DISPLAY.length)}", it has ${KINDS.join(' and ')}`,
+    );
+  }
   return comma < 0 ? { path } : { path, serial: text.slice(comma + 1) };
 }
 
 export const inputInfo = describePciDriver({
   name: 'virtio-input',
-  summary: 'input device of the host',
+  summary: 'input device of the host, or of a viewer',
   options: InputOptions,
   parseText: parseInputText,
-  hostPaths: ({ path }) => [path],
+  hostPaths: ({ path }) => (displayKindOf(path) === undefined ? [path] : []),
 });
