@@ -3,7 +3,7 @@
  * npm run fuzz -- --device faults [--seed N --minutes M --only TEXT]
  *
  * Devices: `platform` is the whole PC board on a made-up hypervisor; `ahci` the SATA controller with its drives; any other name is the beginning of the names of
- * virtio devices (`virtio-blk`, `virtio-net-modern`, …). Without one: all virtio devices. `faults` is about the host: each
+ * virtio devices (`virtio-blk`, `virtio-net-modern`, `gpu`, …). Without one: all virtio devices. `faults` is about the host: each
  * call that the program makes fails (faults.ts), for M minutes or until all of them did.
  * The same seed does the same again; without one the clock gives it. With `--coverage` the end of the run tells how much
  * of the files in FOLDER it reached, `devicemodel/hw/pci` for one.

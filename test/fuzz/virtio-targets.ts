@@ -11,6 +11,7 @@ import { native } from '../../devicemodel/core/host/libc.ts';
 import type { MeiListener } from '../../devicemodel/core/host/mei.ts';
 import type { VhostOrder } from '../../devicemodel/core/host/vhost.ts';
 import { checkOptions } from '../../devicemodel/core/options.ts';
+import { Display } from '../../devicemodel/hw/display/display.ts';
 import type { PciEnv } from '../../devicemodel/hw/pci/driver.ts';
 import { VirtioBlock } from '../../devicemodel/hw/pci/virtio/block/block.ts';
 import { BlockOptions, parseBlockText } from '../../devicemodel/hw/pci/virtio/block/options.ts';
@@ -18,6 +19,7 @@ import { VirtioConsole } from '../../devicemodel/hw/pci/virtio/console/console.t
 import { ConsoleOptions, type PortOptions, parseConsoleText } from '../../devicemodel/hw/pci/virtio/console/options.ts';
 import { AcrnGpio } from '../../devicemodel/hw/pci/virtio/gpio/gpio.ts';
 import { ModernGpio } from '../../devicemodel/hw/pci/virtio/gpio/modern.ts';
+import { VirtioGpu } from '../../devicemodel/hw/pci/virtio/gpu/gpu.ts';
 import { type HeciHost, VirtioHeci } from '../../devicemodel/hw/pci/virtio/heci/heci.ts';
 import { VirtioI2c } from '../../devicemodel/hw/pci/virtio/i2c/i2c.ts';
 import { VirtioInput } from '../../devicemodel/hw/pci/virtio/input/input.ts';
@@ -452,6 +454,62 @@ function gpio(mode: 'legacy' | 'modern'): Recipe {
   };
 }
 
+/** Requests of every kind, a few resources and scanouts, with a viewer that looks now and then. */
+const gpuRequest: RequestShape = (random, queue) => {
+  if (random.oneIn(16)) return anything(random, 0);
+  const id = () => (random.oneIn(16) ? random.value() : random.below(6));
+  const side = () => (random.oneIn(24) ? random.value() : random.pick([0, 1, 16, 64, 64, 64, 100, 640, 2000]));
+  const rect = () => [random.oneIn(4) ? side() : 0, random.oneIn(4) ? side() : 0, side(), side()];
+  const entry = () => [
+    random.oneIn(8) ? random.value() : random.below(0x8000),
+    0,
+    random.pick([0, 1, 4096, 70_000]),
+    0,
+  ];
+  const entries = Array.from({ length: random.below(8) }, entry).flat();
+  const count = random.oneIn(8) ? random.value() : entries.length / 4;
+  const bodies: Array<readonly [number, number[]]> = [
+    [0x100, []],
+    [0x101, [id(), random.pick([1, 2, 3, 4, 67, 68, 121, 134, 5]), side(), side()]],
+    [0x102, [id(), 0]],
+    [0x103, [...rect(), random.below(4), id()]],
+    [0x104, [...rect(), id(), 0]],
+    [0x105, [...rect(), random.oneIn(4) ? random.value() : 0, random.oneIn(16) ? 1 : 0, id(), 0]],
+    [0x106, [id(), count, ...entries]],
+    [0x107, [id(), 0]],
+    [0x10a, [random.below(4), 0]],
+    [0x10c, [id(), 1, 2, count, 0, 0, side() * 256, 0, ...entries]],
+    [0x10d, [...rect(), random.below(3), id(), side(), side(), 2, 0, side() * 4, 0, 0, 0, side(), 0, 0, 0]],
+    [random.value(), [random.value()]],
+  ];
+  const [type, body] =
+    queue === 1 ? ([0x300 + random.below(2), [0, 1, 2, 0, id(), side(), side(), 0]] as const) : random.pick(bodies);
+  const bytes = words(type, random.below(2), random.value(), 0, 0, 0, ...body);
+  return [
+    piece(false, bytes.length, bytes),
+    ...(queue === 1 ? [] : [piece(true, random.pick([24, 24, 408, 1056, 3]))]),
+  ];
+};
+
+function gpu(): Recipe {
+  const display = new Display();
+  display.watch({ resized: () => {}, damaged: () => {}, cursorChanged: () => {} });
+  const sizes = [
+    { width: 800, height: 600 },
+    { width: 640, height: 480 },
+  ];
+  const into = new Uint8Array(4 * 64 * 64);
+  return modern('virtio-gpu', 16, () => new VirtioGpu({ sizes, display, offersBlobs: () => true, onOwner: () => {} }), {
+    shape: gpuRequest,
+    hostEvent: (random) => {
+      const { width, height } = display.size;
+      const at = { x: random.below(width), y: random.below(height) };
+      display.read({ ...at, width: 1 + random.below(64), height: 1 + random.below(64) }, into, 0, 256);
+      if (random.oneIn(8)) display.requestSize(random.below(3), { width: random.value(), height: random.below(5000) });
+    },
+  });
+}
+
 function vsock(): Recipe {
   const kernel = new FickleVhost();
   return modern('vhost-vsock', 19, (env) => new VhostVsock(5, env.log, kernel), {
@@ -595,6 +653,7 @@ function recipes(scratch: Scratch, workerUrl: URL): Recipe[] {
     gpio('legacy'),
     gpio('modern'),
     input(),
+    gpu(),
     i2c(),
     rpmb(),
     heci(),
@@ -614,7 +673,9 @@ export async function makeTargets(seed: number, filter = ''): Promise<{ targets:
     scratch.dispose();
     worker.remove();
   };
-  const chosen = recipes(scratch, worker.url).filter((recipe) => recipe.name.startsWith(filter));
+  const chosen = recipes(scratch, worker.url).filter(
+    (recipe) => recipe.name.startsWith(filter) || recipe.name.startsWith(`virtio-${filter}`),
+  );
   if (chosen.length === 0) {
     dispose();
     throw new Error(`no virtio device is called ${filter}…`);
