@@ -212,12 +212,13 @@ class Pc implements Board {
   }
 
   async #addOptionalDevices(): Promise<void> {
-    const { config, hsm, log, undo } = this.#parts;
+    const { config, hsm, log, memory, undo, vcpuCount } = this.#parts;
     const { kept = new KeptOverLives() } = this.#options;
     if (this.#options.kept === undefined) undo.defer(() => kept.close());
     const env = {
       keep: kept.keep,
       hsm,
+      machine: { memory, vcpuCount, ...splitRam(config.memoryBytes) },
       hostRoot: this.#options.hostTree?.root ?? '',
       window: new MmioWindow(),
       reserveIrq: (irq: number) => this.#reserveIrq(irq),

@@ -27,6 +27,7 @@ import { wdtI6300esb } from './pci/wdt-i6300esb.ts';
 import { xhciInfo } from './pci/xhci/options.ts';
 import { acpidevPt } from './platform/acpidev/acpidev.ts';
 import type { PlatformDriver } from './platform/driver.ts';
+import { fwCfg } from './platform/fw-cfg.ts';
 import { mmiodevPt } from './platform/mmiodev-pt.ts';
 import { ssram } from './platform/ssram.ts';
 import { vtpm2 } from './platform/vtpm2.ts';
@@ -94,7 +95,7 @@ export const pciDrivers: readonly PciDriverEntry[] = [
 ];
 
 /** Devices that options of their own put on the board: `--vtpm2 …`. */
-export const platformDrivers = [acpidevPt, mmiodevPt, vtpm2, ssram] as const;
+export const platformDrivers = [acpidevPt, mmiodevPt, vtpm2, ssram, fwCfg] as const;
 export type PlatformOptionName = (typeof platformDrivers)[number]['name'];
 
 // biome-ignore lint/suspicious/noExplicitAny: drivers of all option types in one list

@@ -289,6 +289,7 @@ test('every option of the table is understood', () => {
     mmiodev_pt: '1000,1000',
     vtpm2: 'sock_path=/s',
     ssram: 'L2,vcpu=0,size=4K',
+    fw_cfg: 'opt/a,string=x',
     intr_monitor: '1,1,1,1',
     logger_setting: 'console,level=1',
     pm_notify_channel: 'ioc',

@@ -128,6 +128,7 @@ describe('every option of the table', () => {
     mmiodevPt: [['0xfed40000,0x5000', '0xfe000000,0x1000'], '0xfed40000,0x5000', '0xfe000000,0x1000'],
     vtpm2: ['sock_path=/t', 'sock_path=/t'],
     ssram: ['L2,vcpu=0,size=4K', 'L2,vcpu=0,size=4K'],
+    fwCfg: ['opt/a,string=x', 'opt/a,string=x'],
   };
   /** What a member means only beside another, as [member, value, words]. */
   const beside: Readonly<Record<string, readonly [string, unknown, ...string[]]>> = {

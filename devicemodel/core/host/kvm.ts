@@ -110,7 +110,6 @@ export const RunField = {
 
 export const KvmMemoryRegion = struct({ slot: u32, flags: u32, gpa: addr, sizeBytes: addr, hostAddress: u64 });
 export const KVM_MEM_READONLY = 2;
-export const KvmIrqLevel = struct({ irq: u32, level: u32 });
 export const KvmMsi = struct({
   addressLow: u32,
   addressHigh: u32,
@@ -374,7 +373,7 @@ class RealKvm implements Kvm {
 class RealVm implements KvmVm {
   readonly #fd: number;
   readonly #runBytes: number;
-  /** Reused: interrupts come often. */
+  /** Reused: interrupts come often. struct kvm_irq_level: number, level. */
   readonly #line = new Uint32Array(2);
   readonly #msi = new Uint32Array(KvmMsi.size / 4);
 

@@ -8,6 +8,7 @@ import type { PlatformDeviceConfig } from '../../core/config.ts';
 import type { Hsm } from '../../core/hsm/hsm.ts';
 import type { KeptOverLives } from '../../core/kept-over-lives.ts';
 import type { Log } from '../../core/log.ts';
+import type { GuestMemory } from '../../core/memory.ts';
 import type { OptionSchema } from '../../core/options.ts';
 import type { PlatformDevice } from './platform-device.ts';
 
@@ -15,6 +16,13 @@ import type { PlatformDevice } from './platform-device.ts';
 export interface PlatformEnv {
   readonly hsm: Hsm;
   readonly log: Log;
+  /** The guest's memory, and what there is of RAM and vCPUs. */
+  readonly machine: {
+    readonly memory: GuestMemory;
+    readonly lowRamBytes: number;
+    readonly highRamBytes: number;
+    readonly vcpuCount: number;
+  };
   /** Where the host's files are, for a host other than this one. */
   readonly hostRoot?: string;
   /** A device has this input of the IOAPIC: PCI's interrupts keep off it. */

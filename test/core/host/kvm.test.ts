@@ -52,7 +52,6 @@ function expected(): Map<string, number> {
   for (const [field, offset] of Object.entries(run)) values.set(`offsetof(struct kvm_run, ${field})`, offset);
   const structs = {
     kvm_userspace_memory_region: [kvm.KvmMemoryRegion, { gpa: 'guest_phys_addr', sizeBytes: 'memory_size' }],
-    kvm_irq_level: [kvm.KvmIrqLevel, { irq: 'irq', level: 'level' }],
     kvm_msi: [kvm.KvmMsi, { addressLow: 'address_lo', data: 'data', deviceId: 'devid' }],
     kvm_irqfd: [kvm.KvmIrqfd, { fd: 'fd', gsi: 'gsi', flags: 'flags' }],
     kvm_ioeventfd: [
@@ -78,6 +77,8 @@ function expected(): Map<string, number> {
   }
   const { dataMatch, pio, deassign } = kvm.IoeventfdFlag;
   return values
+    .set('sizeof(struct kvm_irq_level)', 8)
+    .set('offsetof(struct kvm_irq_level, level)', 4)
     .set('sizeof(struct kvm_irqchip)', kvm.IRQCHIP_BYTES)
     .set('KVM_IRQCHIP_PIC_MASTER', kvm.KvmIrqchip.pic)
     .set('KVM_IRQCHIP_PIC_SLAVE', kvm.KvmIrqchip['pic-slave'])

@@ -7,6 +7,7 @@ import type { Hsm, PassthroughAbility } from '../../../../devicemodel/core/hsm/h
 import { PioBus } from '../../../../devicemodel/core/io-bus.ts';
 import { KeptOverLives } from '../../../../devicemodel/core/kept-over-lives.ts';
 import { silentLog } from '../../../../devicemodel/core/log.ts';
+import { GuestMemory } from '../../../../devicemodel/core/memory.ts';
 import { HostAcpiDevice } from '../../../../devicemodel/hw/platform/acpidev/resources.ts';
 import { HostTpmDevice } from '../../../../devicemodel/hw/platform/acpidev/tpm.ts';
 import type { PlatformEnv } from '../../../../devicemodel/hw/platform/driver.ts';
@@ -40,6 +41,7 @@ const reserved: number[] = [];
 function env(hsm: Hsm, hostRoot = ''): PlatformEnv {
   return {
     hsm,
+    machine: { memory: new GuestMemory([]), lowRamBytes: 0, highRamBytes: 0, vcpuCount: 1 },
     hostRoot,
     log: silentLog,
     window: new MmioWindow(),
