@@ -6,8 +6,10 @@ import { fuzzFaults } from './faults.ts';
 import { fuzzPlatform } from './platform.ts';
 import { Random } from './random.ts';
 import { fuzzVirtio } from './virtio.ts';
+import { fuzzXhci } from './xhci.ts';
 
 const VIRTIO_STEPS = 150_000;
+const XHCI_STEPS = 100_000;
 const PLATFORM_STEPS = 200_000;
 const AHCI_STEPS = 40_000;
 
@@ -26,6 +28,11 @@ test(`${VIRTIO_STEPS} steps of hostile virtio drivers`, { timeout: 120_000 }, as
   expect(steps).toBe(VIRTIO_STEPS);
   // A fuzzer that breaks everything at once gets nowhere.
   expect(served).toBeGreaterThan(VIRTIO_STEPS / 10);
+});
+
+test(`${XHCI_STEPS} steps of a hostile guest at the USB controller`, { timeout: 120_000 }, async () => {
+  const { interrupts } = await fuzzXhci(1, XHCI_STEPS);
+  expect(interrupts).toBeGreaterThan(XHCI_STEPS / 1000);
 });
 
 test(`${PLATFORM_STEPS} requests of a hostile guest to the whole board`, { timeout: 120_000 }, async () => {

@@ -2,8 +2,9 @@
  * npm run fuzz [-- --seed N --steps N --device NAME --coverage FOLDER]
  * npm run fuzz -- --device faults [--seed N --minutes M --only TEXT]
  *
- * Devices: `platform` is the whole PC board on a made-up hypervisor; `ahci` the SATA controller with its drives; any other name is the beginning of the names of
- * virtio devices (`virtio-blk`, `virtio-net-modern`, `gpu`, …). Without one: all virtio devices. `faults` is about the host: each
+ * Devices: `platform` is the whole PC board on a made-up hypervisor; `ahci` the SATA controller with its drives; `xhci` the
+ * USB controller; any other name is the beginning of the names of virtio devices (`virtio-blk`, `virtio-net-modern`, `gpu`,
+ * …). Without one: all virtio devices. `faults` is about the host: each
  * call that the program makes fails (faults.ts), for M minutes or until all of them did.
  * The same seed does the same again; without one the clock gives it. With `--coverage` the end of the run tells how much
  * of the files in FOLDER it reached, `devicemodel/hw/pci` for one.
@@ -30,6 +31,7 @@ const { fuzzVirtio } = await import('./virtio.ts');
 const { fuzzPlatform } = await import('./platform.ts');
 const { fuzzAhci } = await import('./ahci.ts');
 const { fuzzFaults } = await import('./faults.ts');
+const { fuzzXhci } = await import('./xhci.ts');
 const minutes = values.minutes === undefined ? undefined : Number(values.minutes);
 const startMs = performance.now();
 try {
@@ -40,7 +42,9 @@ try {
         ? await fuzzPlatform(seed, steps)
         : values.device === 'ahci'
           ? await fuzzAhci(seed, steps)
-          : await fuzzVirtio(seed, steps, values.device);
+          : values.device === 'xhci'
+            ? await fuzzXhci(seed, steps)
+            : await fuzzVirtio(seed, steps, values.device);
   const seconds = (performance.now() - startMs) / 1000;
   const facts = Object.entries(result).map(([what, count]) => `${count} ${what}`);
   console.log(`fuzz: seed ${seed}, ${facts.join(', ')}, ${seconds.toFixed(0)} s`);
