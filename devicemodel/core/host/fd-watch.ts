@@ -19,14 +19,19 @@ export function onWatchAdded(listener: () => void): () => void {
  * @throws HostError when the event loop cannot take another descriptor.
  */
 export function watchFd(fd: number, onReadable: () => void): () => void {
-  const handle = poll(fd, onReadable);
+  return watchFdFor(fd, 'readable', onReadable);
+}
+
+/** As {@link watchFd}, for one of the two directions; an error of the descriptor counts as ready. */
+export function watchFdFor(fd: number, event: 'readable' | 'writable', onReady: () => void): () => void {
+  const handle = poll(fd, event, onReady);
   for (const listener of watchAdded) listener();
   return () => handle.close();
 }
 
-function poll(fd: number, onReadable: () => void) {
+function poll(fd: number, event: 'readable' | 'writable', onReady: () => void) {
   try {
-    return koffi.node.poll(fd, { readable: true }, onReadable);
+    return koffi.node.poll(fd, { [event]: true }, onReady);
   } catch (cause) {
     // koffi says in words what libuv answered.
     const message = `descriptor ${fd}: the event loop cannot look at it: ${(cause as Error).message}`;

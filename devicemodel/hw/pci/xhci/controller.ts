@@ -26,6 +26,8 @@ const PAGE_SIZE_4K = 1;
 /** A microframe; the register has 14 bits (§5.5.1). */
 const MICROFRAME_NS = 125_000;
 const MFINDEX_MASK = 0x3fff;
+/** Between two slices of the work of a ring that has no end: the guest and other devices have their turn. */
+const PAUSE_NS = 50_000;
 /** Of all endpoints together. */
 const MAX_BYTES_IN_FLIGHT = 16 * 1024 * 1024;
 
@@ -285,8 +287,7 @@ export class XhciController {
 
   #later(work: () => void): void {
     this.#work.add(work);
-    // After now: timers that are due, and the guest, have their turn before.
-    this.#workTimer.arm(this.#wires.clock.nowNs() + 1);
+    this.#workTimer.arm(this.#wires.clock.nowNs() + PAUSE_NS);
   }
 
   #doWork(): void {

@@ -242,7 +242,9 @@ export class Endpoint {
   }
 
   #takeMorePackets(ring: TransferRing, tds: TransferDescriptor[]): void {
-    for (let bytes = 0; tds.length < MAX_PACKETS && bytes < MAX_TD_BYTES; ) {
+    let blocks = 0;
+    let bytes = 0;
+    while (tds.length < MAX_PACKETS && bytes < MAX_TD_BYTES && blocks < SLICE_BLOCKS) {
       const before = ring.position;
       const next = ring.fetch(this.#wires.memory, false);
       if (next === 'empty') return;
@@ -253,6 +255,7 @@ export class Endpoint {
       }
       tds.push(next);
       bytes += next.totalBytes;
+      blocks += next.blocks.length;
     }
   }
 

@@ -1,14 +1,16 @@
 /**
  * xHCI: USB 3 host controller as a PCI function. Ids and registers are those of the C device model.
  *
- * Who owns what: the function owns the devices that are plugged in, and gives each of them back with `close`: the tablet
- * for as long as the VM lives. What devices have in flight comes back in `settle`, before a reset, S3 and the end.
+ * Who owns what: the function owns what is plugged in: the tablet, and by its port mapper the devices of the host. They go
+ * back in `stop`, at the end of the VM; a reset and S3 leave them plugged in. What they have in flight comes back in
+ * `settle`, before a reset, S3 and the end.
  */
 import { writeFileSync } from 'node:fs';
 import type { BarIndex, BarSpec, ConfigSpace } from '../../../chips/pci-config-space.ts';
 import type { AccessSize } from '../../../core/address.ts';
 import { allOnes } from '../../../core/address.ts';
 import type { Log } from '../../../core/log.ts';
+import type { PortMapper } from '../../usb/port-mapper.ts';
 import { UsbTablet } from '../../usb/tablet.ts';
 import { definePciDriver, type PciEnv } from '../driver.ts';
 import type { EmulatedPciFunction, PciIdentity } from '../function.ts';
@@ -36,7 +38,11 @@ class Xhci implements EmulatedPciFunction {
   readonly #controller: XhciController;
   readonly #msi: Msi;
   readonly #tablet: UsbTablet | undefined;
+  readonly #ports: readonly string[];
+  readonly #log: Log;
   #isPlugged = false;
+  #mapper: PortMapper | undefined;
+  #disposeHost: (() => void) | undefined;
 
   constructor(options: XhciOptions, env: PciEnv) {
     const isApl = options.cap === 'apl';
@@ -56,6 +62,8 @@ class Xhci implements EmulatedPciFunction {
       },
       isApl ? new AplCapabilities((role) => switchRole(role, log)) : plainCapabilities,
     );
+    this.#ports = options.ports;
+    this.#log = log;
     this.#tablet = options.tablet ? new UsbTablet(env.input) : undefined;
   }
 
@@ -64,19 +72,38 @@ class Xhci implements EmulatedPciFunction {
     this.#msi.attach(config);
   }
 
-  start(): void {
-    if (this.#tablet === undefined || this.#isPlugged) return;
+  async start(): Promise<void> {
+    if (this.#isPlugged) return;
     this.#isPlugged = true;
-    this.#tablet.plugIn();
-    this.#controller.ports.connect(this.#tablet);
+    if (this.#tablet !== undefined) {
+      this.#tablet.plugIn();
+      this.#controller.ports.connect(this.#tablet);
+    }
+    if (this.#ports.length > 0) await this.#mapPorts();
   }
 
-  stop(): void {
+  /** libusb is loaded, and the host's USB looked at, only here. @throws HostError */
+  async #mapPorts(): Promise<void> {
+    const [{ openHostUsb }, { PortMapper }] = await Promise.all([
+      import('../../usb/host-usb.ts'),
+      import('../../usb/port-mapper.ts'),
+    ]);
+    const host = openHostUsb();
+    this.#disposeHost = () => host.dispose();
+    this.#mapper = new PortMapper(this.#ports, this.#controller.ports, host, this.#log);
+    this.#mapper.start();
+  }
+
+  async stop(): Promise<void> {
     this.#isPlugged = false;
-    for (const device of this.#controller.ports.devices) {
-      this.#controller.ports.disconnect(device);
-      void device.close();
-    }
+    await this.#controller.recall();
+    await this.#mapper?.stop();
+    this.#mapper = undefined;
+    this.#disposeHost?.();
+    this.#disposeHost = undefined;
+    if (this.#tablet === undefined) return;
+    this.#controller.ports.disconnect(this.#tablet);
+    this.#tablet.close();
   }
 
   reset(): void {

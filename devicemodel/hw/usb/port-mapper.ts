@@ -1,0 +1,96 @@
+/**
+ * Which devices of the host are the guest's: what is plugged into ports that were given to it, or into hubs there, at the
+ * start and at any time later. The hubs themselves stay the host's: each device has a root port of its own.
+ */
+import type { Log } from '../../core/log.ts';
+import type { UsbDevice } from './device.ts';
+import { HostDevice, type UsbHost } from './host-device.ts';
+import type { HostUsbDevice } from './host-tree.ts';
+
+/** The root ports, where devices come and go. */
+export interface RootHub {
+  connect(device: UsbDevice, preferred?: number): number | undefined;
+  disconnect(device: UsbDevice): void;
+}
+
+/** The host's side; other than the real one in tests. */
+export interface HostUsb extends UsbHost {
+  list(): readonly HostUsbDevice[];
+  /** Called after devices came or went. @returns how to stop. @throws HostError where nobody tells. */
+  watch(onChange: () => void): () => void;
+}
+
+const keyOf = ({ path, deviceNumber }: HostUsbDevice) => `${path} ${deviceNumber}`;
+
+export class PortMapper {
+  readonly #assigned: readonly string[];
+  readonly #hub: RootHub;
+  readonly #host: HostUsb;
+  readonly #log: Log;
+  readonly #devices = new Map<string, HostDevice>();
+  /** Port that a device at this path had: it gets it again. */
+  readonly #ports = new Map<string, number>();
+  /** Devices that were pulled out and are not closed yet. */
+  readonly #leaving = new Set<Promise<void>>();
+  #unwatch: (() => void) | undefined;
+
+  /** @param assigned `1-2`: bus and port. */
+  constructor(assigned: readonly string[], hub: RootHub, host: HostUsb, log: Log) {
+    this.#assigned = assigned;
+    this.#hub = hub;
+    this.#host = host;
+    this.#log = log;
+  }
+
+  start(): void {
+    try {
+      this.#unwatch = this.#host.watch(() => this.#look());
+    } catch (error) {
+      this.#log.warn(`USB devices that are plugged in later are not seen: ${(error as Error).message}`);
+    }
+    this.#look();
+  }
+
+  /** Everything goes back to the host. @returns when it did. */
+  async stop(): Promise<void> {
+    this.#unwatch?.();
+    this.#unwatch = undefined;
+    const devices = [...this.#devices.values()];
+    this.#devices.clear();
+    for (const device of devices) this.#hub.disconnect(device);
+    await Promise.all([...devices.map((device) => device.close()), ...this.#leaving]);
+  }
+
+  #look(): void {
+    const present = new Map(this.#host.list().map((device) => [keyOf(device), device]));
+    for (const [key, device] of this.#devices) if (!present.has(key)) this.#remove(key, device);
+    for (const [key, where] of present) {
+      if (!this.#devices.has(key) && !where.isHub && this.#isOurs(where.path)) this.#add(key, where);
+    }
+  }
+
+  #isOurs(path: string): boolean {
+    return this.#assigned.some((port) => path === port || path.startsWith(`${port}.`));
+  }
+
+  #add(key: string, where: HostUsbDevice): void {
+    const device = new HostDevice(where, this.#host, this.#log);
+    const port = this.#hub.connect(device, this.#ports.get(where.path));
+    if (port === undefined) {
+      this.#log.warn(`USB device ${device.name} is left to the host: all ports of its kind are taken`);
+      return;
+    }
+    this.#devices.set(key, device);
+    this.#ports.set(where.path, port);
+    this.#log.info(`USB device ${device.name} is plugged into port ${port}`);
+  }
+
+  #remove(key: string, device: HostDevice): void {
+    this.#devices.delete(key);
+    device.unplugged();
+    this.#hub.disconnect(device);
+    this.#log.info(`USB device ${device.name} is pulled out`);
+    const left = device.close().finally(() => this.#leaving.delete(left));
+    this.#leaving.add(left);
+  }
+}

@@ -1,0 +1,88 @@
+/** The USB of a host that is not there: devices come and go, and do, as the test says. */
+import type { UsbOutcome, UsbRequest } from '../../devicemodel/core/host/libusb.ts';
+import type { HostUsbDevice } from '../../devicemodel/hw/usb/host-tree.ts';
+import type { HostUsb } from '../../devicemodel/hw/usb/port-mapper.ts';
+
+/** An open device. Everything it is asked is in `calls`; transfers stay until the test gives them back. */
+export class FakeHandle {
+  readonly calls: string[] = [];
+  readonly requests: UsbRequest[] = [];
+  refuses = false;
+  #ids = 0n;
+
+  submit(request: UsbRequest): bigint | undefined {
+    if (this.refuses) return undefined;
+    if (request.type !== 'control') this.calls.push(`submit ${request.type} ${request.endpoint}`);
+    this.requests.push(request);
+    return ++this.#ids;
+  }
+  cancel(): void {
+    this.calls.push('cancel');
+  }
+  /** The oldest transfer comes back. */
+  give(outcome: UsbOutcome, actualBytes = 0): void {
+    const request = this.requests.shift();
+    if (request === undefined) throw new Error('nothing is in flight');
+    request.done(outcome, actualBytes);
+  }
+
+  detachDriver = (number: number) => this.#call(`detach ${number}`);
+  attachDriver = (number: number) => this.#call(`attach ${number}`);
+  claim = (number: number) => this.#call(`claim ${number}`);
+  release = (number: number) => this.#call(`release ${number}`);
+  setConfiguration = (value: number) => this.#call(`configure ${value}`);
+  setAlternate = (number: number, alternate: number) => this.#call(`alternate ${number} ${alternate}`);
+  clearHalt = (endpoint: number) => this.#call(`clear ${endpoint}`);
+  reset = () => this.#call('reset');
+
+  async close(): Promise<void> {
+    this.calls.push('close');
+  }
+
+  #call(text: string): Promise<number> {
+    this.calls.push(text);
+    return Promise.resolve(0);
+  }
+}
+
+export class FakeHostUsb implements HostUsb {
+  readonly handles: FakeHandle[] = [];
+  openFails = false;
+  watchFails = false;
+  #devices: readonly HostUsbDevice[];
+  #onChange: (() => void) | undefined;
+
+  constructor(devices: readonly HostUsbDevice[]) {
+    this.#devices = devices;
+  }
+
+  get isWatched(): boolean {
+    return this.#onChange !== undefined;
+  }
+
+  /** Devices come and go, and the kernel says so. */
+  change(devices: readonly HostUsbDevice[]): void {
+    this.#devices = devices;
+    this.#onChange?.();
+  }
+
+  list(): readonly HostUsbDevice[] {
+    return this.#devices;
+  }
+  watch(onChange: () => void): () => void {
+    if (this.watchFails) throw new Error('no such socket');
+    this.#onChange = onChange;
+    return () => {
+      this.#onChange = undefined;
+    };
+  }
+  async open(): Promise<FakeHandle> {
+    if (this.openFails) throw new Error('permission denied');
+    const handle = new FakeHandle();
+    this.handles.push(handle);
+    return handle;
+  }
+  async activeInterfaces(): Promise<readonly number[]> {
+    return [0, 1];
+  }
+}
