@@ -7,6 +7,7 @@ import { openApiDoor } from '../control/api-door.ts';
 import { openEventMonitor } from '../control/event-monitor.ts';
 import { EventStream } from '../control/event-stream.ts';
 import type { FrontDoor } from '../control/front-doors.ts';
+import type { ServiceManager } from '../control/service-manager.ts';
 import { connectSignals } from '../control/signals.ts';
 import type { VmCommandArgs, VmCommandName, VmCommandResult, VmCommands } from '../control/vm-commands.ts';
 import { claimName } from '../control/vm-folder.ts';
@@ -15,6 +16,7 @@ import type { AfterEnd, ApiSocket, EventMonitorTarget, VmConfig } from '../devic
 import type { PowerEvent } from '../devicemodel/core/device.ts';
 import { ExitCode, RefusedError } from '../devicemodel/core/errors.ts';
 import type { Log } from '../devicemodel/core/log.ts';
+import { DEFAULT_SHUTDOWN_TIMEOUT_MS } from '../devicemodel/core/vm.ts';
 import { Launch } from '../library/launcher.ts';
 import { version } from './version.ts';
 
@@ -33,6 +35,9 @@ export class ProcessVmm implements Vmm {
   readonly events = new EventStream();
   readonly #options: VmmOptions;
   readonly #doors: FrontDoor[] = [];
+  /** Whether somebody can give orders to a process without a guest. */
+  #hasApi = false;
+  #service: ServiceManager | undefined;
   #signals: FrontDoor | undefined;
   #launch: Launch | undefined;
   #launchedMs = 0;
@@ -179,7 +184,7 @@ export class ProcessVmm implements Vmm {
   /** Whether the process waits for orders once this VM is gone. */
   #stays(event: PowerEvent): boolean {
     const { onPoweroff = 'exit', onReboot = 'restart', onCrash = 'exit' } = this.#options.afterEnd ?? {};
-    if (this.#isQuitting || this.#doors.length === 0) return false;
+    if (this.#isQuitting || !this.#hasApi) return false;
     if (exitCodeOf(event) === ExitCode.TripleFault) return onCrash === 'stay';
     return (event.reason.startsWith('--on-reboot') ? onReboot : onPoweroff) === 'stay';
   }
@@ -193,6 +198,7 @@ export class ProcessVmm implements Vmm {
   /** For signals: of the VM there is; where there is none they end the process. */
   readonly #signalCommands: VmCommands = {
     run: <N extends VmCommandName>(name: N, args: VmCommandArgs<N>) => {
+      if (name === 'shutdown') this.#service?.stopping(this.#vm?.shutdownTimeoutMs ?? DEFAULT_SHUTDOWN_TIMEOUT_MS);
       const commands = this.#launch?.commands ?? this.#commandsOfNobody;
       return commands.run(name, args);
     },
@@ -203,8 +209,17 @@ export class ProcessVmm implements Vmm {
 
   async #openAskedFor(): Promise<void> {
     const { apiSocket, eventMonitor } = this.#options;
-    if (eventMonitor !== undefined) this.#doors.unshift(openEventMonitor(eventMonitor, this.events));
+    if (eventMonitor !== undefined) this.#doors.push(openEventMonitor(eventMonitor, this.events));
+    await this.#openServiceManager();
     if (apiSocket !== undefined && apiSocket.kind !== 'off') await this.#openApi(apiSocket);
+  }
+
+  /** Where systemd started us and waits to hear of the guest. */
+  async #openServiceManager(): Promise<void> {
+    if ((process.env['NOTIFY_SOCKET'] ?? '') === '') return;
+    const { ServiceManager } = await import('../control/service-manager.ts');
+    this.#service = new ServiceManager({ events: this.events, vmName: this.#vm?.name ?? 'no VM' });
+    this.#doors.push(this.#service);
   }
 
   /** Nobody can know of it before the guest runs, so nothing waits for it. */
@@ -219,6 +234,7 @@ export class ProcessVmm implements Vmm {
     const { log, socketGroup } = this.#options;
     const door = await openApiDoor({ at, socketGroup, vmm: this, log: log.child('api') });
     this.#doors.push(door);
+    this.#hasApi = true;
   }
 
   async #close(): Promise<void> {

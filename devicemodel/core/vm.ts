@@ -20,7 +20,7 @@ import type { VmEventMap, VmState } from './vm-events.ts';
 export type { VmParts } from './life.ts';
 
 /** A guest that was asked to shut down gets this long before the VM is powered off: acrnd waits no longer either. */
-const DEFAULT_SHUTDOWN_TIMEOUT_MS = 20_000;
+export const DEFAULT_SHUTDOWN_TIMEOUT_MS = 20_000;
 const NS_PER_MS = 1_000_000;
 
 /** Who speaks to the guest: its life manager listens. */
