@@ -21,7 +21,7 @@ import { ManagedFunctions } from '../devicemodel/hw/pci/passthru/managed.ts';
 import { CharBackendPool } from '../devicemodel/hw/uart/backends/pool.ts';
 import { StdioClaim } from '../devicemodel/hw/uart/backends/stdio.ts';
 import { chooseHypervisor } from '../hypervisor/choose.ts';
-import { makeDisplay, openDisplay } from './open-display.ts';
+import { makeDisplay } from './open-display.ts';
 
 export interface LaunchOptions {
   readonly log: Log;
@@ -129,7 +129,7 @@ async function assemble(
   });
   undo.defer(() => consoles.dispose());
   const managed = new ManagedFunctions(log);
-  const display = await makeDisplay(config);
+  const shown = await makeDisplay(config, log);
   const kept = new KeptOverLives();
   undo.defer(() => kept.close());
   const vm = new Vm(config, {
@@ -139,7 +139,7 @@ async function assemble(
       lapicIds: cpus.lapicIds,
       managed,
       kept,
-      ...(display === undefined ? {} : { display }),
+      ...(shown === undefined ? {} : { display: shown.display }),
     }),
     software,
     cpuAffinity: cpus.affinity,
@@ -153,7 +153,7 @@ async function assemble(
   undo.defer(() => doors.close());
   const parts = { vm, target, commands, clock: loop.clock, consoles, log };
   const openDoors = async () => {
-    if (display !== undefined) await doors.add(() => openDisplay(config, display, log));
+    if (shown !== undefined) await doors.add(() => shown.open());
     await openFrontDoors(doors, parts);
   };
   const launch = make({ vm, commands, hypervisor: hypervisor.kind, consoles, loop, openDoors, managed, undo });

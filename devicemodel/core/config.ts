@@ -49,7 +49,7 @@ export interface VmConfig {
 }
 
 /** Where the guest's screens are to be seen. */
-export type DisplayConfig = { readonly kind: 'none' } | { readonly kind: 'sdl' } | VncConfig;
+export type DisplayConfig = { readonly kind: 'none' } | VncConfig;
 
 /** A VNC server at a Unix socket, or at an address where a password is needed. */
 export type VncConfig = { readonly kind: 'vnc' } & (
