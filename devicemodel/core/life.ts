@@ -269,6 +269,7 @@ export class Life {
   /** While a device makes a vCPU wait, nobody can wait in the hypervisor: see request-holds.ts. */
   async #serveOthers(server: IoreqServer): Promise<void> {
     await this.#parts.loop.rest(this.#waits.holds.rest());
+    this.#hsm?.pollIoreqs?.();
     server.serve();
   }
 

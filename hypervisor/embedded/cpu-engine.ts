@@ -81,6 +81,8 @@ export interface CpuEngine {
    * @returns a promise when no vCPU has anything to do until an interrupt, a timer or `wake`.
    */
   run(): undefined | Promise<void>;
+  /** As `run`, without a wait and without `serve`: what vCPUs ask is put through, and those that were answered go on. */
+  poll?(): void;
   /** End the wait of `run`, if any. */
   wake(): void;
   /** End `run` soon, whether it waits or the guest runs: called from inside `serve`, too. */

@@ -273,6 +273,10 @@ export class EmbeddedHsm implements Hsm {
     return this.#afterRun();
   }
 
+  pollIoreqs(): void {
+    if (this.#router.hasClient) this.#engine.poll?.();
+  }
+
   interruptWait(): void {
     this.#engine.interrupt();
   }

@@ -30,6 +30,11 @@ export class InlineRunner implements VcpuRunner {
     onExit(0, result);
   }
 
+  /** It comes back in {@link collect} only. */
+  tell(): boolean {
+    return false;
+  }
+
   recall(): void {
     this.#isGuests = false;
   }

@@ -184,6 +184,13 @@ export class KvmEngine implements CpuEngine {
     return undefined;
   }
 
+  poll(): void {
+    const machine = this.#machine;
+    if (machine === undefined || !this.#isRunning) return;
+    this.#answerWaiting(machine);
+    machine.runner.tell(this.#onExit);
+  }
+
   wake(): void {
     this.#machine?.runner.wake();
   }

@@ -6,7 +6,9 @@ export type OnExit = (vcpu: number, result: number) => void;
 export interface VcpuRunner {
   /** The vCPU goes on in the guest. Only one that is not there. */
   resume(vcpu: number): void;
-  /** Tell of every vCPU that came back; if none did, wait until one does, or for a kick, {@link wake} or a signal. */
+  /** Tell of every vCPU that came back by now. @returns whether there was any. */
+  tell(onExit: OnExit): boolean;
+  /** As {@link tell}; if none came back, wait until one does, or for a kick, {@link wake} or a signal. */
   collect(onExit: OnExit): undefined | Promise<void>;
   /** Every vCPU comes back, now. What it came back for is told by a later {@link collect}, unless it is forgotten. */
   recall(): void;

@@ -57,17 +57,29 @@ export class ThreadedRunner implements VcpuRunner {
     this.#setTurn(vcpu, Turn.granted);
   }
 
+  tell(onExit: OnExit): boolean {
+    if (this.#failure !== undefined) throw this.#failure;
+    let isAny = false;
+    for (let vcpu = 0; vcpu < this.#isOut.length; vcpu++) {
+      if (!this.#isOut[vcpu] || this.#word(vcpu, VcpuWord.turn) !== Turn.device) continue;
+      isAny = true;
+      this.#isOut[vcpu] = false;
+      onExit(vcpu, this.#word(vcpu, VcpuWord.result));
+    }
+    return isAny;
+  }
+
   collect(onExit: OnExit): undefined | Promise<void> {
     const rung = Atomics.load(this.#doorbell, 0);
-    if (this.#tell(onExit)) return undefined;
+    if (this.tell(onExit)) return undefined;
     if (this.#doorbellFd === undefined) {
       futexWait(this.#doorbell, rung);
-      this.#tell(onExit);
+      this.tell(onExit);
       return undefined;
     }
     return new Promise<void>((resolve) => {
       this.#onRing = resolve;
-    }).then(() => void this.#tell(onExit));
+    }).then(() => void this.tell(onExit));
   }
 
   recall(): void {
@@ -108,19 +120,6 @@ export class ThreadedRunner implements VcpuRunner {
     const doorbellFd = this.#doorbellFd;
     if (doorbellFd !== undefined) void Promise.allSettled(this.#ended).then(() => doorbellFd.dispose());
     this.#ring();
-  }
-
-  /** @returns whether there was anything to tell. */
-  #tell(onExit: OnExit): boolean {
-    if (this.#failure !== undefined) throw this.#failure;
-    let isAny = false;
-    for (let vcpu = 0; vcpu < this.#isOut.length; vcpu++) {
-      if (!this.#isOut[vcpu] || this.#word(vcpu, VcpuWord.turn) !== Turn.device) continue;
-      isAny = true;
-      this.#isOut[vcpu] = false;
-      onExit(vcpu, this.#word(vcpu, VcpuWord.result));
-    }
-    return isAny;
   }
 
   #ring(): void {

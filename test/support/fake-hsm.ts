@@ -60,6 +60,7 @@ const IOCTL: { readonly [K in HsmMethod]: string } = {
   destroyIoreqClient: 'DESTROY_IOREQ_CLIENT',
   clearIoreqs: 'CLEAR_VM_IOREQ',
   waitForIoreqs: 'ATTACH_IOREQ_CLIENT',
+  pollIoreqs: 'a look',
   interruptWait: 'a kick',
   notifyIoreqDone: 'NOTIFY_REQUEST_FINISH',
   createVdev: 'CREATE_VDEV',

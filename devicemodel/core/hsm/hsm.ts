@@ -141,6 +141,11 @@ export interface Hsm extends HypervisorOffers {
    * A promise is returned only by engines that have nothing to run until something else happens on the event loop.
    */
   waitForIoreqs(serve: () => void): WaitResult | Promise<WaitResult>;
+  /**
+   * What vCPUs ask comes onto the page now, without a wait: for when none is possible, since a device makes another vCPU
+   * wait. Absent: it does so by itself (the kernel's driver), or there is no other vCPU.
+   */
+  pollIoreqs?(): void;
   /** End the wait under way with `idle`; from inside `serve`, no more of the guest is run than cannot be helped. */
   interruptWait(): void;
   notifyIoreqDone(vcpu: number): void;

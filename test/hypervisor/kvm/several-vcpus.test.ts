@@ -1,0 +1,122 @@
+/** Several vCPUs of the KVM engine, whose threads are the test. */
+import { expect, test } from 'vitest';
+import { IoreqPage, IoreqState } from '../../../devicemodel/core/ioreq-page.ts';
+import { silentLog } from '../../../devicemodel/core/log.ts';
+import type { GuestBus } from '../../../hypervisor/embedded/cpu-engine.ts';
+import { KvmEngine } from '../../../hypervisor/kvm/kvm-engine.ts';
+import type { OnExit, VcpuRunner } from '../../../hypervisor/kvm/runner.ts';
+import { answers, exits, type FakeExit, FakeKvm } from '../../support/fake-kvm.ts';
+
+/** vCPUs leave the guest when the test says so. */
+class ScriptedRunner implements VcpuRunner {
+  readonly inGuest = new Set<number>();
+  readonly left: number[] = [];
+  resume(vcpu: number): void {
+    this.inGuest.add(vcpu);
+  }
+  tell(onExit: OnExit): boolean {
+    const left = this.left.splice(0);
+    for (const vcpu of left) {
+      this.inGuest.delete(vcpu);
+      onExit(vcpu, 0);
+    }
+    return left.length > 0;
+  }
+  collect(onExit: OnExit): undefined {
+    this.tell(onExit);
+  }
+  recall(): void {}
+  forget(): void {}
+  wake(): void {}
+  dispose(): void {}
+}
+
+async function machine(vcpuCount: number) {
+  const kvm = new FakeKvm();
+  const runner = new ScriptedRunner();
+  const engine = new KvmEngine({ kvm, vcpuCount, makeRunner: () => runner, log: silentLog });
+  const page = new IoreqPage(new Uint8Array(4096));
+  /** Which vCPUs the device model answers. */
+  const answered = new Set<number>();
+  const asked: number[] = [];
+  const bus: GuestBus = {
+    page,
+    submit: (vcpu) => {
+      asked.push(vcpu);
+      page.setState(vcpu, IoreqState.Processing);
+      return false;
+    },
+    serve: () => {
+      for (let vcpu = 0; vcpu < vcpuCount; vcpu++) {
+        if (!page.isPending(vcpu) || !answered.has(vcpu)) continue;
+        page.setValue(vcpu, 0x40 + vcpu);
+        page.setState(vcpu, IoreqState.Complete);
+      }
+    },
+    retire: (vcpu) => {
+      if (page.state(vcpu) !== IoreqState.Complete) return false;
+      page.setState(vcpu, IoreqState.Free);
+      return true;
+    },
+    tripleFault: () => {},
+  };
+  await engine.create(bus);
+  engine.start();
+  const leave = (vcpu: number, exit: FakeExit) => {
+    const { run } = kvm.vm.vcpus[vcpu] as { run: Uint8Array };
+    exit(new DataView(run.buffer));
+    runner.left.push(vcpu);
+  };
+  const got = (vcpu: number) => answers.port((kvm.vm.vcpus[vcpu] as { run: Uint8Array }).run, 1);
+  return { kvm, runner, engine, page, answered, asked, leave, got };
+}
+
+test('all that left at once are asked for before the device model looks, and go on', async () => {
+  const { engine, runner, answered, asked, leave, got } = await machine(3);
+  for (const vcpu of [0, 1, 2]) answered.add(vcpu);
+  for (const vcpu of [2, 0]) leave(vcpu, exits.in(0x3fd, 1));
+  engine.run();
+  expect(asked).toEqual([2, 0]);
+  expect([got(0), got(2)]).toEqual([0x40n, 0x42n]);
+  expect(runner.inGuest).toEqual(new Set([0, 1, 2]));
+});
+
+test('one that is not answered does not keep the others', async () => {
+  const { engine, runner, answered, leave, got } = await machine(2);
+  answered.add(1);
+  leave(0, exits.in(0x60, 1));
+  engine.run();
+  leave(1, exits.in(0x3fd, 1));
+  engine.run();
+  expect(got(1)).toBe(0x41n);
+  expect(runner.inGuest).toEqual(new Set([1]));
+  answered.add(0);
+  engine.run();
+  engine.run();
+  expect(runner.inGuest).toEqual(new Set([0, 1]));
+});
+
+// Mutation: without `runner.tell` in KvmEngine.poll the others stand still while a device makes one vCPU wait.
+test('while nobody waits for the guest, what others ask comes onto the page, and they go on when answered', async () => {
+  const { engine, runner, page, leave } = await machine(2);
+  leave(0, exits.in(0x60, 1));
+  engine.run();
+  leave(1, exits.in(0x3fd, 1));
+  engine.poll();
+  expect(page.isPending(1)).toBe(true);
+  page.setValue(1, 0x60);
+  page.setState(1, IoreqState.Complete);
+  engine.poll();
+  expect(runner.inGuest).toEqual(new Set([1]));
+  engine.stop();
+  leave(1, exits.in(0x3fd, 1));
+  engine.poll();
+  expect(page.state(1)).toBe(IoreqState.Free);
+});
+
+test('each vCPU has its own APIC id, and only the first may run before it is told to', async () => {
+  const { kvm } = await machine(3);
+  const ids = kvm.vm.vcpus.map(({ cpuid }) => (cpuid.find(({ leaf }) => leaf === 1)?.ebx ?? 0) >>> 24);
+  expect(ids).toEqual([0, 1, 2]);
+  expect(kvm.vm.vcpus.map((vcpu) => vcpu.mpStateNow)).toEqual([0, 1, 1]);
+});
