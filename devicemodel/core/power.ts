@@ -91,3 +91,13 @@ export class PowerState implements PowerControl, EndSignals {
     this.ending.throwIfAborted();
   }
 }
+
+/** @throws the reason of the end, which comes before the work is done; that goes on. */
+export function unlessEnding<T>(work: Promise<T>, ending: AbortSignal | undefined): Promise<T> {
+  if (ending === undefined) return work;
+  return new Promise((resolve, reject) => {
+    const onEnd = () => reject(ending.reason);
+    ending.addEventListener('abort', onEnd, { once: true });
+    work.then(resolve, reject).finally(() => ending.removeEventListener('abort', onEnd));
+  });
+}

@@ -118,7 +118,7 @@ class Life {
   }
 
   async run(steps: number): Promise<number> {
-    this.#fn.start();
+    await this.#fn.start();
     for (this.step = 0; this.step < steps; this.step++) {
       const from = performance.now();
       this.#act();

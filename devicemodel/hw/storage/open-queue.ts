@@ -12,7 +12,7 @@ export function openImageQueue(io: ImageIo, ram: GuestRam, clock: Clock, log: Lo
   try {
     return new RingQueue(io, clock);
   } catch (error) {
-    log.debug(`${(error as Error).message}: requests on ${io.image.path} are served on the device thread`);
+    log.debug(`${(error as Error).message}: requests on ${io.image.path} are served one after the other`);
     return new SlicedQueue(io, clock);
   }
 }

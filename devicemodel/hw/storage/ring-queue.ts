@@ -30,7 +30,7 @@ const RWF_DSYNC = 0x02;
 const FSYNC_DATASYNC = 1;
 /** <linux/falloc.h>: the hole reads as zeros, the file keeps its length. */
 const PUNCH_HOLE_KEEP_SIZE = 0x03;
-/** Read from the host's cache on this thread between two kicks; the rest is copied by the kernel's threads. */
+/** Copied from and to the host's memory on this thread between two kicks; the rest is copied by the kernel's threads. */
 const MAX_COPY_BYTES = 1 * MiB;
 /** From this size on it is. */
 const MAX_CACHED_READ_BYTES = 256 * KiB;
@@ -112,6 +112,9 @@ export class RingQueue implements ImageQueue {
     } else if (!io.isDirectlyUsable(buffers, 0, count, offset, op === ImageOp.Write)) {
       this.#copied.submit(request);
       return;
+    } else if (io.image.neverWaits && this.#isSmall(count)) {
+      request.done(io.transfer(buffers, 0, count, offset, op === ImageOp.Write));
+      return;
     } else if (op === ImageOp.Read && this.#isCached(request)) {
       request.done(0);
       return;
@@ -119,12 +122,17 @@ export class RingQueue implements ImageQueue {
     this.#begin(request);
   }
 
+  /** Whether so much may be copied by this thread. */
+  #isSmall(count: number): boolean {
+    if (count > MAX_CACHED_READ_BYTES || this.#copiedBytes + count > MAX_COPY_BYTES) return false;
+    this.#copiedBytes += count;
+    return true;
+  }
+
   /** Read what the host has in its cache, without waiting. @returns whether that was all of it. */
   #isCached({ buffers, count, offset }: ImageRequest): boolean {
     const io = this.#io;
-    if (io.image.isDirect || !io.knowsCached || count > MAX_CACHED_READ_BYTES) return false;
-    if (this.#copiedBytes + count > MAX_COPY_BYTES) return false;
-    this.#copiedBytes += count;
+    if (io.image.isDirect || !io.knowsCached || !this.#isSmall(count)) return false;
     return io.readCached(buffers, 0, count, offset);
   }
 

@@ -1,10 +1,11 @@
 /**
- * An {@link ImageQueue} that does the work on the thread it belongs to, in slices: for RAM that no system call can be
- * pointed at (a WebAssembly engine), and for requests that have to be copied. Such a thread waits for the storage.
+ * An {@link ImageQueue} for where the kernel cannot be pointed at the guest's memory (a WebAssembly engine), has no
+ * io_uring, or wants its buffers aligned: what the host has in its memory is done here, in slices; everything else by
+ * {@link ImageAside}, one piece at a time.
  */
 import type { Clock, Timer } from '../../core/clock.ts';
-import { Errno } from '../../core/host/errno.ts';
 import { MiB } from '../../core/units.ts';
+import { ImageAside, MAX_ASIDE_BYTES, WOULD_WAIT } from './image-aside.ts';
 import type { ImageIo } from './image-io.ts';
 import {
   DrainWaiters,
@@ -20,9 +21,11 @@ const SLICE_BYTES = 1 * MiB;
 const SLICE_NS = 1_000_000;
 /** Of a discard: what a file system gives back in about a millisecond. */
 const DISCARD_STEP_BYTES = 64 * MiB;
+const DISCARD_COST = SLICE_BYTES / 16;
 
 export class SlicedQueue implements ImageQueue {
   readonly #io: ImageIo;
+  readonly #aside: ImageAside;
   readonly #clock: Clock;
   readonly #timer: Timer;
   readonly #onSliceEnd: (() => void) | undefined;
@@ -33,10 +36,14 @@ export class SlicedQueue implements ImageQueue {
   /** Bytes of the first request that are done. */
   #progress = 0;
   #isRunning = false;
+  /** A piece of work is under way elsewhere: requests after it wait. */
+  #isAway = false;
+  #isDisposed = false;
 
   /** @param onSliceEnd requests that were done may have submitted others elsewhere. */
   constructor(io: ImageIo, clock: Clock, onSliceEnd?: () => void) {
     this.#io = io;
+    this.#aside = new ImageAside(io);
     this.#onSliceEnd = onSliceEnd;
     this.#clock = clock;
     this.#timer = clock.createTimer(() => this.kick());
@@ -51,44 +58,69 @@ export class SlicedQueue implements ImageQueue {
   }
 
   kick(): void {
-    if (this.#isRunning || this.inFlight === 0) return;
+    if (this.#isRunning || this.#isAway || this.inFlight === 0) return;
     this.#isRunning = true;
     const endNs = this.#clock.nowNs() + SLICE_NS;
     let left = SLICE_BYTES;
-    while (left > 0 && this.#requests.length > 0) {
+    while (left > 0 && !this.#isAway && this.#requests.length > 0) {
       left -= this.#step(this.#requests[0] as ImageRequest);
       if (this.#clock.nowNs() >= endNs) break;
     }
-    this.#sync();
+    if (!this.#isAway) this.#sync();
     this.#isRunning = false;
-    if (this.inFlight > 0) this.#timer.arm(this.#clock.nowNs());
-    else this.#waiters.wake();
+    if (this.inFlight === 0) this.#waiters.wake();
+    else if (!this.#isAway) this.#timer.arm(this.#clock.nowNs());
     this.#onSliceEnd?.();
   }
 
   /** The next part of the first request. @returns what it cost, in bytes. */
   #step(request: ImageRequest): number {
     const { op, buffers, count, offset } = request;
-    const io = this.#io;
     const at = this.#progress;
     if (op === ImageOp.Flush) {
-      const answer = flushAnswer(io);
+      const answer = flushAnswer(this.#io);
       if (answer === undefined) this.#wait();
       else this.#finish(answer);
       return 0;
     }
-    const part = Math.min(count - at, op === ImageOp.Discard ? DISCARD_STEP_BYTES : SLICE_BYTES);
-    const errno =
-      op === ImageOp.Discard
-        ? io.discard(offset + at, part)
-        : io.transfer(buffers, at, part, offset + at, op === ImageOp.Write);
+    if (op === ImageOp.Discard) {
+      const part = Math.min(count - at, DISCARD_STEP_BYTES);
+      if (this.#io.image.neverWaits) this.#moved(request, part, this.#io.discard(offset + at, part));
+      else this.#goAway(this.#aside.discard(offset + at, part), (errno) => this.#moved(request, part, errno));
+      return DISCARD_COST;
+    }
+    const isWrite = op === ImageOp.Write;
+    const part = Math.min(count - at, MAX_ASIDE_BYTES);
+    const errno = this.#aside.transferNow(buffers, at, part, offset + at, isWrite);
+    if (errno === WOULD_WAIT) {
+      const isWanted = () => !this.#isDisposed;
+      const work = this.#aside.transfer(buffers, at, part, offset + at, isWrite, isWanted);
+      this.#goAway(work, (later) => this.#moved(request, part, later));
+    } else {
+      this.#moved(request, part, errno);
+    }
+    return part;
+  }
+
+  /** A part of the first request is done. */
+  #moved(request: ImageRequest, part: number, errno: number): void {
     this.#progress += part;
     if (errno !== 0) this.#finish(errno);
-    else if (this.#progress >= count) {
-      if (request.isDurable && op !== ImageOp.Read) this.#wait();
-      else this.#finish(0);
-    }
-    return op === ImageOp.Discard ? SLICE_BYTES / 16 : part;
+    else if (this.#progress < request.count) return;
+    else if (request.isDurable && request.op !== ImageOp.Read) this.#wait();
+    else this.#finish(0);
+  }
+
+  #goAway(work: Promise<number>, then: (errno: number) => void): void {
+    this.#isAway = true;
+    void work.then((errno) => {
+      this.#isAway = false;
+      if (this.#isDisposed) return;
+      then(errno);
+      if (this.inFlight === 0) this.#waiters.wake();
+      this.kick();
+      this.#onSliceEnd?.();
+    });
   }
 
   #finish(errno: number): void {
@@ -107,8 +139,14 @@ export class SlicedQueue implements ImageQueue {
   /** One sync for all that was written in the slice. */
   #sync(): void {
     if (this.#unsynced.length === 0) return;
-    const errno = this.#io.sync();
-    for (const request of this.#unsynced.splice(0)) request.done(errno);
+    const requests = this.#unsynced.slice();
+    const synced = (errno: number) => {
+      // Before they are done: they may submit others.
+      this.#unsynced.splice(0, requests.length);
+      for (const request of requests) request.done(errno);
+    };
+    if (this.#io.image.neverWaits) synced(this.#io.sync());
+    else this.#goAway(this.#aside.sync(), synced);
   }
 
   drained(): Promise<void> | undefined {
@@ -121,7 +159,8 @@ export class SlicedQueue implements ImageQueue {
   }
 
   dispose(): void {
+    this.#isDisposed = true;
     this.#timer.cancel();
-    for (const request of [...this.#requests.splice(0), ...this.#unsynced.splice(0)]) request.done(Errno.ECANCELED);
+    this.#aside.dispose();
   }
 }

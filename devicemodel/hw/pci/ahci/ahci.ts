@@ -11,6 +11,7 @@ import { GuestRam } from '../../../core/guest-buffers.ts';
 import { leaveThreadBehind } from '../../../core/host/exit-hooks.ts';
 import type { Log } from '../../../core/log.ts';
 import { checkOptions } from '../../../core/options.ts';
+import { unlessEnding } from '../../../core/power.ts';
 import { powerOfTwoAtLeast } from '../../../core/units.ts';
 import { openImageQueue } from '../../storage/open-queue.ts';
 import { definePciDriver, type PciEnv } from '../driver.ts';
@@ -113,7 +114,7 @@ export class Ahci implements EmulatedPciFunction, PortHost {
     for (const bay of this.#bays) {
       const { image } = bay.options;
       if (image === undefined) continue;
-      const medium = await this.#open(bay, image);
+      const medium = await unlessEnding(this.#open(bay, image), this.#env.end?.ending);
       if (bay.drive instanceof AtaDisk) bay.drive.insert(medium.io);
       else bay.drive.insertFirst(medium.io);
     }
@@ -124,7 +125,7 @@ export class Ahci implements EmulatedPciFunction, PortHost {
     // Nothing is ever written to a disc; so several may share its image.
     const medium = await Medium.open(isCd ? { ...image, ro: true } : image, this.ram, this.#env, this.#openQueue);
     if (this.#isStopped) {
-      medium.close();
+      await medium.close();
       throw new StoppedError(`${image.path}: opened when the VM had ended`);
     }
     bay.medium = medium;
@@ -151,9 +152,10 @@ export class Ahci implements EmulatedPciFunction, PortHost {
     if (this.#opening.size > 0) leaveThreadBehind();
     await this.settle(true);
     for (const bay of this.#bays) {
+      const { medium } = bay;
       bay.port.queue = undefined;
-      bay.medium?.close();
       bay.medium = undefined;
+      await medium?.close();
     }
   }
 
@@ -304,8 +306,8 @@ export class Ahci implements EmulatedPciFunction, PortHost {
     if (old === undefined) return;
     this.#leaving.add(old);
     await old.settle(false);
+    await old.close();
     this.#leaving.delete(old);
-    old.close();
   }
 }
 

@@ -3,7 +3,7 @@ import { StorageHangError } from '../../../core/errors.ts';
 import type { GuestRam } from '../../../core/guest-buffers.ts';
 import { describeErrno } from '../../../core/host/errno.ts';
 import { leaveThreadBehind } from '../../../core/host/exit-hooks.ts';
-import { closeFd } from '../../../core/host/files.ts';
+import { closeFdAside } from '../../../core/host/files.ts';
 import type { Log } from '../../../core/log.ts';
 import { openDiskImage } from '../../storage/disk-image.ts';
 import { ImageIo } from '../../storage/image-io.ts';
@@ -38,7 +38,7 @@ export class Medium {
     try {
       return new Medium(io, openQueue(io, ram, env.clock, env.log), env);
     } catch (error) {
-      closeFd(io.image.fd);
+      await closeFdAside(io.image.fd);
       throw error;
     }
   }
@@ -55,7 +55,7 @@ export class Medium {
     const isToFlush = isFlushed && !this.io.image.isReadOnly;
     const drained = this.queue.drained();
     if (drained === undefined && !isToFlush) return undefined;
-    return this.#patiently(this.#settle(drained, isToFlush));
+    return this.#wait(this.#settle(drained, isToFlush), () => this.queue.describeWork() ?? 'flush');
   }
 
   async #settle(drained: Promise<void> | undefined, isToFlush: boolean): Promise<void> {
@@ -65,25 +65,18 @@ export class Medium {
     if (errno !== 0) this.#log.error(`${this.path}: the last flush failed: ${describeErrno(errno)}`);
   }
 
-  #patiently(work: Promise<void>): Promise<void> {
-    const { patience } = this.#env.waits;
-    const { limitMs } = patience;
-    return new Promise((resolve, reject) => {
-      const endPatience = patience.start(() => {
-        leaveThreadBehind();
-        reject(new StorageHangError(this.path, this.queue.describeWork() ?? 'flush', limitMs));
-      });
-      work.then(() => {
-        endPatience();
-        resolve();
-      }, reject);
+  /** @param what is waited for, if it takes too long. */
+  #wait(work: Promise<unknown>, what: () => string): Promise<void> {
+    return this.#env.waits.patience.wait(work, (limitMs) => {
+      leaveThreadBehind();
+      return new StorageHangError(this.path, what(), limitMs);
     });
   }
 
-  /** The lock goes with the descriptor. The queue is drained. */
-  close(): void {
+  /** The lock goes with the descriptor. The queue is drained. @throws StorageHangError, asynchronously */
+  close(): Promise<void> {
     this.queue.dispose();
-    closeFd(this.io.image.fd);
     this.io.dispose();
+    return this.#wait(closeFdAside(this.io.image.fd), () => 'close');
   }
 }

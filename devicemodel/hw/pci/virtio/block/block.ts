@@ -7,6 +7,7 @@ import { leaveThreadBehind } from '../../../../core/host/exit-hooks.ts';
 import { closeFdAside } from '../../../../core/host/files.ts';
 import type { Log } from '../../../../core/log.ts';
 import { checkOptions } from '../../../../core/options.ts';
+import { unlessEnding } from '../../../../core/power.ts';
 import { type DiskImage, openDiskImage } from '../../../storage/disk-image.ts';
 import { ImageAside } from '../../../storage/image-aside.ts';
 import { ImageIo } from '../../../storage/image-io.ts';
@@ -328,16 +329,6 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
       return new StorageHangError(image.path, 'close', limitMs);
     });
   }
-}
-
-/** @throws the reason of the end, which comes before the work is done; that goes on. */
-function unlessEnding(work: Promise<void>, ending: AbortSignal | undefined): Promise<void> {
-  if (ending === undefined) return work;
-  return new Promise((resolve, reject) => {
-    const onEnd = () => reject(ending.reason);
-    ending.addEventListener('abort', onEnd, { once: true });
-    work.then(resolve, reject).finally(() => ending.removeEventListener('abort', onEnd));
-  });
 }
 
 /** Compat: the serial number is a digest of the option text, as C makes it, so that guests find their disks again. */
