@@ -45,8 +45,6 @@ const MAX_POLLFDS = 256;
 /** enum libusb_transfer_status, in order. */
 const outcomes = ['completed', 'error', 'timeout', 'cancelled', 'stall', 'gone', 'babble'] as const;
 export type UsbOutcome = (typeof outcomes)[number];
-/** enum libusb_error, as far as it matters here. */
-export const UsbError = { NoDevice: -4, NotFound: -5, Busy: -6 } as const;
 
 type Native = (...args: unknown[]) => number | bigint;
 type AsyncNative = Native & { async(...args: unknown[]): void };
@@ -313,7 +311,7 @@ function takePackets(view: DataView, packets: UsbRequest['packets']): number {
 }
 
 /** As libusb says it: `LIBUSB_ERROR_ACCESS`. */
-export function errorName(code: number): string {
+function errorName(code: number): string {
   const name: unknown = library?.func('const char *libusb_error_name(int)')(code);
   return typeof name === 'string' ? name : `error ${code}`;
 }

@@ -116,7 +116,9 @@ export class HostDevice implements UsbDevice {
     for (const number of this.#interfaces) {
       await handle.detachDriver(number);
       const result = await handle.claim(number);
-      if (result !== 0) this.#log.warn(`USB device ${this.name}: interface ${number} is in use on the host`);
+      if (result === 0 || this.#isGone) continue;
+      // The guest asks for it with every configuration it sets.
+      this.#log.rationed('warn', () => `USB device ${this.name}: interface ${number} is in use on the host`);
     }
   }
 

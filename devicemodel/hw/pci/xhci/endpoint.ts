@@ -29,6 +29,8 @@ const MAX_IN_FLIGHT: Readonly<Record<TransferKind, number>> = { control: 1, inte
 const MAX_PACKETS = 32;
 /** §4.10.3.1 does not say when a ring counts as run dry; C waits this long, and drivers live with it. */
 const DRY_RING_NS = 100_000_000;
+/** What a block counts for beside its data, so that blocks without data cannot be remembered without end. */
+const BLOCK_COST_BYTES = 1024;
 /** Blocks looked at before others get their turn. */
 const SLICE_BLOCKS = 2048;
 
@@ -51,6 +53,8 @@ interface Work {
   readonly ring: TransferRing;
   readonly tds: readonly TransferDescriptor[];
   transfer: UsbTransfer | undefined;
+  /** What it took of the bytes that may be in flight. */
+  readonly cost: number;
   /** Bytes of the first descriptor that were done before it was stopped. */
   readonly doneBefore: number;
   /** Instead of descriptors: a block that is none. */
@@ -225,20 +229,20 @@ export class Endpoint {
     const fetched = ring.fetch(memory, this.#kind === 'control');
     if (fetched === 'empty') return undefined;
     if ('badBlock' in fetched) {
-      return this.#wires.takeBytes(0, queue.serve) ? newWork(ring, [], 0, fetched.badBlock) : undefined;
+      return this.#wires.takeBytes(0, queue.serve) ? newWork(ring, [], 0, 0, fetched.badBlock) : undefined;
     }
     const isPartial = queue.partial?.address === fetched.start.address;
     const doneBefore = isPartial ? Math.min(queue.partial?.bytes ?? 0, fetched.totalBytes) : 0;
     queue.partial = undefined;
     const tds = [fetched];
     if (this.#kind === 'isochronous') this.#takeMorePackets(ring, tds);
-    const bytes = tds.reduce((sum, td) => sum + td.totalBytes, 0) - doneBefore;
-    if (!this.#wires.takeBytes(bytes, queue.serve)) {
+    const cost = tds.reduce((sum, td) => sum + td.totalBytes + BLOCK_COST_BYTES * td.blocks.length, 0);
+    if (!this.#wires.takeBytes(cost, queue.serve)) {
       ring.moveTo(before);
       if (doneBefore > 0) queue.partial = { address: fetched.start.address, bytes: doneBefore };
       return undefined;
     }
-    return newWork(ring, tds, doneBefore, undefined);
+    return newWork(ring, tds, cost, doneBefore, undefined);
   }
 
   #takeMorePackets(ring: TransferRing, tds: TransferDescriptor[]): void {
@@ -296,7 +300,7 @@ export class Endpoint {
   #done(queue: RingQueue, work: Work): void {
     if (work.isDone) return;
     work.isDone = true;
-    this.#wires.giveBytes(work.tds.reduce((sum, td) => sum + td.totalBytes, 0) - work.doneBefore);
+    this.#wires.giveBytes(work.cost);
     this.#strays.delete(work);
     if (this.#isGone) return;
     this.#retire(queue);
@@ -445,10 +449,11 @@ export class Endpoint {
 function newWork(
   ring: TransferRing,
   tds: readonly TransferDescriptor[],
+  cost: number,
   doneBefore: number,
   badBlock: number | undefined,
 ): Work {
-  return { ring, tds, transfer: undefined, doneBefore, badBlock, isDone: false, events: undefined, told: 0 };
+  return { ring, tds, transfer: undefined, cost, doneBefore, badBlock, isDone: false, events: undefined, told: 0 };
 }
 
 function hasData(td: TransferDescriptor): boolean {

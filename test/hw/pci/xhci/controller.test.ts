@@ -311,6 +311,24 @@ describe('transfers (§4.10, §4.11)', () => {
     expect(guest.events()).toMatchObject([{ code: Code.trb }]);
   });
 
+  test('descriptors without data are not remembered without end', () => {
+    const { guest, device, slot } = configured();
+    const ring = 0x10_0000;
+    const blocks = 1500;
+    for (let i = 0; i < 20 * blocks; i++) {
+      guest.trb(ring + 16 * i, At.buffers, 0, (Type.normal << 10) | ((i + 1) % blocks === 0 ? IOC : CHAIN) | 1);
+    }
+    guest.command(Command.stop, 0, { slot, endpoint: BULK_IN });
+    guest.command(Command.setDequeue, ring | 1, { slot, endpoint: BULK_IN });
+    guest.ring(slot, BULK_IN);
+    guest.clock.advance(1e6);
+    // 16 MiB in all, and a block counts for a kibibyte.
+    expect(device.inFlight.length).toBe(10);
+    device.complete();
+    guest.clock.advance(1e6);
+    expect(device.inFlight.length).toBe(10);
+  });
+
   test('links are followed, and a circle of them ends', () => {
     const { guest, device, slot } = configured();
     const at = guest.queue(slot, BULK_IN, Type.link, guest.ringOf(slot, 9), 0, 0);
