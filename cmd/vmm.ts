@@ -159,7 +159,7 @@ export class ProcessVmm implements Vmm {
 
   async #run(vm: VmConfig): Promise<PowerEvent> {
     const { log } = this.#options;
-    this.#releaseName();
+    this.#freeName();
     this.#releaseName = claimName(vm.name, log);
     let stopFollowing: (() => void) | undefined;
     try {
@@ -178,6 +178,8 @@ export class ProcessVmm implements Vmm {
       this.#launch = undefined;
       this.hasRun = true;
       stopFollowing?.();
+      // The default API is in the folder of the name: then both go at the end.
+      if (this.#options.apiSocket !== undefined) this.#freeName();
     }
   }
 
@@ -237,11 +239,15 @@ export class ProcessVmm implements Vmm {
     this.#hasApi = true;
   }
 
+  #freeName(): void {
+    this.#releaseName();
+    this.#releaseName = () => {};
+  }
+
   async #close(): Promise<void> {
     this.#signals?.close();
     for (const door of this.#doors.splice(0).reverse()) await door.close();
-    this.#releaseName();
-    this.#releaseName = () => {};
+    this.#freeName();
   }
 }
 
