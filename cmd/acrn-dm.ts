@@ -126,13 +126,13 @@ async function engineProblems(config: VmConfig): Promise<readonly DmError[]> {
 /** @param name of the VM, or what there is instead: for files. */
 async function openLog(
   { debug: isLoud, notices }: Pick<VmOrder, 'debug' | 'notices'>,
-  logger: VmConfig['logger'],
+  { logger, logFormat }: Pick<VmConfig, 'logger' | 'logFormat'>,
   name: string,
 ): Promise<Log> {
   const { createSinks } = await import('../devicemodel/core/log-sinks.ts');
   // --debug is about the console: the last setting of a sink counts.
   const loggers = isLoud ? [...logger, { sink: 'console', level: LogLevel.debug } as const] : logger;
-  const log = new Log(createSinks(loggers, name));
+  const log = new Log(createSinks(loggers, name, { format: logFormat }));
   for (const notice of notices) log[notice.level](notice.text);
   return log;
 }
@@ -150,7 +150,7 @@ async function checkOrder({ config, later }: VmOrder, log: Log): Promise<void> {
 
 async function run(order: VmOrder): Promise<ExitCode> {
   const { config } = order;
-  const log = await openLog(order, config.logger, config.name);
+  const log = await openLog(order, config, config.name);
   await checkOrder(order, log);
   const { abandonVm, runVm } = await import('./run.ts');
   abandon = abandonVm;
@@ -158,7 +158,7 @@ async function run(order: VmOrder): Promise<ExitCode> {
 }
 
 async function serve(order: ServeOrder): Promise<ExitCode> {
-  const log = await openLog(order, order.options.logger, `api-${process.pid}`);
+  const log = await openLog(order, order.options, `api-${process.pid}`);
   const { abandonVm, serveApi } = await import('./run.ts');
   abandon = abandonVm;
   return serveApi(order.options, log, (vm) => checkOrder(vm, log));

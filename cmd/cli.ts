@@ -32,7 +32,7 @@ export interface VmOrder extends DraftedVm {
 /** No VM yet: the API brings one. */
 export interface ServeOrder {
   readonly action: 'serve';
-  readonly options: Pick<VmConfig, 'apiSocket' | 'eventMonitor' | 'socketGroup' | 'afterEnd' | 'logger'>;
+  readonly options: Pick<VmConfig, 'apiSocket' | 'eventMonitor' | 'socketGroup' | 'afterEnd' | 'logger' | 'logFormat'>;
   readonly notices: readonly Notice[];
   readonly debug: boolean;
 }
@@ -235,10 +235,11 @@ function isServeOrder({ vm }: Collected): boolean {
 }
 
 function serveOrderOf({ vm, debug }: Collected): ServeOrder {
-  const { apiSocket, eventMonitor, socketGroup, afterEnd, logger, notices } = vm;
+  const { apiSocket, eventMonitor, socketGroup, afterEnd, logger, logFormat, notices } = vm;
   const options = {
     logger,
     afterEnd,
+    ...(logFormat === undefined ? {} : { logFormat }),
     ...(apiSocket === undefined ? {} : { apiSocket }),
     ...(eventMonitor === undefined ? {} : { eventMonitor }),
     ...(socketGroup === undefined ? {} : { socketGroup }),

@@ -88,6 +88,8 @@ interface VmMembers {
   readonly onCrash?: 'exit' | 'stay';
   /** `console`, `kmsg` and `disk`, each as in `kmsg,level=3`; levels 1 (errors) to 5. Default: none. */
   readonly logger?: readonly string[];
+  /** Of the program: whether lines of its log are text or JSON. */
+  readonly logFormat?: 'text' | 'json';
   /** How the guest is told to power off: `uart` by `pmByVuart`, otherwise by its power button. */
   readonly pmNotifyChannel?: 'ioc' | 'power_button' | 'uart' | 'uart,allow_trigger_s5';
   /** `pty,LINK` or `tty,PATH`: the serial line of the guest's life manager. */

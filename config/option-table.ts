@@ -281,6 +281,17 @@ export const optionTable = [
         'console, kmsg and disk; levels 1 (errors) to 5; default console,level=4',
       ),
     ),
+    vm(
+      'logFormat',
+      ['text', 'json'],
+      ours(
+        value(
+          'log-format',
+          'text|json',
+          'lines of the console and the disk log as text or as JSON objects (default text)',
+        ),
+      ),
+    ),
     ours({
       id: 'dry-run',
       name: 'dry-run',

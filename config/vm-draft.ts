@@ -84,6 +84,7 @@ export interface VmDraft {
   afterEnd: AfterEnd;
   socketGroup: string | undefined;
   logger: VmConfig['logger'];
+  logFormat: VmConfig['logFormat'];
   pmNotifyChannel: VmConfig['pmNotifyChannel'];
   pmByVuart: string | undefined;
   readonly platform: PlatformDeviceConfig[];
@@ -121,6 +122,7 @@ export function emptyDraft(wording: Wording): VmDraft {
     afterEnd: {},
     socketGroup: undefined,
     logger: [],
+    logFormat: undefined,
     pmNotifyChannel: undefined,
     pmByVuart: undefined,
     platform: [],
@@ -182,6 +184,7 @@ const apply: Record<Exclude<VmOption['id'], PlatformOptionName>, Apply> = {
   },
   'shutdown-timeout': (c, value) => void (c.shutdownTimeoutMs = parseTimeout(value)),
   logger_setting: (c, value, spelled) => void (c.logger = parseLoggerSetting(value, notify(c, spelled), c.logger)),
+  'log-format': (c, value) => void (c.logFormat = parseWord(value, ['text', 'json'])),
   pm_notify_channel: (c, value) => void (c.pmNotifyChannel = parsePmNotifyChannel(value)),
   pm_by_vuart: (c, value) => void (c.pmByVuart = value),
 };
@@ -286,6 +289,7 @@ export function finishDraft(draft: VmDraft, givenName: string, drivers: readonly
     ...(Object.keys(draft.afterEnd).length === 0 ? {} : { afterEnd: draft.afterEnd }),
     ...(draft.shutdownTimeoutMs === undefined ? {} : { shutdownTimeoutMs: draft.shutdownTimeoutMs }),
     logger: draft.logger,
+    ...(draft.logFormat === undefined ? {} : { logFormat: draft.logFormat }),
     pmNotifyChannel: draft.pmNotifyChannel,
     ...(pmByVuart === undefined ? {} : { pmByVuart }),
     platform: draft.platform,

@@ -111,13 +111,24 @@ const commands: readonly Command[] = [
   order('button', 'press the power button', 'PUT', '/v1/vm/power', { action: 'button' }),
   {
     name: 'disk',
-    usage: 'disk VM SLOT PATH[,OPTIONS]',
-    help: 'give a virtio-blk that was started with nodisk its medium',
+    usage: 'disk VM SLOT[@PORT] PATH[,OPTIONS]',
+    help: 'put a medium into a CD drive, or into a virtio-blk that was started with nodisk',
     takesVm: true,
     run: async (invocation) => {
       const slot = needed(invocation, 1, 'the slot');
       const path = needed(invocation, 2, 'the path');
       await call(socket(invocation), 'PUT', `/v1/devices/${encodeURIComponent(slot)}/disk`, { path });
+      return undefined;
+    },
+  },
+  {
+    name: 'eject',
+    usage: 'eject VM SLOT[@PORT]',
+    help: 'take the medium out of a CD drive',
+    takesVm: true,
+    run: async (invocation) => {
+      const slot = needed(invocation, 1, 'the slot');
+      await call(socket(invocation), 'DELETE', `/v1/devices/${encodeURIComponent(slot)}/disk`);
       return undefined;
     },
   },

@@ -43,13 +43,25 @@ export function ownRoutes(vmm: Vmm, openApi: () => object): Route[] {
       return done;
     }),
     route('GET', '/v1/devices', 'PCI devices, as they were ordered.', () => json(devices(needGuest(vmm)))),
-    route('PUT', '/v1/devices/{slot}/disk', 'Give a virtio-blk of slot N or BUS:SLOT:FN its medium.', insertDisk(vmm), {
-      body: {
-        type: 'object',
-        required: ['path'],
-        properties: { path: { type: 'string', description: 'PATH[,OPTIONS]' } },
+    route(
+      'DELETE',
+      '/v1/devices/{slot}/disk',
+      'Take the medium out of a CD drive of ahci, SLOT[@PORT].',
+      ejectDisk(vmm),
+    ),
+    route(
+      'PUT',
+      '/v1/devices/{slot}/disk',
+      'Put a medium into a CD drive, or into a virtio-blk that was started with nodisk: SLOT[@PORT].',
+      insertDisk(vmm),
+      {
+        body: {
+          type: 'object',
+          required: ['path'],
+          properties: { path: { type: 'string', description: 'PATH[,OPTIONS]' } },
+        },
       },
-    }),
+    ),
     route('GET', '/v1/consoles', 'Serial ports and consoles, and where each is connected.', () =>
       json(needGuest(vmm).lines.map(({ id, backend }) => ({ id, backend }))),
     ),
@@ -143,14 +155,40 @@ function devices({ config }: RunningGuest): object[] {
   }));
 }
 
+/** `SLOT[@PORT]`, and whether that is a drive whose medium comes out again, or a disk that is given one once. */
+function driveOf({ config }: RunningGuest, asked = '') {
+  const [, slot, port] = /^([\d:]+)(?:@(\d+))?$/.exec(asked) ?? [];
+  if (slot === undefined) throw new HttpProblem(422, 'member', `"${asked}" is not SLOT[@PORT]`);
+  const isHere = ({ bdf }: RunningGuest['config']['pci'][number]) =>
+    slot === `${bdf.bus}:${bdf.device}:${bdf.function}` ||
+    (bdf.bus === 0 && bdf.function === 0 && slot === `${bdf.device}`);
+  const driver = config.pci.find(isHere)?.driver;
+  if (driver === undefined) throw new HttpProblem(404, 'no-such-device', `there is nothing in slot ${slot}`);
+  return { slot, port: Number(port ?? 0), isDrive: driver.startsWith('ahci') };
+}
+
 function insertDisk(vmm: Vmm): Route['run'] {
   return async ({ parameters, body }): Promise<Answer> => {
-    const medium = `${parameters['slot']},${neededText(body, 'path')}`;
-    const isDone = await needGuest(vmm).commands.run('blkrescan', { medium });
-    if (!isDone) {
-      throw new HttpProblem(409, 'no-medium', `${medium}: not inserted`, { hint: 'the log of the VM says why' });
+    const guest = needGuest(vmm);
+    const { slot, port, isDrive } = driveOf(guest, parameters['slot']);
+    const path = neededText(body, 'path');
+    if (isDrive) {
+      await guest.commands.run('insert', { slot, port, medium: path });
+    } else if (!(await guest.commands.run('blkrescan', { medium: `${slot},${path}` }))) {
+      throw new HttpProblem(409, 'no-medium', `${slot},${path}: not inserted`, { hint: 'the log of the VM says why' });
     }
     vmm.events.emit('disk', 'inserted', { slot: parameters['slot'] });
+    return done;
+  };
+}
+
+function ejectDisk(vmm: Vmm): Route['run'] {
+  return async ({ parameters }): Promise<Answer> => {
+    const guest = needGuest(vmm);
+    const { slot, port, isDrive } = driveOf(guest, parameters['slot']);
+    if (!isDrive) throw new HttpProblem(501, 'impossible', `the medium of slot ${slot} cannot be taken out`);
+    await guest.commands.run('eject', { slot, port });
+    vmm.events.emit('disk', 'ejected', { slot: parameters['slot'] });
     return done;
   };
 }

@@ -41,6 +41,8 @@ export interface VmConfig {
   readonly display?: DisplayConfig;
   readonly intrMonitor: IntrMonitorConfig | undefined;
   readonly logger: readonly LoggerConfig[];
+  /** `--log-format`: what the console and the files of the log have. Absent: text. */
+  readonly logFormat?: 'text' | 'json';
   readonly pmNotifyChannel: 'ioc' | 'power_button' | 'uart' | 'uart,allow_trigger_s5' | undefined;
   /** The serial line of channel `uart`, as back end text: `pty:LINK` or `tty:PATH`. */
   readonly pmByVuart?: string;

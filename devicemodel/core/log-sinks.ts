@@ -42,6 +42,8 @@ export interface SinkOptions {
   readonly consoleFd?: number;
   readonly kmsgPath?: string;
   readonly diskDirectory?: string;
+  /** `json`: console and disk get one object a line. Default `text`. */
+  readonly format?: 'text' | 'json' | undefined;
   /** Whether the terminal needs carriage returns; default: what the terminal code says. */
   readonly isRaw?: () => boolean;
 }
@@ -66,6 +68,12 @@ function writeAll(fd: number, bytes: Uint8Array): boolean {
   return true;
 }
 
+/** For programs that read logs: `{"time", "level", "message"}` on one line. */
+function jsonLine(level: LogLevelName, line: string): string {
+  const message = line.length > MAX_LINE_CHARS ? `${line.slice(0, MAX_LINE_CHARS)}…` : line;
+  return `${JSON.stringify({ time: new Date().toISOString(), level, message })}\n`;
+}
+
 const LEVEL_PREFIX: Readonly<Record<LogLevelName, string>> = {
   error: 'error: ',
   warn: 'warning: ',
@@ -79,16 +87,22 @@ export class ConsoleSink implements ClosableSink {
   readonly maxLevel: number;
   readonly #fd: number;
   readonly #needsReturn: () => boolean;
+  readonly #isJson: boolean;
 
   constructor(level: number, options: SinkOptions = {}) {
     this.maxLevel = level;
     this.#fd = options.consoleFd ?? 2;
+    this.#isJson = options.format === 'json';
     const isRaw = options.isRaw ?? isTerminalRaw;
     const isTerminal = isatty(this.#fd);
     this.#needsReturn = () => isTerminal && isRaw();
   }
 
   write(level: LogLevelName, line: string): void {
+    if (this.#isJson) {
+      writeAll(this.#fd, Buffer.from(jsonLine(level, line)));
+      return;
+    }
     const [before, after] = this.#needsReturn() ? ['\r', '\r\n'] : ['', '\n'];
     const text = printable(line).replaceAll('\n', `${after}  `);
     writeAll(this.#fd, Buffer.from(`${before}acrn-dm: ${LEVEL_PREFIX[level]}${text}${after}`));
@@ -162,6 +176,7 @@ export class DiskSink implements ClosableSink {
   readonly #directory: string;
   readonly #prefix: string;
   readonly #onFailure: ((text: string) => void) | undefined;
+  readonly #isJson: boolean;
   #fd: number | undefined;
   #index = 0;
   #sizeBytes = 0;
@@ -170,15 +185,16 @@ export class DiskSink implements ClosableSink {
   constructor(level: number, vmName: string, options: SinkOptions = {}) {
     this.maxLevel = level;
     this.#directory = options.diskDirectory ?? DISK_DIRECTORY;
+    this.#isJson = options.format === 'json';
     this.#prefix = `${vmName.replaceAll('/', '_')}_log_`;
     this.#onFailure = options.onFailure;
   }
 
-  write(_level: LogLevelName, line: string): void {
+  write(level: LogLevelName, line: string): void {
     if (this.#isOff) return;
     try {
       const fd = this.#fd ?? this.#openNewest();
-      this.#append(fd, `${timestamp()}${printable(line)}\n`);
+      this.#append(fd, this.#isJson ? jsonLine(level, line) : `${timestamp()}${printable(line)}\n`);
       if (this.#sizeBytes > DISK_FILE_BYTES) this.#rotate(fd);
     } catch (error) {
       // No directory, no space: this sink is done, the VM is not.

@@ -57,11 +57,13 @@ test.each([
   [['wake', 'vm1'], 'wake'],
   [['button', 'vm1'], 'power button'],
   [['disk', 'vm1', '4', '/disk.img,ro'], 'blkrescan 4,/disk.img,ro'],
+  [['disk', 'vm1', '5@1', '/cd.iso'], 'medium of 5 port 1: /cd.iso'],
+  [['eject', 'vm1', '5'], 'medium of 5 port 0: out'],
 ])('%j is an order', async (argv, call) => {
   const result = await acrnvm(...argv);
   expect(vmm.asked).toEqual([call]);
   // The disk of this VM would be in slot 0:4:0: it is refused, and says so by its status.
-  expect(result.status).toBe(argv[0] === 'disk' ? ExitCode.Unavailable : 0);
+  expect(result.status).toBe(argv[0] === 'disk' && argv[2] === '4' ? ExitCode.Unavailable : 0);
 });
 
 test('ls and info, for people and for programs', async () => {

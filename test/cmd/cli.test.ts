@@ -280,6 +280,7 @@ test('every option of the table is understood', () => {
     'io-timeout': '5',
     'shutdown-timeout': '5',
     'event-monitor': 'fd=3',
+    'log-format': 'json',
     'on-poweroff': 'stay',
     'on-reboot': 'exit',
     'on-crash': 'exit',

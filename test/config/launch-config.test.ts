@@ -116,6 +116,7 @@ describe('every option of the table', () => {
     socketGroup: ['wheel', 'wheel'],
     ioTimeoutS: [90, '90'],
     shutdownTimeoutS: [30, '30'],
+    logFormat: ['json', 'json'],
     apiSocket: ['/run/x.sock', '/run/x.sock'],
     eventMonitor: ['fd=5', 'fd=5'],
     onPoweroff: ['stay', 'stay'],

@@ -32,6 +32,22 @@ describe('console', () => {
     expect(text()).toBe('acrn-dm: error: no such file\nacrn-dm: VM started\n');
   });
 
+  test('as JSON, one object a line with its time, whatever is in it', () => {
+    const { fd, text } = toFile();
+    const sink = new ConsoleSink(5, { consoleFd: fd, format: 'json' });
+    sink.write('warn', 'a "name"\n\x1b[2J');
+    sink.write('info', 'b');
+    const lines = text()
+      .trimEnd()
+      .split('\n')
+      .map((line) => JSON.parse(line) as Record<string, string>);
+    expect(lines).toMatchObject([
+      { level: 'warn', message: 'a "name"\n\x1b[2J' },
+      { level: 'info', message: 'b' },
+    ]);
+    expect(Math.abs(Date.now() - Date.parse(lines[0]?.['time'] ?? ''))).toBeLessThan(60_000);
+  });
+
   test('returns the carriage while the terminal is raw, and only then', () => {
     const window = new TerminalWindow();
     cleanUp.push(() => window.close());

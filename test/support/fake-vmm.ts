@@ -32,7 +32,11 @@ export class FakeVmm implements Vmm {
     const config = {
       name: 'vm1',
       memoryBytes: 1 << 28,
-      pci: [blk(3, 'disk.img'), blk(4, '')],
+      pci: [
+        blk(3, 'disk.img'),
+        blk(4, ''),
+        { bdf: { bus: 0, device: 5, function: 0 }, driver: 'ahci-cd', options: {}, text: '' },
+      ],
     } as unknown as VmConfig;
     return {
       config,
