@@ -3,6 +3,7 @@
  *
  *   start     start-up times of the program beside those of a bare node
  *   micro     bench/*.bench.ts: parts of the device model inside this process (vitest bench)
+ *   large-request  the console beside one disk request of 4 GiB
  *   virtio    disks and networks under load, in the same recorder, beside the C device model (bench/virtio.mjs)
  *   pairs     this checkout beside another one, figure by figure (bench/pairs.mjs)
  *   hsmrec    round trips and start-up against a recorded hypervisor, when a recorder is there (as root, huge pages)
@@ -12,6 +13,7 @@ import { spawnSync } from 'node:child_process';
 import { existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { benchLargeRequest } from '../bench/large-request.mjs';
 import { benchPairs } from '../bench/pairs.mjs';
 import { benchVirtio } from '../bench/virtio.mjs';
 import { prepare, root, run } from './prepare.mjs';
@@ -83,6 +85,12 @@ const benchOfVirtio = () =>
     return benchVirtio({ dm, recorder: join(work, 'hsmrec'), kernel: join(work, 'fx/bzimage') });
   });
 
+const benchOfLargeRequest = () =>
+  withRecorder('large-request', (_recorder, work) => {
+    const dm = [process.execPath, join(root, 'dist/acrn-dm.js')];
+    return benchLargeRequest({ dm, recorder: join(work, 'hsmrec'), kernel: join(work, 'fx/bzimage') });
+  });
+
 const benchOfPairs = () =>
   withRecorder('pairs', (_recorder, work) =>
     benchPairs(root, { recorder: join(work, 'hsmrec'), kernel: join(work, 'fx/bzimage') }),
@@ -92,6 +100,7 @@ const parts = {
   start: benchStart,
   micro: benchMicro,
   virtio: benchOfVirtio,
+  'large-request': benchOfLargeRequest,
   hsmrec: benchHsmrec,
   pairs: benchOfPairs,
 };
