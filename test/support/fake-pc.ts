@@ -8,6 +8,7 @@
 import { parseCommandLine } from '../../cmd/cli.ts';
 import type { BoardParts } from '../../devicemodel/core/board.ts';
 import type { VmConfig } from '../../devicemodel/core/config.ts';
+import type { GuestLoop } from '../../devicemodel/core/guest-loop.ts';
 import { map } from '../../devicemodel/core/host/mapping.ts';
 import type { VcpuRegs } from '../../devicemodel/core/hsm/hsm.ts';
 import { Log, LogLevel } from '../../devicemodel/core/log.ts';
@@ -54,6 +55,8 @@ export interface FakePcOptions {
   readonly vcpuCount?: number;
   /** RAM of its own for each life, at real addresses: system calls and data threads work on it. */
   readonly hasOwnRam?: boolean;
+  /** Default: a loop without a time of its own. */
+  readonly loop?: GuestLoop;
 }
 
 /**
@@ -63,7 +66,14 @@ export interface FakePcOptions {
 export function makePc(
   argv: readonly string[],
   prepare: (hsm: FakeHsm, life: number) => void = () => {},
-  { logLevel = LogLevel.debug, serving = 'from-page', hasOwnRam = false, vcpuCount = 1, hostTree }: FakePcOptions = {},
+  {
+    logLevel = LogLevel.debug,
+    serving = 'from-page',
+    hasOwnRam = false,
+    vcpuCount = 1,
+    hostTree,
+    loop,
+  }: FakePcOptions = {},
 ): FakePc {
   const base = ['-m', '128M', '-k', 'kernel', '-s', '0:0,hostbridge', '-s', '1:0,lpc', '-l', 'com1,null'];
   const order = parseCommandLine([...base, ...argv, 'vm1'], pciDrivers);
@@ -118,7 +128,7 @@ export function makePc(
         },
       };
     },
-    loop: new TestLoop({ clock, hasTurns: false }),
+    loop: loop ?? new TestLoop({ clock, hasTurns: false }),
     log,
   });
   return {

@@ -174,6 +174,15 @@ export class StallingPc {
     await later(50);
     expect(this.used).toBe(0);
   }
+  /** Another one, of a machine that has served some. */
+  async getStuckAgain(): Promise<void> {
+    const before = this.used;
+    this.stall();
+    this.request(0, 8);
+    await this.in(Legacy.status, 1, 1);
+    await later(50);
+    expect(this.used).toBe(before);
+  }
   /** Other vCPUs and the host are served, and what the thread has been lent is left alone. */
   async othersAreServed(): Promise<void> {
     const assigned = this.hsm.calls.filter(({ method }) => method === 'ioeventfd').length;

@@ -254,3 +254,42 @@ describe('an image that does not open', () => {
     fifo.release();
   });
 });
+
+/** ACRN_SLOW_TESTS=1: a minute of storage that really hangs. Shorter stalls, above, take the same paths. */
+describe.skipIf(process.env['ACRN_SLOW_TESTS'] === undefined)('storage that hangs for 15 s', () => {
+  const STALL_MS = 15_000;
+  const LIMIT_MS = 120_000;
+
+  test.each([
+    ['on the device thread', 'IMAGE'],
+    ['with a write under way', 'IMAGE,writeback'],
+  ])('%s only delays a reset, S3 and the end', { timeout: LIMIT_MS }, async (_where, slot) => {
+    const machine = await stuckMachine([], slot === 'IMAGE' ? Type.In : Type.Out, slot);
+    const from = performance.now();
+    const reset = flag(machine.out(Legacy.status, 1, 0));
+    while (performance.now() - from < STALL_MS) await machine.othersAreServed();
+    expect(reset.isSet).toBe(false);
+    machine.release();
+    await vi.waitFor(() => expect(reset.isSet).toBe(true), { timeout: 10_000 });
+    await machine.init();
+    await machine.isServed();
+
+    await machine.getStuckAgain();
+    void machine.guest.pioWrite(0x404, 2, 0x2c01);
+    await later(STALL_MS);
+    expect(machine.pc.vm.state).toBe('paused');
+    machine.release();
+    await vi.waitFor(() => expect(machine.pc.vm.state).toBe('suspended'), { timeout: 10_000 });
+    machine.pc.vm.wake();
+    await vi.waitFor(() => expect(machine.pc.vm.state).toBe('running'), { timeout: 10_000 });
+
+    await machine.getStuckAgain();
+    machine.pc.vm.power.request({ kind: 'poweroff', reason: 'the test' });
+    const ended = flag(machine.ended);
+    await later(STALL_MS);
+    expect(ended.isSet).toBe(false);
+    machine.release();
+    await machine.ended;
+    expect(machine.pc.ramOut).toBe(0);
+  });
+});
