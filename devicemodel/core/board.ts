@@ -45,7 +45,7 @@ export interface Board {
   /** MP and ACPI tables into guest memory; again after a system reset, when lines may have been routed anew. */
   writeTables(): void;
   /** What is not RAM although it may be within: for the memory map. */
-  readonly reservedMemory?: { readonly gpuReserved?: E820Range };
+  readonly reservedMemory?: { readonly gpuReserved?: E820Range; readonly softwareSram?: E820Range };
   /** Bytes that wait for the host: console output of this turn. */
   flush(): void;
   /**

@@ -47,6 +47,8 @@ export interface PcOptions {
   readonly consoles: CharBackendPool;
   /** Local APIC ids of `count` vCPUs, for the tables. @throws ConfigError if the affinity names too few. */
   readonly lapicIds: (count: number) => readonly number[];
+  /** Processors of the machine that the VM may have, a bit each. */
+  readonly cpuAffinity?: bigint;
   /** Whose functions are passed through; default: this host's. */
   readonly hostTree?: HostTree;
   /** Its front ends outlive a life; absent where nobody looks. */
@@ -222,6 +224,8 @@ class Pc implements Board {
       hostRoot: this.#options.hostTree?.root ?? '',
       window: new MmioWindow(),
       reserveIrq: (irq: number) => this.#reserveIrq(irq),
+      vcpus: () => this.#vcpus(),
+      reservedBelow: () => this.pciConfig.reservedMemory?.base,
     };
     const made = new Map<PlatformDeviceConfig, PlatformDevice>();
     // Addresses are given out driver by driver, as in C.
@@ -300,9 +304,21 @@ class Pc implements Board {
     this.#hasRun = true;
   }
 
-  get reservedMemory(): { readonly gpuReserved?: E820Range } {
-    const range = this.pciConfig.reservedMemory;
-    return range === undefined ? {} : { gpuReserved: range };
+  get reservedMemory(): { readonly gpuReserved?: E820Range; readonly softwareSram?: E820Range } {
+    const gpu = this.pciConfig.reservedMemory;
+    const sram = this.#optional.find((device) => device.reservedMemory !== undefined)?.reservedMemory;
+    return {
+      ...(gpu === undefined ? {} : { gpuReserved: gpu }),
+      ...(sram === undefined ? {} : { softwareSram: sram }),
+    };
+  }
+
+  /** Of each vCPU in order: the processors of the affinity, lowest first. */
+  #vcpus(): Array<{ lapicId: number; pcpu: number }> {
+    const { cpuAffinity = 0n } = this.#options;
+    const pcpus = [...cpuAffinity.toString(2)].reverse().flatMap((bit, pcpu) => (bit === '1' ? [pcpu] : []));
+    const lapicIds = this.#options.lapicIds(this.#parts.vcpuCount);
+    return lapicIds.map((lapicId, i) => ({ lapicId, pcpu: pcpus[i] ?? 0 }));
   }
 
   flush(): void {

@@ -29,7 +29,7 @@ import { acpidevPt } from './platform/acpidev/acpidev.ts';
 import type { PlatformDriver } from './platform/driver.ts';
 import { fwCfg } from './platform/fw-cfg.ts';
 import { mmiodevPt } from './platform/mmiodev-pt.ts';
-import { ssram } from './platform/ssram.ts';
+import { ssram } from './platform/ssram/driver.ts';
 import { vtpm2 } from './platform/vtpm2.ts';
 
 // biome-ignore lint/suspicious/noExplicitAny: drivers of all option types in one list

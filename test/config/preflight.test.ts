@@ -22,14 +22,6 @@ describe('an order that cannot be run', () => {
       exitCode: ExitCode.Unavailable,
     });
   });
-  test.each([['--ssram', ['--ssram', 'L2,vcpu=0,size=4K']]])(
-    '%s is answered with one line while it has nothing behind it',
-    (name, argv) => {
-      expect(problems('-k', 'k', ...argv, 'vm1').map((p) => p.message)).toEqual([
-        `${name}: not supported yet, this comes in a later version`,
-      ]);
-    },
-  );
   test('--ssram without regions does not stop a VM', () => {
     expect(problems('--ssram', '-k', 'k', 'vm1')).toEqual([]);
   });

@@ -68,6 +68,12 @@ export function mapPresent(sizeBytes: number, what: string, fd: number, offset: 
   return mapped(mmap(0n, sizeBytes, READ_WRITE, MapFlag.Shared | MapFlag.Populate, fd, offset, what), sizeBytes);
 }
 
+/** Map `fd` where it may not be read or written: for a driver that hands it on by its address. @throws HostError */
+export function mapUntouched(sizeBytes: number, what: string, fd: number): Pick<Mapping, 'address' | 'dispose'> {
+  const address = mmap(0n, sizeBytes, Protection.None, MapFlag.Shared, fd, 0, what);
+  return { address, dispose: () => munmap(address, sizeBytes) };
+}
+
 /** Wrap memory that is mapped already. */
 function mapped(address: bigint, sizeBytes: number): Mapping {
   let live = true;

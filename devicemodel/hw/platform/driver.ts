@@ -29,6 +29,10 @@ export interface PlatformEnv {
   reserveIrq(irq: number): void;
   /** Guest addresses for device memory, see {@link MmioWindow}. */
   readonly window: { allocate(sizeBytes: number, what: string): Gpa };
+  /** Where the VM's processors run, by number; absent in a plan. */
+  vcpus?(): ReadonlyArray<{ readonly lapicId: number; readonly pcpu: number }>;
+  /** Where memory that is no RAM begins, if functions of the host bring some. */
+  reservedBelow?(): Gpa | undefined;
   /** What the device has outside over all lives of the VM, by a name. */
   readonly keep: KeptOverLives['keep'];
 }

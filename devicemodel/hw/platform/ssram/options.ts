@@ -1,13 +1,12 @@
-/** `--ssram`: software SRAM, parts of a cache that belong to vCPUs of a real-time VM. */
+/** Options of `--ssram`. */
 import * as v from 'valibot';
-import { ConfigError } from '../../core/errors.ts';
-import { KiB, MiB } from '../../core/units.ts';
-import { definePlatformDriver } from './driver.ts';
+import { ConfigError } from '../../../core/errors.ts';
+import { KiB, MiB } from '../../../core/units.ts';
 
 /** Software SRAM one VM may have in all. [VSSRAM_MAX_SIZE] */
-const MAX_SSRAM_BYTES = 8 * MiB;
+export const MAX_SSRAM_BYTES = 8 * MiB;
 const PAGE_BYTES = 4 * KiB;
-const USAGE = '{L2|L3},vcpu=N,size=SIZE[;...]';
+export const USAGE = '{L2|L3},vcpu=N,size=SIZE[;...]';
 
 const Region = v.strictObject({
   cacheLevel: v.picklist([2, 3]),
@@ -21,10 +20,11 @@ export const SsramOptions = v.strictObject({
     v.metadata({ arg: USAGE, help: 'a region in the cache of these vCPUs (all, or numbers); SIZE with k or m' }),
   ),
 });
-type Regions = v.InferOutput<typeof SsramOptions>['regions'];
+export type SsramOptions = v.InferOutput<typeof SsramOptions>;
+type Regions = SsramOptions['regions'];
 
 /** `L2,vcpu=0,1,size=4K;L3,vcpu=all,size=2M`; nothing at all is an empty list. */
-function parseText(text: string): Record<string, unknown> {
+export function parseSsramText(text: string): Record<string, unknown> {
   const hint = 'write {L2|L3},vcpu=N[,N...],size=SIZE with k or m, several separated by ;';
   const regions: Regions = [];
   for (const element of text.split(';')) {
@@ -40,16 +40,3 @@ function parseText(text: string): Record<string, unknown> {
   }
   return { regions };
 }
-
-export const ssram = definePlatformDriver({
-  name: 'ssram',
-  group: 'Real time',
-  arg: USAGE,
-  summary: 'software SRAM: cache reserved for vCPUs',
-  options: SsramOptions,
-  // Generated launch scripts have a bare --ssram, which must not swallow what follows.
-  argPattern: /^[lL][23](,|$)/,
-  parseText,
-  // The guest loses nothing it could name.
-  ignored: ({ regions }) => (regions.length === 0 ? 'it names no region (write L2|L3,vcpu=N,size=SIZE)' : undefined),
-});
