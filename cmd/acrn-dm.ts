@@ -90,9 +90,9 @@ async function dryRun(order: VmOrder): Promise<ExitCode> {
     ...order.notices.map((notice) => `acrn-dm: ${notice.level === 'warn' ? 'warning: ' : ''}${notice.text}`),
     ...[...doubts, ...found.warnings].map((text) => `acrn-dm: warning: ${text}`),
   ]);
-  const plan = await describeVm(config, order.later, hostRoot);
+  const plan = await describeVm(config, hostRoot);
   const written = print(order.format === 'json' ? [JSON.stringify(plan, undefined, 2)] : formatDryRun(plan));
-  const problems = [...problemsOf(config, order.later), ...obstacles];
+  const problems = [...problemsOf(config), ...obstacles];
   problems.push(...(hostRoot === undefined ? fileProblems(config) : hostTreeProblems(hostRoot)));
   if (problems.length === 0) problems.push(...(await engineProblems(config)));
   for (const problem of problems) writeLines(standardError, errorLines(problem, { debug }));
@@ -138,9 +138,9 @@ async function openLog(
 }
 
 /** Everything that shows before a VM is asked for. @throws DmError */
-async function checkOrder({ config, later }: VmOrder, log: Log): Promise<void> {
+async function checkOrder({ config }: VmOrder, log: Log): Promise<void> {
   const { checkHost, checkHostPaths, problemsOf } = await import('../config/preflight.ts');
-  const [problem] = problemsOf(config, later);
+  const [problem] = problemsOf(config);
   if (problem !== undefined) throw problem;
   checkHostPaths(config);
   const { problems, warnings } = await checkHost(config, { root: '', isPlan: false });

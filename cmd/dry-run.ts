@@ -3,7 +3,6 @@
  * stopped before anything of this host or of a hypervisor is touched; so it works anywhere and always says the same.
  */
 
-import { formatSlotText, type SlotText } from '../config/slot.ts';
 import { formatBdf, hex } from '../devicemodel/core/address.ts';
 import { splitRam } from '../devicemodel/core/boot/loader.ts';
 import type { Clock } from '../devicemodel/core/clock.ts';
@@ -38,8 +37,6 @@ export interface VmPlan {
   readonly pci: readonly PciPlan[];
   /** Devices that options of their own put on the board: option and value. */
   readonly board: readonly string[];
-  /** Devices asked for that do not exist yet. */
-  readonly notAvailable: readonly string[];
   readonly com: readonly {
     readonly name: string;
     readonly port: number;
@@ -67,11 +64,10 @@ export interface PciPlan {
 }
 
 /**
- * @param later slots of drivers that do not exist yet; they are only listed.
  * @param hostRoot where `sys` of the host is whose functions are passed through; empty: this one.
  * @throws ConfigError if the machine cannot be put together.
  */
-export async function describeVm(config: VmConfig, later: readonly SlotText[] = [], hostRoot = ''): Promise<VmPlan> {
+export async function describeVm(config: VmConfig, hostRoot = ''): Promise<VmPlan> {
   const { reports, tables } = await assemble(config, hostRoot);
   const ram = splitRam(config.memoryBytes);
   const memory = [{ what: 'RAM', base: 0, sizeBytes: ram.lowRamBytes }];
@@ -85,7 +81,6 @@ export async function describeVm(config: VmConfig, later: readonly SlotText[] = 
     boot: config.boot ?? null,
     pci: reports.map((report) => pciPlan(report, config)),
     board: config.platform.map(({ driver, text }) => `--${driver} ${text}`),
-    notAvailable: later.map((slot) => formatSlotText(slot)),
     com: config.com.map((com) => ({
       ...comResources(com),
       backend: describeCharBackend(parseCharBackend(com.backend)),
@@ -248,10 +243,6 @@ export function formatDryRun(plan: VmPlan): string[] {
   section('Boot', bootLines(plan.boot));
   section('PCI', plan.pci.flatMap(pciLines));
   section('Board', plan.board);
-  section(
-    'Not available in this version',
-    plan.notAvailable.map((text) => `-s ${text}`),
-  );
   section(
     'Serial ports',
     plan.com.map((com) => `${com.name}  port ${hex(com.port)}, irq ${com.irq}: ${com.backend}`),

@@ -156,9 +156,7 @@ export function vmConfigOf(input: LaunchConfig): { readonly config: VmConfig; re
     }
   }
   const name = at('name', () => parseVmName(given.name));
-  const { config, notices, later } = finishDraft(draft, name, pciDrivers);
-  if (later.length > 0) throw new ConfigError(`pci: ${later[0]?.driver} comes in a later version`);
-  return { config, notices };
+  return finishDraft(draft, name, pciDrivers);
 }
 
 function keyOf(id: VmOption['id']): string {

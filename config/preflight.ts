@@ -7,26 +7,11 @@ import { ConfigError, DmError, ExitCode } from '../devicemodel/core/errors.ts';
 import type { HypervisorOffers } from '../devicemodel/core/hsm/hsm.ts';
 import type { HostFindings, HostTree } from '../devicemodel/hw/pci/driver.ts';
 import { type PciDriverEntry, pciDrivers, platformDriver } from '../devicemodel/hw/registry.ts';
-import { formatSlotText, located, type SlotText } from './slot.ts';
+import { formatSlotText, located } from './slot.ts';
 
-/**
- * Reasons why this VM cannot be run, however the host looks. Empty: it can.
- * @param later slots of drivers that do not exist yet.
- */
-export function problemsOf(config: VmConfig, later: readonly SlotText[]): DmError[] {
+/** Reasons why this VM cannot be run, however the host looks. Empty: it can. */
+export function problemsOf(config: VmConfig): DmError[] {
   const problems: DmError[] = [];
-  const missing = [
-    ...later.map((slot) => `-s ${formatSlotText(slot)}`),
-    ...config.platform.flatMap(({ driver }) => (platformDriver(driver).create === undefined ? [`--${driver}`] : [])),
-  ];
-  if (missing.length > 0) {
-    problems.push(
-      new DmError(`${missing.join(', ')}: not supported yet, this comes in a later version`, {
-        exitCode: ExitCode.Unavailable,
-        hint: 'leave it out if the guest can do without; -s help lists the devices there are',
-      }),
-    );
-  }
   if (config.boot === undefined) {
     problems.push(
       new ConfigError(`VM "${config.name}" has no boot image`, {

@@ -74,8 +74,6 @@ export interface SlotsResult {
   readonly pci: readonly PciSlotConfig[];
   /** `-s …: why`, one line for each slot that is dropped and each option text nobody reads. */
   readonly ignored: readonly string[];
-  /** Slots of drivers that do not exist yet. */
-  readonly later: readonly SlotText[];
 }
 
 /**
@@ -83,7 +81,7 @@ export interface SlotsResult {
  * @throws ConfigError naming the value, for the first that is wrong.
  */
 export function parseSlots(values: readonly string[], drivers: readonly PciDriverEntry[]): SlotsResult {
-  const slots = { pci: [] as PciSlotConfig[], ignored: [] as string[], later: [] as SlotText[] };
+  const slots = { pci: [] as PciSlotConfig[], ignored: [] as string[] };
   const taken = new Map<string, string>();
   const { bridges } = numberBuses(values.flatMap((value) => bridgeOf(value, drivers)));
   for (const value of values) {
@@ -108,7 +106,7 @@ function bridgeOf(value: string, drivers: readonly PciDriverEntry[]): BusMember[
 }
 
 function addSlot(
-  slots: { readonly pci: PciSlotConfig[]; readonly ignored: string[]; readonly later: SlotText[] },
+  slots: { readonly pci: PciSlotConfig[]; readonly ignored: string[] },
   value: string,
   taken: Map<string, string>,
   drivers: readonly PciDriverEntry[],
@@ -128,10 +126,6 @@ function addSlot(
   taken.set(key, value);
 
   if (found.kind === 'unknown') throw new ConfigError(found.message, { hint: found.hint });
-  if (found.kind === 'not-yet') {
-    slots.later.push(slot);
-    return;
-  }
   const driver = found.entry;
   // The MP table cannot describe a further root bus, so the C program ends here too.
   checkBus({ bdf: slot.bdf, isBridge: driver.isBridge === true }, bridges);

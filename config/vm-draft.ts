@@ -41,7 +41,7 @@ import {
   parseVmName,
   parseWord,
 } from './option-values.ts';
-import { located, parseLpc, parseSlots, type SlotsResult, type SlotText } from './slot.ts';
+import { located, parseLpc, parseSlots, type SlotsResult } from './slot.ts';
 
 /** How whoever gave an option writes it, for messages: `--memsize` or `memory`. */
 export interface Wording {
@@ -230,8 +230,6 @@ export interface DraftedVm {
   readonly config: VmConfig;
   /** To be said before anything is done. */
   readonly notices: readonly Notice[];
-  /** Slots whose driver does not exist yet. Such a VM can be looked at but not run. */
-  readonly later: readonly SlotText[];
 }
 
 /** @throws ConfigError: one line that says where and what. */
@@ -294,7 +292,7 @@ export function finishDraft(draft: VmDraft, givenName: string, drivers: readonly
     ...(pmByVuart === undefined ? {} : { pmByVuart }),
     platform: draft.platform,
   };
-  return { config, notices, later: slots.later };
+  return { config, notices };
 }
 
 function slotsOf({ slots, wording }: VmDraft, drivers: readonly PciDriverEntry[]): SlotsResult {

@@ -49,7 +49,7 @@ export async function launch(input: LaunchConfig, extras: LaunchExtras = {}): Pr
   const sinks = config.logger.length === 0 ? [] : createSinks([SILENT, ...config.logger], config.name);
   const log = extras.log ?? new Log(sinks);
   for (const notice of notices) log[notice.level](notice.text);
-  const [problem] = problemsOf(config, []);
+  const [problem] = problemsOf(config);
   if (problem !== undefined) throw problem;
   checkHostPaths(config);
   const { problems, warnings } = await checkHost(config, { root: '', isPlan: false });

@@ -231,9 +231,8 @@ class Pc implements Board {
     // Addresses are given out driver by driver, as in C.
     for (const driver of platformDrivers as readonly AnyPlatformDriver[]) {
       for (const wanted of config.platform.filter((p) => p.driver === driver.name)) {
-        // What is not there yet was refused before; a dry run shows the rest of the machine.
-        const device = await driver.create?.(wanted.options, { ...env, log: log.child(driver.name) });
-        if (device !== undefined) made.set(wanted, device);
+        const device = await driver.create(wanted.options, { ...env, log: log.child(driver.name) });
+        made.set(wanted, device);
       }
     }
     this.#optional.push(...config.platform.flatMap((wanted) => made.get(wanted) ?? []));

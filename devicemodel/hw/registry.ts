@@ -108,9 +108,6 @@ export function platformDriver(name: string): AnyPlatformDriver {
   return driver;
 }
 
-/** Drivers of the C device model that this one does not have yet. A driver in `pciDrivers` wins over its line here. */
-const notYet: ReadonlySet<string> = new Set(['virtio-rpmb', 'virtio-heci']);
-
 /** Drivers that are gone, with what became of them. */
 const obsolete: Readonly<Record<string, string>> = {
   'pci-gvt': 'GVT-g is no longer supported: pass a virtual function through instead',
@@ -126,7 +123,6 @@ const obsolete: Readonly<Record<string, string>> = {
 export type PciDriverLookup =
   | { readonly kind: 'driver'; readonly entry: PciDriverEntry }
   | { readonly kind: 'obsolete'; readonly message: string }
-  | { readonly kind: 'not-yet'; readonly message: string }
   | { readonly kind: 'unknown'; readonly message: string; readonly hint: string };
 
 export function lookupPciDriver(name: string, drivers: readonly PciDriverEntry[] = pciDrivers): PciDriverLookup {
@@ -134,8 +130,10 @@ export function lookupPciDriver(name: string, drivers: readonly PciDriverEntry[]
   if (entry !== undefined) return { kind: 'driver', entry };
   const gone = Object.hasOwn(obsolete, name) ? obsolete[name] : undefined;
   if (gone !== undefined) return { kind: 'obsolete', message: `device "${name}" is obsolete: ${gone}` };
-  if (notYet.has(name)) return { kind: 'not-yet', message: `device "${name}" is not supported by this version` };
-  const near = nearest(name, [...drivers.flatMap((d) => [d.name, ...(d.aliases ?? [])]), ...notYet]);
+  const near = nearest(
+    name,
+    drivers.flatMap((d) => [d.name, ...(d.aliases ?? [])]),
+  );
   return {
     kind: 'unknown',
     message: `unknown device "${name}"`,

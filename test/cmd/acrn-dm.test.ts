@@ -108,10 +108,10 @@ describe('acrn-dm', () => {
     expect(JSON.parse(acrnDm('--dry-run=json', '-k', 'k', 'vm').stdout)).toMatchObject({ name: 'vm' });
   });
   test('a dry run of a VM that cannot be run says so by its status', () => {
-    const { status, stdout, stderr } = acrnDm('--dry-run', '-s', '3,virtio-heci', '-k', DEMO, 'vm');
-    expect(status).toBe(ExitCode.Unavailable);
-    expect(stdout).toContain('Not available in this version');
-    expect(stderr).toContain('-s 3,virtio-heci: not supported yet, this comes in a later version');
+    const { status, stdout, stderr } = acrnDm('--dry-run', '-k', '/nonexistent/bzImage', 'vm');
+    expect(status).toBe(ExitCode.NoInput);
+    expect(stdout).toContain('vm');
+    expect(stderr).toContain('/nonexistent/bzImage');
   });
   test('a missing kernel is found before a hypervisor is asked', () => {
     const { status, stderr } = acrnDm('--hypervisor', 'soft', '-k', '/nonexistent/bzImage', 'vm');

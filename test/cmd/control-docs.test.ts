@@ -15,7 +15,7 @@ test('every member of the plan', async () => {
   const argv = ['--dry-run', '-s', '0:0,hostbridge', '-s', '1:0,lpc', '-l', 'com1,null', '-k', '/k', 'vm'];
   const order = parseCommandLine(argv, pciDrivers);
   if (order.action !== 'dry-run') throw new Error('no dry run');
-  const plan = await describeVm(order.config, order.later);
+  const plan = await describeVm(order.config);
   const lists = [plan.pci, plan.memory, plan.com, plan.tables];
   const members = [plan, ...lists.map((list) => list[0] ?? {})].flatMap((part) => Object.keys(part));
   expect(members.length).toBeGreaterThan(20);

@@ -22,7 +22,7 @@ async function plan(...slots: string[]) {
   const argv = ['--dry-run', '-k', 'x', '-s', '0:0,hostbridge', ...slots.flatMap((slot) => ['-s', slot]), 'vm1'];
   const order = parseCommandLine(argv, pciDrivers);
   if (order.action !== 'dry-run') throw new Error(order.action);
-  return describeVm(order.config, order.later, host.root);
+  return describeVm(order.config, host.root);
 }
 
 test('the plan shows both ends of everything that is routed', async () => {

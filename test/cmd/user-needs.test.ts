@@ -17,7 +17,7 @@ const EINVAL = 22;
 function refusal(...argv: string[]): { readonly lines: string[]; readonly status: number } {
   try {
     const parsed = parseCommandLine(argv, pciDrivers);
-    const [problem] = parsed.action === 'run' ? problemsOf(parsed.config, parsed.later) : [];
+    const [problem] = parsed.action === 'run' ? problemsOf(parsed.config) : [];
     if (problem !== undefined) return { lines: errorLines(problem), status: exitCodeOf(problem) };
   } catch (error) {
     return { lines: errorLines(error), status: exitCodeOf(error) };

@@ -7,20 +7,12 @@ import { anyTextDriver } from '../cmd/drivers.ts';
 
 describe('an order that cannot be run', () => {
   const problems = (...argv: string[]) => {
-    const { config, later } = parseCommandLine(argv, [anyTextDriver('lpc')]) as VmOrder;
-    return problemsOf(config, later);
+    const { config } = parseCommandLine(argv, [anyTextDriver('lpc')]) as VmOrder;
+    return problemsOf(config);
   };
 
   test('a VM without boot image', () => {
     expect(problems('vm1').map((p) => p.message)).toEqual(['VM "vm1" has no boot image']);
-  });
-  test('devices that come later are answered with one line for all', () => {
-    const [problem, ...more] = problems('-k', 'k', '-s', '3,virtio-heci', '-s', '4:1,virtio-rpmb', 'vm1');
-    expect(more).toEqual([]);
-    expect(problem).toMatchObject({
-      message: '-s 3,virtio-heci, -s 4:1,virtio-rpmb: not supported yet, this comes in a later version',
-      exitCode: ExitCode.Unavailable,
-    });
   });
   test('--ssram without regions does not stop a VM', () => {
     expect(problems('--ssram', '-k', 'k', 'vm1')).toEqual([]);

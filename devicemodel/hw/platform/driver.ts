@@ -63,8 +63,8 @@ export interface PlatformDriver<Name extends string = string, S extends OptionSc
    * @throws ConfigError; its message goes on after `--name: `.
    */
   inspectHost?(options: v.InferOutput<S>): void;
-  /** Nothing on the host is touched here: that is for `start`. Absent: understood, but not there yet. */
-  create?(options: v.InferOutput<S>, env: PlatformEnv): PlatformDevice | Promise<PlatformDevice>;
+  /** Nothing on the host is touched here: that is for `start`. */
+  create(options: v.InferOutput<S>, env: PlatformEnv): PlatformDevice | Promise<PlatformDevice>;
 }
 
 /** Keeps the options' type between schema and `create`. */

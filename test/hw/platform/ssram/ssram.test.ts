@@ -5,6 +5,7 @@ import type { TccDriver } from '../../../../devicemodel/core/host/tcc-buffer.ts'
 import type { Hsm } from '../../../../devicemodel/core/hsm/hsm.ts';
 import { KeptOverLives } from '../../../../devicemodel/core/kept-over-lives.ts';
 import { silentLog } from '../../../../devicemodel/core/log.ts';
+import { GuestMemory } from '../../../../devicemodel/core/memory.ts';
 import { KiB } from '../../../../devicemodel/core/units.ts';
 import { MmioWindow } from '../../../../devicemodel/hw/platform/mmio-window.ts';
 import {
@@ -112,6 +113,8 @@ function hostRtct(version = 2): Uint8Array {
   return table;
 }
 
+const MACHINE = { memory: new GuestMemory([]), lowRamBytes: 0, highRamBytes: 0, vcpuCount: vcpus.length };
+
 function host(rtct = hostRtct()) {
   const calls: string[] = [];
   const tcc: TccDriver = {
@@ -137,6 +140,7 @@ function host(rtct = hostRtct()) {
     log: silentLog,
     window: new MmioWindow(),
     reserveIrq: () => {},
+    machine: MACHINE,
     keep: new KeptOverLives().keep,
     vcpus: () => vcpus,
   };
