@@ -1,5 +1,5 @@
 /**
- * Static ELF images, by Multiboot, by PVH or as they are: Zephyr, test kernels, GNU Mach, a vmlinux. Specs: Multiboot
+ * Static ELF images, by Multiboot 1 or 2, by PVH or as they are: Zephyr, test kernels, GNU Mach, a vmlinux. Specs: Multiboot
  * 0.6.96 §3.1.3 (address fields), §3.2 (machine state); elf-file.ts and pvh.ts name theirs.
  */
 import type { Gpa } from '../address.ts';
@@ -21,6 +21,7 @@ import {
   type MultibootModule,
   writeMultibootInfo,
 } from './multiboot.ts';
+import { findMultiboot2Header, MULTIBOOT2_EAX, MULTIBOOT2_SEARCH_BYTES, writeMultiboot2Info } from './multiboot2.ts';
 import { FLAT_CODE, FLAT_DATA, flatSegments, writeGdt } from './protected-mode.ts';
 import { pvhEntry, writeStartInfo } from './pvh.ts';
 
@@ -37,7 +38,7 @@ const GDT = [0n, FLAT_CODE, FLAT_DATA];
 const Selector = { code: 0x08, data: 0x10 } as const;
 
 /** How the image wants to be started. */
-type StartKind = 'multiboot' | 'pvh' | 'plain';
+type StartKind = 'multiboot' | 'multiboot2' | 'pvh' | 'plain';
 
 interface BootImage {
   readonly entry: Gpa;
@@ -49,21 +50,10 @@ const bad = (file: ImageFile, why: string, hint?: string) => badImage(file.role,
 
 /** @throws ConfigError for what is neither ELF nor Multiboot, or whose parts lie outside of file or RAM. */
 function parse(file: ImageFile, ram: E820Input): BootImage {
-  const head = new Uint8Array(Math.min(file.sizeBytes, MULTIBOOT_SEARCH_BYTES));
+  const head = new Uint8Array(Math.min(file.sizeBytes, MULTIBOOT2_SEARCH_BYTES));
   file.read(head, 0);
   const view = new DataView(head.buffer);
-  const multiboot = findMultibootHeader(view);
-  if (multiboot !== undefined && multiboot.unsupported !== 0) {
-    throw bad(
-      file,
-      `asks for Multiboot features 0x${multiboot.unsupported.toString(16)}`,
-      'of what a header can insist on, only page alignment (bit 0) and memory information (bit 1) are served',
-    );
-  }
-  const image =
-    multiboot?.addresses !== undefined
-      ? placedByHeader(file, multiboot.offset, multiboot.addresses)
-      : placedByElf(file, view, multiboot !== undefined);
+  const image = multibootImage(file, view) ?? multiboot2Image(file, view) ?? plainImage(file, view);
   for (const segment of image.segments) {
     if (segment.base + segment.memoryBytes > ram.lowRamBytes) throw tooSmall(segment.base, segment.memoryBytes, ram);
   }
@@ -71,8 +61,38 @@ function parse(file: ImageFile, ram: E820Input): BootImage {
   return image;
 }
 
+/** Of an image with headers of both kinds the older one counts, as with C. */
+function multibootImage(file: ImageFile, head: DataView): BootImage | undefined {
+  const searched = new DataView(head.buffer, 0, Math.min(head.byteLength, MULTIBOOT_SEARCH_BYTES));
+  const header = findMultibootHeader(searched);
+  if (header === undefined) return undefined;
+  if (header.unsupported !== 0) {
+    throw bad(
+      file,
+      `asks for Multiboot features 0x${header.unsupported.toString(16)}`,
+      'of what a header can insist on, only page alignment (bit 0) and memory information (bit 1) are served',
+    );
+  }
+  const { addresses, offset } = header;
+  const placed = addresses === undefined ? readElf(file, head) : placedByHeader(file, offset, addresses);
+  return { entry: placed.entry, segments: placed.segments, start: 'multiboot' };
+}
+
+function multiboot2Image(file: ImageFile, head: DataView): BootImage | undefined {
+  const header = findMultiboot2Header(head);
+  if (header === undefined) return undefined;
+  const { unsupported, addresses, entry, offset } = header;
+  if (unsupported !== undefined) throw bad(file, `insists on Multiboot 2 ${unsupported}, which it cannot have here`);
+  if (addresses === undefined) {
+    const elf = readElf(file, head);
+    return { entry: entry ?? elf.entry, segments: elf.segments, start: 'multiboot2' };
+  }
+  if (entry === undefined) throw bad(file, 'has a Multiboot 2 header with addresses and without an entry');
+  return { ...placedByHeader(file, offset, { ...addresses, entry }), start: 'multiboot2' };
+}
+
 /** Multiboot §3.1.3: where the header has addresses they count, whatever the format of the file. */
-function placedByHeader(file: ImageFile, headerOffset: number, at: MultibootAddresses): BootImage {
+function placedByHeader(file: ImageFile, headerOffset: number, at: MultibootAddresses) {
   const offset = headerOffset - (at.headerAddress - at.loadAddress);
   const fileEnd = at.loadEndAddress === 0 ? file.sizeBytes : offset + (at.loadEndAddress - at.loadAddress);
   const fileBytes = fileEnd - offset;
@@ -81,14 +101,13 @@ function placedByHeader(file: ImageFile, headerOffset: number, at: MultibootAddr
     throw bad(file, 'has a Multiboot header whose addresses contradict each other or the file');
   }
   const segments = [{ offset, base: at.loadAddress, fileBytes, memoryBytes }];
-  return { entry: at.entry, segments, start: 'multiboot' };
+  return { entry: at.entry, segments };
 }
 
-/** A Multiboot header comes first, as with GRUB; then a PVH entry; an image of 32 bits may have neither. */
-function placedByElf(file: ImageFile, view: DataView, isMultiboot: boolean): BootImage {
-  const elf = readElf(file, view);
+/** Without a Multiboot header: by PVH, or, with 32 bits, as it is. */
+function plainImage(file: ImageFile, head: DataView): BootImage {
+  const elf = readElf(file, head);
   const { entry, segments } = elf;
-  if (isMultiboot) return { entry, segments, start: 'multiboot' };
   const pvh = pvhEntry(elf);
   if (pvh !== undefined) return { entry: pvh, segments, start: 'pvh' };
   if (elf.is64Bit) {
@@ -188,6 +207,13 @@ export function loadElf(boot: ElfConfig, memory: GuestMemory, ram: E820Input, lo
     const modules: MultibootModule[] = placed === undefined ? [] : [{ ...placed, string: module?.path ?? '' }];
     // GRUB's way, which kernels expect: the first word is the image's own name.
     const cmdline = [boot.imagePath, boot.bootargs].filter((word) => word !== undefined).join(' ');
+    if (image.start === 'multiboot2') {
+      return {
+        ...regs,
+        rax: MULTIBOOT2_EAX,
+        rbx: BigInt(writeMultiboot2Info(memory, ram, boot.bootargs ?? '', modules)),
+      };
+    }
     return { ...regs, rbx: BigInt(writeMultibootInfo(memory, ram, cmdline, modules)) };
   });
 }

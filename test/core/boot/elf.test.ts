@@ -280,6 +280,98 @@ describe('64 bits', () => {
   });
 });
 
+describe('Multiboot 2', () => {
+  /** A header with these tags, at the start of the first segment. */
+  function image(tags: readonly (readonly [type: number, flags: number, ...words: number[]])[], bits: 32 | 64 = 32) {
+    const words = tags.flatMap(([type, flags, ...more]) => {
+      const padding = more.length % 2 === 1 ? [0] : [];
+      return [type | (flags << 16), 8 + 4 * more.length, ...more, ...padding];
+    });
+    const all = [...words, 0, 8];
+    const length = 16 + 4 * all.length;
+    const header = Uint32Array.from([0xe852_50d6, 0, length, -(0xe852_50d6 + length), ...all]);
+    const made = bits === 32 ? elf32({ entry: 0x10_0020, segments }) : elf64();
+    made.set(new Uint8Array(header.buffer), 4096);
+    return made;
+  }
+
+  function info(memory: GuestMemory, at: number) {
+    const total = memory.readU32(at);
+    const tags = new Map<number, number>();
+    let place = at + 8;
+    for (; memory.readU32(place) !== 0; place += Math.ceil(memory.readU32(place + 4) / 8) * 8) {
+      expect(place % 8).toBe(0);
+      tags.set(memory.readU32(place), place);
+    }
+    expect(place + 8).toBe(at + total);
+    return tags;
+  }
+
+  test.each([32, 64] as const)('starts an image of %i bits with command line, memory and map', (bits) => {
+    const directory = temporaryDirectory();
+    const path = file(directory, 'kernel', image([[1, 0, 1, 4, 6]], bits));
+    const module = file(directory, 'module', noise('module', 100));
+    const config = { kind: 'elf', imagePath: path, bootargs: 'a b', ramdiskPath: module } as const;
+    const memory = ram();
+    const regs = loadElf(config, memory, splitRam(RAM), silentLog);
+    expect(regs).toMatchObject({ rip: 0x10_0020n, rax: 0x36d7_6289n, rbx: BigInt(INFO) });
+    const tags = info(memory, INFO);
+    expect([...tags.keys()]).toEqual([1, 2, 3, 4, 6, 15]);
+    expect(Buffer.from(memory.read((tags.get(1) as number) + 8, 4)).toString()).toBe('a b\0');
+    const [start, end] = [8, 12].map((at) => memory.readU32((tags.get(3) as number) + at)) as [number, number];
+    expect(Buffer.from(memory.read(start, end - start)).equals(noise('module', 100))).toBe(true);
+    expect(memory.readU32((tags.get(4) as number) + 8)).toBe(640);
+    const map = tags.get(6) as number;
+    expect([8, 12].map((at) => memory.readU32(map + at))).toEqual([24, 0]);
+    expect(Number(memory.readU64(map + 16 + 24 + 8))).toBe(RAM - MiB);
+  });
+
+  test('addresses and entry of the header count before those of ELF', () => {
+    const { memory, regs } = boot(
+      image([
+        [2, 0, 0x20_0000, 0x20_0000, 0x20_1000, 0x20_2000],
+        [3, 0, 0x20_0044],
+      ]),
+      ram(0xee),
+    );
+    expect(regs.rip).toBe(0x20_0044n);
+    expect(memory.readU32(0x20_0000)).toBe(0xe852_50d6);
+    expect([memory.readU8(0x20_1fff), memory.readU8(0x20_2000)]).toEqual([0, 0xee]);
+  });
+
+  test.each([
+    ['information that is not there', [[1, 0, 1, 12]] as const, /insists on Multiboot 2 information 12/],
+    ['a tag nobody knows', [[77, 0]] as const, /insists on Multiboot 2 tag 77/],
+    ['addresses without an entry', [[2, 0, 0x20_0000, 0x20_0000, 0x20_1000, 0]] as const, /without an entry/],
+  ])('%s is refused', (_, tags, message) => {
+    expect(() => boot(image(tags))).toThrow(message);
+  });
+
+  test('what is optional, a screen, and EFI are done without', () => {
+    expect(
+      boot(
+        image([
+          [1, 1, 12],
+          [77, 1],
+          [5, 0, 1024, 768, 32],
+          [7, 0],
+        ]),
+      ).regs.rax,
+    ).toBe(0x36d7_6289n);
+  });
+
+  test('tags that lead nowhere end the header', () => {
+    expect(
+      boot(
+        image([
+          [4, 0],
+          [3, 0],
+        ]),
+      ).regs.rip,
+    ).toBe(0x10_0020n);
+  });
+});
+
 describe('refused', () => {
   const change = (at: number, value: number) => {
     const image = elf32({ segments });
