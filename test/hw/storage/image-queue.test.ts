@@ -1,0 +1,168 @@
+/** Queues of requests on an image: by io_uring, and in slices with what could wait done aside. The same rules for both. */
+import { closeSync, mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { describe, expect, onTestFinished, test } from 'vitest';
+import { GuestBuffers, GuestRam } from '../../../devicemodel/core/guest-buffers.ts';
+import { Errno } from '../../../devicemodel/core/host/errno.ts';
+import { map } from '../../../devicemodel/core/host/mapping.ts';
+import { silentLog } from '../../../devicemodel/core/log.ts';
+import { openDiskImage } from '../../../devicemodel/hw/storage/disk-image.ts';
+import { ImageIo } from '../../../devicemodel/hw/storage/image-io.ts';
+import {
+  ImageOp,
+  type ImageQueue,
+  type ImageRequest,
+  QUEUE_CAPACITY,
+} from '../../../devicemodel/hw/storage/image-queue.ts';
+import { RingQueue } from '../../../devicemodel/hw/storage/ring-queue.ts';
+import { SlicedQueue } from '../../../devicemodel/hw/storage/sliced-queue.ts';
+import { FakeClock } from '../../support/fake-clock.ts';
+
+const IMAGE_BYTES = 1 << 20;
+const RAM_BYTES = 4 << 20;
+function pattern(length: number, from = 0): Uint8Array {
+  const bytes = new Uint8Array(length);
+  for (let i = 0; i < length; i++) bytes[i] = (i + from) * 31 + ((i + from) >> 9);
+  return bytes;
+}
+
+interface Choices {
+  readonly nocache?: boolean;
+  readonly ro?: boolean;
+}
+
+async function setUp(kind: 'ring' | 'sliced', { nocache = false, ro = false }: Choices = {}) {
+  const dir = mkdtempSync(join(tmpdir(), 'image-queue-'));
+  const path = join(dir, 'image');
+  writeFileSync(path, pattern(IMAGE_BYTES));
+  const ram = map(RAM_BYTES, 'test');
+  const chunk = { base: 0, bytes: ram.bytes, hostAddress: kind === 'ring' ? ram.address : undefined };
+  const clock = new FakeClock();
+  const image = await openDiskImage(path, { ro, writeback: false, nocache, discard: {} }, silentLog);
+  // As on a file system of a disk, wherever the test runs.
+  const io = new ImageIo({ ...image, neverWaits: false });
+  const queue: ImageQueue = kind === 'ring' ? new RingQueue(io, clock) : new SlicedQueue(io, clock);
+  onTestFinished(async () => {
+    await queue.drained();
+    queue.dispose();
+    io.dispose();
+    closeSync(image.fd);
+    ram.dispose();
+    rmSync(dir, { recursive: true });
+  });
+  const guest = new GuestRam([chunk]);
+  /** @param pieces of memory: address, bytes. */
+  const run = (op: ImageOp, offset: number, pieces: ReadonlyArray<readonly [number, number]>, isDurable = false) => {
+    const buffers = new GuestBuffers(guest);
+    let count = 0;
+    for (const [at, length] of pieces) {
+      buffers.append(0, at, length, op === ImageOp.Read);
+      count += length;
+    }
+    return new Promise<number>((done) => {
+      const request: ImageRequest = { op, buffers, count, offset, isDurable, done };
+      queue.submit(request);
+      queue.kick();
+    });
+  };
+  const order = (op: ImageOp, offset = 0, count = 0) =>
+    new Promise<number>((done) => {
+      queue.submit({ op, buffers: new GuestBuffers(guest), count, offset, isDurable: false, done });
+      queue.kick();
+    });
+  return { path, ram, clock, io, queue, run, order };
+}
+
+describe.each(['ring', 'sliced'] as const)('%s', (kind) => {
+  test('what is read and written, in more pieces than a call has', async () => {
+    const { run, ram, path } = await setUp(kind);
+    const pieces = Array.from({ length: 700 }, (_, i) => [3 * i, 2] as const);
+    expect(await run(ImageOp.Read, 4096, pieces)).toBe(0);
+    const got = pieces.flatMap(([at]) => [ram.bytes[at] as number, ram.bytes[at + 1] as number]);
+    expect(Uint8Array.from(got)).toEqual(pattern(1400, 4096));
+    ram.bytes.fill(0xee, 0, 4096);
+    expect(await run(ImageOp.Write, 8192, pieces, true)).toBe(0);
+    expect(readFileSync(path).subarray(8192, 8192 + 1400)).toEqual(Buffer.alloc(1400, 0xee));
+    expect(readFileSync(path)[8192 + 1400]).toBe(pattern(1, 8192 + 1400)[0]);
+  });
+
+  test('as many at once as a queue holds, and each is done once', async () => {
+    const { run, ram, queue } = await setUp(kind);
+    const all = Array.from({ length: QUEUE_CAPACITY }, (_, i) => run(ImageOp.Read, i * 4096, [[i * 8192, 4096]]));
+    expect(await Promise.all(all)).toEqual(new Array(QUEUE_CAPACITY).fill(0));
+    for (let i = 0; i < QUEUE_CAPACITY; i++)
+      expect(ram.bytes.slice(i * 8192, i * 8192 + 4096)).toEqual(pattern(4096, i * 4096));
+    expect(queue.inFlight).toBe(0);
+    expect(queue.drained()).toBeUndefined();
+  });
+
+  test('a large one goes on in parts, and drained waits for it', async () => {
+    const { run, ram, queue, clock } = await setUp(kind);
+    let isDone = false;
+    const read = run(ImageOp.Read, 0, [[0, IMAGE_BYTES]]).then(() => {
+      isDone = true;
+    });
+    while (queue.inFlight > 0) {
+      clock.advance(1_000_000);
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+    await read;
+    expect(isDone).toBe(true);
+    expect(Buffer.compare(ram.bytes.subarray(0, IMAGE_BYTES), pattern(IMAGE_BYTES))).toBe(0);
+  });
+
+  test('a file that lost its end is an error', async () => {
+    const { run, path } = await setUp(kind);
+    truncateSync(path, 6144);
+    expect(await run(ImageOp.Read, 4096, [[0, 4096]])).toBe(Errno.EIO);
+    // A write makes the file longer again, as on any file.
+    expect(await run(ImageOp.Write, 4096, [[0, 4096]])).toBe(0);
+  });
+
+  test('discard gives back, flush brings to the medium', async () => {
+    const { order, path } = await setUp(kind);
+    expect(await order(ImageOp.Discard, 4096, 8192)).toBe(0);
+    expect(await order(ImageOp.Flush)).toBe(0);
+    expect(readFileSync(path).subarray(4096, 4096 + 8192)).toEqual(Buffer.alloc(8192));
+  });
+
+  test('after one sync that failed every flush and every durable write fails', async () => {
+    const { order, run, io } = await setUp(kind);
+    io.syncFailed(Errno.EIO);
+    expect(await order(ImageOp.Flush)).toBe(Errno.EIO);
+    expect(await run(ImageOp.Write, 0, [[0, 512]], true)).toBe(Errno.EIO);
+    expect(await run(ImageOp.Write, 0, [[0, 512]], false)).toBe(0);
+  });
+
+  test('a disk that cannot be written has nothing to flush', async () => {
+    const { order, io } = await setUp(kind, { ro: true });
+    io.syncFailed(Errno.EIO);
+    expect(await order(ImageOp.Flush)).toBe(0);
+  });
+
+  test('past the host cache: aligned memory, and memory that is not', async () => {
+    const { run, ram } = await setUp(kind, { nocache: true });
+    expect(await run(ImageOp.Read, 4096, [[8192, 4096]])).toBe(0);
+    expect(ram.bytes.slice(8192, 12288)).toEqual(pattern(4096, 4096));
+    expect(
+      await run(ImageOp.Read, 4096, [
+        [3, 511],
+        [1000, 3585],
+      ]),
+    ).toBe(0);
+    expect(Uint8Array.from([...ram.bytes.slice(3, 514), ...ram.bytes.slice(1000, 4585)])).toEqual(pattern(4096, 4096));
+    ram.bytes.fill(0x5a, 16384, 20480);
+    expect(await run(ImageOp.Write, 8192, [[16384, 4096]], true)).toBe(0);
+    expect(await run(ImageOp.Read, 8192, [[1, 512]])).toBe(0);
+    expect(ram.bytes.slice(1, 513)).toEqual(new Uint8Array(512).fill(0x5a));
+  });
+
+  test('what is waited for has a name', async () => {
+    const { run, queue } = await setUp(kind);
+    const write = run(ImageOp.Write, 512, [[0, 4096]], true);
+    expect(queue.describeWork()).toBe('write of 4096 bytes at sector 1');
+    await write;
+    expect(queue.describeWork()).toBeUndefined();
+  });
+});
