@@ -148,7 +148,11 @@ export const optionTable = [
       'text',
       value('ovmf', '[w,]FILE', 'UEFI firmware, or [w,]code=FILE,vars=FILE; w: changed variables are written back'),
     ),
-    vm('elf', 'text', value('elf_file', 'FILE', 'ELF image: Multiboot 1 or 2, PVH, or 32-bit as it is', { short: 'E' })),
+    vm(
+      'elf',
+      'text',
+      value('elf_file', 'FILE', 'ELF image: Multiboot 1 or 2, PVH, or 32-bit as it is', { short: 'E' }),
+    ),
   ]),
   ...group('Devices', [
     vm(
