@@ -15,11 +15,10 @@ export interface WatcherData {
 }
 
 export function watcherThread(): void {
-  // Not `require('…')`: a bundler would put something of the bundle's in its place.
-  const load = require;
-  const { workerData } = load('node:worker_threads') as { workerData: WatcherData };
+  // Not `require`: a bundler puts something of the bundle's in its place, which is not there in the thread.
+  const { workerData } = process.getBuiltinModule('node:worker_threads') as { workerData: WatcherData };
   const { words, koffiPath, backendFd, controlFd, pid, tid, signal } = workerData;
-  const library = load(koffiPath).load(null);
+  const library = process.getBuiltinModule('node:module').createRequire(koffiPath)(koffiPath).load(null);
   const poll = library.func('int poll(void *, unsigned long, int)') as (...args: unknown[]) => number;
   const read = library.func('int64_t read(int, void *, size_t)') as (...args: unknown[]) => number;
   const syscall = library.func('long syscall(long, long, long, long)') as (...args: unknown[]) => number;

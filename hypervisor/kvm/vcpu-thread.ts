@@ -38,11 +38,10 @@ export interface VcpuThreadData {
 }
 
 export function vcpuThread(): void {
-  // Not `require('…')`: a bundler would put something of the bundle's in its place.
-  const load = require;
-  const { workerData } = load('node:worker_threads') as { workerData: VcpuThreadData };
+  // Not `require`: a bundler puts something of the bundle's in its place, which is not there in the thread.
+  const { workerData } = process.getBuiltinModule('node:worker_threads') as { workerData: VcpuThreadData };
   const { words, index, doorbell, doorbellFd, vcpuFd, koffiPath, name, cpuMask } = workerData;
-  const koffi = load(koffiPath);
+  const koffi = process.getBuiltinModule('node:module').createRequire(koffiPath)(koffiPath);
   const library = koffi.load(null);
   type Native = (...args: unknown[]) => number;
   const ioctl = library.func('int ioctl(int, unsigned long, uintptr_t)') as Native;
