@@ -12,6 +12,10 @@ import { Updates } from './updates.ts';
 
 /** For version, password and the rest of it. */
 const HANDSHAKE_MS = 30_000;
+/** No message that is kept is longer; more comes only of a client that does not wait for its turn. */
+const MAX_PENDING_BYTES = 16 * 1024;
+/** What was sent before the end may still leave. */
+const LINGER_MS = 2000;
 
 export interface ConnectionParts {
   readonly display: Display;
@@ -73,8 +77,10 @@ export class Connection implements ClientMessages {
     this.#updates?.close();
     this.#input.release();
     this.#drained();
-    // What was sent may still leave; a client that does not take it is not waited for.
     this.#socket.destroySoon();
+    const timer = setTimeout(() => this.#socket.destroy(), LINGER_MS);
+    timer.unref();
+    this.#socket.once('close', () => clearTimeout(timer));
     this.#parts.onClosed(this, reason);
   }
 
@@ -96,6 +102,7 @@ export class Connection implements ClientMessages {
         this.#skip = Math.max(0, length - data.length);
         data = data.subarray(length);
       }
+      if (data.length > MAX_PENDING_BYTES) throw new ProtocolError(`${data.length} bytes at once`);
       this.#pending = Buffer.from(data);
     } catch (error) {
       if (!(error instanceof ProtocolError)) throw error;

@@ -464,6 +464,31 @@ describe('viewers that are none', () => {
     expect(lines.join()).toContain('cut off');
   });
 
+  test('a flood in the place of an answer is cut off', async () => {
+    const { path, lines } = await serve({ password: 'secret' });
+    const client = await RfbClient.connect({ path });
+    client.write(Buffer.from('RFB 003.008\n'));
+    client.write([2]);
+    // A wrong answer is thought about for a while.
+    for (let i = 0; i < 64; i++) client.write(new Uint8Array(0x10000));
+    await expect.poll(() => client.isClosed).toBe(true);
+    expect(lines.join()).toContain('at once');
+  });
+
+  test('one that takes nothing holds nobody up when it is sent away', async () => {
+    const { plugged, canvas, join, server } = await serve({ size: { width: 1600, height: 1200 } });
+    const client = await join();
+    client.socket.pause();
+    client.request(false);
+    canvas.bytes.fill(1);
+    plugged.screens[0]?.damage({ x: 0, y: 0, width: 1600, height: 1200 });
+    await later(100);
+    await join({ isShared: false });
+    server.close();
+    client.socket.resume();
+    await expect.poll(() => client.isClosed, { timeout: 10_000 }).toBe(true);
+  }, 20_000);
+
   test('a clipboard is passed over, in pieces too', async () => {
     const { join } = await serve();
     const client = await join();
