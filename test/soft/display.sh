@@ -77,7 +77,8 @@ tigervnc_resize() {
   tigervnc=$!
   sleep "${MENU_S:-15}"
 }
-tigervnc_keys() { xdotool key --window "$(tigervnc_window)" --delay 100 a b c; }
+# Without a window manager nobody else gives the window the focus.
+tigervnc_keys() { xdotool windowfocus "$(tigervnc_window)" sleep 0.5 mousemove 5 5 sleep 0.5 key --delay 100 a b c; }
 tigervnc_point() {
   eval "$(xdotool getwindowgeometry --shell "$(tigervnc_window)")"
   xdotool mousemove $((X + 400)) $((Y + 300)) sleep 0.5 click 1
