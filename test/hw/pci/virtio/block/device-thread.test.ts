@@ -17,13 +17,16 @@ import type * as Files from '../../../../../devicemodel/core/host/files.ts';
 import { MEMORY_DIR } from '../../../../support/memory-dir.ts';
 import { flag, Legacy, later, StallingFile, StallingPc, WHILE_MS } from '../../../../support/stalling-pc.ts';
 
-/** Where FIFOs are looked for: set by each test. */
-const host = vi.hoisted(() => ({ image: '', other: '' }));
+/** Where FIFOs are looked for, and how many calls wait for one. */
+const host = vi.hoisted(() => ({ image: '', waiting: 0 }));
 vi.mock('../../../../../devicemodel/core/host/files.ts', async (original) => {
   const real = await original<typeof Files>();
   /** On a thread of Node's, as the call itself: that thread sits in open(2). */
   const stalled = async (path = host.image) => {
-    if (existsSync(`${path}.stall`)) await readFile(`${path}.stall`);
+    if (!existsSync(`${path}.stall`)) return;
+    host.waiting++;
+    await readFile(`${path}.stall`);
+    host.waiting--;
   };
   const never = () => {
     throw new Error('the device thread made a system call that waits for storage');
@@ -75,6 +78,7 @@ beforeEach(() => {
   image = join(dir, 'disk.img');
   writeFileSync(image, Buffer.alloc(64 * 512, 0x5a));
   host.image = image;
+  host.waiting = 0;
 });
 afterEach(async () => {
   for (const step of undo.splice(0).reverse()) await step();
@@ -246,8 +250,7 @@ describe('an image that does not open', () => {
     const fifo = new StallingFile(image);
     fifo.stall();
     const machine = makeMachine();
-    await vi.waitFor(() => expect(machine.hsm.callNames).toContain('createVm'), { timeout: 10_000 });
-    await later(50);
+    await vi.waitFor(() => expect(host.waiting).toBe(1), { timeout: 10_000 });
     machine.pc.vm.power.request({ kind: 'poweroff', reason: 'the test' });
     expect(await machine.ended).toMatchObject({ reason: 'the test' });
     expect(machine.pc.ramOut).toBe(0);
