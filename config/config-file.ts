@@ -3,8 +3,7 @@
  * command line can say; both go through the same draft. Also the way back: a command line as a file, a file as a command
  * line.
  */
-import { readFileSync } from 'node:fs';
-import { ConfigError, ExitCode } from '../devicemodel/core/errors.ts';
+import { readRegularFile } from '../devicemodel/core/host/read-file.ts';
 import { type OptionSpec, optionTable, type VmOption } from './option-table.ts';
 import { didYouMean } from './suggest.ts';
 import { fileError, type MapEntry, parseJsonTree, type TreeNode } from './text-tree.ts';
@@ -31,19 +30,10 @@ const SCHEMA = '$schema';
 
 const vmOptions = optionTable.filter((option): option is VmOption => 'key' in option);
 
-/** @throws ConfigError: with file, line and column for what is wrong in the file. */
+/** @throws HostError when it cannot be read; ConfigError: with file, line and column for what is wrong in the file. */
 export function readConfigFile(path: string): ConfigFile {
-  let text: string;
-  try {
-    text = readFileSync(path, 'utf8');
-  } catch (cause) {
-    const { code } = cause as NodeJS.ErrnoException;
-    const isForbidden = code === 'EACCES' || code === 'EPERM';
-    throw new ConfigError(`${path}: cannot be read (${code})`, {
-      exitCode: isForbidden ? ExitCode.NoPermission : ExitCode.NoInput,
-      cause,
-    });
-  }
+  // A device without an end, or a pipe that nobody writes to, would keep the reader for ever.
+  const text = readRegularFile(path, `--config: ${path}`).toString('utf8');
   return parseConfigFile(path, text);
 }
 

@@ -3,7 +3,7 @@
  * the command line, from one table, and go through the same functions. Nothing on the host is looked at.
  */
 import * as v from 'valibot';
-import type { ComConfig, VmConfig } from '../devicemodel/core/config.ts';
+import { type ComConfig, EVENTS_BACKEND, type VmConfig } from '../devicemodel/core/config.ts';
 import { ConfigError } from '../devicemodel/core/errors.ts';
 import { type PlatformOptionName, pciDrivers, platformDrivers } from '../devicemodel/hw/registry.ts';
 import { type BoardKey, optionTable, type ShapeValue, type VmOption } from './option-table.ts';
@@ -100,9 +100,6 @@ interface VmMembers {
 type TableConfig = { readonly name: string } & BoardMembers & {
     readonly [O in Exclude<VmOption, { readonly id: PlatformOptionName }> as O['key']]?: ShapeValue<O['shape']>;
   };
-
-/** The back end that only a program has. */
-export const EVENTS_BACKEND = 'events';
 
 const vmOptions = optionTable.filter((option): option is VmOption => 'key' in option);
 

@@ -2,11 +2,13 @@
 import { statSync } from 'node:fs';
 import { join } from 'node:path';
 import { checkSoftware, splitRam } from '../devicemodel/core/boot/loader.ts';
-import type { VmConfig } from '../devicemodel/core/config.ts';
-import { ConfigError, DmError, ExitCode } from '../devicemodel/core/errors.ts';
+import { EVENTS_BACKEND, type VmConfig } from '../devicemodel/core/config.ts';
+import { attributed, ConfigError, DmError, ExitCode } from '../devicemodel/core/errors.ts';
 import type { HypervisorOffers } from '../devicemodel/core/hsm/hsm.ts';
 import type { HostFindings, HostTree } from '../devicemodel/hw/pci/driver.ts';
 import { type PciDriverEntry, pciDrivers, platformDriver } from '../devicemodel/hw/registry.ts';
+import { inspectCharBackend } from '../devicemodel/hw/uart/backends/inspect.ts';
+import { parseCharBackend } from '../devicemodel/hw/uart/backends/spec.ts';
 import { formatSlotText, located } from './slot.ts';
 
 /** Reasons why this VM cannot be run, however the host looks. Empty: it can. */
@@ -35,6 +37,13 @@ export function checkHostPaths(config: VmConfig, drivers: readonly PciDriverEntr
       driver?.inspectHost?.(slot.options);
     } catch (error) {
       throw located(`-s ${formatSlotText(slot)}`, error);
+    }
+  }
+  for (const { index, backend } of config.com) {
+    try {
+      if (backend !== EVENTS_BACKEND) inspectCharBackend(parseCharBackend(backend));
+    } catch (error) {
+      throw attributed(`com${index}`, error);
     }
   }
   for (const { driver, options, text } of config.platform) {

@@ -1,8 +1,9 @@
 /** Launch a User VM from another program. */
 import type { LaunchConfig } from '../config/launch-config.ts';
-import { EVENTS_BACKEND, vmConfigOf } from '../config/launch-config.ts';
+import { vmConfigOf } from '../config/launch-config.ts';
 import { checkHost, checkHostPaths, problemsOf } from '../config/preflight.ts';
 import type { VmCommandArgs, VmCommandName, VmCommandResult } from '../control/vm-commands.ts';
+import { EVENTS_BACKEND } from '../devicemodel/core/config.ts';
 import type { PowerEvent } from '../devicemodel/core/device.ts';
 import { ConfigError } from '../devicemodel/core/errors.ts';
 import { Log } from '../devicemodel/core/log.ts';

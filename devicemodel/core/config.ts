@@ -104,6 +104,9 @@ export interface PciSlotConfig {
   readonly text: string;
 }
 
+/** Back end of a serial port whose other end is the program that launched the VM. */
+export const EVENTS_BACKEND = 'events';
+
 export interface ComConfig {
   /** 1..5; 5 is the S5 vUART with a port and irq of its own. */
   readonly index: 1 | 2 | 3 | 4 | 5;

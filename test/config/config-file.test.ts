@@ -8,7 +8,7 @@ import { configJsonSchema, parseConfigFile, readConfigFile } from '../../config/
 import { optionTable } from '../../config/option-table.ts';
 import { parseJsonTree, type TreeNode } from '../../config/text-tree.ts';
 import { parseYamlTree } from '../../config/yaml-tree.ts';
-import { ConfigError, ExitCode } from '../../devicemodel/core/errors.ts';
+import { ConfigError, DmError, ExitCode } from '../../devicemodel/core/errors.ts';
 import { pciDrivers } from '../../devicemodel/hw/registry.ts';
 import { scratchDirectory } from '../support/pty.ts';
 
@@ -24,11 +24,11 @@ function orderOf(argv: readonly string[]) {
   if (!('config' in order)) throw new Error('no VM');
   return order;
 }
-function errorOf(work: () => unknown): ConfigError {
+function errorOf(work: () => unknown): DmError {
   try {
     work();
   } catch (error) {
-    if (error instanceof ConfigError) return error;
+    if (error instanceof DmError) return error;
     throw error;
   }
   throw new Error('nothing was thrown');
@@ -181,6 +181,8 @@ describe('--config', () => {
       exitCode: ExitCode.NoInput,
     });
     expect(errorOf(() => orderOf(['--config', scratch.path, 'vm'])).message).toContain('EISDIR');
+    // A device without an end is not read until memory is full.
+    expect(errorOf(() => orderOf(['--config', '/dev/zero', 'vm'])).message).toContain('is no regular file');
   });
   test('help and version do not read it', () => {
     expect(parseCommandLine(['--config', '/nonexistent', '--help'], pciDrivers, readConfigFile).action).toBe('help');

@@ -16,6 +16,7 @@ fi
 scratch=$(mktemp -d)
 export ACRN_RUN_DIR=$scratch/run
 trap 'kill -9 $(jobs -p) 2> /dev/null; rm -rf "$scratch"' EXIT
+trap 'exit 143' TERM
 
 # vm NAME LOG: a VM in the background, idle once it runs.
 vm() {

@@ -4,6 +4,9 @@ import { ExitCode, HostError } from '../errors.ts';
 import { Errno } from './errno.ts';
 import { pathFailure } from './path-failure.ts';
 
+/** What a person wrote is smaller by far. */
+const MAX_SMALL_BYTES = 16 * 1024 * 1024;
+
 /**
  * The contents of a regular file. A named pipe or a device could keep the reader for ever, and is refused.
  * @param what the file as messages name it. @throws HostError
@@ -18,9 +21,10 @@ export function readRegularFile(path: string, what: string): Buffer {
   try {
     const stat = fstatSync(fd);
     if (stat.isDirectory()) throw Object.assign(new Error(), { code: 'EISDIR', errno: -Errno.EISDIR });
-    if (stat.isFile()) return readToEnd(fd);
+    if (stat.isFile() && stat.size <= MAX_SMALL_BYTES) return readToEnd(fd);
+    if (stat.isFile()) throw new HostError(`${what} is too large`, Errno.EFBIG, { exitCode: ExitCode.DataError });
   } catch (error) {
-    throw pathFailure(`${what} cannot be read`, error);
+    throw error instanceof HostError ? error : pathFailure(`${what} cannot be read`, error);
   } finally {
     closeSync(fd);
   }

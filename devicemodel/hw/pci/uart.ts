@@ -7,6 +7,7 @@ import { Ns16550, UART_REGISTER_COUNT } from '../../chips/ns16550.ts';
 import type { BarIndex, BarSpec } from '../../chips/pci-config-space.ts';
 import type { AccessSize } from '../../core/address.ts';
 import type { HvVdev } from '../../core/hsm/vdev.ts';
+import { inspectCharBackend } from '../uart/backends/inspect.ts';
 import { parseCharBackend } from '../uart/backends/spec.ts';
 import { definePciDriver, type PciEnv } from './driver.ts';
 import type { EmulatedPciFunction, HypervisorPciFunction, PciIdentity, PciPlacement } from './function.ts';
@@ -114,6 +115,9 @@ export const pciUart = definePciDriver({
   name: 'uart',
   summary: 'PCI serial port, between VMs (vuart_idx) or to the host',
   options: PciUartOptions,
+  inspectHost: ({ backend }) => {
+    if (backend !== undefined && vuartIndexOf(backend) === undefined) inspectCharBackend(parseCharBackend(backend));
+  },
   create(options, env) {
     const text = options.backend === '' ? undefined : options.backend;
     const index = text === undefined ? undefined : vuartIndexOf(text);

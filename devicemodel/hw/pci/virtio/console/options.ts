@@ -1,6 +1,7 @@
 /** Options of virtio-console: the C device model's grammar. */
 import * as v from 'valibot';
 import { ConfigError } from '../../../../core/errors.ts';
+import { inspectCharBackend } from '../../../uart/backends/inspect.ts';
 import type { CharBackendSpec } from '../../../uart/backends/spec.ts';
 import { describePciDriver } from '../../driver.ts';
 import { transportOption } from '../transport/options.ts';
@@ -23,7 +24,7 @@ export const ConsoleOptions = v.strictObject({
     v.maxLength(MAX_PORTS, `at most ${MAX_PORTS} ports`),
     v.metadata({
       arg: '[@]{stdio|tty|pty|file|socket}:NAME[=PATH][:server|client],…',
-      help: '@: the port is a console; PATH for tty, file and socket',
+      help: '@: the port is a console; PATH for tty, file and socket, and of a link for pty',
     }),
   ),
   transport: transportOption,
@@ -54,7 +55,8 @@ function parsePort(item: string): PortOptions {
 
 function backendOf(kind: BackendKind, path: string | undefined, fail: (why: string) => never): CharBackendSpec {
   if (kind === 'stdio') return { kind, translateOutput: true };
-  if (kind === 'pty') return { kind, linkPath: undefined };
+  // Compat: C ignores a path here; with `-l com1,pty:PATH` it is a link to the terminal.
+  if (kind === 'pty') return { kind, linkPath: path === '' ? undefined : path };
   if (path === undefined || path === '') return fail('the path is missing: NAME=PATH');
   if (kind === 'tty') return { kind, path, translateOutput: true };
   if (kind === 'file') return { kind, path };
@@ -81,4 +83,7 @@ export const consoleInfo = describePciDriver({
   summary: 'consoles and serial ports',
   options: ConsoleOptions,
   parseText: parseConsoleText,
+  inspectHost: ({ ports }) => {
+    for (const { backend } of ports) inspectCharBackend(backend);
+  },
 });
