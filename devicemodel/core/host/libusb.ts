@@ -149,8 +149,9 @@ export class Libusb {
     }
     this.#watch();
     return new UsbHandle(this, handle[0] as bigint, () => {
-      closeFd(fd);
+      // Not watched any more before its number is another file's.
       if (this.#isLive) this.#watch();
+      closeFd(fd);
     });
   }
 
