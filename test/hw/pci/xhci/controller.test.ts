@@ -311,6 +311,32 @@ describe('transfers (§4.10, §4.11)', () => {
     expect(guest.events()).toMatchObject([{ code: Code.trb }]);
   });
 
+  test('rings and contexts that are no RAM', () => {
+    const { guest, device, slot } = configured();
+    guest.command(Command.stop, 0, { slot, endpoint: BULK_IN });
+    expect(guest.command(Command.setDequeue, 0xf000_0001, { slot, endpoint: BULK_IN })?.code).toBe(Code.success);
+    guest.ring(slot, BULK_IN);
+    expect(guest.events()).toMatchObject([{ code: Code.trb, pointer: 0xf000_0000 }]);
+    expect(guest.command(Command.configure, 0xf000_0000, { slot })?.code).toBe(Code.trb);
+    guest.write(Reg.dcbaapLow, 0xf000_0000);
+    guest.write(Reg.dcbaapHigh, 0xffff_ffff);
+    guest.write(Reg.crcrLow, 0xf000_0001);
+    guest.write(Reg.crcrHigh, 0xffff_ffff);
+    guest.write(Reg.doorbell, 0);
+    expect([guest.read(Reg.crcrLow), device.inFlight.length]).toEqual([0, 0]);
+    guest.write(Reg.erstHigh, 0xffff_ffff);
+    guest.controller.ports.connect(new FakeUsbDevice());
+    expect(guest.line).toBe(false);
+  });
+
+  test('doorbells of slots and endpoints that there are not', () => {
+    const { guest, device, slot } = configured();
+    for (const target of [0, 2, 32, 33, 255]) guest.ring(slot, target);
+    for (const other of [2, 64, 65, 255]) guest.write(Reg.doorbell + 4 * other, 1);
+    guest.ring(slot, BULK_IN, 7);
+    expect([device.inFlight, guest.events()]).toEqual([[], []]);
+  });
+
   test('descriptors without data are not remembered without end', () => {
     const { guest, device, slot } = configured();
     const ring = 0x10_0000;
