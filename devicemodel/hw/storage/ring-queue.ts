@@ -176,6 +176,8 @@ export class RingQueue implements ImageQueue {
   }
 
   kick(): void {
+    // From within a completion: what may be copied here is not more for that.
+    if (this.#isReaping) return;
     this.#copiedBytes = 0;
     this.#reap();
   }

@@ -47,6 +47,8 @@ interface Bay {
   readonly options: PortOptions;
   readonly drive: AtaDisk | AtapiDrive;
   medium: Medium | undefined;
+  /** When the medium that was taken out last is gone. */
+  leaving?: Promise<void>;
 }
 
 export class Ahci implements EmulatedPciFunction, PortHost {
@@ -294,6 +296,8 @@ export class Ahci implements EmulatedPciFunction, PortHost {
       if (this.#opening.has(bay)) throw new ConfigError(`ahci: port ${portIndex} is being given an image`);
       this.#opening.add(bay);
       try {
+        // A command that reads from it in parts must not go on with the next one's.
+        await bay.leaving;
         drive.changeMedium((await this.#open(bay, image)).io);
       } finally {
         this.#opening.delete(bay);
@@ -303,11 +307,16 @@ export class Ahci implements EmulatedPciFunction, PortHost {
     bay.medium = undefined;
     port.queue = undefined;
     drive.changeMedium(undefined);
-    if (old === undefined) return;
-    this.#leaving.add(old);
-    await old.settle(false);
-    await old.close();
-    this.#leaving.delete(old);
+    if (old !== undefined) bay.leaving = this.#leave(old);
+    await bay.leaving;
+  }
+
+  /** What is being read from the medium still comes. */
+  async #leave(medium: Medium): Promise<void> {
+    this.#leaving.add(medium);
+    await medium.settle(false);
+    await medium.close();
+    this.#leaving.delete(medium);
   }
 }
 

@@ -48,7 +48,6 @@ const MEDIA_PRESENT = 2;
 const REASON_DONE = 3;
 /** START STOP UNIT: what is in the tray's and the motor's bits. */
 const EJECT = 2;
-const PREVENT = 1;
 
 export const CD_SECTOR_BYTES = 2048;
 const READY = AtaStatus.Ready | AtaStatus.SeekComplete;
@@ -73,21 +72,15 @@ export class PacketCommands {
   /** The medium changed: the first command that has to do with it fails once. */
   #hasChanged = false;
   #event: number = MediaEvent.None;
-  isLocked = false;
 
   constructor(port: DrivePort) {
     this.#port = port;
-  }
-
-  reset(): void {
-    this.isLocked = false;
   }
 
   powerOn(): void {
     this.#sense = Sense.None;
     this.#hasChanged = false;
     this.#event = MediaEvent.None;
-    this.isLocked = false;
   }
 
   changeMedium(medium: ImageIo | undefined): void {
@@ -112,11 +105,11 @@ export class PacketCommands {
         this.#send(command, this.#begin(16, [0, 0, 0, 8]), 16);
         break;
       case Packet.PreventAllow:
-        this.isLocked = ((packet[4] as number) & PREVENT) !== 0;
+        // The medium is the host's to change.
         this.#done(command);
         break;
       case Packet.StartStopUnit:
-        // Compat: the guest cannot open the tray, as with the C device model: the medium is the host's to change.
+        // Compat: the guest cannot open the tray, as with the C device model.
         if (((packet[4] as number) & 3) === EJECT) this.#fail(command, Sense.RemovalPrevented);
         else this.#done(command);
         break;

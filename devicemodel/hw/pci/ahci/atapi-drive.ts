@@ -38,11 +38,6 @@ export class AtapiDrive implements Drive {
     return this.#packets.medium;
   }
 
-  /** Whether the guest asked that the medium be left in. */
-  get isLocked(): boolean {
-    return this.#packets.isLocked;
-  }
-
   /** The medium that is in the drive from the start. */
   insertFirst(medium: ImageIo): void {
     this.#packets.medium = medium;
@@ -57,7 +52,6 @@ export class AtapiDrive implements Drive {
   reset(): void {
     this.#mode = POWER_ON_MODE;
     this.#notifies = false;
-    this.#packets.reset();
   }
 
   powerOn(): void {

@@ -130,7 +130,7 @@ describe('changing the medium', () => {
     await fn.changeMedium(0, medium);
   });
 
-  test('a read under way is waited for; what comes in between finds no medium', async () => {
+  test('a read under way is waited for, also by the next medium', async () => {
     const queue = new DrainingQueue();
     const { driver, fn } = await diskMachine({ text: (p) => `cd:${p}`, openQueue: () => queue });
     driver.start(0);
@@ -140,12 +140,17 @@ describe('changing the medium', () => {
     const out = fn.changeMedium(0, undefined).then(() => {
       isOut = true;
     });
-    await new Promise((resolve) => setImmediate(resolve));
-    expect(isOut).toBe(false);
+    // The next one waits for it, too: a command in parts would go on with what is not its.
+    let isIn = false;
+    const next = fn.changeMedium(0, { path: image(), ro: true, writeback: false, nocache: false }).then(() => {
+      isIn = true;
+    });
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    expect([isOut, isIn]).toEqual([false, false]);
     queue.finish(0);
-    await out;
+    await Promise.all([out, next]);
     expect(driver.get(0, 'tfd')).toBe(READY);
-    expect(await packet(driver, testUnitReady)).toMatchObject({ tfd: 0x2041 });
+    expect(await packet(driver, testUnitReady)).toMatchObject({ tfd: 0x6041 });
   });
 });
 
