@@ -24,7 +24,14 @@ const QUEUE_SIZE = 128;
 const LENT_QUEUES = 2;
 /** §5.10.4: u64 guest_cid. */
 const CONFIG_BYTES = 8;
-const ringFeatures = [Feature.NotifyOnEmpty, Feature.IndirectDesc, Feature.EventIdx, Feature.Version1] as const;
+/** Compat: C offers the log bit, too, which is between it and the kernel: a guest that took it would stop the rings. */
+const ringFeatures = [
+  Feature.NotifyOnEmpty,
+  Feature.AnyLayout,
+  Feature.IndirectDesc,
+  Feature.EventIdx,
+  Feature.Version1,
+] as const;
 
 export class VhostVsock implements VirtioDevice, QueueOwner {
   readonly name = 'vhost-vsock';
