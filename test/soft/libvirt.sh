@@ -28,7 +28,7 @@ done
 exec < /dev/hvc0 > /dev/hvc0 2>&1
 stty -echo
 echo "guest is up"
-while read -r line; do eval "$line"; done
+while :; do read -r line && eval "$line" || sleep 1; done
 GUEST
 guest_script "$scratch/guest.sh"
 head -c 8M /dev/urandom > "$scratch/disk.img"
@@ -50,14 +50,28 @@ done
 
 # at_console WORDS ANSWER: types a line at `virsh console` again and again, until the answer is there.
 at_console() {
-  local i
-  for ((i = 0; i < 90; i++)); do
-    { sleep 1; printf '%s\r' "$1"; sleep 1; printf '\035'; } \
-      | timeout 20 script -qfec "$libvirt/virsh -c ch:///system console $domain" /dev/null > "$scratch/console" 2>&1
-    grep -aq "$2" "$scratch/console" && return
-  done
-  tail -5 "$scratch/console"
-  return 1
+  timeout 240 python3 - "$libvirt/virsh" "$domain" "$1" "$2" << 'PYTHON'
+import os, pty, select, sys, time
+virsh, domain, words, answer = sys.argv[1:]
+pid, terminal = pty.fork()
+if pid == 0:
+    os.execv(virsh, [virsh, '-c', 'ch:///system', 'console', domain])
+seen, typed_at, end = b'', 0, time.time() + 220
+while answer.encode() not in seen and time.time() < end:
+    if select.select([terminal], [], [], 0.5)[0]:
+        try:
+            seen += os.read(terminal, 4096)
+        except OSError:
+            break
+    # Before it is connected it would take what is typed for its own.
+    if b'Escape character' in seen and time.time() - typed_at > 5:
+        os.write(terminal, words.encode() + b'\r')
+        typed_at = time.time()
+os.write(terminal, b'\x1d')
+os.waitpid(pid, 0)
+if answer.encode() not in seen:
+    sys.exit(f'the console showed {seen[-400:]!r}')
+PYTHON
 }
 # within SECONDS COMMAND: until it is true.
 within() {
