@@ -37,7 +37,14 @@ disc other 1
 
 # The initramfs only gets the root going.
 cat > "$scratch/guest.sh" << 'EOF'
-mount -t ext4 /dev/sda /mnt 2> /tmp/why || { mkdir -p /mnt && mount -t ext4 /dev/sda /mnt; } || bad "the root: $(cat /tmp/why)"
+mkdir -p /mnt
+# The kernel looks at the ports beside its start.
+i=0
+while [ $i -lt 300 ] && ! { [ -e /dev/sda ] && [ -e /dev/sdb ] && [ -e /dev/sr0 ]; }; do sleep 0.2; i=$((i + 1)); done
+# ... and at several at once: names are not in the order of ports.
+for disk in sda sdb; do case $(readlink -f /sys/block/$disk) in */ata1/*) echo $disk > /tmp/root ;; *) echo $disk > /tmp/second ;; esac; done
+mount -t ext4 /dev/$(cat /tmp/root) /mnt || bad "the root"
+cp /tmp/root /tmp/second /mnt/
 for dir in proc sys dev; do mount -o bind /$dir /mnt/$dir; done
 chroot /mnt /sbin/test
 umount /mnt/proc /mnt/sys /mnt/dev
