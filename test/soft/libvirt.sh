@@ -100,5 +100,5 @@ check "it comes up again" at_console 'echo sum-$((60+4))' 'sum-64'
 check "virsh shutdown" virsh shutdown "$domain"
 check "the guest powered itself off" within 60 has_event 'guest entered ACPI S5'
 check "virsh destroy" virsh destroy "$domain"
-check "nothing of it is left" within 30 sh -c "! pgrep -f '$scratch/bin/cloud-hypervisor' > /dev/null"
+check "nothing of it is left" within 30 sh -c "! pgrep -f '$scratch/bin/[c]loud-hypervisor' > /dev/null"
 finish
