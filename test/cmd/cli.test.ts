@@ -333,7 +333,7 @@ test('any command line ends in an order, help or a ConfigError', () => {
   fc.assert(
     fc.property(fc.array(word, { maxLength: 10 }), (argv) => {
       try {
-        expect(parse(...argv).action).toMatch(/^(run|dry-run|help|version|list-passthru)$/);
+        expect(parse(...argv).action).toMatch(/^(run|dry-run|help|version|list-passthru|serve)$/);
       } catch (error) {
         expect(error).toBeInstanceOf(ConfigError);
         expect((error as ConfigError).message).not.toBe('');

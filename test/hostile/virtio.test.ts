@@ -14,6 +14,7 @@ import { VirtioNet } from '../../devicemodel/hw/pci/virtio/net/net.ts';
 import { NetOptions, parseNetText } from '../../devicemodel/hw/pci/virtio/net/options.ts';
 import { virtioRnd } from '../../devicemodel/hw/pci/virtio/rng.ts';
 import { VirtioPci } from '../../devicemodel/hw/pci/virtio/transport/transport.ts';
+import { MEMORY_DIR } from '../support/memory-dir.ts';
 import { scratchDirectory } from '../support/pty.ts';
 import { socketPair } from '../support/socket-pair.ts';
 import { type DescriptorSpec, type DriverMode, VirtioDriver, VirtioMachine } from '../support/virtio-driver.ts';
@@ -37,7 +38,7 @@ async function powerOn(make: (env: PciEnv) => PciFunction, mode: DriverMode = 'l
 }
 
 async function makeDisk(text = 'DISK,writeback,discard', content = Buffer.alloc(64 * SECTOR, 0x11)) {
-  const directory = scratchDirectory();
+  const directory = scratchDirectory(MEMORY_DIR);
   undo.push(() => directory.remove());
   const path = directory.file('disk');
   writeFileSync(path, content);

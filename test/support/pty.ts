@@ -53,9 +53,13 @@ export class TerminalWindow {
   }
 }
 
-/** A directory of the test's own. */
-export function scratchDirectory(): { readonly path: string; file(name: string): string; remove(): void } {
-  const path = mkdtempSync(join(tmpdir(), 'acrn-dm-test-'));
+/** A directory of the test's own. @param parent where, e.g. MEMORY_DIR */
+export function scratchDirectory(parent = tmpdir()): {
+  readonly path: string;
+  file(name: string): string;
+  remove(): void;
+} {
+  const path = mkdtempSync(join(parent, 'acrn-dm-test-'));
   return { path, file: (name) => join(path, name), remove: () => rmSync(path, { recursive: true, force: true }) };
 }
 
