@@ -2,7 +2,7 @@
  * What CPUID shows: the host's CPU as far as KVM can give it, below ACRN's hypervisor leaves. A guest finds the frequency
  * of its TSC there and needs no timer to measure it. Leaves: Intel SDM vol. 2A, CPUID; ACRN arch/x86/guest/vcpuid.c.
  */
-import type { CpuidEntry } from '../../devicemodel/core/host/kvm.ts';
+import type { CpuidEntry } from '../../devicemodel/core/host/kvm-abi.ts';
 
 const Leaf = {
   features: 1,

@@ -3,7 +3,7 @@
  * request has. It stands still in between for as long as the device model likes. Layout: struct kvm_run, <linux/kvm.h>.
  */
 import type { AccessSize } from '../../devicemodel/core/address.ts';
-import { RunField } from '../../devicemodel/core/host/kvm.ts';
+import { RunField } from '../../devicemodel/core/host/kvm-abi.ts';
 import type { IoreqPage } from '../../devicemodel/core/ioreq-page.ts';
 
 const IO_OUT = 1;

@@ -1,5 +1,5 @@
 /** Why KVM gave a vCPU back that it cannot run any further, in words. <linux/kvm.h>. */
-import { KvmExit, RunField } from '../../devicemodel/core/host/kvm.ts';
+import { KvmExit, RunField } from '../../devicemodel/core/host/kvm-abi.ts';
 
 /** KVM_INTERNAL_ERROR_*. */
 const SUBERRORS: Readonly<Record<number, string>> = {

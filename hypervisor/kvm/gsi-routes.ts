@@ -3,7 +3,8 @@
  * irqfd sends.
  */
 import type { MsiMessage } from '../../devicemodel/core/device.ts';
-import type { GsiRoute, KvmVm } from '../../devicemodel/core/host/kvm.ts';
+import type { KvmVm } from '../../devicemodel/core/host/kvm.ts';
+import type { GsiRoute } from '../../devicemodel/core/host/kvm-abi.ts';
 
 /** Of KVM's IOAPIC; ACRN's has 48. */
 export const IOAPIC_PINS = 24;

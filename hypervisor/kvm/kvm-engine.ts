@@ -8,15 +8,8 @@ import { type Gpa, type Gsi, hex } from '../../devicemodel/core/address.ts';
 import type { MsiMessage } from '../../devicemodel/core/device.ts';
 import { BugError, ExitCode, HostError } from '../../devicemodel/core/errors.ts';
 import { Errno } from '../../devicemodel/core/host/errno.ts';
-import {
-  type Kvm,
-  KvmExit,
-  type KvmVcpu,
-  type KvmVm,
-  RunField,
-  type VcpuBlob,
-  vcpuBlobs,
-} from '../../devicemodel/core/host/kvm.ts';
+import type { Kvm, KvmVcpu, KvmVm } from '../../devicemodel/core/host/kvm.ts';
+import { KvmExit, RunField, type VcpuBlob, vcpuBlobs } from '../../devicemodel/core/host/kvm-abi.ts';
 import type { IoeventfdSpec, VcpuRegs } from '../../devicemodel/core/hsm/hsm.ts';
 import { IOREQ_SLOTS } from '../../devicemodel/core/ioreq-page.ts';
 import type { Log } from '../../devicemodel/core/log.ts';

@@ -2,7 +2,8 @@
 import type { VmConfig } from '../../devicemodel/core/config.ts';
 import { ExitCode, HostError } from '../../devicemodel/core/errors.ts';
 import { Errno } from '../../devicemodel/core/host/errno.ts';
-import { KVM_DEVICE, type Kvm, type KvmCapName, openKvm } from '../../devicemodel/core/host/kvm.ts';
+import { KVM_DEVICE, type Kvm, openKvm } from '../../devicemodel/core/host/kvm.ts';
+import type { KvmCapName } from '../../devicemodel/core/host/kvm-abi.ts';
 import { pinDeviceThread } from '../../devicemodel/core/host/scheduling.ts';
 import type { Hsm } from '../../devicemodel/core/hsm/hsm.ts';
 import type { Log } from '../../devicemodel/core/log.ts';

@@ -3,16 +3,16 @@
  * has no reset of its own; everything it lets one read is kept instead.
  */
 
+import type { KvmVcpu } from '../../devicemodel/core/host/kvm.ts';
 import {
   KvmExit,
   type KvmRegsValue,
   type KvmSegmentValue,
   type KvmSregsValue,
-  type KvmVcpu,
   MpState,
   RunField,
   type VcpuBlob,
-} from '../../devicemodel/core/host/kvm.ts';
+} from '../../devicemodel/core/host/kvm-abi.ts';
 import type { VcpuRegs } from '../../devicemodel/core/hsm/hsm.ts';
 
 /** IA32_TIME_STAMP_COUNTER: time goes on over a reset. */

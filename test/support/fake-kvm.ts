@@ -3,22 +3,19 @@
  * call.
  */
 import { constants } from 'node:os';
+import type { Kvm, KvmIoeventfdSpec, KvmVcpu, KvmVm } from '../../devicemodel/core/host/kvm.ts';
 import {
   type CpuidEntry,
   type GsiRoute,
-  type Kvm,
   type KvmCapName,
   KvmExit,
-  type KvmIoeventfdSpec,
   KvmRegs,
   type KvmRegsValue,
   KvmSregs,
   type KvmSregsValue,
-  type KvmVcpu,
-  type KvmVm,
   RunField,
   type VcpuBlob,
-} from '../../devicemodel/core/host/kvm.ts';
+} from '../../devicemodel/core/host/kvm-abi.ts';
 
 const RUN_BYTES = 0x3000;
 const PORT_DATA = 0x1000;

@@ -4,7 +4,7 @@ import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
-import * as kvm from '../../../devicemodel/core/host/kvm.ts';
+import * as kvm from '../../../devicemodel/core/host/kvm-abi.ts';
 
 const hasCompiler = spawnSync('gcc', ['--version']).status === 0 && existsSync('/usr/include/linux/kvm.h');
 

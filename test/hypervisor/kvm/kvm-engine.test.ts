@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { afterEach, describe, expect, test } from 'vitest';
 import { ExitCode } from '../../../devicemodel/core/errors.ts';
 import { Eventfd } from '../../../devicemodel/core/host/eventfd.ts';
-import { KvmExit } from '../../../devicemodel/core/host/kvm.ts';
+import { KvmExit } from '../../../devicemodel/core/host/kvm-abi.ts';
 import { map } from '../../../devicemodel/core/host/mapping.ts';
 import type { Hsm } from '../../../devicemodel/core/hsm/hsm.ts';
 import { IoreqPage, IoreqType } from '../../../devicemodel/core/ioreq-page.ts';

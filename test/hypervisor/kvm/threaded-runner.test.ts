@@ -6,7 +6,7 @@ import { readdirSync, readFileSync } from 'node:fs';
 import { constants } from 'node:os';
 import { afterEach, expect, test } from 'vitest';
 import { Eventfd } from '../../../devicemodel/core/host/eventfd.ts';
-import { RunField } from '../../../devicemodel/core/host/kvm.ts';
+import { RunField } from '../../../devicemodel/core/host/kvm-abi.ts';
 import { ThreadedRunner } from '../../../hypervisor/kvm/threaded-runner.ts';
 import { FakeVcpu } from '../../support/fake-kvm.ts';
 
