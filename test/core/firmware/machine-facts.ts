@@ -103,6 +103,12 @@ function hostTpms({ argv, script }: RecordedCase): TableContributor[] {
   });
 }
 
+/** The TPM of swtpm, at the beginning of the window for devices of the board; C goes on without it where it has no path. */
+function virtualTpms({ argv }: RecordedCase): TableContributor[] {
+  const paths = optionValues(argv, '--vtpm2').filter((text) => text.startsWith('sock_path='));
+  return paths.map(() => tpmTables({ base: 0xf000_0000, sizeBytes: 0x5000 }));
+}
+
 /** @returns undefined if a device is not known here: of passed-through functions only playing a case tells. */
 export function machineFacts(recorded: RecordedCase): { acpi: AcpiInput; mp: MpInput } | undefined {
   const { name, argv, script } = recorded;
@@ -142,7 +148,7 @@ export function machineFacts(recorded: RecordedCase): { acpi: AcpiInput; mp: MpI
       ...(lpc === undefined ? {} : { lpc: { bus: 0, device: lpc.device, function: 0 } }),
       ioWindow: { base: IO_BASE, end: IO_BASE + ioBars * IO_BAR_STRIDE + IO_SLACK },
       routes,
-      devices: hostTpms(recorded),
+      devices: [...hostTpms(recorded), ...virtualTpms(recorded)],
     }),
     // The local APIC is passed through to RTVMs only. A system reset, unlike a full one, leaves the MP table as it was.
     mp: {

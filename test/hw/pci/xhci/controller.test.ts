@@ -311,7 +311,7 @@ describe('transfers (§4.10, §4.11)', () => {
     expect(guest.events()).toMatchObject([{ code: Code.trb }]);
   });
 
-  test('rings and contexts that are no RAM', () => {
+  test('rings and contexts that are no RAM (ACRN CVE-2021-36146)', () => {
     const { guest, device, slot } = configured();
     guest.command(Command.stop, 0, { slot, endpoint: BULK_IN });
     expect(guest.command(Command.setDequeue, 0xf000_0001, { slot, endpoint: BULK_IN })?.code).toBe(Code.success);
@@ -329,7 +329,7 @@ describe('transfers (§4.10, §4.11)', () => {
     expect(guest.line).toBe(false);
   });
 
-  test('doorbells of slots and endpoints that there are not', () => {
+  test('doorbells of slots and endpoints that there are not (bhyve CVE-2019-5604)', () => {
     const { guest, device, slot } = configured();
     for (const target of [0, 2, 32, 33, 255]) guest.ring(slot, target);
     for (const other of [2, 64, 65, 255]) guest.write(Reg.doorbell + 4 * other, 1);
