@@ -93,7 +93,8 @@ export class BlockingLoop implements GuestLoop {
     this.#onQuiet = onQuiet;
     this.#watcherByNs = Math.min(this.#watcherByNs, nowNs + WATCHER_BY_NS);
     this.#quiet.arm(nowNs + AFTER_START_NS);
-    this.#turnBeforeWatcher();
+    // Not at once: the guest's first request does not wait for what the start has left to the event loop.
+    this.#beforeWatcher.arm(nowNs + TURN_BEFORE_WATCHER_NS);
   }
 
   async rest<T>(work: Promise<T>): Promise<T> {
