@@ -57,7 +57,8 @@ class Xhci implements EmulatedPciFunction {
         clock,
         log,
         isTraced: /^[dv]/i.test(options.log ?? ''),
-        setLine: (isAsserted) => line.set(isAsserted),
+        // PCI 3.0 §6.8.1.3: a function whose MSI is enabled leaves its pin alone.
+        setLine: (isAsserted) => line.set(isAsserted && !this.#msi.isEnabled),
         sendMessage: () => void this.#msi.signal(0),
       },
       isApl ? new AplCapabilities((role) => switchRole(role, log)) : plainCapabilities,
