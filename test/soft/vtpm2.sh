@@ -79,7 +79,7 @@ sleep 3
 check "and go on to do so" answers "$random" 80010000000a00000101
 check "one line says so" test "$(grep -ac 'is gone' "$guest_log")" = 1
 start_swtpm
-check "it is found again" wait_for 20 'swtpm at .* is back'
+check "it is found again" wait_for 20 'is back; its TPM'
 check "its TPM wants to be started" answers "$random" 80010000000a00000100
 check "which the guest does" answers "$startup" 80010000000a00000000
 check "what was stored is there" answers "$read" "*c0ffee00c0ffee00*"
