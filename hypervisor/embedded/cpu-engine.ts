@@ -73,7 +73,8 @@ export interface CpuEngine {
   /** Registers of a stopped vCPU in one line, for a log. */
   describeVcpu(vcpu: number): string;
 
-  setLine(gsi: Gsi, asserted: boolean): void;
+  /** The level of an input of the IOAPIC; whether it asserts is a matter of the guest's redirection entry. */
+  setLine(gsi: Gsi, isHigh: boolean): void;
   injectMsi(message: MsiMessage): void;
 
   /**

@@ -194,9 +194,10 @@ export class SoftEngine implements CpuEngine {
     this.#lastWindow = undefined;
   }
 
-  setLine(gsi: Gsi, asserted: boolean): void {
-    this.#cpu?.setPin(gsi, asserted);
-    if (asserted) this.wake();
+  setLine(gsi: Gsi, isHigh: boolean): void {
+    this.#cpu?.setPin(gsi, isHigh);
+    // Either level may be the one that asserts.
+    this.wake();
   }
 
   injectMsi(message: MsiMessage): void {

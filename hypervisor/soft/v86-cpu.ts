@@ -6,6 +6,7 @@
 import { randomBytes } from 'node:crypto';
 import { HostError } from '../../devicemodel/core/errors.ts';
 import { addressOf, viewOf } from '../../devicemodel/core/host/mapping.ts';
+import { IoapicPins, Rte } from './ioapic-pins.ts';
 import {
   Apic,
   At,
@@ -64,20 +65,11 @@ const Icr = {
   allButSelf: 3,
   broadcast: 0xff,
 } as const;
+const DELIVERY_LOWEST_PRIORITY = 1;
 const DELIVERY_NMI = 4;
 const NMI_VECTOR = 2;
 /** DPL of a gate, in its byte 5. */
 const GATE_DPL_3 = 3 << 5;
-/** IOAPIC redirection entry, low word (82093AA §3.2.4). */
-const Rte = {
-  vector: 0xff,
-  deliveryMode: 7 << 8,
-  lowestPriority: 1 << 8,
-  remoteIrr: 1 << 14,
-  level: 1 << 15,
-  masked: 1 << 16,
-} as const;
-
 /** Guest code as a WebAssembly module of its own, not yet compiled by the host. */
 interface TranslatedCode {
   readonly index: number;
@@ -104,7 +96,7 @@ export class V86Cpu {
   readonly #halves: Uint16Array;
   readonly #bytes: Uint8Array;
   readonly #apic: Int32Array;
-  readonly #ioapic: Int32Array;
+  readonly #pins: IoapicPins;
   /** Interrupt controllers at power-on: the module's reset leaves them alone. */
   readonly #powerOn: ReadonlyArray<{ readonly live: Uint8Array; readonly initial: Uint8Array }>;
 
@@ -131,10 +123,11 @@ export class V86Cpu {
     this.#words = new Int32Array(state.buffer, state.byteOffset, STATE_BYTES / 4);
     this.#halves = new Uint16Array(state.buffer, state.byteOffset, STATE_BYTES / 2);
     this.#apic = asWords(this.#view(exports.get_apic_addr(), Apic.words * 4));
-    this.#ioapic = asWords(this.#view(exports.get_ioapic_addr(), Ioapic.words * 4));
+    const ioapic = asWords(this.#view(exports.get_ioapic_addr(), Ioapic.words * 4));
+    this.#pins = new IoapicPins(ioapic, (entry) => this.#redirect(entry));
     this.#powerOn = [
       asBytes(this.#apic),
-      asBytes(this.#ioapic),
+      asBytes(ioapic),
       this.#view(exports.get_pic_addr_master(), PIC_BYTES),
       this.#view(exports.get_pic_addr_slave(), PIC_BYTES),
     ].map((live) => ({ live, initial: live.slice() }));
@@ -288,14 +281,17 @@ export class V86Cpu {
 
   // ---- interrupts. Never delivered here, only noted: inside an access of compiled code the registers are not in place.
 
-  /** Pins 0..23. ISA lines go to the PIC as well; pin 2 is the timer, which the PIC has on line 0. */
-  setPin(pin: number, asserted: boolean): void {
+  /**
+   * The level of pins 0..23. ISA lines go to the PIC as well, and are active high; pin 2 is the timer, which the PIC has
+   * on line 0. What the level of the others means is the guest's to say.
+   */
+  setPin(pin: number, isHigh: boolean): void {
     if (pin < 16 && pin !== 2) {
-      this.#withoutInterrupts(() => this.#setBoth(pin, asserted));
+      this.#withoutInterrupts(() => this.#setBoth(pin, isHigh));
       return;
     }
-    if (pin === 2) this.#withoutInterrupts(() => this.#setBoth(0, asserted));
-    this.#setIoapicPin(pin, asserted);
+    if (pin === 2) this.#withoutInterrupts(() => this.#setBoth(0, isHigh));
+    this.#pins.set(pin, isHigh);
     this.interruptSoon();
   }
 
@@ -305,7 +301,7 @@ export class V86Cpu {
     const vector = data & 0xff;
     if (deliveryMode === DELIVERY_NMI) this.#raiseNmi();
     // Fixed and lowest priority; SMI, INIT and ExtINT are not wired in this CPU.
-    if (deliveryMode > 1 || vector < 0x10) return;
+    if (deliveryMode > DELIVERY_LOWEST_PRIORITY || vector < 0x10) return;
     this.#deliver(vector, (data & Rte.level) !== 0);
     this.interruptSoon();
   }
@@ -328,6 +324,7 @@ export class V86Cpu {
     this.#release();
     try {
       this.#installCode();
+      this.#pins.look();
       if (this.#isNmiPending) this.#deliverNmi();
       this.#exports.handle_irqs();
       this.#nextTimerMs = this.#exports.main_loop();
@@ -432,33 +429,10 @@ export class V86Cpu {
     else this.#exports.device_lower_irq(irq);
   }
 
-  /** The module's IOAPIC, for pins its own entry point cannot reach without touching the PIC. 82093AA §2.4, 3.2.4. */
-  #setIoapicPin(pin: number, asserted: boolean): void {
-    const ioapic = this.#ioapic;
-    const mask = 1 << pin;
-    const config = ioapic[Ioapic.config + pin] as number;
-    const isLevel = (config & Rte.level) !== 0;
-    const level = ioapic[Ioapic.irqValue] as number;
-    if (!asserted) {
-      ioapic[Ioapic.irqValue] = level & ~mask;
-      if (isLevel) ioapic[Ioapic.irr] = (ioapic[Ioapic.irr] as number) & ~mask;
-      return;
-    }
-    if ((level & mask) !== 0) return;
-    ioapic[Ioapic.irqValue] = level | mask;
-    const isMasked = (config & Rte.masked) !== 0;
-    if (isMasked && !isLevel) return; // an edge into a masked pin is lost
-    ioapic[Ioapic.irr] = (ioapic[Ioapic.irr] as number) | mask;
-    if (isMasked) return;
-    if (isLevel) {
-      ioapic[Ioapic.config + pin] = config | Rte.remoteIrr;
-      if ((config & Rte.remoteIrr) !== 0) return; // still in service; the EOI looks again
-    } else {
-      ioapic[Ioapic.irr] = (ioapic[Ioapic.irr] as number) & ~mask;
-    }
-    const mode = config & Rte.deliveryMode;
-    if (mode === DELIVERY_NMI << 8) this.#raiseNmi();
-    else if (mode <= Rte.lowestPriority) this.#deliver(config & Rte.vector, isLevel);
+  #redirect(entry: number): void {
+    const mode = (entry & Rte.deliveryMode) >>> 8;
+    if (mode === DELIVERY_NMI) this.#raiseNmi();
+    else if (mode <= DELIVERY_LOWEST_PRIORITY) this.#deliver(entry & Rte.vector, (entry & Rte.level) !== 0);
   }
 
   #deliver(vector: number, isLevel: boolean): void {

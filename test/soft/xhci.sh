@@ -1,7 +1,6 @@
 #!/bin/bash
 # xhci.sh: Debian's xhci_hcd and usbhid on the embedded hypervisor, with the tablet of -s N,xhci,tablet. A viewer of the
-# display moves it, and the guest's event device has to say where it is. With MSI;
-# INTx is not tried here yet.
+# display moves it, and the guest's event device has to say where it is. With MSI, and with INTx (pci=nomsi).
 MODULES="virtio_pci virtio_gpu xhci_pci usbhid hid_generic evdev"
 . "$(dirname "$0")/lib.sh"
 WIDTH=800 HEIGHT=600
@@ -48,4 +47,9 @@ devices=(--display "vnc=unix:$socket" -s 4,virtio-gpu,geometry=${WIDTH}x$HEIGHT+
 start_dm "${devices[@]}"
 moves MSI
 check "MSI: its interrupts are messages" grep -aq "MSI.*xhci" "$guest_log"
+
+WORDS=pci=nomsi start_dm "${devices[@]}"
+moves INTx
+check "INTx: its interrupts come through the IOAPIC" grep -aq "IO-APIC.*fasteoi.*xhci" "$guest_log"
+check "INTx: and each is somebody's" test "$(grep -ac 'nobody cared' "$guest_log")" = 0
 finish

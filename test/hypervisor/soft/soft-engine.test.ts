@@ -246,30 +246,66 @@ describe('interrupts', () => {
     expect(vm.word(RESULT)).toBeGreaterThan(0);
   });
 
-  test('a level line through the IOAPIC comes again until the device lowers it', async () => {
-    let isHigh = true;
+  /** The guest programs pin 17, and says so at RESULT + 4. */
+  const listenAt17 = (entry: number) => [
+    ...asm.storeImmediate(IOAPIC, 0x10 + 2 * 17),
+    ...asm.storeImmediate(IOAPIC + 0x10, entry),
+    ...asm.storeImmediate(RESULT + 4, 1),
+    ...idle,
+  ];
+  /** Level-triggered, vector 50. */
+  const ACTIVE_LOW = 0xa050;
+  const ACTIVE_HIGH = 0x8050;
+
+  // Mutation: the level taken for the assertion, whatever the polarity: the device's release is what interrupts, for ever.
+  for (const [name, entry, asserted, released] of [
+    ['low, as INTx is', ACTIVE_LOW, 'low', 'high'],
+    ['high', ACTIVE_HIGH, 'high', 'low'],
+  ] as const) {
+    test(`a level line that is active ${name}, comes again until the device releases it`, async () => {
+      let isAsserted = false;
+      const vm = await makeVm({
+        onRequest: (page) => {
+          if (page.address(0) !== 0x81 || vm.word(RESULT) !== 3) return;
+          isAsserted = false;
+          vm.hsm.setIrqLine(17, released);
+        },
+      });
+      countingHandler(vm, 0x50, 0x2000, asm.outAl(0x81));
+      vm.start(listenAt17(entry));
+      vm.hsm.setIrqLine(17, released);
+      await vm.runUntil(() => vm.word(RESULT + 4) === 1);
+      for (let i = 0; i < 20; i++) await vm.step();
+      expect(vm.word(RESULT)).toBe(0);
+      isAsserted = true;
+      vm.hsm.setIrqLine(17, asserted);
+      await vm.runUntil(() => !isAsserted);
+      for (let i = 0; i < 20; i++) await vm.step();
+      expect(vm.word(RESULT)).toBe(3);
+    });
+  }
+
+  test('a line that is asserted before the guest says what its level means interrupts from then on', async () => {
     const vm = await makeVm({
       onRequest: (page) => {
-        if (page.address(0) !== 0x81) return;
-        if (vm.word(RESULT) === 3) {
-          isHigh = false;
-          vm.hsm.setIrqLine(17, 'low');
-        }
+        if (page.address(0) === 0x81) vm.hsm.setIrqLine(17, 'high');
       },
     });
     countingHandler(vm, 0x50, 0x2000, asm.outAl(0x81));
-    const redirection = 0x10 + 2 * 17;
-    vm.start([
-      ...asm.storeImmediate(IOAPIC, redirection),
-      ...asm.storeImmediate(IOAPIC + 0x10, 0xa050), // level, active low, vector 50
-      ...asm.storeImmediate(RESULT + 4, 1),
-      ...idle,
-    ]);
-    await vm.runUntil(() => vm.word(RESULT + 4) === 1);
-    vm.hsm.setIrqLine(17, 'high');
-    await vm.runUntil(() => !isHigh);
+    vm.hsm.setIrqLine(17, 'low');
+    vm.start(listenAt17(ACTIVE_LOW));
+    await vm.runUntil(() => vm.word(RESULT) === 1);
     for (let i = 0; i < 20; i++) await vm.step();
-    expect(vm.word(RESULT)).toBe(3);
+    expect(vm.word(RESULT)).toBe(1);
+  });
+
+  test('a pin that nothing is connected to is silent, however the guest programs it', async () => {
+    const vm = await makeVm();
+    countingHandler(vm, 0x50, 0x2000);
+    vm.start(listenAt17(ACTIVE_LOW));
+    await vm.runUntil(() => vm.word(RESULT + 4) === 1);
+    for (let i = 0; i < 20; i++) await vm.step();
+    expect(vm.word(RESULT)).toBe(0);
   });
 
   test('an ISA edge reaches the PIC, and gsi 2 is its line 0', async () => {
