@@ -2,19 +2,18 @@
  * The binary socket that acrnctl and acrnd speak: `/run/acrn/mngr/<vm>.monitor.<pid>.socket`, fixed-size messages, each
  * answered by one of the same kind (C: core/monitor.c, misc/services/acrn_manager/acrn_mngr.h).
  */
-import { readdirSync, rmSync } from 'node:fs';
+import { rmSync } from 'node:fs';
 import type { Socket } from 'node:net';
 import { dirname, join } from 'node:path';
 import { ensureOwnFolder, FolderMode } from '../devicemodel/core/host/folders.ts';
-import { isServed, listenUnix, type UnixListener } from '../devicemodel/core/host/unix-listener.ts';
+import { listenUnix, type UnixListener } from '../devicemodel/core/host/unix-listener.ts';
 import type { Log } from '../devicemodel/core/log.ts';
 import { bytes, struct, u32, u64 } from '../devicemodel/core/struct.ts';
 import { Clients } from './clients.ts';
 import type { FrontDoor } from './front-doors.ts';
+import { deadManagerSockets, managerFolder, managerSockets } from './manager-folder.ts';
 import type { VmCommands } from './vm-commands.ts';
 
-const SOCKET_DIRECTORY = '/run/acrn/mngr';
-const SOCKET_NAME = /^(.+)\.monitor\.(\d+)\.socket$/;
 /** MNGR_MSG_MAGIC: "vmm msg" as seen in memory. */
 export const MANAGER_MAGIC = 0x67736d206d6d76n;
 
@@ -63,7 +62,7 @@ export interface ManagerSocketOptions {
   readonly socketGroup?: string | undefined;
   readonly commands: VmCommands;
   readonly log: Log;
-  /** Default `/run/acrn/mngr`. */
+  /** Default: where acrnctl looks. */
   readonly directory?: string;
 }
 
@@ -90,11 +89,13 @@ export class ManagerSocket implements FrontDoor {
   async start(): Promise<void> {
     if (this.#listener !== undefined) return;
     const { vmName, log, socketGroup } = this.#options;
-    const directory = this.#options.directory ?? SOCKET_DIRECTORY;
+    const folder = managerFolder();
+    const directory = this.#options.directory ?? folder;
     try {
-      if (directory === SOCKET_DIRECTORY) ensureOwnFolder(dirname(directory), FolderMode.public);
+      if (directory === folder) ensureOwnFolder(dirname(directory), FolderMode.public);
       ensureOwnFolder(directory, FolderMode.public);
-      await removeDeadSockets(directory, vmName);
+      // acrnctl takes the first one with a VM's name.
+      for (const { path } of await deadManagerSockets(directory, vmName)) rmSync(path, { force: true });
       for (const trap of nameTraps(directory, vmName)) log.warn(trap);
       const path = join(directory, `${vmName}.monitor.${process.pid}.socket`);
       this.#listener = await listenUnix(path, (socket) => this.#accept(socket), { group: socketGroup });
@@ -197,32 +198,10 @@ function nameTraps(directory: string, vmName: string): string[] {
   if (vmName.includes('.')) {
     return [`acrnctl does not see a VM with a dot in its name: "${vmName}" cannot be stopped or listed by it`];
   }
-  const others = readdirSync(directory).flatMap((name) => SOCKET_NAME.exec(name)?.[1] ?? []);
+  const others = managerSockets(directory).map((socket) => socket.vmName);
   if (ACRND.startsWith(vmName)) others.push(ACRND);
   const confusing = new Set(others.filter((o) => o !== vmName && (o.startsWith(vmName) || vmName.startsWith(o))));
   return [...confusing].map(
     (other) => `acrnctl may take "${vmName}" and "${other}" for each other: one name is the beginning of the other`,
   );
-}
-
-/**
- * Killed VMs leave their sockets behind, and acrnctl takes the first one with a VM's name. Those of other names are
- * removed as well, if nobody serves them: an id that is not here may be one of another namespace.
- */
-async function removeDeadSockets(directory: string, vmName: string): Promise<void> {
-  for (const name of readdirSync(directory)) {
-    const [, ofVm, pid] = SOCKET_NAME.exec(name) ?? [];
-    if (pid === undefined || isRunning(Number(pid))) continue;
-    const path = join(directory, name);
-    if (ofVm === vmName || !(await isServed(path))) rmSync(path, { force: true });
-  }
-}
-
-function isRunning(pid: number): boolean {
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch (error) {
-    return (error as NodeJS.ErrnoException).code !== 'ESRCH';
-  }
 }

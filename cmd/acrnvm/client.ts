@@ -2,6 +2,7 @@
 import { readdirSync, readFileSync } from 'node:fs';
 import { request as httpRequest, type IncomingMessage } from 'node:http';
 import { join } from 'node:path';
+import { deadManagerSockets, type ManagerSocketFile, managerFolder } from '../../control/manager-folder.ts';
 import { defaultApiSocket, vmFoldersRoot } from '../../control/vm-paths.ts';
 import { DmError, type DmErrorOptions, ExitCode } from '../../devicemodel/core/errors.ts';
 
@@ -99,6 +100,15 @@ export async function listVms(): Promise<VmRow[]> {
       }
     }),
   );
+}
+
+/** What killed VMs left for acrnctl, which takes them for running ones. */
+export async function deadSocketsOfAcrnctl(): Promise<ManagerSocketFile[]> {
+  try {
+    return await deadManagerSockets(managerFolder());
+  } catch {
+    return [];
+  }
 }
 
 function foldersIn(path: string): string[] {

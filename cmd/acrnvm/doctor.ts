@@ -1,6 +1,6 @@
 /** `acrnvm doctor`: what of this host a User VM may miss, and the command that mends it. Reads only. */
 import { accessSync, constants, existsSync, readdirSync, readFileSync, statSync } from 'node:fs';
-import { listVms } from './client.ts';
+import { deadSocketsOfAcrnctl, listVms } from './client.ts';
 
 export interface Finding {
   readonly what: string;
@@ -96,7 +96,8 @@ function stubDriver(): Finding {
 
 async function staleSockets(): Promise<Finding> {
   const what = 'VMs that were killed';
-  const dead = (await listVms()).filter(({ state }) => state === 'dead').map(({ name }) => name);
+  const folders = (await listVms()).filter(({ state }) => state === 'dead').map(({ name }) => name);
+  const dead = [...new Set([...folders, ...(await deadSocketsOfAcrnctl()).map(({ vmName }) => vmName)])];
   if (dead.length === 0) return { what, verdict: 'ok', detail: 'nothing left behind' };
   return { what, verdict: 'warn', detail: dead.join(', '), mend: 'acrnvm prune' };
 }

@@ -8,7 +8,16 @@ import { parseArgs } from 'node:util';
 import { didYouMean } from '../../config/suggest.ts';
 import { vmFoldersRoot } from '../../control/vm-paths.ts';
 import { DmError, ExitCode } from '../../devicemodel/core/errors.ts';
-import { ClientError, call, listVms, open, problemError, socketOf, type VmRow } from './client.ts';
+import {
+  ClientError,
+  call,
+  deadSocketsOfAcrnctl,
+  listVms,
+  open,
+  problemError,
+  socketOf,
+  type VmRow,
+} from './client.ts';
 import { completionScript, type Verb } from './completion.ts';
 import { attachConsole } from './console.ts';
 import { examineHost } from './doctor.ts';
@@ -172,8 +181,11 @@ const commands: readonly Command[] = [
     help: 'remove what killed VMs left',
     takesVm: false,
     run: async ({ isJson }) => {
-      const dead = (await listVms()).filter(({ state }) => state === 'dead').map(({ name }) => name);
-      for (const name of dead) rmSync(join(vmFoldersRoot(), name), { recursive: true, force: true });
+      const folders = (await listVms()).filter(({ state }) => state === 'dead').map(({ name }) => name);
+      for (const name of folders) rmSync(join(vmFoldersRoot(), name), { recursive: true, force: true });
+      const sockets = await deadSocketsOfAcrnctl();
+      for (const { path } of sockets) rmSync(path, { force: true });
+      const dead = [...new Set([...folders, ...sockets.map(({ vmName }) => vmName)])].sort();
       if (isJson) printJson(dead);
       else print(dead.length === 0 ? 'nothing was left' : `removed: ${dead.join(', ')}`);
       return undefined;

@@ -6,6 +6,7 @@ import { fileURLToPath } from 'node:url';
 import { build } from 'esbuild';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { openApiDoor } from '../../control/api-door.ts';
+import { managerFolder } from '../../control/manager-folder.ts';
 import { defaultApiSocket, vmFolder } from '../../control/vm-paths.ts';
 import { ExitCode } from '../../devicemodel/core/errors.ts';
 import { FakeVmm } from '../support/fake-vmm.ts';
@@ -83,6 +84,15 @@ test('ls and info, for people and for programs', async () => {
   expect((await acrnvm('info', 'vm1')).stdout).toContain('com1 pty /dev/pts/7');
   expect((await acrnvm('prune')).stdout).toBe('removed: killed\n');
   expect([existsSync(vmFolder('killed')), existsSync(vmFolder('vm1'))]).toEqual([false, true]);
+});
+
+test('prune takes the sockets that acrnctl would take for running VMs, and none of a process that is there', async () => {
+  mkdirSync(managerFolder(), { recursive: true });
+  const [dead, alive] = [4194305, process.pid].map((pid) => join(managerFolder(), `vm7.monitor.${pid}.socket`));
+  for (const path of [dead, alive]) writeFileSync(path as string, '');
+  expect((await acrnvm('doctor')).stdout).toContain('vm7');
+  expect((await acrnvm('prune')).stdout).toBe('removed: vm7\n');
+  expect([dead, alive].map((path) => existsSync(path as string))).toEqual([false, true]);
 });
 
 describe('stop', () => {

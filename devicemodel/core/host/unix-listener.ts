@@ -1,12 +1,13 @@
 /** Listening Unix stream sockets in the file system: what is in the way, and what is left behind. */
 import { chmodSync, chownSync, lstatSync, rmSync } from 'node:fs';
-import { createConnection, createServer, type Server, type Socket } from 'node:net';
+import { createServer, type Server, type Socket } from 'node:net';
 import { constants } from 'node:os';
 import { ConfigError, ExitCode, HostError } from '../errors.ts';
 import { describeErrno } from './errno.ts';
 import { onProcessExit } from './exit-hooks.ts';
 import { makeParents } from './folders.ts';
 import { groupId } from './groups.ts';
+import { isServed } from './is-served.ts';
 import { native } from './libc.ts';
 import { checkSocketPath } from './socket-path.ts';
 
@@ -14,18 +15,6 @@ export interface UnixListener {
   readonly path: string;
   /** No new connections; those that exist are the caller's. Removes the socket file. Safe twice. */
   close(): void;
-}
-
-/** Whether somebody accepts connections there. */
-export function isServed(path: string): Promise<boolean> {
-  return new Promise((resolve) => {
-    const probe = createConnection(path);
-    probe.once('connect', () => {
-      probe.destroy();
-      resolve(true);
-    });
-    probe.once('error', () => resolve(false));
-  });
 }
 
 function hostError(path: string, error: unknown): HostError {
