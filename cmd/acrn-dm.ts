@@ -7,6 +7,7 @@ import { Log, LogLevel } from '../devicemodel/core/log.ts';
 import { pciDrivers } from '../devicemodel/hw/registry.ts';
 import { mayNameConfig, parseCommandLine, type ServeOrder, type VmOrder } from './cli.ts';
 import { errorLines, exitCodeOf, fdSink, writeLines } from './report.ts';
+import { disksOf, sizeThreadPool } from './thread-pool.ts';
 
 /** Width of help where there is no terminal to ask. */
 const DEFAULT_COLUMNS = 100;
@@ -150,6 +151,7 @@ async function checkOrder({ config }: VmOrder, log: Log): Promise<void> {
 
 async function run(order: VmOrder): Promise<ExitCode> {
   const { config } = order;
+  sizeThreadPool(disksOf(config));
   const log = await openLog(order, config, config.name);
   await checkOrder(order, log);
   const { abandonVm, runVm } = await import('./run.ts');
@@ -158,6 +160,7 @@ async function run(order: VmOrder): Promise<ExitCode> {
 }
 
 async function serve(order: ServeOrder): Promise<ExitCode> {
+  sizeThreadPool();
   const log = await openLog(order, order.options, `api-${process.pid}`);
   const { abandonVm, serveApi } = await import('./run.ts');
   abandon = abandonVm;

@@ -73,7 +73,16 @@ const usual = [
 ];
 
 /** Parts of Node that take 1 to 4 ms to load, and that most VMs never use: loaded at first use. */
-const lazyBuiltins = ['node:child_process', 'node:crypto', 'node:dns', 'node:net', 'node:tty', 'node:worker_threads'];
+const lazyBuiltins = [
+  'node:child_process',
+  'node:crypto',
+  'node:dns',
+  'node:fs/promises',
+  'node:module',
+  'node:net',
+  'node:tty',
+  'node:worker_threads',
+];
 
 /** Stands an object whose properties load the real module in the place of a builtin. */
 const lazyBuiltinsPlugin = {

@@ -45,11 +45,21 @@ export class EventLoopPoll {
     this.#turnRequested = true;
   }
 
+  /** What was asked for so far has its turn no later than any other work. */
+  postpone(): void {
+    this.#turnRequested = false;
+    this.#turned();
+  }
+
   async turn(): Promise<void> {
     this.#turnRequested = false;
     await new Promise((resolve) => setImmediate(resolve));
-    this.#turnedMs = performance.now();
     // Whatever else is always busy in this process: the guest has its share between two turns.
+    this.#turned();
+  }
+
+  #turned(): void {
+    this.#turnedMs = performance.now();
     this.#askedMs = this.#turnedMs;
   }
 

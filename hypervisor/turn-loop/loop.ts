@@ -48,6 +48,8 @@ export class TurnLoop implements GuestLoop {
 
   started(onQuiet: () => void): void {
     this.#onQuiet = onQuiet;
+    // The first request waits for no turn: another thread waits for it, and this one is the event loop's meanwhile.
+    if (!this.#hasSlices) this.#poll.postpone();
     this.#quiet.arm(this.clock.nowNs() + AFTER_START_NS);
   }
 

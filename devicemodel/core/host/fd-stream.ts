@@ -7,9 +7,9 @@
  */
 import { fstatSync } from 'node:fs';
 import { Socket } from 'node:net';
-import { isatty } from 'node:tty';
 import { closeFd, duplicate, OpenFlag, openFile, setNonBlocking } from './files.ts';
 import { hostCall, must } from './libc.ts';
+import { isTerminal } from './tty.ts';
 import { socketPair } from './unix-sockets.ts';
 
 const dup3 = hostCall<[from: number, to: number, flags: number]>('int dup3(int, int, int)');
@@ -20,7 +20,7 @@ const dup3 = hostCall<[from: number, to: number, flags: number]>('int dup3(int, 
  */
 export function isPollable(fd: number): boolean {
   const stat = fstatSync(fd);
-  return stat.isFIFO() || stat.isSocket() || isatty(fd);
+  return stat.isFIFO() || stat.isSocket() || isTerminal(fd);
 }
 
 export interface FdStreamOptions {

@@ -1,5 +1,7 @@
 /** The loop of a thread that the guest runs on, or that another thread waits for. */
 import { afterEach, expect, test } from 'vitest';
+import { Eventfd } from '../../../devicemodel/core/host/eventfd.ts';
+import { watchFd } from '../../../devicemodel/core/host/fd-watch.ts';
 import type { Hsm, WaitResult } from '../../../devicemodel/core/hsm/hsm.ts';
 import { TurnLoop } from '../../../hypervisor/turn-loop/loop.ts';
 
@@ -54,6 +56,22 @@ test('a tick and a microtask left by one of many short requests run, however bus
   };
   await runUntil(() => heard.length === 2);
   expect(heard.sort()).toEqual(['microtask', 'tick']);
+});
+
+// Mutation: without `postpone` in TurnLoop.started, the first request waits for what the start left to the event loop.
+test('where another thread waits for the guest, its first request waits for no turn; the turn comes soon', async () => {
+  const { loop, guest, runUntil } = busyGuest(false, 0);
+  const eventfd = new Eventfd();
+  const unwatch = watchFd(eventfd.fd, () => {});
+  loop.started(() => {});
+  let immediates = 0;
+  setImmediate(() => immediates++);
+  await runUntil(() => guest.slices === 1);
+  expect(immediates).toBe(0);
+  await runUntil(() => immediates > 0);
+  unwatch();
+  eventfd.dispose();
+  expect(immediates).toBe(1);
 });
 
 test('timers of devices run beside a busy guest', async () => {

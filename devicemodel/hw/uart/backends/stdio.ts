@@ -3,13 +3,12 @@
  * however the process ends. On pipes, files and the journal: as they are.
  */
 import { closeSync, fstatSync } from 'node:fs';
-import { isatty } from 'node:tty';
 import { ConfigError } from '../../../core/errors.ts';
 import { onProcessEnd } from '../../../core/host/exit-hooks.ts';
 import { isPollable, reopen, streamOverFd } from '../../../core/host/fd-stream.ts';
 import { setNonBlocking } from '../../../core/host/files.ts';
 import { readSome } from '../../../core/host/read-file.ts';
-import { RawTerminal } from '../../../core/host/tty.ts';
+import { isTerminal, RawTerminal } from '../../../core/host/tty.ts';
 import { type CharBackendEnv, StreamBackend } from './stream-backend.ts';
 import { reason } from './tty.ts';
 
@@ -123,7 +122,7 @@ export class StdioBackend extends StreamBackend {
       if (this.#inputFile) this.receive(this.#nextFileChunk());
       return;
     }
-    if (isatty(fd)) {
+    if (isTerminal(fd)) {
       // In raw mode Ctrl-c is the guest's: without this line nobody finds the way out.
       this.env.log.notice(`${this.env.user}: Ctrl-a x ends the VM; every key, Ctrl-a too, reaches the guest`);
       const raw = new RawTerminal(fd, 'stdin', { translateOutput: this.#translateOutput, guarded: true });
