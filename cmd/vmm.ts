@@ -2,6 +2,7 @@
  * The process of a VM, as signals and the API see it: it runs one VM after the other, or none yet, and ends when it was
  * told to or when nothing is left to wait for.
  */
+import { defaultDeviceId } from '../control/api/device-ids.ts';
 import type { ChConfig, RunningGuest, Vmm } from '../control/api/vmm.ts';
 import { openApiDoor } from '../control/api-door.ts';
 import { openEventMonitor } from '../control/event-monitor.ts';
@@ -104,8 +105,8 @@ export class ProcessVmm implements Vmm {
   get guest(): RunningGuest | undefined {
     const launch = this.#launch;
     if (launch === undefined) return undefined;
-    const { vm, commands, hypervisor, lines } = launch;
-    return { config: vm.config, hypervisor, state: vm.state, commands, lines, launchedMs: this.#launchedMs };
+    const { vm, commands, hypervisor, lines, counters } = launch;
+    return { config: vm.config, hypervisor, state: vm.state, commands, lines, counters, launchedMs: this.#launchedMs };
   }
 
   async create(body: unknown): Promise<void> {
@@ -265,7 +266,7 @@ function chConfigOf({ memoryBytes, boot, pci }: VmConfig): ChConfig {
   const disks = pci.flatMap(({ driver, options, bdf }) => {
     if (driver !== 'virtio-blk') return [];
     const { path, ro } = options as { path: string; ro?: boolean };
-    return path === '' ? [] : [{ path, readonly: ro === true, id: `_disk${bdf.device}` }];
+    return path === '' ? [] : [{ path, readonly: ro === true, id: defaultDeviceId(driver, bdf) }];
   });
   return { cpus: { boot_vcpus: 1, max_vcpus: 1 }, memory: { size: memoryBytes }, payload, disks };
 }

@@ -9,6 +9,7 @@ import { type CommandTarget, commandsOf, type VmCommands } from '../control/vm-c
 import { openSoftware, splitRam } from '../devicemodel/core/boot/loader.ts';
 import type { CharBackend, TappableLine } from '../devicemodel/core/char-backend.ts';
 import type { VmConfig } from '../devicemodel/core/config.ts';
+import { CounterBook } from '../devicemodel/core/counters.ts';
 import type { PowerEvent } from '../devicemodel/core/device.ts';
 import { Disposer } from '../devicemodel/core/disposer.ts';
 import { BugError } from '../devicemodel/core/errors.ts';
@@ -40,16 +41,19 @@ export class Launch {
   readonly vm: Vm;
   readonly commands: VmCommands;
   readonly hypervisor: string;
+  /** What its devices count. */
+  readonly counters: CounterBook;
   readonly #consoles: CharBackendPool;
   readonly #loop: GuestLoop;
   readonly #openDoors: () => Promise<void>;
   readonly #managed: ManagedFunctions;
   readonly #undo: Disposer;
 
-  private constructor({ vm, commands, hypervisor, consoles, loop, openDoors, managed, undo }: Parts) {
+  private constructor({ vm, commands, hypervisor, counters, consoles, loop, openDoors, managed, undo }: Parts) {
     this.vm = vm;
     this.commands = commands;
     this.hypervisor = hypervisor;
+    this.counters = counters;
     this.#consoles = consoles;
     this.#loop = loop;
     this.#openDoors = openDoors;
@@ -96,6 +100,7 @@ interface Parts {
   readonly vm: Vm;
   readonly commands: VmCommands;
   readonly hypervisor: string;
+  readonly counters: CounterBook;
   readonly consoles: CharBackendPool;
   readonly loop: GuestLoop;
   readonly openDoors: () => Promise<void>;
@@ -119,8 +124,10 @@ async function assemble(
   undo.defer(() => software.close());
   const loop = await hypervisor.loop();
   undo.defer(() => loop.stop());
+  const counters = new CounterBook();
   const consoles = new CharBackendPool({
     log,
+    counters,
     socketGroup: config.socketGroup,
     requestTurn: () => loop.requestTurn(),
     onQuit: () => commands.run('power-off', { reason: 'Ctrl-a x' }),
@@ -139,11 +146,13 @@ async function assemble(
       lapicIds: cpus.lapicIds,
       managed,
       kept,
+      counters,
       ...(shown === undefined ? {} : { display: shown.display }),
     }),
     software,
     cpuAffinity: cpus.affinity,
     loop,
+    counters,
     log,
   });
   const target: CommandTarget = { vm };
@@ -156,7 +165,17 @@ async function assemble(
     if (shown !== undefined) await doors.add(() => shown.open());
     await openFrontDoors(doors, parts);
   };
-  const launch = make({ vm, commands, hypervisor: hypervisor.kind, consoles, loop, openDoors, managed, undo });
+  const launch = make({
+    vm,
+    commands,
+    hypervisor: hypervisor.kind,
+    counters,
+    consoles,
+    loop,
+    openDoors,
+    managed,
+    undo,
+  });
   // A VM that outlives its device model unpaused damages the driver's list of VMs.
   const onExit = () => launch.abandon();
   process.on('exit', onExit);

@@ -3,10 +3,12 @@
  * drive a VM here. What there is no counterpart of is answered with 501 and the reason.
  */
 import { existsSync } from 'node:fs';
+import { formatBdf } from '../../devicemodel/core/address.ts';
 import { CH_VERSION } from './ch-version.ts';
+import { deviceIds } from './device-ids.ts';
 import { HttpProblem } from './problem.ts';
 import { type Answer, done, json, member, neededText, type Route } from './routes.ts';
-import type { RunningGuest, Vmm } from './vmm.ts';
+import type { ChConfig, RunningGuest, Vmm } from './vmm.ts';
 
 const BASE = '/api/v1';
 const REASON = 'asked by the API';
@@ -60,10 +62,7 @@ export function cloudHypervisorRoutes(vmm: Vmm): Route[] {
       return done;
     }),
     get('vm.info', 'The VM and its configuration.', () => json(infoOf(vmm))),
-    get('vm.counters', 'What devices have done.', () => {
-      bootedGuest(vmm);
-      return json({});
-    }),
+    get('vm.counters', 'What devices have done.', () => json(countersOf(bootedGuest(vmm), vmm.config))),
     put('vm.create', 'Describe a VM, without starting it.', createVm(vmm), { type: 'object' }),
     put('vm.boot', 'Start the VM that was described.', async () => {
       if (vmm.config === undefined) throw notCreated();
@@ -169,6 +168,34 @@ function withConsoles(config: NonNullable<Vmm['config']>, { lines }: RunningGues
     ),
   };
 }
+
+/** Of disks and networks, by the dialect's names of devices and counters. */
+function countersOf({ config, counters }: RunningGuest, asCreated: ChConfig | undefined): object {
+  const ids = [...deviceIds(config.pci, asCreated)];
+  const idAt = (at: string) => ids.find(([, { bdf }]) => formatBdf(bdf) === at)?.[0] ?? at;
+  return Object.fromEntries(
+    counters.all.flatMap((each) => {
+      const { id, kind } = each;
+      const values: Readonly<Record<string, number>> = each.values();
+      const picked = (names: Readonly<Record<string, string>>) =>
+        Object.fromEntries(Object.entries(names).map(([theirs, ours]) => [theirs, values[ours] ?? 0]));
+      if (kind !== 'disk' && kind !== 'net') return [];
+      const [at = id, port] = id.split('@');
+      return [[`${idAt(at)}${port === undefined ? '' : `_${port}`}`, picked(counterNames[kind])]];
+    }),
+  );
+}
+
+/** Cloud Hypervisor's names, and ours. */
+const counterNames = {
+  disk: {
+    read_ops: 'reads',
+    read_bytes: 'readBytes',
+    write_ops: 'writes',
+    write_bytes: 'writeBytes',
+  },
+  net: { rx_frames: 'rxFrames', rx_bytes: 'rxBytes', tx_frames: 'txFrames', tx_bytes: 'txBytes' },
+} as const;
 
 function addDisk(vmm: Vmm): Route['run'] {
   return async ({ body }): Promise<Answer> => {

@@ -2,7 +2,7 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Duplex } from 'node:stream';
 import type { StreamEvent } from '../event-stream.ts';
-import { metricsText } from './metrics.ts';
+import { metricsOf, metricsText } from './metrics.ts';
 import { HttpProblem } from './problem.ts';
 import { type Answer, done, json, member, neededText, type Route } from './routes.ts';
 import type { RunningGuest, Vmm } from './vmm.ts';
@@ -87,11 +87,14 @@ export function ownRoutes(vmm: Vmm, openApi: () => object): Route[] {
         isStream: true,
       },
     ),
-    route('GET', '/v1/metrics', "Prometheus' text format.", () => ({
-      status: 200,
-      body: metricsText(vmm),
-      type: 'text/plain; version=0.0.4; charset=utf-8',
-    })),
+    route('GET', '/v1/counters', 'What disks, networks and consoles have moved, and accesses of the guest.', () =>
+      json(needGuest(vmm).counters.all.map((each) => ({ kind: each.kind, id: each.id, ...each.values() }))),
+    ),
+    route('GET', '/v1/metrics', "Prometheus' text format; JSON where Accept asks for it.", ({ request }) =>
+      (request.headers.accept ?? '').includes('application/json')
+        ? json(metricsOf(vmm))
+        : { status: 200, body: metricsText(vmm), type: 'text/plain; version=0.0.4; charset=utf-8' },
+    ),
     route('GET', '/v1/openapi.json', 'This document.', () => json(openApi())),
   ];
 }

@@ -1,6 +1,7 @@
 /** What the API asks of the process it is in: the VM that runs or will, and the process's own life. Types only. */
 import type { TappableLine } from '../../devicemodel/core/char-backend.ts';
 import type { VmConfig } from '../../devicemodel/core/config.ts';
+import type { CounterBook } from '../../devicemodel/core/counters.ts';
 import type { VmState } from '../../devicemodel/core/vm-events.ts';
 import type { EventStream } from '../event-stream.ts';
 import type { VmCommands } from '../vm-commands.ts';
@@ -11,6 +12,8 @@ export interface RunningGuest {
   readonly state: VmState;
   readonly commands: VmCommands;
   readonly lines: readonly TappableLine[];
+  /** What its devices count. */
+  readonly counters: Pick<CounterBook, 'all'>;
   /** `performance.now()` when it was launched. */
   readonly launchedMs: number;
 }

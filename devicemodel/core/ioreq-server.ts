@@ -3,6 +3,7 @@
  * to the bus it belongs to, and tells the hypervisor that it is done.
  */
 import { type AccessSize, allOnes, type Bdf, hex } from './address.ts';
+import { AccessCount, type CounterPage, newPage, tally } from './counters.ts';
 import type { PciConfigAccess } from './device.ts';
 import type { Hsm } from './hsm/hsm.ts';
 import type { MmioBus, PioBus } from './io-bus.ts';
@@ -18,6 +19,8 @@ export interface IoreqServerParts {
   readonly vcpuCount: number;
   /** Of the devices behind the buses. Default: none of them ever makes a vCPU wait. */
   readonly holds?: RequestHolds;
+  /** Of kind `accesses`. */
+  readonly counts?: CounterPage;
   readonly log: Log;
 }
 
@@ -30,12 +33,14 @@ export class IoreqServer {
   /** Reused for every config access. */
   readonly #bdf: { bus: number; device: number; function: number } = { bus: 0, device: 0, function: 0 };
   readonly #holds: RequestHolds;
+  readonly #counts: CounterPage;
   #keepsOpen = false;
 
   constructor(parts: IoreqServerParts) {
     this.#parts = parts;
     this.#page = new IoreqPage(parts.hsm.ioreqPage);
     this.#holds = parts.holds ?? new RequestHolds();
+    this.#counts = parts.counts ?? newPage('accesses');
     this.#holds.onComplete = (vcpu) => {
       if (!this.#keepsOpen) parts.hsm.notifyIoreqDone(vcpu);
     };
@@ -73,6 +78,7 @@ export class IoreqServer {
           break;
         default:
           // Compat: the C device model exits here. A request nobody understands is completed as if nobody answered.
+          tally(this.#counts, AccessCount.unknown, 1);
           this.#parts.log.guest(() => `request of unknown type ${page.type(vcpu)} from vCPU ${vcpu}`);
           page.setValueU64(vcpu, ALL_ONES_U64);
       }
@@ -95,10 +101,12 @@ export class IoreqServer {
     const size = page.size(vcpu) as AccessSize;
     const inRange = (size === 1 || size === 2 || size === 4) && port + size <= 0x1_0000;
     if (page.isWrite(vcpu)) {
+      tally(this.#counts, AccessCount.pioWrites, 1);
       if (!inRange || !this.#parts.pio.write(port, size, mask(page.value(vcpu), size))) {
         this.#parts.log.debug(`nobody at port ${hex(port)} takes a write`);
       }
     } else {
+      tally(this.#counts, AccessCount.pioReads, 1);
       page.setValue(vcpu, inRange ? (this.#parts.pio.read(port, size) ?? allOnes(size)) : 0xffffffff);
     }
   }
@@ -108,6 +116,7 @@ export class IoreqServer {
     const address = page.address(vcpu);
     const size = page.size(vcpu);
     const { mmio } = this.#parts;
+    tally(this.#counts, page.isWrite(vcpu) ? AccessCount.mmioWrites : AccessCount.mmioReads, 1);
     if (size === 8) {
       if (page.isWrite(vcpu)) mmio.writeU64(address, page.valueU64(vcpu));
       else page.setValueU64(vcpu, mmio.readU64(address) ?? ALL_ONES_U64);
@@ -130,8 +139,10 @@ export class IoreqServer {
     const valid =
       (size === 1 || size === 2 || size === 4) && offset >= 0 && offset + size <= CONFIG_SPACE_BYTES && isBdf(bdf);
     if (page.isWrite(vcpu)) {
+      tally(this.#counts, AccessCount.pciWrites, 1);
       if (valid) this.#parts.pci.writeConfig(bdf, offset, size, mask(page.value(vcpu), size));
     } else {
+      tally(this.#counts, AccessCount.pciReads, 1);
       page.setValue(vcpu, valid ? this.#parts.pci.readConfig(bdf, offset, size) : 0xffffffff);
     }
   }

@@ -5,6 +5,7 @@
 import type { Board, BoardFactory } from './board.ts';
 import type { GuestSoftware } from './boot/loader.ts';
 import type { VmConfig } from './config.ts';
+import type { CounterBook } from './counters.ts';
 import type { PowerEvent } from './device.ts';
 import { Disposer } from './disposer.ts';
 import { ExitCode, HostError, RefusedError } from './errors.ts';
@@ -34,6 +35,8 @@ export interface VmParts {
   readonly allocateRam?: (regions: readonly RamRequest[]) => RamAllocation;
   /** Of the hypervisor that `openHsm` opens; the VM does not stop it. */
   readonly loop: GuestLoop;
+  /** Where the guest's accesses are counted; its devices count in the same. */
+  readonly counters?: CounterBook;
   readonly log: Log;
 }
 
@@ -188,7 +191,17 @@ export class Life {
     hsm.setVcpuRegs(0, this.#startRegs);
     const { holds } = this.#waits;
     const pci = board.pciConfig;
-    this.#server = new IoreqServer({ hsm, pio, mmio, pci, vcpuCount, holds, log: log.child('ioreq') });
+    const counts = this.#parts.counters?.of('accesses', 'vm').own;
+    this.#server = new IoreqServer({
+      hsm,
+      pio,
+      mmio,
+      pci,
+      vcpuCount,
+      holds,
+      log: log.child('ioreq'),
+      ...(counts === undefined ? {} : { counts }),
+    });
   }
 
   start(): void {

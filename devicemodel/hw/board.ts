@@ -8,6 +8,7 @@ import { formatBdf } from '../core/address.ts';
 import type { Board, BoardFactory, BoardParts } from '../core/board.ts';
 import { splitRam } from '../core/boot/loader.ts';
 import type { PciSlotConfig, PlatformDeviceConfig } from '../core/config.ts';
+import type { CounterBook } from '../core/counters.ts';
 import type { Device } from '../core/device.ts';
 import { Disposer } from '../core/disposer.ts';
 import { BugError, ConfigError } from '../core/errors.ts';
@@ -57,6 +58,8 @@ export interface PcOptions {
   readonly managed?: ManagedFunctions;
   /** What devices keep over the lives of the VM; closed by whoever made it. Default: it ends with the board. */
   readonly kept?: KeptOverLives;
+  /** What devices count, over the lives of the VM. Default: it ends with the board. */
+  readonly counters?: CounterBook;
 }
 
 const RPMB_KEY_BYTES = 32;
@@ -147,6 +150,7 @@ class Pc implements Board {
       ...(options.hostTree === undefined ? {} : { hostTree: options.hostTree }),
       ...(parts.end === undefined ? {} : { end: parts.end }),
       ...(options.managed === undefined ? {} : { managed: options.managed }),
+      ...(options.counters === undefined ? {} : { counterBook: options.counters }),
       charBackend: (user, text) => options.consoles.open(user, text),
       input,
       ...(options.display === undefined ? {} : { display: options.display }),

@@ -4,12 +4,14 @@ import type { RunningGuest, Vmm } from '../../control/api/vmm.ts';
 import { EventStream } from '../../control/event-stream.ts';
 import type { TappableLine } from '../../devicemodel/core/char-backend.ts';
 import type { VmConfig } from '../../devicemodel/core/config.ts';
+import { CounterBook } from '../../devicemodel/core/counters.ts';
 import type { VmState } from '../../devicemodel/core/vm-events.ts';
 import { fakeTarget } from './fake-command-target.ts';
 
 export class FakeVmm implements Vmm {
   readonly version = '1.2.3';
   readonly events = new EventStream();
+  readonly counters = new CounterBook();
   readonly calls: string[] = [];
   config: Vmm['config'] = { payload: { kernel: 'k' } };
   hasRun = false;
@@ -44,6 +46,7 @@ export class FakeVmm implements Vmm {
       state: this.state,
       commands: this.#target.commands,
       lines: [this.line],
+      counters: this.counters,
       launchedMs: performance.now(),
     };
   }

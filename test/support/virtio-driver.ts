@@ -13,6 +13,7 @@ import type { BarIndex } from '../../devicemodel/chips/pci-config-space.ts';
 import { ConfigSpace } from '../../devicemodel/chips/pci-config-space.ts';
 import type { AccessSize, Gpa } from '../../devicemodel/core/address.ts';
 import type { CharBackend } from '../../devicemodel/core/char-backend.ts';
+import { CounterBook } from '../../devicemodel/core/counters.ts';
 import type { MsiMessage } from '../../devicemodel/core/device.ts';
 import { type Mapping, map } from '../../devicemodel/core/host/mapping.ts';
 import type { Hsm, IoeventfdSpec } from '../../devicemodel/core/hsm/hsm.ts';
@@ -46,6 +47,7 @@ export class VirtioMachine {
   readonly lines: string[] = [];
   readonly msis: MsiMessage[] = [];
   readonly ioeventfds: Array<{ readonly spec: IoeventfdSpec; readonly assign: boolean }> = [];
+  readonly counters = new CounterBook();
   readonly backends: FakeCharBackend[] = [];
   /** Level of the legacy line, and how often it was asserted. */
   intx = false;
@@ -101,6 +103,7 @@ export class VirtioMachine {
         this.backends.push(backend);
         return backend;
       },
+      counters: (kind, part) => this.counters.of(kind, part === undefined ? 'device' : `device@${part}`),
       machine: {
         vmName: 'test',
         windows: false,

@@ -4,6 +4,7 @@ import type { Bdf } from '../../core/address.ts';
 import type { CharBackend } from '../../core/char-backend.ts';
 import type { Clock } from '../../core/clock.ts';
 import type { PciSlotConfig } from '../../core/config.ts';
+import type { CounterKind, Counters } from '../../core/counters.ts';
 import type { InterruptLine, MsiSink, PowerControl } from '../../core/device.ts';
 import type { ConfigError } from '../../core/errors.ts';
 import type { Aml } from '../../core/firmware/aml.ts';
@@ -81,6 +82,11 @@ export interface PciEnv {
    * @param part which one, for a device with several: `port 1`. Kept across a full reset by device and part.
    */
   charBackend(spec: string | CharBackendSpec, part?: string): CharBackend;
+  /**
+   * Counters of this function, which go on over a full reset.
+   * @param part which one, for a device with several: the number of a port.
+   */
+  counters<K extends CounterKind>(kind: K, part?: number): Counters<K>;
   /** Which host functions are passed through from; default: this machine, in earnest. */
   readonly hostTree?: HostTree;
   /** For what takes long. */

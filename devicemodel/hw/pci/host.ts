@@ -9,6 +9,7 @@ import { Cfg, Command, ConfigSpace } from '../../chips/pci-config-space.ts';
 import { type AccessSize, type Bdf, bdfToNumber, formatBdf, type Gpa } from '../../core/address.ts';
 import type { CharBackend } from '../../core/char-backend.ts';
 import type { PciSlotConfig } from '../../core/config.ts';
+import { CounterBook } from '../../core/counters.ts';
 import type { Device, PciConfigAccess } from '../../core/device.ts';
 import { Disposer } from '../../core/disposer.ts';
 import { attributed, BugError, ConfigError } from '../../core/errors.ts';
@@ -28,9 +29,12 @@ import { byAddress, configOf, functionOf, newSlot, type Slot } from './slot.ts';
 /** Interrupt Line of a function without a pin: "unknown or no connection" (PCI 3.0 §6.2.4). */
 const NO_INTERRUPT_LINE = 0xff;
 
-export interface PciHostOptions extends Omit<PciEnv, 'bdf' | 'intx' | 'secondaryBus' | 'pirqLinks' | 'charBackend'> {
+export interface PciHostOptions
+  extends Omit<PciEnv, 'bdf' | 'intx' | 'secondaryBus' | 'pirqLinks' | 'charBackend' | 'counters'> {
   /** @param user who opens it, for messages and to find it again after a full reset */
   charBackend(user: string, text: Parameters<PciEnv['charBackend']>[0]): CharBackend;
+  /** Of all lives of the VM; default: of this one. */
+  readonly counterBook?: CounterBook;
   readonly pio: IoBus;
   readonly mmio: IoBus;
   /** Reservations of ISA irqs are made before {@link PciHost.configure}. */
@@ -444,7 +448,7 @@ export class PciHost implements Device, PciConfigAccess {
   }
 
   #create(slot: Slot, where: string): PciFunction {
-    const { pio: _pio, mmio: _mmio, router, ...shared } = this.#options;
+    const { pio: _pio, mmio: _mmio, router, counterBook = new CounterBook(), ...shared } = this.#options;
     const env: PciEnv = {
       ...shared,
       bdf: slot.bdf,
@@ -455,6 +459,8 @@ export class PciHost implements Device, PciConfigAccess {
         const user = `${slot.driver.name} at ${formatBdf(slot.bdf)}`;
         return shared.charBackend(part === undefined ? user : `${user} ${part}`, text);
       },
+      counters: (kind, part) =>
+        counterBook.of(kind, part === undefined ? formatBdf(slot.bdf) : `${formatBdf(slot.bdf)}@${part}`),
       pirqLinks: router,
     };
     try {

@@ -4,6 +4,14 @@ import { connect, type Socket } from 'node:net';
 import { afterEach, describe, expect, test } from 'vitest';
 import { type ApiOptions, createApi } from '../../../control/api/http-api.ts';
 import { openApiDoor } from '../../../control/api-door.ts';
+import {
+  AccessCount,
+  ConsoleCount,
+  NetCount,
+  tally,
+  tallyRead,
+  tallyWrite,
+} from '../../../devicemodel/core/counters.ts';
 import { ConfigError, RefusedError } from '../../../devicemodel/core/errors.ts';
 import { FakeVmm } from '../../support/fake-vmm.ts';
 import { memoryLog } from '../../support/memory-log.ts';
@@ -46,9 +54,9 @@ interface Reply {
   readonly headers: NodeJS.Dict<string | string[]>;
 }
 
-function ask(socketPath: string, method: string, path: string, body?: unknown): Promise<Reply> {
+function ask(socketPath: string, method: string, path: string, body?: unknown, headers = {}): Promise<Reply> {
   return new Promise((resolve, reject) => {
-    const request = httpRequest({ socketPath, method, path, agent: false }, (response) => {
+    const request = httpRequest({ socketPath, method, path, headers, agent: false }, (response) => {
       let text = '';
       response.setEncoding('utf8').on('data', (part: string) => {
         text += part;
@@ -247,6 +255,47 @@ describe('resources of our own', () => {
       expect(line).toMatch(/^(# (HELP|TYPE) \w+ .+|[a-z_]+(\{(\w+="[^"]*",?)+\})? \d+(\.\d+)?(e[+-]\d+)?)$/);
     }
     expect(text).toContain('acrn_vm_state{state="running"} 1');
+  });
+
+  test("what devices counted is in the metrics, in both forms, and in Cloud Hypervisor's words", async () => {
+    const { path, vmm } = await serve();
+    tallyRead(vmm.counters.of('disk', '00:03.0').own, 4096);
+    tallyWrite(vmm.counters.of('disk', '00:05.0@1').ofThread(0), 512);
+    tally(vmm.counters.of('net', '00:07.0').own, NetCount.rxFrames, 3);
+    tally(vmm.counters.of('console', 'com1').own, ConsoleCount.outBytes, 7);
+    tally(vmm.counters.of('accesses', 'vm').own, AccessCount.pciReads, 2);
+    const { text } = await ask(path, 'GET', '/v1/metrics');
+    expect(text.split('\n')).toEqual(
+      expect.arrayContaining([
+        '# TYPE acrn_disk_ops_total counter',
+        'acrn_disk_ops_total{device="00:03.0",op="read"} 1',
+        'acrn_disk_bytes_total{device="00:03.0",op="read"} 4096',
+        'acrn_disk_bytes_total{device="00:05.0@1",op="write"} 512',
+        'acrn_net_frames_total{device="00:07.0",direction="rx"} 3',
+        'acrn_console_bytes_total{console="com1",direction="out"} 7',
+        'acrn_io_requests_total{type="pci",op="read"} 2',
+      ]),
+    );
+    const asJson = await ask(path, 'GET', '/v1/metrics', undefined, { accept: 'application/json' });
+    expect(asJson.json).toContainEqual(
+      expect.objectContaining({
+        name: 'acrn_disk_errors_total',
+        type: 'counter',
+        samples: [
+          { labels: { device: '00:03.0' }, value: 0 },
+          { labels: { device: '00:05.0@1' }, value: 0 },
+        ],
+      }),
+    );
+    expect((await ask(path, 'GET', '/v1/counters')).json).toContainEqual(
+      expect.objectContaining({ kind: 'net', id: '00:07.0', rxFrames: 3 }),
+    );
+    vmm.config = { disks: [{ path: 'disk.img', id: 'root' }, { id: 'empty' }] };
+    expect((await ask(path, 'GET', '/api/v1/vm.counters')).json).toEqual({
+      root: { read_ops: 1, read_bytes: 4096, write_ops: 0, write_bytes: 0 },
+      _ahci_cd5_1: { read_ops: 0, read_bytes: 0, write_ops: 1, write_bytes: 512 },
+      '00:07.0': { rx_frames: 3, rx_bytes: 0, tx_frames: 0, tx_bytes: 0 },
+    });
   });
 
   test('the OpenAPI document has every path', async () => {

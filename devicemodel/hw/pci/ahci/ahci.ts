@@ -83,7 +83,10 @@ export class Ahci implements EmulatedPciFunction, PortHost {
     this.log = env.log;
     this.ram = new GuestRam(env.memory.chunks);
     const count = Math.max(MIN_PORTS, options.ports.length);
-    this.#ports = Array.from({ length: count }, (_, index) => new Port(index, this));
+    this.#ports = Array.from({ length: count }, (_, index) => {
+      const hasDrive = options.ports[index]?.drive !== undefined;
+      return new Port(index, this, hasDrive ? env.counters('disk', index).own : undefined);
+    });
     this.#bays = options.ports.flatMap((port, index) => this.#bayOf(this.#ports[index] as Port, port));
     this.#implemented = this.#bays.reduce((bits, { port }) => bits | (1 << port.index), 0) >>> 0;
     this.#cap = capabilities(count);

@@ -4,6 +4,8 @@
  * meanwhile: a port that is stopped or reset abandons it, and begins anew only when all that was abandoned has come back,
  * since guest memory is the storage's until then.
  */
+
+import { type CounterPage, DiskCount, newPage, tally, tallyRead, tallyWrite } from '../../../core/counters.ts';
 import type { GuestRam } from '../../../core/guest-buffers.ts';
 import { Errno } from '../../../core/host/errno.ts';
 import type { Log } from '../../../core/log.ts';
@@ -47,6 +49,7 @@ export class Port implements DrivePort, CommandOwner {
   readonly index: number;
   readonly #host: PortHost;
   readonly #frames: FisReceiver;
+  readonly #counts: CounterPage;
   readonly #commands: Array<Command | undefined> = new Array(SLOTS).fill(undefined);
   #drive: Drive | undefined;
   #queue: ImageQueue | undefined;
@@ -86,7 +89,9 @@ export class Port implements DrivePort, CommandOwner {
   #isSoftReset = false;
   #isIssuing = false;
 
-  constructor(index: number, host: PortHost) {
+  /** @param counts of kind `disk`; default: nobody looks. */
+  constructor(index: number, host: PortHost, counts: CounterPage = newPage('disk')) {
+    this.#counts = counts;
     this.index = index;
     this.#host = host;
     this.#frames = new FisReceiver(host.ram);
@@ -483,6 +488,7 @@ export class Port implements DrivePort, CommandOwner {
   /** Nothing of the command is under way any more. */
   #over(command: Command, errno: number): void {
     this.#active &= ~command.bit;
+    this.#count(command, errno);
     if (command.isAbandoned) {
       command.isAbandoned = false;
       if (this.#active === 0) this.#drained();
@@ -490,5 +496,18 @@ export class Port implements DrivePort, CommandOwner {
     }
     this.#drive?.transferred(command, errno);
     this.#issue();
+  }
+
+  #count({ op, moved }: Command, errno: number): void {
+    const counts = this.#counts;
+    if (errno !== 0) {
+      tally(counts, DiskCount.errors, 1);
+    } else if (op === ImageOp.Read) {
+      tallyRead(counts, moved);
+    } else if (op === ImageOp.Write) {
+      tallyWrite(counts, moved);
+    } else {
+      tally(counts, op === ImageOp.Flush ? DiskCount.flushes : DiskCount.discards, 1);
+    }
   }
 }

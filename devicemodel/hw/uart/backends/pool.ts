@@ -4,6 +4,7 @@
  */
 
 import type { CharBackend, LineTap, TappableLine } from '../../../core/char-backend.ts';
+import { ConsoleCount, CounterBook, type CounterPage, tally } from '../../../core/counters.ts';
 import { attributed, ConfigError } from '../../../core/errors.ts';
 import { ByteQueue } from './byte-queue.ts';
 import { openCharBackend } from './open.ts';
@@ -25,10 +26,12 @@ class KeptBackend implements CharBackend, TappableLine {
   readonly #taps = new Set<(data: Uint8Array) => void>();
   readonly #untold = new ByteQueue(TAP_BYTES);
   readonly #typed = new ByteQueue(TYPED_BYTES);
+  readonly #counts: CounterPage;
 
-  constructor(inner: CharBackend, user: string) {
+  constructor(inner: CharBackend, user: string, counters: CounterBook) {
     this.inner = inner;
     this.user = user;
+    this.#counts = counters.of('console', this.id).own;
   }
 
   get name(): string {
@@ -41,13 +44,18 @@ class KeptBackend implements CharBackend, TappableLine {
     this.inner.onReadable = listener;
   }
   read(): number {
-    if (this.#typed.length === 0) return this.inner.read();
+    const byte = this.#typed.length === 0 ? this.inner.read() : this.#takeTyped();
+    if (byte >= 0) tally(this.#counts, ConsoleCount.inBytes, 1);
+    return byte;
+  }
+  #takeTyped(): number {
     const byte = this.#typed.peek(1)[0] as number;
     this.#typed.drop(1);
     return byte;
   }
   write(byte: number): void {
     this.inner.write(byte);
+    tally(this.#counts, ConsoleCount.outBytes, 1);
     this.#history.push(byte);
     if (this.#taps.size > 0) this.#untold.push(byte);
   }
@@ -113,15 +121,19 @@ function takeAll(queue: ByteQueue): Uint8Array {
 
 export interface PoolOptions extends Omit<CharBackendEnv, 'user'> {
   /** A back end that no option text describes. @returns undefined for all others. */
+  /** What the lines count, for whoever looks. */
+  readonly counters?: CounterBook;
   readonly ownBackend?: (user: string, text: string) => CharBackend | undefined;
 }
 
 export class CharBackendPool {
   readonly #kept = new Map<string, KeptBackend>();
   readonly #env: Omit<CharBackendEnv, 'user'>;
+  readonly #counters: CounterBook;
   readonly #ownBackend: (user: string, text: string) => CharBackend | undefined;
 
-  constructor({ ownBackend, ...env }: PoolOptions) {
+  constructor({ ownBackend, counters = new CounterBook(), ...env }: PoolOptions) {
+    this.#counters = counters;
     this.#env = { stdioClaim: new StdioClaim(), ...env };
     this.#ownBackend = ownBackend ?? (() => undefined);
   }
@@ -154,7 +166,7 @@ export class CharBackendPool {
   }
 
   #keep(key: string, user: string, inner: CharBackend): CharBackend {
-    const kept = new KeptBackend(inner, user);
+    const kept = new KeptBackend(inner, user, this.#counters);
     this.#kept.set(key, kept);
     return kept;
   }

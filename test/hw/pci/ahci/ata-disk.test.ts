@@ -31,6 +31,13 @@ describe.each([
       expected.set(data, 1024 * i);
     }
     expect(new Uint8Array(readFileSync(path))).toEqual(expected);
+    expect(machine.counters.of('disk', 'device@0').values()).toMatchObject({
+      reads: reads.length,
+      readBytes: 1024 * reads.length,
+      writes: writes.length,
+      writeBytes: 512 * writes.length,
+      errors: 0,
+    });
   });
 
   test('nothing behind the end is read or written, and the file keeps its length', async () => {

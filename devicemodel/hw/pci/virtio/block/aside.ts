@@ -48,3 +48,9 @@ export class AsideWork {
     this.image.dispose();
   }
 }
+
+/** The medium gets each part of a large write at once: a sync of gigabytes at the end could not be cut. */
+export async function syncAfter(work: Promise<number>, { image }: AsideWork): Promise<number> {
+  const errno = await work;
+  return errno === 0 ? image.sync() : errno;
+}

@@ -1,6 +1,7 @@
 /** virtio-blk (Virtio 1.2 §5.2): registers, options and the driver. Requests are in block-requests.ts. */
 import { createHash } from 'node:crypto';
 import type { AccessSize } from '../../../../core/address.ts';
+import { type CounterPage, Counters } from '../../../../core/counters.ts';
 import { ConfigError, StoppedError, StorageHangError } from '../../../../core/errors.ts';
 import { describeErrno } from '../../../../core/host/errno.ts';
 import { leaveThreadBehind } from '../../../../core/host/exit-hooks.ts';
@@ -29,7 +30,8 @@ import {
 import { VirtioPci } from '../transport/transport.ts';
 import { AsideWork } from './aside.ts';
 import { BlockOptions, blockInfo, parseBlockText } from './options.ts';
-import { type BlockRequestState, BlockRequests } from './requests.ts';
+import type { BlockRequestState } from './request-state.ts';
+import { BlockRequests } from './requests.ts';
 import { type BlockService, BlockWord, noteIn } from './server.ts';
 import { NOTE_WORDS, Work, WorkNote } from './work-note.ts';
 
@@ -69,6 +71,7 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
   readonly queueSizes: readonly number[];
   readonly wantsIoeventfd: boolean;
   readonly serial: Uint8Array;
+  readonly counts: CounterPage;
   readonly runsBesideDriver = false;
   /** What the device thread has under way on the image. */
   readonly note = new WorkNote(new Int32Array(NOTE_WORDS));
@@ -86,12 +89,21 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
   #initialWriteback = false;
   #offersFlush = false;
   readonly #workerUrl: URL | undefined;
+  readonly #counters: Counters<'disk'>;
   #threads: DataThreads | undefined;
   #iothreads: DataThreads | undefined;
 
   /** @param workerUrl another place of the data thread's code, for tests. */
-  constructor(options: BlockOptions, queues: number, log: Log, workerUrl?: URL) {
+  constructor(
+    options: BlockOptions,
+    queues: number,
+    log: Log,
+    workerUrl?: URL,
+    counters: Counters<'disk'> = new Counters('disk', ''),
+  ) {
     this.#workerUrl = workerUrl;
+    this.#counters = counters;
+    this.counts = counters.own;
     this.#options = options;
     this.#log = log;
     this.queueSizes = new Array(queues).fill(QUEUE_SIZE);
@@ -161,6 +173,7 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
         what: image.path,
         describeWork: (words: Int32Array) => noteIn(words).describe(),
         log: this.#log,
+        counters: this.#counters,
         workerUrl: this.#workerUrl,
       };
       this.#threads = new DataThreads(options, transport);
@@ -353,7 +366,7 @@ export const virtioBlk = definePciDriver({
   ...blockInfo,
   create: (options, env: PciEnv) => {
     const queues = Math.min(options.queues, env.machine.vcpuCount ?? options.queues);
-    return new VirtioPci(new VirtioBlock(options, queues, env.log), env, {
+    return new VirtioPci(new VirtioBlock(options, queues, env.log, undefined, env.counters('disk')), env, {
       mode: options.transport,
       identity: { legacyDeviceId: 0x1001, type: DeviceType.Block, classCode: 0x010000, hasWindowsId: true },
     });

@@ -135,3 +135,8 @@ export class BlockRing {
     this.#iovecs.dispose();
   }
 }
+
+/** The kernel was interrupted, has no memory now, or does not do this by io_uring: nothing is known of the medium. */
+export function isTransient(errno: number): boolean {
+  return errno === Errno.EINTR || errno === Errno.EAGAIN || errno === Errno.EINVAL || errno === Errno.EOPNOTSUPP;
+}

@@ -2,7 +2,8 @@
  * Block requests (Virtio 1.2 §5.2.6): from chains of a queue to the image and back. Knows no transport and no thread:
  * the device thread or a data thread runs it on a queue.
  */
-import { describeErrno, Errno } from '../../../../core/host/errno.ts';
+import { type CounterPage, DiskCount, newPage, tally, tallyRead, tallyWrite } from '../../../../core/counters.ts';
+import { describeErrno } from '../../../../core/host/errno.ts';
 import type { Log } from '../../../../core/log.ts';
 import { GiB, MiB } from '../../../../core/units.ts';
 import { WOULD_WAIT } from '../../../storage/image-aside.ts';
@@ -11,8 +12,8 @@ import { SECTOR_BYTES } from '../../../storage/image-options.ts';
 import type { Chain } from '../ring/chain.ts';
 import { type ChainServer, SLICE_BYTES, type SliceBudget, type SliceClock, serveChains } from '../ring/serve-chains.ts';
 import type { Virtqueue } from '../ring/virtqueue.ts';
-import type { AsideWork } from './aside.ts';
-import type { BlockRing, RingSlot } from './io-ring.ts';
+import { type AsideWork, syncAfter } from './aside.ts';
+import { type BlockRing, isTransient, type RingSlot } from './io-ring.ts';
 import {
   BARRIER,
   BlkStatus,
@@ -22,7 +23,8 @@ import {
   isInside,
   RequestType,
 } from './protocol.ts';
-import { Work, type WorkNote } from './work-note.ts';
+import type { BlockRequestState } from './request-state.ts';
+import { Work } from './work-note.ts';
 
 /** Serial numbers are this long; longer buffers are cleared up to here. */
 const MAX_ID_FILL = 4096;
@@ -36,27 +38,6 @@ const DiscardSlice = { file: 64 * MiB, blockDevice: GiB } as const;
 const MAX_DISCARD_CALLS = 16;
 /** Slices after which requests that wait for a sync have it, however much comes after them. */
 const MAX_SYNC_DELAY = 8;
-
-/** What the device decides about requests. */
-export interface BlockRequestState {
-  /** Undefined: `nodisk`. */
-  readonly backend: ImageIo | undefined;
-  /** Writes stay in the host's cache until a flush: only if the driver knows how to flush. */
-  readonly isWriteback: boolean;
-  /** Compat: legacy drivers see a used length of 1 for every request, as from the C device model. */
-  readonly reportsLength: boolean;
-  /** 20 bytes of ASCII. */
-  readonly serial: Uint8Array;
-  /** The driver goes on while requests are served: it did not kick through the request page. */
-  readonly runsBesideDriver: boolean;
-  /** Where what the thread waits for is written down. */
-  readonly note?: WorkNote;
-}
-
-/** The kernel was interrupted, has no memory now, or does not do this by io_uring: nothing is known of the medium. */
-function isTransient(errno: number): boolean {
-  return errno === Errno.EINTR || errno === Errno.EAGAIN || errno === Errno.EINVAL || errno === Errno.EOPNOTSUPP;
-}
 
 /** Requests after which the driver is shown what is done, when there are many: often enough to keep both sides busy. */
 const PUBLISH_EVERY = 8;
@@ -72,6 +53,7 @@ export class BlockRequests implements ChainServer {
   #waitingCount = 0;
   /** Slices since the last sync, while requests wait for one. */
   #syncDelay = 0;
+  readonly #counts: CounterPage;
   #hasLateSync = false;
   /** Requests and parts of requests so far; wraps at 2^31. */
   served = 0;
@@ -85,6 +67,7 @@ export class BlockRequests implements ChainServer {
   /** @param ring lets requests go on in the kernel after `serve` returned: see `finish` and `settle`. */
   constructor(state: BlockRequestState, log: Log, clock: SliceClock, ring?: BlockRing) {
     this.#state = state;
+    this.#counts = state.counts ?? newPage('disk');
     this.#log = log;
     this.#clock = clock;
     this.#ring = ring;
@@ -152,6 +135,7 @@ export class BlockRequests implements ChainServer {
         return this.#out(queue, chain, backend, sector, outBytes);
       case RequestType.Flush:
       case RequestType.FlushOut:
+        tally(this.#counts, DiskCount.flushes, 1);
         return this.#wait(queue, chain);
       case RequestType.Discard:
         return this.#discard(queue, chain, backend, outBytes);
@@ -178,9 +162,10 @@ export class BlockRequests implements ChainServer {
     return part;
   }
 
-  #readDone(queue: Virtqueue, chain: Chain, backend: ImageIo, count: number, errno: number): void {
+  #readDone(queue: Virtqueue, chain: Chain, backend: ImageIo, length: number, errno: number): void {
     this.#report('read', backend, errno);
-    this.#done(queue, chain, errno === 0 ? BlkStatus.Ok : BlkStatus.IoError, errno === 0 ? count : 0);
+    if (errno === 0) tallyRead(this.#counts, length);
+    this.#done(queue, chain, errno === 0 ? BlkStatus.Ok : BlkStatus.IoError, errno === 0 ? length : 0);
   }
 
   #out(queue: Virtqueue, chain: Chain, backend: ImageIo, sector: number, count: number): number {
@@ -203,12 +188,21 @@ export class BlockRequests implements ChainServer {
       }
     }
     const isSyncing = errno === 0 && !isWriteback && this.#beginSync(queue, chain, backend, offset + at, part);
-    if (!isSyncing) this.#writeDone(queue, chain, backend, errno, isWriteback);
+    if (isSyncing) tallyWrite(this.#counts, count);
+    else this.#writeDone(queue, chain, backend, count, errno, isWriteback);
     return part;
   }
 
-  #writeDone(queue: Virtqueue, chain: Chain, backend: ImageIo, errno: number, isDurable: boolean): void {
+  #writeDone(
+    queue: Virtqueue,
+    chain: Chain,
+    backend: ImageIo,
+    length: number,
+    errno: number,
+    isDurable: boolean,
+  ): void {
     this.#report('write', backend, errno);
+    if (errno === 0) tallyWrite(this.#counts, length);
     if (errno !== 0) this.#done(queue, chain, BlkStatus.IoError, 0);
     else if (isDurable) this.#done(queue, chain, BlkStatus.Ok, 0);
     else this.#wait(queue, chain);
@@ -292,7 +286,7 @@ export class BlockRequests implements ChainServer {
     errno: number,
   ): void {
     if (errno === 0 && progress < count) this.#parkAt(queue, chain, progress);
-    else if (isWrite) this.#writeDone(queue, chain, backend, errno, this.#state.isWriteback);
+    else if (isWrite) this.#writeDone(queue, chain, backend, count, errno, this.#state.isWriteback);
     else this.#readDone(queue, chain, backend, count, errno);
   }
 
@@ -344,6 +338,7 @@ export class BlockRequests implements ChainServer {
     if (ring.inFlight === 0 && !queue.hasAvailable()) return false;
     if (!backend.isDirectlyUsable(chain, chainAt, count, offset, isWrite)) return false;
     if (!image.isDirect && backend.readCached(chain, chainAt, count, offset)) {
+      tallyRead(this.#counts, count);
       this.#done(queue, chain, BlkStatus.Ok, count);
       return true;
     }
@@ -388,7 +383,7 @@ export class BlockRequests implements ChainServer {
       const errno = this.#transferResult(backend, slot, ring.result);
       const isDurable = slot.isDurable || this.#state.isWriteback;
       if (slot.isWrite && !isDurable) this.#hasLateSync = true;
-      if (slot.isWrite) this.#writeDone(queue, chain, backend, errno, isDurable);
+      if (slot.isWrite) this.#writeDone(queue, chain, backend, slot.count, errno, isDurable);
       else this.#readDone(queue, chain, backend, slot.count, errno);
     }
     if (touched !== publishedLater) touched?.publish();
@@ -486,6 +481,7 @@ export class BlockRequests implements ChainServer {
         left -= Math.max(part, sliceBytes / MAX_DISCARD_CALLS);
       }
     }
+    tally(this.#counts, DiskCount.discards, 1);
     return this.#state.isWriteback ? this.#done(queue, chain, BlkStatus.Ok, 0) : this.#wait(queue, chain);
   }
 
@@ -520,6 +516,7 @@ export class BlockRequests implements ChainServer {
 
   /** The status is the last writable byte, wherever the driver put it. @returns what the answer costs: nothing. */
   #done(queue: Virtqueue, chain: Chain, status: number, inBytes: number): 0 {
+    if (status === BlkStatus.IoError) tally(this.#counts, DiskCount.errors, 1);
     // The rings it came from may be gone, and its memory somebody else's.
     if (chain.generation === queue.generation) chain.writeU8(chain.writableBytes - 1, status);
     queue.push(chain, this.#state.reportsLength ? inBytes + 1 : 1);
@@ -539,10 +536,4 @@ export class BlockRequests implements ChainServer {
   #logShort(chain: Chain): void {
     this.#log.guest(() => `block request of ${chain.readableBytes} and ${chain.writableBytes} bytes`);
   }
-}
-
-/** The medium gets each part of a large write at once: a sync of gigabytes at the end could not be cut. */
-async function syncAfter(work: Promise<number>, { image }: AsideWork): Promise<number> {
-  const errno = await work;
-  return errno === 0 ? image.sync() : errno;
 }

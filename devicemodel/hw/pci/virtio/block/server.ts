@@ -1,4 +1,5 @@
 /** Disk requests on a data thread. */
+import type { CounterPage } from '../../../../core/counters.ts';
 import type { Log } from '../../../../core/log.ts';
 import type { DiskImage } from '../../../storage/disk-image.ts';
 import { ImageIo } from '../../../storage/image-io.ts';
@@ -37,7 +38,7 @@ class BlockServer implements QueueServer {
   readonly #ring: BlockRing | undefined;
   #queues: readonly Virtqueue[] = [];
 
-  constructor(service: BlockService, words: Int32Array, log: Log) {
+  constructor(service: BlockService, words: Int32Array, counts: CounterPage, log: Log) {
     const backend = new ImageIo(service.image);
     this.#backend = backend;
     this.#ring = service.usesRing ? openRing(log) : undefined;
@@ -47,6 +48,7 @@ class BlockServer implements QueueServer {
         serial: service.serial,
         runsBesideDriver: true,
         note: noteIn(words),
+        counts,
         get isWriteback() {
           return Atomics.load(words, BlockWord.Writeback) !== 0;
         },
@@ -87,7 +89,8 @@ class BlockServer implements QueueServer {
   }
 }
 
-export const server: ServerFactory = (service, { words, log }) => new BlockServer(service as BlockService, words, log);
+export const server: ServerFactory = (service, { words, counts, log }) =>
+  new BlockServer(service as BlockService, words, counts, log);
 
 /** A ring, where the kernel has one and lets us. */
 function openRing(log: Log): BlockRing | undefined {

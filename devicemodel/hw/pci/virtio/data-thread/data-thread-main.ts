@@ -71,6 +71,7 @@ class DataThread {
     const log = new Log([{ maxLevel: 5, write: (_level, text) => tell({ kind: 'guest', text }) }]);
     this.#server = makeServer(service, {
       words: this.#words,
+      counts: setup.counts,
       log,
       tellFailed: (errno) => tell({ kind: 'failed', errno }),
     });

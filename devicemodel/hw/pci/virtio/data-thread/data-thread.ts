@@ -6,6 +6,7 @@
 import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { Worker } from 'node:worker_threads';
+import type { Counters } from '../../../../core/counters.ts';
 import { HostError, StorageHangError } from '../../../../core/errors.ts';
 import { Errno } from '../../../../core/host/errno.ts';
 import { Eventfd } from '../../../../core/host/eventfd.ts';
@@ -55,6 +56,8 @@ export interface DataThreadOptions {
   readonly cpus: readonly (readonly number[])[];
   readonly queueCount: number;
   readonly service: DataService;
+  /** Of the device. */
+  readonly counters: Counters;
   /** What is behind the queues, for messages: the file of a disk. */
   readonly what: string;
   readonly log: Log;
@@ -131,7 +134,7 @@ export class DataThreads implements QueueOwner {
   }
 
   async #startThread(index: number): Promise<Thread> {
-    const { service, queueCount, cpus } = this.#options;
+    const { service, queueCount, cpus, counters } = this.#options;
     const words = new SharedArrayBuffer(Word.Count * 4);
     const queues = new SharedArrayBuffer(queueCount * QueueField.count * 8);
     const control = new Eventfd();
@@ -142,6 +145,7 @@ export class DataThreads implements QueueOwner {
       controlFd: control.fd,
       chunks: this.#transport.ram.describeChunks(),
       service,
+      counts: counters.ofThread(index),
       cpus: cpus[index] ?? cpusOfOtherThreads(),
     };
     const worker = new Worker(this.#options.workerUrl ?? workerUrl, { workerData: setup, stdin: false });

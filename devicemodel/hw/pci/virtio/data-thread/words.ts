@@ -1,4 +1,5 @@
 /** What the device thread and a data thread share: one block of memory, written by one side at a time. */
+import type { CounterPage } from '../../../../core/counters.ts';
 import type { Log } from '../../../../core/log.ts';
 import type { Virtqueue } from '../ring/virtqueue.ts';
 
@@ -43,6 +44,8 @@ export interface DataThreadSetup {
   readonly controlFd: number;
   readonly chunks: ReadonlyArray<{ readonly base: number; readonly sizeBytes: number; readonly hostAddress: bigint }>;
   readonly service: DataService;
+  /** What the thread counts in. */
+  readonly counts: CounterPage;
   /** CPUs of the Service VM to run on; empty: any. */
   readonly cpus: readonly number[];
 }
@@ -80,6 +83,8 @@ export interface QueueServer {
 export interface ServerWires {
   /** Shared with the device; its own are those from `Word.OfServer` on. */
   readonly words: Int32Array;
+  /** Of the device's kind, of this thread. */
+  readonly counts: CounterPage;
   readonly log: Log;
   /** What is behind the queues is gone. */
   tellFailed(errno: number): void;

@@ -2,6 +2,7 @@
  * Frames between the queues of a network device and a tap: the device thread or a data thread runs it. System calls work
  * on guest memory in place; nothing here allocates per frame.
  */
+import { type CounterPage, NetCount, newPage, tally } from '../../../../core/counters.ts';
 import { setIovec } from '../../../../core/guest-buffers.ts';
 import { Errno } from '../../../../core/host/errno.ts';
 import { readToAddress, readVector, writeVector } from '../../../../core/host/files.ts';
@@ -54,6 +55,8 @@ export interface NetFrameState {
   readonly isSegmented: boolean;
   /** Compat: sent buffers are given back with the number of bytes read, as with C; Virtio 1.x wants those written, none. */
   readonly reportsRead: boolean;
+  /** Of kind `net`, of this thread. */
+  readonly counts?: CounterPage;
   /** A system call on the tap failed. */
   failed(what: 'send' | 'receive', errno: number): void;
 }
@@ -62,6 +65,7 @@ export class NetFrames implements ChainServer {
   readonly #state: NetFrameState;
   readonly #log: Log;
   readonly #clock: SliceClock;
+  readonly #counts: CounterPage;
   readonly #iov = new DataView(new ArrayBuffer((MAX_IOVECS + 2) * 16));
   readonly #iovBytes = new Uint8Array(this.#iov.buffer);
   /** What does not fit the guest's buffers at once, and frames of engines whose RAM has no address. */
@@ -98,6 +102,7 @@ export class NetFrames implements ChainServer {
     this.#state = state;
     this.#log = log;
     this.#clock = clock;
+    this.#counts = state.counts ?? newPage('net');
     this.#ring = ring;
     if (ring === undefined) return;
     this.#spills = map(MAX_BATCH * SPILL_BYTES, 'network frames');
@@ -192,13 +197,13 @@ export class NetFrames implements ChainServer {
     if (ring === undefined || first === end) return;
     let isUsable = ring.run();
     for (let i = first; i < end; i++) {
-      const errno = -ring.result(i - first);
-      if (errno <= 0) continue;
-      if (isUnsupported(errno)) {
+      const chain = this.#toSend[i] as Chain;
+      const result = ring.result(i - first);
+      if (result < 0 && isUnsupported(-result)) {
         isUsable = false;
-        this.#send(this.#toSend[i] as Chain);
+        this.#send(chain);
       } else {
-        this.#state.failed('send', errno);
+        this.#sent(chain, result);
       }
     }
     if (!isUsable) this.#dropRing();
@@ -208,7 +213,10 @@ export class NetFrames implements ChainServer {
     const { headerBytes: header, hasHeader, fd } = this.#state;
     const skip = hasHeader ? 0 : header;
     const frame = chain.readableBytes - header;
-    if (fd === undefined || frame <= 0 || frame > MAX_FRAME) return;
+    if (fd === undefined || frame <= 0 || frame > MAX_FRAME) {
+      tally(this.#counts, NetCount.txDrops, 1);
+      return;
+    }
     const spill = this.#spill;
     let result: number;
     if (chain.ram.hasHostAddresses) {
@@ -225,7 +233,18 @@ export class NetFrames implements ChainServer {
       setIovec(this.#iov, 0, this.#spillAddress, padded);
       result = writeVector(fd, this.#iovBytes, 1);
     }
-    if (result < 0) this.#state.failed('send', -result);
+    this.#sent(chain, result);
+  }
+
+  /** @param result of a write: bytes, or a negative errno. */
+  #sent(chain: Chain, result: number): void {
+    if (result < 0) {
+      tally(this.#counts, NetCount.txDrops, 1);
+      this.#state.failed('send', -result);
+      return;
+    }
+    tally(this.#counts, NetCount.txFrames, 1);
+    tally(this.#counts, NetCount.txBytes, chain.readableBytes - this.#state.headerBytes);
   }
 
   // Host to guest.
@@ -405,6 +424,7 @@ export class NetFrames implements ChainServer {
     const usable = merges ? this.#bufferBytes : first;
     if (usable >= total) return true;
     const frame = total - this.#state.headerBytes;
+    tally(this.#counts, NetCount.rxDrops, 1);
     this.#log.guest(() => `a frame of ${frame} bytes does not fit the driver's buffers`);
     return false;
   }
@@ -428,6 +448,8 @@ export class NetFrames implements ChainServer {
   #complete(queue: Virtqueue, total: number, skip: number): void {
     const first = this.#buffers.at(0);
     this.#receivedBytes += total;
+    tally(this.#counts, NetCount.rxFrames, 1);
+    tally(this.#counts, NetCount.rxBytes, total - this.#state.headerBytes);
     if (skip > 0) first.fillIn(0, skip, 0);
     let used = 0;
     let left = total;

@@ -2,6 +2,7 @@
 import { createHash } from 'node:crypto';
 import type { AccessSize, Bdf } from '../../../../core/address.ts';
 import type { Clock, Timer } from '../../../../core/clock.ts';
+import { type CounterPage, Counters } from '../../../../core/counters.ts';
 import { watchFd } from '../../../../core/host/fd-watch.ts';
 import { closeFd } from '../../../../core/host/files.ts';
 import { isTapGone, openTap, setHeaderSize, setOffload, TunOffload, tapFailure } from '../../../../core/host/tap.ts';
@@ -87,6 +88,8 @@ export interface NetWires {
   readonly log: Log;
   readonly mac: readonly number[];
   readonly openTap?: TapOpener;
+  /** Default: nobody looks. */
+  readonly counters?: Counters<'net'>;
   /** Another place of the data thread's code, for tests. */
   readonly workerUrl?: URL;
 }
@@ -102,6 +105,8 @@ export class VirtioNet implements VirtioDevice, NetFrameState {
   readonly #log: Log;
   readonly #config = new DataView(new ArrayBuffer(Config.size));
   readonly hasHeader: boolean;
+  readonly counts: CounterPage;
+  readonly #counters: Counters<'net'>;
   #frames: NetFrames | undefined;
   readonly #retry: Timer;
   #transport: VirtioTransport | undefined;
@@ -115,6 +120,8 @@ export class VirtioNet implements VirtioDevice, NetFrameState {
     this.#options = options;
     this.#wires = wires;
     this.#log = wires.log;
+    this.#counters = wires.counters ?? new Counters('net', '');
+    this.counts = this.#counters.own;
     this.isPolled = !options.vhost;
     // Compat: the legacy form offers no offloads, as C; the newer ones do.
     this.hasHeader = options.offload || options.transport !== 'legacy';
@@ -232,6 +239,7 @@ export class VirtioNet implements VirtioDevice, NetFrameState {
           service,
           what: `tap ${tap}`,
           log: this.#log,
+          counters: this.#counters,
           onFailed: () => {
             // First, since what comes back would be waited for.
             this.#tapGone();
@@ -455,7 +463,9 @@ export const virtioNet = definePciDriver({
   ...netInfo,
   create: (options, env) => {
     const mac = options.mac ?? defaultMac(env.bdf, options.macSeed);
-    return new VirtioPci(new VirtioNet(options, { clock: env.clock, log: env.log, mac }), env, {
+    // What the kernel moves it does not count for us.
+    const counters = options.vhost ? {} : { counters: env.counters('net') };
+    return new VirtioPci(new VirtioNet(options, { clock: env.clock, log: env.log, mac, ...counters }), env, {
       mode: options.transport,
       identity: { legacyDeviceId: 0x1000, type: DeviceType.Net, classCode: 0x020000, hasWindowsId: true },
     });

@@ -1,8 +1,15 @@
 /** Frames of a network device on a data thread. */
 
+import type { CounterPage } from '../../../../core/counters.ts';
 import { isTapGone, tapFailure } from '../../../../core/host/tap.ts';
 import type { Log } from '../../../../core/log.ts';
-import { type DataService, type QueueServer, type ServerFactory, Word } from '../data-thread/words.ts';
+import {
+  type DataService,
+  type QueueServer,
+  type ServerFactory,
+  type ServerWires,
+  Word,
+} from '../data-thread/words.ts';
 import { monotonicClock } from '../ring/serve-chains.ts';
 import type { Virtqueue } from '../ring/virtqueue.ts';
 import { type NetFrameState, NetFrames, RECEIVE, TRANSMIT } from './frames.ts';
@@ -27,6 +34,7 @@ export const NetWord = {
 
 class NetServer implements QueueServer, NetFrameState {
   readonly hasHeader: boolean;
+  readonly counts: CounterPage;
   fd: number | undefined;
   headerBytes = 0;
   merges = false;
@@ -41,8 +49,9 @@ class NetServer implements QueueServer, NetFrameState {
   /** Frames have somewhere to go. */
   #hasBuffers = false;
 
-  constructor(service: NetService, words: Int32Array, log: Log, tellFailed: (errno: number) => void) {
+  constructor(service: NetService, { words, counts, log, tellFailed }: ServerWires) {
     this.#words = words;
+    this.counts = counts;
     this.#log = log;
     this.#tap = service.tap;
     this.hasHeader = service.hasHeader;
@@ -96,8 +105,7 @@ class NetServer implements QueueServer, NetFrameState {
   }
 }
 
-export const server: ServerFactory = (service, { words, log, tellFailed }) =>
-  new NetServer(service as NetService, words, log, tellFailed);
+export const server: ServerFactory = (service, wires) => new NetServer(service as NetService, wires);
 
 /** A ring, where the kernel has one and lets us. */
 function openRing(log: Log): TapRing | undefined {

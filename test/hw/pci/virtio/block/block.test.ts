@@ -116,6 +116,26 @@ describe('reading and writing', () => {
     expect([image[5 * 512], image[5 * 512 + 100], image[7 * 512 - 1], image[7 * 512]]).toEqual([0xaa, 0xbb, 0xbb, 7]);
   });
 
+  test('what was read, written, flushed and refused is counted', async () => {
+    const { driver, machine } = await makeDisk(`${makeImage()},writeback`);
+    driver.init();
+    read(driver, 2, 512, 300, 724);
+    write(driver, 5, filled(1, 100), filled(2, 924));
+    write(driver, 6, filled(1));
+    driver.request(0, [{ read: header(Type.Flush) }, { write: 1 }]);
+    driver.request(0, [{ read: header(Type.GetId) }, { write: 20 }, { write: 1 }]);
+    expect(read(driver, SECTORS, 512)).toBe(IoError);
+    expect(machine.counters.of('disk', 'device').values()).toEqual({
+      reads: 1,
+      readBytes: 1536,
+      writes: 2,
+      writeBytes: 1536,
+      flushes: 1,
+      discards: 0,
+      errors: 1,
+    });
+  });
+
   test('header, data and status may share descriptors (any layout)', async () => {
     const path = makeImage();
     const { driver } = await makeDisk(`${path},transport=modern`, 'modern');

@@ -43,7 +43,7 @@ async function makeDisk(text: string, mode: DriverMode = 'legacy', url = workerU
   };
   const env: PciEnv = { ...base, hsm: { ...base.hsm, irqfd } };
   const options = checkOptions(BlockOptions, parseBlockText(text.replace('DISK', path))) as BlockOptions;
-  const device = new VirtioBlock(options, options.queues, env.log, url);
+  const device = new VirtioBlock(options, options.queues, env.log, url, env.counters('disk'));
   const fn = new VirtioPci(device, env, {
     mode: options.transport,
     identity: { legacyDeviceId: 0x1001, type: 2, classCode: 0x010000 },
@@ -103,6 +103,10 @@ describe('data thread', () => {
     expect(written[2]?.[0]).toBe(0);
     expect(readFileSync(path)[9 * 512]).toBe(0xee);
     expect((await request(driver, 0, [{ read: header(Type.Flush) }, { write: 1 }]))[1]?.[0]).toBe(0);
+    // Counted by the thread, in memory that this one sees.
+    const counts = { reads: 1, readBytes: 1024, writes: 1, writeBytes: 512, flushes: 1, discards: 0, errors: 0 };
+    expect(machine.counters.of('disk', 'device').values()).toEqual(counts);
+    expect(machine.counters.of('disk', 'device').own.every((n) => n === 0)).toBe(true);
   });
 
   test('interrupts where there is no irqfd', async () => {

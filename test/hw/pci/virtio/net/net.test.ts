@@ -39,6 +39,7 @@ async function makeNet(text = 'tap=t0', mode: DriverMode = 'legacy', choices: Ma
     clock: env.clock,
     log: env.log,
     mac: options.mac ?? [2, 0, 0, 0, 0, 1],
+    counters: env.counters('net'),
     openTap: () => {
       if (opened++ > 0) throw new Error('tap t0: gone');
       return fd;
@@ -90,12 +91,14 @@ describe('sending', () => {
     ['legacy', 'tap=t0', {}],
     ['legacy', 'tap=t0', { viewsOnly: true }],
   ] as const)('%s %s %j: the frame goes out without the header, padded to 60 bytes', async (mode, text, choices) => {
-    const { driver, peer } = await makeNet(text, mode, choices);
+    const { driver, peer, machine } = await makeNet(text, mode, choices);
     driver.init();
     expect(driver.request(TX, [{ read: HEADER }, { read: frame(10, 1) }, { read: frame(90, 2) }]).length).toBe(112);
     expect(peer.receive()).toEqual(Uint8Array.of(...frame(10, 1), ...frame(90, 2)));
     driver.request(TX, [{ read: Uint8Array.of(...HEADER, ...frame(14, 7)) }]);
     expect(peer.receive()).toEqual(Uint8Array.of(...frame(14, 7), ...new Uint8Array(46)));
+    // As the guest counts them: without the header, and before they are padded.
+    expect(machine.counters.of('net', 'device').values()).toMatchObject({ txFrames: 2, txBytes: 114, txDrops: 0 });
   });
 
   test.each(['modern', 'packed'] as const)('%s: with offloads the header goes along', async (mode) => {
@@ -112,11 +115,12 @@ describe('sending', () => {
     ['70000 bytes', [{ read: HEADER }, { read: frame(70_000) }]],
     ['a buffer to write', [{ write: 100 }]],
   ])('%s is given back and not sent', async (_name, specs) => {
-    const { driver, peer } = await makeNet();
+    const { driver, peer, machine } = await makeNet();
     driver.init();
     driver.request(TX, specs.length === 0 ? [{ read: [] }] : specs);
     expect(peer.receive()).toBeUndefined();
     expect(driver.needsReset).toBe(false);
+    expect(machine.counters.of('net', 'device').values()).toMatchObject({ txFrames: 0, txBytes: 0, txDrops: 1 });
   });
 
   test('before DRIVER_OK or without a tap nothing happens', async () => {
@@ -129,7 +133,7 @@ describe('sending', () => {
 
 describe('receiving', () => {
   test('a frame comes with a header that says one buffer', async () => {
-    const { driver, peer } = await makeNet();
+    const { driver, peer, machine } = await makeNet();
     driver.init();
     driver.add(RX, [{ write: 2048 }]);
     driver.kick(RX);
@@ -137,6 +141,7 @@ describe('receiving', () => {
     expect((await used(driver, RX, 1))[0]?.length).toBe(112);
     expect([...driver.buffer(0, 12)]).toEqual([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
     expect(driver.buffer(0, 112).subarray(12)).toEqual(frame(100, 3));
+    expect(machine.counters.of('net', 'device').values()).toMatchObject({ rxFrames: 1, rxBytes: 100, rxDrops: 0 });
   });
 
   test('a legacy driver that does not merge has a header of ten bytes', async () => {
