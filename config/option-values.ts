@@ -318,9 +318,10 @@ const MAX_VM_NAME_BYTES = 15;
 export function parseVmName(text: string): string {
   const sizeBytes = Buffer.byteLength(text);
   if (sizeBytes === 0) throw new ConfigError('the VM name is empty');
-  // It is part of the name of the control socket.
+  // It is part of the name of the control socket, and the name of a folder.
   if (/\p{Cc}/u.test(text)) throw new ConfigError('the VM name has control characters in it');
   if (text.includes('/')) throw new ConfigError(`VM name "${text}": "/" is not possible in it`);
+  if (text === '.' || text === '..') throw new ConfigError(`VM name "${text}": its folder would be another's`);
   if (sizeBytes > MAX_VM_NAME_BYTES) {
     throw new ConfigError(`VM name "${text}": ${sizeBytes} bytes, at most ${MAX_VM_NAME_BYTES} are possible`, {
       hint: 'on ACRN it is the name of the VM in the hypervisor scenario',

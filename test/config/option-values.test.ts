@@ -218,6 +218,8 @@ test('a VM name has 1 to 15 bytes', () => {
   expect(() => values.parseVmName('ééééééééé')).toThrow('18 bytes');
   expect(() => values.parseVmName('')).toThrow('empty');
   expect(() => values.parseVmName('../vm')).toThrow('"/"');
+  for (const name of ['.', '..']) expect(() => values.parseVmName(name)).toThrow('its folder would be another');
+  for (const name of ['...', '.a', 'a.', '..a', '*', 'a b']) expect(values.parseVmName(name)).toBe(name);
 });
 
 test('any text ends in a value or a ConfigError', () => {
