@@ -43,7 +43,7 @@ export function parseSlotText(slotText: string): SlotText {
     function: slotNumber('function', func, 7),
   };
   if (numbers.length > 3)
-    throw new ConfigError(`"${numbers.join(':')}" has more than three numbers`, { hint: slotHint });
+    throw new ConfigError(`"${slotText.slice(0, comma)}" has more than three numbers`, { hint: slotHint });
   const rest = slotText.slice(comma + 1);
   const driverEnd = rest.indexOf(',');
   const driver = driverEnd < 0 ? rest : rest.slice(0, driverEnd);
@@ -55,7 +55,11 @@ export function parseSlotText(slotText: string): SlotText {
 
 function slotNumber(what: string, text: string | undefined, max: number): number {
   if (text === undefined || !/^\d{1,9}$/.test(text)) {
-    throw new ConfigError(`${what} "${text ?? ''}" is not a number`, { hint: slotHint });
+    // As lspci and libvirt's addresses have it.
+    const [, digits = ''] = /^(?:0x)?([0-9a-f]{1,4})$/i.exec(text ?? '') ?? [];
+    const meant = Number.parseInt(digits, 16);
+    const why = meant <= max ? `is hexadecimal, in decimal it is ${meant}` : 'is not a number';
+    throw new ConfigError(`${what} "${text ?? ''}" ${why}`, { hint: slotHint });
   }
   const value = Number(text);
   if (value > max) throw new ConfigError(`${what} ${value} does not exist, it is 0 to ${max}`);

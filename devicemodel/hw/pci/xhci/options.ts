@@ -61,6 +61,11 @@ export function parseXhciText(text: string): Record<string, unknown> {
   for (const item of items) {
     const [key, value] = item.split('=', 2) as [string, string | undefined];
     if (/^\d/.test(item)) {
+      if (!/^\d{1,3}-\d{1,3}$/.test(item)) {
+        throw new ConfigError(`"${item}" is not BUS-PORT in decimal, as in 1-2`, {
+          hint: 'lsusb -t shows buses and ports',
+        });
+      }
       if (!ports.includes(item)) ports.push(item);
     } else if (item === 'tablet') {
       out['tablet'] = true;

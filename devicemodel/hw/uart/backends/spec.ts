@@ -35,7 +35,7 @@ function parseTcp(text: string, rest: string): CharBackendSpec {
   const addressText = colon < 0 ? LOOPBACK : rest.slice(0, colon);
   const address = addressText.startsWith('[') && addressText.endsWith(']') ? addressText.slice(1, -1) : addressText;
   const port = /^\d{1,5}$/.test(portText) ? Number(portText) : Number.NaN;
-  if (!(port <= 65535)) fail(text, `port must be 0 to 65535, got "${portText}"`);
+  if (!(port <= 65535)) fail(text, `port must be 0 to 65535 in decimal, got "${portText}"`);
   if (address !== 'localhost' && isIP(address) === 0) fail(text, `"${address}" is not an IP address`);
   if (isIPv6(address) && address === addressText) fail(text, `write an IPv6 address as [${address}]`);
   return { kind: 'tcp', address, port };
