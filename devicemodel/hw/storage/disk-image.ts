@@ -6,7 +6,7 @@ import { closeFdAside, isInMemory, OpenFlag, openFileAside } from '../../core/ho
 import type { Log } from '../../core/log.ts';
 import { lockImage } from './image-lock.ts';
 import { type ImageOptions, SECTOR_BYTES } from './image-options.ts';
-import { imageFileSize } from './image-size.ts';
+import { diskPart, imageFileSize } from './image-size.ts';
 
 /** An open image as plain data: what a data thread needs to work on it as well. */
 export interface DiskImage {
@@ -67,10 +67,9 @@ export async function openDiskImage(path: string, options: ImageOptions, log: Lo
       path,
       fd,
       isReadOnly,
-      sizeBytes: options.range === undefined ? whole : options.range.sectors * logicalSectorBytes,
+      ...diskPart(path, whole, options),
       logicalSectorBytes,
       physicalSectorBytes: options.sectorSize?.physical ?? (isBlockDevice ? physicalBlockBytes(fd) : stat.blksize),
-      base: (options.range?.startLba ?? 0) * logicalSectorBytes,
       isBlockDevice,
       isDirect: options.nocache,
       hasRange: options.range !== undefined,

@@ -6,8 +6,10 @@ import { isPowerOfTwo } from '../../core/units.ts';
 
 /** What disks of all kinds count in, whatever their sectors are. */
 export const SECTOR_BYTES = 512;
-/** C keeps LBAs and counts in ints and longs; more is a typing error. */
+/** C keeps counts in ints; more is a typing error. */
 const MAX_COUNT = 0x7fffffff;
+/** C keeps LBAs in longs. Far beyond any storage, and exact in bytes as well. */
+const MAX_LBA = 2 ** 40;
 
 const discardLimits = v.strictObject({
   maxSectors: v.optional(v.number()),
@@ -73,10 +75,13 @@ export function refuseItem(where: string, item: string, why: string): never {
 }
 
 /** A number of an option. @param where the device, for messages. @throws ConfigError */
-export function parseCount(where: string, item: string, text: string | undefined, min = 0): number {
-  const value = text !== undefined && /^\d+$/.test(text) ? Number(text) : Number.NaN;
-  if (value >= min && value <= MAX_COUNT) return value;
-  return refuseItem(where, item, `"${text ?? ''}" is not a number of ${min} or more`);
+export function parseCount(where: string, item: string, text: string | undefined, min = 0, max = MAX_COUNT): number {
+  if (text === undefined || !/^\d+$/.test(text)) {
+    return refuseItem(where, item, `"${text ?? ''}" is not a number of ${min} or more`);
+  }
+  const value = Number(text);
+  if (value >= min && value <= max) return value;
+  return refuseItem(where, item, `${text} is too ${value < min ? 'small' : 'large'}, it is ${min} to ${max}`);
 }
 
 /**
@@ -113,8 +118,13 @@ export function parseImageItem(where: string, item: string, options: Record<stri
       return true;
     }
     case 'range': {
-      const [start, sectors] = (value ?? '').split('/');
-      options['range'] = { startLba: count(start), sectors: count(sectors, 1) };
+      const [start, sectors, ...more] = (value ?? '').split('/');
+      if (sectors === undefined || more.length > 0)
+        refuseItem(where, item, 'write range=LBA/SECTORS, as in range=0/2048');
+      options['range'] = {
+        startLba: parseCount(where, item, start, 0, MAX_LBA),
+        sectors: parseCount(where, item, sectors, 1, MAX_LBA),
+      };
       return true;
     }
     default:

@@ -2,7 +2,7 @@
 import { type Stats, statSync } from 'node:fs';
 import { ConfigError, ExitCode } from '../../core/errors.ts';
 import { alignUp } from '../../core/units.ts';
-import { SECTOR_BYTES } from './image-options.ts';
+import { type ImageOptions, SECTOR_BYTES } from './image-options.ts';
 
 /** @returns size of a file in bytes. @throws ConfigError (65) when it cannot be a disk. */
 export function imageFileSize(stat: Stats, path: string): number {
@@ -18,8 +18,40 @@ export function imageFileSize(stat: Stats, path: string): number {
   });
 }
 
-/** The same before the image is opened; what is not there is found elsewhere. @throws ConfigError (65) */
-export function inspectImage(path: string): void {
+/**
+ * The part of an image that is the disk.
+ * Compat: C takes a range that the file does not have; reads of it are short, writes let the file grow.
+ * @param wholeBytes of the file or block device. @throws ConfigError (65) when the range goes beyond it.
+ */
+export function diskPart(
+  path: string,
+  wholeBytes: number,
+  { range, sectorSize }: Pick<ImageOptions, 'range' | 'sectorSize'>,
+): { readonly base: number; readonly sizeBytes: number } {
+  if (range === undefined) return { base: 0, sizeBytes: wholeBytes };
+  const sectorBytes = sectorSize?.logical ?? SECTOR_BYTES;
+  const { startLba, sectors } = range;
+  const present = Math.floor(wholeBytes / sectorBytes);
+  if (startLba + sectors > present) {
+    throw new ConfigError(
+      `${path}: range=${startLba}/${sectors} ends at sector ${startLba + sectors}, there are ${present} of ${sectorBytes} bytes`,
+      {
+        exitCode: ExitCode.DataError,
+        hint:
+          startLba < present
+            ? `range=${startLba}/${present - startLba} goes up to the end`
+            : 'range= is the first sector and how many there are, as in range=2048/4096',
+      },
+    );
+  }
+  return { base: startLba * sectorBytes, sizeBytes: sectors * sectorBytes };
+}
+
+/**
+ * The same before the image is opened; what is not there is found elsewhere, the size of a block device shows when it is
+ * opened. @throws ConfigError (65)
+ */
+export function inspectImage(path: string, options: Pick<ImageOptions, 'range' | 'sectorSize'> = {}): void {
   const stat = statSync(path, { throwIfNoEntry: false });
-  if (stat !== undefined && !stat.isBlockDevice()) imageFileSize(stat, path);
+  if (stat !== undefined && !stat.isBlockDevice()) diskPart(path, imageFileSize(stat, path), options);
 }

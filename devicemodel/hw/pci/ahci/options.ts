@@ -85,15 +85,17 @@ export function parseAhciText(name: string, first: DriveKind, text: string): Rec
 }
 
 function describe(name: string, first: DriveKind, summary: string, aliases: readonly string[] = []) {
-  const paths = ({ ports }: AhciOptions) => ports.flatMap(({ image }) => (image === undefined ? [] : [image.path]));
+  const images = ({ ports }: AhciOptions) => ports.flatMap(({ image }) => image ?? []);
   return describePciDriver({
     name,
     aliases,
     summary,
     options: AhciOptions,
     parseText: (text) => parseAhciText(name, first, text),
-    hostPaths: paths,
-    inspectHost: (options) => paths(options).forEach(inspectImage),
+    hostPaths: (options) => images(options).map(({ path }) => path),
+    inspectHost: (options) => {
+      for (const image of images(options)) inspectImage(image.path, image);
+    },
   });
 }
 

@@ -69,9 +69,12 @@ function parseIothread(item: string, value: string | undefined): { count: number
   return { count: threads, cpus: sets === undefined ? [] : cpus };
 }
 
+/** What in front of the path is none. */
+const LEADING_ITEM = /^(iothread$|(iothread|mq|range|sectorsize|discard|aio|transport)=)/;
+
 /**
- * Everything after `virtio-blk,` without the boot marker: `[iothread[=…],][mq=N,]PATH[,option…]`; the first two may also
- * come behind the path.
+ * Everything after `virtio-blk,` without the boot marker: `[iothread[=…],][mq=N,]PATH[,option…]`. Options that have a value
+ * may stand before the path or behind it; in C the first two before it, and the others behind it.
  * @throws ConfigError
  */
 export function parseBlockText(text: string): Record<string, unknown> {
@@ -83,16 +86,15 @@ export function parseBlockText(text: string): Record<string, unknown> {
     for (const item of items) if (item.startsWith('transport=')) options['transport'] = item.slice('transport='.length);
     return { ...options, path: '' };
   }
-  let next = 0;
-  while (next < items.length && parseQueueItem(items[next] as string, options)) next++;
+  const next = items.findIndex((item) => !LEADING_ITEM.test(item));
   const path = items[next];
   if (path === undefined || path === '') throw new ConfigError('virtio-blk: which image file, or nodisk?');
   options['path'] = path;
-  for (const item of items.slice(next + 1)) if (!parseQueueItem(item, options)) parseItem(item, options);
+  items.splice(next, 1);
+  for (const item of items) if (!parseQueueItem(item, options)) parseItem(item, options);
   return options;
 }
 
-/** @returns whether the item is one of those that C takes in front of the path only. */
 function parseQueueItem(item: string, options: Record<string, unknown>): boolean {
   const [key, value] = splitItem(item);
   if (key === 'iothread') options['iothread'] = parseIothread(item, value);
@@ -123,7 +125,7 @@ export const blockInfo = describePciDriver({
   options: BlockOptions,
   parseText: parseBlockText,
   hostPaths: ({ path }) => (path === '' ? [] : [path]),
-  inspectHost: ({ path }) => {
-    if (path !== '') inspectImage(path);
+  inspectHost: (options) => {
+    if (options.path !== '') inspectImage(options.path, options);
   },
 });

@@ -308,11 +308,39 @@ describe('options', () => {
     'sectorsize=4096/512',
     'sectorsize',
     'range=1',
+    'range=1/2/3',
+    'range=/4',
+    'range=4/',
+    'range=0/0',
+    'range=-1/4',
+    'range=0x1/4',
+    'range=0/1099511627777',
+    'range=0/8,',
     'range=a/b',
     'discard=1:2',
     'aio=windows',
   ])('option "%s" is refused', (option) => {
     expect(() => optionsOf(`${makeImage()},${option}`)).toThrow(ConfigError);
+  });
+
+  test.each([
+    ['range=2/4,DISK', { range: { startLba: 2, sectors: 4 } }],
+    ['mq=2,range=2/4,iothread,DISK,ro', { range: { startLba: 2, sectors: 4 }, queues: 2, ro: true }],
+    ['DISK,range=2/4,mq=2', { range: { startLba: 2, sectors: 4 }, queues: 2 }],
+    ['aio=threads,sectorsize=4096,DISK', { aio: 'threads', sectorSize: { logical: 4096, physical: 4096 } }],
+    ['transport=modern,discard=8:1:1,DISK,mq=2', { transport: 'modern', queues: 2 }],
+  ])('options with a value may stand before the path: %s', (text, expected) => {
+    const path = makeImage();
+    expect(optionsOf(text.replace('DISK', path))).toMatchObject({ path, ...expected });
+  });
+
+  test('a disk larger than 1 TiB has its parts too', () => {
+    expect(optionsOf('/dev/sda,range=4294967296/4294967296').range).toEqual({ startLba: 2 ** 32, sectors: 2 ** 32 });
+  });
+
+  test('a file of the name of an option is taken with its folder', () => {
+    expect(optionsOf('./mq=2,mq=2')).toMatchObject({ path: './mq=2', queues: 2 });
+    expect(optionsOf('ro,ro')).toMatchObject({ path: 'ro', ro: true });
   });
 
   test('sectorsize=0 is the default, as with C', () => {
