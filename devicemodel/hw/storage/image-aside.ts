@@ -5,6 +5,7 @@
  *
  * One piece of work at a time, of at most {@link MAX_ASIDE_BYTES}: a disk that hangs keeps one thread of the few.
  */
+import { HostError } from '../../core/errors.ts';
 import type { GuestBuffers } from '../../core/guest-buffers.ts';
 import { discardBlocksAside } from '../../core/host/block-device.ts';
 import { Errno } from '../../core/host/errno.ts';
@@ -40,7 +41,9 @@ export class ImageAside {
     if (io.image.neverWaits || count === 0) return io.transfer(buffers, bufferAt, count, offset, isWrite);
     if (isWrite || io.image.isDirect || !io.knowsCached) return WOULD_WAIT;
     if (buffers.ram.hasHostAddresses) return io.readCached(buffers, bufferAt, count, offset) ? 0 : WOULD_WAIT;
-    const { bytes, address } = this.#takeBuffer();
+    const buffer = this.#takeBuffer();
+    if (buffer === undefined) return WOULD_WAIT;
+    const { bytes, address } = buffer;
     this.#iov[0] = address;
     this.#iov[1] = BigInt(count);
     if (readCachedAt(io.image.fd, this.#iovBytes, 1, io.image.base + offset) !== count) return WOULD_WAIT;
@@ -61,7 +64,9 @@ export class ImageAside {
     isWanted: () => boolean,
   ): Promise<number> {
     const { image } = this.#io;
-    const { bytes, address } = this.#takeBuffer();
+    const buffer = this.#takeBuffer();
+    if (buffer === undefined) return Errno.ENOMEM;
+    const { bytes, address } = buffer;
     const unit = this.#unit;
     const at = image.base + offset;
     const from = alignDown(at, unit);
@@ -114,8 +119,13 @@ export class ImageAside {
     return done;
   }
 
-  #takeBuffer(): Mapping {
-    this.#buffer ??= map(MAX_ASIDE_BYTES + 2 * this.#unit, 'disk buffer');
+  /** @returns undefined when the host has no memory for it now: this request fails, the next asks again. */
+  #takeBuffer(): Mapping | undefined {
+    try {
+      this.#buffer ??= map(MAX_ASIDE_BYTES + 2 * this.#unit, 'disk buffer');
+    } catch (error) {
+      if (!(error instanceof HostError)) throw error;
+    }
     return this.#buffer;
   }
 

@@ -3,6 +3,7 @@
  * allocates per request.
  */
 import { writeSync } from 'node:fs';
+import { HostError } from '../../core/errors.ts';
 import type { GuestBuffers } from '../../core/guest-buffers.ts';
 import { discardBlocks } from '../../core/host/block-device.ts';
 import { Errno } from '../../core/host/errno.ts';
@@ -136,7 +137,12 @@ export class ImageIo {
   }
 
   #transferBounced(buffers: GuestBuffers, bufferAt: number, count: number, offset: number, isWrite: boolean): number {
-    this.#bounce ??= map(BOUNCE_BYTES, 'disk bounce buffer');
+    try {
+      this.#bounce ??= map(BOUNCE_BYTES, 'disk bounce buffer');
+    } catch (error) {
+      if (!(error instanceof HostError)) throw error;
+      return Errno.ENOMEM;
+    }
     const { bytes, address } = this.#bounce;
     const unit = this.image.logicalSectorBytes;
     let done = 0;

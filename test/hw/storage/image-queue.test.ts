@@ -2,9 +2,11 @@
 import { closeSync, mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { describe, expect, onTestFinished, test } from 'vitest';
+import { describe, expect, onTestFinished, test, vi } from 'vitest';
+import { HostError } from '../../../devicemodel/core/errors.ts';
 import { GuestBuffers, GuestRam } from '../../../devicemodel/core/guest-buffers.ts';
 import { Errno } from '../../../devicemodel/core/host/errno.ts';
+import type * as Mapping from '../../../devicemodel/core/host/mapping.ts';
 import { map } from '../../../devicemodel/core/host/mapping.ts';
 import { silentLog } from '../../../devicemodel/core/log.ts';
 import { openDiskImage } from '../../../devicemodel/hw/storage/disk-image.ts';
@@ -18,6 +20,20 @@ import {
 import { RingQueue } from '../../../devicemodel/hw/storage/ring-queue.ts';
 import { SlicedQueue } from '../../../devicemodel/hw/storage/sliced-queue.ts';
 import { FakeClock } from '../../support/fake-clock.ts';
+
+/** Errnos with which the next buffers of a disk are not had. */
+const noMemory = vi.hoisted(() => [] as number[]);
+vi.mock('../../../devicemodel/core/host/mapping.ts', async (original) => {
+  const real = await original<typeof Mapping>();
+  return {
+    ...real,
+    map: (sizeBytes: number, what: string) => {
+      const errno = what.startsWith('disk') && what.endsWith('buffer') ? noMemory.shift() : undefined;
+      if (errno !== undefined) throw new HostError(`${what}: mmap`, errno);
+      return real.map(sizeBytes, what);
+    },
+  };
+});
 
 const IMAGE_BYTES = 1 << 20;
 const RAM_BYTES = 4 << 20;
@@ -164,5 +180,24 @@ describe.each(['ring', 'sliced'] as const)('%s', (kind) => {
     expect(queue.describeWork()).toBe('write of 4096 bytes at sector 1');
     await write;
     expect(queue.describeWork()).toBeUndefined();
+  });
+});
+
+// Mutation: let the error through; it ends the VM.
+describe('a host that has no memory for a buffer', () => {
+  test.each([
+    ['sliced', false, Errno.ENOMEM],
+    ['sliced', false, Errno.ENFILE],
+    ['sliced', true, Errno.EAGAIN],
+    ['ring', true, Errno.ENOMEM],
+    ['ring', true, Errno.ENODEV],
+  ] as const)('%s, nocache %s: the request fails, the next one asks again', async (kind, nocache, errno) => {
+    const { run } = await setUp(kind, { nocache });
+    // An address that O_DIRECT does not take, so that what io_uring can do has to be copied, too.
+    const write = () => run(ImageOp.Write, 0, [[100, 512]]);
+    noMemory.push(errno);
+    expect(await write()).toBe(Errno.ENOMEM);
+    expect(noMemory).toEqual([]);
+    expect(await write()).toBe(0);
   });
 });
