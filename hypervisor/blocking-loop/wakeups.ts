@@ -9,13 +9,14 @@
  * A signal that lands just before the blocking call is entered is lost. So a kick is a number: the watcher bumps it and
  * signals again until this thread has copied it; a timer repeats until it was served.
  */
-import { Worker } from 'node:worker_threads';
+import type { Worker } from 'node:worker_threads';
 import { eventLoopFd, eventLoopTimeoutMs } from '../../devicemodel/core/host/event-loop.ts';
 import { createEventfd, Eventfd, signalEventfd } from '../../devicemodel/core/host/eventfd.ts';
 import { onWatchAdded, watchFd } from '../../devicemodel/core/host/fd-watch.ts';
 import { closeFd } from '../../devicemodel/core/host/files.ts';
 import { threadId } from '../../devicemodel/core/host/scheduling.ts';
 import { KICK_SIGNAL } from '../../devicemodel/core/host/signals.ts';
+import { startWorker } from '../../devicemodel/core/host/worker.ts';
 import { type WatcherData, Word, watcherThread } from './watcher-thread.ts';
 
 export class Wakeups {
@@ -59,7 +60,11 @@ export class Wakeups {
       signal: KICK_SIGNAL,
     };
     // The thread's code is one self-contained function: its source is all it needs, bundled or not.
-    const worker = new Worker(`(${watcherThread.toString()})()`, { eval: true, workerData: data, stdin: false });
+    const worker = startWorker(
+      `(${watcherThread.toString()})()`,
+      { eval: true, workerData: data, stdin: false },
+      'the thread that watches descriptors',
+    );
     this.#worker = worker;
     this.#workerEnded = new Promise((resolve) => worker.once('exit', () => resolve()));
     worker.unref();

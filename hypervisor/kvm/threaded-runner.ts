@@ -3,7 +3,6 @@
  * in its event loop if it is not for one VM alone. Neither side goes through the other's event loop otherwise.
  */
 import { createRequire } from 'node:module';
-import { Worker } from 'node:worker_threads';
 import { BugError } from '../../devicemodel/core/errors.ts';
 import { Errno } from '../../devicemodel/core/host/errno.ts';
 import { Eventfd } from '../../devicemodel/core/host/eventfd.ts';
@@ -13,6 +12,7 @@ import type { KvmVcpu } from '../../devicemodel/core/host/kvm.ts';
 import { RunField } from '../../devicemodel/core/host/kvm-abi.ts';
 import { cpuMask, signalThread } from '../../devicemodel/core/host/scheduling.ts';
 import { installKickSignal, KICK_SIGNAL } from '../../devicemodel/core/host/signals.ts';
+import { startWorker } from '../../devicemodel/core/host/worker.ts';
 import type { OnExit, VcpuRunner } from './runner.ts';
 import { Turn, type VcpuThreadData, VcpuWord, vcpuThread, WORDS_PER_VCPU } from './vcpu-thread.ts';
 
@@ -156,7 +156,7 @@ export class ThreadedRunner implements VcpuRunner {
       name,
       cpuMask: cpu === undefined ? new Uint8Array(0) : cpuMask([cpu]),
     };
-    const worker = new Worker(`(${vcpuThread.toString()})()`, { eval: true, workerData, stdin: false, name });
+    const worker = startWorker(`(${vcpuThread.toString()})()`, { eval: true, workerData, stdin: false, name }, name);
     // It ends by order; until then it is the VM that keeps the process.
     worker.unref();
     this.#ended.push(new Promise((resolve) => worker.once('exit', resolve)));

@@ -5,13 +5,14 @@
  */
 import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
-import { Worker } from 'node:worker_threads';
+import type { Worker } from 'node:worker_threads';
 import type { Counters } from '../../../../core/counters.ts';
 import { HostError, StorageHangError } from '../../../../core/errors.ts';
 import { Errno } from '../../../../core/host/errno.ts';
 import { Eventfd } from '../../../../core/host/eventfd.ts';
 import { leaveThreadBehind, onProcessEnd } from '../../../../core/host/exit-hooks.ts';
 import { cpusOfOtherThreads } from '../../../../core/host/scheduling.ts';
+import { startWorker } from '../../../../core/host/worker.ts';
 import type { Log } from '../../../../core/log.ts';
 import type { QueueOwner, QueueWires, VirtioTransport } from '../transport/device.ts';
 import {
@@ -148,7 +149,13 @@ export class DataThreads implements QueueOwner {
       counts: counters.ofThread(index),
       cpus: cpus[index] ?? cpusOfOtherThreads(),
     };
-    const worker = new Worker(this.#options.workerUrl ?? workerUrl, { workerData: setup, stdin: false });
+    let worker: Worker;
+    try {
+      worker = startWorker(this.#options.workerUrl ?? workerUrl, { workerData: setup, stdin: false }, 'data thread');
+    } catch (error) {
+      control.dispose();
+      throw error;
+    }
     const exited = new Promise((resolve) => worker.once('exit', resolve));
     const shared = new Int32Array(words);
     const thread: Thread = {
