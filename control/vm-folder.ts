@@ -9,6 +9,7 @@ import {
   ftruncateSync,
   lstatSync,
   openSync,
+  readdirSync,
   readFileSync,
   rmdirSync,
   rmSync,
@@ -31,12 +32,71 @@ export function ensureVmFolder(name: string): string {
   return folder;
 }
 
+/** How often somebody who takes the folder of a dead VM away is waited for, and how long. */
+const SWEEP_TRIES = 100;
+const SWEEP_WAIT_MS = 5;
+
+/** Whether a process with the number that a lock names is there; what is no number is nobody's yet. */
+function isAlive(pidText: string): boolean {
+  if (!/^\d{1,9}$/.test(pidText)) return true;
+  try {
+    process.kill(Number(pidText), 0);
+    return true;
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code !== 'ESRCH';
+  }
+}
+
+/** @returns undefined when there is no lock, which its holder may have taken away. */
+function readPid(path: string): string | undefined {
+  try {
+    return readFileSync(path, 'utf8').trim();
+  } catch {
+    return undefined;
+  }
+}
+
+function namesIn(folder: string): string[] {
+  try {
+    return readdirSync(folder);
+  } catch {
+    return [];
+  }
+}
+
+/** Take away what VMs that were killed left, whatever their names: as a VM that ends does. */
+function sweepDeadFolders(): void {
+  const root = vmFoldersRoot();
+  for (const name of namesIn(root)) {
+    try {
+      const path = join(root, name, 'lock');
+      const pid = readPid(path);
+      if (pid === undefined || isAlive(pid)) continue;
+      const fd = openSync(path, constants.O_RDWR | constants.O_NOFOLLOW);
+      try {
+        if (!tryLock(fd, 'exclusive', path) || lstatSync(path).ino !== fstatSync(fd).ino) continue;
+        rmSync(join(root, name, 'api.sock'), { force: true });
+        rmSync(path);
+        rmdirSync(join(root, name));
+      } finally {
+        closeSync(fd);
+      }
+    } catch {
+      // Another VM was quicker, or it is not ours to take away.
+    }
+  }
+}
+
 /**
  * Take the name until the process ends, or `release`. Where the folder cannot be made (no rights, a file system that is
  * read only) the VM runs without: the name is then guarded by ACRN alone.
  * @throws HostError when a VM of this name runs.
  */
 export function claimName(name: string, log: Log): () => void {
+  return claim(name, log, SWEEP_TRIES);
+}
+
+function claim(name: string, log: Log, tries: number): () => void {
   let fd = -1;
   let path: string;
   let isFree: boolean;
@@ -46,14 +106,20 @@ export function claimName(name: string, log: Log): () => void {
     isFree = tryLock(fd, 'exclusive', path);
   } catch (error) {
     if (fd >= 0) closeSync(fd);
+    // Between our making the folder and looking into it, its former owner took it away.
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT' && tries > 0) return claim(name, log, tries - 1);
     log.debug(`the name "${name}" is not guarded: ${(error as Error).message}`);
     return () => {};
   }
   if (!isFree) {
-    const pid = readFileSync(path, 'utf8').trim();
     closeSync(fd);
+    const pid = readPid(path);
+    if (tries > 0 && (pid === undefined || !isAlive(pid))) {
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, SWEEP_WAIT_MS);
+      return claim(name, log, tries - 1);
+    }
     throw new HostError(
-      `a VM with the name "${name}" runs already${pid === '' ? '' : `, as process ${pid}`}`,
+      `a VM with the name "${name}" runs already${pid === undefined || pid === '' ? '' : `, as process ${pid}`}`,
       Errno.EBUSY,
       {
         exitCode: ExitCode.Unavailable,
@@ -64,7 +130,7 @@ export function claimName(name: string, log: Log): () => void {
   // Whoever had it took it away when it ended, maybe between our opening and locking it: then it is nobody's lock.
   if (lstatSync(path, { throwIfNoEntry: false })?.ino !== fstatSync(fd).ino) {
     closeSync(fd);
-    return claimName(name, log);
+    return claim(name, log, tries);
   }
   try {
     ftruncateSync(fd);
@@ -73,6 +139,7 @@ export function claimName(name: string, log: Log): () => void {
     // The lock counts; whoever is refused does not hear by whom.
     log.debug(`${path}: ${(error as Error).message}`);
   }
+  sweepDeadFolders();
   return () => {
     try {
       rmSync(path, { force: true });

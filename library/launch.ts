@@ -3,6 +3,7 @@ import type { LaunchConfig } from '../config/launch-config.ts';
 import { vmConfigOf } from '../config/launch-config.ts';
 import { checkHost, checkHostPaths, problemsOf } from '../config/preflight.ts';
 import type { VmCommandArgs, VmCommandName, VmCommandResult } from '../control/vm-commands.ts';
+import { claimName } from '../control/vm-folder.ts';
 import { EVENTS_BACKEND } from '../devicemodel/core/config.ts';
 import type { PowerEvent } from '../devicemodel/core/device.ts';
 import { ConfigError } from '../devicemodel/core/errors.ts';
@@ -58,21 +59,29 @@ export async function launch(input: LaunchConfig, extras: LaunchExtras = {}): Pr
   if (problems[0] !== undefined) throw problems[0];
 
   const consoles = new Map<string, EventsBackend>();
-  const prepared: Launch = await Launch.prepare(config, {
-    log,
-    ownBackend: (port, text) => {
-      if (text !== EVENTS_BACKEND) return undefined;
-      const backend = new EventsBackend((data) => prepared.vm.emit('console', data, port));
-      consoles.set(port, backend);
-      return backend;
-    },
-  });
-  const { vm, commands } = prepared;
-  const ended = prepared.run();
-  const closeSinks = () => {
+  const releaseName = claimName(config.name, log);
+  const release = () => {
+    releaseName();
     for (const sink of sinks) sink.close();
   };
-  ended.then(closeSinks, closeSinks);
+  let prepared: Launch;
+  try {
+    prepared = await Launch.prepare(config, {
+      log,
+      ownBackend: (port, text) => {
+        if (text !== EVENTS_BACKEND) return undefined;
+        const backend = new EventsBackend((data) => prepared.vm.emit('console', data, port));
+        consoles.set(port, backend);
+        return backend;
+      },
+    });
+  } catch (error) {
+    release();
+    throw error;
+  }
+  const { vm, commands } = prepared;
+  // Whoever sees the end may launch the next VM of that name.
+  const ended = prepared.run().finally(release);
   await new Promise<void>((resolve, reject) => {
     vm.once('state', () => resolve());
     ended.then(() => resolve(), reject);

@@ -1,4 +1,4 @@
-import { existsSync, mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
@@ -57,6 +57,32 @@ describe('a name', () => {
     mkdirSync(scratch.file('run/vm/vm1'), { recursive: true, mode: 0o755 });
     writeFileSync(scratch.file('run/vm/vm1/lock'), '4194305\n');
     claimName('vm1', memoryLog().log)();
+  });
+
+  test.each([
+    ['a lock alone', () => {}],
+    ['the socket of its API, too', (folder: string) => writeFileSync(join(folder, 'api.sock'), '')],
+  ])('what a dead VM of another name left goes: %s', (_what, leave) => {
+    const folder = scratch.file('run/vm/dead');
+    mkdirSync(folder, { recursive: true, mode: 0o755 });
+    writeFileSync(join(folder, 'lock'), '4194305\n');
+    leave(folder);
+    const release = claimName('vm1', memoryLog().log);
+    expect(readdirSync(scratch.file('run/vm'))).toEqual(['vm1']);
+    release();
+  });
+
+  test.each([
+    ['its process lives', `${process.pid}\n`, 'api.sock'],
+    ['its process has not said which it is', '', 'api.sock'],
+    ['something else is in it', '4194305\n', 'notes'],
+  ])('what is another VM’s stays: %s', (_what, pid, file) => {
+    const folder = scratch.file('run/vm/other');
+    mkdirSync(folder, { recursive: true, mode: 0o755 });
+    writeFileSync(join(folder, 'lock'), pid);
+    writeFileSync(join(folder, file), '');
+    claimName('vm1', memoryLog().log)();
+    expect(existsSync(join(folder, file))).toBe(true);
   });
 
   test('is not guarded where there is no place for it, and the VM runs', () => {

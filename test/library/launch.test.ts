@@ -50,6 +50,21 @@ describe.skipIf(whyNoSoftHypervisor() !== undefined)('launch', () => {
     expect(seen).toEqual(['poweroff', 'paused', 'ended']);
   });
 
+  test('takes its name, as the program does, and gives it back at the end, or when it does not start', async () => {
+    const name = `named${process.pid % 100_000}`;
+    const { vm, shows } = await demo('named', 'demo=echo');
+    await shows('> ');
+    const again = launch({ name, hypervisor: 'soft', memory: '128M', kernel: demoGuest });
+    await expect(again).rejects.toThrow(`a VM with the name "${name}" runs already, as process ${process.pid}`);
+    expect(vm.state).toBe('running');
+    vm.ask('power-off', { reason: 'the test asks' });
+    await vm.ended;
+    const broken = launch({ name, hypervisor: 'soft', memory: '128M', kernel: '/dev/null' });
+    await expect(broken).rejects.toThrow('/dev/null');
+    const { vm: next } = await demo('named', 'demo=echo');
+    expect(next.name).toBe(name);
+  });
+
   /** Mutation: without `#isFrozen` in SoftEngine.run the guest answers while it is paused. */
   test('pauses a guest, and lets it go on where it stood', async () => {
     const { vm, text, shows } = await demo('paused', 'demo=echo');

@@ -37,16 +37,18 @@ export function ensureOwnFolder(path: string, mode: number, groupId?: number): v
     if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw cannotMake(path, error);
   }
   const stat = lstatSync(path, { throwIfNoEntry: false });
-  const problem =
-    stat === undefined
-      ? 'went away while it was looked at'
-      : !stat.isDirectory()
-        ? 'is no folder'
-        : !isOurs(stat)
-          ? `belongs to user ${stat.uid}`
-          : (stat.mode & WRITABLE_BY_OTHERS) !== 0
-            ? `may be written by others (mode ${(stat.mode & 0o7777).toString(8).padStart(4, '0')})`
-            : undefined;
+  // The VM whose it was ended and took it away.
+  if (stat === undefined) {
+    ensureOwnFolder(path, mode, groupId);
+    return;
+  }
+  const problem = !stat.isDirectory()
+    ? 'is no folder'
+    : !isOurs(stat)
+      ? `belongs to user ${stat.uid}`
+      : (stat.mode & WRITABLE_BY_OTHERS) !== 0
+        ? `may be written by others (mode ${(stat.mode & 0o7777).toString(8).padStart(4, '0')})`
+        : undefined;
   if (problem === undefined) return;
   throw new HostError(`folder ${path} ${problem}: it is not used`, Errno.EPERM, {
     exitCode: ExitCode.CannotCreate,
@@ -63,12 +65,16 @@ function lookAt(path: string): Stats | undefined {
   }
 }
 
+/** Ours, and everybody may look into them: sockets of other programs and users are beside those of a VM. */
+const PUBLIC_FOLDERS: ReadonlySet<string> = new Set(['/run/acrn', '/run/acrn/mngr', '/run/acrn/vm']);
+
 /** The folders above a path that are missing. Those that exist are the user's choice. @throws HostError */
 export function makeParents(path: string, groupId?: number): void {
   const parent = dirname(resolve(path));
   if (lookAt(parent)?.isDirectory() === true) return;
   makeParents(parent, groupId);
-  ensureOwnFolder(parent, groupId === undefined ? FolderMode.private : FolderMode.group, groupId);
+  if (PUBLIC_FOLDERS.has(parent)) ensureOwnFolder(parent, FolderMode.public);
+  else ensureOwnFolder(parent, groupId === undefined ? FolderMode.private : FolderMode.group, groupId);
 }
 
 /** Whether anybody may put something into the folder of this path that its owner alone can remove, as in /tmp. */
