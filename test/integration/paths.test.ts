@@ -73,10 +73,7 @@ const options: Readonly<Record<string, PathOption>> = {
   },
   '--config': { args: (p) => ['--config', p], statuses: [...reading, ExitCode.Config], dryRun: true },
   ahci: { args: (p) => [...boot, '-s', `3,ahci,hd:${p}`], statuses: reading },
-  'virtio-gpio': {
-    args: (p) => [...boot, '-s', `3,virtio-gpio,@${p}{0=a}`],
-    statuses: [...reading, ExitCode.VmFailed],
-  },
+  'virtio-gpio': { args: (p) => [...boot, '-s', `3,virtio-gpio,@${p}{0=a}`], statuses: [Usage], dryRun: true },
   'virtio-i2c': { args: (p) => [...boot, '-s', `3,virtio-i2c,${p}:20`], statuses: [Usage] },
   'ivshmem dm:': { args: (p) => [...boot, '-s', `3,ivshmem,dm:${p},2`], statuses: [Usage], dryRun: true },
   'passthru romfile=': {
@@ -91,7 +88,12 @@ const options: Readonly<Record<string, PathOption>> = {
   },
   '--acpidev_pt': { args: (p) => [...boot, '--acpidev_pt', p], statuses: [Usage], dryRun: true },
   '--mmiodev_pt': { args: (p) => [...boot, '--mmiodev_pt', p], statuses: [Usage], dryRun: true },
-  '--vtpm2': { args: (p) => [...boot, '--vtpm2', `sock_path=${p}`], statuses: [...reading, ExitCode.VmFailed] },
+  // A socket may be there.
+  '--vtpm2': {
+    args: (p) => [...boot, '--vtpm2', `sock_path=${p}`],
+    statuses: [0, NoInput, NoPermission, Usage],
+    dryRun: true,
+  },
   'virtio-blk': { args: (p) => [...boot, '-s', `3,virtio-blk,${p}`], statuses: reading },
   'virtio-input': { args: (p) => [...boot, '-s', `3,virtio-input,${p}`], statuses: [...reading, ExitCode.VmFailed] },
   'virtio-console file': { args: (p) => [...boot, '-s', `3,virtio-console,file:a=${p}`], statuses: made },

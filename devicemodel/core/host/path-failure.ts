@@ -26,7 +26,10 @@ export function errnoOf(error: unknown): number {
 }
 
 /** @param text what failed, with the path: `pty link /x: cannot be made`. @param exitCode if not that of reading. */
-export function pathFailure(text: string, error: unknown, exitCode?: ExitCode): HostError {
+export function pathFailure(text: string, error: unknown, exitCode?: ExitCode, hint?: string): HostError {
   const errno = errnoOf(error);
-  return new HostError(`${text}: ${describeErrno(errno)}`, errno, { exitCode: exitCode ?? pathStatus(errno) });
+  return new HostError(`${text}: ${describeErrno(errno)}`, errno, {
+    exitCode: exitCode ?? pathStatus(errno),
+    ...(hint === undefined ? {} : { hint }),
+  });
 }

@@ -1,5 +1,8 @@
 /** What can be a socket's path. Apart from the listener, which needs the C library: a command line is checked without. */
-import { ConfigError } from '../errors.ts';
+import { statSync } from 'node:fs';
+import { ConfigError, ExitCode, HostError } from '../errors.ts';
+import { Errno } from './errno.ts';
+import { pathFailure } from './path-failure.ts';
 
 /** sizeof(sun_path) - 1, <sys/un.h>: the path and its terminating zero must fit. */
 const MAX_SOCKET_PATH_BYTES = 107;
@@ -14,4 +17,19 @@ export function checkSocketPath(path: string): void {
   if (sizeBytes > MAX_SOCKET_PATH_BYTES) {
     throw new ConfigError(`socket path has ${sizeBytes} bytes, at most ${MAX_SOCKET_PATH_BYTES} are possible: ${path}`);
   }
+}
+
+/**
+ * Look at a socket that somebody else has to serve. Reads only: whether it is served shows when it is connected to.
+ * @param hint how to have it served.
+ * @throws HostError (66, or 77 where it is a matter of rights)
+ */
+export function inspectServedSocket(path: string, hint: string): void {
+  let isSocket: boolean;
+  try {
+    isSocket = statSync(path).isSocket();
+  } catch (error) {
+    throw pathFailure(`${path}: cannot be looked at`, error, undefined, hint);
+  }
+  if (!isSocket) throw new HostError(`${path}: is no socket`, Errno.ENOTSOCK, { exitCode: ExitCode.NoInput, hint });
 }

@@ -62,6 +62,7 @@ export async function listenUnix(
     throw new ConfigError(`there is no group "${options.group}"`, { hint: 'getent group lists them' });
   }
   const server: Server = createServer({ allowHalfOpen: true, pauseOnConnect: options.isPaused === true }, onConnection);
+  let own: number;
   try {
     makeParents(path, group);
     await clearWay(path);
@@ -74,12 +75,12 @@ export async function listenUnix(
       chownSync(path, -1, group);
       chmodSync(path, 0o660);
     }
+    own = lstatSync(path).ino;
   } catch (error) {
     server.close();
     throw hostError(path, error);
   }
   // Node removes the file when the server is closed, which an error that nobody foresaw does not come to.
-  const own = lstatSync(path, { throwIfNoEntry: false })?.ino;
   const forget = onProcessExit(() => {
     if (lstatSync(path, { throwIfNoEntry: false })?.ino === own) rmSync(path, { force: true });
   });

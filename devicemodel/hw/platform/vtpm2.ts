@@ -1,6 +1,7 @@
 /** `--vtpm2 sock_path=PATH`: a TPM 2.0 that swtpm plays. */
 import * as v from 'valibot';
 import { ConfigError } from '../../core/errors.ts';
+import { inspectServedSocket } from '../../core/host/socket-path.ts';
 import { parseSocketPath } from '../../core/options.ts';
 import { definePlatformDriver } from './driver.ts';
 
@@ -31,5 +32,11 @@ export const vtpm2 = definePlatformDriver({
     if (!all.some(({ driver }) => driver === 'acpidev_pt')) return;
     throw new ConfigError('--vtpm2 and --acpidev_pt: a VM has one TPM', { hint: 'give one of the two' });
   },
+  /** Compat: C starts without a TPM. */
+  inspectHost: ({ socketPath }) =>
+    inspectServedSocket(
+      socketPath,
+      `start swtpm first: swtpm socket --tpm2 --tpmstate dir=DIR --ctrl type=unixio,path=${socketPath}`,
+    ),
   create: async ({ socketPath }, env) => new (await import('./tpm/vtpm2.ts')).VirtualTpm(socketPath, env),
 });

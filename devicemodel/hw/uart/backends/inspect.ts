@@ -7,6 +7,7 @@ import { dirname, resolve } from 'node:path';
 import { ExitCode, HostError } from '../../../core/errors.ts';
 import { Errno } from '../../../core/host/errno.ts';
 import { errnoOf, pathFailure } from '../../../core/host/path-failure.ts';
+import { inspectServedSocket } from '../../../core/host/socket-path.ts';
 import { type CharBackendSpec, describeCharBackend } from './spec.ts';
 
 const { W_OK, X_OK } = constants;
@@ -21,7 +22,8 @@ export function inspectCharBackend(spec: CharBackendSpec): void {
       inspectOutput(spec.path);
       break;
     case 'unix':
-      if (spec.role === 'client') statOf(spec.path, undefined);
+      if (spec.role === 'client')
+        inspectServedSocket(spec.path, 'start whoever listens there first, or let this program listen with :server');
       else inspectPlace(spec.path, (stat) => stat.isSocket(), 'is no socket', describeCharBackend(spec));
       break;
     case 'pty':

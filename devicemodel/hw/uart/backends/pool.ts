@@ -126,6 +126,16 @@ export interface PoolOptions extends Omit<CharBackendEnv, 'user'> {
   readonly ownBackend?: (user: string, text: string) => CharBackend | undefined;
 }
 
+/** What those who want the one stdio can have instead. */
+function otherBackEnds(...users: readonly string[]): string {
+  const isPort = (user: string) => user.startsWith('virtio-console');
+  const ways = [
+    ...(users.every(isPort) ? [] : ['give the serial port pty, tcp:PORT or unix:PATH']),
+    ...(users.some(isPort) ? ['give the port of virtio-console pty:NAME or socket:NAME=PATH'] : []),
+  ];
+  return ways.join(', or ');
+}
+
 export class CharBackendPool {
   readonly #kept = new Map<string, KeptBackend>();
   readonly #env: Omit<CharBackendEnv, 'user'>;
@@ -158,7 +168,7 @@ export class CharBackendPool {
       const other = [...this.#kept.values()].find((k) => k.inner.name === 'stdio');
       if (other !== undefined) {
         throw new ConfigError(`${user}: stdio is in use by ${other.user}`, {
-          hint: 'give one of them pty, tcp:PORT or unix:PATH',
+          hint: otherBackEnds(user, other.user),
         });
       }
     }

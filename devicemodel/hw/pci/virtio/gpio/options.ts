@@ -63,6 +63,13 @@ export function parseGpioText(text: string): Record<string, unknown> {
   if (!/^(@[^@{}]+\{[^@{}]*\})+$/.test(map)) {
     throw new ConfigError(`virtio-gpio: "${map}" is not @CHIP{LINE[=ALIAS]:…}@CHIP{…}…`);
   }
+  for (const [, chip] of map.matchAll(/@([^{]+)/g)) {
+    if (!/^(?!\.{1,2}$)[^/]+$/.test(chip as string)) {
+      throw new ConfigError(`virtio-gpio: "${chip}" is not the name of a chip, such as gpiochip0`, {
+        hint: 'chips are looked for in /dev; gpiodetect lists them',
+      });
+    }
+  }
   const chips = [...map.matchAll(/@([^{]+)\{([^}]*)\}/g)].map(([, chip, list]) => ({
     chip: chip as string,
     lines: (list as string).split(':').filter(Boolean).map(parseLine),

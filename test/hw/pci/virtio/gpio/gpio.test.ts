@@ -619,6 +619,10 @@ describe('options', () => {
     expect(() => parse(text)).toThrow(ConfigError);
   });
 
+  test.each(['../../etc', '..', '.', 'a/b', '/dev/gpiochip0', 'gpiochip0/../null'])('chip "%s" is no name', (chip) => {
+    expect(() => parse(`@gpiochip0{0}@${chip}{0=a}`)).toThrow(`virtio-gpio: "${chip}" is not the name of a chip`);
+  });
+
   test('64 lines are the most', () => {
     expect(parse(`@gpiochip0{${many(64)}}`).chips[0]?.lines).toHaveLength(64);
   });
