@@ -29,6 +29,8 @@ const SHUTDOWN = Buffer.from('shutdown\0');
 /** What those of release 3 know; they announce themselves by `sync:NAME`. */
 const USER_VM_SHUTDOWN = Buffer.from('user_vm_shutdown\0');
 const SYNC = Buffer.from('sync:');
+/** They wait 5 s for this, and give up for good without it. */
+const ACK_SYNC = Buffer.from('ack_sync\0');
 
 /** Cuts a byte stream into messages; the end mark belongs to the message. */
 export class MessageSplitter {
@@ -75,7 +77,11 @@ export class PmVuart implements FrontDoor {
   async start(giveUp?: AbortSignal): Promise<void> {
     const { relay, log } = this.#options;
     if (!relay) {
-      this.#listen((message) => log.debug(`life manager: the guest says ${shown(message)}`));
+      this.#listen((message) => {
+        log.debug(`life manager: the guest says ${shown(message)}`);
+        // Compat: C does not answer, and the guest's life manager is gone before it could be asked to shut down.
+        if (isSync(message)) this.#send(ACK_SYNC);
+      });
       return;
     }
     if (this.#manager !== undefined) return;
@@ -111,7 +117,7 @@ export class PmVuart implements FrontDoor {
   #listen(onMessage: (message: Uint8Array) => void): void {
     const { line } = this.#options;
     const splitter = new MessageSplitter((message) => {
-      if (SYNC.equals(message.subarray(0, SYNC.length))) this.#hasSynced = true;
+      if (isSync(message)) this.#hasSynced = true;
       onMessage(message);
     });
     line.onReadable = () => {
@@ -132,6 +138,10 @@ export class PmVuart implements FrontDoor {
     for (const byte of message) line.write(byte);
     line.flush();
   }
+}
+
+function isSync(message: Uint8Array): boolean {
+  return SYNC.equals(message.subarray(0, SYNC.length));
 }
 
 function shown(message: Uint8Array): string {

@@ -76,10 +76,29 @@ test('a guest that has said sync: is told in the words of release 3', async () =
   line.guestSays('sync:vm1\0');
   await pm.start();
   pm.requestShutdown();
-  expect(line.sent).toBe('user_vm_shutdown\0');
+  expect(line.sent).toBe('ack_sync\0user_vm_shutdown\0');
+});
+
+test('a guest that says sync: hears that somebody is there, or its life manager would give up', async () => {
+  const { pm, line } = pmVuart(false);
+  await pm.start();
+  // Longer than a piece of the line.
+  line.guestSays('sync:a_name_of_15_ch\0');
+  expect(line.sent).toBe('ack_sync\0');
+  line.guestSays('ack_user_vm_shutdown\0req_sys_shutdown\0');
+  expect(line.sent).toBe('ack_sync\0');
 });
 
 describe('relay', () => {
+  test('leaves the answer to sync: to the life manager', async () => {
+    const manager = await lifeManager();
+    const { pm, line } = pmVuart(true, manager.port);
+    await pm.start();
+    line.guestSays('sync:vm1\0');
+    await until(() => manager.heard() === 'sync:vm1\0', 'the guest is heard');
+    expect(line.sent).toBe('');
+  });
+
   test('carries whole messages both ways', async () => {
     const manager = await lifeManager();
     const { pm, line } = pmVuart(true, manager.port);
