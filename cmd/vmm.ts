@@ -261,8 +261,8 @@ function exitCodeOf(event: PowerEvent): ExitCode {
 function chConfigOf({ memoryBytes, boot, pci }: VmConfig): ChConfig {
   const payload =
     boot?.kind === 'bzimage'
-      ? { kernel: boot.kernelPath, cmdline: boot.bootargs ?? '', initramfs: boot.ramdiskPath ?? null }
-      : { kernel: boot?.kind === 'elf' ? boot.imagePath : null };
+      ? { kernel: boot.kernelPath, cmdline: boot.bootargs ?? '', initramfs: boot.ramdiskPath }
+      : { kernel: boot?.kind === 'elf' ? boot.imagePath : undefined };
   const disks = pci.flatMap(({ driver, options, bdf }) => {
     if (driver !== 'virtio-blk') return [];
     const { path, ro } = options as { path: string; ro?: boolean };

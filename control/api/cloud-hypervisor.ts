@@ -12,15 +12,19 @@ import type { ChConfig, RunningGuest, Vmm } from './vmm.ts';
 
 const BASE = '/api/v1';
 const REASON = 'asked by the API';
+/** What the document has for a device that cannot be as it is described. */
+const BAD_CONFIG = 400;
 
 /** What can be done to a configuration that is running, by its path, and why it is not possible. */
 const notHere: Readonly<Record<string, string>> = {
+  'vm.nmi': 'an NMI cannot be sent to a guest',
   'vmm.nmi': 'an NMI cannot be sent to a guest',
   'vm.resize': 'memory and vCPUs of a VM do not change while it runs',
   'vm.resize-disk': 'the size of a disk does not change while the VM runs',
   'vm.resize-zone': 'there are no memory zones',
   'vm.add-device': 'functions of the host are passed through from the start only',
   'vm.add-fs': 'there is no virtio-fs',
+  'vm.add-generic-vhost-user': 'there is no vhost-user',
   'vm.add-pmem': 'there is no virtio-pmem',
   'vm.add-net': 'a network cannot be added while the VM runs',
   'vm.add-vsock': 'a vsock cannot be added while the VM runs',
@@ -199,11 +203,14 @@ const counterNames = {
 
 function addDisk(vmm: Vmm): Route['run'] {
   return async ({ body }): Promise<Answer> => {
-    const path = neededText(body, 'path');
-    const isReadOnly = member(body, 'readonly', 'boolean') === true;
+    if (vmm.guest === undefined && vmm.config !== undefined) {
+      throw new HttpProblem(501, 'impossible', 'a disk comes with vm.create, or once the VM is booted');
+    }
     const { config, commands } = bootedGuest(vmm);
-    if (!existsSync(path)) throw new HttpProblem(422, 'no-file', `${path}: no such file`);
-    if (path.includes(',')) throw new HttpProblem(422, 'member', `${path}: a path with a comma is not possible`);
+    const path = neededText(body, 'path', BAD_CONFIG);
+    const isReadOnly = member(body, 'readonly', 'boolean', BAD_CONFIG) === true;
+    if (!existsSync(path)) throw new HttpProblem(BAD_CONFIG, 'no-file', `${path}: no such file`);
+    if (path.includes(',')) throw new HttpProblem(BAD_CONFIG, 'member', `${path}: a path with a comma is not possible`);
     const empty = config.pci.filter(
       ({ driver, options }) => driver === 'virtio-blk' && (options as { path?: unknown }).path === '',
     );

@@ -74,20 +74,21 @@ function decoded(word: string): string {
   }
 }
 
-/** A member of a JSON body. @throws HttpProblem 422 unless it is of the kind asked for. */
+/** A member of a JSON body. @throws HttpProblem 422, or another status, unless it is of the kind asked for. */
 export function member<K extends 'string' | 'number' | 'boolean'>(
   body: unknown,
   name: string,
   kind: K,
+  status = 422,
 ): { string: string; number: number; boolean: boolean }[K] | undefined {
   const value = (body as Record<string, unknown> | null | undefined)?.[name];
   if (value === undefined || value === null) return undefined;
   if (typeof value === kind) return value as { string: string; number: number; boolean: boolean }[K];
-  throw new HttpProblem(422, 'member', `${name}: expected a ${kind}`);
+  throw new HttpProblem(status, 'member', `${name}: expected a ${kind}`);
 }
 
-export function neededText(body: unknown, name: string): string {
-  const value = member(body, name, 'string');
+export function neededText(body: unknown, name: string, status = 422): string {
+  const value = member(body, name, 'string', status);
   if (value !== undefined) return value;
-  throw new HttpProblem(422, 'member', `${name}: is missing`);
+  throw new HttpProblem(status, 'member', `${name}: is missing`);
 }

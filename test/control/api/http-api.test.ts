@@ -152,8 +152,8 @@ describe("Cloud Hypervisor's dialect", () => {
     expect(added).toMatchObject({ status: 200, json: { id: '_disk4', bdf: '0000:00:04.0' } });
     expect(vmm.asked).toEqual(['blkrescan 0:4:0,/dev/null,ro']);
     expect(await ask(path, 'PUT', '/api/v1/vm.add-disk', { path: '/dev/null' })).toMatchObject({ status: 409 });
-    expect((await ask(path, 'PUT', '/api/v1/vm.add-disk', { path: '/nonexistent' })).status).toBe(422);
-    expect((await ask(path, 'PUT', '/api/v1/vm.add-disk', {})).status).toBe(422);
+    expect((await ask(path, 'PUT', '/api/v1/vm.add-disk', { path: '/nonexistent' })).status).toBe(400);
+    expect((await ask(path, 'PUT', '/api/v1/vm.add-disk', {})).status).toBe(400);
   });
 
   test.each(['vm.add-net', 'vm.snapshot', 'vm.resize', 'vm.coredump', 'vm.send-migration'])(
