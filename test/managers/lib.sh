@@ -16,7 +16,7 @@ if [ -z "${MANAGERS_INSIDE:-}" ]; then
   if [ ! -d "$repo/node_modules/v86" ]; then echo "skipped: the optional package v86 is not installed"; exit 0; fi
   "$repo/test/managers/build.sh" "$managers" > /tmp/managers-build.$$ 2>&1
   status=$?
-  if [ $status = 77 ]; then echo "skipped: $(tail -1 /tmp/managers-build.$$)"; rm -f /tmp/managers-build.$$; exit 0; fi
+  if [ $status = 77 ]; then echo "skipped: $(tail -1 "/tmp/managers-build.$$")"; rm -f /tmp/managers-build.$$; exit 0; fi
   if [ $status != 0 ]; then tail -20 /tmp/managers-build.$$; rm -f /tmp/managers-build.$$; exit 1; fi
   rm -f /tmp/managers-build.$$
   if ! unshare -m -p -n --fork --mount-proc true 2> /dev/null; then echo "skipped: no namespaces here"; exit 0; fi
@@ -131,6 +131,9 @@ launch_script() {
 }
 
 finish() {
+  # For KEEP, and for a look when something failed.
+  [ "$failures" = 0 ] || tail -n 20 ./*.out ./*/log/* 2> /dev/null
+  cp -r /run/t "$scratch/run" 2> /dev/null
   echo "${0##*/}: $passes passed, $failures failed"
   [ "$failures" = 0 ]
   exit
