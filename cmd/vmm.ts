@@ -3,7 +3,7 @@
  * told to or when nothing is left to wait for.
  */
 import { defaultDeviceId } from '../control/api/device-ids.ts';
-import type { ChConfig, RunningGuest, Vmm } from '../control/api/vmm.ts';
+import type { ChConfig, LogControl, RunningGuest, Vmm } from '../control/api/vmm.ts';
 import { openApiDoor } from '../control/api-door.ts';
 import { openEventMonitor } from '../control/event-monitor.ts';
 import { EventStream } from '../control/event-stream.ts';
@@ -16,7 +16,8 @@ import { defaultApiSocket } from '../control/vm-paths.ts';
 import type { AfterEnd, ApiSocket, EventMonitorTarget, VmConfig } from '../devicemodel/core/config.ts';
 import type { PowerEvent } from '../devicemodel/core/device.ts';
 import { ExitCode, RefusedError } from '../devicemodel/core/errors.ts';
-import type { Log } from '../devicemodel/core/log.ts';
+import { type Log, LogLevel } from '../devicemodel/core/log.ts';
+import { LogTail } from '../devicemodel/core/log-tail.ts';
 import { DEFAULT_SHUTDOWN_TIMEOUT_MS } from '../devicemodel/core/vm.ts';
 import { Launch } from '../library/launcher.ts';
 import { version } from './version.ts';
@@ -34,6 +35,7 @@ export interface VmmOptions {
 export class ProcessVmm implements Vmm {
   readonly version = version();
   readonly events = new EventStream();
+  readonly log: LogControl;
   readonly #options: VmmOptions;
   readonly #doors: FrontDoor[] = [];
   /** Whether somebody can give orders to a process without a guest. */
@@ -57,6 +59,7 @@ export class ProcessVmm implements Vmm {
 
   constructor(options: VmmOptions) {
     this.#options = options;
+    this.log = controlOf(options.log);
   }
 
   // ---- for the program
@@ -252,6 +255,22 @@ export class ProcessVmm implements Vmm {
   }
 }
 
+/** From now on its newest lines are kept. */
+function controlOf(log: Log): LogControl {
+  const tail = new LogTail();
+  log.addSink(tail);
+  return {
+    tail,
+    get levels() {
+      return log.levels;
+    },
+    setLevel: (level, sink) => {
+      tail.maxLevel = Math.max(level, LogLevel.info);
+      return log.setLevel(level, sink);
+    },
+  };
+}
+
 /** 0 after a power-off, 3 after a triple fault. */
 function exitCodeOf(event: PowerEvent): ExitCode {
   return event.kind === 'poweroff' && event.by === 'triple-fault' ? ExitCode.TripleFault : ExitCode.Ok;
@@ -268,5 +287,9 @@ function chConfigOf({ memoryBytes, boot, pci }: VmConfig): ChConfig {
     const { path, ro } = options as { path: string; ro?: boolean };
     return path === '' ? [] : [{ path, readonly: ro === true, id: defaultDeviceId(driver, bdf) }];
   });
-  return { cpus: { boot_vcpus: 1, max_vcpus: 1 }, memory: { size: memoryBytes }, payload, disks };
+  const net = pci.flatMap(({ driver, options, bdf }) => {
+    const { tap } = options as { tap?: string };
+    return driver === 'virtio-net' && tap !== undefined ? [{ tap, id: defaultDeviceId(driver, bdf) }] : [];
+  });
+  return { cpus: { boot_vcpus: 1, max_vcpus: 1 }, memory: { size: memoryBytes }, payload, disks, net };
 }

@@ -9,7 +9,7 @@ export interface StreamEvent {
   readonly seq: number;
   /** Milliseconds since 1970. */
   readonly timeMs: number;
-  readonly source: 'vmm' | 'vm' | 'guest' | 'console' | 'disk' | 'api';
+  readonly source: 'vmm' | 'vm' | 'guest' | 'console' | 'disk' | 'net' | 'api';
   readonly event: string;
   readonly data?: Readonly<Record<string, unknown>>;
 }

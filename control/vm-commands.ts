@@ -30,9 +30,10 @@ function command<S extends v.GenericSchema, R>(spec: Command<S, R>): Command<S, 
 /** For the log: who asked, and why. */
 const reason = v.pipe(v.string(), v.nonEmpty());
 
+const slot = v.pipe(v.string(), v.regex(/^(\d+|\d+:\d+:\d+)$/, 'expected SLOT or BUS:SLOT:FUNCTION'));
 /** A drive of an ahci: where the controller is, and the port. */
 const drive = {
-  slot: v.pipe(v.string(), v.regex(/^(\d+|\d+:\d+:\d+)$/, 'expected SLOT or BUS:SLOT:FUNCTION')),
+  slot,
   port: v.optional(v.pipe(v.number(), v.integer(), v.minValue(0), v.maxValue(31)), 0),
 };
 
@@ -119,6 +120,18 @@ export const vmCommands = {
     summary: 'Put a medium into an empty CD drive of ahci; the guest hears of it.',
     args: v.object({ ...drive, medium: v.pipe(v.string(), v.regex(/^[^,]/, 'expected PATH[,OPTIONS]')) }),
     run: async ({ vm }, { slot, port, medium }): Promise<void> => boardOf(vm).changeMedium(slot, port, medium),
+  }),
+  'resize-disk': command({
+    summary:
+      'Make the image of a virtio-blk larger, or without a size take note of the size it has on the host now; the guest ' +
+      'hears of it. Result: the size in bytes.',
+    args: v.object({ slot, sizeBytes: v.optional(v.pipe(v.number(), v.integer(), v.minValue(1))) }),
+    run: async ({ vm }, args): Promise<number> => boardOf(vm).resizeDisk(args.slot, args.sizeBytes),
+  }),
+  'set-link': command({
+    summary: 'The cable of a virtio-net, in or out; the guest sees its link come up or go down.',
+    args: v.object({ slot, isUp: v.boolean() }),
+    run: async ({ vm }, args): Promise<void> => boardOf(vm).setLink(args.slot, args.isUp),
   }),
 };
 

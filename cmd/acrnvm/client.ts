@@ -17,23 +17,37 @@ export class ClientError extends DmError {
 /** How long a VM may take to answer. It may be busy: it shares its thread with its guest. */
 const ANSWER_TIMEOUT_MS = 30_000;
 
+type Headers = Readonly<Record<string, string>>;
+
 export interface Reply {
   readonly status: number;
   readonly text: string;
 }
 
 /** @returns the answer, whatever its status. @throws ClientError when nobody answers. */
-export async function ask(socketPath: string, method: string, path: string, body?: object): Promise<Reply> {
-  const response = await open(socketPath, method, path, body);
+export async function ask(
+  socketPath: string,
+  method: string,
+  path: string,
+  body?: object,
+  headers: Headers = {},
+): Promise<Reply> {
+  const response = await open(socketPath, method, path, body, headers);
   let text = '';
   for await (const part of response.setEncoding('utf8') as AsyncIterable<string>) text += part;
   return { status: response.statusCode ?? 0, text };
 }
 
 /** The same for an answer that is read as it comes. */
-export function open(socketPath: string, method: string, path: string, body?: object): Promise<IncomingMessage> {
+export function open(
+  socketPath: string,
+  method: string,
+  path: string,
+  body?: object,
+  headers: Headers = {},
+): Promise<IncomingMessage> {
   return new Promise((resolve, reject) => {
-    const request = httpRequest({ socketPath, method, path, agent: false }, resolve);
+    const request = httpRequest({ socketPath, method, path, headers, agent: false }, resolve);
     const timer = setTimeout(() => request.destroy(new Error('no answer')), ANSWER_TIMEOUT_MS);
     request.once('response', () => clearTimeout(timer));
     request.once('error', (cause: NodeJS.ErrnoException) => {
@@ -53,8 +67,14 @@ export function open(socketPath: string, method: string, path: string, body?: ob
 }
 
 /** @returns the answer's JSON, or text. @throws ClientError with what the VM said for an answer that is no success. */
-export async function call(socketPath: string, method: string, path: string, body?: object): Promise<unknown> {
-  const { status, text } = await ask(socketPath, method, path, body);
+export async function call(
+  socketPath: string,
+  method: string,
+  path: string,
+  body?: object,
+  headers: Headers = {},
+): Promise<unknown> {
+  const { status, text } = await ask(socketPath, method, path, body, headers);
   const value: unknown = /^\s*[{[]/.test(text) ? JSON.parse(text) : text;
   if (status < 400) return value;
   throw problemError(status, value);

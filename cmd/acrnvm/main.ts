@@ -8,19 +8,13 @@ import { parseArgs } from 'node:util';
 import { didYouMean } from '../../config/suggest.ts';
 import { vmFoldersRoot } from '../../control/vm-paths.ts';
 import { DmError, ExitCode } from '../../devicemodel/core/errors.ts';
-import {
-  ClientError,
-  call,
-  deadSocketsOfAcrnctl,
-  listVms,
-  open,
-  problemError,
-  socketOf,
-  type VmRow,
-} from './client.ts';
+import { ClientError, call, deadSocketsOfAcrnctl, listVms, socketOf, type VmRow } from './client.ts';
+import { columns } from './columns.ts';
 import { completionScript, type Verb } from './completion.ts';
 import { attachConsole } from './console.ts';
 import { examineHost } from './doctor.ts';
+import { follow } from './stream.ts';
+import { Top, topHead, topRow } from './top.ts';
 
 // ACRN's life manager powers the machine off once no command line names acrn-dm: ours may, by the folder it is in.
 process.title = 'acrnvm';
@@ -29,9 +23,14 @@ interface Invocation {
   readonly words: readonly string[];
   readonly isJson: boolean;
   readonly force: boolean;
-  readonly follow: boolean;
+  readonly isFollowing: boolean;
   readonly timeoutS: number;
   readonly since: string | undefined;
+  readonly level: string | undefined;
+  readonly sink: string | undefined;
+  readonly intervalS: number;
+  /** undefined: no end. */
+  readonly count: number | undefined;
   /** Behind `--`. */
   readonly rest: readonly string[];
 }
@@ -56,6 +55,11 @@ function needed({ words }: Invocation, at: number, what: string): string {
 
 const socket = (invocation: Invocation) => socketOf(needed(invocation, 0, 'the name of the VM'));
 
+/** What an order leaves is told where `--json` asks for it. */
+async function tellState(invocation: Invocation): Promise<undefined> {
+  if (invocation.isJson) printJson(await call(socket(invocation), 'GET', '/v1/vm'));
+}
+
 /** One order to one VM; `--json` answers with its state. */
 function order(name: string, help: string, method: string, path: string, body?: object): Command {
   return {
@@ -65,8 +69,7 @@ function order(name: string, help: string, method: string, path: string, body?: 
     takesVm: true,
     run: async (invocation) => {
       await call(socket(invocation), method, path, body);
-      if (invocation.isJson) printJson(await call(socket(invocation), 'GET', '/v1/vm'));
-      return undefined;
+      return tellState(invocation);
     },
   };
 }
@@ -127,7 +130,7 @@ const commands: readonly Command[] = [
       const slot = needed(invocation, 1, 'the slot');
       const path = needed(invocation, 2, 'the path');
       await call(socket(invocation), 'PUT', `/v1/devices/${encodeURIComponent(slot)}/disk`, { path });
-      return undefined;
+      return tellState(invocation);
     },
   },
   {
@@ -138,7 +141,37 @@ const commands: readonly Command[] = [
     run: async (invocation) => {
       const slot = needed(invocation, 1, 'the slot');
       await call(socket(invocation), 'DELETE', `/v1/devices/${encodeURIComponent(slot)}/disk`);
+      return tellState(invocation);
+    },
+  },
+  {
+    name: 'resize',
+    usage: 'resize VM SLOT [BYTES]',
+    help: 'make the image of a virtio-blk larger (1G, 512M); without a size: the host did, tell the guest',
+    takesVm: true,
+    run: async (invocation) => {
+      const slot = needed(invocation, 1, 'the slot');
+      const size = invocation.words[2];
+      const body = size === undefined ? {} : { sizeBytes: sizeOf(size) };
+      const answer = await call(socket(invocation), 'PUT', `/v1/devices/${encodeURIComponent(slot)}/size`, body);
+      if (invocation.isJson) printJson(answer);
+      else print(`${(answer as { readonly sizeBytes: number }).sizeBytes} bytes`);
       return undefined;
+    },
+  },
+  {
+    name: 'link',
+    usage: 'link VM SLOT up|down',
+    help: 'the cable of a virtio-net, in or out',
+    takesVm: true,
+    run: async (invocation) => {
+      const slot = needed(invocation, 1, 'the slot');
+      const state = needed(invocation, 2, 'up or down');
+      if (state !== 'up' && state !== 'down') {
+        throw new ClientError(`a link is up or down, not "${state}"`, { exitCode: ExitCode.Usage });
+      }
+      await call(socket(invocation), 'PUT', `/v1/devices/${encodeURIComponent(slot)}/link`, { up: state === 'up' });
+      return tellState(invocation);
     },
   },
   {
@@ -159,12 +192,29 @@ const commands: readonly Command[] = [
     run: events,
   },
   {
+    name: 'top',
+    usage: 'top [--interval S] [-n COUNT] [VM...]',
+    help: 'what VMs do now: processor, memory, disks, networks',
+    takesVm: true,
+    run: top,
+  },
+  {
+    name: 'log',
+    usage: 'log [-f] [--level LEVEL [--sink SINK]] VM',
+    help: 'its newest lines; -f: and those that come; --level: error, warn, notice, info or debug from now on',
+    takesVm: true,
+    run: log,
+  },
+  {
     name: 'metrics',
     usage: 'metrics VM',
     help: "figures in Prometheus' text format",
     takesVm: true,
     run: async (invocation) => {
-      print(String(await call(socket(invocation), 'GET', '/v1/metrics')));
+      const at = socket(invocation);
+      if (invocation.isJson) {
+        printJson(await call(at, 'GET', '/v1/metrics', undefined, { accept: 'application/json' }));
+      } else print(String(await call(at, 'GET', '/v1/metrics')));
       return undefined;
     },
   },
@@ -215,6 +265,14 @@ const commands: readonly Command[] = [
   },
 ];
 
+/** `512M` */
+function sizeOf(text: string): number {
+  const [, digits, unit = ''] = /^(\d+)([KMGT]?)$/i.exec(text) ?? [];
+  if (digits === undefined)
+    throw new ClientError(`"${text}" is no size`, { exitCode: ExitCode.Usage, hint: '512M, 1G' });
+  return Number(digits) * 1024 ** ['', 'K', 'M', 'G', 'T'].indexOf(unit.toUpperCase());
+}
+
 /** acrn-dm beside this file, in its place until it ends. */
 function startVm(argv: readonly string[]): Promise<ExitCode> {
   return new Promise((resolve, reject) => {
@@ -232,17 +290,22 @@ function startVm(argv: readonly string[]): Promise<ExitCode> {
 const POLL_MS = 100;
 
 async function stop(invocation: Invocation): Promise<ExitCode | undefined> {
-  const at = socket(invocation);
-  const { force, timeoutS } = invocation;
+  await stopAndWait(socket(invocation), invocation);
+  if (invocation.isJson) printJson({ name: invocation.words[0], state: 'ended' });
+  return undefined;
+}
+
+/** @returns once the VM is gone. @throws ClientError */
+async function stopAndWait(at: string, { force, timeoutS }: Invocation): Promise<void> {
   const body = force ? { action: 'off', force: true } : { action: 'shutdown' };
   await call(at, 'PUT', '/v1/vm/power', body);
   const deadlineMs = Date.now() + timeoutS * 1000;
   for (;;) {
     try {
       const { state } = (await call(at, 'GET', '/v1/vm')) as { readonly state: string };
-      if (state === 'ended' || state === 'none') return undefined;
+      if (state === 'ended' || state === 'none') return;
     } catch (error) {
-      if (error instanceof ClientError && error.cause !== undefined) return undefined;
+      if (error instanceof ClientError && error.cause !== undefined) return;
       throw error;
     }
     if (Date.now() > deadlineMs) {
@@ -268,25 +331,54 @@ function eventText({ time, source, event, data }: ShownEvent): string {
 
 async function events(invocation: Invocation): Promise<ExitCode | undefined> {
   const at = socket(invocation);
-  const { isJson, follow, since = '0' } = invocation;
+  const { isJson, isFollowing, since = '0' } = invocation;
   const show = (event: ShownEvent) => print(isJson ? JSON.stringify(event) : eventText(event));
-  if (!follow) {
+  if (!isFollowing) {
     for (const event of (await call(at, 'GET', `/v1/events?since=${encodeURIComponent(since)}&wait=0`)) as ShownEvent[])
       show(event);
     return undefined;
   }
-  const response = await open(at, 'GET', `/v1/events?since=${encodeURIComponent(since)}`);
-  if (response.statusCode !== 200) throw problemError(response.statusCode ?? 0, undefined);
-  let rest = '';
-  try {
-    for await (const part of response.setEncoding('utf8') as AsyncIterable<string>) {
-      const lines = (rest + part).split('\n');
-      rest = lines.pop() as string;
-      for (const line of lines)
-        if (line.startsWith('data: ')) show(JSON.parse(line.slice('data: '.length)) as ShownEvent);
-    }
-  } catch {
-    // The VM is gone: so are its events.
+  await follow(at, `/v1/events?since=${encodeURIComponent(since)}`, (event) => show(event as ShownEvent));
+  return undefined;
+}
+
+interface LogLine {
+  readonly seq: number;
+  readonly time: string;
+  readonly level: string;
+  readonly message: string;
+}
+
+async function log(invocation: Invocation): Promise<ExitCode | undefined> {
+  const at = socket(invocation);
+  const { isJson, isFollowing, level, sink } = invocation;
+  const show = (line: LogLine) =>
+    print(isJson ? JSON.stringify(line) : `${line.time} ${line.level.padEnd(6)} ${line.message}`);
+  if (level !== undefined) {
+    const { levels } = (await call(at, 'PUT', '/v1/log', sink === undefined ? { level } : { level, sink })) as {
+      readonly levels: readonly { readonly sink: string; readonly level: number }[];
+    };
+    if (isJson) printJson(levels);
+    else print(levels.map((each) => `${each.sink}: level ${each.level}`).join('\n'));
+    if (!isFollowing) return undefined;
+  }
+  // The stream first: no line between the two is missed.
+  const { lines } = (await call(at, 'GET', '/v1/log')) as { readonly lines: readonly LogLine[] };
+  for (const line of lines) show(line);
+  if (isFollowing) await follow(at, '/v1/log/stream', (line) => show(line as LogLine));
+  return undefined;
+}
+
+const CLEAR_SCREEN = '\x1b[H\x1b[2J';
+
+async function top({ words, isJson, intervalS, count }: Invocation): Promise<ExitCode | undefined> {
+  const loads = new Top(words);
+  await loads.look();
+  for (let shown = 0; count === undefined || shown < count; shown++) {
+    await sleep(intervalS * 1000);
+    const now = await loads.look();
+    if (isJson) print(JSON.stringify(now));
+    else print(`${process.stdout.isTTY === true ? CLEAR_SCREEN : ''}${columns([topHead, ...now.map(topRow)])}`);
   }
   return undefined;
 }
@@ -326,16 +418,7 @@ function table(vms: readonly VmRow[]): string {
     uptimeS === undefined ? '' : `${uptimeS} s`,
     pid === undefined ? '' : String(pid),
   ]);
-  const all = [['NAME', 'STATE', 'HYPERVISOR', 'MEMORY', 'UP', 'PID'], ...rows];
-  const widths = all[0]?.map((_, i) => Math.max(...all.map((row) => row[i]?.length ?? 0))) ?? [];
-  return all
-    .map((row) =>
-      row
-        .map((cell, i) => cell.padEnd(widths[i] ?? 0))
-        .join('  ')
-        .trimEnd(),
-    )
-    .join('\n');
+  return columns([['NAME', 'STATE', 'HYPERVISOR', 'MEMORY', 'UP', 'PID'], ...rows]);
 }
 
 function infoText(vm: VmRow, devices: readonly Device[], consoles: readonly Console[]): string {
@@ -354,6 +437,13 @@ ${commands.map((command) => `  ${command.usage.padEnd(38)} ${command.help}`).joi
 
 --json answers in JSON. Exit statuses are those of acrn-dm.`;
 
+/** @throws ClientError */
+function above0(option: string, text: string, what: string): number {
+  const value = Number(text);
+  if (value > 0) return value;
+  throw new ClientError(`${option} ${text}: not ${what}`, { exitCode: ExitCode.Usage });
+}
+
 function parse(argv: readonly string[]): Invocation {
   const dashes = argv.indexOf('--');
   const own = dashes < 0 ? argv : argv.slice(0, dashes);
@@ -366,19 +456,25 @@ function parse(argv: readonly string[]): Invocation {
         force: { type: 'boolean', short: 'f', default: false },
         timeout: { type: 'string', short: 't', default: '60' },
         since: { type: 'string' },
+        level: { type: 'string' },
+        sink: { type: 'string' },
+        interval: { type: 'string', default: '2' },
+        count: { type: 'string', short: 'n' },
         yaml: { type: 'boolean', default: false },
       },
     });
-    const timeoutS = Number(values.timeout);
-    if (!(timeoutS > 0))
-      throw new ClientError(`-t ${values.timeout}: not a time in seconds`, { exitCode: ExitCode.Usage });
+    const timeoutS = above0('-t', values.timeout, 'a time in seconds');
     return {
       words: values.yaml ? [...positionals, '--yaml'] : positionals,
       isJson: values.json,
       force: values.force,
-      follow: values.force,
+      isFollowing: values.force,
       timeoutS,
       since: values.since,
+      level: values.level,
+      sink: values.sink,
+      intervalS: above0('--interval', values.interval, 'a time in seconds'),
+      count: values.count === undefined ? undefined : above0('-n', values.count, 'a number'),
       rest: dashes < 0 ? [] : argv.slice(dashes + 1),
     };
   } catch (error) {

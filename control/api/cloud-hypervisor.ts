@@ -7,6 +7,7 @@ import { formatBdf } from '../../devicemodel/core/address.ts';
 import { CH_VERSION } from './ch-version.ts';
 import { deviceIds } from './device-ids.ts';
 import { HttpProblem } from './problem.ts';
+import { resized } from './resources.ts';
 import { type Answer, done, json, member, neededText, type Route } from './routes.ts';
 import type { ChConfig, RunningGuest, Vmm } from './vmm.ts';
 
@@ -20,7 +21,6 @@ const notHere: Readonly<Record<string, string>> = {
   'vm.nmi': 'an NMI cannot be sent to a guest',
   'vmm.nmi': 'an NMI cannot be sent to a guest',
   'vm.resize': 'memory and vCPUs of a VM do not change while it runs',
-  'vm.resize-disk': 'the size of a disk does not change while the VM runs',
   'vm.resize-zone': 'there are no memory zones',
   'vm.add-device': 'functions of the host are passed through from the start only',
   'vm.add-fs': 'there is no virtio-fs',
@@ -30,7 +30,6 @@ const notHere: Readonly<Record<string, string>> = {
   'vm.add-vsock': 'a vsock cannot be added while the VM runs',
   'vm.add-vdpa': 'there is no vDPA',
   'vm.add-user-device': 'there is no vfio-user',
-  'vm.remove-device': 'a device cannot be taken away while the VM runs',
   'vm.snapshot': 'there are no snapshots',
   'vm.restore': 'there are no snapshots',
   'vm.receive-migration': 'there is no migration',
@@ -94,6 +93,16 @@ export function cloudHypervisorRoutes(vmm: Vmm): Route[] {
       type: 'object',
       required: ['path'],
       properties: { path: { type: 'string' }, readonly: { type: 'boolean' }, id: { type: 'string' } },
+    }),
+    put('vm.resize-disk', 'Make the image of a disk larger.', resizeDisk(vmm), {
+      type: 'object',
+      required: ['id', 'desired_size'],
+      properties: { id: { type: 'string' }, desired_size: { type: 'integer' } },
+    }),
+    put('vm.remove-device', 'Take the medium out of a CD drive; nothing else can be taken away.', removeDevice(vmm), {
+      type: 'object',
+      required: ['id'],
+      properties: { id: { type: 'string' } },
     }),
     ...Object.entries(notHere).map(([name, why]) =>
       put(name, `Not possible: ${why}.`, () => {
@@ -170,6 +179,45 @@ function withConsoles(config: NonNullable<Vmm['config']>, { lines }: RunningGues
       'serial',
       fileOf((id) => id === 'com1'),
     ),
+  };
+}
+
+/** @throws HttpProblem 404 */
+function deviceOf({ config }: RunningGuest, vmm: Vmm, id: string) {
+  const ids = deviceIds(config.pci, vmm.config);
+  const slot = ids.get(id);
+  if (slot !== undefined) return { ...slot, at: `${slot.bdf.bus}:${slot.bdf.device}:${slot.bdf.function}` };
+  throw new HttpProblem(404, 'no-such-device', `there is no device "${id}"`, {
+    hint: `there are ${[...ids.keys()].join(', ')}`,
+  });
+}
+
+function resizeDisk(vmm: Vmm): Route['run'] {
+  return async ({ body }) => {
+    const id = neededText(body, 'id');
+    const wished = member(body, 'desired_size', 'number');
+    if (wished === undefined) throw new HttpProblem(422, 'member', 'desired_size: is missing');
+    const guest = bootedGuest(vmm);
+    await resized(vmm, guest, deviceOf(guest, vmm, id).at, wished);
+    return done;
+  };
+}
+
+function removeDevice(vmm: Vmm): Route['run'] {
+  return async ({ body }) => {
+    const id = neededText(body, 'id');
+    const guest = bootedGuest(vmm);
+    const { driver, at, options } = deviceOf(guest, vmm, id);
+    const { ports = [] } = options as { readonly ports?: readonly { readonly drive?: string }[] };
+    const drives = ports.flatMap(({ drive }, port) => (drive === 'cd' ? [port] : []));
+    if (drives.length === 0) {
+      throw new HttpProblem(409, 'no-hot-removal', `${id}: a ${driver} cannot be taken away while the VM runs`, {
+        hint: 'the guest can let go of it; it is gone with the next start without it',
+      });
+    }
+    for (const port of drives) await guest.commands.run('eject', { slot: at, port });
+    vmm.events.emit('disk', 'ejected', { id });
+    return done;
   };
 }
 

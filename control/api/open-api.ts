@@ -3,9 +3,9 @@ import type { Route } from './routes.ts';
 
 export function openApiDocument(routes: readonly Route[], version = '1'): object {
   const paths: Record<string, Record<string, object>> = {};
-  for (const { method, path, summary, body, isStream } of routes) {
+  for (const { method, path, summary, body, isStream, isAnswered } of routes) {
     const names = [...path.matchAll(/\{(\w+)\}/g)].map(([, name]) => name as string);
-    const success = isStream === true ? '200' : method === 'GET' ? '200' : '204';
+    const success = isStream === true || isAnswered === true || method === 'GET' ? '200' : '204';
     const operations = (paths[path] ??= {});
     operations[method.toLowerCase()] = {
       operationId: `${method.toLowerCase()}${path.replace(/[^A-Za-z0-9]+(\w?)/g, (_, next: string) => next.toUpperCase())}`,

@@ -1,5 +1,7 @@
 /** What goes wrong, as HTTP says it: RFC 9457, with the text, hint and exit status that standard error would have had. */
 
+import { ExitCode } from '../../devicemodel/core/errors.ts';
+
 /** An answer that is no success. */
 export class HttpProblem extends Error {
   readonly status: number;
@@ -61,11 +63,20 @@ function statusOf({ name, kind }: ErrorOfProgram): { readonly status: number; re
   return { status: 500, code: name === 'HostError' || name === 'HsmError' ? 'host' : 'internal' };
 }
 
+/** What the command line would end with. */
+function exitStatusOf(status: number): ExitCode {
+  if (status === 500) return ExitCode.Software;
+  return status === 400 || status === 413 || status === 422 ? ExitCode.Usage : ExitCode.Unavailable;
+}
+
 /** @param statusOfWrongState what the dialect has for it. */
 export function problemOf(error: unknown, statusOfWrongState = 409): ProblemDocument {
   if (error instanceof HttpProblem) {
     const { status, code, message, hint } = error;
-    return document(status, code, message, hint === undefined ? {} : { hint });
+    return document(status, code, message, {
+      ...(hint === undefined ? {} : { hint }),
+      exitStatus: exitStatusOf(status),
+    });
   }
   const known = (typeof error === 'object' && error !== null ? error : {}) as ErrorOfProgram;
   const { status, code } = statusOf(known);

@@ -1,14 +1,14 @@
 /** What a VM has beside Cloud Hypervisor's dialect: `/v1`. */
-import type { IncomingMessage, ServerResponse } from 'node:http';
+import type { IncomingMessage } from 'node:http';
 import type { Duplex } from 'node:stream';
 import type { StreamEvent } from '../event-stream.ts';
+import { logRoutes } from './log-routes.ts';
 import { metricsOf, metricsText } from './metrics.ts';
 import { HttpProblem } from './problem.ts';
 import { type Answer, done, json, member, neededText, type Route } from './routes.ts';
+import { bounded, serveEvents } from './server-sent.ts';
 import type { RunningGuest, Vmm } from './vmm.ts';
 
-/** What a client of a stream has not read; a client that lets more pile up is cut off. */
-const MAX_UNREAD_BYTES = 256 * 1024;
 const REASON = 'asked by the API';
 
 export function ownRoutes(vmm: Vmm, openApi: () => object): Route[] {
@@ -62,6 +62,16 @@ export function ownRoutes(vmm: Vmm, openApi: () => object): Route[] {
         },
       },
     ),
+    route(
+      'PUT',
+      '/v1/devices/{slot}/size',
+      'Make the image of a virtio-blk larger; without sizeBytes, take note of the size it has on the host.',
+      resizeDisk(vmm),
+      { isAnswered: true, body: { type: 'object', properties: { sizeBytes: { type: 'integer', minimum: 1 } } } },
+    ),
+    route('PUT', '/v1/devices/{slot}/link', 'The cable of a virtio-net, in or out.', setLink(vmm), {
+      body: { type: 'object', required: ['up'], properties: { up: { type: 'boolean' } } },
+    }),
     route('GET', '/v1/consoles', 'Serial ports and consoles, and where each is connected.', () =>
       json(needGuest(vmm).lines.map(({ id, backend }) => ({ id, backend }))),
     ),
@@ -95,6 +105,7 @@ export function ownRoutes(vmm: Vmm, openApi: () => object): Route[] {
         ? json(metricsOf(vmm))
         : { status: 200, body: metricsText(vmm), type: 'text/plain; version=0.0.4; charset=utf-8' },
     ),
+    ...logRoutes(vmm),
     route('GET', '/v1/openapi.json', 'This document.', () => json(openApi())),
   ];
 }
@@ -196,20 +207,39 @@ function ejectDisk(vmm: Vmm): Route['run'] {
   };
 }
 
+function resizeDisk(vmm: Vmm): Route['run'] {
+  return async ({ parameters, body }): Promise<Answer> => {
+    const guest = needGuest(vmm);
+    const { slot } = driveOf(guest, parameters['slot']);
+    const asked = member(body, 'sizeBytes', 'number');
+    return json({ sizeBytes: await resized(vmm, guest, slot, asked) });
+  };
+}
+
+/** @returns bytes. */
+export async function resized(vmm: Vmm, { commands }: RunningGuest, slot: string, asked: number | undefined) {
+  const sizeBytes = await commands.run('resize-disk', { slot, ...(asked === undefined ? {} : { sizeBytes: asked }) });
+  vmm.events.emit('disk', 'resized', { slot, sizeBytes });
+  return sizeBytes;
+}
+
+function setLink(vmm: Vmm): Route['run'] {
+  return async ({ parameters, body }): Promise<Answer> => {
+    const guest = needGuest(vmm);
+    const { slot } = driveOf(guest, parameters['slot']);
+    const isUp = member(body, 'up', 'boolean');
+    if (isUp === undefined) throw new HttpProblem(422, 'member', 'up: is missing');
+    await guest.commands.run('set-link', { slot, isUp });
+    vmm.events.emit('net', isUp ? 'link-up' : 'link-down', { slot });
+    return done;
+  };
+}
+
 function lineOf({ lines }: RunningGuest, id: string | undefined): RunningGuest['lines'][number] {
   const line = lines.find((candidate) => candidate.id === id);
   if (line !== undefined) return line;
   const hint = lines.length === 0 ? 'this VM has none' : `there are ${lines.map((l) => l.id).join(', ')}`;
   throw new HttpProblem(404, 'no-such-console', `there is no console "${id}"`, { hint });
-}
-
-/** What goes out to a client of a stream, as long as it reads. */
-function bounded(stream: Duplex | ServerResponse, close: () => void): (data: string | Uint8Array) => void {
-  return (data) => {
-    if (stream.destroyed) return;
-    if (stream.writableLength > MAX_UNREAD_BYTES) close();
-    else stream.write(data);
-  };
 }
 
 function events(vmm: Vmm): Route['run'] {
@@ -221,10 +251,8 @@ function events(vmm: Vmm): Route['run'] {
     const kept = vmm.events.since(since);
     if (kept === undefined) throw new HttpProblem(410, 'too-old', `events behind ${since} are not kept any more`);
     if (query.get('wait') === '0') return json(kept.map(shown));
-    response.writeHead(200, { 'content-type': 'text/event-stream', 'cache-control': 'no-store' });
-    response.flushHeaders();
-    const write = bounded(response, () => response.destroy());
-    const tell = (event: StreamEvent) => write(`id: ${event.seq}\ndata: ${JSON.stringify(shown(event))}\n\n`);
+    const write = serveEvents(response);
+    const tell = (event: StreamEvent) => write(event.seq, shown(event));
     for (const event of kept) tell(event);
     const stop = vmm.events.listen(tell);
     response.once('close', stop);

@@ -27,6 +27,8 @@ export interface Route {
   readonly body?: object;
   /** What else it may answer, beside 200 or 204 and problems. */
   readonly isStream?: boolean;
+  /** Answers with a body, although it is no GET. */
+  readonly isAnswered?: boolean;
   run(asked: Asked): Answer | 'streams' | Promise<Answer | 'streams'>;
 }
 

@@ -2,6 +2,8 @@
 import type { TappableLine } from '../../devicemodel/core/char-backend.ts';
 import type { VmConfig } from '../../devicemodel/core/config.ts';
 import type { CounterBook } from '../../devicemodel/core/counters.ts';
+import type { Log } from '../../devicemodel/core/log.ts';
+import type { LogTail } from '../../devicemodel/core/log-tail.ts';
 import type { VmState } from '../../devicemodel/core/vm-events.ts';
 import type { EventStream } from '../event-stream.ts';
 import type { VmCommands } from '../vm-commands.ts';
@@ -18,12 +20,21 @@ export interface RunningGuest {
   readonly launchedMs: number;
 }
 
+/** The log of the process. */
+export interface LogControl {
+  readonly tail: Pick<LogTail, 'lines' | 'listen'>;
+  readonly levels: Log['levels'];
+  /** @param sink undefined: all there are. @returns whether there is one. */
+  setLevel(level: number, sink?: string): boolean;
+}
+
 /** As Cloud Hypervisor writes a VM; whatever members its client gave. */
 export type ChConfig = Readonly<Record<string, unknown>>;
 
 export interface Vmm {
   readonly version: string;
   readonly events: EventStream;
+  readonly log: LogControl;
   /** The VM that there is: being built, running or ending. */
   readonly guest: RunningGuest | undefined;
   /** Of the VM that there is, or that {@link boot} would make; undefined: none was created. */

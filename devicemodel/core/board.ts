@@ -74,6 +74,13 @@ export interface Board {
    * @throws ConfigError, HostError, StorageHangError
    */
   changeMedium(slot: string, port: number, medium: string | undefined): Promise<void>;
+  /**
+   * A disk becomes larger, or has become so on the host. @param sizeBytes undefined: look. @returns its size now.
+   * @throws RefusedError, ConfigError, HostError
+   */
+  resizeDisk(slot: string, sizeBytes: number | undefined): Promise<number>;
+  /** The cable of a network device. @throws RefusedError */
+  setLink(slot: string, isUp: boolean): Promise<void>;
 }
 
 export type BoardFactory = (parts: BoardParts) => Promise<Board>;

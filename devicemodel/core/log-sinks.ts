@@ -84,7 +84,8 @@ const LEVEL_PREFIX: Readonly<Record<LogLevelName, string>> = {
 
 /** Lines on stderr, `acrn-dm: ` before each; with carriage returns while the terminal is raw. */
 export class ConsoleSink implements ClosableSink {
-  readonly maxLevel: number;
+  readonly name = 'console';
+  maxLevel: number;
   readonly #fd: number;
   readonly #needsReturn: () => boolean;
   readonly #isJson: boolean;
@@ -113,7 +114,8 @@ export class ConsoleSink implements ClosableSink {
 
 /** Records in the kernel's log, `acrn_dm: ` before each. Opened at the first line. */
 export class KmsgSink implements ClosableSink {
-  readonly maxLevel: number;
+  readonly name = 'kmsg';
+  maxLevel: number;
   readonly #path: string;
   readonly #onFailure: ((text: string) => void) | undefined;
   #fd: number | undefined;
@@ -172,7 +174,8 @@ function timestamp(): string {
 
 /** `<vm>_log_N` files of 2 MiB, the last 8 of them; a new run continues the newest. Opened at the first line. */
 export class DiskSink implements ClosableSink {
-  readonly maxLevel: number;
+  readonly name = 'disk';
+  maxLevel: number;
   readonly #directory: string;
   readonly #prefix: string;
   readonly #onFailure: ((text: string) => void) | undefined;

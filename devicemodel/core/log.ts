@@ -9,7 +9,9 @@ export type LogLevelName = keyof typeof LogLevel;
 
 /** Where lines go: console, /dev/kmsg, file. Must never throw. */
 export interface LogSink {
-  readonly maxLevel: number;
+  /** As --logger_setting has it; absent where nobody sets its level. */
+  readonly name?: 'console' | 'kmsg' | 'disk';
+  maxLevel: number;
   write(level: LogLevelName, line: string): void;
 }
 
@@ -50,6 +52,23 @@ export class Log {
   /** Replace all sinks, also for children made earlier. */
   setSinks(sinks: readonly LogSink[]): void {
     this.#sinks.splice(0, this.#sinks.length, ...sinks);
+  }
+
+  /** One more sink, also for children made earlier. */
+  addSink(sink: LogSink): void {
+    this.#sinks.push(sink);
+  }
+
+  /** The sinks that have a name, and how much each takes. */
+  get levels(): ReadonlyArray<{ readonly sink: string; readonly level: number }> {
+    return this.#sinks.flatMap(({ name, maxLevel }) => (name === undefined ? [] : [{ sink: name, level: maxLevel }]));
+  }
+
+  /** @param sink undefined: all that have a name. @returns whether there is such a sink. */
+  setLevel(level: number, sink?: string): boolean {
+    const meant = this.#sinks.filter(({ name }) => name !== undefined && (sink === undefined || name === sink));
+    for (const each of meant) each.maxLevel = level;
+    return meant.length > 0;
   }
 
   error(text: string): void {

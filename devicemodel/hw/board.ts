@@ -25,6 +25,7 @@ import { InputHub } from './input/input-hub.ts';
 import { plugInPs2 } from './input/ps2.ts';
 import { InterruptWiring } from './interrupts.ts';
 import type { HostTree } from './pci/driver.ts';
+import type { PciFunction } from './pci/function.ts';
 import { PciHost } from './pci/host.ts';
 import { attachComPort, comResources } from './pci/lpc.ts';
 import type { ManagedFunctions } from './pci/passthru/managed.ts';
@@ -391,10 +392,28 @@ class Pc implements Board {
   }
 
   async changeMedium(slot: string, port: number, medium: string | undefined): Promise<void> {
-    const [bus, device, fnNumber] = slot.includes(':') ? slot.split(':').map(Number) : [0, Number(slot), 0];
-    const at = { bus: bus as number, device: device as number, function: fnNumber as number };
     const { changeMedium } = await import('./pci/ahci/ahci.ts');
-    await changeMedium(this.pciConfig.functionAt(at), port, medium);
+    await changeMedium(this.#functionIn(slot), port, medium);
+  }
+
+  async resizeDisk(slot: string, sizeBytes: number | undefined): Promise<number> {
+    const { resizeBlock } = await import('./pci/virtio/block/block.ts');
+    return resizeBlock(this.#functionIn(slot), sizeBytes);
+  }
+
+  async setLink(slot: string, isUp: boolean): Promise<void> {
+    const { setCableOf } = await import('./pci/virtio/net/net.ts');
+    setCableOf(this.#functionIn(slot), isUp);
+  }
+
+  /** @param slot `SLOT` of bus 0, or `BUS:SLOT:FUNCTION`. */
+  #functionIn(slot: string): PciFunction | undefined {
+    const [bus, device, fnNumber] = slot.includes(':') ? slot.split(':').map(Number) : [0, Number(slot), 0];
+    return this.pciConfig.functionAt({
+      bus: bus as number,
+      device: device as number,
+      function: fnNumber as number,
+    });
   }
 
   #attachSerialPorts(): void {

@@ -8,6 +8,7 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } fr
 import { openApiDoor } from '../../control/api-door.ts';
 import { managerFolder } from '../../control/manager-folder.ts';
 import { defaultApiSocket, vmFolder } from '../../control/vm-paths.ts';
+import { tallyRead } from '../../devicemodel/core/counters.ts';
 import { ExitCode } from '../../devicemodel/core/errors.ts';
 import { FakeVmm } from '../support/fake-vmm.ts';
 import { memoryLog } from '../support/memory-log.ts';
@@ -60,6 +61,9 @@ test.each([
   [['disk', 'vm1', '4', '/disk.img,ro'], 'blkrescan 4,/disk.img,ro'],
   [['disk', 'vm1', '5@1', '/cd.iso'], 'medium of 5 port 1: /cd.iso'],
   [['eject', 'vm1', '5'], 'medium of 5 port 0: out'],
+  [['resize', 'vm1', '3', '2G'], 'size of 3: 2147483648'],
+  [['resize', 'vm1', '3'], 'size of 3: as it is'],
+  [['link', 'vm1', '4', 'down'], 'link of 4: down'],
 ])('%j is an order', async (argv, call) => {
   const result = await acrnvm(...argv);
   expect(vmm.asked).toEqual([call]);
@@ -93,6 +97,65 @@ test('prune takes the sockets that acrnctl would take for running VMs, and none 
   expect((await acrnvm('doctor')).stdout).toContain('vm7');
   expect((await acrnvm('prune')).stdout).toBe('removed: vm7\n');
   expect([dead, alive].map((path) => existsSync(path as string))).toEqual([false, true]);
+});
+
+test.each([
+  [['link', 'vm1', '4', 'sideways'], 'up or down'],
+  [['resize', 'vm1', '3', 'large'], '"large" is no size'],
+  [['top', '--interval', '0'], '--interval 0'],
+  [['log', '--level', 'loud', 'vm1'], 'error, warn, notice, info, debug'],
+])('%j is a mistake, and one line says which', async (argv, text) => {
+  const { status, stderr } = await acrnvm(...argv);
+  expect([status, stderr]).toEqual([ExitCode.Usage, expect.stringContaining(text)]);
+  expect(stderr.trimEnd().split('\n').length).toBeLessThanOrEqual(2);
+});
+
+test('log: the newest lines, and more of them from now on', async () => {
+  vmm.logTail.write('warn', 'disk full');
+  expect((await acrnvm('log', 'vm1')).stdout).toMatch(/^\d{4}-.*Z warn {3}disk full\n$/);
+  expect(JSON.parse((await acrnvm('log', 'vm1', '--json')).stdout)).toMatchObject({
+    level: 'warn',
+    message: 'disk full',
+  });
+  expect((await acrnvm('log', '--level', 'debug', 'vm1')).stdout).toBe('console: level 4\n');
+  expect((await acrnvm('log', '--level', 'error', '--sink', 'console', 'vm1')).status).toBe(0);
+  expect(vmm.calls).toEqual(['log level 5 of all', 'log level 1 of console']);
+  const refused = await acrnvm('log', '--level', 'error', '--sink', 'kmsg', 'vm1');
+  expect([refused.status, refused.stderr]).toEqual([ExitCode.Unavailable, expect.stringContaining('no log to kmsg')]);
+});
+
+test('log -f: lines as they come', async () => {
+  const child = spawn(process.execPath, [program, 'log', '-f', 'vm1'], { stdio: ['ignore', 'pipe', 'inherit'] });
+  let seen = '';
+  child.stdout.on('data', (data: Buffer) => {
+    seen += data.toString();
+  });
+  // Whatever the moment at which the client listens.
+  await until(() => {
+    vmm.logTail.write('info', 'a line');
+    return seen.includes('a line');
+  }, 'a line of the log');
+  child.kill();
+});
+
+test('top: rates between two looks', async () => {
+  const counts = vmm.counters.of('disk', '00:03.0');
+  tallyRead(counts.own, 5000);
+  const timer = setInterval(() => tallyRead(counts.own, 100), 5);
+  const { stdout } = await acrnvm('top', '-n', '1', '--interval', '0.3', '--json', 'vm1');
+  clearInterval(timer);
+  const [load] = JSON.parse(stdout) as [{ name: string; diskOpsPerS: number; diskBytesPerS: number }];
+  expect(load).toMatchObject({ name: 'vm1', state: 'running', netBytesPerS: 0 });
+  expect(load.diskOpsPerS).toBeGreaterThan(0);
+  expect(load.diskBytesPerS / load.diskOpsPerS).toBeCloseTo(100, -1);
+  expect((await acrnvm('top', '-n', '1', '--interval', '0.1')).stdout).toMatch(
+    /^NAME +STATE +CPU .*\nvm1 +running +\d+ %/,
+  );
+});
+
+test('metrics as JSON', async () => {
+  const metrics = JSON.parse((await acrnvm('metrics', 'vm1', '--json')).stdout) as { name: string }[];
+  expect(metrics.map(({ name }) => name)).toContain('acrn_vm_state');
 });
 
 describe('stop', () => {

@@ -35,6 +35,11 @@ export function fakeTarget(options: FakeTargetOptions = {}): FakeTarget {
         changeMedium: async (slot: string, port: number, medium: string | undefined) => {
           calls.push(`medium of ${slot} port ${port}: ${medium ?? 'out'}`);
         },
+        resizeDisk: async (slot: string, sizeBytes: number | undefined) => {
+          calls.push(`size of ${slot}: ${sizeBytes ?? 'as it is'}`);
+          return sizeBytes ?? 4096;
+        },
+        setLink: async (slot: string, isUp: boolean) => void calls.push(`link of ${slot}: ${isUp ? 'up' : 'down'}`),
       } as Partial<Board> as Board,
       power: {
         request: (event) => {

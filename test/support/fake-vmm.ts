@@ -5,6 +5,7 @@ import { EventStream } from '../../control/event-stream.ts';
 import type { TappableLine } from '../../devicemodel/core/char-backend.ts';
 import type { VmConfig } from '../../devicemodel/core/config.ts';
 import { CounterBook } from '../../devicemodel/core/counters.ts';
+import { LogTail } from '../../devicemodel/core/log-tail.ts';
 import type { VmState } from '../../devicemodel/core/vm-events.ts';
 import { fakeTarget } from './fake-command-target.ts';
 
@@ -12,6 +13,15 @@ export class FakeVmm implements Vmm {
   readonly version = '1.2.3';
   readonly events = new EventStream();
   readonly counters = new CounterBook();
+  readonly logTail = new LogTail();
+  readonly log: Vmm['log'] = {
+    tail: this.logTail,
+    levels: [{ sink: 'console', level: 4 }],
+    setLevel: (level, sink) => {
+      this.calls.push(`log level ${level} of ${sink ?? 'all'}`);
+      return sink !== 'kmsg';
+    },
+  };
   readonly calls: string[] = [];
   config: Vmm['config'] = { payload: { kernel: 'k' } };
   hasRun = false;
@@ -37,7 +47,7 @@ export class FakeVmm implements Vmm {
       pci: [
         blk(3, 'disk.img'),
         blk(4, ''),
-        { bdf: { bus: 0, device: 5, function: 0 }, driver: 'ahci-cd', options: {}, text: '' },
+        { bdf: { bus: 0, device: 5, function: 0 }, driver: 'ahci-cd', options: { ports: [{ drive: 'cd' }] }, text: '' },
       ],
     } as unknown as VmConfig;
     return {

@@ -79,6 +79,8 @@ function makeBoard(parts: BoardParts, trace: string[], hooks: SmallVmHooks): Boa
     pressPowerButton: () => hooks.onPowerButton?.() ?? false,
     rescanBlockDevice: async () => false,
     changeMedium: async () => {},
+    resizeDisk: async () => 0,
+    setLink: async () => {},
   };
 }
 

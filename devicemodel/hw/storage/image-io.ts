@@ -31,7 +31,8 @@ const BOUNCE_BYTES = 1 * MiB;
 
 /** Work on an image. Each thread has its own: the buffers in here are not shared. */
 export class ImageIo {
-  readonly image: DiskImage;
+  /** Its size may change; everything else stays. */
+  image: DiskImage;
   readonly #base: number;
   readonly #iov = new DataView(new ArrayBuffer(MAX_IOVECS * 16));
   readonly #iovBytes = new Uint8Array(this.#iov.buffer);
@@ -42,6 +43,11 @@ export class ImageIo {
     this.image = image;
     this.#syncFailure = new Int32Array(image.syncFailure);
     this.#base = image.base;
+  }
+
+  /** The image has this size now. */
+  resize(sizeBytes: number): void {
+    this.image = { ...this.image, sizeBytes };
   }
 
   /**

@@ -298,6 +298,45 @@ describe('resources of our own', () => {
     });
   });
 
+  test('a disk is made larger, by its name or by its slot', async () => {
+    const { path, vmm } = await serve();
+    expect((await ask(path, 'PUT', '/api/v1/vm.resize-disk', { id: '_disk3', desired_size: 8192 })).status).toBe(204);
+    expect((await ask(path, 'PUT', '/v1/devices/3/size', {})).json).toEqual({ sizeBytes: 4096 });
+    expect(vmm.asked).toEqual(['size of 0:3:0: 8192', 'size of 3: as it is']);
+    const missing = await ask(path, 'PUT', '/api/v1/vm.resize-disk', { id: '_disk9', desired_size: 8192 });
+    expect(missing.json).toMatchObject({ status: 404, hint: expect.stringContaining('_disk3'), exitStatus: 69 });
+    const noSize = await ask(path, 'PUT', '/api/v1/vm.resize-disk', { id: '_disk3' });
+    expect(noSize.json).toMatchObject({ status: 422, exitStatus: 64 });
+  });
+
+  test('remove-device takes media out, and says why nothing else goes', async () => {
+    const { path, vmm } = await serve();
+    expect((await ask(path, 'PUT', '/api/v1/vm.remove-device', { id: '_ahci_cd5' })).status).toBe(204);
+    expect(vmm.asked).toEqual(['medium of 0:5:0 port 0: out']);
+    const refused = await ask(path, 'PUT', '/api/v1/vm.remove-device', { id: '_disk3' });
+    expect(refused.json).toMatchObject({ status: 409, detail: expect.stringContaining('virtio-blk') });
+  });
+
+  test('a cable comes out and goes in', async () => {
+    const { path, vmm } = await serve();
+    expect((await ask(path, 'PUT', '/v1/devices/4/link', { up: false })).status).toBe(204);
+    expect((await ask(path, 'PUT', '/v1/devices/4/link', { up: 'no' })).status).toBe(422);
+    expect(vmm.asked).toEqual(['link of 4: down']);
+    expect(vmm.events.since(0)).toMatchObject([{ source: 'net', event: 'link-down' }]);
+  });
+
+  test('the log: its newest lines, its level, and a sink there is not', async () => {
+    const { path, vmm } = await serve();
+    vmm.logTail.write('notice', 'paused');
+    expect((await ask(path, 'GET', '/v1/log')).json).toMatchObject({
+      levels: [{ sink: 'console', level: 4 }],
+      lines: [{ seq: 1, level: 'notice', message: 'paused' }],
+    });
+    expect((await ask(path, 'PUT', '/v1/log', { level: 'debug', sink: 'console' })).status).toBe(200);
+    expect((await ask(path, 'PUT', '/v1/log', { level: 'debug', sink: 'kmsg' })).status).toBe(409);
+    expect((await ask(path, 'PUT', '/v1/log', { level: 7 })).status).toBe(422);
+  });
+
   test('the OpenAPI document has every path', async () => {
     const { path } = await serve();
     const { json } = await ask(path, 'GET', '/v1/openapi.json');

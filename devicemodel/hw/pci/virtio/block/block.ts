@@ -2,7 +2,7 @@
 import { createHash } from 'node:crypto';
 import type { AccessSize } from '../../../../core/address.ts';
 import { type CounterPage, Counters } from '../../../../core/counters.ts';
-import { ConfigError, StoppedError, StorageHangError } from '../../../../core/errors.ts';
+import { ConfigError, RefusedError, StoppedError, StorageHangError } from '../../../../core/errors.ts';
 import { describeErrno } from '../../../../core/host/errno.ts';
 import { leaveThreadBehind } from '../../../../core/host/exit-hooks.ts';
 import { closeFdAside } from '../../../../core/host/files.ts';
@@ -13,6 +13,7 @@ import { type DiskImage, openDiskImage } from '../../../storage/disk-image.ts';
 import { ImageAside } from '../../../storage/image-aside.ts';
 import { ImageIo } from '../../../storage/image-io.ts';
 import { SECTOR_BYTES } from '../../../storage/image-options.ts';
+import { imageSizeNow } from '../../../storage/image-resize.ts';
 import { definePciDriver, type PciEnv } from '../../driver.ts';
 import type { PciFunction } from '../../function.ts';
 import { DataThreads } from '../data-thread/data-thread.ts';
@@ -84,6 +85,7 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
   #aside: AsideWork | undefined;
   /** A disk is being plugged in. */
   #isPlugging = false;
+  #resizes = 0;
   #isStopped = false;
   /** What `writeback` or `writethru` asked for; a reset goes back to it. */
   #initialWriteback = false;
@@ -265,6 +267,25 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
     this.#transport?.configChanged();
   }
 
+  /**
+   * Make the disk larger, or take note of its size on the host; the guest learns of it by a configuration interrupt.
+   * @returns bytes. @throws RefusedError, ConfigError, HostError
+   */
+  async resize(wishedBytes: number | undefined): Promise<number> {
+    const backend = this.#backend;
+    if (backend === undefined) throw new RefusedError('wrong-state', 'virtio-blk: there is no disk in it');
+    const sizeBytes = await imageSizeNow(backend.image, wishedBytes);
+    if (this.#backend !== backend) throw new StoppedError(`${backend.image.path}: resized when the VM had ended`);
+    const sectors = Math.floor(sizeBytes / SECTOR_BYTES);
+    backend.resize(sizeBytes);
+    this.#threads?.set(BlockWord.SizeLow, sectors);
+    this.#threads?.set(BlockWord.SizeHigh, Math.floor(sectors / 2 ** 32));
+    this.#threads?.set(BlockWord.Resizes, ++this.#resizes);
+    this.#config.setBigUint64(Config.capacity, BigInt(sectors), true);
+    this.#transport?.configChanged();
+    return sizeBytes;
+  }
+
   readConfig(offset: number, size: AccessSize): number {
     return readBytes(this.#config, offset, size);
   }
@@ -360,6 +381,12 @@ export async function rescanBlock(fn: PciFunction, text: string): Promise<void> 
     throw new ConfigError('only a virtio-blk device can be given a disk');
   }
   await fn.device.rescan(text);
+}
+
+/** @returns the size of a disk, that was made larger or looked at. @throws RefusedError, ConfigError, HostError, asynchronously */
+export async function resizeBlock(fn: PciFunction | undefined, wishedBytes: number | undefined): Promise<number> {
+  if (fn instanceof VirtioPci && fn.device instanceof VirtioBlock) return fn.device.resize(wishedBytes);
+  throw new RefusedError('impossible', 'only a virtio-blk disk can change its size');
 }
 
 export const virtioBlk = definePciDriver({

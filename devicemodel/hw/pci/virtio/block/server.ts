@@ -3,6 +3,7 @@ import type { CounterPage } from '../../../../core/counters.ts';
 import type { Log } from '../../../../core/log.ts';
 import type { DiskImage } from '../../../storage/disk-image.ts';
 import { ImageIo } from '../../../storage/image-io.ts';
+import { SECTOR_BYTES } from '../../../storage/image-options.ts';
 import { type DataService, type QueueServer, type ServerFactory, Word } from '../data-thread/words.ts';
 import { monotonicClock } from '../ring/serve-chains.ts';
 import type { Virtqueue } from '../ring/virtqueue.ts';
@@ -25,6 +26,10 @@ export const BlockWord = {
   ReportsLength: Word.OfServer + 1,
   /** What the thread waits for: NOTE_WORDS. */
   Note: Word.OfServer + 2,
+  /** Size of the disk in sectors, the two halves; and how often it has changed, which is written last. */
+  SizeLow: Word.OfServer + 6,
+  SizeHigh: Word.OfServer + 7,
+  Resizes: Word.OfServer + 8,
 } as const;
 
 /** The note in the words of a data thread. */
@@ -36,10 +41,13 @@ class BlockServer implements QueueServer {
   readonly #backend: ImageIo;
   readonly #requests: BlockRequests;
   readonly #ring: BlockRing | undefined;
+  readonly #words: Int32Array;
   #queues: readonly Virtqueue[] = [];
+  #resizes = 0;
 
   constructor(service: BlockService, words: Int32Array, counts: CounterPage, log: Log) {
     const backend = new ImageIo(service.image);
+    this.#words = words;
     this.#backend = backend;
     this.#ring = service.usesRing ? openRing(log) : undefined;
     this.#requests = new BlockRequests(
@@ -71,7 +79,14 @@ class BlockServer implements QueueServer {
   }
 
   serve(queue: Virtqueue): boolean {
+    if (Atomics.load(this.#words, BlockWord.Resizes) !== this.#resizes) this.#resize();
     return this.#requests.serve(queue);
+  }
+
+  #resize(): void {
+    const word = (index: number) => Atomics.load(this.#words, index) >>> 0;
+    this.#resizes = word(BlockWord.Resizes);
+    this.#backend.resize((word(BlockWord.SizeHigh) * 2 ** 32 + word(BlockWord.SizeLow)) * SECTOR_BYTES);
   }
 
   onReadable(): void {

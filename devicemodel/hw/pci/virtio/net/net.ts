@@ -3,11 +3,13 @@ import { createHash } from 'node:crypto';
 import type { AccessSize, Bdf } from '../../../../core/address.ts';
 import type { Clock, Timer } from '../../../../core/clock.ts';
 import { type CounterPage, Counters } from '../../../../core/counters.ts';
+import { RefusedError } from '../../../../core/errors.ts';
 import { watchFd } from '../../../../core/host/fd-watch.ts';
 import { closeFd } from '../../../../core/host/files.ts';
 import { isTapGone, openTap, setHeaderSize, setOffload, TunOffload, tapFailure } from '../../../../core/host/tap.ts';
 import type { Log } from '../../../../core/log.ts';
 import { definePciDriver } from '../../driver.ts';
+import type { PciFunction } from '../../function.ts';
 import { DataThreads } from '../data-thread/data-thread.ts';
 import type { Virtqueue } from '../ring/virtqueue.ts';
 import {
@@ -110,7 +112,9 @@ export class VirtioNet implements VirtioDevice, NetFrameState {
   #frames: NetFrames | undefined;
   readonly #retry: Timer;
   #transport: VirtioTransport | undefined;
-  fd: number | undefined;
+  #fd: number | undefined;
+  /** As if the cable were out: somebody outside said so. */
+  #isUnplugged = false;
   #unwatch: (() => void) | undefined;
   #vhost: VhostDevice | undefined;
   #lent: readonly QueueWires[] = [];
@@ -141,6 +145,32 @@ export class VirtioNet implements VirtioDevice, NetFrameState {
     for (let i = 0; i < Config.status; i++) this.#config.setUint8(Config.mac + i, this.#wires.mac[i] as number);
   }
 
+  /** The tap, while frames go there. */
+  get fd(): number | undefined {
+    return this.#isUnplugged ? undefined : this.#fd;
+  }
+
+  /** The cable: the guest sees the link go down or come up. @throws RefusedError where the kernel moves the frames. */
+  setCable(isPluggedIn: boolean): void {
+    if (this.#vhost !== undefined) {
+      throw new RefusedError('impossible', 'virtio-net: with vhost the kernel moves the frames', {
+        hint: `ip link set ${this.#options.tap} ${isPluggedIn ? 'up' : 'down'}`,
+      });
+    }
+    if (this.#isUnplugged === !isPluggedIn) return;
+    this.#isUnplugged = !isPluggedIn;
+    if (!isPluggedIn) {
+      this.#pause();
+      this.#setLink(false);
+      // The data thread's frames come back to a device that has nowhere to send them.
+      this.#transport?.reclaimQueues();
+    } else if (this.#fd !== undefined) {
+      this.#frames?.discardWaiting(this.#fd);
+      this.#setLink(true);
+      this.#listen();
+    }
+  }
+
   attach(transport: VirtioTransport): void {
     this.#transport = transport;
   }
@@ -154,7 +184,7 @@ export class VirtioNet implements VirtioDevice, NetFrameState {
       return;
     }
     try {
-      this.fd = (this.#wires.openTap ?? openTap)(tap, this.hasHeader);
+      this.#fd = (this.#wires.openTap ?? openTap)(tap, this.hasHeader);
       this.#config.setUint16(Config.status, LINK_UP, true);
       if (this.#options.vhost) this.#openVhost();
     } catch (error) {
@@ -297,8 +327,8 @@ export class VirtioNet implements VirtioDevice, NetFrameState {
     this.#threads = undefined;
     this.#retry.cancel();
     this.#pause();
-    if (this.fd !== undefined) closeFd(this.fd);
-    this.fd = undefined;
+    if (this.#fd !== undefined) closeFd(this.#fd);
+    this.#fd = undefined;
     this.#frames?.dispose();
     this.#frames = undefined;
   }
@@ -434,21 +464,22 @@ export class VirtioNet implements VirtioDevice, NetFrameState {
 
   #tapGone(): void {
     this.#pause();
-    if (this.fd !== undefined) closeFd(this.fd);
-    this.fd = undefined;
+    if (this.#fd !== undefined) closeFd(this.#fd);
+    this.#fd = undefined;
     this.#setLink(false);
     this.#retry.arm(this.#wires.clock.nowNs() + RETRY_NS);
   }
 
   #reopen(): void {
     try {
-      this.fd = (this.#wires.openTap ?? openTap)(this.#options.tap as string, this.hasHeader);
+      this.#fd = (this.#wires.openTap ?? openTap)(this.#options.tap as string, this.hasHeader);
     } catch {
       this.#retry.arm(this.#wires.clock.nowNs() + RETRY_NS);
       return;
     }
     this.#log.notice(`tap ${this.#options.tap} is back`);
-    if (this.hasHeader) this.#negotiateOffloads(this.fd);
+    if (this.hasHeader) this.#negotiateOffloads(this.#fd);
+    if (this.#isUnplugged) return;
     this.#setLink(true);
     this.#listen();
   }
@@ -457,6 +488,14 @@ export class VirtioNet implements VirtioDevice, NetFrameState {
     this.#config.setUint16(Config.status, isUp ? LINK_UP : 0, true);
     this.#transport?.configChanged();
   }
+}
+
+/** The cable of a network device. @throws RefusedError */
+export function setCableOf(fn: PciFunction | undefined, isPluggedIn: boolean): void {
+  if (!(fn instanceof VirtioPci && fn.device instanceof VirtioNet)) {
+    throw new RefusedError('impossible', 'only virtio-net has a link');
+  }
+  fn.device.setCable(isPluggedIn);
 }
 
 export const virtioNet = definePciDriver({

@@ -16,7 +16,12 @@ import * as fc from 'fast-check';
 import { afterEach, describe, expect, test } from 'vitest';
 import { ConfigError, HostError } from '../../../../../devicemodel/core/errors.ts';
 import { checkOptions } from '../../../../../devicemodel/core/options.ts';
-import { rescanBlock, type VirtioBlock, virtioBlk } from '../../../../../devicemodel/hw/pci/virtio/block/block.ts';
+import {
+  rescanBlock,
+  resizeBlock,
+  type VirtioBlock,
+  virtioBlk,
+} from '../../../../../devicemodel/hw/pci/virtio/block/block.ts';
 import { BlockOptions, parseBlockText } from '../../../../../devicemodel/hw/pci/virtio/block/options.ts';
 import type { VirtioPci } from '../../../../../devicemodel/hw/pci/virtio/transport/transport.ts';
 import { MEMORY_DIR } from '../../../../support/memory-dir.ts';
@@ -95,6 +100,50 @@ function write(driver: VirtioDriver, sector: number | bigint, ...data: Uint8Arra
   return driver.buffer(data.length + 1)[0] as number;
 }
 const filled = (value: number, size = 512) => new Uint8Array(size).fill(value);
+
+describe('a disk that grows', () => {
+  const sizeOf = (driver: VirtioDriver) => driver.readConfig(0, 4);
+
+  test('the guest hears of its new size, and reaches what is new', async () => {
+    const path = makeImage();
+    const { driver } = await makeDisk(path);
+    driver.init();
+    expect(read(driver, SECTORS, 512)).toBe(IoError);
+    expect(driver.isr & 2).toBe(0);
+    expect(await resizeBlock(driver.fn, 2 * SECTORS * 512)).toBe(2 * SECTORS * 512);
+    expect(sizeOf(driver)).toBe(2 * SECTORS);
+    expect(driver.isr & 2).toBe(2);
+    expect(read(driver, 2 * SECTORS - 1, 512)).toBe(Ok);
+    expect(statSync(path).size).toBe(2 * SECTORS * 512);
+  });
+
+  test('so it does when the host made the file longer', async () => {
+    const path = makeImage();
+    const { driver } = await makeDisk(path);
+    truncateSync(path, 3 * SECTORS * 512);
+    expect(await resizeBlock(driver.fn, undefined)).toBe(3 * SECTORS * 512);
+    expect(sizeOf(driver)).toBe(3 * SECTORS);
+  });
+
+  test.each([
+    ['', 512, 'lose data'],
+    ['', SECTORS * 512 + 100, 'a multiple of 512'],
+    [',sectorsize=4096', SECTORS * 512 + 512, 'a multiple of 4096'],
+    [',ro', SECTORS * 1024, 'read-only'],
+    [`,range=0/${SECTORS}`, SECTORS * 1024, 'a range of it'],
+  ])('%s to %i is refused: %s', async (options, sizeBytes, why) => {
+    const path = makeImage();
+    const { driver } = await makeDisk(path + options);
+    await expect(resizeBlock(driver.fn, sizeBytes)).rejects.toThrow(why);
+    expect(statSync(path).size).toBe(SECTORS * 512);
+  });
+
+  test('a slot without a disk, and a device that is none', async () => {
+    const { driver } = await makeDisk('nodisk');
+    await expect(resizeBlock(driver.fn, 4096)).rejects.toThrow('no disk in it');
+    await expect(resizeBlock(undefined, 4096)).rejects.toThrow('only a virtio-blk');
+  });
+});
 
 describe('reading and writing', () => {
   test.each([
@@ -439,7 +488,7 @@ describe('nodisk and rescan', () => {
     driver.init();
     expect(driver.readConfig(0, 4)).toBe(0);
     expect(read(driver, 0, 512)).toBe(IoError);
-    driver.isr;
+    expect(driver.isr & 2).toBe(0);
     const path = makeImage();
     await rescanBlock(driver.fn, `${path},ro`);
     expect(machine.intx).toBe(true);

@@ -4,7 +4,7 @@ import { afterEach, describe, expect, test } from 'vitest';
 import { ConfigError } from '../../../../../devicemodel/core/errors.ts';
 import { closeFd } from '../../../../../devicemodel/core/host/files.ts';
 import { checkOptions } from '../../../../../devicemodel/core/options.ts';
-import { defaultMac, VirtioNet, virtioNet } from '../../../../../devicemodel/hw/pci/virtio/net/net.ts';
+import { defaultMac, setCableOf, VirtioNet, virtioNet } from '../../../../../devicemodel/hw/pci/virtio/net/net.ts';
 import { NetOptions, parseNetText } from '../../../../../devicemodel/hw/pci/virtio/net/options.ts';
 import { VirtioPci } from '../../../../../devicemodel/hw/pci/virtio/transport/transport.ts';
 import { socketPair } from '../../../../support/socket-pair.ts';
@@ -354,6 +354,33 @@ describe('the host', () => {
     undo.push(() => driver.fn.stop?.());
     expect(machine.lines.filter((l) => l.startsWith('warn'))).toHaveLength(1);
     expect(driver.readConfig(6, 2)).toBe(0);
+  });
+
+  test('the cable is taken out and put back: no frame passes meanwhile, and none that came is told later', async () => {
+    const { driver, machine, peer } = await makeNet();
+    driver.init();
+    driver.add(RX, [{ write: 2048 }]);
+    const { at } = driver.lastBuffers[0] as { at: number };
+    driver.kick(RX);
+    setCableOf(driver.fn, false);
+    expect([driver.readConfig(6, 2), driver.isr & 2]).toEqual([0, 2]);
+    driver.request(TX, [{ read: HEADER }, { read: frame(60, 1) }]);
+    expect(peer.receive()).toBeUndefined();
+    peer.send(frame(60, 2));
+    await settle();
+    expect(driver.takeUsed(RX)).toHaveLength(0);
+    setCableOf(driver.fn, true);
+    expect([driver.readConfig(6, 2), driver.isr & 2]).toEqual([1, 2]);
+    driver.request(TX, [{ read: HEADER }, { read: frame(60, 3) }]);
+    expect(peer.receive()).toEqual(frame(60, 3));
+    peer.send(frame(60, 4));
+    expect(await used(driver, RX, 1)).toHaveLength(1);
+    expect(driver.read(at, 72)[12]).toBe(4);
+    expect(machine.counters.of('net', 'device').values()).toMatchObject({ txFrames: 1, txDrops: 1, rxFrames: 1 });
+  });
+
+  test('only a network has a cable', () => {
+    expect(() => setCableOf(undefined, false)).toThrow('only virtio-net');
   });
 
   test('the interface goes away: the link is down and it is looked for again', async () => {

@@ -1,0 +1,23 @@
+/** Streams that a client reads as they come. Nobody waits for one that does not read: it is cut off. */
+import type { ServerResponse } from 'node:http';
+import type { Duplex } from 'node:stream';
+
+/** What a client of a stream has not read; a client that lets more pile up is cut off. */
+const MAX_UNREAD_BYTES = 256 * 1024;
+
+/** What goes out to a client of a stream, as long as it reads. */
+export function bounded(stream: Duplex | ServerResponse, close: () => void): (data: string | Uint8Array) => void {
+  return (data) => {
+    if (stream.destroyed) return;
+    if (stream.writableLength > MAX_UNREAD_BYTES) close();
+    else stream.write(data);
+  };
+}
+
+/** Begin an answer of server-sent events. @returns how to send one. */
+export function serveEvents(response: ServerResponse): (id: number, data: object) => void {
+  response.writeHead(200, { 'content-type': 'text/event-stream', 'cache-control': 'no-store' });
+  response.flushHeaders();
+  const write = bounded(response, () => response.destroy());
+  return (id, data) => write(`id: ${id}\ndata: ${JSON.stringify(data)}\n\n`);
+}
