@@ -227,8 +227,8 @@ function helpTopic(id: OptionId, value: string | undefined, drivers: readonly Pc
 
 /** An API socket that was named, and nothing that a VM would be made of. */
 function isServeOrder({ vm }: Collected): boolean {
-  const { apiSocket, slots, com, kernelPath, elfPath, ovmf, ramdiskPath, bootargs, platform } = vm;
-  const images = [kernelPath, elfPath, ovmf, ramdiskPath, bootargs].every((image) => image === undefined);
+  const { apiSocket, slots, com, kernelPath, elfPath, ovmf, biosPath, ramdiskPath, bootargs, platform } = vm;
+  const images = [kernelPath, elfPath, ovmf, biosPath, ramdiskPath, bootargs].every((image) => image === undefined);
   return (
     apiSocket !== undefined && apiSocket.kind !== 'off' && images && slots.length + com.length + platform.length === 0
   );

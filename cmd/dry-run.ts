@@ -255,7 +255,7 @@ export function formatDryRun(plan: VmPlan): string[] {
 }
 
 function bootLines(boot: BootConfig | null): string[] {
-  if (boot === null) return ['nothing: give --kernel, --ovmf or --elf_file'];
+  if (boot === null) return ['nothing: give --kernel, --ovmf, --bios or --elf_file'];
   const bootargs = 'bootargs' in boot && boot.bootargs !== undefined ? [`command line  ${boot.bootargs}`] : [];
   switch (boot.kind) {
     case 'bzimage': {
@@ -266,6 +266,8 @@ function bootLines(boot: BootConfig | null): string[] {
       const module = boot.ramdiskPath === undefined ? [] : [`module        ${boot.ramdiskPath}`];
       return [`ELF           ${boot.imagePath}`, ...module, ...bootargs];
     }
+    case 'bios':
+      return [`firmware      ${boot.imagePath}, ends at ${hex(Layout.firmwareEnd)}`];
     case 'ovmf': {
       const { image } = boot;
       const end = `ends at ${hex(Layout.firmwareEnd)}${image.writeBack ? ', variables are written back' : ''}`;

@@ -12,8 +12,8 @@ import { located, parseLpc, parseSlotText } from './slot.ts';
 import { applyOption, emptyDraft, finishDraft } from './vm-draft.ts';
 
 /**
- * What {@link launch} takes: `name`, and every option that says something about a VM. Give one of `kernel`, `elf` and
- * `ovmf`.
+ * What {@link launch} takes: `name`, and every option that says something about a VM. Give one of `kernel`, `elf`,
+ * `ovmf` and `bios`.
  */
 export type LaunchConfig = VmMembers & BoardMembers;
 
@@ -36,6 +36,8 @@ interface VmMembers {
   readonly elf?: string;
   /** `[w,]FILE` or `[w,]code=FILE,vars=FILE`. */
   readonly ovmf?: string;
+  /** Firmware of the BIOS kind, as SeaBIOS. */
+  readonly bios?: string;
   /**
    * `[BUS:]SLOT[:FUNCTION],DRIVER[,OPTIONS]` each, as in `3,virtio-blk,disk.img`. A host bridge in slot 0 and the LPC
    * bridge of the serial ports in slot 1 are added where none is named.
@@ -194,11 +196,11 @@ function comOf(text: string): ComConfig {
   return { index: Number(index) as ComConfig['index'], backend: EVENTS_BACKEND };
 }
 
-function checkImages({ kernel, elf, ovmf }: LaunchConfig): void {
-  const images = Object.entries({ kernel, elf, ovmf }).filter(([, image]) => image !== undefined);
+function checkImages({ kernel, elf, ovmf, bios }: LaunchConfig): void {
+  const images = Object.entries({ kernel, elf, ovmf, bios }).filter(([, image]) => image !== undefined);
   if (images.length === 1) return;
   const given = images.length === 0 ? 'none' : images.map(([name]) => name).join(' and ');
-  throw new ConfigError(`one of kernel, elf and ovmf is needed, ${given} is given`);
+  throw new ConfigError(`one of kernel, elf, ovmf and bios is needed, ${given} is given`);
 }
 
 function at<T>(where: string, parse: () => T): T {

@@ -149,6 +149,11 @@ export const optionTable = [
       value('ovmf', '[w,]FILE', 'UEFI firmware, or [w,]code=FILE,vars=FILE; w: changed variables are written back'),
     ),
     vm(
+      'bios',
+      'text',
+      ours(value('bios', 'FILE', 'firmware of the BIOS kind, as SeaBIOS: with --fw_cfg and hostbridge,model=i440fx')),
+    ),
+    vm(
       'elf',
       'text',
       value('elf_file', 'FILE', 'ELF image: Multiboot 1 or 2, PVH, or 32-bit as it is', { short: 'E' }),

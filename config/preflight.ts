@@ -17,7 +17,7 @@ export function problemsOf(config: VmConfig): DmError[] {
   if (config.boot === undefined) {
     problems.push(
       new ConfigError(`VM "${config.name}" has no boot image`, {
-        hint: 'give --kernel FILE, --ovmf FILE or --elf_file FILE; acrn-dm --help lists all options',
+        hint: 'give --kernel FILE, --ovmf FILE, --bios FILE or --elf_file FILE; acrn-dm --help lists all options',
       }),
     );
   }

@@ -141,8 +141,13 @@ function addSlot(
   }
   let { text } = slot;
   // Compat: as in C; but said.
-  if (text !== '' && Object.keys(driver.options.entries).length === 0) {
-    slots.ignored.push(`-s ${value}: ${driver.name} has no options, "${text}" is ignored`);
+  const words = optionWords(driver.options);
+  const hasOptions = Object.keys(driver.options.entries).length > 0;
+  const isOdd = driver.ignoresOddText === true && !words.some((word) => text.startsWith(`${word}=`));
+  if (text !== '' && (!hasOptions || isOdd)) {
+    slots.ignored.push(
+      `-s ${value}: ${driver.name} has no ${hasOptions ? 'such option' : 'options'}, "${text}" is ignored`,
+    );
     text = '';
   }
   const options = parseDriverOptions(driver, text);

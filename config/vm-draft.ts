@@ -64,6 +64,7 @@ export interface VmDraft {
   bootargs: string | undefined;
   elfPath: string | undefined;
   ovmf: OvmfImage | undefined;
+  biosPath: string | undefined;
   readonly slots: string[];
   readonly com: ComConfig[];
   cpuAffinity: readonly number[];
@@ -102,6 +103,7 @@ export function emptyDraft(wording: Wording): VmDraft {
     bootargs: undefined,
     elfPath: undefined,
     ovmf: undefined,
+    biosPath: undefined,
     slots: [],
     com: [],
     cpuAffinity: [],
@@ -145,6 +147,7 @@ const apply: Record<Exclude<VmOption['id'], PlatformOptionName>, Apply> = {
   ramdisk: (c, value) => void (c.ramdiskPath = parsePath(value)),
   bootargs: (c, value) => void (c.bootargs = parseBootargs(value)),
   ovmf: (c, value) => void (c.ovmf = parseOvmf(value)),
+  bios: (c, value) => void (c.biosPath = parsePath(value)),
   elf_file: (c, value) => void (c.elfPath = parsePath(value)),
   pci_slot: (c, value) => void c.slots.push(value),
   lpc: (c, value) => {
@@ -335,14 +338,23 @@ function pmByVuartOf(draft: VmDraft, warn: (text: string) => void): string | und
 /** Firmware goes before a kernel, a kernel before an ELF image, as in the C program. */
 function bootOf(draft: VmDraft, warn: (text: string) => void): BootConfig | undefined {
   const { spell } = draft.wording;
-  const values = { kernel: draft.kernelPath, elf_file: draft.elfPath, ramdisk: draft.ramdiskPath };
-  const ignored = (ids: readonly (keyof typeof values)[], chosen: 'ovmf' | 'kernel') => {
+  const values = {
+    kernel: draft.kernelPath,
+    elf_file: draft.elfPath,
+    ramdisk: draft.ramdiskPath,
+    bios: draft.biosPath,
+  };
+  const ignored = (ids: readonly (keyof typeof values)[], chosen: 'ovmf' | 'bios' | 'kernel') => {
     const given = ids.filter((id) => values[id] !== undefined).map(spell);
     if (given.length > 0) warn(`${given.join(', ')}: ignored, ${spell(chosen)} is what boots`);
   };
   if (draft.ovmf !== undefined) {
-    ignored(['kernel', 'elf_file', 'ramdisk'], 'ovmf');
+    ignored(['bios', 'kernel', 'elf_file', 'ramdisk'], 'ovmf');
     return { kind: 'ovmf', image: draft.ovmf };
+  }
+  if (draft.biosPath !== undefined) {
+    ignored(['kernel', 'elf_file', 'ramdisk'], 'bios');
+    return { kind: 'bios', imagePath: draft.biosPath };
   }
   if (draft.kernelPath !== undefined) {
     ignored(['elf_file'], 'kernel');

@@ -5,11 +5,11 @@ _acrn_dm() {
     -s|--pci_slot)
       case $word in
         *,*,*) ;;
-        *,*) COMPREPLY=($(compgen -P "${word%,*}," -W "hostbridge amd_hostbridge lpc ivshmem uart root-port dummy wdt-i6300esb virtio-blk virtio-net virtio-console virtio-input vhost-vsock virtio-i2c virtio-gpio virtio-gpu passthru igd-lpc ahci ahci-cd xhci virtio-rnd virtio-heci virtio-rpmb" -- "${word##*,}")) ;;
+        *,*) COMPREPLY=($(compgen -P "${word%,*}," -W "hostbridge amd_hostbridge lpc ivshmem uart root-port dummy wdt-i6300esb piix4_pm virtio-blk virtio-net virtio-console virtio-input vhost-vsock virtio-i2c virtio-gpio virtio-gpu passthru igd-lpc ahci ahci-cd xhci virtio-rnd virtio-heci virtio-rpmb" -- "${word##*,}")) ;;
       esac ;;
     *)
       case $word in
-        -*) COMPREPLY=($(compgen -W "-m --memsize --cpu_affinity --hypervisor --scenario --config -k --kernel -r --ramdisk -B --bootargs --ovmf -E --elf_file -s --pci_slot -l --lpc --windows --virtio_msi --virtio_poll --acpidev_pt --mmiodev_pt --vtpm2 --fw_cfg --debugexit --rtvm --lapic_pt --ssram --intr_monitor --enable_trusty --cmd_monitor --display --socket-group --io-timeout --shutdown-timeout --api-socket --event-monitor --on-poweroff --on-reboot --on-crash --logger_setting --log-format --dry-run --host-root --debug --list-passthru -h --help -v --version" -- "$word")) ;;
+        -*) COMPREPLY=($(compgen -W "-m --memsize --cpu_affinity --hypervisor --scenario --config -k --kernel -r --ramdisk -B --bootargs --ovmf --bios -E --elf_file -s --pci_slot -l --lpc --windows --virtio_msi --virtio_poll --acpidev_pt --mmiodev_pt --vtpm2 --fw_cfg --debugexit --rtvm --lapic_pt --ssram --intr_monitor --enable_trusty --cmd_monitor --display --socket-group --io-timeout --shutdown-timeout --api-socket --event-monitor --on-poweroff --on-reboot --on-crash --logger_setting --log-format --dry-run --host-root --debug --list-passthru -h --help -v --version" -- "$word")) ;;
         *) COMPREPLY=($(compgen -f -- "$word")) ;;
       esac ;;
   esac

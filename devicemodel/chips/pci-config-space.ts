@@ -125,6 +125,8 @@ export interface ConfigSpaceOptions {
    * the guest overwrite everything, ids included; what it writes there only the guest itself reads.
    */
   readonly otherRegisters?: 'writable' | 'read-only';
+  /** I/O BARs keep the upper 16 bits, too (PCI 3.0 §6.2.5.1 lets a PC leave them out). Default false. */
+  readonly wideIoBars?: boolean;
 }
 
 export interface CapabilityOptions {
@@ -152,6 +154,7 @@ export class ConfigSpace {
   #lastCapability = 0;
   #lastExtended = 0;
   #extendedEnd = STANDARD_SIZE;
+  readonly #ioAddressMask: number;
   #msiControl = 0;
   #msixControl = 0;
   #sealed: Uint8Array | undefined;
@@ -163,7 +166,8 @@ export class ConfigSpace {
   onControlWritten: (() => void) | undefined;
 
   constructor(options: ConfigSpaceOptions = {}) {
-    const { sizeBytes = STANDARD_SIZE, headerType = 0, otherRegisters = 'writable' } = options;
+    const { sizeBytes = STANDARD_SIZE, headerType = 0, otherRegisters = 'writable', wideIoBars = false } = options;
+    this.#ioAddressMask = wideIoBars ? 0xffff_ffff : 0xffff;
     this.sizeBytes = sizeBytes;
     this.#barEnd = Cfg.Bar0 + (headerType === 1 ? 2 : 6) * 4;
     this.bytes = new Uint8Array(sizeBytes);
@@ -342,7 +346,8 @@ export class ConfigSpace {
     }
     let flags: number = kind === 'io' ? BarFlag.Io : kind === 'mem64' ? BarFlag.Mem64 : 0;
     if (kind !== 'io' && spec.prefetchable === true) flags |= BarFlag.Prefetchable;
-    const lowMask = kind === 'io' ? (0x1_0000 - sizeBytes) & 0xffff : sizeBytes > 0xffffffff ? 0 : -sizeBytes >>> 0;
+    const ioMask = this.#ioAddressMask & -sizeBytes;
+    const lowMask = kind === 'io' ? ioMask >>> 0 : sizeBytes > 0xffffffff ? 0 : -sizeBytes >>> 0;
     const highMask =
       sizeBytes > 0xffffffff ? (0x1_0000_0000 - Math.floor(sizeBytes / 0x1_0000_0000)) >>> 0 : 0xffffffff;
     this.#bars[index] = { spec, flags, lowMask, highMask, initialAddress: address };

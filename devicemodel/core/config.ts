@@ -89,7 +89,9 @@ export type BootConfig =
       /** Handed to a Multiboot image as its module. */
       readonly ramdiskPath?: string;
     }
-  | { readonly kind: 'ovmf'; readonly image: OvmfImage };
+  | { readonly kind: 'ovmf'; readonly image: OvmfImage }
+  /** Firmware of a PC, as SeaBIOS. */
+  | { readonly kind: 'bios'; readonly imagePath: string };
 
 export type OvmfImage =
   | { readonly form: 'single'; readonly path: string; readonly writeBack: boolean }

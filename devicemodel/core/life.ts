@@ -3,7 +3,7 @@
  * within a life; a full reset needs another one.
  */
 import type { Board, BoardFactory } from './board.ts';
-import type { GuestSoftware } from './boot/loader.ts';
+import { type GuestSoftware, isFirmware } from './boot/loader.ts';
 import type { VmConfig } from './config.ts';
 import type { CounterBook } from './counters.ts';
 import type { PowerEvent } from './device.ts';
@@ -366,7 +366,7 @@ export class Life {
   /** Firmware starts at its reset vector again and finds its own way; a kernel is entered where it asked. */
   #wakeRegs(): VcpuRegs {
     const start = this.#startRegs as VcpuRegs;
-    if (this.#config.boot?.kind === 'ovmf') return start;
+    if (isFirmware(this.#config.boot)) return start;
     const vector = (this.#memory as GuestMemory).readU32(Layout.acpiWakingVector);
     const selector = (vector >>> 4) & 0xffff;
     return {

@@ -4,9 +4,9 @@
  */
 
 import type { Ns16550 } from '../chips/ns16550.ts';
-import { formatBdf } from '../core/address.ts';
+import { formatBdf, type Port } from '../core/address.ts';
 import type { Board, BoardFactory, BoardParts } from '../core/board.ts';
-import { splitRam } from '../core/boot/loader.ts';
+import { isFirmware, splitRam } from '../core/boot/loader.ts';
 import type { PciSlotConfig, PlatformDeviceConfig } from '../core/config.ts';
 import type { CounterBook } from '../core/counters.ts';
 import type { Device } from '../core/device.ts';
@@ -225,7 +225,7 @@ class Pc implements Board {
     const env = {
       keep: kept.keep,
       hsm,
-      machine: { memory, vcpuCount, ...splitRam(config.memoryBytes) },
+      machine: { memory, vcpuCount, ...splitRam(config.memoryBytes), firmwareConsole: firmwareConsole(config) },
       hostRoot: this.#options.hostTree?.root ?? '',
       window: new MmioWindow(),
       reserveIrq: (irq: number) => this.#reserveIrq(irq),
@@ -275,33 +275,27 @@ class Pc implements Board {
     const { memory, hsm, vcpuCount, config } = this.#parts;
     const lapicIds = this.#options.lapicIds(vcpuCount);
     const routes = this.pciConfig.interruptRoutes();
-    const tables = [
-      ...buildMpTable({
-        lapicIds,
-        lapicPassthrough: config.lapicPt,
-        routes,
-        sciGsi: SCI_GSI,
+    const acpi = buildAcpi(
+      acpiInput({
+        cpus: lapicIds.map((lapicId, vcpu) => ({ lapicId, ...readCpuStates(hsm, vcpu) })),
+        isRtvm: config.rtvm,
+        contributors: this.#contributors(),
+        hasIsaBridge: config.pci.some((slot) => slot.driver === 'lpc'),
+        buses: [
+          {
+            bus: 0,
+            lastBus: this.pciConfig.lastBus,
+            ioWindow: this.pciConfig.windows().io,
+            routes,
+            functions: this.pciConfig.aml(),
+          },
+        ],
+        functionTables: this.pciConfig.tables(),
       }),
-      ...buildAcpi(
-        acpiInput({
-          cpus: lapicIds.map((lapicId, vcpu) => ({ lapicId, ...readCpuStates(hsm, vcpu) })),
-          isRtvm: config.rtvm,
-          contributors: this.#contributors(),
-          hasIsaBridge: config.pci.some((slot) => slot.driver === 'lpc'),
-          buses: [
-            {
-              bus: 0,
-              lastBus: this.pciConfig.lastBus,
-              ioWindow: this.pciConfig.windows().io,
-              routes,
-              functions: this.pciConfig.aml(),
-            },
-          ],
-          functionTables: this.pciConfig.tables(),
-        }),
-      ),
-    ];
-    for (const table of tables) memory.write(table.gpa, table.bytes);
+    );
+    const mp = buildMpTable({ lapicIds, lapicPassthrough: config.lapicPt, routes, sciGsi: SCI_GSI });
+    for (const table of [...mp, ...acpi]) memory.write(table.gpa, table.bytes);
+    for (const device of this.#optional) device.tablesWritten?.(acpi);
   }
 
   guestStarted(): void {
@@ -349,7 +343,7 @@ class Pc implements Board {
 
   resume(): void {
     // Firmware is entered at its reset vector again and asks CMOS why.
-    if (this.#parts.config.boot?.kind === 'ovmf') this.#rtc.markS3Resume();
+    if (isFirmware(this.#parts.config.boot)) this.#rtc.markS3Resume();
     for (const device of this.#devices) device.resume?.();
   }
 
@@ -430,4 +424,11 @@ class Pc implements Board {
       this.#serial.push(uart);
     }
   }
+}
+
+/** Where firmware without a screen of its own talks to people. */
+function firmwareConsole({ boot, com, pci }: BoardParts['config']): Port | undefined {
+  const com1 = com.find(({ index }) => index === 1);
+  if (boot?.kind !== 'bios' || com1 === undefined || !pci.some((slot) => slot.driver === 'lpc')) return undefined;
+  return comResources(com1).port;
 }

@@ -10,6 +10,7 @@ import { amdHostBridge, hostBridge } from './pci/host-bridge.ts';
 import { ivshmem } from './pci/ivshmem.ts';
 import { lpc } from './pci/lpc.ts';
 import { igdLpcInfo, passthruInfo } from './pci/passthru/options.ts';
+import { piix4Pm } from './pci/piix4-pm.ts';
 import { rootPort } from './pci/root-port.ts';
 import { pciUart } from './pci/uart.ts';
 import { blockInfo } from './pci/virtio/block/options.ts';
@@ -64,6 +65,7 @@ export const pciDrivers: readonly PciDriverEntry[] = [
   eager(rootPort),
   eager(dummy),
   eager(wdtI6300esb),
+  eager(piix4Pm),
   lazy(blockInfo, async () => (await import('./pci/virtio/block/block.ts')).virtioBlk),
   lazy(netInfo, async () => (await import('./pci/virtio/net/net.ts')).virtioNet),
   lazy(consoleInfo, async () => (await import('./pci/virtio/console/console.ts')).virtioConsole),

@@ -25,6 +25,11 @@ const MIN_RAM_BYTES = MiB;
 /** Legacy VGA window: not RAM to the CPU, but RAM to ACRN's User VMs, which have no VGA. */
 const VgaHole = { base: 0xa_0000, size: 0x2_0000 } as const;
 const FOUR_GIB = 0x1_0000_0000;
+/** The CPU takes large pages only with it, those of PAE, too: guests that set PAE alone (memtest86+) would find none. */
+const CR4_PSE = 1 << 4;
+/** Of CS at the reset vector (Intel SDM vol. 3, 9.1.4), and with the same bytes below 1 MiB. */
+const RESET_CS_BASE = 0xffff_0000;
+const LOW_RESET_CS_BASE = 0xf_0000;
 
 interface Window {
   readonly base: Gpa;
@@ -105,7 +110,8 @@ export class SoftEngine implements CpuEngine {
     cpu.setRegisters(
       [regs.rax, regs.rcx, regs.rdx, regs.rbx, regs.rsp, regs.rbp, regs.rsi, regs.rdi].map((r) => u32(r)),
     );
-    const csBase = u32(regs.cs.base);
+    // Its CPU executes from RAM only: firmware is started where the first megabyte shows the reset vector.
+    const csBase = u32(regs.cs.base) === RESET_CS_BASE ? LOW_RESET_CS_BASE : u32(regs.cs.base);
     cpu.setSegment('cs', {
       selector: regs.cs.selector,
       base: csBase,
@@ -135,7 +141,7 @@ export class SoftEngine implements CpuEngine {
     cpu.setMode({
       cr0,
       cr3: u32(regs.cr3),
-      cr4: u32(regs.cr4),
+      cr4: u32(regs.cr4) | CR4_PSE,
       flags: u32(regs.rflags),
       ip: (csBase + u32(regs.rip)) >>> 0,
       is32: isProtected && (regs.cs.attributes & 0x4000) !== 0, // D/B

@@ -54,7 +54,7 @@ test('the console is events unless something else is said', () => {
 
 test('what the command line would warn of is in the notices', () => {
   const { notices } = vmConfigOf({ name: 'vm', kernel: 'k', pci: ['0,hostbridge,x'] });
-  expect(notices).toEqual([{ level: 'warn', text: expect.stringContaining('hostbridge has no options') }]);
+  expect(notices).toEqual([{ level: 'warn', text: expect.stringContaining('hostbridge has no such option') }]);
 });
 
 describe('what is wrong is said with the name of the member', () => {
@@ -64,7 +64,7 @@ describe('what is wrong is said with the name of the member', () => {
     [{ name: 'vm', kernel: 'k', memory: 256 }, /^memory: /],
     [{ name: 'vm', kernel: 'k', memory: '256' }, /^memory: "256" has no unit$/],
     [{ name: 'a name that is too long', kernel: 'k' }, /^name: VM name/],
-    [{ name: 'vm' }, /^one of kernel, elf and ovmf is needed, none is given$/],
+    [{ name: 'vm' }, /^one of kernel, elf, ovmf and bios is needed, none is given$/],
     [{ name: 'vm', kernel: 'k', ovmf: 'o' }, /kernel and ovmf is given$/],
     [{ name: 'vm', kernel: '' }, /^kernel: the file name is empty$/],
     [{ name: 'vm', kernel: 'k', pci: ['3,nonsense'] }, /^pci: -s 3,nonsense: unknown device/],
@@ -100,6 +100,7 @@ describe('every option of the table', () => {
     ramdisk: ['r', 'r'],
     bootargs: ['quiet', 'quiet'],
     ovmf: ['w,f', 'w,f'],
+    bios: ['b', 'b'],
     elf: ['e', 'e'],
     pci: [['3,virtio-rnd', '4,virtio-blk,d'], '3,virtio-rnd', '4,virtio-blk,d'],
     com: [['com2,pty', 'com1'], 'com2,pty', 'com1'],
@@ -148,7 +149,7 @@ describe('every option of the table', () => {
     if (sample === undefined) throw new TypeError(`a sample of ${option.key} is missing here`);
     const [value, ...words] = sample;
     const [companion, companionValue, ...companionWords] = beside[option.key] ?? ['', undefined];
-    const isImage = ['kernel', 'elf', 'ovmf'].includes(option.key);
+    const isImage = ['kernel', 'elf', 'ovmf', 'bios'].includes(option.key);
     const image = isImage || companion === 'kernel' ? {} : { kernel: 'k' };
     const base = { name: 'vm', com: [], ...image, ...(companion === '' ? {} : { [companion]: companionValue }) };
     const baseWords = [...BRIDGES, ...('kernel' in image ? ['-k', 'k'] : []), ...companionWords, 'vm'];

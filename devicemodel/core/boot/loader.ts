@@ -7,6 +7,7 @@ import type { VcpuRegs } from '../hsm/hsm.ts';
 import { Layout } from '../layout.ts';
 import { type Log, silentLog } from '../log.ts';
 import type { GuestMemory } from '../memory.ts';
+import { biosRegion, checkBios, loadBios } from './bios.ts';
 import { checkBzImage, loadBzImage } from './bzimage.ts';
 import { checkElf, loadElf } from './elf.ts';
 import { OvmfFirmware } from './ovmf.ts';
@@ -37,6 +38,11 @@ export function splitRam(memoryBytes: number): Pick<E820Input, 'lowRamBytes' | '
   return { lowRamBytes, highRamBytes: memoryBytes - lowRamBytes };
 }
 
+/** It starts at the reset vector, and again after S3. */
+export function isFirmware(boot: BootConfig | undefined): boolean {
+  return boot?.kind === 'ovmf' || boot?.kind === 'bios';
+}
+
 /** Look at the images, and leave them as they are. @throws ConfigError as {@link openSoftware} */
 export function checkSoftware(boot: BootConfig, ram: E820Input): void {
   const looked: BootConfig = boot.kind === 'ovmf' ? { ...boot, image: { ...boot.image, writeBack: false } } : boot;
@@ -65,6 +71,9 @@ export function openSoftware(boot: BootConfig, ram: E820Input, log: Log): GuestS
         close: () => firmware.close(),
       };
     }
+    case 'bios':
+      checkBios(boot);
+      return { ...nothing, regions: [biosRegion], load: (memory) => loadBios(boot, memory, log) };
     default:
       throw new BugError(`boot form ${(boot as { kind: string }).kind}`);
   }

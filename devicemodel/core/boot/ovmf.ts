@@ -28,6 +28,7 @@ import type { Log } from '../log.ts';
 import type { GuestMemory } from '../memory.ts';
 import { alignUp, KiB, MiB } from '../units.ts';
 import { badImage, fileError, ImageFile, type ImageRole, withImage } from './image-file.ts';
+import { RESET_REGS } from './reset-vector.ts';
 
 type OvmfConfig = Extract<BootConfig, { kind: 'ovmf' }>;
 
@@ -42,14 +43,6 @@ const REGION_ALIGN = 2 * MiB;
 const SINGLE: ImageRole = { option: '--ovmf', what: 'firmware image', maxBytes: IMAGE_BYTES_MAX };
 const CODE: ImageRole = { option: '--ovmf', what: 'firmware code image', maxBytes: CODE_BYTES_MAX };
 const VARS: ImageRole = { option: '--ovmf', what: 'firmware variables image', maxBytes: VARS_BYTES_MAX };
-
-/** Real mode at the reset vector, 16 bytes below 4 GiB (Intel SDM volume 3, §9.1.4). */
-const RESET_VECTOR = Layout.firmwareEnd - 16;
-const RESET_REGS: VcpuRegs = {
-  cr0: 0x30n, // ET, NE
-  cs: { selector: 0xf000, base: BigInt(RESET_VECTOR - (RESET_VECTOR % 0x1_0000)), limit: 0xffff, attributes: 0x9f },
-  rip: BigInt(RESET_VECTOR % 0x1_0000),
-};
 
 /** The files of an image in memory order; the first one holds the variables. */
 function parts(boot: OvmfConfig): readonly { readonly path: string; readonly role: ImageRole }[] {

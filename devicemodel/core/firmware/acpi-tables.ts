@@ -10,7 +10,7 @@ import { alignUp } from '../units.ts';
 import { AddressSpace } from './aml-resources.ts';
 import type { DeviceTable, InterruptOverride } from './contribution.ts';
 import { type DsdtInput, dsdtBody } from './dsdt.ts';
-import { ascii, checksum, Gas, GasAccess, table } from './tables.ts';
+import { AcpiHeader, ascii, checksum, Gas, GasAccess, table } from './tables.ts';
 
 /** ACPI fixed hardware, as the FADT tells of it; the registers are those of the devices that say so (hw/platform). */
 export interface FixedHardware {
@@ -311,6 +311,49 @@ function facs(): Uint8Array {
 
 function dsdt(input: AcpiInput): Uint8Array {
   return table({ signature: 'DSDT', revision: 2, oemTableId: 'DMDSDT  ' }, Uint8Array.from(dsdtBody(input)));
+}
+
+/** Where a table says the address of another one. */
+export interface TablePointer {
+  readonly offset: number;
+  readonly sizeBytes: 4 | 8;
+}
+
+/** Pointers to other tables in a table of {@link buildAcpi}, none of them 0. */
+export function tablePointers({ signature, bytes }: PlacedTable): TablePointer[] {
+  const list = (sizeBytes: 4 | 8) =>
+    Array.from({ length: (bytes.length - AcpiHeader.size) / sizeBytes }, (_, i) => ({
+      offset: AcpiHeader.size + i * sizeBytes,
+      sizeBytes,
+    }));
+  const at = (offset: number, sizeBytes: 4 | 8) => ({ offset, sizeBytes });
+  switch (signature) {
+    case 'RSDP':
+      return [at(Rsdp.offsets.rsdt, 4), at(Rsdp.offsets.xsdt, 8)];
+    case 'RSDT':
+      return list(4);
+    case 'XSDT':
+      return list(8);
+    case 'FACP': {
+      const { facs, dsdt, xFacs, xDsdt } = Fadt.offsets;
+      return [at(facs, 4), at(dsdt, 4), at(xFacs, 8), at(xDsdt, 8)].map((p) => ({
+        ...p,
+        offset: AcpiHeader.size + p.offset,
+      }));
+    }
+    default:
+      return [];
+  }
+}
+
+/** Sums in a table of {@link buildAcpi}: where each is, and over how many of the first bytes. */
+export function tableChecksums({ signature, bytes }: PlacedTable): { offset: number; length: number }[] {
+  if (signature === 'FACS') return [];
+  if (signature !== 'RSDP') return [{ offset: AcpiHeader.offsets.checksum, length: bytes.length }];
+  return [
+    { offset: Rsdp.offsets.checksum, length: RSDP_V1_BYTES },
+    { offset: Rsdp.offsets.extendedChecksum, length: Rsdp.size },
+  ];
 }
 
 /** Tables that devices may bring, with their fixed places; others go behind the DSDT. */

@@ -110,7 +110,7 @@ export class BarDecoder {
       if (end > Layout.pciIo.end) return 'it is beyond the last port';
       if (base < CONFIG_PORTS.end && CONFIG_PORTS.base < end) return 'configuration ports are there';
     } else {
-      const isLow = base >= Layout.pciMem32.base && end <= Layout.pciMem32.end;
+      const isLow = [Layout.pciMem32, Layout.pciMem32Firmware].some((w) => base >= w.base && end <= w.end);
       if (!isLow && !(base >= 4 * GiB && end <= ADDRESS_LIMIT)) return 'no PCI memory is there';
       if (this.#options.memory.regions.some((ram) => base < ram.base + ram.size && ram.base < end))
         return 'RAM is there';

@@ -9,6 +9,7 @@ import type { InterruptLine, MsiSink, PowerControl } from '../../core/device.ts'
 import type { ConfigError } from '../../core/errors.ts';
 import type { Aml } from '../../core/firmware/aml.ts';
 import type { Hsm, HypervisorOffers } from '../../core/hsm/hsm.ts';
+import type { IoBus } from '../../core/io-bus.ts';
 import type { Log } from '../../core/log.ts';
 import type { GuestMemory } from '../../core/memory.ts';
 import type { OptionSchema } from '../../core/options.ts';
@@ -87,6 +88,8 @@ export interface PciEnv {
    * @param part which one, for a device with several: the number of a port.
    */
   counters<K extends CounterKind>(kind: K, part?: number): Counters<K>;
+  /** For a function with registers that move ports of its own; absent in tests. */
+  readonly pio?: IoBus;
   /** Which host functions are passed through from; default: this machine, in earnest. */
   readonly hostTree?: HostTree;
   /** For what takes long. */
@@ -129,6 +132,8 @@ export interface PciDriverInfo<S extends OptionSchema = OptionSchema> {
   readonly options: S;
   /** At most one in a machine. */
   readonly isSingle?: boolean;
+  /** Text that begins with none of its options is ignored, as that of drivers without options: C reads none of it. */
+  readonly ignoresOddText?: boolean;
   /** It has a bus below it, for slots `BUS:0:FUNCTION` of other drivers. */
   readonly isBridge?: boolean;
   /** Its functions need I/O ports of the host: they are placed before all others of their bus. */

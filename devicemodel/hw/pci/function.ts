@@ -36,6 +36,8 @@ export interface LegacyRange extends AddressRange {
 /** A function emulated here. */
 export interface EmulatedPciFunction extends PciFunctionBase, Device {
   readonly backing: 'device-model';
+  /** For the host bridge of firmware that takes I/O BARs without their upper 16 bits for larger ones than there are ports. */
+  readonly needsWideIoBars?: boolean;
   /** Decoded whenever its space is, if nothing else is there. Not gated. */
   readonly legacyRanges?: readonly LegacyRange[];
   /** For a function that may have to make a vCPU wait: while it is closed no access to BARs or configuration gets here. */

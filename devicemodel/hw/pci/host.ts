@@ -80,6 +80,7 @@ export class PciHost implements Device, PciConfigAccess {
   #isRouted = false;
   #ecam: Registration | undefined;
   #isConfigured = false;
+  #hasWideIoBars = false;
 
   constructor(options: PciHostOptions) {
     this.#options = options;
@@ -127,6 +128,9 @@ export class PciHost implements Device, PciConfigAccess {
     this.#order = [...this.#slots.values()].sort((a, b) => rank(a) - rank(b));
     this.#numberBuses();
     for (const slot of this.#order) this.#make(slot);
+    this.#hasWideIoBars = this.#order.some(
+      ({ function: fn }) => fn?.backing === 'device-model' && fn.needsWideIoBars === true,
+    );
     for (const [i, slot] of this.#order.entries()) {
       this.#place(slot);
       if (this.#order[i + 1]?.bdf.bus !== slot.bdf.bus) this.#finishBus();
@@ -422,6 +426,7 @@ export class PciHost implements Device, PciConfigAccess {
     const config = new ConfigSpace({
       sizeBytes: fn.configBytes ?? 256,
       headerType: fn.identity.headerType === 1 ? 1 : 0,
+      wideIoBars: this.#hasWideIoBars,
     });
     slot.config = config;
     const isHosts = fn.backing === 'passthrough';
@@ -448,7 +453,7 @@ export class PciHost implements Device, PciConfigAccess {
   }
 
   #create(slot: Slot, where: string): PciFunction {
-    const { pio: _pio, mmio: _mmio, router, counterBook = new CounterBook(), ...shared } = this.#options;
+    const { mmio: _mmio, router, counterBook = new CounterBook(), ...shared } = this.#options;
     const env: PciEnv = {
       ...shared,
       bdf: slot.bdf,

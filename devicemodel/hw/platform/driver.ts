@@ -3,7 +3,7 @@
  * option, its schema, and how it is made. Parsing, help and the option reference follow from it.
  */
 import type * as v from 'valibot';
-import type { Gpa } from '../../core/address.ts';
+import type { Gpa, Port } from '../../core/address.ts';
 import type { PlatformDeviceConfig } from '../../core/config.ts';
 import type { Hsm } from '../../core/hsm/hsm.ts';
 import type { KeptOverLives } from '../../core/kept-over-lives.ts';
@@ -22,6 +22,8 @@ export interface PlatformEnv {
     readonly lowRamBytes: number;
     readonly highRamBytes: number;
     readonly vcpuCount: number;
+    /** Port of the serial line that firmware shows its text on; absent where it has others. */
+    readonly firmwareConsole?: Port | undefined;
   };
   /** Where the host's files are, for a host other than this one. */
   readonly hostRoot?: string;

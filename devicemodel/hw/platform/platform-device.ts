@@ -1,4 +1,5 @@
 import type { Device } from '../../core/device.ts';
+import type { PlacedTable } from '../../core/firmware/acpi-tables.ts';
 import type { TableContributor } from '../../core/firmware/contribution.ts';
 import type { E820Range } from '../../core/firmware/e820.ts';
 import type { IoBus, Registration } from '../../core/io-bus.ts';
@@ -7,6 +8,8 @@ import type { IoBus, Registration } from '../../core/io-bus.ts';
 export interface PlatformDevice extends Device, TableContributor {
   /** @returns one registration per range, for the teardown stack. @throws BugError if a range is taken. */
   attach(pio: IoBus, mmio: IoBus): Registration[];
+  /** The firmware tables are in guest memory: at every writing of them, before the guest runs. */
+  tablesWritten?(acpi: readonly PlacedTable[]): void;
   /** Memory that is not RAM although it may be within it: software SRAM. */
   readonly reservedMemory?: E820Range;
 }

@@ -5,6 +5,7 @@
 import { type AccessSize, allOnes, type Gpa, hex } from '../../../core/address.ts';
 import type { IoRegion } from '../../../core/device.ts';
 import { GuestFault } from '../../../core/errors.ts';
+import type { PlacedTable } from '../../../core/firmware/acpi-tables.ts';
 import { device, integer, name, text } from '../../../core/firmware/aml.ts';
 import { io, resourceTemplate } from '../../../core/firmware/aml-resources.ts';
 import type { DeviceAml } from '../../../core/firmware/contribution.ts';
@@ -14,6 +15,7 @@ import type { Log } from '../../../core/log.ts';
 import type { GuestMemory } from '../../../core/memory.ts';
 import { addr, struct, u32 } from '../../../core/struct.ts';
 import type { PlatformDevice } from '../platform-device.ts';
+import { acpiFiles } from './acpi-files.ts';
 import { contentOf, type FwCfgFile, MAX_FILE_BYTES } from './file.ts';
 
 /** Ports, from the first: selector (16 bits, written), data (8 bits, read), DMA address (64 bits, big endian). */
@@ -40,6 +42,7 @@ export interface FwCfgEnv {
     readonly lowRamBytes: number;
     readonly highRamBytes: number;
     readonly vcpuCount: number;
+    readonly firmwareConsole?: number | undefined;
   };
 }
 
@@ -69,9 +72,25 @@ export class FwCfg implements PlatformDevice, IoRegion {
     items.set(Key.ramSize, little(8, machine.lowRamBytes + machine.highRamBytes));
     items.set(Key.cpuCount, little(2, machine.vcpuCount));
     items.set(Key.maxCpus, little(2, machine.vcpuCount));
+    this.#list([]);
+    this.reset();
+  }
+
+  /** Firmware puts ACPI tables where it has room for them. */
+  tablesWritten(acpi: readonly PlacedTable[]): void {
+    this.#list(acpiFiles(acpi));
+  }
+
+  /** Items for all files, and the directory of them. */
+  #list(more: readonly { readonly name: string; readonly content: Uint8Array }[]): void {
+    const { machine } = this.#env;
+    const items = this.#items;
     const map = buildE820(machine).filter((entry) => entry.size > 0);
+    const { firmwareConsole: port } = machine;
     const files = [
       { name: 'etc/e820', content: Buffer.concat(map.map((entry) => E820Entry.encode(entry))) as Uint8Array },
+      ...(port === undefined ? [] : [{ name: 'etc/sercon-port', content: little(2, port) }]),
+      ...more,
       ...this.#files.map((file) => ({ name: file.name, content: contentOf(file) })),
     ].sort((a, b) => (a.name < b.name ? -1 : 1));
     const directory = new Uint8Array(4 + DIRECTORY_ENTRY_BYTES * files.length);
@@ -85,7 +104,6 @@ export class FwCfg implements PlatformDevice, IoRegion {
       items.set(Key.firstFile + i, file.content);
     }
     items.set(Key.directory, directory);
-    this.reset();
   }
 
   reset(): void {

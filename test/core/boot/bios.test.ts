@@ -1,0 +1,55 @@
+/** Firmware of the BIOS kind in guest memory. */
+import { join } from 'node:path';
+import { describe, expect, test } from 'vitest';
+import { checkSoftware, isFirmware, openSoftware, splitRam } from '../../../devicemodel/core/boot/loader.ts';
+import { silentLog } from '../../../devicemodel/core/log.ts';
+import { GuestMemory } from '../../../devicemodel/core/memory.ts';
+import { GiB, KiB, MiB } from '../../../devicemodel/core/units.ts';
+import { file, noise, temporaryDirectory } from '../../support/images.ts';
+
+const ram = splitRam(128 * MiB);
+
+function load(sizeBytes: number) {
+  const image = noise('bios', sizeBytes);
+  const imagePath = file(temporaryDirectory(), 'bios.bin', image);
+  const software = openSoftware({ kind: 'bios', imagePath }, ram, silentLog);
+  const memory = new GuestMemory([
+    { base: 0, bytes: new Uint8Array(1 * MiB), hostAddress: undefined },
+    ...software.regions.map((r) => ({ base: r.base, bytes: new Uint8Array(r.sizeBytes), hostAddress: undefined })),
+  ]);
+  return { image, memory, regs: software.load(memory) };
+}
+
+describe('in memory', () => {
+  // Mutation: 128 KiB of it below 1 MiB, as other machines show it, and SeaBIOS runs into zeros: it copies nothing.
+  test.each([128 * KiB, 256 * KiB, 512 * KiB])('%i bytes end at 4 GiB, and their last 256 KiB at 1 MiB', (size) => {
+    const { image, memory } = load(size);
+    expect(Buffer.compare(memory.read(4 * GiB - size, size), image)).toBe(0);
+    const low = Math.min(size, 256 * KiB);
+    expect(Buffer.compare(memory.read(1 * MiB - low, low), image.subarray(size - low))).toBe(0);
+    expect(memory.read(1 * MiB - low - 16, 16).every((byte) => byte === 0)).toBe(true);
+  });
+
+  test('the CPU starts at the reset vector, in real mode', () => {
+    const { regs } = load(128 * KiB);
+    expect(Number(regs.cs.base) + Number(regs.rip)).toBe(4 * GiB - 16);
+    expect(regs.cr0 & 1n).toBe(0n);
+  });
+});
+
+describe('refused', () => {
+  const check = (imagePath: string) => () => checkSoftware({ kind: 'bios', imagePath }, ram);
+
+  test('what is no whole number of 64 KiB, too large, empty or not there', () => {
+    const dir = temporaryDirectory();
+    expect(check(file(dir, 'odd', noise('a', 100_000)))).toThrow(/--bios: .*odd has 100000 bytes, not a multiple/);
+    expect(check(file(dir, 'large', new Uint8Array(2 * MiB + 64 * KiB)))).toThrow(/--bios: .*too large/);
+    expect(check(file(dir, 'empty', new Uint8Array(0)))).toThrow(/--bios: .*is empty/);
+    expect(check(join(dir, 'none'))).toThrow(/--bios: .*none cannot be opened/);
+  });
+});
+
+test('after S3 firmware starts at its reset vector again, a kernel does not', () => {
+  expect(isFirmware({ kind: 'bios', imagePath: '' })).toBe(true);
+  expect(isFirmware({ kind: 'elf', imagePath: '', bootargs: undefined })).toBe(false);
+});
