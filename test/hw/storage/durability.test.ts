@@ -158,7 +158,6 @@ class RingDisk implements VirtioDevice {
     const state = {
       backend: new ImageIo(image),
       isWriteback,
-      reportsLength: true,
       serial: new Uint8Array(20),
       runsBesideDriver: true,
     };

@@ -8,8 +8,6 @@ export interface BlockRequestState {
   readonly backend: ImageIo | undefined;
   /** Writes stay in the host's cache until a flush: only if the driver knows how to flush. */
   readonly isWriteback: boolean;
-  /** Compat: legacy drivers see a used length of 1 for every request, as from the C device model. */
-  readonly reportsLength: boolean;
   /** 20 bytes of ASCII. */
   readonly serial: Uint8Array;
   /** The driver goes on while requests are served: it did not kick through the request page. */
