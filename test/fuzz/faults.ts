@@ -290,6 +290,8 @@ export interface FaultOptions {
   readonly minutes?: number | undefined;
   /** So many at most. */
   readonly count?: number | undefined;
+  /** Leave out so many of the order, which a run that was ended came to. */
+  readonly from?: number | undefined;
   /** Only faults whose line has this in it: `resets main open 3 EACCES`. */
   readonly only?: string | undefined;
 }
@@ -303,14 +305,18 @@ export async function fuzzFaults(options: FaultOptions): Promise<{ faults: numbe
     rmSync(folder, { recursive: true, force: true });
     for (const name of readdirSync('/dev/shm')) if (name.startsWith(sharedPrefix)) rmSync(join('/dev/shm', name));
   };
+  const findings: string[] = [];
+  let [tried, reached] = [0, 0];
+  const { only, minutes, from = 0 } = options;
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
     process.once(signal, () => {
       removeAll();
+      console.log(
+        `ended by ${signal}: ${tried} were tried, ${findings.length} findings; --from ${from + tried} goes on`,
+      );
       process.exit(128 + constants.signals[signal]);
     });
   }
-  const findings: string[] = [];
-  let [tried, reached] = [0, 0];
   try {
     await build({
       entryPoints: [join(import.meta.dirname, 'faults/preload.ts')],
@@ -321,7 +327,6 @@ export async function fuzzFaults(options: FaultOptions): Promise<{ faults: numbe
       logLevel: 'error',
     });
     const all: Fault[] = [];
-    const { only, minutes } = options;
     for (const scenario of scenarios) {
       if (only === undefined || only.startsWith(scenario.name)) all.push(...(await faultsOf(scenario, place, random)));
     }
@@ -330,7 +335,8 @@ export async function fuzzFaults(options: FaultOptions): Promise<{ faults: numbe
       random,
     );
     const of = queue.length;
-    if (options.count !== undefined) queue.splice(0, of - options.count);
+    queue.splice(of - from, from);
+    if (options.count !== undefined) queue.splice(0, queue.length - options.count);
     const endMs = minutes === undefined ? Number.POSITIVE_INFINITY : performance.now() + minutes * 60_000;
     const work = async () => {
       for (let fault = queue.pop(); fault !== undefined && performance.now() < endMs; fault = queue.pop()) {
@@ -347,7 +353,7 @@ export async function fuzzFaults(options: FaultOptions): Promise<{ faults: numbe
         const problems = run.problems(outcome, fault);
         if (problems.length > 0 || (only !== undefined && options.count === undefined)) {
           const said = outcome.stderr.trim().split('\n').slice(-14).join('\n    ');
-          const line = `${describe(fault)}: ${problems.join('; ') || `status ${outcome.status}`}\n    ${said}`;
+          const line = `${from + tried} of ${of}: ${describe(fault)}: ${problems.join('; ') || `status ${outcome.status}`}\n    ${said}`;
           console.log(line);
           if (problems.length > 0) findings.push(line);
         }

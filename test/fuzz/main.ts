@@ -1,11 +1,12 @@
 /**
  * npm run fuzz [-- --seed N --steps N --device NAME --coverage FOLDER]
- * npm run fuzz -- --device faults [--seed N --minutes M --only TEXT]
+ * npm run fuzz -- --device faults [--seed N --minutes M --from N --only TEXT]
  *
  * Devices: `platform` is the whole PC board on a made-up hypervisor; `ahci` the SATA controller with its drives; `xhci` the
  * USB controller; any other name is the beginning of the names of virtio devices (`virtio-blk`, `virtio-net-modern`, `gpu`,
  * …). Without one: all virtio devices. `faults` is about the host: each
- * call that the program makes fails (faults.ts), for M minutes or until all of them did.
+ * call that the program makes fails (faults.ts), for M minutes or until all of them did; `--from` goes on where a run with
+ * the same seed was ended.
  * The same seed does the same again; without one the clock gives it. With `--coverage` the end of the run tells how much
  * of the files in FOLDER it reached, `devicemodel/hw/pci` for one.
  */
@@ -19,6 +20,7 @@ const { values } = parseArgs({
     device: { type: 'string' },
     coverage: { type: 'string' },
     minutes: { type: 'string' },
+    from: { type: 'string' },
     only: { type: 'string' },
   },
 });
@@ -37,7 +39,7 @@ const startMs = performance.now();
 try {
   const result =
     values.device === 'faults'
-      ? await fuzzFaults({ seed, minutes, only: values.only })
+      ? await fuzzFaults({ seed, minutes, from: Number(values.from ?? 0), only: values.only })
       : values.device === 'platform'
         ? await fuzzPlatform(seed, steps)
         : values.device === 'ahci'
