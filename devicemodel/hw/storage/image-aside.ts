@@ -4,20 +4,29 @@
  * never answers keeps a buffer of ours and no memory of a VM that may be gone.
  *
  * One piece of work at a time, of at most {@link MAX_ASIDE_BYTES}: a disk that hangs keeps one thread of the few.
+ *
+ * Neither is the thread kept for long by a copy, which on memory that was not touched lately can take twenty times as long
+ * as on other: what is done at once is done by small pieces for a millisecond, and a piece of work is no larger than what
+ * is copied in about that time. Of a file system only one small piece is read at once: RWF_NOWAIT does not wait for the
+ * medium, but reads ahead, which with a window of 8 MiB takes 30 ms of whoever comes to its edge.
  */
+import type { Clock } from '../../core/clock.ts';
 import { HostError } from '../../core/errors.ts';
 import type { GuestBuffers } from '../../core/guest-buffers.ts';
 import { discardBlocksAside } from '../../core/host/block-device.ts';
 import { Errno } from '../../core/host/errno.ts';
 import { punchHoleAside, readAtAside, readCachedAt, writeAtAside } from '../../core/host/files.ts';
 import { type Mapping, map } from '../../core/host/mapping.ts';
-import { alignDown, alignUp, MiB } from '../../core/units.ts';
+import { alignDown, alignUp, KiB } from '../../core/units.ts';
 import type { ImageIo } from './image-io.ts';
 
 /** Bytes of one piece of work. */
-export const MAX_ASIDE_BYTES = 1 * MiB;
-/** What `transferNow` answers for work that could wait. No errno is negative. */
-export const WOULD_WAIT = -1;
+export const MAX_ASIDE_BYTES = 256 * KiB;
+/** Bytes copied between two looks at the clock, and when that is over. */
+export const NOW_BYTES = 64 * KiB;
+const NOW_NS = 1_000_000;
+/** What `transferNow` answers for work that could wait. */
+export const WOULD_WAIT = 0;
 
 export class ImageAside {
   readonly #io: ImageIo;
@@ -26,21 +35,44 @@ export class ImageAside {
   /** The kernel reads or writes the buffer. */
   #isBufferLent = false;
   #isDisposed = false;
+  readonly #clock: Pick<Clock, 'nowNs'>;
   /** One struct iovec. */
   readonly #iov = new BigUint64Array(2);
   readonly #iovBytes = new Uint8Array(this.#iov.buffer);
 
-  constructor(io: ImageIo) {
+  constructor(io: ImageIo, clock: Pick<Clock, 'nowNs'>) {
     this.#io = io;
+    this.#clock = clock;
     this.#unit = io.image.isDirect ? io.image.logicalSectorBytes : 1;
   }
 
-  /** As {@link ImageIo.transfer}, if that cannot wait. @returns 0, an errno, or {@link WOULD_WAIT}: nothing is done then. */
+  /**
+   * As {@link ImageIo.transfer}, as far as that cannot wait, and for about a millisecond.
+   * @param count not 0.
+   * @returns bytes that are done, from the first; a negative errno; {@link WOULD_WAIT}: not even the first piece.
+   */
   transferNow(buffers: GuestBuffers, bufferAt: number, count: number, offset: number, isWrite: boolean): number {
     const io = this.#io;
-    if (io.image.neverWaits || count === 0) return io.transfer(buffers, bufferAt, count, offset, isWrite);
-    if (isWrite || io.image.isDirect || !io.knowsCached) return WOULD_WAIT;
-    if (buffers.ram.hasHostAddresses) return io.readCached(buffers, bufferAt, count, offset) ? 0 : WOULD_WAIT;
+    if (!io.image.neverWaits) {
+      if (isWrite || io.image.isDirect || !io.knowsCached || count > NOW_BYTES) return WOULD_WAIT;
+      return this.#readCached(buffers, bufferAt, count, offset);
+    }
+    // The clock is not free: a small one is one piece.
+    if (count <= NOW_BYTES) return -io.transfer(buffers, bufferAt, count, offset, isWrite) || count;
+    const endNs = this.#clock.nowNs() + NOW_NS;
+    for (let done = 0; ; ) {
+      const piece = Math.min(count - done, NOW_BYTES);
+      const errno = io.transfer(buffers, bufferAt + done, piece, offset + done, isWrite);
+      if (errno !== 0) return -errno;
+      done += piece;
+      if (done === count || this.#clock.nowNs() >= endNs) return done;
+    }
+  }
+
+  /** @returns as `transferNow`: all of it, or nothing. */
+  #readCached(buffers: GuestBuffers, bufferAt: number, count: number, offset: number): number {
+    const io = this.#io;
+    if (buffers.ram.hasHostAddresses) return io.readCached(buffers, bufferAt, count, offset) ? count : WOULD_WAIT;
     const buffer = this.#takeBuffer();
     if (buffer === undefined) return WOULD_WAIT;
     const { bytes, address } = buffer;
@@ -48,7 +80,7 @@ export class ImageAside {
     this.#iov[1] = BigInt(count);
     if (readCachedAt(io.image.fd, this.#iovBytes, 1, io.image.base + offset) !== count) return WOULD_WAIT;
     buffers.copyIn(bufferAt, bytes, 0, count);
-    return 0;
+    return count;
   }
 
   /**

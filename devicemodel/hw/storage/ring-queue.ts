@@ -9,6 +9,7 @@ import { watchFd } from '../../core/host/fd-watch.ts';
 import { IoUring, UringFlag, UringOp } from '../../core/host/io-uring.ts';
 import { type Mapping, map } from '../../core/host/mapping.ts';
 import { KiB, MiB } from '../../core/units.ts';
+import { NOW_BYTES } from './image-aside.ts';
 import type { ImageIo } from './image-io.ts';
 import {
   DrainWaiters,
@@ -32,8 +33,10 @@ const FSYNC_DATASYNC = 1;
 const PUNCH_HOLE_KEEP_SIZE = 0x03;
 /** Copied from and to the host's memory on this thread between two kicks; the rest is copied by the kernel's threads. */
 const MAX_COPY_BYTES = 1 * MiB;
+/** For how long. */
+const MAX_COPY_NS = 1_000_000;
 /** From this size on it is. */
-const MAX_CACHED_READ_BYTES = 256 * KiB;
+const MAX_MEMORY_BYTES = 256 * KiB;
 /** A request the kernel had no memory for is made this often. */
 const MAX_TRIES = 16;
 
@@ -64,11 +67,14 @@ export class RingQueue implements ImageQueue {
   #isPrepared = false;
   #isReaping = false;
   #copiedBytes = 0;
+  #copyUntilNs = 0;
+  readonly #clock: Clock;
   #again: NodeJS.Immediate | undefined;
 
   /** @throws HostError where the kernel has no io_uring or does not let us. */
   constructor(io: ImageIo, clock: Clock) {
     this.#io = io;
+    this.#clock = clock;
     this.#uring = new IoUring(QUEUE_CAPACITY);
     try {
       this.#iovecs = map(QUEUE_CAPACITY * MAX_PIECES * IOVEC_BYTES, 'disk requests');
@@ -112,7 +118,7 @@ export class RingQueue implements ImageQueue {
     } else if (!io.isDirectlyUsable(buffers, 0, count, offset, op === ImageOp.Write)) {
       this.#copied.submit(request);
       return;
-    } else if (io.image.neverWaits && this.#isSmall(count)) {
+    } else if (io.image.neverWaits && count <= MAX_MEMORY_BYTES && this.#mayCopy(count)) {
       request.done(io.transfer(buffers, 0, count, offset, op === ImageOp.Write));
       return;
     } else if (op === ImageOp.Read && this.#isCached(request)) {
@@ -123,8 +129,11 @@ export class RingQueue implements ImageQueue {
   }
 
   /** Whether so much may be copied by this thread. */
-  #isSmall(count: number): boolean {
-    if (count > MAX_CACHED_READ_BYTES || this.#copiedBytes + count > MAX_COPY_BYTES) return false;
+  #mayCopy(count: number): boolean {
+    if (this.#copiedBytes + count > MAX_COPY_BYTES) return false;
+    const nowNs = this.#clock.nowNs();
+    if (this.#copiedBytes === 0) this.#copyUntilNs = nowNs + MAX_COPY_NS;
+    else if (nowNs >= this.#copyUntilNs) return false;
     this.#copiedBytes += count;
     return true;
   }
@@ -132,7 +141,7 @@ export class RingQueue implements ImageQueue {
   /** Read what the host has in its cache, without waiting. @returns whether that was all of it. */
   #isCached({ buffers, count, offset }: ImageRequest): boolean {
     const io = this.#io;
-    if (io.image.isDirect || !io.knowsCached || !this.#isSmall(count)) return false;
+    if (io.image.isDirect || !io.knowsCached || count > NOW_BYTES || !this.#mayCopy(count)) return false;
     return io.readCached(buffers, 0, count, offset);
   }
 
@@ -168,8 +177,9 @@ export class RingQueue implements ImageQueue {
     const at = slot.doneBytes;
     const pieces = buffers.toIovecs(at, count - at, !isWrite, this.#iov, first, first + MAX_PIECES);
     slot.askedBytes = buffers.iovBytes;
-    // Where the host's cache is between, a thread of the kernel copies: some file systems would wait in the call itself.
-    const aside = isWrite && !image.isDirect ? UringFlag.Async : 0;
+    // Where the host's cache is between, a thread of the kernel copies: some file systems would wait in the call itself,
+    // and what is read ahead is (image-aside.ts).
+    const aside = !image.isDirect && (isWrite || count > NOW_BYTES) ? UringFlag.Async : 0;
     const address = this.#iovAddress + first * IOVEC_BYTES;
     const code = (isWrite ? UringOp.Writev : UringOp.Readv) | (aside << 8);
     uring.prepare(code, image.fd, address, pieces, image.base + offset + at, slot.isDsync ? RWF_DSYNC : 0, index);

@@ -43,7 +43,7 @@ export class SlicedQueue implements ImageQueue {
   /** @param onSliceEnd requests that were done may have submitted others elsewhere. */
   constructor(io: ImageIo, clock: Clock, onSliceEnd?: () => void) {
     this.#io = io;
-    this.#aside = new ImageAside(io);
+    this.#aside = new ImageAside(io, clock);
     this.#onSliceEnd = onSliceEnd;
     this.#clock = clock;
     this.#timer = clock.createTimer(() => this.kick());
@@ -91,13 +91,13 @@ export class SlicedQueue implements ImageQueue {
     }
     const isWrite = op === ImageOp.Write;
     const part = Math.min(count - at, MAX_ASIDE_BYTES);
-    const errno = this.#aside.transferNow(buffers, at, part, offset + at, isWrite);
-    if (errno === WOULD_WAIT) {
+    const done = part === 0 ? 0 : this.#aside.transferNow(buffers, at, part, offset + at, isWrite);
+    if (done === WOULD_WAIT && part > 0) {
       const isWanted = () => !this.#isDisposed;
       const work = this.#aside.transfer(buffers, at, part, offset + at, isWrite, isWanted);
       this.#goAway(work, (later) => this.#moved(request, part, later));
     } else {
-      this.#moved(request, part, errno);
+      this.#moved(request, Math.max(done, 0), Math.max(-done, 0));
     }
     return part;
   }

@@ -223,7 +223,8 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
     }
     const backend = new ImageIo(image);
     this.#backend = backend;
-    this.#aside = new AsideWork(new ImageAside(backend), () => this.#lookAtQueues());
+    const { clock } = this.#transport as VirtioTransport;
+    this.#aside = new AsideWork(new ImageAside(backend, clock), () => this.#lookAtQueues());
     if (this.#requests !== undefined) this.#requests.aside = this.#aside;
     this.#initialWriteback = options.writeback;
     this.#offersFlush = options.writeback;

@@ -6,7 +6,7 @@ import { type CounterPage, DiskCount, newPage, tally, tallyRead, tallyWrite } fr
 import { describeErrno } from '../../../../core/host/errno.ts';
 import type { Log } from '../../../../core/log.ts';
 import { GiB, MiB } from '../../../../core/units.ts';
-import { WOULD_WAIT } from '../../../storage/image-aside.ts';
+import { MAX_ASIDE_BYTES, WOULD_WAIT } from '../../../storage/image-aside.ts';
 import type { ImageIo } from '../../../storage/image-io.ts';
 import { SECTOR_BYTES } from '../../../storage/image-options.ts';
 import type { Chain } from '../ring/chain.ts';
@@ -24,6 +24,7 @@ import {
   RequestType,
 } from './protocol.ts';
 import type { BlockRequestState } from './request-state.ts';
+import { ReusedTransfer, type Transfer } from './transfer.ts';
 import { Work } from './work-note.ts';
 
 /** Serial numbers are this long; longer buffers are cleared up to here. */
@@ -58,6 +59,7 @@ export class BlockRequests implements ChainServer {
   /** Requests and parts of requests so far; wraps at 2^31. */
   served = 0;
 
+  readonly #transfers = new ReusedTransfer();
   readonly #ring: BlockRing | undefined;
   /** This thread must not wait for storage: what could wait goes on there. */
   aside: AsideWork | undefined;
@@ -150,13 +152,13 @@ export class BlockRequests implements ChainServer {
 
   #in(queue: Virtqueue, chain: Chain, backend: ImageIo, sector: number, count: number): number {
     if (!isInside(backend.image, sector, count)) return this.#done(queue, chain, BlkStatus.IoError, 0);
-    const offset = sector * SECTOR_BYTES;
-    if (this.#begin(queue, chain, backend, 0, count, offset, false)) return count;
-    if (this.aside !== undefined) return this.#transferAside(this.aside, queue, chain, backend, count, offset, false);
+    const transfer = this.#transfers.of(queue, chain, backend, sector * SECTOR_BYTES, count, false);
+    if (this.#begin(transfer)) return count;
+    if (this.aside !== undefined) return this.#transferAside(this.aside, transfer);
     const at = chain.progress;
     const part = Math.min(count - at, SLICE_BYTES);
     this.#state.note?.set(Work.Read, sector + at / SECTOR_BYTES, part);
-    const errno = backend.transfer(chain, at, part, offset + at, false);
+    const errno = backend.transfer(chain, at, part, transfer.offset + at, false);
     if (errno === 0 && at + part < count) this.#parkAt(queue, chain, at + part);
     else this.#readDone(queue, chain, backend, count, errno);
     return part;
@@ -170,9 +172,10 @@ export class BlockRequests implements ChainServer {
 
   #out(queue: Virtqueue, chain: Chain, backend: ImageIo, sector: number, count: number): number {
     if (!isInside(backend.image, sector, count)) return this.#done(queue, chain, BlkStatus.IoError, 0);
-    const offset = sector * SECTOR_BYTES;
-    if (this.#begin(queue, chain, backend, HEADER_BYTES, count, offset, true)) return count;
-    if (this.aside !== undefined) return this.#transferAside(this.aside, queue, chain, backend, count, offset, true);
+    const transfer = this.#transfers.of(queue, chain, backend, sector * SECTOR_BYTES, count, true);
+    const { offset } = transfer;
+    if (this.#begin(transfer)) return count;
+    if (this.aside !== undefined) return this.#transferAside(this.aside, transfer);
     const at = chain.progress;
     const part = Math.min(count - at, SLICE_BYTES);
     this.#state.note?.set(Work.Write, sector + at / SECTOR_BYTES, part);
@@ -224,67 +227,44 @@ export class BlockRequests implements ChainServer {
   // Requests of a thread that must not wait.
 
   /** As the rest of `#in` and `#out`. @returns the cost of a slice where the part goes on beside this thread. */
-  #transferAside(
-    aside: AsideWork,
-    queue: Virtqueue,
-    chain: Chain,
-    backend: ImageIo,
-    count: number,
-    offset: number,
-    isWrite: boolean,
-  ): number {
+  #transferAside(aside: AsideWork, transfer: Transfer): number {
+    const { chain, backend, offset, count, isWrite } = transfer;
     const at = chain.progress;
-    const part = Math.min(count - at, SLICE_BYTES);
+    const part = Math.min(count - at, MAX_ASIDE_BYTES);
     const chainAt = isWrite ? HEADER_BYTES + at : at;
     this.#state.note?.set(isWrite ? Work.Write : Work.Read, (offset + at) / SECTOR_BYTES, part);
-    let errno = aside.image.transferNow(chain, chainAt, part, offset + at, isWrite);
-    const isSynced = isWrite && at + part < count && !this.#state.isWriteback;
-    if (errno === WOULD_WAIT) {
-      const work = aside.image.transfer(chain, chainAt, part, offset + at, isWrite, aside.isWanted);
-      this.#goOnAside(
-        aside,
-        queue,
-        chain,
-        backend,
-        count,
-        at + part,
-        isWrite,
-        isSynced ? syncAfter(work, aside) : work,
-      );
+    const done = part === 0 ? 0 : aside.image.transferNow(chain, chainAt, part, offset + at, isWrite);
+    if (done === WOULD_WAIT && part > 0) {
+      this.#goOnAside(aside, { ...transfer }, at, part);
       return SLICE_BYTES;
     }
-    if (errno === 0 && isSynced) errno = backend.sync();
-    this.#partDone(queue, chain, backend, count, at + part, isWrite, errno);
-    return part;
+    const end = at + Math.max(done, 0);
+    let errno = Math.max(-done, 0);
+    if (errno === 0 && this.#needsSync(transfer, at, end)) errno = backend.sync();
+    this.#partDone(transfer, end, errno);
+    // Not all of it: the time of the slice was over.
+    return done < part ? SLICE_BYTES : part;
   }
 
-  // On its own, as what its function captures is allocated.
-  #goOnAside(
-    aside: AsideWork,
-    queue: Virtqueue,
-    chain: Chain,
-    backend: ImageIo,
-    count: number,
-    progress: number,
-    isWrite: boolean,
-    work: Promise<number>,
-  ): void {
-    aside.begin(work, (errno) => {
-      this.#partDone(queue, chain, backend, count, progress, isWrite, errno);
+  /** The medium gets each slice of a large write at once: a sync of gigabytes at the end could not be cut. */
+  #needsSync({ count, isWrite }: Transfer, at: number, end: number): boolean {
+    const isSlice = Math.floor(at / SLICE_BYTES) < Math.floor(end / SLICE_BYTES);
+    return isWrite && isSlice && end < count && !this.#state.isWriteback;
+  }
+
+  #goOnAside(aside: AsideWork, transfer: Transfer, at: number, part: number): void {
+    const { queue, chain, offset, isWrite } = transfer;
+    const chainAt = isWrite ? HEADER_BYTES + at : at;
+    const isSynced = this.#needsSync(transfer, at, at + part);
+    const work = aside.image.transfer(chain, chainAt, part, offset + at, isWrite, aside.isWanted);
+    aside.begin(isSynced ? syncAfter(work, aside) : work, (errno) => {
+      this.#partDone(transfer, at + part, errno);
       queue.publish();
     });
   }
 
   /** @param progress bytes of the request that are done if `errno` is 0. */
-  #partDone(
-    queue: Virtqueue,
-    chain: Chain,
-    backend: ImageIo,
-    count: number,
-    progress: number,
-    isWrite: boolean,
-    errno: number,
-  ): void {
+  #partDone({ queue, chain, backend, count, isWrite }: Transfer, progress: number, errno: number): void {
     if (errno === 0 && progress < count) this.#parkAt(queue, chain, progress);
     else if (isWrite) this.#writeDone(queue, chain, backend, count, errno, this.#state.isWriteback);
     else this.#readDone(queue, chain, backend, count, errno);
@@ -320,15 +300,8 @@ export class BlockRequests implements ChainServer {
   // Requests in the ring.
 
   /** Let the kernel go on with the request, where that is better than waiting for it. @returns false when it is not. */
-  #begin(
-    queue: Virtqueue,
-    chain: Chain,
-    backend: ImageIo,
-    chainAt: number,
-    count: number,
-    offset: number,
-    isWrite: boolean,
-  ): boolean {
+  #begin({ queue, chain, backend, offset, count, isWrite }: Transfer): boolean {
+    const chainAt = isWrite ? HEADER_BYTES : 0;
     const ring = this.#ring;
     const { image } = backend;
     // Writes to the host's cache are a copy, for which the kernel would only get a thread of its own.
