@@ -10,11 +10,13 @@ import { openApiDocument } from './open-api.ts';
 import { PacedSocket } from './paced-socket.ts';
 import { HttpProblem, problemOf } from './problem.ts';
 import { attachConsole, ownRoutes } from './resources.ts';
-import { type Answer, matchRoute, type Route } from './routes.ts';
+import { type Answer, matchRoute, type Route, targetOf } from './routes.ts';
 import type { Vmm } from './vmm.ts';
 
 const Limits = {
   connections: 64,
+  /** Of those, event streams and attached consoles, which never end by themselves. */
+  streams: 48,
   bodyBytes: 256 * 1024,
   headerBytes: 16 * 1024,
   /** All header lines. */
@@ -50,28 +52,31 @@ export function createApi({ vmm, log, limits: changed = {} }: ApiOptions): HttpA
     },
     (request, response) => void serve(request, response),
   );
-  const connections = new Connections(server, limits.connections);
+  const connections = new Connections(server, limits.connections, limits.streams);
   // It is given its connections, and would only watch over their time limits once it listened itself.
   server.emit('listening');
 
   async function serve(request: IncomingMessage, response: ServerResponse): Promise<void> {
-    const { pathname, searchParams } = new URL(request.url ?? '/', 'http://vm');
     const method = request.method ?? 'GET';
-    const isDialect = pathname.startsWith('/api/v1/');
+    const url = request.url ?? '/';
     try {
+      const { pathname, searchParams } = targetOf(url);
       const { route, parameters } = matchRoute(routes, method, pathname);
       const body = await readJson(request, limits.bodyBytes);
-      const answer = await route.run({ parameters, query: searchParams, body, request, response });
-      if (answer === 'streams') connections.markStream(request.socket);
-      else send(response, answer);
+      connections.begin(request.socket, response);
+      const becomeStream = () => connections.markStream(request.socket);
+      const answer = await route.run({ parameters, query: searchParams, body, request, response, becomeStream });
+      if (answer !== 'streams') send(response, answer);
     } catch (error) {
       // In Cloud Hypervisor's document a VM that is not booted is a 405, and so is a method there is none of.
-      const problem = problemOf(error, isDialect ? 405 : 409);
-      if (problem.status >= 500 && problem.status !== 501) log.info(`api: ${method} ${pathname}: ${problem.detail}`);
+      const problem = problemOf(error, url.startsWith('/api/v1/') ? 405 : 409);
+      const isOurs = problem.status >= 500 && problem.status !== 501 && problem.status !== 503;
+      // Who breaks off a body has nobody to blame.
+      if (isOurs && !request.destroyed) log.info(`api: ${method} ${url}: ${problem.detail}`);
       const headers = error instanceof HttpProblem ? error.headers : {};
       send(response, { status: problem.status, body: problem, type: 'application/problem+json', headers });
     }
-    log.debug(`api: ${method} ${pathname}: ${response.statusCode}`);
+    log.debug(`api: ${method} ${url}: ${response.statusCode}`);
   }
 
   server.on('checkContinue', (request, response) => {
@@ -79,7 +84,9 @@ export function createApi({ vmm, log, limits: changed = {} }: ApiOptions): HttpA
     if (!(Number(request.headers['content-length'] ?? 0) > limits.bodyBytes)) response.writeContinue();
     void serve(request, response);
   });
-  server.on('upgrade', (request, socket: Duplex, head: Buffer) => attachConsole(vmm, request, socket, head));
+  server.on('upgrade', (request, socket: Duplex, head: Buffer) => {
+    attachConsole(vmm, { request, socket, head, becomeStream: () => connections.markStream(socket) });
+  });
   server.on('clientError', (_error, socket) => {
     if (socket.writable) socket.end('HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n');
     else socket.destroy();
@@ -90,23 +97,23 @@ export function createApi({ vmm, log, limits: changed = {} }: ApiOptions): HttpA
 /** How long a client may take its last answer. */
 const LINGER_MS = 300;
 
-/** At most so many connections; one that is idle gives way to a new one. */
+/**
+ * At most so many connections; one that is idle gives way to a new one, and so does one whose request has not come to its
+ * end. Those that never end by themselves leave places for the others.
+ */
 class Connections {
   readonly #server: Server;
   readonly #maximum: number;
+  readonly #maximumStreams: number;
   /** How many requests of a connection are being served; the one that came first is first. */
   readonly #busy = new Map<PacedSocket, number>();
-  readonly #streams = new WeakSet<object>();
+  readonly #streams = new Set<PacedSocket>();
   #isClosing = false;
 
-  constructor(server: Server, maximum: number) {
+  constructor(server: Server, maximum: number, maximumStreams: number) {
     this.#server = server;
     this.#maximum = maximum;
-    server.prependListener('request', (request, response) => {
-      this.#change(request.socket, 1);
-      response.once('close', () => this.#change(request.socket, -1));
-    });
-    server.prependListener('upgrade', (request) => this.markStream(request.socket));
+    this.#maximumStreams = maximumStreams;
   }
 
   accept(socket: Socket): void {
@@ -122,12 +129,25 @@ class Connections {
     }
     const paced = new PacedSocket(socket);
     this.#busy.set(paced, 0);
-    paced.once('close', () => this.#busy.delete(paced));
+    paced.once('close', () => {
+      this.#busy.delete(paced);
+      this.#streams.delete(paced);
+    });
     this.#server.emit('connection', paced);
   }
 
-  /** Has no end of its own. */
-  markStream(socket: object): void {
+  /** A request of which everything is here is served until its answer is out. */
+  begin(socket: Duplex, response: ServerResponse): void {
+    this.#change(socket, 1);
+    response.once('close', () => this.#change(socket, -1));
+  }
+
+  /** Has no end of its own. @throws HttpProblem 503 when there are enough of them. */
+  markStream(socket: Duplex): void {
+    if (!(socket instanceof PacedSocket) || socket.destroyed) return;
+    if (this.#streams.size >= this.#maximumStreams) {
+      throw new HttpProblem(503, 'busy', `at most ${this.#maximumStreams} streams and consoles at a time`);
+    }
     this.#streams.add(socket);
   }
 
@@ -145,7 +165,7 @@ class Connections {
     this.#server.close();
   }
 
-  #change(socket: object, by: number): void {
+  #change(socket: Duplex, by: number): void {
     if (!(socket instanceof PacedSocket)) return;
     const now = this.#busy.get(socket);
     if (now === undefined) return;

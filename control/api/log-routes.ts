@@ -46,8 +46,8 @@ export function logRoutes({ log }: Vmm): Route[] {
       path: '/v1/log/stream',
       summary: 'Lines as they come (server-sent).',
       isStream: true,
-      run: ({ response }) => {
-        const write = serveEvents(response);
+      run: ({ response, becomeStream }) => {
+        const write = serveEvents({ response, becomeStream });
         const stop = log.tail.listen((line) => write(line.seq, shown(line)));
         response.once('close', stop);
         return 'streams';

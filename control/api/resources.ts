@@ -4,8 +4,8 @@ import type { Duplex } from 'node:stream';
 import type { StreamEvent } from '../event-stream.ts';
 import { logRoutes } from './log-routes.ts';
 import { metricsOf, metricsText } from './metrics.ts';
-import { HttpProblem } from './problem.ts';
-import { type Answer, done, json, member, neededText, type Route } from './routes.ts';
+import { HttpProblem, problemOf } from './problem.ts';
+import { type Answer, decoded, done, json, member, neededText, type Route, targetOf } from './routes.ts';
 import { bounded, serveEvents } from './server-sent.ts';
 import type { RunningGuest, Vmm } from './vmm.ts';
 
@@ -243,7 +243,7 @@ function lineOf({ lines }: RunningGuest, id: string | undefined): RunningGuest['
 }
 
 function events(vmm: Vmm): Route['run'] {
-  return ({ query, request, response }): Answer | 'streams' => {
+  return ({ query, request, response, becomeStream }): Answer | 'streams' => {
     const asked = query.get('since') ?? request.headers['last-event-id'];
     const since = asked === null || asked === undefined ? vmm.events.seq : Number(asked);
     if (!Number.isSafeInteger(since) || since < 0)
@@ -251,7 +251,7 @@ function events(vmm: Vmm): Route['run'] {
     const kept = vmm.events.since(since);
     if (kept === undefined) throw new HttpProblem(410, 'too-old', `events behind ${since} are not kept any more`);
     if (query.get('wait') === '0') return json(kept.map(shown));
-    const write = serveEvents(response);
+    const write = serveEvents({ response, becomeStream });
     const tell = (event: StreamEvent) => write(event.seq, shown(event));
     for (const event of kept) tell(event);
     const stop = vmm.events.listen(tell);
@@ -264,20 +264,44 @@ function shown({ seq, timeMs, source, event, data }: StreamEvent): object {
   return { seq, time: new Date(timeMs).toISOString(), source, event, ...(data === undefined ? {} : { data }) };
 }
 
-/** `GET /v1/consoles/ID/stream` with an Upgrade: from the blank line on, bytes both ways. */
-export function attachConsole(vmm: Vmm, request: IncomingMessage, socket: Duplex, head: Buffer): void {
-  const refuse = (status: string, why: string) =>
-    socket.end(`HTTP/1.1 ${status}\r\nConnection: close\r\nContent-Length: ${Buffer.byteLength(why)}\r\n\r\n${why}`);
-  socket.on('error', () => {});
-  const { pathname, searchParams } = new URL(request.url ?? '/', 'http://vm');
-  const id = /^\/v1\/consoles\/([^/]+)\/stream$/.exec(pathname)?.[1];
-  const line = vmm.guest?.lines.find((candidate) => candidate.id === decodeURIComponent(id ?? ''));
+/** A request with an Upgrade, as the server has it. */
+export interface AskedUpgrade {
+  readonly request: IncomingMessage;
+  readonly socket: Duplex;
+  /** What came behind the request. */
+  readonly head: Buffer;
+  readonly becomeStream: () => void;
+}
+
+/** @throws HttpProblem */
+function askedLine(vmm: Vmm, { request, becomeStream }: AskedUpgrade) {
+  const { pathname, searchParams } = targetOf(request.url ?? '/');
+  const id = decoded(/^\/v1\/consoles\/([^/]+)\/stream$/.exec(pathname)?.[1] ?? '');
+  const line = vmm.guest?.lines.find((candidate) => candidate.id === id);
   if (request.headers.upgrade !== 'acrn-console' || line === undefined) {
-    refuse('404 Not Found', `there is no console ${id ?? ''}\n`);
+    throw new HttpProblem(404, 'no-such-console', `there is no console ${id}`);
+  }
+  becomeStream();
+  return { line, withHistory: searchParams.get('history') === '1' };
+}
+
+/** `GET /v1/consoles/ID/stream` with an Upgrade: from the blank line on, bytes both ways. */
+export function attachConsole(vmm: Vmm, asked: AskedUpgrade): void {
+  const { socket, head } = asked;
+  socket.on('error', () => {});
+  let found: ReturnType<typeof askedLine>;
+  try {
+    found = askedLine(vmm, asked);
+  } catch (error) {
+    const { status, title, detail } = problemOf(error);
+    const why = `${detail}\n`;
+    const lines = [`HTTP/1.1 ${status} ${title}`, 'Connection: close', `Content-Length: ${Buffer.byteLength(why)}`];
+    socket.end(`${lines.join('\r\n')}\r\n\r\n${why}`);
     return;
   }
+  const { line, withHistory } = found;
   socket.write('HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: acrn-console\r\n\r\n');
-  if (searchParams.get('history') === '1') socket.write(line.history());
+  if (withHistory) socket.write(line.history());
   const write = bounded(socket, () => socket.destroy());
   const tap = line.tap(write);
   vmm.events.emit('console', 'attached', { id: line.id });

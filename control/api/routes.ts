@@ -16,6 +16,8 @@ export interface Asked {
   readonly body: unknown;
   readonly request: IncomingMessage;
   readonly response: ServerResponse;
+  /** Before an answer that has no end of its own. @throws HttpProblem 503 when there are enough of them. */
+  readonly becomeStream: () => void;
 }
 
 export interface Route {
@@ -36,6 +38,16 @@ export const done: Answer = { status: 204 };
 
 export function json(body: unknown): Answer {
   return { status: 200, body };
+}
+
+/** What a request line asks for, as clients of every kind write it. @throws HttpProblem 400 for what is no target. */
+export function targetOf(url: string): Pick<URL, 'pathname' | 'searchParams'> {
+  try {
+    // By itself a path that begins with two slashes would name a host.
+    return new URL(url.startsWith('/') ? `http://vm${url}` : url, 'http://vm');
+  } catch {
+    throw new HttpProblem(400, 'target', 'this is no path');
+  }
 }
 
 /** @throws HttpProblem 404, or 405 for a path that has other methods. */
@@ -68,7 +80,7 @@ function parametersOf(pattern: readonly string[], words: readonly string[]): Rec
   return parameters;
 }
 
-function decoded(word: string): string {
+export function decoded(word: string): string {
   try {
     return decodeURIComponent(word);
   } catch {

@@ -1,6 +1,7 @@
 /** Streams that a client reads as they come. Nobody waits for one that does not read: it is cut off. */
 import type { ServerResponse } from 'node:http';
 import type { Duplex } from 'node:stream';
+import type { Asked } from './routes.ts';
 
 /** What a client of a stream has not read; a client that lets more pile up is cut off. */
 const MAX_UNREAD_BYTES = 256 * 1024;
@@ -14,8 +15,12 @@ export function bounded(stream: Duplex | ServerResponse, close: () => void): (da
   };
 }
 
-/** Begin an answer of server-sent events. @returns how to send one. */
-export function serveEvents(response: ServerResponse): (id: number, data: object) => void {
+/** Begin an answer of server-sent events. @returns how to send one. @throws HttpProblem 503 when there are enough of them. */
+export function serveEvents({
+  response,
+  becomeStream,
+}: Pick<Asked, 'response' | 'becomeStream'>): (id: number, data: object) => void {
+  becomeStream();
   response.writeHead(200, { 'content-type': 'text/event-stream', 'cache-control': 'no-store' });
   response.flushHeaders();
   const write = bounded(response, () => response.destroy());

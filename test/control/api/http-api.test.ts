@@ -471,6 +471,68 @@ describe('a hostile client', () => {
     expect((await ask(path, 'GET', '/v1/vm')).status).toBe(200);
   });
 
+  test.each([
+    'GET // HTTP/1.1\r\nHost: vm\r\n\r\n',
+    'GET http://[ HTTP/1.1\r\nHost: vm\r\n\r\n',
+    'OPTIONS * HTTP/1.1\r\nHost: vm\r\n\r\n',
+    'GET /v1/consoles/%E0%A4%A HTTP/1.1\r\nHost: vm\r\n\r\n',
+    'GET // HTTP/1.1\r\nHost: vm\r\nConnection: Upgrade\r\nUpgrade: acrn-console\r\n\r\n',
+    'GET /v1/consoles/%E0%A4%A/stream HTTP/1.1\r\nHost: vm\r\nConnection: Upgrade\r\nUpgrade: acrn-console\r\n\r\n',
+    'GET /v1/vm HTTP/1.1\r\nHost: vm\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n',
+  ])('%j is refused, and ends nothing', async (text) => {
+    const { path } = await serve();
+    const client = raw(path);
+    client.socket.write(text);
+    await until(() => /^HTTP\/1.1 4\d\d/.test(client.seen()), 'refused');
+    expect((await ask(path, 'GET', '/v1/vm')).status).toBe(200);
+  });
+
+  test('a body that is broken off is no failure of ours', async () => {
+    const { path, lines } = await serve();
+    const client = raw(path);
+    client.socket.write('PUT /v1/vm/power HTTP/1.1\r\nHost: vm\r\nContent-Length: 100\r\n\r\n{');
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    client.socket.destroy();
+    await until(() => lines.some((line) => line.includes('/v1/vm/power')), 'noticed');
+    expect(lines.filter((line) => line.includes('/v1/vm/power') && !line.startsWith('debug'))).toEqual([]);
+  });
+
+  test('requests that do not come to their end give way to others', async () => {
+    const { path } = await serve({ connections: 4 });
+    const slow = Array.from({ length: 4 }, () => raw(path));
+    for (const { socket } of slow) {
+      socket.write('PUT /v1/vm/power HTTP/1.1\r\nHost: vm\r\nContent-Length: 100\r\n\r\n{');
+    }
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    expect((await ask(path, 'GET', '/v1/vm')).status).toBe(200);
+  });
+
+  test('streams leave places for others', async () => {
+    const { path } = await serve({ connections: 8, streams: 3 });
+    const streams = Array.from({ length: 8 }, () => raw(path));
+    for (const { socket } of streams) socket.write('GET /v1/events HTTP/1.1\r\nHost: vm\r\n\r\n');
+    await until(() => streams.every(({ seen }) => seen().startsWith('HTTP/1.1 ')), 'answered');
+    expect(streams.map(({ seen }) => seen().slice(9, 12)).sort()).toEqual([
+      '200',
+      '200',
+      '200',
+      ...Array(5).fill('503'),
+    ]);
+    expect((await ask(path, 'GET', '/v1/vm')).status).toBe(200);
+    const console = raw(path);
+    console.socket.write(
+      'GET /v1/consoles/com1/stream HTTP/1.1\r\nHost: vm\r\nConnection: Upgrade\r\nUpgrade: acrn-console\r\n\r\n',
+    );
+    await until(() => console.seen().startsWith('HTTP/1.1 503'), 'refused');
+    streams[0]?.socket.destroy();
+    for (const { socket } of streams) socket.destroy();
+    await until(() => true, 'gone');
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    const again = raw(path);
+    again.socket.write('GET /v1/events HTTP/1.1\r\nHost: vm\r\n\r\n');
+    await until(() => again.seen().startsWith('HTTP/1.1 200'), 'a place is free again');
+  });
+
   test('too many connections: the idle give way', async () => {
     const { path } = await serve({ connections: 4 });
     const idle = Array.from({ length: 10 }, () => raw(path));
