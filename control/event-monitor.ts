@@ -5,15 +5,18 @@
 import { closeSync, constants, openSync, writeSync } from 'node:fs';
 import type { EventMonitorTarget } from '../devicemodel/core/config.ts';
 import { ExitCode, HostError } from '../devicemodel/core/errors.ts';
+import { setNonBlocking } from '../devicemodel/core/host/files.ts';
 import type { EventStream, StreamEvent } from './event-stream.ts';
 import type { FrontDoor } from './front-doors.ts';
 
+const STDERR_FD = 2;
 const { O_WRONLY, O_CREAT, O_APPEND, O_NONBLOCK } = constants;
 
 /** @throws HostError when it cannot be opened. */
 export function openEventMonitor(target: EventMonitorTarget, events: EventStream): FrontDoor {
   const startedMs = Date.now();
   const fd = 'fd' in target ? target.fd : open(target.path);
+  const restore = 'fd' in target ? unblocked(fd) : () => closeSync(fd);
   const tell = (event: StreamEvent): void => {
     try {
       writeSync(fd, textOf(event, startedMs));
@@ -29,9 +32,17 @@ export function openEventMonitor(target: EventMonitorTarget, events: EventStream
       if (!isOpen) return;
       isOpen = false;
       stop();
-      if ('path' in target) closeSync(fd);
+      restore();
     },
   };
+}
+
+/** Standard output and error are shared with the log, which is waited for. @returns how to undo it. */
+function unblocked(fd: number): () => void {
+  if (fd <= STDERR_FD) return () => {};
+  const what = `--event-monitor fd=${fd}`;
+  const wasNonBlocking = setNonBlocking(fd, true, what);
+  return () => void setNonBlocking(fd, wasNonBlocking, what);
 }
 
 function open(path: string): number {
