@@ -3,16 +3,12 @@ import type { DisplayConfig } from '../devicemodel/core/config.ts';
 import { ConfigError } from '../devicemodel/core/errors.ts';
 import { parseSocketPath } from '../devicemodel/core/options.ts';
 
-const FORMS = 'vnc=unix:PATH, vnc=127.0.0.1:PORT,password-file=FILE or none';
-const WITH_VIEWER = '--display vnc=unix:PATH, and then: vncviewer PATH';
+const FORMS = 'vnc=unix:PATH, vnc=127.0.0.1:PORT,password-file=FILE, sdl or none';
 const MAX_PORT = 65535;
 
 /** @throws ConfigError */
 export function parseDisplay(text: string): DisplayConfig {
-  if (text === 'none') return { kind: 'none' };
-  // C's window. Somebody may be sitting at the host; whoever it is has a viewer.
-  if (text === 'sdl')
-    throw new ConfigError('sdl: there is no window, a VNC viewer shows the screens', { hint: WITH_VIEWER });
+  if (text === 'none' || text === 'sdl') return { kind: text };
   const [place = '', ...words] = text.split(',');
   if (!place.startsWith('vnc=')) throw new ConfigError(`"${text}" is no display: ${FORMS}`);
   const passwordFile = passwordFileOf(words);

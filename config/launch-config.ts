@@ -70,7 +70,7 @@ interface VmMembers {
   readonly scenario?: string;
   /** Path of a socket that libvirt and other managers speak to. */
   readonly cmdMonitor?: string;
-  /** Where the screens of virtio-gpu are to be seen: `vnc=unix:PATH`, `vnc=HOST:PORT,password-file=FILE`. Default: `none`. */
+  /** Where the screens of virtio-gpu are seen: `vnc=unix:PATH`, `vnc=HOST:PORT,password-file=FILE`, `sdl`. Default: `none`. */
   readonly display?: string;
   /** A group that may use this VM's sockets, by name or number. Default: nobody else. */
   readonly socketGroup?: string;

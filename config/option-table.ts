@@ -210,7 +210,7 @@ export const optionTable = [
       ours(
         value(
           'display',
-          'none|vnc=unix:PATH|vnc=HOST:PORT,password-file=FILE',
+          'none|sdl|vnc=unix:PATH|vnc=HOST:PORT,password-file=FILE',
           'where the screens of virtio-gpu are to be seen (default none)',
         ),
       ),

@@ -6,7 +6,7 @@ import type { Display } from '../devicemodel/hw/display/display.ts';
 
 export interface ShownDisplay {
   readonly display: Display;
-  /** Let viewers in. @throws ConfigError, HostError */
+  /** Let viewers in, or open the window. @throws ConfigError, HostError */
   open(): Promise<FrontDoor>;
 }
 
@@ -20,6 +20,12 @@ export async function makeDisplay(vm: VmConfig, log: Log): Promise<ShownDisplay 
   return {
     display,
     open: async () => {
+      if (config.kind === 'sdl') {
+        const { SdlFrontEnd } = await import('../devicemodel/hw/display/sdl/window.ts');
+        const window = new SdlFrontEnd({ display, name, log });
+        await window.start();
+        return window;
+      }
       const { VncServer } = await import('../devicemodel/hw/display/vnc/server.ts');
       const server = new VncServer({ config, display, name, socketGroup, log: log.child('display') });
       await server.start();

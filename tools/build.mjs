@@ -55,7 +55,10 @@ function replaceFile(path, text) {
 }
 
 /** Threads are files of their own beside the bundle; they are loaded when a VM needs one. */
-const threads = ['devicemodel/hw/pci/virtio/data-thread/data-thread-main.ts'];
+const threads = [
+  'devicemodel/hw/pci/virtio/data-thread/data-thread-main.ts',
+  'devicemodel/hw/display/sdl/sdl-window-main.ts',
+];
 
 /** What a start of a VM on ACRN imports: it is in the bundle, everything else is a part. */
 const usual = [

@@ -51,7 +51,7 @@ export interface VmConfig {
 }
 
 /** Where the guest's screens are to be seen. */
-export type DisplayConfig = { readonly kind: 'none' } | VncConfig;
+export type DisplayConfig = { readonly kind: 'none' } | { readonly kind: 'sdl' } | VncConfig;
 
 /** A VNC server at a Unix socket, or at an address where a password is needed. */
 export type VncConfig = { readonly kind: 'vnc' } & (

@@ -4,6 +4,7 @@ import { ConfigError } from '../../devicemodel/core/errors.ts';
 
 test.each([
   ['none', { kind: 'none' }],
+  ['sdl', { kind: 'sdl' }],
   ['vnc=unix:/run/vm1/vnc', { kind: 'vnc', path: '/run/vm1/vnc' }],
   ['vnc=unix:vnc,password-file=/etc/p', { kind: 'vnc', path: 'vnc', passwordFile: '/etc/p' }],
   ['vnc=127.0.0.1:5901,password-file=p', { kind: 'vnc', host: '127.0.0.1', port: 5901, passwordFile: 'p' }],
@@ -15,7 +16,7 @@ test.each([
 
 test.each([
   ['', /^"" is no display: vnc=unix:PATH, /],
-  ['sdl', /^sdl: there is no window, a VNC viewer shows the screens$/],
+  ['sdl,gl=on', /^"sdl,gl=on" is no display/],
   ['gtk', /^"gtk" is no display/],
   ['vnc', /^"vnc" is no display/],
   ['vnc=', /^"" is no place for a VNC server/],

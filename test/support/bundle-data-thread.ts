@@ -1,43 +1,11 @@
 /** The code of a disk's data thread as JavaScript: a worker takes nothing else. */
-import { mkdirSync, rmSync } from 'node:fs';
-import { join } from 'node:path';
-import { pathToFileURL } from 'node:url';
-import { build } from 'esbuild';
+import { type BundledWorker, bundledWorker } from './bundle-worker.ts';
 
-const root = join(import.meta.dirname, '../..');
-/** Inside the repository, so that packages are found. */
-const cache = join(root, 'node_modules/.cache/acrn-dm-test');
+export type { BundledWorker };
 
 const main = 'devicemodel/hw/pci/virtio/data-thread/data-thread-main.ts';
-let counter = 0;
-
-export interface BundledWorker {
-  /** Where it is once it is built. */
-  readonly url: URL;
-  build(): Promise<void>;
-  remove(): void;
-}
 
 /** @param first a module that is run before the thread begins. */
 export function bundledDataThread(first?: string): BundledWorker {
-  const path = join(cache, `data-thread-${process.pid}-${counter++}.mjs`);
-  return {
-    url: pathToFileURL(path),
-    build: async () => {
-      mkdirSync(cache, { recursive: true });
-      await build({
-        stdin: {
-          contents: [...(first === undefined ? [] : [first]), main].map((file) => `import './${file}';`).join('\n'),
-          resolveDir: root,
-        },
-        bundle: true,
-        platform: 'node',
-        format: 'esm',
-        packages: 'external',
-        outfile: path,
-        logLevel: 'error',
-      });
-    },
-    remove: () => rmSync(path),
-  };
+  return bundledWorker(main, first);
 }

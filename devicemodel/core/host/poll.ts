@@ -2,6 +2,8 @@
 import { hostCall } from './libc.ts';
 
 const POLLIN = 1;
+/** What `poll` answers without being asked. */
+export const PollResult = { Error: 8, Hangup: 16 } as const;
 /** struct pollfd: s32 fd, s16 events, s16 revents. */
 const POLLFD_BYTES = 8;
 
@@ -33,11 +35,16 @@ export class PollSet {
 
   /** After `wait`: whether there is something to read. */
   isReadable(place: number): boolean {
-    return (this.#fds.getInt16(place * POLLFD_BYTES + 6, true) & POLLIN) !== 0;
+    return (this.results(place) & POLLIN) !== 0;
   }
 
   /** After `wait`: whether there is anything, an error or the end of the other side included. */
   isReady(place: number): boolean {
-    return this.#fds.getInt16(place * POLLFD_BYTES + 6, true) !== 0;
+    return this.results(place) !== 0;
+  }
+
+  /** After `wait`: all of it. */
+  results(place: number): number {
+    return this.#fds.getInt16(place * POLLFD_BYTES + 6, true);
   }
 }

@@ -1,6 +1,7 @@
 /** Keys and pointer of one client, to the guest's devices. */
-import { type InputSink, POINTER_MAX } from '../../input/input-hub.ts';
+import type { InputSink } from '../../input/input-hub.ts';
 import { keyOfKeysym, keyOfScanCode, keysymOfKey } from '../../input/keysyms.ts';
+import { pointerAt } from '../pointer.ts';
 import type { Size } from '../rect.ts';
 import { WheelButton } from './protocol.ts';
 
@@ -53,14 +54,6 @@ export class ClientInput {
   }
 
   #tell(buttons: number, wheel: number): void {
-    const [x, y] = [this.#x, this.#y];
-    this.#input.pointer({
-      x: Math.round((x * POINTER_MAX) / Math.max(1, this.#size.width - 1)),
-      y: Math.round((y * POINTER_MAX) / Math.max(1, this.#size.height - 1)),
-      xPixels: x,
-      yPixels: y,
-      buttons,
-      wheel,
-    });
+    this.#input.pointer(pointerAt(this.#x, this.#y, this.#size, buttons, wheel));
   }
 }

@@ -2,9 +2,10 @@
  * Framebuffer updates of one client (RFC 6143 §7.6.1). A client asks for each; until it does, and until it took the last
  * one, what changes is only noted. So a slow client costs as much memory as a fast one.
  */
+
+import { DamageMap } from '../damage.ts';
 import { type CursorImage, type Display, PIXEL_BYTES } from '../display.ts';
 import type { Rect, Size } from '../rect.ts';
-import { DamageMap } from './damage.ts';
 import { Encoders } from './encoders.ts';
 import { type PixelBlock, PixelWriter, SERVER_FORMAT } from './pixel-format.ts';
 import { Encoding, FRAMEBUFFER_UPDATE, ResizeReason } from './protocol.ts';

@@ -8,12 +8,12 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import type { VncConfig } from '../../../../devicemodel/core/config.ts';
 import { ConfigError, HostError } from '../../../../devicemodel/core/errors.ts';
 import { Display, type Picture } from '../../../../devicemodel/hw/display/display.ts';
-import { BGRX, readPixels } from '../../../../devicemodel/hw/display/formats.ts';
-import type { Rect, Size } from '../../../../devicemodel/hw/display/rect.ts';
+import type { Size } from '../../../../devicemodel/hw/display/rect.ts';
 import { vncResponse } from '../../../../devicemodel/hw/display/vnc/password.ts';
 import { decodeFormat, encodeFormat, PixelWriter } from '../../../../devicemodel/hw/display/vnc/pixel-format.ts';
 import { VncServer } from '../../../../devicemodel/hw/display/vnc/server.ts';
 import type { KeyEvent, PointerEvent } from '../../../../devicemodel/hw/input/input-hub.ts';
+import { Canvas } from '../../../support/canvas.ts';
 import { memoryLog } from '../../../support/memory-log.ts';
 import { Rfb, RfbClient } from '../../../support/rfb-client.ts';
 
@@ -26,34 +26,6 @@ afterEach(() => {
   for (const step of undo.splice(0).reverse()) step();
   rmSync(folder, { recursive: true });
 });
-
-/** Blue, green, red, anything, that the test writes. */
-class Canvas implements Picture {
-  readonly width: number;
-  readonly height: number;
-  readonly bytes: Uint8Array;
-
-  constructor({ width, height }: Size) {
-    this.width = width;
-    this.height = height;
-    this.bytes = new Uint8Array(4 * width * height);
-  }
-
-  read(rect: Rect, into: Uint8Array, at: number, strideBytes: number): void {
-    const memory = { bytes: this.bytes, offset: 0, strideBytes: 4 * this.width, format: BGRX };
-    readPixels(memory, rect, into, at, strideBytes);
-  }
-
-  /** As a viewer has it. */
-  get rgb(): Uint8Array {
-    const rgb = new Uint8Array(3 * this.width * this.height);
-    for (let i = 0; i < this.width * this.height; i++) {
-      const [blue, green, red] = this.bytes.subarray(4 * i, 4 * i + 3) as unknown as [number, number, number];
-      rgb.set([red, green, blue], 3 * i);
-    }
-    return rgb;
-  }
-}
 
 async function serve(options: { size?: Size; password?: string; config?: VncConfig } = {}) {
   const { size = { width: 200, height: 150 } } = options;

@@ -1,5 +1,5 @@
 /** What of the desktop a client has not got yet, by tiles: as much to remember however often a guest draws. */
-import { intersection, type Rect, type Size } from '../rect.ts';
+import { intersection, type Rect, type Size } from './rect.ts';
 
 const TILE = 64;
 

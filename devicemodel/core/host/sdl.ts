@@ -1,0 +1,316 @@
+/**
+ * A window by SDL 2, which is loaded when somebody wants one. Spec: SDL 2.0.12 (SDL.h), X11's Xlib.h.
+ *
+ * Everything here blocks as long as the display server does: it is for a thread that nobody waits for, and all of it for
+ * the same one.
+ */
+import koffi from 'koffi';
+import { HostError } from '../errors.ts';
+import { Errno } from './errno.ts';
+import { viewOf } from './mapping.ts';
+import { PollResult, PollSet } from './poll.ts';
+
+const LIBRARY = 'libSDL2-2.0.so.0';
+const XLIB = 'libX11.so.6';
+
+const INIT_VIDEO = 0x20;
+const WINDOWPOS_UNDEFINED = 0x1fff_0000;
+const WINDOW_RESIZABLE = 0x20;
+/** SDL_PIXELFORMAT_RGB888: blue, green, red and nothing in memory. */
+const FORMAT_BGRX = 0x1616_1804;
+/** SDL_Surface: pixel format, size, bytes of a row, pixels. */
+const Surface = { format: 8, width: 16, height: 20, pitch: 24, pixels: 32, size: 40 } as const;
+const RECT_BYTES = 16;
+/** SDL_Event. */
+const EVENT_BYTES = 56;
+const EventType = {
+  Window: 0x200,
+  KeyDown: 0x300,
+  KeyUp: 0x301,
+  Motion: 0x400,
+  ButtonDown: 0x401,
+  ButtonUp: 0x402,
+  Wheel: 0x403,
+} as const;
+const WindowEvent = { Exposed: 3, Resized: 5, SizeChanged: 6, FocusLost: 13, Close: 14 } as const;
+/** One call takes no more of them. */
+const MAX_EVENTS = 256;
+/** SDL_SysWMinfo: version, subsystem, and for X11 (2) its Display. */
+const WmInfo = { subsystem: 4, display: 8, size: 80, x11: 2 } as const;
+
+export type SdlEvent =
+  /** @param scancode USB HID usage of the key */
+  | { readonly kind: 'key'; readonly scancode: number; readonly isDown: boolean }
+  | { readonly kind: 'motion'; readonly x: number; readonly y: number }
+  /** @param button 1 left, 2 middle, 3 right, 4 and 5 beside them */
+  | {
+      readonly kind: 'button';
+      readonly button: number;
+      readonly isDown: boolean;
+      readonly x: number;
+      readonly y: number;
+    }
+  /** @param steps away from the user is positive */
+  | { readonly kind: 'wheel'; readonly steps: number }
+  /** Its user made it another size. */
+  | { readonly kind: 'resized'; readonly width: number; readonly height: number }
+  | { readonly kind: 'exposed' | 'focus-lost' | 'close' };
+
+export interface SdlRect {
+  readonly x: number;
+  readonly y: number;
+  readonly width: number;
+  readonly height: number;
+}
+
+export interface SdlCursor {
+  readonly width: number;
+  readonly height: number;
+  readonly hotX: number;
+  readonly hotY: number;
+  /** Blue, green, red, alpha. */
+  readonly pixels: Uint8Array;
+}
+
+type Native = (...args: unknown[]) => number | bigint;
+
+export class SdlWindow {
+  readonly #library: ReturnType<typeof koffi.load>;
+  readonly #functions = new Map<string, Native>();
+  readonly #window: bigint;
+  readonly #event = new DataView(new ArrayBuffer(EVENT_BYTES));
+  #cursor: { readonly handle: bigint; readonly surface: bigint } | undefined;
+  #isLost = false;
+  /** To the X server. */
+  #connection: PollSet | undefined;
+
+  /** @throws HostError with what is missing */
+  constructor(title: string, width: number, height: number) {
+    this.#library = loadLibrary();
+    // Signals are the program's, and the host's screen saver its user's.
+    const setHint = this.#native('int SDL_SetHint(const char *, const char *)');
+    setHint('SDL_NO_SIGNAL_HANDLERS', '1');
+    setHint('SDL_VIDEO_ALLOW_SCREENSAVER', '1');
+    // Rows are copied to the window as they are: a renderer of OpenGL would cost more, and ends the process with its server.
+    setHint('SDL_FRAMEBUFFER_ACCELERATION', '0');
+    this.#check('SDL_InitSubSystem', Number(this.#native('int SDL_InitSubSystem(uint32_t)')(INIT_VIDEO)) === 0);
+    const create = this.#native('uintptr_t SDL_CreateWindow(const char *, int, int, int, int, uint32_t)');
+    const at = WINDOWPOS_UNDEFINED;
+    this.#window = BigInt(create(title, at, at, width, height, WINDOW_RESIZABLE));
+    this.#check('SDL_CreateWindow', this.#window !== 0n);
+    this.#surviveServer();
+  }
+
+  /** The display server is gone: nothing is shown any more. */
+  get isLost(): boolean {
+    return this.#isLost;
+  }
+
+  setSize(width: number, height: number): void {
+    this.#native('void SDL_SetWindowSize(uintptr_t, int, int)')(this.#window, width, height);
+  }
+
+  /**
+   * Show parts of a picture, at the same place in the window.
+   * @param pixels blue, green, red, nothing; rows of `width` without a gap
+   */
+  show(pixels: Uint8Array, width: number, height: number, rects: readonly SdlRect[]): void {
+    const surface = BigInt(this.#native('uintptr_t SDL_GetWindowSurface(uintptr_t)')(this.#window));
+    if (surface === 0n) return;
+    const view = viewAt(surface, Surface.size);
+    const pitch = view.getInt32(Surface.pitch, true);
+    const format = viewAt(view.getBigUint64(Surface.format, true), 8);
+    const into = view.getBigUint64(Surface.pixels, true);
+    const bytesPerPixel = bytesOfPixel(format.getUint32(0, true));
+    const right = Math.min(width, view.getInt32(Surface.width, true));
+    const bottom = Math.min(height, view.getInt32(Surface.height, true));
+    const convert = this.#native('int SDL_ConvertPixels(int, int, uint32_t, void *, int, uint32_t, uintptr_t, int)');
+    const shown = rects
+      .map(({ x, y, ...size }) => ({
+        x,
+        y,
+        width: Math.min(x + size.width, right) - x,
+        height: Math.min(y + size.height, bottom) - y,
+      }))
+      .filter((rect) => rect.width > 0 && rect.height > 0);
+    for (const rect of shown) {
+      const from = pixels.subarray(4 * (rect.y * width + rect.x));
+      const to = into + BigInt(rect.y * pitch + rect.x * bytesPerPixel);
+      convert(rect.width, rect.height, FORMAT_BGRX, from, 4 * width, format.getUint32(0, true), to, pitch);
+    }
+    if (shown.length === 0) return;
+    const list = new Int32Array((RECT_BYTES / 4) * shown.length);
+    shown.forEach(({ x, y, width: w, height: h }, i) => {
+      list.set([x, y, w, h], 4 * i);
+    });
+    this.#native('int SDL_UpdateWindowSurfaceRects(uintptr_t, void *, int)')(this.#window, list, shown.length);
+  }
+
+  /** The pointer over the window; undefined: that of the host. */
+  setCursor(cursor: SdlCursor | undefined): void {
+    const before = this.#cursor;
+    this.#cursor = cursor === undefined ? undefined : this.#makeCursor(cursor);
+    const handle = this.#cursor?.handle ?? BigInt(this.#native('uintptr_t SDL_GetDefaultCursor()')());
+    this.#native('void SDL_SetCursor(uintptr_t)')(handle);
+    if (before !== undefined) this.#freeCursor(before);
+  }
+
+  /** What happened since the last call. */
+  takeEvents(): SdlEvent[] {
+    const poll = this.#native('int SDL_PollEvent(void *)');
+    const bytes = new Uint8Array(this.#event.buffer);
+    const events: SdlEvent[] = [];
+    this.#look();
+    for (let i = 0; i < MAX_EVENTS && !this.#isLost && poll(bytes) !== 0; i++) {
+      const event = decode(this.#event);
+      if (event !== undefined) events.push(event);
+    }
+    return events;
+  }
+
+  close(): void {
+    // A call to a server that is gone does not come back.
+    if (!this.#isLost) {
+      if (this.#cursor !== undefined) this.#freeCursor(this.#cursor);
+      this.#native('void SDL_DestroyWindow(uintptr_t)')(this.#window);
+      this.#native('void SDL_Quit()')();
+    }
+  }
+
+  #makeCursor({ width, height, hotX, hotY, pixels }: SdlCursor): { handle: bigint; surface: bigint } | undefined {
+    const from = this.#native(
+      'uintptr_t SDL_CreateRGBSurfaceFrom(void *, int, int, int, int, uint32_t, uint32_t, uint32_t, uint32_t)',
+    );
+    const masks = [0xff_0000, 0xff00, 0xff, 0xff00_0000];
+    const surface = BigInt(from(pixels, width, height, 32, 4 * width, ...masks));
+    if (surface === 0n) return undefined;
+    const make = this.#native('uintptr_t SDL_CreateColorCursor(uintptr_t, int, int)');
+    const handle = BigInt(make(surface, Math.min(hotX, width - 1), Math.min(hotY, height - 1)));
+    if (handle !== 0n) return { handle, surface };
+    this.#native('void SDL_FreeSurface(uintptr_t)')(surface);
+    return undefined;
+  }
+
+  #freeCursor({ handle, surface }: { handle: bigint; surface: bigint }): void {
+    this.#native('void SDL_FreeCursor(uintptr_t)')(handle);
+    this.#native('void SDL_FreeSurface(uintptr_t)')(surface);
+  }
+
+  /** Xlib ends the process when its server goes away, unless somebody else says what is to be done. */
+  #surviveServer(): void {
+    const info = new Uint8Array(WmInfo.size);
+    const view = new DataView(info.buffer);
+    info.set([2, 0, 12]);
+    if (Number(this.#native('int SDL_GetWindowWMInfo(uintptr_t, void *)')(this.#window, info)) === 0) return;
+    if (view.getUint32(WmInfo.subsystem, true) !== WmInfo.x11) return;
+    const display = view.getBigUint64(WmInfo.display, true);
+    let functions: Native[];
+    try {
+      const xlib = koffi.load(XLIB);
+      functions = [
+        'uintptr_t XSetIOErrorHandler(uintptr_t)',
+        'void XSetIOErrorExitHandler(uintptr_t, uintptr_t, uintptr_t)',
+        'int XConnectionNumber(uintptr_t)',
+      ].map((prototype) => xlib.func(prototype) as unknown as Native);
+    } catch {
+      return; // before libX11 1.7
+    }
+    const [setHandler, setExitHandler, connectionOf] = functions as [Native, Native, Native];
+    // Something that returns: nothing of ours may be called from inside of Xlib.
+    const nothing = BigInt(koffi.address(koffi.load(null).symbol('getpid', 'void')));
+    setHandler(nothing);
+    setExitHandler(display, nothing, 0);
+    this.#connection = new PollSet(1);
+    this.#connection.watch(0, Number(connectionOf(display)));
+  }
+
+  /** Whether the other side of the X server's connection has hung up. */
+  #look(): void {
+    const isOver = PollResult.Hangup | PollResult.Error;
+    const results = this.#connection?.wait(1, 0) === 1 ? this.#connection.results(0) : 0;
+    if ((results & isOver) !== 0) this.#isLost = true;
+  }
+
+  #native(prototype: string): Native {
+    let fn = this.#functions.get(prototype);
+    if (fn === undefined) {
+      fn = this.#library.func(prototype) as unknown as Native;
+      this.#functions.set(prototype, fn);
+    }
+    return fn;
+  }
+
+  #check(call: string, isGood: boolean): void {
+    if (isGood) return;
+    const why: unknown = this.#library.func('const char *SDL_GetError()')();
+    throw new HostError(`no window: ${call}: ${String(why)}`, Errno.EIO, { hint: 'DISPLAY names the X server' });
+  }
+}
+
+/** @throws HostError with the package that has it, or with the variable */
+function loadLibrary(): ReturnType<typeof koffi.load> {
+  const { DISPLAY, WAYLAND_DISPLAY, SDL_VIDEODRIVER } = process.env;
+  if (!DISPLAY && !WAYLAND_DISPLAY && !SDL_VIDEODRIVER) {
+    throw new HostError('no window: neither DISPLAY nor WAYLAND_DISPLAY is set', Errno.ENOENT);
+  }
+  try {
+    return koffi.load(LIBRARY);
+  } catch (error) {
+    const hint = 'install SDL: apt install libsdl2-2.0-0';
+    throw new HostError(`no window: there is no ${LIBRARY}`, Errno.ENOENT, { cause: error, hint });
+  }
+}
+
+function viewAt(address: bigint, sizeBytes: number): DataView {
+  const bytes = viewOf(address, sizeBytes);
+  return new DataView(bytes.buffer, bytes.byteOffset, sizeBytes);
+}
+
+/** SDL_BYTESPERPIXEL, for formats that are no YUV. */
+function bytesOfPixel(format: number): number {
+  return format & 0xff;
+}
+
+function decode(event: DataView): SdlEvent | undefined {
+  const int = (at: number) => event.getInt32(at, true);
+  const type = event.getUint32(0, true);
+  switch (type) {
+    case EventType.KeyDown:
+    case EventType.KeyUp:
+      return { kind: 'key', scancode: int(16), isDown: type === EventType.KeyDown };
+    case EventType.Motion:
+      return { kind: 'motion', x: int(20), y: int(24) };
+    case EventType.ButtonDown:
+    case EventType.ButtonUp:
+      return {
+        kind: 'button',
+        button: event.getUint8(16),
+        isDown: type === EventType.ButtonDown,
+        x: int(20),
+        y: int(24),
+      };
+    case EventType.Wheel:
+      // Direction "flipped": what the user's system turned round.
+      return { kind: 'wheel', steps: int(24) === 1 ? -int(20) : int(20) };
+    case EventType.Window:
+      return decodeWindow(event.getUint8(12), int(16), int(20));
+    default:
+      return undefined;
+  }
+}
+
+function decodeWindow(what: number, width: number, height: number): SdlEvent | undefined {
+  switch (what) {
+    case WindowEvent.Resized:
+      return { kind: 'resized', width, height };
+    case WindowEvent.Exposed:
+    case WindowEvent.SizeChanged:
+      return { kind: 'exposed' };
+    case WindowEvent.FocusLost:
+      return { kind: 'focus-lost' };
+    case WindowEvent.Close:
+      return { kind: 'close' };
+    default:
+      return undefined;
+  }
+}

@@ -1,0 +1,167 @@
+/** SDL itself, on an X server without a screen (Xvfb). Skipped where there is none of either. */
+import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
+import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
+import { Display } from '../../../../devicemodel/hw/display/display.ts';
+import { SdlFrontEnd } from '../../../../devicemodel/hw/display/sdl/window.ts';
+import type { KeyEvent, PointerEvent } from '../../../../devicemodel/hw/input/input-hub.ts';
+import { bundledWorker } from '../../../support/bundle-worker.ts';
+import { Canvas } from '../../../support/canvas.ts';
+import { memoryLog } from '../../../support/memory-log.ts';
+
+const has = (command: string) => {
+  try {
+    return execFileSync('sh', ['-c', command], { encoding: 'utf8' }) !== '';
+  } catch {
+    return false;
+  }
+};
+const isHere = has('command -v Xvfb && command -v xwd && command -v xdotool && ldconfig -p | grep libSDL2-2.0.so.0');
+const worker = bundledWorker('devicemodel/hw/display/sdl/sdl-window-main.ts');
+const [SCREEN_WIDTH, SCREEN_HEIGHT] = [640, 480];
+
+/** An X server with a number of its own choice. */
+async function startServer(): Promise<{ server: ChildProcess; name: string }> {
+  const screen = `${SCREEN_WIDTH}x${SCREEN_HEIGHT}x24`;
+  const args = ['-displayfd', '3', '-screen', '0', screen, '-nolisten', 'tcp', '-noreset'];
+  const server = spawn('Xvfb', args, { stdio: ['ignore', 'ignore', 'ignore', 'pipe'] });
+  const number = await new Promise<string>((resolve, reject) => {
+    server.stdio[3]?.once('data', (bytes) => resolve(String(bytes).trim()));
+    server.once('exit', () => reject(new Error('Xvfb does not start')));
+  });
+  return { server, name: `:${number}` };
+}
+
+/** The X server's whole screen: red, green, blue of each pixel. X11's XWDFile.h. */
+function screenshot(): { width: number; height: number; rgb: (x: number, y: number) => number } {
+  const file = execFileSync('xwd', ['-silent', '-root'], { maxBuffer: 1 << 24 });
+  const field = (n: number) => file.readUInt32BE(4 * n);
+  const [start, pixelBytes, bytesPerLine] = [field(0) + 12 * field(19), field(11) / 8, field(12)];
+  const rgb = (x: number, y: number) => file.readUIntLE(start + y * bytesPerLine + pixelBytes * x, 3);
+  return { width: field(4), height: field(5), rgb };
+}
+
+describe.skipIf(!isHere)('a window', () => {
+  let server: ChildProcess | undefined;
+  beforeAll(async () => {
+    await worker.build();
+    const started = await startServer();
+    server = started.server;
+    vi.stubEnv('DISPLAY', started.name);
+    vi.stubEnv('SDL_VIDEODRIVER', 'x11');
+  });
+  afterAll(() => {
+    vi.unstubAllEnvs();
+    server?.kill();
+    worker.remove();
+  });
+
+  async function open(size: { width: number; height: number }) {
+    const display = new Display();
+    const [screen] = display.plugIn([size], () => {}).screens;
+    const keys: KeyEvent[] = [];
+    const pointers: PointerEvent[] = [];
+    display.input.addKeySink({ rank: 0, isReady: true, key: (event) => void keys.push(event) });
+    display.input.addPointerSink({ rank: 0, isReady: true, pointer: (event) => void pointers.push(event) });
+    const log = memoryLog();
+    const window = new SdlFrontEnd({
+      display,
+      name: 'vm1',
+      log: log.log,
+      workerUrl: worker.url,
+      openTimeoutMs: 60_000,
+    });
+    await window.start();
+    const id = execFileSync('xdotool', ['search', '--sync', '--onlyvisible', '--name', 'vm1'], { encoding: 'utf8' });
+    const place = execFileSync('xdotool', ['getwindowgeometry', '--shell', id.trim()], { encoding: 'utf8' });
+    const [x, y] = ['X', 'Y'].map((name) => Number(new RegExp(`^${name}=(-?\\d+)$`, 'm').exec(place)?.[1]));
+    return { display, screen, window, keys, pointers, log, id: id.trim(), x: x as number, y: y as number };
+  }
+
+  /** Gradients and noise, so that no pixel is like its neighbours. */
+  function drawn(width: number, height: number, seed: number): Canvas {
+    const canvas = new Canvas({ width, height });
+    for (let i = 0; i < width * height; i++) {
+      const value = (Math.imul(i + seed, 2654435761) >>> 8) & 0xff_ffff;
+      canvas.bytes.set([value & 0xff, (value >>> 8) & 0xff, value >>> 16, 0x55], 4 * i);
+    }
+    return canvas;
+  }
+
+  function isShown(canvas: Canvas, at: { x: number; y: number }): boolean {
+    const shot = screenshot();
+    for (let y = 0; y < canvas.height; y++) {
+      for (let x = 0; x < canvas.width; x++) {
+        const [blue = 0, green = 0, red = 0] = canvas.bytes.subarray(4 * (y * canvas.width + x));
+        if (shot.rgb(at.x + x, at.y + y) !== ((red << 16) | (green << 8) | blue)) return false;
+      }
+    }
+    return true;
+  }
+
+  test('shows what the guest draws pixel by pixel, also in another mode; keys and the pointer come back', async () => {
+    const { screen, window, keys, pointers, id, x, y } = await open({ width: 200, height: 150 });
+    const first = drawn(200, 150, 1);
+    screen?.show(first);
+    await vi.waitFor(() => expect(isShown(first, { x, y })).toBe(true), { timeout: 20_000, interval: 200 });
+
+    const second = drawn(123, 101, 77);
+    screen?.show(second);
+    await vi.waitFor(() => expect(isShown(second, { x, y })).toBe(true), { timeout: 20_000, interval: 200 });
+
+    const act = (...words: string[]) => execFileSync('xdotool', words);
+    act('windowfocus', id, 'mousemove', String(x + 122), String(y + 50), 'click', '3', 'key', 'a');
+    await vi.waitFor(
+      () =>
+        expect(keys.map(({ code, isDown }) => [code, isDown])).toEqual([
+          [30, true],
+          [30, false],
+        ]),
+      20_000,
+    );
+    await vi.waitFor(
+      () => expect(pointers.at(-1)).toMatchObject({ x: 0x7fff, y: Math.round(0x7fff / 2), buttons: 0 }),
+      20_000,
+    );
+    expect(pointers.some(({ buttons }) => buttons === 4)).toBe(true);
+    await window.close();
+    expect(screenshot().rgb(x + 5, y + 5)).toBe(0);
+  }, 120_000);
+
+  test('a display server that goes away takes the window with it, and nothing else', async () => {
+    const { log, window, screen, x, y } = await open({ width: 100, height: 80 });
+    const picture = drawn(100, 80, 5);
+    screen?.show(picture);
+    await vi.waitFor(() => expect(isShown(picture, { x, y })).toBe(true), { timeout: 20_000, interval: 200 });
+    server?.kill('SIGKILL');
+    await vi.waitFor(
+      () => {
+        screen?.damage({ x: 0, y: 0, width: 100, height: 80 });
+        expect(log.lines.join('\n')).toContain('the window is gone with its display server; the VM goes on');
+      },
+      { timeout: 20_000 },
+    );
+    await window.close();
+  }, 120_000);
+});
+
+describe('no window', () => {
+  test('without a display server the line names the variable', async () => {
+    await worker.build();
+    for (const name of ['DISPLAY', 'WAYLAND_DISPLAY', 'SDL_VIDEODRIVER']) vi.stubEnv(name, '');
+    const log = memoryLog();
+    const display = new Display();
+    const window = new SdlFrontEnd({
+      display,
+      name: 'vm1',
+      log: log.log,
+      workerUrl: worker.url,
+      openTimeoutMs: 60_000,
+    });
+    await window.start();
+    expect(log.lines).toHaveLength(1);
+    expect(log.lines[0]).toMatch(/no window: neither DISPLAY nor WAYLAND_DISPLAY is set; the VM goes on/);
+    await window.close();
+    vi.unstubAllEnvs();
+    worker.remove();
+  });
+});

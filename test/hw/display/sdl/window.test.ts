@@ -1,0 +1,156 @@
+/** The window's front end, with a thread of the test's in place of the one that has SDL. */
+import { afterEach, expect, test, vi } from 'vitest';
+import { Display } from '../../../../devicemodel/hw/display/display.ts';
+import { keyOfUsage } from '../../../../devicemodel/hw/display/sdl/scancodes.ts';
+import { SdlFrontEnd } from '../../../../devicemodel/hw/display/sdl/window.ts';
+import type { KeyEvent, PointerEvent } from '../../../../devicemodel/hw/input/input-hub.ts';
+import { Canvas } from '../../../support/canvas.ts';
+import { memoryLog } from '../../../support/memory-log.ts';
+
+const windows: SdlFrontEnd[] = [];
+afterEach(async () => {
+  for (const window of windows.splice(0)) await window.close();
+});
+
+/** @param body what the thread does with `port`; what it posts with `{ note }` is noted here */
+async function open(body: string, openTimeoutMs = 10_000) {
+  const display = new Display();
+  const sizes: unknown[] = [];
+  const plugged = display.plugIn([{ width: 8, height: 4 }], (screen, wanted) => void sizes.push([screen, wanted]));
+  const keys: KeyEvent[] = [];
+  const pointers: PointerEvent[] = [];
+  display.input.addKeySink({ rank: 0, isReady: true, key: (event) => void keys.push(event) });
+  display.input.addPointerSink({ rank: 0, isReady: true, pointer: (event) => void pointers.push(event) });
+  const log = memoryLog();
+  const code = `import { parentPort as port, workerData as setup } from 'node:worker_threads'; ${body}`;
+  const workerUrl = new URL(`data:text/javascript,${encodeURIComponent(code)}`);
+  const window = new SdlFrontEnd({ display, name: 'vm1', log: log.log, workerUrl, openTimeoutMs });
+  windows.push(window);
+  await window.start();
+  return { display, screen: plugged.screens[0] as (typeof plugged.screens)[0], window, keys, pointers, sizes, log };
+}
+
+/** Opens at once, and shows: with each picture a motion whose x counts pictures and whose y is the first pixel's blue. */
+const SHOWS = `
+  let pixels, count = 0;
+  port.on('message', (m) => {
+    if (m.kind === 'picture') pixels = new Uint8Array(m.pixels);
+    if (m.kind === 'close') port.close();
+    if (m.kind !== 'show') return;
+    count++;
+    port.postMessage({ kind: 'events', events: [{ kind: 'motion', x: count, y: pixels[0] }] });
+    port.postMessage({ kind: 'shown' });
+  });
+  port.postMessage({ kind: 'open' });`;
+
+test('what is drawn is in the memory that is shown, one picture after the other', async () => {
+  const { screen, pointers } = await open(SHOWS);
+  const canvas = new Canvas({ width: 8, height: 4 });
+  canvas.bytes.fill(2);
+  screen.show(canvas);
+  await vi.waitFor(() => expect(pointers.at(-1)?.yPixels).toBe(2));
+  canvas.bytes.fill(3);
+  screen.damage({ x: 0, y: 0, width: 1, height: 1 });
+  await vi.waitFor(() => expect(pointers.at(-1)?.yPixels).toBe(3));
+});
+
+test('while a picture is under way no other is sent, whatever the guest draws', async () => {
+  const { screen, keys } = await open(`
+    let shows = 0;
+    port.on('message', (m) => {
+      if (m.kind === 'close') port.close();
+      if (m.kind === 'show' && ++shows > 1) port.postMessage({ kind: 'events', events: [{ kind: 'key', scancode: 4, isDown: true }] });
+    });
+    port.postMessage({ kind: 'open' });`);
+  const canvas = new Canvas({ width: 8, height: 4 });
+  screen.show(canvas);
+  for (let i = 0; i < 10; i++) {
+    screen.damage({ x: 0, y: 0, width: 8, height: 4 });
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+  expect(keys).toEqual([]);
+});
+
+const SENDS = (...events: readonly object[]) => `
+  port.on('message', (m) => {
+    if (m.kind === 'close') port.close();
+    if (m.kind === 'show') port.postMessage({ kind: 'events', events: ${JSON.stringify(events)} });
+  });
+  port.postMessage({ kind: 'open' });`;
+
+test('keys and buttons reach the guest, and are let go when the window loses the focus', async () => {
+  const { keys, pointers } = await open(
+    SENDS(
+      { kind: 'key', scancode: 4, isDown: true },
+      { kind: 'button', button: 3, isDown: true, x: 7, y: 3 },
+      { kind: 'wheel', steps: -4 },
+      { kind: 'focus-lost' },
+      { kind: 'key', scancode: 4, isDown: false },
+      { kind: 'key', scancode: 0x7777, isDown: true },
+    ),
+  );
+  await vi.waitFor(() => expect(keys).toHaveLength(2));
+  expect(keys).toEqual([
+    { code: 30, keysym: 0x61, isDown: true },
+    { code: 30, keysym: 0x61, isDown: false },
+  ]);
+  expect(pointers.map(({ x, y, buttons, wheel }) => [x, y, buttons, wheel])).toEqual([
+    [0x7fff, 0x7fff, 4, 0],
+    [0x7fff, 0x7fff, 4, -1],
+    [0x7fff, 0x7fff, 0, 0],
+  ]);
+});
+
+test('a pointer beside the window is at its edge', async () => {
+  const { pointers } = await open(
+    SENDS({ kind: 'motion', x: -5, y: 100 }, { kind: 'button', button: 9, isDown: true, x: 0, y: 0 }),
+  );
+  await vi.waitFor(() => expect(pointers).toHaveLength(2));
+  expect(pointers.map(({ x, y, buttons }) => [x, y, buttons])).toEqual([
+    [0, 0x7fff, 0],
+    [0, 0, 0],
+  ]);
+});
+
+test('the size that its user gives the window is asked for', async () => {
+  const { sizes } = await open(SENDS({ kind: 'resized', width: 640, height: 480 }));
+  await vi.waitFor(() => expect(sizes).toEqual([[0, { width: 640, height: 480 }]]));
+});
+
+test.each([
+  [
+    'no window',
+    `port.postMessage({ kind: 'failed', message: 'no window: x', hint: 'set Y' });`,
+    /no window: x \(set Y\)/,
+  ],
+  ['a thread that fails', `throw new Error('boom');`, /boom/],
+])('%s: one line, and the VM goes on', async (_, body, line) => {
+  const { log, screen } = await open(body);
+  const lines = () => log.lines.filter((text) => text.includes('display:'));
+  await vi.waitFor(() => expect(lines()).toHaveLength(1));
+  expect(lines()[0]).toMatch(line);
+  expect(lines()[0]).toContain('the VM goes on, its screens are not shown');
+  screen.damage({ x: 0, y: 0, width: 1, height: 1 });
+});
+
+test('a window that its user closes is closed, and the VM goes on', async () => {
+  const { log } = await open(SENDS({ kind: 'close' }));
+  await vi.waitFor(() => expect(log.lines.join('\n')).toContain('the window is closed, the VM goes on'));
+});
+
+test('a display server that does not answer: the VM waits neither for its window nor at its end', async () => {
+  // A thread in a call that does not come back.
+  const { log, window } = await open(`Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 5000);`, 50);
+  expect(log.lines).toEqual([
+    expect.stringMatching(/display: the display server does not answer; the VM does not wait/),
+  ]);
+  const beforeMs = performance.now();
+  await window.close();
+  expect(performance.now() - beforeMs).toBeLessThan(4000);
+});
+
+test('keys by their usage', () => {
+  // HID Usage Tables: A, Z, 1, 0, Enter, F1, F12, Up, keypad 1, keypad ., left Control, right Super, and none.
+  const usages = [0x04, 0x1d, 0x1e, 0x27, 0x28, 0x3a, 0x45, 0x52, 0x59, 0x63, 0xe0, 0xe7, 0, 3, 0xe8];
+  expect(usages.map(keyOfUsage)).toEqual([30, 44, 2, 11, 28, 59, 88, 103, 79, 83, 29, 126, 0, 0, 0]);
+});
