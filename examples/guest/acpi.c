@@ -1,11 +1,11 @@
 /* ACPI, as much as power off needs: RSDP, RSDT, FADT, and \_S5 in the DSDT (ACPI 6.5, chapters 5.2 and 7.3.4). */
 #include "guest.h"
 
-enum { SCI_EN = 1, SLP_EN = 1 << 13 };
+enum { SCI_EN = 1, PWRBTN = 1 << 8, SLP_EN = 1 << 13 };
 
 static u32 rsdp, fadt, dsdt;
-static u16 pm1a_control = 0x404, smi_command;
-static u8 acpi_enable, sleep_type = 5;
+static u16 pm1a_control = 0x404, pm1a_event = 0x400, smi_command;
+static u8 pm1_event_length = 4, acpi_enable, sleep_type = 5;
 static u8 found_s5;
 
 static void find_s5(void)
@@ -40,7 +40,9 @@ void acpi_init(void)
 	dsdt = read32(fadt + 40);
 	smi_command = (u16)read32(fadt + 48);
 	acpi_enable = read8(fadt + 52);
+	pm1a_event = (u16)read32(fadt + 56);
 	pm1a_control = (u16)read32(fadt + 64);
+	pm1_event_length = read8(fadt + 88);
 	find_s5();
 }
 
@@ -66,15 +68,33 @@ void acpi_print(void)
 	print("sleep type %u%s\n", sleep_type, found_s5 ? "" : " (no \\_S5 in the DSDT: a guess)");
 }
 
+/* In legacy mode the hardware is handed over by a command first (ACPI 6.5 §4.8.3.2 SCI_EN). */
+static void acpi_mode(void)
+{
+	if (smi_command == 0 || acpi_enable == 0 || (inw(pm1a_control) & SCI_EN) != 0)
+		return;
+	outb(smi_command, acpi_enable);
+	for (u32 patience = 1000; patience != 0 && (inw(pm1a_control) & SCI_EN) == 0; patience--)
+		;
+}
+
+/* Status is looked at, no interrupt is waited for (ACPI 6.5 §4.8.3.1: enable register behind the status register). */
+void power_button(void)
+{
+	acpi_mode();
+	outw(pm1a_event, PWRBTN);
+	outw((u16)(pm1a_event + pm1_event_length / 2), PWRBTN);
+	print("button: waiting\n");
+	while ((inw(pm1a_event) & PWRBTN) == 0)
+		sleep_ms(20);
+	outw(pm1a_event, PWRBTN);
+	print("button: pressed\n");
+}
+
 void power_off(void)
 {
 	print("\nGoodbye: writing sleep type %u and SLP_EN to port 0x%x.\n", sleep_type, pm1a_control);
-	/* In legacy mode the hardware is handed over by a command first (ACPI 6.5 §4.8.3.2 SCI_EN). */
-	if (smi_command != 0 && acpi_enable != 0 && (inw(pm1a_control) & SCI_EN) == 0) {
-		outb(smi_command, acpi_enable);
-		for (u32 patience = 1000; patience != 0 && (inw(pm1a_control) & SCI_EN) == 0; patience--)
-			;
-	}
+	acpi_mode();
 	outw(pm1a_control, (u16)((inw(pm1a_control) & SCI_EN) | (u32)sleep_type << 10 | SLP_EN));
 	sleep_ms(2000);                 /* it may take a moment */
 	print("Still here: the machine did not power off.\n");

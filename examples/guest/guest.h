@@ -96,6 +96,7 @@ void pci_enable(struct function *f, u8 vector_base);
 
 void acpi_init(void);
 void acpi_print(void);
+void power_button(void);
 void power_off(void) __attribute__((noreturn));
 
 /* ---- ivshmem.c, vuart.c: the devices a hypervisor emulates for its guests */

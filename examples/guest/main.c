@@ -211,7 +211,11 @@ static int run(const char *command, const char *text, u32 timer_per_ms)
 		vuart_echo();
 	else if (same(command, "echo", 5))
 		echo();
-	else if (same(command, "idle", 5)) {
+	else if (same(command, "button", 7)) {
+		power_button();
+		for (u32 s = number(text, 0); s != 0; s--)
+			sleep_ms(1000);
+	} else if (same(command, "idle", 5)) {
 		print("idle: sleeping\n");
 		for (u32 s = number(text, 0xffffffff); s != 0; s--)
 			sleep_ms(1000);

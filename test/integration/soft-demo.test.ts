@@ -77,6 +77,16 @@ describe.skipIf(reason !== undefined)('the demo guest on the embedded hypervisor
     expect(code).toBe(0);
   });
 
+  test('SIGTERM is a press of the power button, and a guest that listens has its time', async () => {
+    const program = start(demo, 'demo=button,2');
+    await program.console('button: waiting');
+    program.signal('SIGTERM');
+    await program.console('button: pressed');
+    const { code, stdout } = await program.exited;
+    expect(stdout).toContain('Goodbye');
+    expect(code).toBe(0);
+  });
+
   test('a kernel that is not there is one line and no VM', async () => {
     const program = new Program([...softVm(demo, '').slice(0, -5), '-k', '/no/such/kernel', demo]);
     running.push(program);

@@ -56,6 +56,14 @@ check "and is stopped" within 2 is vm1 stopped
 check "status 0" within 3 grep -qx 'status 0' vm1.status
 check "no process of it is left" within 3 no_dm
 check "stop of a stopped VM is refused" said 'already (stopped)' acrnctl stop vm1
+launch_script vm3.sh vm3 demo=button,1
+acrnctl add vm3.sh > add.out
+acrnctl start vm3 > vm3.out 2>&1 &
+within 20 grep -q 'button: waiting' vm3.out
+check "a guest that listens hears of stop" acrnctl stop vm3
+check "and powers itself off" within 10 grep -aq 'guest entered ACPI S5' vm3.out
+check "it is stopped" within 5 is vm3 stopped
+acrnctl del vm3
 acrnctl start vm1 > vm1.out 2>&1 &
 within 20 is vm1 started
 check "stop -f is answered before the VM ends" eval 'took acrnctl stop -f vm1 && [ $took_ms -lt 1000 ]'
