@@ -7,6 +7,8 @@ import { WheelButton } from './protocol.ts';
 
 /** Buttons that are not the wheel's: left, middle, right as everywhere. */
 const BUTTONS = 0x07;
+/** Nobody has more fingers; a keyboard has about a hundred keys. */
+const MAX_KEYS_DOWN = 128;
 
 export class ClientInput {
   readonly #input: InputSink;
@@ -25,7 +27,7 @@ export class ClientInput {
   key(isDown: boolean, keysym: number, scanCode: number | undefined): void {
     const code = (scanCode === undefined ? 0 : keyOfScanCode(scanCode)) || keyOfKeysym(keysym);
     const id = code || -keysym;
-    if (!isDown && !this.#down.has(id)) return;
+    if (isDown ? this.#down.size >= MAX_KEYS_DOWN && !this.#down.has(id) : !this.#down.has(id)) return;
     if (isDown) this.#down.set(id, keysym);
     else this.#down.delete(id);
     this.#input.key({ code, keysym: keysymOfKey(code) || keysym, isDown });

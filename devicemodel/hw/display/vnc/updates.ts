@@ -48,7 +48,8 @@ export class Updates {
   /** The desktop is another one now. */
   #isResized = false;
   #isCursorNew = false;
-  readonly #notices: Notice[] = [];
+  /** The last one of each kind: a client may say much before it asks. */
+  readonly #notices = new Map<string, Notice>();
   #timer: NodeJS.Timeout | undefined;
   #lastMs = 0;
 
@@ -122,7 +123,10 @@ export class Updates {
   // Sending.
 
   #notify(rect: Rect, encoding: number, body: Uint8Array = new Uint8Array(0)): void {
-    this.#notices.push({ rect, encoding, body });
+    // The x of a layout is whose doing it was; a client waits for the answer to its own.
+    const kind = encoding === Encoding.ExtendedDesktopSize ? `${encoding} ${rect.x}` : `${encoding}`;
+    this.#notices.delete(kind);
+    this.#notices.set(kind, { rect, encoding, body });
   }
 
   /** Soon, if the client waits and there is nothing under way. */
@@ -134,7 +138,7 @@ export class Updates {
   }
 
   get #hasNews(): boolean {
-    return this.#notices.length > 0 || this.#isResized || this.#isCursorNew || !this.#damage.isEmpty;
+    return this.#notices.size > 0 || this.#isResized || this.#isCursorNew || !this.#damage.isEmpty;
   }
 
   #begin(): void {
@@ -161,7 +165,8 @@ export class Updates {
     this.#adoptSize();
     if (this.#isCursorNew && this.#encodings.has(Encoding.Cursor)) this.#notifyCursor(this.#parts.display.cursor);
     this.#isCursorNew = false;
-    const notices = this.#notices.splice(0);
+    const notices = [...this.#notices.values()];
+    this.#notices.clear();
     const rects = this.#damage.take().flatMap(cut);
     const head = Buffer.alloc(4);
     head[0] = FRAMEBUFFER_UPDATE;

@@ -470,6 +470,37 @@ describe('viewers that are none', () => {
     expect(client.isClosed).toBe(false);
   });
 
+  // Mutation: a list that grows with each message; the count of rectangles has 16 bits.
+  test('a viewer that says much and asks for nothing is told the last of it', async () => {
+    const { join } = await serve({});
+    const client = await join();
+    for (let i = 0; i < 3000; i++) {
+      client.setEncodings(Rfb.Raw, Rfb.QemuKey, Rfb.ExtendedDesktopSize);
+      client.setDesktopSize(0, 0, []);
+    }
+    client.request(true);
+    await client.update();
+    // One for the key event, one for the screens as they are, one for the size that was refused.
+    expect(client.encodings.filter((encoding) => encoding !== Rfb.Raw)).toHaveLength(3);
+    expect(client.layouts.map(({ reason, status }) => [reason, status])).toEqual([
+      [0, 0],
+      [1, 3],
+    ]);
+  });
+
+  test('keys that go down and never up are not remembered without end', async () => {
+    const { join, keys } = await serve({});
+    const client = await join();
+    for (let keysym = 1; keysym <= 3000; keysym++) client.key(true, 0x100_0000 + keysym);
+    await client.refresh();
+    expect(keys.length).toBeGreaterThanOrEqual(100);
+    expect(keys.length).toBeLessThanOrEqual(256);
+    client.key(false, 0x100_0001);
+    client.key(true, 0x61);
+    await client.refresh();
+    expect(keys.at(-1)).toEqual({ code: 30, keysym: 0x61, isDown: true });
+  });
+
   test('a viewer that takes nothing costs one rectangle, whatever the guest draws', async () => {
     const { plugged, canvas, join, display } = await serve({ size: { width: 1600, height: 1200 } });
     const client = await join();
