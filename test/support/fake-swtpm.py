@@ -1,7 +1,8 @@
 """fake-swtpm.py PATH [REFUSED]: a swtpm that does as its commands say, and prints the orders it gets.
 
 A command's code is what becomes of it: 1 is answered with success and 32 bytes, 2 ends the process, 3 is answered with
-a size that cannot be, 4 with a byte too many, 5 waits for the order to cancel. The order of number REFUSED gets error 9.
+a size that cannot be, 4 with a byte too many, 5 waits for the order to cancel, 6 is answered with half a response
+and nothing more, cancelled or not. The order of number REFUSED gets error 9.
 """
 import os
 import select
@@ -17,6 +18,7 @@ server = socket.socket(socket.AF_UNIX)
 server.bind(path)
 server.listen(1)
 PAYLOAD = {2: 4, 5: 4, 0x11: 4}
+is_silent = False
 
 
 def say(line):
@@ -37,6 +39,10 @@ def run(data, command):
         respond(data, 0, size=5)
     elif code == 4:
         respond(data, 0, b'x', size=10)
+    elif code == 6:
+        global is_silent
+        is_silent = True
+        data.sendall(struct.pack('>HII', 0x8001, 42, 0)[:7])
     elif code != 5:
         # In two pieces, as a stream may have it.
         response = struct.pack('>HII', 0x8001, 42, 0) + bytes(range(32))
@@ -56,7 +62,7 @@ def order(control, data, number):
         control.sendall(struct.pack('>IIII', 0, 0x4f80, 1024, 0x8000))
     else:
         control.sendall(struct.pack('>I', 0))
-    if number == 9 and data is not None:
+    if number == 9 and data is not None and not is_silent:
         respond(data, 0x909)
     if number == 3:
         os._exit(0)
@@ -66,6 +72,7 @@ say('listening')
 while True:
     control, _ = server.accept()
     data = None
+    is_silent = False
     while True:
         ready = select.select([s for s in (control, data) if s is not None], [], [])[0]
         if data in ready:

@@ -223,6 +223,8 @@ export class Swtpm implements TpmBackend {
   #retry: NodeJS.Timeout | undefined;
   #isClosed = false;
   #isBusy = false;
+  /** The command under way was told to end: once is enough, however often a guest says it. */
+  #isCancelled = false;
   /** Commands and power cycles, one after the other. Never rejected. */
   #line: Promise<unknown> = Promise.resolve();
 
@@ -258,6 +260,7 @@ export class Swtpm implements TpmBackend {
   execute(command: Uint8Array): Promise<Uint8Array> {
     return this.#inLine(async () => {
       this.#isBusy = true;
+      this.#isCancelled = false;
       try {
         return (await this.#connection?.execute(command)) ?? plainResponse(ResponseCode.Failure);
       } catch {
@@ -270,13 +273,16 @@ export class Swtpm implements TpmBackend {
   }
 
   cancel(): void {
+    if (!this.#isBusy || this.#isCancelled) return;
+    this.#isCancelled = true;
     // It may be answered only after the command, however long that takes.
     this.#connection?.order('Cancel', 2 ** 31 - 1).catch(() => {});
   }
 
   powerCycle(): void {
-    if (this.#isBusy) this.cancel();
+    const giveUp = this.#isBusy ? this.#giveUpSoon() : undefined;
     void this.#inLine(async () => {
+      clearTimeout(giveUp);
       const connection = this.#connection;
       if (connection === undefined) return;
       try {
@@ -286,6 +292,15 @@ export class Swtpm implements TpmBackend {
         this.#lost(connection, (error as Error).message);
       }
     });
+  }
+
+  /** The command under way is to end: what waits in line behind it does not wait for ever. */
+  #giveUpSoon(): NodeJS.Timeout {
+    this.cancel();
+    const connection = this.#connection;
+    return setTimeout(() => {
+      if (connection !== undefined) this.#lost(connection, 'it does not end a command');
+    }, this.#answerMs);
   }
 
   /** The VM is over: swtpm stores its state and ends, as with C. */

@@ -117,6 +117,36 @@ describe('an swtpm', () => {
       ...['order 0x5 00000000', 'order 0x4', 'command 1 12'],
     ]);
   });
+
+  test('a guest that cancels without end costs one order a command', async () => {
+    const path = join(scratch(), 's');
+    const { said } = await fakeSwtpm(path);
+    const { swtpm } = client(path);
+    await swtpm.powerOn();
+    for (let i = 0; i < 2; i++) {
+      const waiting = swtpm.execute(command(5));
+      await until(() => said.filter((line) => line === 'command 5 12').length === i + 1);
+      for (let n = 0; n < 100; n++) swtpm.cancel();
+      expect(codeOf(await waiting)).toBe(0x909);
+    }
+    expect(codeOf(await swtpm.execute(command(1)))).toBe(0);
+    expect(said.filter((line) => line === 'order 0x9')).toHaveLength(2);
+  });
+
+  // Mutation: the power cycle waits in line for the response, and with it every command of the guest from then on.
+  test('one that stops in the middle of a response is given up when the machine resets', async () => {
+    const path = join(scratch(), 's');
+    const { said } = await fakeSwtpm(path);
+    const { swtpm, lines } = client(path, 1500);
+    await swtpm.powerOn();
+    const waiting = swtpm.execute(command(6));
+    await until(() => said.includes('command 6 12'));
+    swtpm.powerCycle();
+    expect(codeOf(await waiting)).toBe(0x101);
+    expect(lines[0]).toMatch(/is gone: it does not end a command; /);
+    await until(() => lines.length === 2);
+    expect(codeOf(await swtpm.execute(command(1)))).toBe(0);
+  });
 });
 
 describe('an swtpm that goes away', () => {
