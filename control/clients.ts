@@ -6,6 +6,8 @@ import type { Socket } from 'node:net';
 
 /** How long the rest of a request may take [C waits for ever]. */
 const REQUEST_TIMEOUT_MS = 10_000;
+/** So many steps are done in one turn of the event loop: the guest is served by this thread, too. */
+const STEPS_IN_A_TURN = 8;
 /** How long `close` waits for clients to take their last reply. */
 const LINGER_MS = 500;
 
@@ -25,6 +27,8 @@ interface Client {
   /** Steps not done yet. */
   pending: number;
   timer: NodeJS.Timeout | undefined;
+  /** Steps done since the last turn. */
+  steps: number;
 }
 
 export class Clients {
@@ -59,7 +63,7 @@ export class Clients {
   }
 
   #enter(socket: Socket): void {
-    this.#clients.set(socket, { work: Promise.resolve(), pending: 0, timer: undefined });
+    this.#clients.set(socket, { work: Promise.resolve(), pending: 0, timer: undefined, steps: 0 });
     socket.on('close', () => {
       clearTimeout(this.#clients.get(socket)?.timer);
       this.#clients.delete(socket);
@@ -93,7 +97,11 @@ export class Clients {
     const client = this.#clients.get(socket);
     if (client === undefined) return;
     client.pending++;
-    client.work = client.work.then(step).finally(() => {
+    const paced = async () => {
+      if (++client.steps % STEPS_IN_A_TURN === 0) await new Promise((resolve) => setImmediate(resolve));
+      await step();
+    };
+    client.work = client.work.then(paced).finally(() => {
       client.pending--;
       if (this.#clients.delete(socket)) this.#clients.set(socket, client);
       this.#admitWaiting();

@@ -163,12 +163,12 @@ export class CmdMonitor implements FrontDoor {
     this.#path = options.path;
     this.#commands = options.commands;
     this.#events = options.events;
-    this.#log = options.log;
+    this.#log = options.log.child('command monitor');
     this.#group = options.socketGroup;
     this.#clients = new Clients({
       maxClients: MAX_CLIENTS,
       isKept: (socket) => socket === this.#eventClient,
-      onCut: (why) => options.log.warn(`command monitor: ${why}`),
+      onCut: (why) => this.#log.rationed('warn', () => why),
     });
     this.#publisher = new VmEventPublisher({
       clock: options.clock,
@@ -186,7 +186,7 @@ export class CmdMonitor implements FrontDoor {
       throw attributed('--cmd_monitor', error);
     }
     this.#events.on('event', this.#onVmEvent);
-    this.#log.info(`command monitor on ${this.#path}`);
+    this.#log.info(`on ${this.#path}`);
   }
 
   /** Lets clients take their last reply, then closes. Safe twice. */
@@ -226,7 +226,7 @@ export class CmdMonitor implements FrontDoor {
 
   async #serve(socket: Socket, request: Request | BadRequest): Promise<void> {
     if ('problem' in request) {
-      this.#log.debug(`command monitor: ${request.problem}`);
+      this.#log.rationed('debug', () => request.problem);
       this.#write(socket, ackText(false, request.problem));
       return;
     }
@@ -235,16 +235,16 @@ export class CmdMonitor implements FrontDoor {
       const result = await this.#run(socket, request);
       if (result === undefined) {
         const name = JSON.stringify(request.command.slice(0, MAX_SHOWN_CHARS));
-        this.#log.warn(`command monitor: command ${name} is not supported`);
+        this.#log.rationed('warn', () => `command ${name} is not supported`);
         this.#write(socket, ackText(false, `unknown command ${name}`));
         return;
       }
       isDone = result;
     } catch (error) {
-      this.#log.error(`command monitor: ${request.command}: ${(error as Error).message}`);
+      this.#log.rationed('error', () => `${request.command}: ${(error as Error).message}`);
       isDone = false;
     }
-    this.#log.info(`command monitor: ${request.command} ${isDone ? 'done' : 'refused'}`);
+    this.#log.rationed('info', () => `${request.command} ${isDone ? 'done' : 'refused'}`);
     this.#write(socket, ackText(isDone));
   }
 
@@ -289,7 +289,7 @@ export class CmdMonitor implements FrontDoor {
   #write(socket: Socket, text: string): void {
     if (socket.destroyed || socket.writableEnded) return;
     if (socket.writableLength > MAX_UNREAD_BYTES) {
-      this.#log.warn('command monitor: a client does not read what it asked for and was cut off');
+      this.#log.rationed('warn', () => 'a client does not read what it asked for and was cut off');
       socket.destroy();
       return;
     }

@@ -76,7 +76,7 @@ export class ManagerSocket implements FrontDoor {
     this.#clients = new Clients({
       maxClients: MAX_CLIENTS,
       maxWaiting: MAX_WAITING,
-      onCut: (why) => options.log.debug(`manager socket: ${why}`),
+      onCut: (why) => options.log.rationed('debug', () => `manager socket: ${why}`),
     });
   }
 
@@ -123,7 +123,7 @@ export class ManagerSocket implements FrontDoor {
         received = received.subarray(ManagerMessage.size);
         if (ManagerMessage.decode(message).magic !== MANAGER_MAGIC) {
           // Without a magic number there is no telling where the next message starts: it is refused, and nothing more read.
-          this.#options.log.debug('manager socket: not a manager message, the client is cut off');
+          this.#options.log.rationed('debug', () => 'manager socket: not a manager message, the client is cut off');
           queue(() => this.#reply(socket, 0, 0n, FAILED));
           queue(() => void socket.end(() => socket.destroy()));
           return;
@@ -143,7 +143,7 @@ export class ManagerSocket implements FrontDoor {
     try {
       result = await this.#run(id, data);
     } catch (error) {
-      this.#options.log.error(`manager socket: message ${id}: ${(error as Error).message}`);
+      this.#options.log.rationed('error', () => `manager socket: message ${id}: ${(error as Error).message}`);
       result = FAILED;
     }
     await this.#reply(socket, id, timestamp, result);
@@ -181,7 +181,7 @@ export class ManagerSocket implements FrontDoor {
         return commands.run('blkrescan', { medium: argumentText(data) }).then((isDone) => (isDone ? 0 : FAILED));
       default:
         // Compat: C does not answer; acrnctl waits a second then and takes what its buffer held for the result.
-        log.debug(`manager socket: message ${id} is not for a device model`);
+        log.rationed('debug', () => `manager socket: message ${id} is not for a device model`);
         return FAILED;
     }
   }

@@ -28,7 +28,7 @@ const Limits = {
 
 export interface ApiOptions {
   readonly vmm: Vmm;
-  readonly log: { info(text: string): void; debug(text: string): void };
+  readonly log: { rationed(level: 'info' | 'debug', text: () => string): void };
   /** Shorter, for tests. */
   readonly limits?: Partial<Record<keyof typeof Limits, number>>;
 }
@@ -72,11 +72,11 @@ export function createApi({ vmm, log, limits: changed = {} }: ApiOptions): HttpA
       const problem = problemOf(error, url.startsWith('/api/v1/') ? 405 : 409);
       const isOurs = problem.status >= 500 && problem.status !== 501 && problem.status !== 503;
       // Who breaks off a body has nobody to blame.
-      if (isOurs && !request.destroyed) log.info(`api: ${method} ${url}: ${problem.detail}`);
+      if (isOurs && !request.destroyed) log.rationed('info', () => `${method} ${url}: ${problem.detail}`);
       const headers = error instanceof HttpProblem ? error.headers : {};
       send(response, { status: problem.status, body: problem, type: 'application/problem+json', headers });
     }
-    log.debug(`api: ${method} ${url}: ${response.statusCode}`);
+    log.rationed('debug', () => `${method} ${url}: ${response.statusCode}`);
   }
 
   server.on('checkContinue', (request, response) => {

@@ -88,6 +88,30 @@ describe('--cmd_monitor', () => {
     for (const { seen } of slow) expect(seen()).toBe('');
   });
 
+  test('many requests in one go are all answered, the thread has its turns between, and the log is not filled', async () => {
+    const { path, lines } = await startCmdMonitor();
+    const flooding = client(path);
+    const count = 2000;
+    flooding.socket.write('{"command":"no"}'.repeat(count));
+    let turns = 0;
+    const answers = () => flooding.seen().split('"ack"').length - 1;
+    while (answers() < count) {
+      await new Promise((resolve) => setImmediate(resolve));
+      turns++;
+    }
+    expect(turns).toBeGreaterThan(100);
+    expect(lines.length).toBeLessThan(100);
+  });
+
+  test('connections that come and go do not fill the log', async () => {
+    const { path, lines } = await startCmdMonitor();
+    for (let i = 0; i < 100; i++) client(path);
+    const good = client(path);
+    good.socket.write(DESTROY);
+    await until(() => good.seen() === DONE, 'the good client is served');
+    expect(lines.length).toBeLessThan(100);
+  });
+
   test('a client that floods while its request is under way is not read: nothing piles up', async () => {
     let release: (isDone: boolean) => void = () => {};
     const pending = new Promise<boolean>((resolve) => (release = resolve));

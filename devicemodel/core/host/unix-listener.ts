@@ -11,6 +11,9 @@ import { isServed } from './is-served.ts';
 import { native } from './libc.ts';
 import { checkSocketPath } from './socket-path.ts';
 
+/** Who connects without waiting is refused when so many wait to be accepted (EAGAIN). */
+const BACKLOG = 128;
+
 export interface UnixListener {
   readonly path: string;
   /** No new connections; those that exist are the caller's. Removes the socket file. Safe twice. */
@@ -69,7 +72,7 @@ export async function listenUnix(
     await new Promise<void>((resolve, reject) => {
       server.once('error', reject);
       // The socket is bound within the call, so that it is never more open than it should be.
-      withUmask(0o177, () => server.listen({ path, backlog: 8 }, resolve));
+      withUmask(0o177, () => server.listen({ path, backlog: BACKLOG }, resolve));
     });
     if (group !== undefined) {
       chownSync(path, -1, group);
