@@ -112,6 +112,8 @@ function patchFs(): void {
         throw nodeError(errno, name.replace('Sync', ''), first);
       }
       if (errno !== 0 && typeof done === 'function') {
+        // The descriptor is gone whatever close(2) says.
+        if (name === 'close') withoutFaults(() => original(path));
         setImmediate(() => done(nodeError(errno, name, first)));
         return undefined;
       }

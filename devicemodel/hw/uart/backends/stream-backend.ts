@@ -41,6 +41,8 @@ export abstract class StreamBackend implements CharBackend {
   protected readonly env: CharBackendEnv;
   /** How long `stop` waits for a reader that takes nothing at all. */
   protected drainTimeoutMs = 200;
+  /** Whether whoever reads asked for it: then what is lost at the end is worth a warning. */
+  protected hasKnownReader = true;
   /** Newest output kept while nobody has been connected yet; 0: what a real line without a listener does with it. */
   protected keepForFirstBytes = 0;
   #input: Duplex | undefined;
@@ -114,6 +116,7 @@ export abstract class StreamBackend implements CharBackend {
   /** Sends what is left as long as the reader takes it, then closes. */
   async stop(): Promise<void> {
     await this.#drain();
+    this.#warnLoss();
     this.detach();
     this.close();
     this.#received.length = 0;
@@ -261,6 +264,15 @@ export abstract class StreamBackend implements CharBackend {
     this.env.log.warn(
       `${this.env.user}: ${this.name} takes no output: more than ${OUTPUT_LIMIT_BYTES} bytes wait, the oldest are lost`,
     );
+  }
+
+  /** The end of what a guest printed is what a reader wants most. */
+  #warnLoss(): void {
+    if (this.#output === undefined && this.#directFd === undefined) return;
+    const lost = this.#pending.length + this.#underWay();
+    if (lost === 0) return;
+    const level = this.hasKnownReader ? 'warn' : 'info';
+    this.env.log[level](`${this.env.user}: ${this.name} takes no output: the last ${lost} bytes are lost`);
   }
 
   get #isDrained(): boolean {

@@ -56,6 +56,8 @@ export class TtyBackend extends StreamBackend {
 }
 
 export class PtyBackend extends StreamBackend {
+  // Maybe nobody ever opened it.
+  protected override hasKnownReader = false;
   readonly #linkPath: string | undefined;
   #slavePath: string | undefined;
   #slaveFd: number | undefined;

@@ -67,3 +67,25 @@ test('a named pipe with a slow reader gets everything', async () => {
     return received === 200_000;
   }, 'everything');
 });
+
+// Mutation: leave out `#warnLoss` in stop(): a panic at the end of a long boot is gone without a word.
+test.each([
+  ['a pipe whose reader reads nothing', 'fifo', 200_000, 200_000 - 65_536],
+  ['the same, with more than the queue holds', 'fifo', 1_200_000, (1 << 20) - 65_536],
+  ['a full disk', '/dev/full', 3, 3],
+  ['a pipe that had room', 'fifo', 1000, 0],
+  ['nobody wants it', '/dev/null', 1000, 0],
+])('what is lost at the end is counted: %s', async (_name, where, written, lost) => {
+  const path = where === 'fifo' ? scratch().file('fifo') : where;
+  if (where === 'fifo') {
+    execFileSync('mkfifo', [path]);
+    const reader = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
+    cleanUp.push(() => closeSync(reader));
+  }
+  const { backend, lines } = await started(path);
+  writeText(backend, 'x'.repeat(written));
+  await backend.stop();
+  const said = lines.filter((line) => line.includes('bytes are lost'));
+  const end = `com1: file ${path} takes no output: the last ${lost} bytes are lost`;
+  expect(said.filter((line) => line.includes('the last'))).toEqual(lost === 0 ? [] : [expect.stringContaining(end)]);
+});
