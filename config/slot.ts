@@ -151,6 +151,7 @@ function addSlot(
     text = '';
   }
   const options = parseDriverOptions(driver, text);
+  for (const what of driver.passedOver?.(options) ?? []) slots.ignored.push(`-s ${value}: ${what}`);
   slots.pci.push({ bdf: slot.bdf, driver: driver.name, options, text: slot.text });
 }
 
@@ -162,14 +163,14 @@ function parseDriverOptions(driver: PciDriverEntry, text: string): unknown {
   } catch (error) {
     if (!(error instanceof ConfigError) || error.hint !== undefined) throw error;
     const usage = `usage: -s SLOT,${optionUsage(driver.name, driver.options)}`;
-    const guess = error instanceof UnknownOption ? guessOption(error.word, driver.options) : undefined;
+    const guess = error instanceof UnknownOption ? guessOption(error, driver.options) : undefined;
     throw new ConfigError(error.message, { hint: guess === undefined ? usage : `${guess} ${usage}` });
   }
 }
 
 /** What somebody may have meant by a word that is no option of the device. */
-function guessOption(word: string, schema: OptionSchema): string | undefined {
-  const words = optionWords(schema);
+function guessOption({ word, known }: UnknownOption, schema: OptionSchema): string | undefined {
+  const words = known ?? optionWords(schema);
   const [key, ...value] = word.split('=') as [string, ...string[]];
   if (value.length > 0 && words.includes(key)) return `${key} takes no value.`;
   const guess = didYouMean(key, words);

@@ -1,16 +1,18 @@
 /** "Did you mean": the closest known word to a mistyped one. */
 
-/** Edits that still count as a typing mistake. */
+/** Edits that still count as a typing mistake, in a word of more letters, and in a long one. */
 const MAX_DISTANCE = 2;
+const LONG_WORD = { letters: 10, maxDistance: 3 } as const;
 
 /**
- * The closest of `known`, or undefined if nothing is close: at most two edits (one in a word of up to four letters),
- * or `text` is the beginning of exactly one word.
+ * The closest of `known`, or undefined if nothing is close: at most two edits (one in a word of up to four letters,
+ * three from ten on), or `text` is the beginning of exactly one word.
  */
 export function didYouMean(text: string, known: readonly string[]): string | undefined {
   const wanted = text.toLowerCase();
   if (wanted === '' || wanted.length > 64) return undefined;
-  const limit = wanted.length <= 4 ? 1 : MAX_DISTANCE;
+  const { length } = wanted;
+  const limit = length <= 4 ? 1 : length < LONG_WORD.letters ? MAX_DISTANCE : LONG_WORD.maxDistance;
   let best: string | undefined;
   let bestDistance = limit + 1;
   for (const word of known) {

@@ -33,10 +33,13 @@ export function optionMeta(schema: unknown): OptionMeta {
 /** A word that no option of a device is. */
 export class UnknownOption extends ConfigError {
   readonly word: string;
+  /** What there is, where the schema's own words are not it. */
+  readonly known: readonly string[] | undefined;
   /** @param device for the message, where the caller does not say it. */
-  constructor(word: string, device?: string) {
+  constructor(word: string, device?: string, known?: readonly string[]) {
     super(`${device === undefined ? '' : `${device}: `}unknown option "${word}"`);
     this.word = word;
+    this.known = known;
   }
 }
 

@@ -152,6 +152,9 @@ export async function loadPciDriver(name: string): Promise<AnyPciDriver> {
 
 /** The candidate a typing error away, or undefined. */
 function nearest(name: string, candidates: readonly string[]): string | undefined {
+  // What a device does stands last: `virtio-vsock` is a slip for `vhost-vsock`, and `net` for `virtio-net`.
+  const sameKind = candidates.filter((candidate) => candidate.split('-').at(-1) === name.split('-').at(-1));
+  if (sameKind.length === 1) return sameKind[0];
   const limit = Math.max(1, Math.floor(name.length / 3));
   let best: string | undefined;
   let bestDistance = limit + 1;

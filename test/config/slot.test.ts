@@ -119,6 +119,62 @@ describe('-s', () => {
     expect(ignored).toEqual(['-s 2,wdt-i6300esb,of=any,kind: wdt-i6300esb has no options, "of=any,kind" is ignored']);
   });
 
+  test.each([
+    ['3,virtio-net,tap0,vhost=1', '"vhost=1" is no option'],
+    ['3,virtio-net,tap=tap0,vhosts', '"vhosts" is no option'],
+    ['3,virtio-net,tap=tap0,tap=tap1', '"tap=tap1" is no option'],
+    ['3,virtio-net,tap=t,ofload,mac=52:54:00:00:00:01', '"ofload" is no option'],
+    ['3,virtio-net,foo=bar', '"foo=bar" is no option'],
+    ['3,virtio-net,mac=52:54:00:00:00:01', 'without tap=NAME the guest has no link'],
+    ['3,virtio-blk,nodisk,ro', 'with nodisk "ro" means nothing'],
+    ['3,virtio-blk,range=0/9,nodisk,mq=2', 'with nodisk "range=0/9,mq=2" means nothing'],
+    ['3,virtio-gpu,geometry=0x0', 'a screen of 0x0 cannot be, it has 1024x768'],
+    ['3,virtio-gpu,geometry=3840x2160+0+0', 'a screen of 3840x2160 cannot be, it has 1920x1080'],
+    ['3,virtio-gpu,geometry=800x600,geometry=320x600', 'a screen of 320x600 cannot be, it has 640x600'],
+  ])('%s: what C passes over without a word is said', (value, what) => {
+    expect(parseSlots([value], realDrivers).ignored.join('\n')).toContain(`-s ${value}: ${what}`);
+  });
+  test.each([
+    '3,virtio-net,tap=t,mac_seed=a,b,vhost=1',
+    '3,virtio-net,mac_seed=a,b',
+    '3,virtio-net,tap0_kata,mac=52:54:00:00:00:01,vhost',
+    '3,virtio-net,tap=t,vhost,offload,transport=modern',
+    '3,virtio-blk,nodisk,transport=modern',
+    '3,virtio-gpu,geometry=fullscreen',
+  ])('%s: nothing to say', (value) => {
+    expect(parseSlots([value], realDrivers).ignored).toEqual([]);
+  });
+  test.each([
+    'vhost,tap=t,mac=52:54:00:00:00:01',
+    'mac=52:54:00:00:00:01,tap=t,vhost',
+    'tap=t,mac=52:54:00:00:00:01,vhost',
+  ])('virtio-net,%s: options in any order', (text) => {
+    const { pci, ignored } = parseSlots([`3,virtio-net,${text}`], realDrivers);
+    expect(pci[0]?.options).toMatchObject({ tap: 't', vhost: true, mac: [0x52, 0x54, 0, 0, 0, 1] });
+    expect(ignored).toEqual([]);
+  });
+  test.each([
+    ['3,ahci,hd:d.img,writback', 'did you mean "writeback"?'],
+    ['3,ahci,hd:d.img,ro=1', 'ro takes no value.'],
+    ['3,ahci-cd,d.iso,sectorsise=512', 'did you mean "sectorsize"?'],
+    ['3,xhci,tablt', 'did you mean "tablet"?'],
+    ['3,xhci,1-1,tablet=1', 'tablet takes no value.'],
+    ['3,virtio-gpu,geometri=800x600', 'did you mean "geometry"?'],
+    ['3,virtio-blk,d.img,writethrough', 'did you mean "writethru"?'],
+    ['3,virtio-rpmb,pth=/x', 'did you mean "path"?'],
+  ])('%s: %s', (value, hint) => {
+    expect(() => parseSlots([value], realDrivers)).toThrow(withHint(hint));
+  });
+  test.each([
+    ['virtio-vsock', 'vhost-vsock'],
+    ['vsock', 'vhost-vsock'],
+    ['virtio-uart', 'uart'],
+    ['net', 'virtio-net'],
+    ['virtio-ahci', 'ahci'],
+  ])('device %s: did you mean %s?', (name, meant) => {
+    expect(() => parseSlots([`3,${name}`], realDrivers)).toThrow(withHint(`did you mean "${meant}"?`));
+  });
+
   test.each(['pci-gvt', 'npk', 'virtio-hdcp', 'virtio-coreu', 'virtio-hyper_dmabuf', 'virtio-ipu', 'virtio-audio'])(
     'obsolete %s is dropped with one line and leaves its slot free',
     (name) => {

@@ -140,6 +140,8 @@ export interface PciDriverInfo<S extends OptionSchema = OptionSchema> {
   readonly claimsHostPorts?: boolean;
   /** For grammars the comma rule does not cover. Everything after `driver,`. */
   parseText?(text: string): Record<string, unknown>;
+  /** What of the options means nothing, or something else than is written: C does not say so. Lines for people. */
+  passedOver?(options: v.InferOutput<S>): readonly string[];
   /** @throws ConfigError for a device that the hypervisor would have to offer and does not. */
   checkHypervisor?(offers: HypervisorOffers): void;
   /**

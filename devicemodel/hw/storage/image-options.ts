@@ -17,6 +17,8 @@ const discardLimits = v.strictObject({
   alignmentSectors: v.optional(v.number()),
 });
 
+const FLAGS = ['ro', 'nocache', 'writeback', 'writethru'] as const;
+
 /** For the schema of a disk: spread into its own. */
 export const imageOptions = {
   ro: v.optional(v.pipe(v.boolean(), v.metadata({ arg: 'ro', help: 'read-only', named: true })), false),
@@ -95,7 +97,7 @@ export function parseImageItem(where: string, item: string, options: Record<stri
   switch (key) {
     case 'writeback':
     case 'writethru':
-      if (value !== undefined) throw new UnknownOption(item, where);
+      if (value !== undefined) throw new UnknownOption(item, where, FLAGS);
       if ((options['writeback'] ?? key === 'writeback') !== (key === 'writeback')) {
         refuseItem(where, item, 'writeback and writethru contradict each other');
       }
@@ -103,7 +105,7 @@ export function parseImageItem(where: string, item: string, options: Record<stri
       return true;
     case 'ro':
     case 'nocache':
-      if (value !== undefined) throw new UnknownOption(item, where);
+      if (value !== undefined) throw new UnknownOption(item, where, FLAGS);
       options[key] = true;
       return true;
     case 'discard':

@@ -1,7 +1,7 @@
 /** Options of ahci, ahci-hd and ahci-cd: the C device model's grammar, checked before anything on the host is touched. */
 import * as v from 'valibot';
 import { ConfigError } from '../../../core/errors.ts';
-import { UnknownOption } from '../../../core/options.ts';
+import { optionWords, UnknownOption } from '../../../core/options.ts';
 import { imageOptions, parseImageItem, refuseItem } from '../../storage/image-options.ts';
 import { inspectImage } from '../../storage/image-size.ts';
 import { describePciDriver } from '../driver.ts';
@@ -12,6 +12,8 @@ const NO_MEDIUM = 'nodisk';
 
 const driveKind = v.picklist(['hd', 'cd']);
 export type DriveKind = v.InferOutput<typeof driveKind>;
+
+const imageOnly = v.strictObject(imageOptions);
 
 /** An image as a drive takes it. */
 export const ImageSchema = v.strictObject({
@@ -59,7 +61,7 @@ export function parseDriveImage(name: string, text: string): Record<string, unkn
     if (parseImageItem(name, item, image)) continue;
     if (/^(mq|iothread|aio)(=|$)/.test(item)) refuseItem(name, item, 'is an option of virtio-blk');
     // Compat: C takes it, and serves consecutive requests in order; so does this program.
-    if (item !== 'no_bst_block') throw new UnknownOption(item, name);
+    if (item !== 'no_bst_block') throw new UnknownOption(item, name, optionWords(imageOnly));
   }
   return image;
 }

@@ -2,6 +2,7 @@
 import { existsSync, readFileSync } from 'node:fs';
 import * as v from 'valibot';
 import { ConfigError } from '../../../core/errors.ts';
+import { UnknownOption } from '../../../core/options.ts';
 import { describePciDriver } from '../driver.ts';
 
 const BUSES = '/sys/bus/usb/devices';
@@ -72,7 +73,7 @@ export function parseXhciText(text: string): Record<string, unknown> {
     } else if ((key === 'log' || key === 'cap') && value !== undefined) {
       out[key] = value;
     } else {
-      throw new ConfigError(`unknown option "${item}"`, { hint: HINT });
+      throw new UnknownOption(item);
     }
   }
   return { ...out, ports };

@@ -119,11 +119,19 @@ function parseItem(item: string, options: Record<string, unknown>): void {
   }
 }
 
+/** `nodisk` and the transport are all that is looked at then. */
+function meaningless({ path, text }: BlockOptions): string[] {
+  if (path !== '') return [];
+  const words = text.split(',').filter((word) => word !== '' && word !== 'nodisk' && !word.startsWith('transport='));
+  return words.length === 0 ? [] : [`with nodisk "${words.join(',')}" means nothing`];
+}
+
 export const blockInfo = describePciDriver({
   name: 'virtio-blk',
   summary: 'disk on an image file or a block device',
   options: BlockOptions,
   parseText: parseBlockText,
+  passedOver: meaningless,
   hostPaths: ({ path }) => (path === '' ? [] : [path]),
   inspectHost: (options) => {
     if (options.path !== '') inspectImage(options.path, options);

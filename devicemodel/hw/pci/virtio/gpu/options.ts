@@ -1,6 +1,7 @@
 /** Options of virtio-gpu. */
 import * as v from 'valibot';
 import { ConfigError } from '../../../../core/errors.ts';
+import { UnknownOption } from '../../../../core/options.ts';
 import { describePciDriver } from '../../driver.ts';
 
 /** As the C device model: what is given is brought into these bounds. */
@@ -15,6 +16,8 @@ const screen = v.strictObject({
   /** Where its window is, if there is one. */
   x: v.number(),
   y: v.number(),
+  /** What was written, where that is another size. */
+  asked: v.optional(v.string()),
   isFullscreen: v.boolean(),
 });
 export type GpuScreen = v.InferOutput<typeof screen>;
@@ -48,7 +51,7 @@ export function parseGpuText(text: string): Record<string, unknown> {
     const [, name = '', value = ''] = /^([^=]*)=?(.*)$/.exec(word) ?? [];
     if (name.toLowerCase() === 'geometry') screens.push(parseGeometry(value));
     else if (name === 'blob') others['blob'] = value;
-    else throw new ConfigError(`virtio-gpu: unknown option "${word}"`, { hint: 'geometry=1024x768, blob=on' });
+    else throw new UnknownOption(word, 'virtio-gpu', ['geometry', 'blob']);
   }
   if (screens.length > MAX_SCREENS)
     throw new ConfigError(`virtio-gpu: at most ${MAX_SCREENS} screens, ${screens.length} are given`);
@@ -70,9 +73,11 @@ function parseGeometry(value: string): GpuScreen {
   if (width === undefined || height === undefined) {
     throw new ConfigError(`virtio-gpu: geometry=${value} is no size`, { hint: 'geometry=1024x768+0+0, or fullscreen' });
   }
+  const size = { width: bounded(Number(width), 'width'), height: bounded(Number(height), 'height') };
+  const isAsWritten = size.width === Number(width) && size.height === Number(height);
   return {
-    width: bounded(Number(width), 'width'),
-    height: bounded(Number(height), 'height'),
+    ...size,
+    ...(isAsWritten ? {} : { asked: `${width}x${height}` }),
     x: Number(x),
     y: Number(y),
     isFullscreen: false,
@@ -89,5 +94,9 @@ export const gpuInfo = describePciDriver({
   summary: 'screens, with a VGA for firmware',
   options: GpuOptions,
   parseText: parseGpuText,
+  passedOver: ({ screens }) =>
+    screens.flatMap(({ asked, width, height }) =>
+      asked === undefined ? [] : [`a screen of ${asked} cannot be, it has ${width}x${height}`],
+    ),
   isSingle: true,
 });

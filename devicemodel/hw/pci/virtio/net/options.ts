@@ -44,13 +44,16 @@ export const NetOptions = v.strictObject({
     false,
   ),
   transport: transportOption,
+  /** Words that are no option. */
+  unknown: v.optional(v.pipe(v.array(v.string()), v.metadata({ isHidden: true, named: true })), []),
 });
 export type NetOptions = v.InferOutput<typeof NetOptions>;
 
 /**
  * `tap=NAME[,mac_seed=TEXT]` or `tap=NAME[,vhost][,mac=…]…`.
  * Compat: a seed counts only right after the interface, or first where there is none, and takes the rest of the text,
- * commas included, as in C: the guest's address is made from it. Anything unknown is passed over. A first item that is a
+ * commas included, as in C: the guest's address is made from it. Anything unknown is passed over with a warning. Options
+ * may come in any order; C takes the interface first. A first item that is a
  * bare name is the form of old releases, which libvirt and Kata still write (`virtio-net,tap0_kata,mac=…`): it names the
  * tap; C 3.x starts such a VM without a link.
  */
@@ -62,12 +65,17 @@ export function parseNetText(text: string): Record<string, unknown> {
   else if (!first.includes('=') && !FLAGS.has(first)) options['tap'] = first;
   const rest = first.startsWith('tap') ? text.slice(first.length + 1) : text;
   if (rest.startsWith('mac_seed') && rest.includes('=')) options['macSeed'] = rest.slice(rest.indexOf('=') + 1);
+  if (options['tap'] === undefined) items.unshift(first);
+  const unknown: string[] = [];
   for (const item of items) {
+    // A seed takes the rest of the text, whatever it looks like.
+    if (item.startsWith('mac_seed=') && options['macSeed'] !== undefined) break;
+    const [, key, value] = /^(mac|transport|tap)=(.*)$/s.exec(item) ?? [];
     if (FLAGS.has(item)) options[item] = true;
-    else if (item.startsWith('mac=')) options['mac'] = item.slice('mac='.length);
-    else if (item.startsWith('transport=')) options['transport'] = item.slice('transport='.length);
+    else if (key !== undefined && (key !== 'tap' || options['tap'] === undefined)) options[key] = value;
+    else if (item !== '') unknown.push(item);
   }
-  return options;
+  return { ...options, unknown };
 }
 
 export const netInfo = describePciDriver({
@@ -75,4 +83,8 @@ export const netInfo = describePciDriver({
   summary: 'network interface on a tap or macvtap',
   options: NetOptions,
   parseText: parseNetText,
+  passedOver: ({ tap, macSeed, unknown }) => [
+    ...unknown.map((word) => `"${word}" is no option of virtio-net and is ignored`),
+    ...(tap === undefined && macSeed === undefined ? ['without tap=NAME the guest has no link'] : []),
+  ],
 });

@@ -2,6 +2,7 @@
 import * as v from 'valibot';
 import { ConfigError } from '../../../../core/errors.ts';
 import { UnknownOption } from '../../../../core/options.ts';
+import { inspectCharBackend } from '../../../uart/backends/inspect.ts';
 import { describePciDriver } from '../../driver.ts';
 
 /** As with C. [RPMB_SIM_PATH_NAME] */
@@ -44,4 +45,7 @@ export const rpmbInfo = describePciDriver({
   options: RpmbOptions,
   isSingle: true,
   parseText: parseRpmbText,
+  inspectHost: ({ isPhysical, path }) => {
+    if (!isPhysical && path !== DEFAULT_PATH) inspectCharBackend({ kind: 'file', path });
+  },
 });
