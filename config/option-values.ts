@@ -242,6 +242,7 @@ export function parseApiSocket(text: string): ApiSocket {
   if (text === 'off') return { kind: 'off' };
   const [, fd] = DESCRIPTOR.exec(text) ?? [];
   if (fd !== undefined) return { kind: 'fd', fd: Number(fd) };
+  if (/^fd=/.test(text)) throw new ConfigError(`"${text}" is not fd=N, the number of a listening socket`);
   return { kind: 'path', path: parseSocketPath(text.startsWith('path=') ? text.slice('path='.length) : text) };
 }
 

@@ -1,10 +1,11 @@
 /** What can be found wrong with an order as a whole before a VM is asked for. */
-import { statSync } from 'node:fs';
+import { fstatSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { checkSoftware, splitRam } from '../devicemodel/core/boot/loader.ts';
 import { EVENTS_BACKEND, type VmConfig } from '../devicemodel/core/config.ts';
 import { attributed, ConfigError, DmError, ExitCode } from '../devicemodel/core/errors.ts';
 import type { HypervisorOffers } from '../devicemodel/core/hsm/hsm.ts';
+import { readPassword } from '../devicemodel/hw/display/vnc/password-file.ts';
 import type { HostFindings, HostTree } from '../devicemodel/hw/pci/driver.ts';
 import { type PciDriverEntry, pciDrivers, platformDriver } from '../devicemodel/hw/registry.ts';
 import { inspectCharBackend } from '../devicemodel/hw/uart/backends/inspect.ts';
@@ -46,6 +47,7 @@ export function checkHostPaths(config: VmConfig, drivers: readonly PciDriverEntr
       throw attributed(`com${index}`, error);
     }
   }
+  checkFrontDoors(config);
   for (const { driver, options, text } of config.platform) {
     try {
       platformDriver(driver).inspectHost?.(options);
@@ -66,6 +68,45 @@ export function checkHypervisor(config: Pick<VmConfig, 'pci'>, offers: Hyperviso
     } catch (error) {
       throw located(`-s ${formatSlotText(slot)}`, error);
     }
+  }
+}
+
+/** Sockets that are to be made, descriptors that were handed down, and the files beside them. @throws DmError */
+function checkFrontDoors({ apiSocket, cmdMonitorPath, display, eventMonitor }: VmConfig): void {
+  const at = (option: string, check: () => void) => {
+    try {
+      check();
+    } catch (error) {
+      throw located(option, error);
+    }
+  };
+  const socket = (path: string) => inspectCharBackend({ kind: 'unix', path, role: 'server' });
+  if (cmdMonitorPath !== undefined) at('--cmd_monitor', () => socket(cmdMonitorPath));
+  if (apiSocket?.kind === 'path') at('--api-socket', () => socket(apiSocket.path));
+  if (apiSocket?.kind === 'fd') at('--api-socket', () => checkDescriptor(apiSocket.fd));
+  if (eventMonitor !== undefined) {
+    at('--event-monitor', () => {
+      if ('fd' in eventMonitor) checkDescriptor(eventMonitor.fd);
+      else inspectCharBackend({ kind: 'file', path: eventMonitor.path });
+    });
+  }
+  if (display?.kind !== 'vnc') return;
+  const { path, passwordFile } = display;
+  at('--display', () => {
+    if (path !== undefined) socket(path);
+    if (passwordFile !== undefined) readPassword(passwordFile);
+  });
+}
+
+/** @throws ConfigError */
+function checkDescriptor(fd: number): void {
+  try {
+    fstatSync(fd);
+  } catch (cause) {
+    throw new ConfigError(`fd=${fd}: this process has no such descriptor`, {
+      cause,
+      hint: 'the parent process opens it and leaves it open, without close-on-exec',
+    });
   }
 }
 

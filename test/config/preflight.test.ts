@@ -1,7 +1,10 @@
-import { describe, expect, test } from 'vitest';
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, describe, expect, test } from 'vitest';
 import { parseCommandLine, type VmOrder } from '../../cmd/cli.ts';
 import { checkHostPaths, checkHypervisor, problemsOf } from '../../config/preflight.ts';
-import { ConfigError, ExitCode } from '../../devicemodel/core/errors.ts';
+import { ConfigError, type DmError, ExitCode } from '../../devicemodel/core/errors.ts';
 import { pciDrivers } from '../../devicemodel/hw/registry.ts';
 import { anyTextDriver } from '../cmd/drivers.ts';
 
@@ -38,6 +41,68 @@ describe('what devices need of the host', () => {
     '%s needs nothing that is missing',
     (slot) => expect(() => check(slot)).not.toThrow(),
   );
+});
+
+// Mutation: leave one of them out of checkFrontDoors: a dry run says nothing, and the start fails.
+describe('sockets and files of the program', () => {
+  const folder = mkdtempSync(join(tmpdir(), 'preflight-'));
+  const at = (name: string) => join(folder, name);
+  mkdirSync(at('folder'));
+  writeFileSync(at('file'), 'x');
+  writeFileSync(at('empty'), '');
+  writeFileSync(at('long'), 'nine bytes\n');
+  writeFileSync(at('password'), 'secret\n');
+  afterAll(() => rmSync(folder, { recursive: true }));
+  const refused = (...argv: string[]) => {
+    const { config } = parseCommandLine(['-k', 'k', ...argv, 'vm1'], pciDrivers) as VmOrder;
+    try {
+      checkHostPaths(config);
+      return undefined;
+    } catch (error) {
+      return error as DmError;
+    }
+  };
+  const { CannotCreate, DataError, NoInput, Usage } = ExitCode;
+  const vnc = (file: string) => ['--display', `vnc=127.0.0.1:5901,password-file=${file}`];
+
+  test.each([
+    ['--cmd_monitor', ['--cmd_monitor', at('folder')], 'is no socket', CannotCreate],
+    ['--cmd_monitor below a file', ['--cmd_monitor', at('file/x')], 'ENOTDIR', CannotCreate],
+    ['--api-socket', ['--api-socket', at('file')], 'is no socket', CannotCreate],
+    ['--api-socket below a file', ['--api-socket', `path=${at('file/x/y')}`], 'ENOTDIR', CannotCreate],
+    ['--api-socket fd=', ['--api-socket', 'fd=987'], 'no such descriptor', Usage],
+    ['--event-monitor', ['--event-monitor', `path=${at('folder')}`], 'EISDIR', CannotCreate],
+    ['--event-monitor in no folder', ['--event-monitor', `path=${at('none/x')}`], 'ENOENT', CannotCreate],
+    ['--event-monitor fd=', ['--event-monitor', 'fd=987'], 'no such descriptor', Usage],
+    ['--display', ['--display', `vnc=unix:${at('file')}`], 'is no socket', CannotCreate],
+    ['--display, missing password', vnc(at('none')), 'ENOENT', NoInput],
+    ['--display, no password file', vnc(at('folder')), 'EISDIR', NoInput],
+    ['--display, empty password', vnc(at('empty')), 'its first line, is empty', DataError],
+    ['--display, long password', vnc(at('long')), 'VNC looks at 8 bytes', DataError],
+    ['virtio-rpmb', ['-s', `3,virtio-rpmb,path=${at('none/x')}`], 'ENOENT', CannotCreate],
+    ['--vtpm2', ['--vtpm2', `sock_path=${at('file')}`], 'is no socket', NoInput],
+    ['--vtpm2, missing', ['--vtpm2', `sock_path=${at('none')}`], 'ENOENT', NoInput],
+    ['virtio-console', ['-s', `3,virtio-console,socket:a=${at('file')}:client`], 'is no socket', NoInput],
+  ])('%s is refused before a VM is asked for', (name, argv, why, exitCode) => {
+    const error = refused(...argv);
+    expect(error?.message).toContain((name.split(/[ ,]/)[0] as string).replace(/^(?=virtio)/, '-s 3,'));
+    expect([error?.message, error?.exitCode]).toEqual([expect.stringContaining(why), exitCode]);
+  });
+
+  test.each([
+    ['--cmd_monitor', at('new/socket')],
+    ['--api-socket', at('socket')],
+    ['--api-socket', 'off'],
+    ['--event-monitor', `path=${at('file')}`],
+    ['--event-monitor', 'fd=2'],
+    ['--display', `vnc=unix:${at('vnc')},password-file=${at('password')}`],
+  ])('%s %s is fine', (...argv) => {
+    expect(refused(...argv)).toBeUndefined();
+  });
+
+  test.each(['fd=x', 'fd=', 'fd=-1', 'fd=1x', 'fd=0x3'])('--api-socket %s is no path either', (text) => {
+    expect(() => refused('--api-socket', text)).toThrow(`"${text}" is not fd=N`);
+  });
 });
 
 describe('a device the hypervisor does not offer', () => {

@@ -1,8 +1,6 @@
 /** VNC's password (RFC 6143 §7.2.2): weak, and what every viewer has. */
 import { createCipheriv } from 'node:crypto';
-
-/** No more of it counts. */
-export const PASSWORD_BYTES = 8;
+import { PASSWORD_BYTES } from './password-file.ts';
 
 /**
  * What a viewer with this password makes of the challenge: DES, whose key is the password filled with zeros, the bits of

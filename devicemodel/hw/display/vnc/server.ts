@@ -2,14 +2,13 @@
 import { createServer, type Server, type Socket } from 'node:net';
 import { constants } from 'node:os';
 import type { VncConfig } from '../../../core/config.ts';
-import { ConfigError, ExitCode, HostError } from '../../../core/errors.ts';
+import { ExitCode, HostError } from '../../../core/errors.ts';
 import { describeErrno } from '../../../core/host/errno.ts';
-import { readRegularFile } from '../../../core/host/read-file.ts';
 import { listenUnix } from '../../../core/host/unix-listener.ts';
 import type { Log } from '../../../core/log.ts';
 import type { Display } from '../display.ts';
 import { Connection } from './connection.ts';
-import { PASSWORD_BYTES } from './password.ts';
+import { readPassword } from './password-file.ts';
 
 /** Viewers, and those who try to be one. */
 const MAX_VIEWERS = 8;
@@ -91,17 +90,6 @@ export class VncServer {
 
 function isLoopback(host: string): boolean {
   return host === 'localhost' || host === '::1' || host.startsWith('127.');
-}
-
-/** The first line of the file. @throws ConfigError, HostError */
-function readPassword(path: string): string {
-  const [line = ''] = readRegularFile(path, 'the password').toString('utf8').split('\n');
-  const password = line.replace(/\r$/, '');
-  if (password === '') throw new ConfigError(`${path}: the password, its first line, is empty`);
-  if (Buffer.byteLength(password) > PASSWORD_BYTES) {
-    throw new ConfigError(`${path}: VNC looks at ${PASSWORD_BYTES} bytes of a password, this has more`);
-  }
-  return password;
 }
 
 function listenTcp(host: string, port: number, onConnection: (socket: Socket) => void): Promise<{ close(): void }> {
