@@ -224,7 +224,11 @@ export class ProcessVmm implements Vmm {
   async #openServiceManager(): Promise<void> {
     if ((process.env['NOTIFY_SOCKET'] ?? '') === '') return;
     const { ServiceManager } = await import('../control/service-manager.ts');
-    this.#service = new ServiceManager({ events: this.events, vmName: this.#vm?.name ?? 'no VM' });
+    this.#service = new ServiceManager({
+      events: this.events,
+      vmName: this.#vm?.name ?? 'no VM',
+      threads: () => this.#launch?.vm.threads,
+    });
     this.#doors.push(this.#service);
   }
 

@@ -1,8 +1,9 @@
 /**
  * systemd as the one who started this process: it hears when the guest runs, that it is shutting down and how long that
- * may take, and, if it wants to (WatchdogSec=), that the device thread has its turns.
+ * may take, and, if it wants to (WatchdogSec=), that the device thread and every data thread come round.
  */
 import { NotifySocket } from '../devicemodel/core/host/sd-notify.ts';
+import type { ThreadPulses } from '../devicemodel/core/thread-pulses.ts';
 import type { EventStream, StreamEvent } from './event-stream.ts';
 import type { FrontDoor } from './front-doors.ts';
 
@@ -13,6 +14,8 @@ const END_TIMEOUT_MS = 10_000;
 export interface ServiceManagerOptions {
   readonly events: EventStream;
   readonly vmName: string;
+  /** Threads that are to come round beside this one. */
+  readonly threads?: () => ThreadPulses | undefined;
   readonly env?: NodeJS.ProcessEnv;
 }
 
@@ -21,17 +24,21 @@ export class ServiceManager implements FrontDoor {
   readonly #stop: () => void;
   readonly #watchdog: NodeJS.Timeout | undefined;
   readonly #vmName: string;
+  readonly #threads: () => ThreadPulses | undefined;
+  #isOneSilent = false;
 
   /** @param options.env has NOTIFY_SOCKET, and WATCHDOG_USEC where a watchdog waits for this very process. */
-  constructor({ events, vmName, env = process.env }: ServiceManagerOptions) {
+  constructor({ events, vmName, threads = () => undefined, env = process.env }: ServiceManagerOptions) {
     this.#socket = new NotifySocket(env['NOTIFY_SOCKET'] ?? '');
     this.#vmName = vmName;
+    this.#threads = threads;
     for (const event of events.since(0) ?? []) this.#tell(event);
     this.#stop = events.listen((event) => this.#tell(event));
     const watchdogMs = watchdogOf(env);
     if (watchdogMs === undefined) return;
-    // Half the time, as sd_watchdog_enabled(3) has it. A timer of the event loop: it comes when this thread has a turn.
-    this.#watchdog = setInterval(() => this.#socket.send('WATCHDOG=1'), watchdogMs / 2);
+    // sd_watchdog_enabled(3) has half the time; half of that, as threads have until the next look to answer. A timer of
+    // the event loop: it comes when this thread has a turn.
+    this.#watchdog = setInterval(() => this.#feed(), watchdogMs / 4);
     this.#watchdog.unref();
   }
 
@@ -39,6 +46,19 @@ export class ServiceManager implements FrontDoor {
   stopping(timeoutMs: number): void {
     const extendUs = (timeoutMs + END_TIMEOUT_MS) * US_PER_MS;
     this.#socket.send(`STOPPING=1\nEXTEND_TIMEOUT_USEC=${extendUs}\nSTATUS=${this.#vmName}: shutting down`);
+  }
+
+  #feed(): void {
+    const threads = this.#threads();
+    const silent = threads?.silent ?? [];
+    threads?.ask();
+    if (silent.length === 0) {
+      this.#isOneSilent = false;
+      this.#socket.send('WATCHDOG=1');
+    } else if (!this.#isOneSilent) {
+      this.#isOneSilent = true;
+      this.#socket.send(`STATUS=${this.#vmName}: the data thread of ${silent.join(', ')} does not come round`);
+    }
   }
 
   close(): void {

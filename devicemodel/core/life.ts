@@ -22,6 +22,7 @@ import { Layout } from './layout.ts';
 import type { Log } from './log.ts';
 import { GuestMemory } from './memory.ts';
 import type { PowerState } from './power.ts';
+import type { ThreadPulses } from './thread-pulses.ts';
 import { VmEventSource } from './vm-event-source.ts';
 import type { VmEvent, VmEventSink, VmEvents, VmState } from './vm-events.ts';
 import { newWaits, type Waits } from './waits.ts';
@@ -89,6 +90,11 @@ export class Life {
       this.#failure ??= error;
       this.#stir();
     }, config.ioTimeoutMs);
+  }
+
+  /** Threads that serve its devices. */
+  get threads(): ThreadPulses {
+    return this.#waits.threads;
   }
 
   get board(): Board | undefined {

@@ -15,6 +15,7 @@ import { DmError, ExitCode, RefusedError, StoppedError, StorageHangError } from 
 import { Life, type VmParts } from './life.ts';
 import type { Log } from './log.ts';
 import { PowerOffRequested, PowerState } from './power.ts';
+import type { ThreadPulses } from './thread-pulses.ts';
 import type { VmEventMap, VmState } from './vm-events.ts';
 
 export type { VmParts } from './life.ts';
@@ -61,6 +62,11 @@ export class Vm extends EventEmitter<VmEventMap> {
   /** The board of the running life, for control commands. */
   get board(): Board | undefined {
     return this.#life?.board;
+  }
+
+  /** Threads that serve the devices of the running life. */
+  get threads(): ThreadPulses | undefined {
+    return this.#life?.threads;
   }
 
   /** Ends, resets or suspends the VM. Power-off counts at any time, from before the first life to within S3. */

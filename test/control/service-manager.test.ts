@@ -7,6 +7,7 @@ import { EventStream } from '../../control/event-stream.ts';
 import { ServiceManager } from '../../control/service-manager.ts';
 import { hostCall, native } from '../../devicemodel/core/host/libc.ts';
 import { NotifySocket } from '../../devicemodel/core/host/sd-notify.ts';
+import { ThreadPulses } from '../../devicemodel/core/thread-pulses.ts';
 import { repository } from '../support/program.ts';
 import { scratchDirectory, until } from '../support/pty.ts';
 
@@ -75,6 +76,56 @@ test('the watchdog is fed while the thread has its turns, if it is ours', async 
   await new Promise((resolve) => setTimeout(resolve, 50));
   expect(heard()).toEqual([]);
   other.close();
+});
+
+test('the watchdog starves while a data thread does not come round, and the status says whose', async () => {
+  const threads = new ThreadPulses();
+  let asked = 0;
+  let isAlive = true;
+  let answered = 0;
+  const gone = threads.add({
+    what: 'disk.img',
+    get hasAnswered() {
+      return answered === asked;
+    },
+    ask: () => {
+      asked++;
+      if (isAlive) answered = asked;
+    },
+  });
+  const service = new ServiceManager({
+    events: new EventStream(),
+    vmName: 'vm1',
+    threads: () => threads,
+    env: { NOTIFY_SOCKET: path, WATCHDOG_USEC: '40000' },
+  });
+  let meals = 0;
+  const eat = () => {
+    const messages = heard();
+    meals += messages.filter((message) => message === 'WATCHDOG=1').length;
+    return messages;
+  };
+  await until(() => {
+    eat();
+    return meals >= 3;
+  }, 'three meals');
+  isAlive = false;
+  const told: string[] = [];
+  await until(() => told.push(...eat()) > 0 && told.some((text) => text.startsWith('STATUS=')), 'a status');
+  expect(told.filter((text) => text.startsWith('STATUS='))).toEqual([
+    'STATUS=vm1: the data thread of disk.img does not come round',
+  ]);
+  meals = 0;
+  await new Promise((resolve) => setTimeout(resolve, 100));
+  expect([eat(), meals]).toEqual([[], 0]);
+  answered = asked;
+  isAlive = true;
+  await until(() => {
+    eat();
+    return meals > 0;
+  }, 'food again');
+  gone();
+  service.close();
 });
 
 test('a socket that nobody has costs nothing but the message', () => {

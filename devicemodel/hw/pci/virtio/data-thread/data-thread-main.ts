@@ -104,7 +104,10 @@ class DataThread {
     const words = this.#words;
     polled.watch(Slot.Server, this.#server.waitFd);
     polled.wait(this.#served.length + Slot.Kicks, this.#hasMore ? 0 : -1);
-    if (polled.isReadable(Slot.Control)) takeEventfd(this.#setup.controlFd);
+    if (polled.isReadable(Slot.Control)) {
+      takeEventfd(this.#setup.controlFd);
+      Atomics.store(words, Word.Alive, Atomics.load(words, Word.Asked));
+    }
     if (Atomics.load(words, Word.Ordered) !== this.#obeyed) return this.#obey();
     Atomics.store(words, Word.Standing, Standing.Unknown);
     this.#serveAll();

@@ -14,6 +14,7 @@ import { leaveThreadBehind, onProcessEnd } from '../../../../core/host/exit-hook
 import { cpusOfOtherThreads } from '../../../../core/host/scheduling.ts';
 import { startWorker } from '../../../../core/host/worker.ts';
 import type { Log } from '../../../../core/log.ts';
+import type { ThreadPulse } from '../../../../core/thread-pulses.ts';
 import type { QueueOwner, QueueWires, VirtioTransport } from '../transport/device.ts';
 import {
   type DataService,
@@ -49,6 +50,8 @@ interface Thread {
   onAnswer: () => void;
   /** The thread sleeps in the kernel, where the process's end does not reach it by itself. */
   readonly removeExitHook: () => void;
+  /** Nobody watches it any more. */
+  readonly unwatch: () => void;
 }
 
 export interface DataThreadOptions {
@@ -169,6 +172,7 @@ export class DataThreads implements QueueOwner {
       onAnswer: () => {},
       // From the start: an order that comes before the thread is up is found by it.
       removeExitHook: onProcessEnd(() => quitAtProcessEnd(thread)),
+      unwatch: this.#transport.threads.add(pulseOf(this.#options.what, () => thread)),
     };
     try {
       await new Promise<void>((resolve, reject) => {
@@ -177,9 +181,11 @@ export class DataThreads implements QueueOwner {
           else this.#hear(thread, message);
         });
         worker.once('error', reject);
+        worker.once('exit', () => reject(new Error('it is gone')));
       });
     } catch (error) {
       thread.removeExitHook();
+      thread.unwatch();
       control.dispose();
       throw new HostError(`data thread: ${(error as Error).message}`, Errno.EAGAIN, { cause: error });
     }
@@ -218,6 +224,7 @@ export class DataThreads implements QueueOwner {
   #ended(thread: Thread, reason: string): void {
     if (thread.hasEnded) return;
     thread.hasEnded = true;
+    thread.unwatch();
     const { log, what } = this.#options;
     log.error(`data thread of ${what}: ${reason}; the device is served without it`);
     thread.onAnswer();
@@ -339,10 +346,28 @@ export class DataThreads implements QueueOwner {
       thread.worker.ref();
       postOrder(thread.words, thread.control, Order.Quit);
     }
+    thread.unwatch();
     await thread.exited;
     thread.removeExitHook();
     thread.control.dispose();
   }
+}
+
+/** @param of asked only when the thread is made. */
+function pulseOf(what: string, of: () => Pick<Thread, 'words' | 'control'>): ThreadPulse {
+  return {
+    what,
+    get hasAnswered() {
+      const { words } = of();
+      return Atomics.load(words, Word.Alive) === Atomics.load(words, Word.Asked);
+    },
+    ask() {
+      if (!this.hasAnswered) return;
+      const { words, control } = of();
+      Atomics.store(words, Word.Asked, (Atomics.load(words, Word.Asked) + 1) | 0);
+      control.signal();
+    },
+  };
 }
 
 function writeLoan(fields: Float64Array, slot: number, { queue, kickFd, callFd }: QueueWires): void {

@@ -5,9 +5,19 @@ import type { Virtqueue } from '../ring/virtqueue.ts';
 
 /**
  * Indexes into the shared words. An order is written, its number raised, the control descriptor signalled. The thread
- * carries it out, writes the positions of the queues, then the number as the answer, and says so in a message.
+ * carries it out, writes the positions of the queues, then the number as the answer, and says so in a message. `Asked` is
+ * raised to see whether the thread still comes round: it makes `Alive` the same.
  */
-export const Word = { Order: 0, Ordered: 1, Answered: 2, Standing: 3, OfServer: 8, Count: 24 } as const;
+export const Word = {
+  Order: 0,
+  Ordered: 1,
+  Answered: 2,
+  Standing: 3,
+  Asked: 4,
+  Alive: 5,
+  OfServer: 8,
+  Count: 24,
+} as const;
 
 /** Whether the positions in the queue fields are the queues': what counts of a thread that ended by an error. */
 export const Standing = { Unknown: 0, /** Everything before them is used. */ Known: 1 } as const;

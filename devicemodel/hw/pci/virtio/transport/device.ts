@@ -2,6 +2,7 @@
 import type { AccessSize } from '../../../../core/address.ts';
 import type { GuestRam } from '../../../../core/guest-buffers.ts';
 import type { IoPatience } from '../../../../core/io-patience.ts';
+import type { ThreadPulses } from '../../../../core/thread-pulses.ts';
 import { type ChainServer, type SliceBudget, type SliceClock, serveChains } from '../ring/serve-chains.ts';
 import type { Virtqueue } from '../ring/virtqueue.ts';
 import type { TransportMode } from './options.ts';
@@ -54,6 +55,8 @@ export interface VirtioTransport {
   readonly clock: SliceClock;
   /** With who serves queues outside of this thread and was told to give them back. */
   readonly patience: IoPatience;
+  /** Where such a thread registers, to be watched. */
+  readonly threads: ThreadPulses;
   /** Aborted once the VM is to end, for what takes long before it runs. */
   readonly ending?: AbortSignal | undefined;
   queue(index: number): Virtqueue;

@@ -16,6 +16,7 @@ import type { Hsm, IoeventfdSpec } from '../../../../core/hsm/hsm.ts';
 import type { IoPatience } from '../../../../core/io-patience.ts';
 import type { Log } from '../../../../core/log.ts';
 import type { AccessGate } from '../../../../core/request-holds.ts';
+import type { ThreadPulses } from '../../../../core/thread-pulses.ts';
 import { powerOfTwoAtLeast } from '../../../../core/units.ts';
 import type { PciEnv } from '../../driver.ts';
 import type { EmulatedPciFunction, PciIdentity, PciPlacement } from '../../function.ts';
@@ -467,6 +468,10 @@ export class VirtioPci implements EmulatedPciFunction, VirtioTransport, VirtioRe
 
   messageOf(queue: Virtqueue): MsiMessage | undefined {
     return this.isMsixEnabled ? this.#msix?.message(queue.vector) : undefined;
+  }
+
+  get threads(): ThreadPulses {
+    return this.env.waits.threads;
   }
 
   get patience(): IoPatience {

@@ -1,5 +1,16 @@
 /** A disk whose queues are served by a data thread: the same requests, without the device thread. */
-import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+import { type ChildProcess, spawn } from 'node:child_process';
+import {
+  closeSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
@@ -67,6 +78,36 @@ function takeAllDescriptors(): () => void {
   };
 }
 
+/** The newest thread of this process whose priority only a data thread asks for; it may need rights. */
+function threadAtOurs(): number | undefined {
+  const NICE_FIELD = 16;
+  return readdirSync('/proc/self/task')
+    .map(Number)
+    .filter((tid) => {
+      const stat = readFileSync(`/proc/self/task/${tid}/stat`, 'latin1');
+      return stat.slice(stat.lastIndexOf(')') + 2).split(' ')[NICE_FIELD] === '-20';
+    })
+    .at(-1);
+}
+
+/** @returns the tracer, in whose hands the thread is until it is killed; undefined where that may not be. */
+async function stopThread(tid: number): Promise<ChildProcess | undefined> {
+  const [SEIZE, INTERRUPT] = [0x4206, 0x4207];
+  const program = `import ctypes, time
+ptrace = ctypes.CDLL(None).ptrace
+ptrace.argtypes = [ctypes.c_long] * 4
+print(ptrace(${SEIZE}, ${tid}, 0, 0) == 0 and ptrace(${INTERRUPT}, ${tid}, 0, 0) == 0, flush=True)
+time.sleep(60)`;
+  const tracer = spawn('python3', ['-c', program], { stdio: ['ignore', 'pipe', 'ignore'] });
+  undo.push(() => void tracer.kill('SIGKILL'));
+  const answer = await new Promise<string>((resolve) => {
+    tracer.once('error', () => resolve(''));
+    tracer.stdout.once('data', (data: Buffer) => resolve(data.toString()));
+    tracer.once('exit', () => resolve(''));
+  });
+  return answer.startsWith('True') ? tracer : undefined;
+}
+
 function header(type: number, sector = 0): Uint8Array {
   const bytes = new DataView(new ArrayBuffer(16));
   bytes.setUint32(0, type, true);
@@ -107,6 +148,29 @@ describe('data thread', () => {
     const counts = { reads: 1, readBytes: 1024, writes: 1, writeBytes: 512, flushes: 1, discards: 0, errors: 0 };
     expect(machine.counters.of('disk', 'device').values()).toEqual(counts);
     expect(machine.counters.of('disk', 'device').own.every((n) => n === 0)).toBe(true);
+  });
+
+  test('answers whether it comes round, also while it sleeps; one that is stopped does not', async (context) => {
+    const { machine, fn } = await makeDisk('iothread,DISK');
+    const { threads } = fn;
+    const comesRound = () => expect.poll(() => threads.silent, { interval: 1 }).toEqual([]);
+    for (let i = 0; i < 3; i++) {
+      threads.ask();
+      await comesRound();
+    }
+    const tid = threadAtOurs();
+    // Job control stops all threads of a process: one alone is stopped by a tracer.
+    const tracer = tid === undefined ? undefined : await stopThread(tid);
+    if (tracer === undefined) return context.skip();
+    threads.ask();
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    expect(threads.silent).toEqual([expect.stringContaining('disk')]);
+    tracer.kill('SIGKILL');
+    await comesRound();
+    await fn.stop();
+    threads.ask();
+    expect(threads.silent).toEqual([]);
+    expect(machine.lines).toEqual([]);
   });
 
   test('interrupts where there is no irqfd', async () => {
