@@ -5,6 +5,7 @@
 import { defaultDeviceId } from '../control/api/device-ids.ts';
 import type { ChConfig, LogControl, RunningGuest, Vmm } from '../control/api/vmm.ts';
 import { openApiDoor } from '../control/api-door.ts';
+import { type CrashReport, crashReport, writeCrashReport } from '../control/crash-report.ts';
 import { openEventMonitor } from '../control/event-monitor.ts';
 import { EventStream } from '../control/event-stream.ts';
 import type { FrontDoor } from '../control/front-doors.ts';
@@ -19,6 +20,7 @@ import { ExitCode, RefusedError } from '../devicemodel/core/errors.ts';
 import { type Log, LogLevel } from '../devicemodel/core/log.ts';
 import { LogTail } from '../devicemodel/core/log-tail.ts';
 import { DEFAULT_SHUTDOWN_TIMEOUT_MS } from '../devicemodel/core/vm.ts';
+import type { GuestCrash } from '../devicemodel/core/vm-events.ts';
 import { Launch } from '../library/launcher.ts';
 import { version } from './version.ts';
 
@@ -49,6 +51,9 @@ export class ProcessVmm implements Vmm {
   /** The name is taken as long as the API, which is in its folder, is there. */
   #releaseName: () => void = () => {};
   hasRun = false;
+  crash: CrashReport | undefined;
+  /** Reports that are being written. */
+  #writing: Promise<void> = Promise.resolve();
   #ended: Promise<PowerEvent> | undefined;
   #isQuitting = false;
   /** Ends the process. */
@@ -171,6 +176,7 @@ export class ProcessVmm implements Vmm {
       const launch = await Launch.prepare(vm, { log, ownsThread: true, onCommands: () => this.#connectSignals() });
       this.#launch = launch;
       stopFollowing = this.events.follow(launch.vm);
+      launch.vm.on('crash', (crash) => this.#report(crash));
       launch.vm.once('started', () => this.#openDefaultDoor(vm));
       const event = await launch.run();
       this.events.emit('vmm', 'stopped', { kind: event.kind, reason: event.reason });
@@ -185,6 +191,18 @@ export class ProcessVmm implements Vmm {
       // The default API is in the folder of the name: then both go at the end.
       if (this.#options.apiSocket !== undefined) this.#freeName();
     }
+  }
+
+  /** Kept for whoever asks, and written where `--crash-dump` says. */
+  #report(crash: GuestCrash): void {
+    const { guest } = this;
+    if (guest === undefined) return;
+    this.events.emit('vm', 'crashed', { cause: crash.cause });
+    const report = crashReport(crash, guest, this.log.tail.lines);
+    this.crash = report;
+    const { crashDumpPath } = guest.config;
+    if (crashDumpPath === undefined) return;
+    this.#writing = this.#writing.then(() => writeCrashReport(report, crashDumpPath, this.#options.log));
   }
 
   /** Whether the process waits for orders once this VM is gone. */
@@ -254,6 +272,7 @@ export class ProcessVmm implements Vmm {
 
   async #close(): Promise<void> {
     this.#signals?.close();
+    await this.#writing;
     for (const door of this.#doors.splice(0).reverse()) await door.close();
     this.#freeName();
   }

@@ -88,6 +88,8 @@ interface VmMembers {
   readonly onReboot?: 'restart' | 'exit' | 'stay';
   /** Of the program: whether it exits after a triple fault. */
   readonly onCrash?: 'exit' | 'stay';
+  /** Of the program: a file for what is known of a guest after a triple fault or a watchdog, as JSON. */
+  readonly crashDump?: string;
   /** `console`, `kmsg` and `disk`, each as in `kmsg,level=3`; levels 1 (errors) to 5. Default: none. */
   readonly logger?: readonly string[];
   /** Of the program: whether lines of its log are text or JSON. */

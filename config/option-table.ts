@@ -282,6 +282,13 @@ export const optionTable = [
     ),
     vm('onCrash', ['exit', 'stay'], ours(value('on-crash', 'exit|stay', 'after a triple fault (default exit)'))),
     vm(
+      'crashDump',
+      'text',
+      ours(
+        value('crash-dump', 'FILE', 'what is known of a guest after a triple fault or a watchdog goes there, as JSON'),
+      ),
+    ),
+    vm(
       'logger',
       'texts',
       value(

@@ -83,6 +83,7 @@ export interface VmDraft {
   apiSocket: VmConfig['apiSocket'];
   eventMonitor: VmConfig['eventMonitor'];
   afterEnd: AfterEnd;
+  crashDumpPath: string | undefined;
   socketGroup: string | undefined;
   logger: VmConfig['logger'];
   logFormat: VmConfig['logFormat'];
@@ -121,6 +122,7 @@ export function emptyDraft(wording: Wording): VmDraft {
     shutdownTimeoutMs: undefined,
     apiSocket: undefined,
     eventMonitor: undefined,
+    crashDumpPath: undefined,
     afterEnd: {},
     socketGroup: undefined,
     logger: [],
@@ -185,6 +187,7 @@ const apply: Record<Exclude<VmOption['id'], PlatformOptionName>, Apply> = {
   'on-crash': (c, value) => {
     c.afterEnd = { ...c.afterEnd, onCrash: parseWord(value, ['exit', 'stay']) };
   },
+  'crash-dump': (c, value) => void (c.crashDumpPath = value),
   'shutdown-timeout': (c, value) => void (c.shutdownTimeoutMs = parseTimeout(value)),
   logger_setting: (c, value, spelled) => void (c.logger = parseLoggerSetting(value, notify(c, spelled), c.logger)),
   'log-format': (c, value) => void (c.logFormat = parseWord(value, ['text', 'json'])),
@@ -288,6 +291,7 @@ export function finishDraft(draft: VmDraft, givenName: string, drivers: readonly
     ...(draft.apiSocket === undefined ? {} : { apiSocket: draft.apiSocket }),
     ...(draft.eventMonitor === undefined ? {} : { eventMonitor: draft.eventMonitor }),
     ...(Object.keys(draft.afterEnd).length === 0 ? {} : { afterEnd: draft.afterEnd }),
+    ...(draft.crashDumpPath === undefined ? {} : { crashDumpPath: draft.crashDumpPath }),
     ...(draft.shutdownTimeoutMs === undefined ? {} : { shutdownTimeoutMs: draft.shutdownTimeoutMs }),
     logger: draft.logger,
     ...(draft.logFormat === undefined ? {} : { logFormat: draft.logFormat }),

@@ -219,6 +219,16 @@ const commands: readonly Command[] = [
     },
   },
   {
+    name: 'crash',
+    usage: 'crash VM',
+    help: 'what is known of a guest after a triple fault or its watchdog',
+    takesVm: true,
+    run: async (invocation) => {
+      printJson(await call(socket(invocation), 'GET', '/v1/vm/crash'));
+      return undefined;
+    },
+  },
+  {
     name: 'doctor',
     usage: 'doctor',
     help: 'what of this host a VM may miss, and the command that mends it',

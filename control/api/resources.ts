@@ -34,6 +34,10 @@ export function ownRoutes(vmm: Vmm, openApi: () => object): Route[] {
         properties: { action: { enum: [...powerActions] }, force: { type: 'boolean' } },
       },
     }),
+    route('GET', '/v1/vm/crash', 'What is known of the guest that was given up last.', () => {
+      if (vmm.crash === undefined) throw new HttpProblem(404, 'no-crash', 'no guest was given up here');
+      return json(vmm.crash);
+    }),
     route('PUT', '/v1/vm/pause', 'The guest stands still.', () => {
       needGuest(vmm).commands.run('pause', {});
       return done;

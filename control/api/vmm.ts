@@ -5,6 +5,7 @@ import type { CounterBook } from '../../devicemodel/core/counters.ts';
 import type { Log } from '../../devicemodel/core/log.ts';
 import type { LogTail } from '../../devicemodel/core/log-tail.ts';
 import type { VmState } from '../../devicemodel/core/vm-events.ts';
+import type { CrashReport } from '../crash-report.ts';
 import type { EventStream } from '../event-stream.ts';
 import type { VmCommands } from '../vm-commands.ts';
 
@@ -41,6 +42,8 @@ export interface Vmm {
   readonly config: ChConfig | undefined;
   /** Whether a guest of this configuration ran, and is gone. */
   readonly hasRun: boolean;
+  /** Of the guest that was given up last. */
+  readonly crash: CrashReport | undefined;
   /** @throws ConfigError for a configuration that cannot be, RefusedError when there is a VM. */
   create(config: unknown): Promise<void>;
   /** @returns once the guest runs. @throws RefusedError, ConfigError, HostError. */

@@ -31,6 +31,8 @@ export interface VmConfig {
   readonly eventMonitor?: EventMonitorTarget;
   /** What becomes of the program once the guest is gone. Absent: it exits, and a guest that resets itself starts anew. */
   readonly afterEnd?: AfterEnd;
+  /** `--crash-dump`: where the program writes what is known of a guest that was given up. */
+  readonly crashDumpPath?: string;
   /** `--shutdown-timeout`: how long a guest that was asked to shut down may take before it is powered off. Absent: 20 s. */
   readonly shutdownTimeoutMs?: number;
   readonly debugExit: boolean;

@@ -71,7 +71,12 @@ export type PowerEvent =
       readonly by?: 'guest' | 'triple-fault';
     }
   | { readonly kind: 'full-reset'; readonly reason: string }
-  | { readonly kind: 'system-reset'; readonly reason: string }
+  | {
+      readonly kind: 'system-reset';
+      readonly reason: string;
+      /** The guest has gone astray. */
+      readonly by?: 'watchdog';
+    }
   | { readonly kind: 'suspend'; readonly reason: string };
 
 /** Devices that end or restart the VM tell it so; the loop acts after the current request is served. */

@@ -24,7 +24,7 @@ import { GuestMemory } from './memory.ts';
 import type { PowerState } from './power.ts';
 import type { ThreadPulses } from './thread-pulses.ts';
 import { VmEventSource } from './vm-event-source.ts';
-import type { VmEvent, VmEventSink, VmEvents, VmState } from './vm-events.ts';
+import type { GuestCrash, VmEvent, VmEventSink, VmEvents, VmState } from './vm-events.ts';
 import { newWaits, type Waits } from './waits.ts';
 
 export interface VmParts {
@@ -237,7 +237,7 @@ export class Life {
       }
       const { event } = power;
       power.begin();
-      if (event.kind === 'system-reset') await this.#systemReset(event.reason);
+      if (event.kind === 'system-reset') await this.#systemReset(event.reason, event.by === 'watchdog');
       else if (event.kind === 'suspend') await this.#suspend();
       else return this.#withCause(event);
     }
@@ -247,7 +247,16 @@ export class Life {
   #withCause(event: PowerEvent): PowerEvent {
     if (event.kind !== 'poweroff' || event.by !== 'guest') return event;
     this.#hypervisorEvents.poll();
-    return this.#hasTripleFault ? { ...event, by: 'triple-fault', reason: 'triple fault' } : event;
+    if (!this.#hasTripleFault) return event;
+    this.#tellCrash('triple-fault');
+    return { ...event, by: 'triple-fault', reason: 'triple fault' };
+  }
+
+  /** Registers are read from vCPUs that stand still. */
+  #tellCrash(cause: GuestCrash['cause']): void {
+    const hsm = this.#hsm as Hsm;
+    if (hsm.describeVcpus !== undefined) this.#pause(hsm);
+    this.#events.emit('crash', { cause, vcpus: hsm.describeVcpus?.() ?? [] });
   }
 
   /** The guest stands still; devices and their timers go on. @throws RefusedError where the hypervisor cannot do it. */
@@ -319,12 +328,13 @@ export class Life {
   }
 
   /** CF9 = 6 and the like: same VM, same memory contents, devices and CPU from the start. */
-  async #systemReset(reason: string): Promise<void> {
+  async #systemReset(reason: string, isByWatchdog: boolean): Promise<void> {
     this.#parts.log.rationed('notice', () => `system reset: ${reason}`);
     const hsm = this.#hsm as Hsm;
     const board = this.#board as Board;
     const memory = this.#memory as GuestMemory;
     this.#pause(hsm);
+    if (isByWatchdog) this.#tellCrash('watchdog');
     hsm.clearIoreqs();
     this.#hasTripleFault = false;
     await this.#settle(false);

@@ -16,6 +16,13 @@ export type VmEvent =
 
 export type VmState = 'created' | 'running' | 'paused' | 'suspended' | 'ended';
 
+/** What is known of a guest that was given up. */
+export interface GuestCrash {
+  readonly cause: 'triple-fault' | 'watchdog';
+  /** Registers of each vCPU, a line each; none where the hypervisor does not show them. */
+  readonly vcpus: readonly string[];
+}
+
 /** The one stream of what happens to a VM. Rare events only: never one for each access of the guest. */
 export interface VmEventMap {
   /** What a manager wants to know, from the hypervisor or a device. */
@@ -23,6 +30,8 @@ export interface VmEventMap {
   /** Something wakes the guest from S3: a device, or a command. Means nothing in other states. */
   wake: [];
   state: [VmState];
+  /** The guest shut down by a triple fault, or did not feed its watchdog; it stands still. */
+  crash: [GuestCrash];
   /**
    * A life has had its first moments: the guest was started, for the first time or anew after a full reset, and what it
    * did not need for that may come up.

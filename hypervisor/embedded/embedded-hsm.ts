@@ -148,6 +148,11 @@ export class EmbeddedHsm implements Hsm {
     this.#engine.wake();
   }
 
+  /** While the VM is paused. */
+  describeVcpus(): readonly string[] {
+    return Array.from({ length: this.#life.vcpuCount }, (_, vcpu) => this.#engine.describeVcpu(vcpu));
+  }
+
   pauseVm(): void {
     this.#life.need('PAUSE_VM');
     this.#engine.stop();

@@ -284,6 +284,7 @@ test('every option of the table is understood', () => {
     'on-poweroff': 'stay',
     'on-reboot': 'exit',
     'on-crash': 'exit',
+    'crash-dump': '/c',
     'socket-group': 'kvm',
     display: 'none',
     acpidev_pt: 'MSFT0101',

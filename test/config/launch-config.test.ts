@@ -123,6 +123,7 @@ describe('every option of the table', () => {
     onPoweroff: ['stay', 'stay'],
     onReboot: ['exit', 'exit'],
     onCrash: ['stay', 'stay'],
+    crashDump: ['/var/tmp/c', '/var/tmp/c'],
     logger: [['kmsg,level=3', 'disk,level=2'], 'kmsg,level=3', 'disk,level=2'],
     pmNotifyChannel: ['uart', 'uart'],
     pmByVuart: ['pty,/run/p', 'pty,/run/p'],

@@ -2,11 +2,14 @@
  * How a guest ends, on the software CPU: what it asked for takes effect at the instruction that asked, whatever comes
  * behind it, and what it printed before is out. Each guest is a few instructions in a Multiboot image.
  */
+import { readFileSync, statSync } from 'node:fs';
+import { join } from 'node:path';
 import { afterEach, describe, expect, test } from 'vitest';
+import { ExitCode } from '../../devicemodel/core/errors.ts';
 import { Log, LogLevel, type LogSink } from '../../devicemodel/core/log.ts';
 import { type LaunchConfig, type LaunchedVm, launch } from '../../library/index.ts';
 import { file, temporaryDirectory } from '../support/images.ts';
-import { whyNoSoftHypervisor } from '../support/program.ts';
+import { Program, whyNoSoftHypervisor } from '../support/program.ts';
 import { until } from '../support/pty.ts';
 import { asm, dword } from '../support/soft-vm.ts';
 
@@ -59,6 +62,31 @@ const delay = [0xb9, ...dword(30_000), 0xe2, 0xfe];
 const tripleFault = [0x0f, 0x01, 0x1d, ...dword(0x9000), 0xcc];
 const spin = asm.jump(-2);
 
+test.skipIf(whyNoSoftHypervisor() !== undefined)(
+  '--crash-dump: what is known of a guest after a triple fault',
+  async () => {
+    const folder = temporaryDirectory();
+    const dump = join(folder, 'crash.json');
+    const elf = file(folder, 'guest', image([...print('last words'), ...tripleFault]));
+    const options = ['--hypervisor', 'soft', '-m', '128M', '-s', '0:0,hostbridge', '-s', '1:0,lpc', '-l', 'com1,stdio'];
+    const program = new Program([...options, '--elf_file', elf, '--crash-dump', dump, `crash${process.pid}`]);
+    const { code, stderr } = await program.exited;
+    expect([code, stderr]).toEqual([ExitCode.TripleFault, expect.stringContaining(dump)]);
+    expect(statSync(dump).mode & 0o777).toBe(0o600);
+    expect(JSON.parse(readFileSync(dump, 'utf8'))).toMatchObject({
+      cause: 'triple-fault',
+      name: `crash${process.pid}`,
+      hypervisor: 'soft',
+      vcpus: [expect.stringContaining('cs:eip 0008:0010')],
+      consoles: { com1: 'last words' },
+      counters: expect.arrayContaining([expect.objectContaining({ kind: 'console', id: 'com1', outBytes: 10 })]),
+      log: expect.arrayContaining([
+        expect.objectContaining({ level: 'error', message: expect.stringContaining('triple fault') }),
+      ]),
+    });
+  },
+);
+
 describe.skipIf(whyNoSoftHypervisor() !== undefined)('a guest of a few instructions', () => {
   // Without #hasServed in soft-engine.ts nothing comes out while the guest sleeps for good.
   test.each([
@@ -104,7 +132,12 @@ describe.skipIf(whyNoSoftHypervisor() !== undefined)('a guest of a few instructi
     ['in a loop of its own', [...delay, ...delay, ...tripleFault]],
   ])('a triple fault %s says so, with the registers', async (_, code) => {
     const { vm, lines } = await start(code);
+    const crashes: unknown[] = [];
+    vm.on('crash', (crash) => void crashes.push(crash));
     expect(await vm.ended).toMatchObject({ kind: 'poweroff', by: 'triple-fault', reason: 'triple fault' });
+    expect(crashes).toEqual([
+      { cause: 'triple-fault', vcpus: [expect.stringMatching(/cs:eip 0008:0010[0-9a-f]{4} eax [0-9a-f]{8}/)] },
+    ]);
     expect(lines.join('\n')).toMatch(/triple fault on vCPU 0: cs:eip 0008:0010[0-9a-f]{4} eax [0-9a-f]{8}/);
   });
 });

@@ -61,6 +61,7 @@ const IOCTL: { readonly [K in HsmMethod]: string } = {
   clearIoreqs: 'CLEAR_VM_IOREQ',
   waitForIoreqs: 'ATTACH_IOREQ_CLIENT',
   pollIoreqs: 'a look',
+  describeVcpus: 'a look at registers',
   interruptWait: 'a kick',
   notifyIoreqDone: 'NOTIFY_REQUEST_FINISH',
   createVdev: 'CREATE_VDEV',

@@ -25,6 +25,7 @@ export class FakeVmm implements Vmm {
   readonly calls: string[] = [];
   config: Vmm['config'] = { payload: { kernel: 'k' } };
   hasRun = false;
+  crash: Vmm['crash'];
   isBooted = true;
   state: VmState = 'running';
   /** What was typed on com1, and who listens to it. */

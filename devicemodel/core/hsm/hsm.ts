@@ -146,6 +146,8 @@ export interface Hsm extends HypervisorOffers {
    * wait. Absent: it does so by itself (the kernel's driver), or there is no other vCPU.
    */
   pollIoreqs?(): void;
+  /** Registers of each vCPU of a VM that is paused, a line each. Absent: the hypervisor does not show them. */
+  describeVcpus?(): readonly string[];
   /** End the wait under way with `idle`; from inside `serve`, no more of the guest is run than cannot be helped. */
   interruptWait(): void;
   notifyIoreqDone(vcpu: number): void;

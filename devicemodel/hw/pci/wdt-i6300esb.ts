@@ -204,7 +204,7 @@ class Watchdog implements EmulatedPciFunction {
     this.#stage = 1;
     if (this.#isRebootEnabled) {
       this.#hasTimedOut = true;
-      this.#power.request({ kind: 'system-reset', reason: 'watchdog timeout' });
+      this.#power.request({ kind: 'system-reset', reason: 'watchdog timeout', by: 'watchdog' });
     } else {
       this.#startStage();
     }

@@ -4,6 +4,7 @@ import { connect, type Socket } from 'node:net';
 import { afterEach, describe, expect, test } from 'vitest';
 import { type ApiOptions, createApi } from '../../../control/api/http-api.ts';
 import { openApiDoor } from '../../../control/api-door.ts';
+import { crashReport } from '../../../control/crash-report.ts';
 import {
   AccessCount,
   ConsoleCount,
@@ -323,6 +324,19 @@ describe('resources of our own', () => {
     expect((await ask(path, 'PUT', '/v1/devices/4/link', { up: 'no' })).status).toBe(422);
     expect(vmm.asked).toEqual(['link of 4: down']);
     expect(vmm.events.since(0)).toMatchObject([{ source: 'net', event: 'link-down' }]);
+  });
+
+  test('what is known of a guest that was given up', async () => {
+    const { path, vmm } = await serve();
+    expect((await ask(path, 'GET', '/v1/vm/crash')).status).toBe(404);
+    const guest = vmm.guest as NonNullable<typeof vmm.guest>;
+    vmm.crash = crashReport({ cause: 'watchdog', vcpus: ['eip 0'] }, guest, []);
+    expect((await ask(path, 'GET', '/v1/vm/crash')).json).toMatchObject({
+      cause: 'watchdog',
+      name: 'vm1',
+      vcpus: ['eip 0'],
+      consoles: { com1: 'login: ' },
+    });
   });
 
   test('the log: its newest lines, its level, and a sink there is not', async () => {

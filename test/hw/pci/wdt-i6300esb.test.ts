@@ -71,7 +71,7 @@ describe('a guest that stops feeding it', () => {
     clock.advance(14.8 * S);
     expect(power.events).toEqual([]);
     clock.advance(0.2 * S);
-    expect(power.events).toEqual([{ kind: 'system-reset', reason: 'watchdog timeout' }]);
+    expect(power.events).toEqual([{ kind: 'system-reset', reason: 'watchdog timeout', by: 'watchdog' }]);
   });
 
   test('finds out after the reset, until it says it knows', () => {
