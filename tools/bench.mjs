@@ -5,6 +5,7 @@
  *   micro     bench/*.bench.ts: parts of the device model inside this process (vitest bench)
  *   large-request  the console beside one disk request of 4 GiB
  *   virtio    disks and networks under load, in the same recorder, beside the C device model (bench/virtio.mjs)
+ *   soft-boot  CPU time of Debian's start on the software engine beside QEMU's TCG (bench/soft-boot.mjs)
  *   pairs     this checkout beside another one, figure by figure (bench/pairs.mjs)
  *   hsmrec    round trips and start-up against a recorded hypervisor, when a recorder is there (as root, huge pages)
  */
@@ -15,6 +16,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { benchLargeRequest } from '../bench/large-request.mjs';
 import { benchPairs } from '../bench/pairs.mjs';
+import { benchSoftBoot } from '../bench/soft-boot.mjs';
 import { benchVirtio } from '../bench/virtio.mjs';
 import { prepare, root, run } from './prepare.mjs';
 
@@ -101,6 +103,7 @@ const parts = {
   micro: benchMicro,
   virtio: benchOfVirtio,
   'large-request': benchOfLargeRequest,
+  'soft-boot': () => benchSoftBoot(root),
   hsmrec: benchHsmrec,
   pairs: benchOfPairs,
 };

@@ -6,6 +6,7 @@
 import { randomBytes } from 'node:crypto';
 import { HostError } from '../../devicemodel/core/errors.ts';
 import { addressOf, viewOf } from '../../devicemodel/core/host/mapping.ts';
+import { GuestCode } from './guest-code.ts';
 import { IoapicPins, Rte } from './ioapic-pins.ts';
 import {
   Apic,
@@ -18,8 +19,6 @@ import {
   SEGMENT,
   type SegmentName,
   STATE_BYTES,
-  TABLE_CODE,
-  TABLE_OWN,
   wrongVersion,
 } from './v86-module.ts';
 
@@ -70,13 +69,6 @@ const DELIVERY_NMI = 4;
 const NMI_VECTOR = 2;
 /** DPL of a gate, in its byte 5. */
 const GATE_DPL_3 = 3 << 5;
-/** Guest code as a WebAssembly module of its own, not yet compiled by the host. */
-interface TranslatedCode {
-  readonly index: number;
-  readonly start: number;
-  readonly stateFlags: number;
-  readonly code: Uint8Array;
-}
 
 /** Views of guest RAM keep the WebAssembly memory alive by being keys here. */
 const memoryOf = new WeakMap<ArrayBufferLike, WebAssembly.Memory>();
@@ -88,9 +80,7 @@ export class V86Cpu {
   ramAddress = 0n;
 
   readonly #exports: Exports;
-  readonly #table: WebAssembly.Table;
-  /** What compiled guest code imports: the module's exports. */
-  readonly #codeImports: WebAssembly.Imports;
+  readonly #code: GuestCode;
   readonly #base: bigint;
   readonly #words: Int32Array;
   readonly #halves: Uint16Array;
@@ -108,11 +98,9 @@ export class V86Cpu {
   #nextTimerMs = 0;
   #isLost = false;
   #isNmiPending = false;
-  #translated: TranslatedCode | undefined;
 
   private constructor(exports: Exports, table: WebAssembly.Table) {
     this.#exports = exports;
-    this.#table = table;
     exports.rust_init();
     exports.v86_free(exports.v86_malloc(HEAP_RESERVE_BYTES));
     // V8 reserves the whole address range of a 32-bit memory, so growing does not move it: views by address stay valid
@@ -131,13 +119,13 @@ export class V86Cpu {
       this.#view(exports.get_pic_addr_master(), PIC_BYTES),
       this.#view(exports.get_pic_addr_slave(), PIC_BYTES),
     ].map((live) => ({ live, initial: live.slice() }));
-    this.#codeImports = { e: codeImports(exports) };
+    this.#code = new GuestCode(exports, table, { e: codeImports(exports) });
   }
 
   /** @throws HostError when the package is missing, or is a version this was not written for. */
   static async create(bus: CpuBus): Promise<V86Cpu> {
     const module = await loadModule();
-    const table = new WebAssembly.Table({ element: 'anyfunc', initial: TABLE_OWN + TABLE_CODE });
+    const table = GuestCode.createTable();
     // The module calls these only while it runs, which is after `cpu` is set.
     let cpu: V86Cpu;
     const random = new Int32Array(256);
@@ -173,11 +161,9 @@ export class V86Cpu {
       mmap_write128: (address: number, ...words: number[]) => {
         for (let i = 0; i < 4; i++) bus.writeMemory((address >>> 0) + 4 * i, 4, (words[i] as number) >>> 0);
       },
-      // One piece at a time: the module translates no other before this one is installed.
-      codegen_finalize: (index: number, start: number, stateFlags: number, code: number, length: number) => {
-        cpu.#translated = { index, start, stateFlags, code: cpu.#view(code >>> 0, length >>> 0).slice() };
-      },
-      jit_clear_func: (index: number) => table.set(index + TABLE_OWN, null),
+      codegen_finalize: (index: number, start: number, stateFlags: number, code: number, length: number) =>
+        cpu.#code.add({ index, start, stateFlags, code: cpu.#view(code >>> 0, length >>> 0).slice() }),
+      jit_clear_func: (index: number) => cpu.#code.remove(index),
       console_log_from_wasm: () => {},
     };
     let exports: Exports;
@@ -323,7 +309,7 @@ export class V86Cpu {
     this.#stopping = false;
     this.#release();
     try {
-      this.#installCode();
+      this.#code.install();
       this.#pins.look();
       if (this.#isNmiPending) this.#deliverNmi();
       this.#exports.handle_irqs();
@@ -390,6 +376,7 @@ export class V86Cpu {
 
   /** Called by the module between stretches of guest code, before it looks for interrupts, and by HLT. */
   #runTimers(nowMs: number): number {
+    this.#code.look(nowMs, this.#words[At.instructionPointer >> 2] as number);
     const sleepMs = this.#exports.apic_timer(nowMs);
     this.#takeNmiCommand();
     if ((this.#stopping || this.#isNmiPending) && !this.#isHeld) {
@@ -408,20 +395,6 @@ export class V86Cpu {
     this.#isHeld = false;
     this.#words[At.flags >> 2] = (this.#words[At.flags >> 2] as number) | (this.#heldFlags & FLAG_INTERRUPT);
     this.#bytes[At.inHlt] = this.#heldHlt;
-  }
-
-  /**
-   * Install what the module translated in the last turn. Synchronously: a compilation in the background is faster only
-   * while a core is idle, and the guest is interpreted until it is done (Linux came up in 16 s instead of 46 on two
-   * busy cores; all its 145 pieces of code together take about a second).
-   */
-  #installCode(): void {
-    const piece = this.#translated;
-    if (piece === undefined) return;
-    this.#translated = undefined;
-    const { exports } = new WebAssembly.Instance(new WebAssembly.Module(piece.code), this.#codeImports);
-    this.#table.set(piece.index + TABLE_OWN, exports['f']);
-    this.#exports.codegen_finalize_finished(piece.index, piece.start, piece.stateFlags);
   }
 
   #setBoth(irq: number, asserted: boolean): void {

@@ -87,6 +87,8 @@ export interface Exports {
   full_clear_tlb(): void;
   jit_clear_cache_js(): void;
   jit_dirty_cache(start: number, end: number): void;
+  /** @returns negative when there is no code for the linear address in that piece. */
+  jit_find_cache_entry_in_page(linear: number, index: number, stateFlags: number): number;
   codegen_finalize_finished(index: number, start: number, stateFlags: number): void;
 }
 
