@@ -6,9 +6,8 @@ import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { parseCommandLine, type VmOrder } from '../../cmd/cli.ts';
-import { membersOf } from '../../cmd/config-command.ts';
-import { argvOfFile, formatConfig, parseConfigFile } from '../../config/config-file.ts';
-import { type PciDriverEntry, pciDrivers } from '../../devicemodel/hw/registry.ts';
+import { pciDrivers } from '../../devicemodel/hw/registry.ts';
+import { goRound } from '../support/go-round.ts';
 import { recordedDir } from '../support/recorded-cases.ts';
 import { allDrivers } from './drivers.ts';
 
@@ -205,37 +204,7 @@ describe('command lines in the wild', () => {
   });
 });
 
-/** The configuration, or why there is none. */
-function configOrError(argv: readonly string[], drivers: readonly PciDriverEntry[]): unknown {
-  try {
-    const parsed = parseCommandLine(argv, drivers);
-    return 'config' in parsed ? parsed.config : parsed;
-  } catch (error) {
-    return (error as Error).message;
-  }
-}
-
 describe('a command line, the file of it, and the command line of that', () => {
-  function goRound(argv: readonly string[], drivers: readonly PciDriverEntry[]): void {
-    const config = configOrError(argv, drivers);
-    if (typeof config !== 'object' || config === null || !('memoryBytes' in config)) {
-      // What is refused is refused as a file, too, by the same words; help makes no file.
-      expect(() => membersOf(argv, drivers)).toThrow(typeof config === 'string' ? config : 'starts no VM');
-      return;
-    }
-    const members = membersOf(argv, drivers);
-    for (const format of ['json', 'yaml'] as const) {
-      const text = formatConfig(members, format);
-      const file = parseConfigFile(`vm.${format}`, text);
-      const back = argvOfFile(file);
-      expect(configOrError(back, drivers)).toEqual(config);
-      expect(formatConfig(membersOf(back, drivers), format)).toBe(text);
-      expect(argvOfFile(parseConfigFile(`vm.${format}`, formatConfig(membersOf(back, drivers), format)))).toEqual(back);
-      const fromFile = parseCommandLine(['--config', 'f'], drivers, () => file);
-      expect('config' in fromFile && fromFile.config).toEqual(config);
-    }
-  }
-
   test.each(cases)('$what', ({ line }) => goRound(words(line), allDrivers));
 
   const recorded =
