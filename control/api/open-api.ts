@@ -18,10 +18,8 @@ export function openApiDocument(routes: readonly Route[], version = '1'): object
         : { requestBody: { required: true, content: { 'application/json': { schema: body } } } }),
       responses: {
         [success]: { description: 'Done.' },
-        default: {
-          description: 'Not done: RFC 9457, with the text, hint and exit status of the command line.',
-          content: { 'application/problem+json': { schema: { $ref: '#/components/schemas/Problem' } } },
-        },
+        '4XX': problem,
+        '5XX': problem,
       },
     };
   }
@@ -39,6 +37,11 @@ export function openApiDocument(routes: readonly Route[], version = '1'): object
     components: { schemas: { Problem: problemSchema } },
   };
 }
+
+const problem = {
+  description: 'Not done: RFC 9457, with the text, hint and exit status of the command line.',
+  content: { 'application/problem+json': { schema: { $ref: '#/components/schemas/Problem' } } },
+};
 
 const problemSchema = {
   type: 'object',
