@@ -91,6 +91,13 @@ const apply: Record<Exclude<OptionId, 'help' | 'version' | VmOption['id']>, Appl
   ptdev_msi: obsolete,
   virtio_msix: obsolete,
   psram: obsolete,
+  apcidev_pt: (c, value, spelled) => {
+    c.vm.notices.push({
+      level: 'warn',
+      text: `${spelled}: releases 2.1 and 2.2 spelled --acpidev_pt so, it is taken as that`,
+    });
+    applyOption(c.vm, 'acpidev_pt', value, spelled);
+  },
   '-T': obsolete,
   '-W': obsolete,
   '-C': obsolete,

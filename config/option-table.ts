@@ -368,6 +368,7 @@ export const optionTable = [
     removed(flag('ptdev_msi', 'an INTx pin is kept by -s SLOT,passthru,B/D/F,keep_gsi', { short: 'M' })),
     removed(flag('virtio_msix', 'MSI-X is the default, use --virtio_msi for MSI')),
     removed(flag('psram', 'use --ssram')),
+    removed(value('apcidev_pt', 'HID', 'how releases 2.1 and 2.2 spelled --acpidev_pt, and taken as that')),
     removedLetter('T', 'guest memory of ACRN is in huge pages anyway'),
     removedLetter('W', 'use --virtio_msi'),
     removedLetter('C', 'guest memory is never part of a core dump'),

@@ -169,6 +169,7 @@ describe('obsolete options', () => {
     [['-M']],
     [['--virtio_msix']],
     [['--psram']],
+    [['--apcidev_pt', 'MSFT0101']],
     [['-T']],
     [['-W']],
     [['-C']],
@@ -176,6 +177,11 @@ describe('obsolete options', () => {
   ])('%j: one warning, its value is consumed', (argv) => {
     expect(warnings(...argv, 'vm')).toHaveLength(1);
     expect(config(...argv, 'vm').name).toBe('vm');
+  });
+  test('--apcidev_pt, as two releases spelled it, means what it meant', () => {
+    const { platform } = config('--apcidev_pt', 'MSFT0101', 'vm');
+    expect(platform).toEqual(config('--acpidev_pt', 'MSFT0101', 'vm').platform);
+    expect(platform).toHaveLength(1);
   });
   test('--iasl is not needed and says so', () => {
     expect(order('--iasl', '/nonexistent/iasl', 'vm').notices).toEqual([
@@ -288,6 +294,7 @@ test('every option of the table is understood', () => {
     'socket-group': 'kvm',
     display: 'none',
     acpidev_pt: 'MSFT0101',
+    apcidev_pt: 'MSFT0101',
     mmiodev_pt: '1000,1000',
     vtpm2: 'sock_path=/s',
     ssram: 'L2,vcpu=0,size=4K',

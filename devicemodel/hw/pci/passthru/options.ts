@@ -86,6 +86,8 @@ const flags = {
 /** Options of earlier releases: what became of them. */
 const past: Readonly<Record<string, string>> = {
   gpu: 'graphics are recognised by the device',
+  igd: 'graphics are recognised by the device',
+  reset: 'functions are reset anyway',
   'igd-vf': 'virtual functions need no option',
   gpio_rst: 'resets by GPIO are gone',
 };

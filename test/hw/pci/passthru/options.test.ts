@@ -54,6 +54,8 @@ describe('options', () => {
 
   test.each([
     ['gpu', /^option gpu is ignored/],
+    ['igd', /^option igd is ignored/],
+    ['reset', /^option reset is ignored/],
     ['igd-vf', /^option igd-vf is ignored/],
     ['gpio_rst,12', /^option gpio_rst is ignored/],
     ['keep_gsi2', /^option "keep_gsi2" is read as keep_gsi$/],
