@@ -4,4 +4,6 @@
 MODULES="virtio_pci virtio_blk virtio_net virtio_console virtio_rng ext4 crc32c_generic"
 MIB=${MIB:-12}
 . "$(dirname "$0")/lib.sh"
+# shellcheck disable=SC2034 # for the script below
+api_vm=soft$$
 . "$soft_repo/test/guest/virtio.sh"

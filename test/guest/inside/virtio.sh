@@ -34,6 +34,10 @@ cd /mnt
 md5sum -c /tmp/sums > /tmp/checked 2>&1 && ok "$(grep -c OK /tmp/checked) files of $MIB MiB in all are the same after a new mount" ||
   bad "checksums: $(grep -v OK /tmp/checked | head -3)"
 cd / && umount /mnt || bad "umount again"
+# What is deleted is given back, where the disk takes it.
+if [ "$(cat /sys/block/vda/queue/discard_max_bytes)" != 0 ]; then
+  mount -t ext4 -o discard $disk /mnt && cp /tmp/seed /mnt/gone && sync && rm /mnt/gone && sync && umount /mnt || bad "discard"
+fi
 dd if=$disk of=/dev/null bs=52k count=40 skip=3 iflag=direct 2> /dev/null && ok "direct reads" || bad "direct reads"
 
 stage random
@@ -52,6 +56,13 @@ data | nc 10.9.0.1 5001 && ok "sent, sum ${sum%% *}" || bad "send"
 sum=$(nc 10.9.0.1 5002 < /dev/null | md5sum)
 ok "received, sum ${sum%% *}"
 
+# What passed disk and network so far, as this kernel counts it; the last frames of the connections are over by then.
+sleep 1
+set -- $(grep -w vda /proc/diskstats)
+echo "COUNT disk $4 $(($6 * 512)) $8 $((${10} * 512)) ${15} ${19}"
+set -- $(sed -n 's/^ *eth0: *//p' /proc/net/dev)
+echo "COUNT net $2 $1 ${10} $9"
+
 stage console
 echo "root::0:0:root:/:/bin/sh" > /etc/passwd
 echo "guest-of-the-test" > /proc/sys/kernel/hostname
@@ -66,4 +77,16 @@ stage swap
 i=0; while [ "$(cat /sys/block/vdb/size)" = 0 ] && [ $i -lt 60 ]; do sleep 1; i=$((i + 1)); done
 [ "$(md5sum < /dev/vdb | cut -c1-32)" = "$(dd if=/dev/vda bs=1M count=4 2> /dev/null | md5sum | cut -c1-32)" ] &&
   ok "the disk that was plugged in" || bad "the disk that was plugged in"
+if grep -qw api=1 /proc/cmdline; then
+  # until FILE VALUE WHAT
+  until_is() {
+    i=0; while [ "$(cat $1)" != "$2" ] && [ $i -lt 60 ]; do sleep 1; i=$((i + 1)); done
+    [ "$(cat $1)" = "$2" ] && ok "$3" || bad "$3: $(cat $1)"
+  }
+  stage control
+  until_is /sys/block/vda/size $(((MIB + 48) * 2048)) "the disk has grown"
+  dd if=$disk of=/dev/null bs=1M skip=$((MIB + 47)) count=1 2> /dev/null && ok "its new end can be read" || bad "its new end"
+  until_is /sys/class/net/eth0/carrier 0 "link down"
+  until_is /sys/class/net/eth0/carrier 1 "link up"
+fi
 stage end
