@@ -41,6 +41,7 @@ function newVmm(options: ProcessOptions, log: Log, check: (order: VmOrder) => Pr
     await check(order);
     return { vm: order.config, ch: config };
   };
-  running = new ProcessVmm({ log, apiSocket, eventMonitor, socketGroup, afterEnd, checkedVm });
+  const createSchema = async () => (await import('../config/cloud-hypervisor.ts')).createSchema;
+  running = new ProcessVmm({ log, apiSocket, eventMonitor, socketGroup, afterEnd, createSchema, checkedVm });
   return running;
 }

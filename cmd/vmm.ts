@@ -2,6 +2,8 @@
  * The process of a VM, as signals and the API see it: it runs one VM after the other, or none yet, and ends when it was
  * told to or when nothing is left to wait for.
  */
+
+import type { GenericSchema } from 'valibot';
 import { defaultDeviceId } from '../control/api/device-ids.ts';
 import type { ChConfig, LogControl, RunningGuest, Vmm } from '../control/api/vmm.ts';
 import { openApiDoor } from '../control/api-door.ts';
@@ -30,6 +32,8 @@ export interface VmmOptions {
   readonly eventMonitor?: EventMonitorTarget | undefined;
   readonly socketGroup?: string | undefined;
   readonly afterEnd?: AfterEnd | undefined;
+  /** What the body of vm.create may be. */
+  readonly createSchema: () => Promise<GenericSchema>;
   /** The body of vm.create as a VM that was checked. @throws ConfigError, RefusedError. */
   readonly checkedVm: (body: unknown) => Promise<{ readonly vm: VmConfig; readonly ch: ChConfig }>;
 }
@@ -115,6 +119,10 @@ export class ProcessVmm implements Vmm {
     if (launch === undefined) return undefined;
     const { vm, commands, hypervisor, lines, counters } = launch;
     return { config: vm.config, hypervisor, state: vm.state, commands, lines, counters, launchedMs: this.#launchedMs };
+  }
+
+  createSchema(): Promise<GenericSchema> {
+    return this.#options.createSchema();
   }
 
   async create(body: unknown): Promise<void> {

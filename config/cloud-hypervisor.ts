@@ -52,6 +52,8 @@ const known = {
 } as const;
 
 const schema = v.looseObject(known);
+/** The body of vm.create. */
+export const createSchema: v.GenericSchema = schema;
 type ChVm = v.InferOutput<typeof schema>;
 
 /** Members that say something for which there is no place here, and that a guest does not miss. */

@@ -5,16 +5,19 @@
 import { existsSync } from 'node:fs';
 import { formatBdf } from '../../devicemodel/core/address.ts';
 import { CH_VERSION } from './ch-version.ts';
-import { deviceIds } from './device-ids.ts';
+import { defaultDeviceId, deviceIds } from './device-ids.ts';
 import { HttpProblem } from './problem.ts';
 import { resized } from './resources.ts';
-import { type Answer, done, json, member, neededText, type Route } from './routes.ts';
+import { type Answer, done, json, parsed, type Route } from './routes.ts';
+import { Give, Take } from './shapes.ts';
 import type { ChConfig, RunningGuest, Vmm } from './vmm.ts';
 
 const BASE = '/api/v1';
 const REASON = 'asked by the API';
 /** What the document has for a device that cannot be as it is described. */
 const BAD_CONFIG = 400;
+/** And for a device that is not named. */
+const NO_DEVICE = 404;
 
 /** What can be done to a configuration that is running, by its path, and why it is not possible. */
 const notHere: Readonly<Record<string, string>> = {
@@ -38,18 +41,19 @@ const notHere: Readonly<Record<string, string>> = {
 };
 
 export function cloudHypervisorRoutes(vmm: Vmm): Route[] {
-  const put = (name: string, summary: string, run: Route['run'], body?: object): Route => ({
+  const put = (name: string, summary: string, run: Route['run'], more: Partial<Route> = {}): Route => ({
     method: 'PUT',
     path: `${BASE}/${name}`,
     summary,
     run,
-    ...(body === undefined ? {} : { body }),
+    ...more,
   });
-  const get = (name: string, summary: string, run: Route['run']): Route => ({
+  const get = (name: string, summary: string, run: Route['run'], answer: NonNullable<Route['answer']>): Route => ({
     method: 'GET',
     path: `${BASE}/${name}`,
     summary,
     run,
+    answer,
   });
   const order = (name: string, summary: string, run: (guest: RunningGuest) => void): Route =>
     put(name, summary, () => {
@@ -57,16 +61,24 @@ export function cloudHypervisorRoutes(vmm: Vmm): Route[] {
       return done;
     });
   return [
-    get('vmm.ping', 'Whether anybody is there, and who.', () =>
-      json({ build_version: `acrn-dm ${vmm.version}`, version: CH_VERSION, pid: process.pid, features: [] }),
+    get(
+      'vmm.ping',
+      'Whether anybody is there, and who.',
+      () => json({ build_version: `acrn-dm ${vmm.version}`, version: CH_VERSION, pid: process.pid, features: [] }),
+      Give.ping,
     ),
     put('vmm.shutdown', 'End the process, and its VM at once.', ({ response }) => {
       response.once('close', () => vmm.quit());
       return done;
     }),
-    get('vm.info', 'The VM and its configuration.', () => json(infoOf(vmm))),
-    get('vm.counters', 'What devices have done.', () => json(countersOf(bootedGuest(vmm), vmm.config))),
-    put('vm.create', 'Describe a VM, without starting it.', createVm(vmm), { type: 'object' }),
+    get('vm.info', 'The VM and its configuration.', () => json(infoOf(vmm)), Give.info),
+    get(
+      'vm.counters',
+      'What devices have done.',
+      () => json(countersOf(bootedGuest(vmm), vmm.config)),
+      Give.deviceCounters,
+    ),
+    put('vm.create', 'Describe a VM, without starting it.', createVm(vmm), { body: () => vmm.createSchema() }),
     put('vm.boot', 'Start the VM that was described.', async () => {
       if (vmm.config === undefined) throw notCreated();
       await vmm.boot();
@@ -90,19 +102,12 @@ export function cloudHypervisorRoutes(vmm: Vmm): Route[] {
     order('vm.reboot', 'Start the guest anew.', ({ commands }) => commands.run('reset', { reason: REASON })),
     order('vm.power-button', 'Press the power button.', ({ commands }) => commands.run('press-power-button', {})),
     put('vm.add-disk', 'Give a virtio-blk that was started with nodisk its medium.', addDisk(vmm), {
-      type: 'object',
-      required: ['path'],
-      properties: { path: { type: 'string' }, readonly: { type: 'boolean' }, id: { type: 'string' } },
+      body: Take.disk,
+      answer: Give.device,
     }),
-    put('vm.resize-disk', 'Make the image of a disk larger.', resizeDisk(vmm), {
-      type: 'object',
-      required: ['id', 'desired_size'],
-      properties: { id: { type: 'string' }, desired_size: { type: 'integer' } },
-    }),
+    put('vm.resize-disk', 'Make the image of a disk larger.', resizeDisk(vmm), { body: Take.diskSize }),
     put('vm.remove-device', 'Take the medium out of a CD drive; nothing else can be taken away.', removeDevice(vmm), {
-      type: 'object',
-      required: ['id'],
-      properties: { id: { type: 'string' } },
+      body: Take.device,
     }),
     ...Object.entries(notHere).map(([name, why]) =>
       put(name, `Not possible: ${why}.`, () => {
@@ -194,9 +199,7 @@ function deviceOf({ config }: RunningGuest, vmm: Vmm, id: string) {
 
 function resizeDisk(vmm: Vmm): Route['run'] {
   return async ({ body }) => {
-    const id = neededText(body, 'id');
-    const wished = member(body, 'desired_size', 'number');
-    if (wished === undefined) throw new HttpProblem(422, 'member', 'desired_size: is missing');
+    const { id, desired_size: wished } = parsed(Take.diskSize, body, NO_DEVICE);
     const guest = bootedGuest(vmm);
     await resized(vmm, guest, deviceOf(guest, vmm, id).at, wished);
     return done;
@@ -205,13 +208,13 @@ function resizeDisk(vmm: Vmm): Route['run'] {
 
 function removeDevice(vmm: Vmm): Route['run'] {
   return async ({ body }) => {
-    const id = neededText(body, 'id');
+    const { id } = parsed(Take.device, body, NO_DEVICE);
     const guest = bootedGuest(vmm);
     const { driver, at, options } = deviceOf(guest, vmm, id);
     const { ports = [] } = options as { readonly ports?: readonly { readonly drive?: string }[] };
     const drives = ports.flatMap(({ drive }, port) => (drive === 'cd' ? [port] : []));
     if (drives.length === 0) {
-      throw new HttpProblem(409, 'no-hot-removal', `${id}: a ${driver} cannot be taken away while the VM runs`, {
+      throw new HttpProblem(501, 'no-hot-removal', `${id}: a ${driver} cannot be taken away while the VM runs`, {
         hint: 'the guest can let go of it; it is gone with the next start without it',
       });
     }
@@ -255,8 +258,7 @@ function addDisk(vmm: Vmm): Route['run'] {
       throw new HttpProblem(501, 'impossible', 'a disk comes with vm.create, or once the VM is booted');
     }
     const { config, commands } = bootedGuest(vmm);
-    const path = neededText(body, 'path', BAD_CONFIG);
-    const isReadOnly = member(body, 'readonly', 'boolean', BAD_CONFIG) === true;
+    const { path, id: asked, readonly: isReadOnly = false } = parsed(Take.disk, body, BAD_CONFIG);
     if (!existsSync(path)) throw new HttpProblem(BAD_CONFIG, 'no-file', `${path}: no such file`);
     if (path.includes(',')) throw new HttpProblem(BAD_CONFIG, 'member', `${path}: a path with a comma is not possible`);
     const empty = config.pci.filter(
@@ -264,9 +266,10 @@ function addDisk(vmm: Vmm): Route['run'] {
     );
     for (const { bdf } of empty) {
       const slot = `${bdf.bus}:${bdf.device}:${bdf.function}`;
-      if (!(await commands.run('blkrescan', { medium: `${slot},${path}${isReadOnly ? ',ro' : ''}` }))) continue;
+      if (!(await commands.run('blkrescan', { medium: `${slot},${path}${isReadOnly === true ? ',ro' : ''}` })))
+        continue;
       const two = (n: number) => n.toString(16).padStart(2, '0');
-      const id = member(body, 'id', 'string') ?? `_disk${bdf.device}`;
+      const id = asked ?? defaultDeviceId('virtio-blk', bdf);
       vmm.events.emit('disk', 'inserted', { id, path });
       return json({ id, bdf: `0000:${two(bdf.bus)}:${two(bdf.device)}.${bdf.function}` });
     }

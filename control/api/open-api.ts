@@ -1,11 +1,13 @@
 /** The API as an OpenAPI document, made of its routes. */
+import type { GenericSchema } from 'valibot';
+import { jsonSchemaOf } from './json-schema.ts';
 import type { Route } from './routes.ts';
 
-export function openApiDocument(routes: readonly Route[], version = '1'): object {
+export async function openApiDocument(routes: readonly Route[], version = '1'): Promise<object> {
   const paths: Record<string, Record<string, object>> = {};
-  for (const { method, path, summary, body, isStream, isAnswered } of routes) {
+  for (const { method, path, summary, body, answer, type } of routes) {
     const names = [...path.matchAll(/\{(\w+)\}/g)].map(([, name]) => name as string);
-    const success = isStream === true || isAnswered === true || method === 'GET' ? '200' : '204';
+    const taken = typeof body === 'function' ? await (body as () => Promise<GenericSchema>)() : body;
     const operations = (paths[path] ??= {});
     operations[method.toLowerCase()] = {
       operationId: `${method.toLowerCase()}${path.replace(/[^A-Za-z0-9]+(\w?)/g, (_, next: string) => next.toUpperCase())}`,
@@ -13,11 +15,11 @@ export function openApiDocument(routes: readonly Route[], version = '1'): object
       ...(names.length === 0
         ? {}
         : { parameters: names.map((name) => ({ name, in: 'path', required: true, schema: { type: 'string' } })) }),
-      ...(body === undefined
+      ...(taken === undefined
         ? {}
-        : { requestBody: { required: true, content: { 'application/json': { schema: body } } } }),
+        : { requestBody: { required: true, content: { 'application/json': { schema: jsonSchemaOf(taken) } } } }),
       responses: {
-        [success]: { description: 'Done.' },
+        ...successOf(answer, type),
         '4XX': problem,
         '5XX': problem,
       },
@@ -36,6 +38,15 @@ export function openApiDocument(routes: readonly Route[], version = '1'): object
     paths,
     components: { schemas: { Problem: problemSchema } },
   };
+}
+
+function successOf(answer: GenericSchema | undefined, type: string | undefined): object {
+  if (answer === undefined && type === undefined) return { 204: { description: 'Done.' } };
+  const content =
+    answer === undefined
+      ? { [type as string]: { schema: { type: 'string' } } }
+      : { 'application/json': { schema: jsonSchemaOf(answer) } };
+  return { 200: { description: 'Done.', content } };
 }
 
 const problem = {

@@ -1,43 +1,49 @@
 /** What a VM has beside Cloud Hypervisor's dialect: `/v1`. */
 import type { IncomingMessage } from 'node:http';
 import type { Duplex } from 'node:stream';
+import * as v from 'valibot';
 import type { StreamEvent } from '../event-stream.ts';
 import { logRoutes } from './log-routes.ts';
 import { metricsOf, metricsText } from './metrics.ts';
 import { HttpProblem, problemOf } from './problem.ts';
-import { type Answer, decoded, done, json, member, neededText, type Route, targetOf } from './routes.ts';
+import { type Answer, decoded, done, json, parsed, type Route, targetOf } from './routes.ts';
 import { bounded, serveEvents } from './server-sent.ts';
+import { Give, Take } from './shapes.ts';
 import type { RunningGuest, Vmm } from './vmm.ts';
 
 const REASON = 'asked by the API';
 
-export function ownRoutes(vmm: Vmm, openApi: () => object): Route[] {
-  const route = (
-    method: Route['method'],
-    path: string,
-    summary: string,
-    run: Route['run'],
-    more: Partial<Route> = {},
-  ) => ({
-    method,
-    path,
-    summary,
-    run,
-    ...more,
-  });
+const METRICS_TYPE = 'text/plain; version=0.0.4; charset=utf-8';
+
+function route(
+  method: Route['method'],
+  path: string,
+  summary: string,
+  run: Route['run'],
+  more: Partial<Route> = {},
+): Route {
+  return { method, path, summary, run, ...more };
+}
+
+/** @param openApi the document about all routes. */
+export function ownRoutes(vmm: Vmm, openApi: () => Promise<object>): Route[] {
   return [
-    route('GET', '/v1/vm', 'The VM: name, state, hypervisor, memory, process.', () => json(describe(vmm))),
+    route('GET', '/v1/vm', 'The VM: name, state, hypervisor, memory, process.', () => json(describe(vmm)), {
+      answer: Give.vm,
+    }),
     route('PUT', '/v1/vm/power', 'shutdown asks the guest, off does not; reset, wake and button.', power(vmm), {
-      body: {
-        type: 'object',
-        required: ['action'],
-        properties: { action: { enum: [...powerActions] }, force: { type: 'boolean' } },
+      body: Take.power,
+    }),
+    route(
+      'GET',
+      '/v1/vm/crash',
+      'What is known of the guest that was given up last.',
+      () => {
+        if (vmm.crash === undefined) throw new HttpProblem(404, 'no-crash', 'no guest was given up here');
+        return json(vmm.crash);
       },
-    }),
-    route('GET', '/v1/vm/crash', 'What is known of the guest that was given up last.', () => {
-      if (vmm.crash === undefined) throw new HttpProblem(404, 'no-crash', 'no guest was given up here');
-      return json(vmm.crash);
-    }),
+      { answer: Give.crash },
+    ),
     route('PUT', '/v1/vm/pause', 'The guest stands still.', () => {
       needGuest(vmm).commands.run('pause', {});
       return done;
@@ -46,7 +52,37 @@ export function ownRoutes(vmm: Vmm, openApi: () => object): Route[] {
       needGuest(vmm).commands.run('resume', {});
       return done;
     }),
-    route('GET', '/v1/devices', 'PCI devices, as they were ordered.', () => json(devices(needGuest(vmm)))),
+    ...deviceRoutes(vmm),
+    ...consoleRoutes(vmm),
+    route(
+      'GET',
+      '/v1/events',
+      'Events as they come (server-sent); ?since=N: those behind it first; ?wait=0: no more.',
+      events(vmm),
+      { type: 'text/event-stream' },
+    ),
+    route(
+      'GET',
+      '/v1/metrics',
+      "Prometheus' text format; JSON where Accept asks for it.",
+      ({ request }) =>
+        (request.headers.accept ?? '').includes('application/json')
+          ? json(metricsOf(vmm))
+          : { status: 200, body: metricsText(vmm), type: METRICS_TYPE },
+      { type: 'text/plain' },
+    ),
+    ...logRoutes(vmm),
+    route('GET', '/v1/openapi.json', 'This document.', async () => json(await openApi()), {
+      answer: v.looseObject({}),
+    }),
+  ];
+}
+
+function deviceRoutes(vmm: Vmm): Route[] {
+  return [
+    route('GET', '/v1/devices', 'PCI devices, as they were ordered.', () => json(devices(needGuest(vmm))), {
+      answer: Give.devices,
+    }),
     route(
       'DELETE',
       '/v1/devices/{slot}/disk',
@@ -58,31 +94,45 @@ export function ownRoutes(vmm: Vmm, openApi: () => object): Route[] {
       '/v1/devices/{slot}/disk',
       'Put a medium into a CD drive, or into a virtio-blk that was started with nodisk: SLOT[@PORT].',
       insertDisk(vmm),
-      {
-        body: {
-          type: 'object',
-          required: ['path'],
-          properties: { path: { type: 'string', description: 'PATH[,OPTIONS]' } },
-        },
-      },
+      { body: Take.medium },
     ),
     route(
       'PUT',
       '/v1/devices/{slot}/size',
       'Make the image of a virtio-blk larger; without sizeBytes, take note of the size it has on the host.',
       resizeDisk(vmm),
-      { isAnswered: true, body: { type: 'object', properties: { sizeBytes: { type: 'integer', minimum: 1 } } } },
+      { body: Take.size, answer: Give.size },
     ),
-    route('PUT', '/v1/devices/{slot}/link', 'The cable of a virtio-net, in or out.', setLink(vmm), {
-      body: { type: 'object', required: ['up'], properties: { up: { type: 'boolean' } } },
-    }),
-    route('GET', '/v1/consoles', 'Serial ports and consoles, and where each is connected.', () =>
-      json(needGuest(vmm).lines.map(({ id, backend }) => ({ id, backend }))),
+    route('PUT', '/v1/devices/{slot}/link', 'The cable of a virtio-net, in or out.', setLink(vmm), { body: Take.link }),
+    route(
+      'GET',
+      '/v1/counters',
+      'What disks, networks and consoles have moved, and accesses of the guest.',
+      () => json(needGuest(vmm).counters.all.map((each) => ({ kind: each.kind, id: each.id, ...each.values() }))),
+      { answer: Give.counters },
     ),
-    route('GET', '/v1/consoles/{id}', 'The newest output of a console, as text.', ({ parameters }) => {
-      const line = lineOf(needGuest(vmm), parameters['id']);
-      return { status: 200, body: Buffer.from(line.history()).toString('utf8') };
-    }),
+  ];
+}
+
+function consoleRoutes(vmm: Vmm): Route[] {
+  return [
+    route(
+      'GET',
+      '/v1/consoles',
+      'Serial ports and consoles, and where each is connected.',
+      () => json(needGuest(vmm).lines.map(({ id, backend }) => ({ id, backend }))),
+      { answer: Give.consoles },
+    ),
+    route(
+      'GET',
+      '/v1/consoles/{id}',
+      'The newest output of a console, as text.',
+      ({ parameters }) => {
+        const line = lineOf(needGuest(vmm), parameters['id']);
+        return { status: 200, body: Buffer.from(line.history()).toString('utf8') };
+      },
+      { type: 'text/plain' },
+    ),
     route(
       'GET',
       '/v1/consoles/{id}/stream',
@@ -90,27 +140,8 @@ export function ownRoutes(vmm: Vmm, openApi: () => object): Route[] {
       () => {
         throw new HttpProblem(400, 'upgrade', 'a console is attached to by Upgrade: acrn-console');
       },
-      { isStream: true },
+      { type: 'application/octet-stream' },
     ),
-    route(
-      'GET',
-      '/v1/events',
-      'Events as they come (server-sent); ?since=N: those behind it first; ?wait=0: no more.',
-      events(vmm),
-      {
-        isStream: true,
-      },
-    ),
-    route('GET', '/v1/counters', 'What disks, networks and consoles have moved, and accesses of the guest.', () =>
-      json(needGuest(vmm).counters.all.map((each) => ({ kind: each.kind, id: each.id, ...each.values() }))),
-    ),
-    route('GET', '/v1/metrics', "Prometheus' text format; JSON where Accept asks for it.", ({ request }) =>
-      (request.headers.accept ?? '').includes('application/json')
-        ? json(metricsOf(vmm))
-        : { status: 200, body: metricsText(vmm), type: 'text/plain; version=0.0.4; charset=utf-8' },
-    ),
-    ...logRoutes(vmm),
-    route('GET', '/v1/openapi.json', 'This document.', () => json(openApi())),
   ];
 }
 
@@ -132,16 +163,9 @@ function describe({ guest, config, hasRun, version, events: stream }: Vmm): obje
   };
 }
 
-const powerActions = ['shutdown', 'off', 'reset', 'wake', 'button'] as const;
-
 function power(vmm: Vmm): Route['run'] {
   return ({ body }) => {
-    const asked = neededText(body, 'action');
-    const action = powerActions.find((known) => known === asked);
-    if (action === undefined) {
-      throw new HttpProblem(422, 'member', `action: "${asked}" is not one of ${powerActions.join(', ')}`);
-    }
-    const force = member(body, 'force', 'boolean') === true;
+    const { action, force = false } = parsed(Take.power, body);
     const { commands, state } = needGuest(vmm);
     switch (action) {
       case 'shutdown':
@@ -189,7 +213,7 @@ function insertDisk(vmm: Vmm): Route['run'] {
   return async ({ parameters, body }): Promise<Answer> => {
     const guest = needGuest(vmm);
     const { slot, port, isDrive } = driveOf(guest, parameters['slot']);
-    const path = neededText(body, 'path');
+    const { path } = parsed(Take.medium, body);
     if (isDrive) {
       await guest.commands.run('insert', { slot, port, medium: path });
     } else if (!(await guest.commands.run('blkrescan', { medium: `${slot},${path}` }))) {
@@ -215,8 +239,8 @@ function resizeDisk(vmm: Vmm): Route['run'] {
   return async ({ parameters, body }): Promise<Answer> => {
     const guest = needGuest(vmm);
     const { slot } = driveOf(guest, parameters['slot']);
-    const asked = member(body, 'sizeBytes', 'number');
-    return json({ sizeBytes: await resized(vmm, guest, slot, asked) });
+    const { sizeBytes } = parsed(Take.size, body);
+    return json({ sizeBytes: await resized(vmm, guest, slot, sizeBytes) });
   };
 }
 
@@ -231,8 +255,7 @@ function setLink(vmm: Vmm): Route['run'] {
   return async ({ parameters, body }): Promise<Answer> => {
     const guest = needGuest(vmm);
     const { slot } = driveOf(guest, parameters['slot']);
-    const isUp = member(body, 'up', 'boolean');
-    if (isUp === undefined) throw new HttpProblem(422, 'member', 'up: is missing');
+    const { up: isUp } = parsed(Take.link, body);
     await guest.commands.run('set-link', { slot, isUp });
     vmm.events.emit('net', isUp ? 'link-up' : 'link-down', { slot });
     return done;

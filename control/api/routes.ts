@@ -1,5 +1,6 @@
 /** The paths of the API: matching, and what the OpenAPI document says of each. */
 import type { IncomingMessage, ServerResponse } from 'node:http';
+import * as v from 'valibot';
 import { HttpProblem } from './problem.ts';
 
 export interface Answer {
@@ -25,12 +26,12 @@ export interface Route {
   /** `/v1/consoles/{id}` */
   readonly path: string;
   readonly summary: string;
-  /** JSON Schema of the body it takes. */
-  readonly body?: object;
-  /** What else it may answer, beside 200 or 204 and problems. */
-  readonly isStream?: boolean;
-  /** Answers with a body, although it is no GET. */
-  readonly isAnswered?: boolean;
+  /** The body it takes, for the document; `run` checks by the same schema. */
+  readonly body?: v.GenericSchema | (() => Promise<v.GenericSchema>);
+  /** The JSON it answers; absent: none, or what `type` says. */
+  readonly answer?: v.GenericSchema;
+  /** Of an answer that is no JSON. */
+  readonly type?: string;
   run(asked: Asked): Answer | 'streams' | Promise<Answer | 'streams'>;
 }
 
@@ -88,21 +89,13 @@ export function decoded(word: string): string {
   }
 }
 
-/** A member of a JSON body. @throws HttpProblem 422, or another status, unless it is of the kind asked for. */
-export function member<K extends 'string' | 'number' | 'boolean'>(
-  body: unknown,
-  name: string,
-  kind: K,
-  status = 422,
-): { string: string; number: number; boolean: boolean }[K] | undefined {
-  const value = (body as Record<string, unknown> | null | undefined)?.[name];
-  if (value === undefined || value === null) return undefined;
-  if (typeof value === kind) return value as { string: string; number: number; boolean: boolean }[K];
-  throw new HttpProblem(status, 'member', `${name}: expected a ${kind}`);
-}
-
-export function neededText(body: unknown, name: string, status = 422): string {
-  const value = member(body, name, 'string', status);
-  if (value !== undefined) return value;
-  throw new HttpProblem(status, 'member', `${name}: is missing`);
+/** The body of a request, checked. @throws HttpProblem 422, or another status, with the member that is wrong. */
+export function parsed<S extends v.GenericSchema>(schema: S, body: unknown, status = 422): v.InferOutput<S> {
+  const result = v.safeParse(schema, body ?? {});
+  if (result.success) return result.output;
+  const [issue] = result.issues;
+  const where = v.getDotPath(issue);
+  if (where === null) throw new HttpProblem(status, 'member', 'the body is no object');
+  const what = issue.received === 'undefined' ? 'is missing' : `expected ${issue.expected}, not ${issue.received}`;
+  throw new HttpProblem(status, 'member', `${where}: ${what}`);
 }

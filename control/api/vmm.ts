@@ -1,4 +1,5 @@
 /** What the API asks of the process it is in: the VM that runs or will, and the process's own life. Types only. */
+import type { GenericSchema } from 'valibot';
 import type { TappableLine } from '../../devicemodel/core/char-backend.ts';
 import type { VmConfig } from '../../devicemodel/core/config.ts';
 import type { CounterBook } from '../../devicemodel/core/counters.ts';
@@ -44,6 +45,8 @@ export interface Vmm {
   readonly hasRun: boolean;
   /** Of the guest that was given up last. */
   readonly crash: CrashReport | undefined;
+  /** What {@link create} takes, for the API's document. */
+  createSchema(): Promise<GenericSchema>;
   /** @throws ConfigError for a configuration that cannot be, RefusedError when there is a VM. */
   create(config: unknown): Promise<void>;
   /** @returns once the guest runs. @throws RefusedError, ConfigError, HostError. */

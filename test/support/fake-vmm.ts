@@ -1,5 +1,6 @@
 /** The process of a VM as the API sees it, with a guest that notes what is asked of it. */
 
+import { createSchema } from '../../config/cloud-hypervisor.ts';
 import type { RunningGuest, Vmm } from '../../control/api/vmm.ts';
 import { EventStream } from '../../control/event-stream.ts';
 import type { TappableLine } from '../../devicemodel/core/char-backend.ts';
@@ -84,6 +85,9 @@ export class FakeVmm implements Vmm {
     },
   };
 
+  async createSchema() {
+    return createSchema;
+  }
   async create(config: unknown): Promise<void> {
     this.calls.push('create');
     this.config = config as Vmm['config'];

@@ -1,8 +1,11 @@
 /** The API over a real socket: what clients of both dialects get, and what hostile ones do not. */
 import { createServer, request as httpRequest } from 'node:http';
 import { connect, type Socket } from 'node:net';
+import * as v from 'valibot';
 import { afterEach, describe, expect, test } from 'vitest';
+import { cloudHypervisorRoutes } from '../../../control/api/cloud-hypervisor.ts';
 import { type ApiOptions, createApi } from '../../../control/api/http-api.ts';
+import { ownRoutes } from '../../../control/api/resources.ts';
 import { openApiDoor } from '../../../control/api-door.ts';
 import { crashReport } from '../../../control/crash-report.ts';
 import {
@@ -307,7 +310,7 @@ describe('resources of our own', () => {
     const missing = await ask(path, 'PUT', '/api/v1/vm.resize-disk', { id: '_disk9', desired_size: 8192 });
     expect(missing.json).toMatchObject({ status: 404, hint: expect.stringContaining('_disk3'), exitStatus: 69 });
     const noSize = await ask(path, 'PUT', '/api/v1/vm.resize-disk', { id: '_disk3' });
-    expect(noSize.json).toMatchObject({ status: 422, exitStatus: 64 });
+    expect(noSize.json).toMatchObject({ status: 404, detail: 'desired_size: is missing', exitStatus: 69 });
   });
 
   test('remove-device takes media out, and says why nothing else goes', async () => {
@@ -315,7 +318,7 @@ describe('resources of our own', () => {
     expect((await ask(path, 'PUT', '/api/v1/vm.remove-device', { id: '_ahci_cd5' })).status).toBe(204);
     expect(vmm.asked).toEqual(['medium of 0:5:0 port 0: out']);
     const refused = await ask(path, 'PUT', '/api/v1/vm.remove-device', { id: '_disk3' });
-    expect(refused.json).toMatchObject({ status: 409, detail: expect.stringContaining('virtio-blk') });
+    expect(refused.json).toMatchObject({ status: 501, detail: expect.stringContaining('virtio-blk') });
   });
 
   test('a cable comes out and goes in', async () => {
@@ -361,6 +364,61 @@ describe('resources of our own', () => {
       Object.values(path).map(({ operationId }) => operationId),
     );
     expect(new Set(ids).size).toBe(ids.length);
+  });
+
+  test('the document says of bodies what they are checked by', async () => {
+    const { path } = await serve();
+    const { json } = await ask(path, 'GET', '/v1/openapi.json');
+    const bodyOf = (where: string) => json.paths[where].put.requestBody.content['application/json'].schema;
+    expect(bodyOf('/v1/vm/power')).toEqual({
+      type: 'object',
+      required: ['action'],
+      properties: {
+        action: { enum: ['shutdown', 'off', 'reset', 'wake', 'button'] },
+        force: { type: 'boolean' },
+      },
+    });
+    expect(bodyOf('/api/v1/vm.create').properties).toMatchObject({
+      memory: { type: 'object', required: ['size'], properties: { size: { type: 'number' } } },
+      disks: { anyOf: [{ type: 'array' }, { type: 'null' }] },
+    });
+  });
+
+  test('each answer is what the document says of it', async () => {
+    const { path, vmm } = await serve();
+    const guest = vmm.guest as NonNullable<typeof vmm.guest>;
+    tallyRead(vmm.counters.of('disk', '00:03.0').own, 512);
+    vmm.logTail.write('info', 'a line');
+    vmm.crash = crashReport({ cause: 'triple-fault', vcpus: ['eip 0'] }, guest, vmm.logTail.lines);
+    let looked = 0;
+    for (const route of [...cloudHypervisorRoutes(vmm), ...ownRoutes(vmm, async () => ({}))]) {
+      if (route.method !== 'GET' || route.answer === undefined) continue;
+      const { json, status } = await ask(path, 'GET', route.path);
+      expect([route.path, status, v.safeParse(route.answer, json).issues]).toEqual([route.path, 200, undefined]);
+      looked++;
+    }
+    expect(looked).toBeGreaterThan(8);
+  });
+
+  test('every problem has what its description in the document asks for', async () => {
+    const { path } = await serve();
+    for (const [method, where, body] of [
+      ['GET', '/nowhere', undefined],
+      ['PUT', '/v1/vm/power', { action: 'jump' }],
+      ['PUT', '/v1/vm/power', '{'],
+      ['PUT', '/v1/devices/9/link', { up: true }],
+      ['PUT', '/api/v1/vm.snapshot', {}],
+    ] as const) {
+      const { json, type } = await ask(path, method, where, body);
+      expect(type).toContain('application/problem+json');
+      expect(json).toMatchObject({
+        type: expect.stringMatching(/^urn:acrn-dm:/),
+        title: expect.any(String),
+        detail: expect.any(String),
+        status: expect.any(Number),
+        exitStatus: expect.any(Number),
+      });
+    }
   });
 });
 
