@@ -217,7 +217,7 @@ export class ProcessVmm implements Vmm {
   #stays(event: PowerEvent): boolean {
     const { onPoweroff = 'exit', onReboot = 'restart', onCrash = 'exit' } = this.#options.afterEnd ?? {};
     if (this.#isQuitting || !this.#hasApi) return false;
-    if (exitCodeOf(event) === ExitCode.TripleFault) return onCrash === 'stay';
+    if (event.kind === 'poweroff' && event.by === 'triple-fault') return onCrash === 'stay';
     return (event.reason.startsWith('--on-reboot') ? onReboot : onPoweroff) === 'stay';
   }
 
@@ -302,9 +302,11 @@ function controlOf(log: Log): LogControl {
   };
 }
 
-/** 0 after a power-off, 3 after a triple fault. */
+/** 0 after a power-off, 3 after a triple fault; or what the guest says to a test device. */
 function exitCodeOf(event: PowerEvent): ExitCode {
-  return event.kind === 'poweroff' && event.by === 'triple-fault' ? ExitCode.TripleFault : ExitCode.Ok;
+  if (event.kind !== 'poweroff') return ExitCode.Ok;
+  if (event.status !== undefined) return (event.status & 0xff) as ExitCode;
+  return event.by === 'triple-fault' ? ExitCode.TripleFault : ExitCode.Ok;
 }
 
 /** What a client of Cloud Hypervisor's dialect may read of a VM that a command line described. */

@@ -69,6 +69,8 @@ export type PowerEvent =
        * outside asked.
        */
       readonly by?: 'guest' | 'triple-fault';
+      /** Exit status that the guest asked for. Absent: what follows from the rest. */
+      readonly status?: number;
     }
   | { readonly kind: 'full-reset'; readonly reason: string }
   | {

@@ -19,6 +19,7 @@ import type { E820Range } from '../core/firmware/e820.ts';
 import { buildMpTable } from '../core/firmware/mptable.ts';
 import { openSharedMemory } from '../core/host/mapping.ts';
 import { KeptOverLives } from '../core/kept-over-lives.ts';
+import { Layout } from '../core/layout.ts';
 import type { Display } from './display/display.ts';
 import { acpiInput, isaAml, tableContributors } from './firmware-tables.ts';
 import { InputHub } from './input/input-hub.ts';
@@ -190,7 +191,12 @@ class Pc implements Board {
     // Serial ports hang off the LPC bridge: without one they do not exist.
     if (config.pci.some((slot) => slot.driver === 'lpc')) this.#attachSerialPorts();
     for (const device of this.#optional) {
-      for (const registration of device.attach(pio, mmio)) undo.add(registration);
+      for (const registration of device.attach(pio, mmio)) {
+        undo.add(registration);
+        const { base, size } = registration.range;
+        // No BAR is placed where it would not be decoded.
+        if (base >= Layout.pciIo.base && base < Layout.pciIo.end) this.pciConfig.allocator.reserve('io', base, size);
+      }
     }
     this.pciConfig.configure();
     undo.defer(() => this.pciConfig.dispose());
@@ -219,12 +225,13 @@ class Pc implements Board {
   }
 
   async #addOptionalDevices(): Promise<void> {
-    const { config, hsm, log, memory, undo, vcpuCount } = this.#parts;
+    const { config, hsm, log, memory, power, undo, vcpuCount } = this.#parts;
     const { kept = new KeptOverLives() } = this.#options;
     if (this.#options.kept === undefined) undo.defer(() => kept.close());
     const env = {
       keep: kept.keep,
       hsm,
+      power,
       machine: { memory, vcpuCount, ...splitRam(config.memoryBytes), firmwareConsole: firmwareConsole(config) },
       hostRoot: this.#options.hostTree?.root ?? '',
       window: new MmioWindow(),

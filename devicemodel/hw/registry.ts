@@ -31,6 +31,7 @@ import type { PlatformDriver } from './platform/driver.ts';
 import { fwCfg } from './platform/fw-cfg.ts';
 import { mmiodevPt } from './platform/mmiodev-pt.ts';
 import { ssram } from './platform/ssram/driver.ts';
+import { testdev } from './platform/testdev.ts';
 import { vtpm2 } from './platform/vtpm2.ts';
 
 // biome-ignore lint/suspicious/noExplicitAny: drivers of all option types in one list
@@ -97,7 +98,7 @@ export const pciDrivers: readonly PciDriverEntry[] = [
 ];
 
 /** Devices that options of their own put on the board: `--vtpm2 …`. */
-export const platformDrivers = [acpidevPt, mmiodevPt, vtpm2, ssram, fwCfg] as const;
+export const platformDrivers = [acpidevPt, mmiodevPt, vtpm2, ssram, fwCfg, testdev] as const;
 export type PlatformOptionName = (typeof platformDrivers)[number]['name'];
 
 // biome-ignore lint/suspicious/noExplicitAny: drivers of all option types in one list

@@ -5,6 +5,7 @@
 import type * as v from 'valibot';
 import type { Gpa, Port } from '../../core/address.ts';
 import type { PlatformDeviceConfig } from '../../core/config.ts';
+import type { PowerControl } from '../../core/device.ts';
 import type { Hsm } from '../../core/hsm/hsm.ts';
 import type { KeptOverLives } from '../../core/kept-over-lives.ts';
 import type { Log } from '../../core/log.ts';
@@ -16,6 +17,7 @@ import type { PlatformDevice } from './platform-device.ts';
 export interface PlatformEnv {
   readonly hsm: Hsm;
   readonly log: Log;
+  readonly power: PowerControl;
   /** The guest's memory, and what there is of RAM and vCPUs. */
   readonly machine: {
     readonly memory: GuestMemory;

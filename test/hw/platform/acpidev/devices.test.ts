@@ -13,6 +13,7 @@ import { HostTpmDevice } from '../../../../devicemodel/hw/platform/acpidev/tpm.t
 import type { PlatformEnv } from '../../../../devicemodel/hw/platform/driver.ts';
 import { MmioWindow } from '../../../../devicemodel/hw/platform/mmio-window.ts';
 import { mmiodevPt } from '../../../../devicemodel/hw/platform/mmiodev-pt.ts';
+import { FakePower } from '../../../support/fake-line.ts';
 import { hostWithTpm, tpm2HostTable } from '../../../support/host-acpi.ts';
 import { disassembledText, hasIasl } from '../../../support/iasl.ts';
 import { temporaryDirectory } from '../../../support/images.ts';
@@ -44,6 +45,7 @@ function env(hsm: Hsm, hostRoot = ''): PlatformEnv {
     machine: { memory: new GuestMemory([]), lowRamBytes: 0, highRamBytes: 0, vcpuCount: 1 },
     hostRoot,
     log: silentLog,
+    power: new FakePower(),
     window: new MmioWindow(),
     reserveIrq: (irq) => void reserved.push(irq),
     keep: new KeptOverLives().keep,

@@ -15,6 +15,7 @@ import {
   ssramBuffers,
 } from '../../../../devicemodel/hw/platform/ssram/buffers.ts';
 import { Ssram } from '../../../../devicemodel/hw/platform/ssram/ssram.ts';
+import { FakePower } from '../../../support/fake-line.ts';
 
 /** Two CPUs of each L2 cache, four of each L3 cache. */
 const caches: CacheHierarchy = { l2Shift: 1, l3Shift: 2, isL3Inclusive: false };
@@ -138,6 +139,7 @@ function host(rtct = hostRtct()) {
   const env = {
     hsm,
     log: silentLog,
+    power: new FakePower(),
     window: new MmioWindow(),
     reserveIrq: () => {},
     machine: MACHINE,

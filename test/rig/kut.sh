@@ -1,0 +1,107 @@
+#!/bin/bash
+# kvm-unit-tests (https://gitlab.com/kvm-unit-tests/kvm-unit-tests) on the embedded hypervisor: the x86_64 build on KVM, the
+# i386 build on the software CPU. All of x86/unittests.cfg but nested virtualization, the PMU and Hyper-V.
+#
+#   KUT_DIR=DIR test/rig/kut.sh                      soft, on this machine
+#   KUT_DIR=DIR HYPERVISOR=kvm test/rig/kut.sh       KVM: in the rig (../shared/tools/hsmrig), or here if LOCAL=1
+#   NAMES="tsc msr" …                                these only
+#   SECONDS_EACH=120 …                               instead of what unittests.cfg says (90)
+#
+# KUT_DIR is a checkout; it is built in $KUT_BUILD (/var/tmp/acrn-dm-kut) with gcc, i386 with gcc-multilib.
+# One line each: PASS, SKIP (the test says so), FAIL, and known (FAIL, but in kut-known.txt beside this, with the reason).
+# Status: 0 if nothing but known ones failed.
+set -u
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+hypervisor=${HYPERVISOR:-soft}
+build=${KUT_BUILD:-/var/tmp/acrn-dm-kut}
+case $hypervisor in soft) arch=i386 ;; *) arch=x86_64 ;; esac
+
+if [ -z "${RIG:-}" ]; then
+  if [ -z "${KUT_DIR:-}" ] || [ ! -e "$KUT_DIR/x86/unittests.cfg" ]; then
+    echo "skipped: KUT_DIR names no kvm-unit-tests"
+    exit 0
+  fi
+  if [ ! -e "$build/$arch/ready" ]; then
+    rm -rf "${build:?}/$arch"
+    mkdir -p "$build/$arch"
+    cp -r "$KUT_DIR/." "$build/$arch"
+    if ! (cd "$build/$arch" && ./configure --arch=$arch && make) > "$build/$arch.log" 2>&1; then
+      tail -5 "$build/$arch.log"
+      echo "skipped: kvm-unit-tests cannot be built for $arch here"
+      exit 0
+    fi
+    touch "$build/$arch/ready"
+  fi
+  if [ "$hypervisor" = kvm ] && [ "${LOCAL:-}" != 1 ]; then
+    rig=${HSMRIG:-$repo/../shared/tools/hsmrig}
+    if [ ! -d "$rig" ]; then
+      echo "skipped: no rig in $rig"
+      exit 0
+    fi
+    export DM=${DM:-node $repo/dist/acrn-dm.js} HYPERVISOR=kvm KUT_BUILD=$build NAMES=${NAMES:-} SECONDS_EACH=${SECONDS_EACH:-}
+    export RIG_PASS="DM HYPERVISOR KUT_BUILD NAMES SECONDS_EACH" RIG_TIMEOUT=${RIG_TIMEOUT:-600}
+    exec "$rig/run.sh" "$(readlink -f "$0")"
+  fi
+fi
+
+known=$repo/test/rig/kut-known.txt
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+trap 'exit 143' TERM
+mkdir -p /run/acrn
+passed=0 failed=0 skipped=0 expected=0
+
+# cpus N: local APIC ids for N vCPUs.
+cpus() { seq -s, 0 $(($1 - 1)); }
+
+# run NAME FILE VCPUS SECONDS WORDS
+run() {
+  local name=$1 file=$2 count=$3 seconds=$4 words=$5 status line
+  timeout -s KILL "$seconds" ${DM:-node "$repo/dist/acrn-dm.js"} --hypervisor "$hypervisor" -m 512M --cpu_affinity "$(cpus "$count")" \
+    -s 0:0,hostbridge -s 1:0,lpc -l com1,stdio --testdev --fw_cfg -E "$build/$arch/x86/$file" -B "$file $words" "kut$$" \
+    < /dev/null > "$scratch/log" 2>&1
+  status=$?
+  line=$(grep -a '^FAIL' "$scratch/log" | head -1 | tr -d '\r')
+  case $status in
+    1) [ -z "$line" ] && { echo "PASS    $name"; passed=$((passed + 1)); return; } ;;
+    77) echo "SKIP    $name"; skipped=$((skipped + 1)); return ;;
+  esac
+  [ $status != 137 ] || line="${line:+$line; }no end in $seconds s"
+  [ -n "$line" ] || line=$(tail -1 "$scratch/log" | tr -d '\r' | cut -c1-150)
+  if grep -q "^$hypervisor $name " "$known"; then
+    echo "known   $name: $(sed -n "s/^$hypervisor $name //p" "$known")"
+    expected=$((expected + 1))
+  else
+    echo "FAIL    $name: status $status, $line"
+    failed=$((failed + 1))
+  fi
+  [ -z "${OUT:-}" ] || cp "$scratch/log" "$OUT/kut-$name.log"
+}
+
+# A section of unittests.cfg is over.
+section() {
+  [ -n "$name" ] || return
+  case " ${NAMES:-$name} " in *" $name "*) ;; *) return ;; esac
+  case " $groups " in *" vmx "* | *" svm "* | *" pmu "* | *" hyperv "* | *" nested "* | *" nodefault "*) return ;; esac
+  case $file in vmx.flat | svm*.flat | hyperv*.flat | pmu*.flat | intel-iommu.flat | "") return ;; esac
+  case ${only:-$arch} in "$arch") ;; *) return ;; esac
+  # vCPUs that the engine does not have.
+  if [ "$hypervisor" = soft ] && [ "$count" -gt 1 ]; then return; fi
+  run "$name" "$file" "$count" "${SECONDS_EACH:-$seconds}" "$words"
+}
+
+name='' file='' count=1 only='' seconds=90 words='' groups=''
+while IFS= read -r line <&3; do
+  case $line in
+    \[*\]) section; name=${line#\[}; name=${name%\]}; file='' count=1 only='' seconds=90 words='' groups='' ;;
+    file\ =*) file=${line#*= } ;;
+    smp\ =*) count=${line#*= } ;;
+    arch\ =*) only=${line#*= } ;;
+    timeout\ =*) seconds=${line#*= } ;;
+    groups\ =*) groups=${line#*= } ;;
+    test_args\ =*) words=$(eval echo "${line#*= }") ;;
+  esac
+done 3< "$build/$arch/x86/unittests.cfg"
+section
+echo "kut.sh, $hypervisor: $passed passed, $failed failed, $expected known, $skipped skipped by themselves"
+[ "$failed" = 0 ]
