@@ -2,6 +2,7 @@
  * One vCPU on the device thread: an exit is served where it arrives, as a C program would. A kick ends KVM_RUN as it ends
  * any blocking call, and whoever kicks repeats it until it is heard (blocking-loop/wakeups.ts).
  */
+import { Errno } from '../../devicemodel/core/host/errno.ts';
 import { futexWait } from '../../devicemodel/core/host/futex.ts';
 import type { KvmVcpu } from '../../devicemodel/core/host/kvm.ts';
 import type { OnExit, VcpuRunner } from './runner.ts';
@@ -10,6 +11,8 @@ export class InlineRunner implements VcpuRunner {
   readonly #vcpu: KvmVcpu;
   readonly #never = new Int32Array(new SharedArrayBuffer(4));
   #isGuests = false;
+  /** Taken back out of the guest, and not told of since. */
+  #isRecalled = false;
 
   constructor(vcpu: KvmVcpu) {
     this.#vcpu = vcpu;
@@ -20,6 +23,7 @@ export class InlineRunner implements VcpuRunner {
   }
 
   collect(onExit: OnExit): undefined {
+    if (this.tell(onExit)) return;
     if (!this.#isGuests) {
       // It shut down, or an answer is awaited: only a signal brings something new.
       futexWait(this.#never, 0);
@@ -30,16 +34,22 @@ export class InlineRunner implements VcpuRunner {
     onExit(0, result);
   }
 
-  /** It comes back in {@link collect} only. */
-  tell(): boolean {
-    return false;
+  /** It comes back in {@link collect}; or it was recalled, which is possible between two of those only. */
+  tell(onExit: OnExit): boolean {
+    if (!this.#isRecalled) return false;
+    this.#isRecalled = false;
+    onExit(0, -Errno.EINTR);
+    return true;
   }
 
   recall(): void {
+    this.#isRecalled ||= this.#isGuests;
     this.#isGuests = false;
   }
 
-  forget(): void {}
+  forget(): void {
+    this.#isRecalled = false;
+  }
 
   wake(): void {}
 

@@ -10,7 +10,7 @@ import { BugError, ExitCode, HostError } from '../../devicemodel/core/errors.ts'
 import { Errno } from '../../devicemodel/core/host/errno.ts';
 import type { Kvm, KvmVcpu, KvmVm } from '../../devicemodel/core/host/kvm.ts';
 import { KvmExit, RunField, type VcpuBlob, vcpuBlobs } from '../../devicemodel/core/host/kvm-abi.ts';
-import type { IoeventfdSpec, VcpuRegs } from '../../devicemodel/core/hsm/hsm.ts';
+import type { FreezeAbility, IoeventfdSpec, VcpuRegs } from '../../devicemodel/core/hsm/hsm.ts';
 import { IOREQ_SLOTS } from '../../devicemodel/core/ioreq-page.ts';
 import type { Log } from '../../devicemodel/core/log.ts';
 import type { CpuEngine, EngineEventfds, GuestBus, MemoryWindow } from '../embedded/cpu-engine.ts';
@@ -55,6 +55,7 @@ export class KvmEngine implements CpuEngine {
   readonly backend = 'kvm';
   readonly gsiCount = IOAPIC_PINS;
   readonly eventfds: EngineEventfds;
+  readonly freezing: FreezeAbility = { freeze: () => this.#freeze(), thaw: () => this.#thaw() };
 
   readonly #options: KvmEngineOptions;
   #machine: Machine | undefined;
@@ -62,6 +63,8 @@ export class KvmEngine implements CpuEngine {
   /** By vCPU: its request waits for the device model. */
   readonly #isWaiting = new Uint8Array(IOREQ_SLOTS);
   #waiting = 0;
+  /** Exits of vCPUs that came back while somebody wants them to stand still; undefined: nobody does. */
+  #held: { readonly vcpu: number; readonly result: number }[] | undefined;
   #isClosed = false;
 
   constructor(options: KvmEngineOptions) {
@@ -135,6 +138,7 @@ export class KvmEngine implements CpuEngine {
   reset(): void {
     const { vm, vcpus, chips, runner } = this.#need();
     runner.forget();
+    this.#held = undefined;
     this.#isWaiting.fill(0);
     this.#waiting = 0;
     for (const vcpu of vcpus) restore(vcpu.kvm, vcpu.initial);
@@ -171,6 +175,7 @@ export class KvmEngine implements CpuEngine {
     const machine = this.#need();
     // Answered late, after all: a device had made them wait.
     if (this.#waiting > 0 && this.#answerWaiting(machine)) return undefined;
+    // Frozen: nobody is in the guest, and a wake-up or a signal is all there is to come.
     const wait = machine.runner.collect(this.#onExit);
     if (wait !== undefined) return wait.then(() => this.#serve());
     this.#serve();
@@ -192,11 +197,31 @@ export class KvmEngine implements CpuEngine {
     this.#machine?.runner.wake();
   }
 
+  /** vCPUs leave the guest where they are; what one of them left it for is seen to when they go on. */
+  #freeze(): void {
+    if (this.#held !== undefined || !this.#isRunning) return;
+    this.#held = [];
+    const machine = this.#need();
+    machine.runner.recall();
+    machine.runner.tell(this.#onExit);
+  }
+
+  #thaw(): void {
+    const held = this.#held;
+    this.#held = undefined;
+    for (const { vcpu, result } of held ?? []) this.#onExit(vcpu, result);
+    this.wake();
+  }
+
   // ---- exits: the hot path
 
   readonly #onExit = (vcpu: number, result: number): void => {
     const machine = this.#machine;
     if (machine === undefined || !this.#isRunning) return;
+    if (this.#held !== undefined) {
+      this.#held.push({ vcpu, result });
+      return;
+    }
     const { view, access } = machine.vcpus[vcpu] as Vcpu;
     if (result < 0) {
       if (result !== -Errno.EINTR && result !== -Errno.EAGAIN) throw this.#failure(vcpu, `KVM_RUN failed`, -result);
@@ -244,7 +269,7 @@ export class KvmEngine implements CpuEngine {
   #serve(): void {
     const machine = this.#machine;
     if (machine === undefined) return;
-    while (this.#waiting > 0 && this.#isRunning) {
+    while (this.#waiting > 0 && this.#isRunning && this.#held === undefined) {
       machine.bus.serve();
       if (!this.#answerWaiting(machine)) return;
     }
@@ -253,6 +278,7 @@ export class KvmEngine implements CpuEngine {
   /** @returns whether any vCPU went on. */
   #answerWaiting(machine: Machine): boolean {
     let isAny = false;
+    if (this.#held !== undefined) return false;
     const { vcpus, bus } = machine;
     for (let vcpu = 0; vcpu < vcpus.length; vcpu++) {
       if (this.#isWaiting[vcpu] === 0 || !this.#isRunning || !bus.retire(vcpu)) continue;

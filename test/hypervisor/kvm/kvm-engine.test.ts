@@ -95,6 +95,23 @@ describeHsm('kvm', async () => {
   };
 });
 
+describe('freezing', () => {
+  // The vCPU runs on the thread that freezes it: it is not in the guest then, and must not go there.
+  test('the vCPU does not enter the guest until it is let go on, and nothing is lost', async () => {
+    const vm = await machine();
+    vm.vcpu.script.push(exits.out(0x3f8, 1, 0x41), exits.out(0x3f8, 1, 0x42));
+    vm.hsm.startVm();
+    vm.step();
+    vm.hsm.freezing?.freeze();
+    const entered = vm.vcpu.entries.length;
+    vm.hsm.pollIoreqs?.();
+    expect([vm.vcpu.entries.length, vm.accesses.length]).toEqual([entered, 1]);
+    vm.hsm.freezing?.thaw();
+    vm.step();
+    expect(vm.accesses.length).toBe(2);
+  });
+});
+
 describe('accesses', () => {
   test('ports of every width, one step of the loop each', async () => {
     const vm = await machine();

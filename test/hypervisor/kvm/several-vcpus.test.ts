@@ -120,3 +120,46 @@ test('each vCPU has its own APIC id, and only the first may run before it is tol
   expect(ids).toEqual([0, 1, 2]);
   expect(kvm.vm.vcpus.map((vcpu) => vcpu.mpStateNow)).toEqual([0, 1, 1]);
 });
+
+// Mutation: without the hold, an exit of a frozen vCPU is answered and the guest runs on.
+test('what a vCPU left the guest for while all were to stand still is seen to when they go on', async () => {
+  const { engine, runner, answered, asked, leave, got } = await machine(2);
+  answered.add(0).add(1);
+  leave(0, exits.in(0x60, 1));
+  engine.freezing.freeze();
+  engine.freezing.freeze();
+  leave(1, exits.in(0x61, 1));
+  engine.run();
+  engine.poll();
+  expect([asked, runner.inGuest.size]).toEqual([[], 0]);
+  engine.freezing.thaw();
+  engine.run();
+  expect(asked).toEqual([0, 1]);
+  expect([got(0), got(1), runner.inGuest.size]).toEqual([0x40n, 0x41n, 2]);
+});
+
+test('an answer that comes while they stand still is given when they go on', async () => {
+  const { engine, runner, page, leave, got } = await machine(1);
+  leave(0, exits.in(0x60, 1));
+  engine.run();
+  engine.freezing.freeze();
+  page.setValue(0, 0x77);
+  page.setState(0, IoreqState.Complete);
+  engine.run();
+  engine.poll();
+  expect(runner.inGuest.size).toBe(0);
+  engine.freezing.thaw();
+  engine.run();
+  expect([got(0), runner.inGuest.size]).toEqual([0x77n, 1]);
+});
+
+test('a reset lets go of what was held', async () => {
+  const { engine, asked, leave } = await machine(1);
+  engine.freezing.freeze();
+  leave(0, exits.in(0x60, 1));
+  engine.run();
+  engine.stop();
+  engine.reset();
+  engine.freezing.thaw();
+  expect(asked).toEqual([]);
+});
