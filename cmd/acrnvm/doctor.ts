@@ -6,7 +6,7 @@ export interface Finding {
   readonly what: string;
   readonly verdict: 'ok' | 'warn' | 'fail';
   readonly detail: string;
-  /** A command. */
+  /** A command; there is one for everything that is not well. */
   readonly mend?: string;
 }
 
@@ -75,6 +75,7 @@ function iommu(): Finding {
     what,
     verdict: 'warn',
     detail: 'none: nothing of this host can be passed through, but on ACRN, which has it to itself',
+    mend: `echo 'GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX intel_iommu=on"' | sudo tee /etc/default/grub.d/iommu.cfg && sudo update-grub`,
   };
 }
 
@@ -132,6 +133,7 @@ export async function examineHost(): Promise<Finding[]> {
     node('ACRN', '/dev/acrn_hsm', {
       verdict: 'warn',
       detail: 'not on this machine (no /dev/acrn_hsm): VMs run on KVM or the embedded hypervisor',
+      mend: 'sudo modprobe acrn',
     }),
     node('KVM', '/dev/kvm', {
       verdict: 'warn',

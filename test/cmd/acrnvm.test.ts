@@ -153,6 +153,18 @@ test('top: rates between two looks', async () => {
   );
 });
 
+test('doctor: whatever is not well has the command that mends it', async () => {
+  const findings = JSON.parse((await acrnvm('doctor', '--json')).stdout) as {
+    what: string;
+    verdict: string;
+    mend?: string;
+  }[];
+  expect(findings.map(({ what }) => what)).toEqual(
+    expect.arrayContaining(['ACRN', 'KVM', 'huge pages', 'offline CPUs', 'IOMMU', 'taps', 'vhost-net', 'open files']),
+  );
+  expect(findings.filter(({ verdict, mend }) => verdict !== 'ok' && mend === undefined)).toEqual([]);
+});
+
 test('metrics as JSON', async () => {
   const metrics = JSON.parse((await acrnvm('metrics', 'vm1', '--json')).stdout) as { name: string }[];
   expect(metrics.map(({ name }) => name)).toContain('acrn_vm_state');
