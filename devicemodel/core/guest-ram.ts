@@ -16,6 +16,7 @@ import { createHugeMemfd } from './host/memfd.ts';
 import type { RamMapping } from './hsm/hsm.ts';
 import type { Log } from './log.ts';
 import type { RamChunk } from './memory.ts';
+import { Progress } from './progress.ts';
 import { alignUp, formatSize, GiB, MiB } from './units.ts';
 
 export interface RamRequest {
@@ -84,16 +85,34 @@ export function allocateGuestRam(regions: readonly RamRequest[], allowSmallPages
   return mapSmall(regions);
 }
 
+/** Asked for at once: for more than this the kernel may need seconds, in which nothing would be heard of it. */
+const STEP_BYTES = 512 * MiB;
+
+/** @param onGrown after each step: a process that is killed now has that much to give back. */
+function growInSteps(pool: PagePool, pages: number, onGrown: () => void): void {
+  const step = Math.max(1, STEP_BYTES / pool.pageBytes);
+  const progress = pages > step ? new Progress('huge pages', pages * pool.pageBytes) : undefined;
+  const before = pool.added;
+  for (let left = pages; left !== 0; ) {
+    const wanted = Math.min(left, step);
+    const had = pool.added;
+    pool.grow(wanted);
+    onGrown();
+    // The kernel has no more.
+    if (pool.added - had < wanted) break;
+    left -= wanted;
+    progress?.at((pool.added - before) * pool.pageBytes);
+  }
+  progress?.end();
+}
+
 /**
  * Which pages back what; the pools are made larger for it, and what was added is noted.
  * @returns undefined when even after asking the kernel there are too few pages.
  */
 export function planHugePages(regions: readonly RamRequest[], pages: HugePages): Backing[] | undefined {
   const { gigabytes, megabytes } = pages;
-  const grow = (pool: PagePool, by: number) => {
-    pool.grow(by);
-    pages.noteDebt();
-  };
+  const grow = (pool: PagePool, by: number) => growInSteps(pool, by, () => pages.noteDebt());
   let wantGigabytes = regions.reduce((sum, r) => sum + Math.floor(r.sizeBytes / HUGE_1G), 0);
   if (wantGigabytes > gigabytes.available) grow(gigabytes, wantGigabytes - gigabytes.available);
   wantGigabytes = Math.min(wantGigabytes, Math.max(0, gigabytes.available));

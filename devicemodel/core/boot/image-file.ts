@@ -1,13 +1,14 @@
 /** Image files: opened, measured and read straight into guest memory, with errors that name the file and the remedy. */
 import { closeSync, constants, fstatSync, openSync } from 'node:fs';
-import { resolve } from 'node:path';
+import { basename, resolve } from 'node:path';
 import { getSystemErrorMap } from 'node:util';
 import type { Gpa } from '../address.ts';
 import { ConfigError, ExitCode } from '../errors.ts';
 import { errnoOf, pathStatus } from '../host/path-failure.ts';
 import { readSome } from '../host/read-file.ts';
 import type { GuestMemory } from '../memory.ts';
-import { formatSize } from '../units.ts';
+import { Progress } from '../progress.ts';
+import { formatSize, MiB } from '../units.ts';
 
 /** What a file is for, as messages say it. */
 export interface ImageRole {
@@ -18,8 +19,8 @@ export interface ImageRole {
   readonly maxBytes?: number;
 }
 
-/** One read(2) moves at most this much. */
-const READ_BYTES_MAX = 1024 * 1024 * 1024;
+/** One read(2) moves at most this much: of a larger file a person hears how far it is. */
+const READ_BYTES_MAX = 64 * MiB;
 
 /** Exit code and words of a failed file system call. */
 export function fileError(role: ImageRole, path: string, doing: string, error: unknown): ConfigError {
@@ -88,6 +89,15 @@ export class ImageFile {
 
   /** Fill `into` from a place in the file. @throws ConfigError if the file ends before. */
   read(into: Uint8Array, fileOffset: number): void {
+    const progress = into.length > READ_BYTES_MAX ? new Progress(basename(this.path), into.length) : undefined;
+    try {
+      this.#read(into, fileOffset, progress);
+    } finally {
+      progress?.end();
+    }
+  }
+
+  #read(into: Uint8Array, fileOffset: number, progress: Progress | undefined): void {
     let done = 0;
     while (done < into.length) {
       let count: number;
@@ -100,6 +110,7 @@ export class ImageFile {
         throw badImage(this.role, this.path, `ends at ${fileOffset + done}, ${into.length - done} bytes are missing`);
       }
       done += count;
+      progress?.at(done);
     }
   }
 
