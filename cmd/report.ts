@@ -37,6 +37,7 @@ export function errorLines(error: unknown, options: ReportOptions = {}): string[
   const hint =
     unusualBlankHint(first) ??
     hintOf(error) ??
+    limitHint(lines.join(' ')) ??
     (isOurs ? undefined : 'please report this; --debug shows where it happened');
   if (hint !== undefined) lines.push(`hint: ${hint}`);
   const shown = lines.map(oneLine);
@@ -159,6 +160,15 @@ function unusualBlankHint(message: string): string | undefined {
   const code = (found.codePointAt(0) as number).toString(16).toUpperCase().padStart(4, '0');
   const name = code === '00A0' ? 'a non-breaking space' : 'an unusual blank';
   return `there is ${name} (U+${code}) in it, as text copied from a web page has: type a plain one`;
+}
+
+/** Limits that a call at any place of the program may run into, by the errno in what is said. */
+function limitHint(message: string): string | undefined {
+  const [, limit] = /\b(EMFILE|ENFILE)\b/.exec(message) ?? [];
+  if (limit === undefined) return undefined;
+  return limit === 'EMFILE'
+    ? '`ulimit -n` says how many descriptors a process may have; a VM needs some 30, and more for its devices'
+    : 'the whole host has no more open files to give: sysctl fs.file-nr, fs.file-max';
 }
 
 function stackLines(error: unknown): string[] {

@@ -5,6 +5,7 @@
 import {
   closeSync,
   constants,
+  fchmodSync,
   fstatSync,
   ftruncateSync,
   lstatSync,
@@ -104,6 +105,8 @@ function claim(name: string, log: Log, tries: number): () => void {
     path = join(ensureVmFolder(name), 'lock');
     fd = openSync(path, constants.O_RDWR | constants.O_CREAT | constants.O_NOFOLLOW, 0o644);
     isFree = tryLock(fd, 'exclusive', path);
+    // Whatever the umask: the next VM of the name has to open it.
+    if (isFree) fchmodSync(fd, 0o644);
   } catch (error) {
     if (fd >= 0) closeSync(fd);
     // Between our making the folder and looking into it, its former owner took it away.

@@ -44,6 +44,15 @@ describe('errorLines', () => {
     expect(lines.join('\n')).not.toMatch(/\n\s+at /);
     expect(exitCodeOf(error)).toBe(ExitCode.Software);
   });
+  test.each([
+    ["EMFILE: too many open files, open '/x'", /^hint: `ulimit -n`/],
+    ['com1: socket /x: EMFILE: too many open files', /^hint: `ulimit -n`/],
+    ['-k: kernel image /k cannot be opened: too many open files (EMFILE)', /^hint: `ulimit -n`/],
+    ['eventfd: ENFILE: file table overflow', /^hint: the whole host/],
+  ])('a limit of the host is named with what to do: %s', (message, hint) => {
+    expect(errorLines(new HostError(message, 24)).at(-1)).toMatch(hint);
+    expect(errorLines(new HostError(message, 24, { hint: 'a better one' })).at(-1)).toBe('hint: a better one');
+  });
   test('with debug the stack is there', () => {
     expect(errorLines(new BugError('x'), { debug: true }).join('\n')).toMatch(/\n\s+at /);
   });

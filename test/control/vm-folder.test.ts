@@ -93,6 +93,18 @@ describe('a name', () => {
     expect(lines.join()).toContain('is not guarded');
   });
 
+  test.each([0, 0o022, 0o077, 0o777])('under umask %i its lock can be read by all, and written by us', (umask) => {
+    const before = process.umask(umask);
+    try {
+      const release = claimName('vm1', memoryLog().log);
+      expect(statSync(scratch.file('run/vm/vm1/lock')).mode & 0o777).toBe(0o644);
+      expect(statSync(scratch.file('run/vm')).mode & 0o777).toBe(0o755);
+      release();
+    } finally {
+      process.umask(before);
+    }
+  });
+
   test('has a folder that nobody else may write to, with the socket of its API', () => {
     const release = claimName('vm1', memoryLog().log);
     expect(statSync(scratch.file('run/vm/vm1')).mode & 0o777).toBe(0o755);
