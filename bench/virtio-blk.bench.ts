@@ -1,23 +1,11 @@
 /** Disk requests inside this process: from the kick to the used ring, on a file in memory. */
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
-import { afterAll, bench, describe } from 'vitest';
 import { checkOptions } from '../devicemodel/core/options.ts';
 import { virtioBlk } from '../devicemodel/hw/pci/virtio/block/block.ts';
 import { BlockOptions, parseBlockText } from '../devicemodel/hw/pci/virtio/block/options.ts';
 import { VirtioDriver, VirtioMachine } from '../test/support/virtio-driver.ts';
+import { benchDisk } from './disk-bench.ts';
 
-const DISK_BYTES = 64 << 20;
-const dir = mkdtempSync('/dev/shm/virtio-bench-');
-const path = join(dir, 'disk');
-writeFileSync(path, Buffer.alloc(DISK_BYTES));
-const undo: Array<() => void | Promise<void>> = [() => rmSync(dir, { recursive: true })];
-afterAll(async () => {
-  for (const step of undo.splice(0).reverse()) await step();
-});
-
-/** A driver with `depth` requests ready to be offered again and again. @returns what offers and kicks them. */
-async function makeTraffic(options: string, isWrite: boolean, sizeBytes: number, depth: number): Promise<() => void> {
+benchDisk('virtio-blk', 'one kick', async ({ path, undo, place }, { options, isWrite, sizeBytes, depth }) => {
   const machine = new VirtioMachine({ ram: [[0, 32 << 20]] });
   undo.push(() => machine.dispose());
   const parsed = checkOptions(BlockOptions, parseBlockText(`${path}${options}`)) as BlockOptions;
@@ -39,33 +27,14 @@ async function makeTraffic(options: string, isWrite: boolean, sizeBytes: number,
     driver.setDescriptor(ring.desc, 3 * i + 2, status, 1, 2, 0);
     return header;
   });
-  const places = DISK_BYTES / sizeBytes - 1;
-  let seed = 1;
   let available = 0;
   return () => {
     for (const [i, header] of headers.entries()) {
-      seed = (Math.imul(seed, 1103515245) + 12345) & 0x7fffffff;
-      memory.writeU32(header + 8, (seed % places) * (sizeBytes / 512));
+      memory.writeU32(header + 8, place(sizeBytes));
       memory.writeU16(ring.avail + 4 + 2 * (available % ring.size), 3 * i);
       available = (available + 1) & 0xffff;
     }
     memory.writeU16(ring.avail + 2, available);
     driver.kick(0);
   };
-}
-
-describe('virtio-blk', async () => {
-  const read = await makeTraffic(',ro,range=0/131072', false, 4096, 1);
-  bench('4 KiB random read', () => read());
-  const deep = await makeTraffic(',ro,range=0/131072', false, 4096, 16);
-  bench('16 times 4 KiB random read at one kick', () => deep());
-  const large = await makeTraffic(',ro,range=0/131072', false, 128 * 1024, 1);
-  bench('128 KiB read', () => large());
-});
-
-describe('virtio-blk, writing', async () => {
-  const other = `${path}.w`;
-  writeFileSync(other, Buffer.alloc(DISK_BYTES));
-  const write = await makeTraffic('.w', true, 4096, 1);
-  bench('4 KiB random write, written through', () => write());
 });

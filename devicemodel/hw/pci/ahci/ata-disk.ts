@@ -2,50 +2,11 @@
 import type { Log } from '../../../core/log.ts';
 import type { ImageIo } from '../../storage/image-io.ts';
 import { ImageOp } from '../../storage/image-queue.ts';
+import { Ata, FAILED, READY, servePowerCommand } from './ata-commands.ts';
 import type { Command } from './command.ts';
 import type { Drive, DrivePort } from './drive.ts';
 import { IDENTIFY_BYTES, identifyDisk, POWER_ON_MODE, setChecksum, type TransferMode } from './identify.ts';
 import { AtaError, AtaStatus, Fis, Link, Signature } from './registers.ts';
-
-/** Commands (ACS-3 annex B; old ones ATA-7). */
-export const Ata = {
-  Nop: 0x00,
-  DataSetManagement: 0x06,
-  ReadSectors: 0x20,
-  ReadSectorsExt: 0x24,
-  ReadDmaExt: 0x25,
-  ReadMultipleExt: 0x29,
-  ReadLogExt: 0x2f,
-  WriteSectors: 0x30,
-  WriteSectorsExt: 0x34,
-  WriteDmaExt: 0x35,
-  WriteMultipleExt: 0x39,
-  ReadVerify: 0x40,
-  ReadVerifyExt: 0x42,
-  ReadLogDmaExt: 0x47,
-  ReadFpdmaQueued: 0x60,
-  WriteFpdmaQueued: 0x61,
-  SendFpdmaQueued: 0x64,
-  Packet: 0xa0,
-  IdentifyPacketDevice: 0xa1,
-  Smart: 0xb0,
-  ReadMultiple: 0xc4,
-  WriteMultiple: 0xc5,
-  SetMultiple: 0xc6,
-  ReadDma: 0xc8,
-  WriteDma: 0xca,
-  StandbyImmediate: 0xe0,
-  IdleImmediate: 0xe1,
-  Standby: 0xe2,
-  Idle: 0xe3,
-  CheckPowerMode: 0xe5,
-  Sleep: 0xe6,
-  FlushCache: 0xe7,
-  FlushCacheExt: 0xea,
-  IdentifyDevice: 0xec,
-  SetFeatures: 0xef,
-  SecurityFreezeLock: 0xf5,
-} as const;
 
 /** Subcommands of SET FEATURES (§7.45). */
 const Feature = {
@@ -78,10 +39,6 @@ const MAX_MULTIPLE = 128;
 const NOT_QUEUED = 0x80;
 /** Bytes of the failed command's frame in that log. */
 const ERROR_LOG_FRAME = 20;
-const POWER_MODE_ACTIVE = 0xff;
-
-const READY = AtaStatus.Ready | AtaStatus.SeekComplete;
-const FAILED = AtaStatus.Ready | AtaStatus.Error;
 
 export interface AtaDiskOptions {
   readonly serial: string;
@@ -195,22 +152,13 @@ export class AtaDisk implements Drive {
             isOneBlock(fis, Fis.Features, Fis.FeaturesHigh, fis[Fis.Auxiliary + 1]),
         );
         break;
-      case Ata.CheckPowerMode:
-        fis[Fis.Count] = POWER_MODE_ACTIVE;
-        this.#port.finish(command, READY, 0);
-        break;
-      case Ata.StandbyImmediate:
-      case Ata.IdleImmediate:
-      case Ata.Standby:
-      case Ata.Idle:
-      case Ata.Sleep:
       case Ata.ReadVerify:
       case Ata.ReadVerifyExt:
         this.#port.finish(command, READY, 0);
         break;
       default:
-        // NOP, SMART and SECURITY FREEZE LOCK among them.
-        this.#abort(command);
+        // NOP, SMART and SECURITY FREEZE LOCK among what is aborted.
+        if (!servePowerCommand(this.#port, command)) this.#abort(command);
         break;
     }
   }

@@ -1,10 +1,11 @@
 /** Packet commands of a CD drive (MMC-6 §6, SPC-3 §6). Numbers in packets and answers are big-endian. */
 import type { ImageIo } from '../../storage/image-io.ts';
 import { ImageOp } from '../../storage/image-queue.ts';
+import { FAILED, READY } from './ata-commands.ts';
 import { fullToc, sessionInfo, toc } from './atapi-toc.ts';
 import type { Command } from './command.ts';
 import type { DrivePort } from './drive.ts';
-import { AtaStatus, Fis, Table } from './registers.ts';
+import { Fis, Table } from './registers.ts';
 
 /** Operation codes. */
 const Packet = {
@@ -50,8 +51,6 @@ const REASON_DONE = 3;
 const EJECT = 2;
 
 export const CD_SECTOR_BYTES = 2048;
-const READY = AtaStatus.Ready | AtaStatus.SeekComplete;
-const FAILED = AtaStatus.Ready | AtaStatus.Error;
 const ANSWER_BYTES = 64;
 
 /** Mode pages (MMC-6 §7): with the header of eight bytes before them, whose third is the medium type. */

@@ -1,14 +1,13 @@
 /** A CD drive behind a port: the ATA commands that carry packets, and the medium, which can be changed. */
 import type { ImageIo } from '../../storage/image-io.ts';
-import { Ata, transferMode } from './ata-disk.ts';
+import { Ata, FAILED, READY, servePowerCommand } from './ata-commands.ts';
+import { transferMode } from './ata-disk.ts';
 import { PacketCommands } from './atapi-commands.ts';
 import type { Command } from './command.ts';
 import type { Drive, DrivePort } from './drive.ts';
 import { IDENTIFY_BYTES, identifyPacket, POWER_ON_MODE, type TransferMode } from './identify.ts';
 import { AtaError, AtaStatus, Fis, Link, Signature } from './registers.ts';
 
-const READY = AtaStatus.Ready | AtaStatus.SeekComplete;
-const FAILED = AtaStatus.Ready | AtaStatus.Error;
 /** Subcommands of SET FEATURES that mean something to a drive without a cache. */
 const Feature = { SetTransferMode: 0x03, EnableSata: 0x10, DisableSata: 0x90 } as const;
 const otherFeatures: readonly number[] = [0x02, 0x55, 0x82, 0xaa];
@@ -76,22 +75,13 @@ export class AtapiDrive implements Drive {
       case Ata.SetMultiple:
         this.#end(command, isMultiple(fis[Fis.Count] as number));
         break;
-      case Ata.CheckPowerMode:
-        fis[Fis.Count] = 0xff;
-        this.#port.finish(command, READY, 0);
-        break;
-      case Ata.StandbyImmediate:
-      case Ata.IdleImmediate:
-      case Ata.Standby:
-      case Ata.Idle:
-      case Ata.Sleep:
       case Ata.FlushCache:
       case Ata.FlushCacheExt:
         this.#port.finish(command, READY, 0);
         break;
       default:
         // Also commands of disks, which C carries out on the image.
-        this.#end(command, false);
+        if (!servePowerCommand(this.#port, command)) this.#end(command, false);
         break;
     }
   }

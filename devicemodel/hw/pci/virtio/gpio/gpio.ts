@@ -5,23 +5,16 @@
  */
 import type { AccessSize } from '../../../../core/address.ts';
 import type { Drive, GpioLine } from '../../../../core/host/gpio.ts';
-import type { Log } from '../../../../core/log.ts';
 import { definePciDriver } from '../../driver.ts';
 import type { Chain } from '../ring/chain.ts';
 import { type ChainServer, SLICE_BYTES, type SliceBudget } from '../ring/serve-chains.ts';
 import type { Virtqueue } from '../ring/virtqueue.ts';
-import {
-  DeviceType,
-  featureMask,
-  readBytes,
-  serveSlice,
-  type VirtioDevice,
-  type VirtioTransport,
-} from '../transport/device.ts';
+import { DeviceType, featureMask, readBytes, serveSlice, type VirtioDevice } from '../transport/device.ts';
 import { LEGACY_BAR } from '../transport/layout.ts';
 import { LEGACY_HEADER_BYTES } from '../transport/legacy.ts';
 import { VirtioPci } from '../transport/transport.ts';
 import { gpioAml } from './aml.ts';
+import { GpioDevice } from './device.ts';
 import { openGpioLines } from './lines.ts';
 import { ModernGpio } from './modern.ts';
 import { gpioInfo, MAX_LINES, MAX_NAME_BYTES } from './options.ts';
@@ -71,50 +64,29 @@ class AcrnPin extends GpioPin {
   isMasked = false;
 }
 
-export class AcrnGpio implements VirtioDevice, ChainServer {
-  readonly name = 'virtio-gpio';
+export class AcrnGpio extends GpioDevice<AcrnPin> implements VirtioDevice, ChainServer {
   readonly features = featureMask(FEATURE_CHIP);
   readonly queueSizes = [QUEUE_SIZE, QUEUE_SIZE, QUEUE_SIZE];
   readonly configSizeBytes = CONFIG_BYTES;
-  readonly #open: () => GpioLine[];
-  readonly #log: Log;
   readonly #config = new DataView(new ArrayBuffer(8));
   readonly #response = new Uint8Array(RESPONSE_BYTES);
   /** Bits of lines: interrupts to tell of, and those told and not acknowledged yet. */
   readonly #pending = new Uint32Array(EVENT_BYTES / 4);
   readonly #inService = new Uint32Array(EVENT_BYTES / 4);
   readonly #event = new Uint8Array(this.#inService.buffer);
-  #pins: readonly AcrnPin[] = [];
-  #transport: VirtioTransport | undefined;
 
-  /** @param open takes the lines at `start`. */
-  constructor(open: () => GpioLine[], log: Log) {
-    this.#open = open;
-    this.#log = log;
-  }
-
-  attach(transport: VirtioTransport): void {
-    this.#transport = transport;
+  protected makePin(line: GpioLine, index: number): AcrnPin {
+    return new AcrnPin(line, () => this.#interrupt(index), this.log);
   }
 
   /** @throws HostError */
-  start(): void {
-    this.#pins = this.#open().map((line, index) => new AcrnPin(line, () => this.#interrupt(index), this.#log));
-    this.#config.setUint16(Config.lines, this.#pins.length, true);
+  override start(): void {
+    super.start();
+    this.#config.setUint16(Config.lines, this.pins.length, true);
   }
 
-  stop(): void {
-    for (const pin of this.#pins) pin.close();
-    this.#pins = [];
-  }
-
-  driverLeft(): void {
-    this.reset();
-  }
-
-  /** Levels and directions outlive the driver: what hangs on the lines is not to notice. */
   reset(): void {
-    for (const pin of this.#pins) {
+    for (const pin of this.pins) {
       pin.disableInterrupt();
       pin.isMasked = false;
     }
@@ -130,7 +102,7 @@ export class AcrnGpio implements VirtioDevice, ChainServer {
 
   readConfig(offset: number, size: AccessSize): number {
     if (offset < Config.registers) return readBytes(this.#config, offset, size);
-    const pin = this.#pins[(offset - Config.registers) >>> 2];
+    const pin = this.pins[(offset - Config.registers) >>> 2];
     // As C, the register's low bytes whatever the byte that is asked for.
     const value = pin === undefined ? 0xffff_ffff : registerOf(pin);
     return size === 4 ? value : value & (size === 2 ? 0xffff : 0xff);
@@ -138,9 +110,9 @@ export class AcrnGpio implements VirtioDevice, ChainServer {
 
   writeConfig(offset: number, _size: AccessSize, value: number): boolean {
     if (offset < Config.registers) return false;
-    const pin = this.#pins[(offset - Config.registers) >>> 2];
+    const pin = this.pins[(offset - Config.registers) >>> 2];
     if (pin !== undefined && (value & Register.Interrupt) === 0) this.#writeRegister(pin, value);
-    else this.#log.guest(() => `register of line ${(offset - Config.registers) >>> 2}: 0x${value.toString(16)}`);
+    else this.log.guest(() => `register of line ${(offset - Config.registers) >>> 2}: 0x${value.toString(16)}`);
     return true;
   }
 
@@ -164,7 +136,7 @@ export class AcrnGpio implements VirtioDevice, ChainServer {
       this.#deliver();
       return;
     }
-    serveSlice(this.#transport, queue, BUDGET, this);
+    serveSlice(this.transport, queue, BUDGET, this);
   }
 
   serveChain(queue: Virtqueue, chain: Chain): number {
@@ -174,20 +146,20 @@ export class AcrnGpio implements VirtioDevice, ChainServer {
 
   /** @returns the length the driver expects. */
   #operation(chain: Chain): number {
-    if (chain.readableBytes === 0 && chain.writableBytes === this.#pins.length * NAME_BYTES) {
-      for (const [i, { line }] of this.#pins.entries()) {
+    if (chain.readableBytes === 0 && chain.writableBytes === this.pins.length * NAME_BYTES) {
+      for (const [i, { line }] of this.pins.entries()) {
         const name = Buffer.alloc(NAME_BYTES);
         name.write(line.name, 0, MAX_NAME_BYTES);
         chain.copyIn(i * NAME_BYTES, name, 0, NAME_BYTES);
       }
       // Compat: as in C the number of names and not of bytes; its driver wants to see that.
-      return this.#pins.length;
+      return this.pins.length;
     }
     if (chain.readableBytes !== Request.size || chain.writableBytes !== RESPONSE_BYTES) {
-      this.#log.guest(() => `request of ${chain.readableBytes} bytes with room for ${chain.writableBytes}`);
+      this.log.guest(() => `request of ${chain.readableBytes} bytes with room for ${chain.writableBytes}`);
       return 0;
     }
-    const pin = this.#pins[chain.readU8(Request.line)];
+    const pin = this.pins[chain.readU8(Request.line)];
     const result =
       pin === undefined ? undefined : this.#perform(pin, chain.readU8(Request.command), chain.readU8(Request.data));
     this.#response[0] = result === undefined ? FAILED : 0;
@@ -233,15 +205,15 @@ export class AcrnGpio implements VirtioDevice, ChainServer {
   #irqCommand(chain: Chain): 0 {
     const index = chain.readU8(IrqCommand.line);
     const action = chain.readU8(IrqCommand.action);
-    const pin = this.#pins[index];
+    const pin = this.pins[index];
     if (chain.readableBytes !== IrqCommand.size || pin === undefined || action > IrqAction.Unmask) {
-      this.#log.guest(() => `interrupt command ${action} for line ${index}, ${chain.readableBytes} bytes`);
+      this.log.guest(() => `interrupt command ${action} for line ${index}, ${chain.readableBytes} bytes`);
       return 0;
     }
     switch (action) {
       case IrqAction.Enable:
         if (!pin.enableInterrupt(chain.readU8(IrqCommand.type))) {
-          this.#log.guest(() => `line ${index} cannot interrupt by type ${chain.readU8(IrqCommand.type)}`);
+          this.log.guest(() => `line ${index} cannot interrupt by type ${chain.readU8(IrqCommand.type)}`);
         }
         break;
       case IrqAction.Disable:
@@ -268,14 +240,14 @@ export class AcrnGpio implements VirtioDevice, ChainServer {
   }
 
   #interrupt(index: number): void {
-    if (this.#pins[index]?.isMasked !== false) return;
+    if (this.pins[index]?.isMasked !== false) return;
     setBit(this.#pending, index);
     this.#deliver();
   }
 
   /** One message at a time: the next goes out when the driver has acknowledged every line of the last. */
   #deliver(): void {
-    const transport = this.#transport;
+    const transport = this.transport;
     if (transport?.isDriverOk !== true || isEmpty(this.#pending) || !isEmpty(this.#inService)) return;
     const queue = transport.queue(Queue.IrqEvents);
     const chain = queue.pop();
@@ -286,7 +258,7 @@ export class AcrnGpio implements VirtioDevice, ChainServer {
       this.#pending.fill(0);
       queue.push(chain, chain.copyIn(0, this.#event, 0, EVENT_BYTES));
     } else {
-      this.#log.guest(() => `buffer of ${chain.writableBytes} bytes for an interrupt`);
+      this.log.guest(() => `buffer of ${chain.writableBytes} bytes for an interrupt`);
       queue.push(chain, 0);
     }
     queue.publish();

@@ -1,7 +1,6 @@
 /** The GPIO device of Virtio 1.2 (§5.18), which Linux has a driver for since 5.15. */
 import type { AccessSize } from '../../../../core/address.ts';
 import type { GpioLine } from '../../../../core/host/gpio.ts';
-import type { Log } from '../../../../core/log.ts';
 import type { Chain } from '../ring/chain.ts';
 import { type ChainServer, SLICE_BYTES, type SliceBudget } from '../ring/serve-chains.ts';
 import type { Virtqueue } from '../ring/virtqueue.ts';
@@ -13,6 +12,7 @@ import {
   type VirtioDevice,
   type VirtioTransport,
 } from '../transport/device.ts';
+import { GpioDevice } from './device.ts';
 import { GpioPin, IrqType } from './pin.ts';
 
 /** All lines of the largest device can wait for an interrupt at once, two descriptors each. */
@@ -47,50 +47,29 @@ class ModernPin extends GpioPin {
   isLatched = false;
 }
 
-export class ModernGpio implements VirtioDevice, ChainServer {
-  readonly name = 'virtio-gpio';
+export class ModernGpio extends GpioDevice<ModernPin> implements VirtioDevice, ChainServer {
   readonly features = featureMask(FEATURE_IRQ, Feature.IndirectDesc, Feature.EventIdx, Feature.Version1);
   readonly queueSizes = [QUEUE_SIZE, QUEUE_SIZE];
   readonly configSizeBytes = Config.size;
-  readonly #open: () => GpioLine[];
-  readonly #log: Log;
   readonly #config = new DataView(new ArrayBuffer(Config.size));
   readonly #response = new Uint8Array(RESPONSE_BYTES);
   #names: Uint8Array = new Uint8Array(0);
-  #pins: readonly ModernPin[] = [];
-  #transport: VirtioTransport | undefined;
 
-  /** @param open takes the lines at `start`. */
-  constructor(open: () => GpioLine[], log: Log) {
-    this.#open = open;
-    this.#log = log;
-  }
-
-  attach(transport: VirtioTransport): void {
-    this.#transport = transport;
+  protected makePin(line: GpioLine, index: number): ModernPin {
+    return new ModernPin(line, () => this.#interrupt(index), this.log);
   }
 
   /** @throws HostError */
-  start(): void {
-    this.#pins = this.#open().map((line, index) => new ModernPin(line, () => this.#interrupt(index), this.#log));
-    const hasNames = this.#pins.some(({ line }) => line.name !== '');
-    this.#names = hasNames ? Buffer.from(this.#pins.map(({ line }) => `${line.name}\0`).join('')) : new Uint8Array(0);
-    this.#config.setUint16(Config.lines, this.#pins.length, true);
+  override start(): void {
+    super.start();
+    const hasNames = this.pins.some(({ line }) => line.name !== '');
+    this.#names = hasNames ? Buffer.from(this.pins.map(({ line }) => `${line.name}\0`).join('')) : new Uint8Array(0);
+    this.#config.setUint16(Config.lines, this.pins.length, true);
     this.#config.setUint32(Config.namesSize, this.#names.length, true);
   }
 
-  stop(): void {
-    for (const pin of this.#pins) pin.close();
-    this.#pins = [];
-  }
-
-  driverLeft(): void {
-    this.reset();
-  }
-
-  /** Levels and directions outlive the driver: what hangs on the lines is not to notice. */
   reset(): void {
-    for (const pin of this.#pins) {
+    for (const pin of this.pins) {
       pin.disableInterrupt();
       pin.waiting = undefined;
       pin.isLatched = false;
@@ -102,7 +81,7 @@ export class ModernGpio implements VirtioDevice, ChainServer {
   }
 
   notify(queue: Virtqueue): void {
-    serveSlice(this.#transport, queue, BUDGET, this);
+    serveSlice(this.transport, queue, BUDGET, this);
   }
 
   serveChain(queue: Virtqueue, chain: Chain): number {
@@ -114,12 +93,12 @@ export class ModernGpio implements VirtioDevice, ChainServer {
   /** @returns bytes written. */
   #request(chain: Chain): number {
     if (chain.readableBytes < Request.size || chain.writableBytes < RESPONSE_BYTES) {
-      this.#log.guest(() => `request of ${chain.readableBytes} bytes with room for ${chain.writableBytes}`);
+      this.log.guest(() => `request of ${chain.readableBytes} bytes with room for ${chain.writableBytes}`);
       return 0;
     }
     const type = chain.readU16(Request.type);
     if (type === Message.GetNames) return this.#getNames(chain);
-    const pin = this.#pins[chain.readU16(Request.line)];
+    const pin = this.pins[chain.readU16(Request.line)];
     const result = pin === undefined ? undefined : this.#perform(pin, type, chain.readU32(Request.value));
     this.#response[0] = result === undefined ? RequestStatus.Error : RequestStatus.Ok;
     this.#response[1] = result ?? 0;
@@ -170,7 +149,7 @@ export class ModernGpio implements VirtioDevice, ChainServer {
   // Interrupts.
 
   #setIrqType(pin: ModernPin, type: number): number | undefined {
-    if (!this.#transport?.hasFeature(FEATURE_IRQ)) return undefined;
+    if (!this.transport?.hasFeature(FEATURE_IRQ)) return undefined;
     if (type === IrqType.None) {
       this.#disableInterrupt(pin);
       return 0;
@@ -186,9 +165,9 @@ export class ModernGpio implements VirtioDevice, ChainServer {
 
   /** §5.18.7: the buffer comes back with the line's next interrupt, at once if that is due. */
   #await(queue: Virtqueue, chain: Chain): void {
-    const pin = chain.readableBytes >= EVENT_REQUEST_BYTES ? this.#pins[chain.readU16(0)] : undefined;
+    const pin = chain.readableBytes >= EVENT_REQUEST_BYTES ? this.pins[chain.readU16(0)] : undefined;
     if (pin === undefined || chain.writableBytes === 0 || pin.waiting !== undefined) {
-      this.#log.guest(() => `event buffer of ${chain.readableBytes} bytes for line ${chain.readU16(0)}`);
+      this.log.guest(() => `event buffer of ${chain.readableBytes} bytes for line ${chain.readU16(0)}`);
       chain.writeU8(0, EventStatus.Invalid);
       queue.push(chain, Math.min(chain.writableBytes, 1));
       return;
@@ -199,7 +178,7 @@ export class ModernGpio implements VirtioDevice, ChainServer {
   }
 
   #interrupt(index: number): void {
-    const pin = this.#pins[index];
+    const pin = this.pins[index];
     if (pin === undefined) return;
     // An edge is not lost while the driver handles the last one; a level is looked at when the buffer comes.
     if (pin.waiting === undefined) pin.isLatched = pin.isEdge;
@@ -211,7 +190,7 @@ export class ModernGpio implements VirtioDevice, ChainServer {
     if (chain === undefined) return;
     pin.waiting = undefined;
     pin.isLatched = false;
-    const queue = (this.#transport as VirtioTransport).queue(Queue.Events);
+    const queue = (this.transport as VirtioTransport).queue(Queue.Events);
     chain.writeU8(0, status);
     queue.push(chain, 1);
     queue.publish();
