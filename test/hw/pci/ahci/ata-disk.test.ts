@@ -1,5 +1,5 @@
 /** ATA commands of a disk, on real files, in every way a request can take. */
-import { readFileSync, statSync } from 'node:fs';
+import { readFileSync, statSync, truncateSync } from 'node:fs';
 import { describe, expect, test } from 'vitest';
 import { DATA } from '../../../support/ahci-driver.ts';
 import { diskMachine, imageBytes, SECTORS, sector, stalled } from './support.ts';
