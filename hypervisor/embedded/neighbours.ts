@@ -3,7 +3,7 @@
  * directory, one Unix socket a VM named after its id, every two VMs with one connection. Over it go doorbells and vUART
  * bytes, one JSON object a line.
  */
-import { readdirSync, rmSync } from 'node:fs';
+import { existsSync, readdirSync, rmSync } from 'node:fs';
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { basename, dirname } from 'node:path';
@@ -23,6 +23,8 @@ const MAX_VMID = 255;
 const SOCKET_NAME = /^vm-(\d+)\.sock$/;
 /** A line longer than this is no message of ours. */
 const MAX_LINE_BYTES = 64 * 1024;
+/** So much waits for a VM that does not read; further doorbells become one of each kind. */
+const MAX_UNREAD_BYTES = 64 * 1024;
 
 /** What VMs tell each other. */
 type Message =
@@ -68,19 +70,40 @@ export class Neighbours {
   async join(name: string): Promise<{ readonly vmid: number; release(): void }> {
     this.#name = name;
     this.#makeDirectory();
-    // Who looks at which sockets are dead must not be disturbed: a fresh one of another process would look dead, too.
+    try {
+      await this.#underLock(() => this.#claim());
+    } catch (error) {
+      this.#leave();
+      throw error instanceof DmError ? error : pathFailure(`folder ${this.#directory}: cannot be used`, error);
+    }
+    return { vmid: this.#vmid, release: () => this.#leave() };
+  }
+
+  /** Who looks at which sockets are dead must not be disturbed: a fresh one of another process would look dead, too. */
+  async #underLock(work: () => Promise<void>): Promise<void> {
     const lockPath = `${this.#directory}/lock`;
     const lock = openFile(lockPath, OpenFlag.ReadWrite | OpenFlag.Create | OpenFlag.CloseOnExec, 0o600);
     try {
       await lockWhenFree(lock, 'exclusive', lockPath);
-      await this.#claim();
-    } catch (error) {
-      this.#leave();
-      throw error instanceof DmError ? error : pathFailure(`folder ${this.#directory}: cannot be used`, error);
+      await work();
     } finally {
       closeFd(lock);
     }
-    return { vmid: this.#vmid, release: () => this.#leave() };
+  }
+
+  #pathOf(vmid: number, kind: 'sock' | 'bells' = 'sock'): string {
+    return `${this.#directory}/vm-${vmid}.${kind}`;
+  }
+
+  /** A VM that was killed leaves its sockets behind; the others clear them away. */
+  #clearAfter(vmid: number): void {
+    const files = [this.#pathOf(vmid), this.#pathOf(vmid, 'bells')];
+    if (this.#server === undefined || !files.some((file) => existsSync(file))) return;
+    this.#underLock(async () => {
+      const successor = await tryConnect(this.#pathOf(vmid));
+      if (successor === undefined) for (const file of files) rmSync(file, { force: true });
+      successor?.destroy();
+    }).catch((error) => this.#log.debug(`sockets of VM ${vmid} stay until the next VM comes: ${error}`));
   }
 
   /** @throws HostError when it cannot be made, or is not ours alone. */
@@ -115,7 +138,7 @@ export class Neighbours {
     }
     for (const peer of this.#peers) {
       if (peer.vmid !== vmid) continue;
-      peer.send({ kind: 'doorbell', region, vector });
+      peer.ring({ kind: 'doorbell', region, vector });
       return true;
     }
     return false;
@@ -145,6 +168,7 @@ export class Neighbours {
       const socket = await tryConnect(path);
       if (socket === undefined) {
         rmSync(path, { force: true }); // nobody listens any more
+        rmSync(this.#pathOf(vmid, 'bells'), { force: true });
         sockets.delete(vmid);
       } else {
         // Whose socket it is, is known before the other side has time to say hello: its guest may be rung at once.
@@ -154,9 +178,9 @@ export class Neighbours {
     for (let vmid = 1; vmid <= MAX_VMID; vmid++) {
       if (sockets.has(vmid)) continue;
       this.#vmid = vmid;
-      this.#server = await listen(`${this.#directory}/vm-${vmid}.sock`, (socket) => this.#adopt(socket));
+      this.#server = await listen(this.#pathOf(vmid), (socket) => this.#adopt(socket));
       for (const peer of this.#peers) this.#introduce(peer);
-      this.#bells?.join(vmid, sockets.keys(), (id) => `${this.#directory}/vm-${id}.bells`);
+      this.#bells?.join(vmid, sockets.keys(), (id) => this.#pathOf(id, 'bells'));
       return;
     }
     throw new HostError(`${this.#directory}: ${MAX_VMID} VMs run on this host already`, 0);
@@ -181,6 +205,7 @@ export class Neighbours {
         if (why !== undefined) this.#log.warn(`connection to "${peer.name}" dropped: ${why}`);
         this.#peers.delete(peer);
         for (const vuart of this.#vuarts.values()) this.#lost(vuart, peer, undefined);
+        if (peer.vmid !== 0) this.#clearAfter(peer.vmid);
       },
     );
     peer.vmid = vmid;
@@ -303,6 +328,8 @@ class Peer {
   readonly vuarts = new Map<number, VuartAddress | undefined>();
   readonly #socket: Socket;
   #rest = '';
+  /** Doorbells that wait until it reads; rung again, they are still one, as an interrupt that is pending. */
+  readonly #pending = new Set<string>();
 
   constructor(socket: Socket, onMessage: (message: Message) => void, onClose: (why: string | undefined) => void) {
     this.#socket = socket;
@@ -320,12 +347,22 @@ class Peer {
         socket.destroy();
       }
     });
+    socket.on('drain', () => {
+      for (const line of this.#pending) socket.write(line);
+      this.#pending.clear();
+    });
     socket.on('error', () => {}); // 'close' follows
     socket.on('close', () => onClose(why));
   }
 
   send(message: Message): void {
     if (this.#socket.writable) this.#socket.write(`${JSON.stringify(message)}\n`);
+  }
+
+  /** As `send`; a VM that does not read makes this one keep no more than a doorbell of each kind. */
+  ring(message: Message & { readonly kind: 'doorbell' }): void {
+    if (this.#socket.writableLength < MAX_UNREAD_BYTES) this.send(message);
+    else this.#pending.add(`${JSON.stringify(message)}\n`);
   }
 
   close(): void {

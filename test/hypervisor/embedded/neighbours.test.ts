@@ -187,6 +187,53 @@ async function deadSocket(path: string): Promise<void> {
   await new Promise((resolve) => server.close(resolve));
 }
 
+// Mutation: without #clearAfter the files stay until a VM comes that takes this id.
+test('the sockets of a VM that was killed are cleared away by the others, those of a successor are not', async () => {
+  await join_('a');
+  const { connect } = await import('node:net');
+  const files = [join(directory, 'vm-2.sock'), join(directory, 'vm-2.bells')];
+  const killed = async () => {
+    const socket = connect(join(directory, 'vm-1.sock'));
+    socket.write('{"kind":"hello","vmid":2,"name":"killed"}\n');
+    await new Promise((resolve) => socket.once('data', resolve));
+    return socket;
+  };
+  const first = await killed();
+  await deadSocket(files[0] as string);
+  writeFileSync(files[1] as string, '');
+  first.destroy();
+  await until(() => files.every((file) => !existsSync(file)));
+
+  const second = await killed();
+  const successor = await join_('b');
+  expect(successor.vmid).toBe(2);
+  second.destroy();
+  await until(() => second.closed);
+  // By then it is looked at: the third has its lock after that.
+  await join_('c');
+  expect(existsSync(files[0] as string)).toBe(true);
+});
+
+// Mutation: with `send` in place of `ring` all 100,000 lines wait in memory.
+test('a VM that does not read is rung once for each of its vectors when it does again', async () => {
+  const a = await join_('a');
+  const { connect } = await import('node:net');
+  const stuck = connect(join(directory, 'vm-1.sock'));
+  stuck.write('{"kind":"hello","vmid":9,"name":"stuck"}\n');
+  await until(() => a.neighbours.ring('hv:/x', 9, 0));
+  for (let i = 0; i < 100_000; i++) a.neighbours.ring('hv:/x', 9, i % 8);
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  for (let vector = 8; vector < 12; vector++) a.neighbours.ring('hv:/x', 9, vector);
+  let text = '';
+  stuck.setEncoding('utf8').on('data', (chunk: string) => {
+    text += chunk;
+  });
+  await until(() => [8, 9, 10, 11].every((vector) => text.includes(`"vector":${vector}}`)));
+  for (let vector = 0; vector < 8; vector++) expect(text).toContain(`"vector":${vector}}`);
+  expect(text.split('\n').length).toBeLessThan(20_000);
+  stuck.destroy();
+});
+
 test('three starts at once beside VMs that were killed, a hundred times: each has an id of its own', async () => {
   for (let round = 0; round < 100; round++) {
     const path = (vmid: number) => join(directory, `vm-${vmid}.sock`);
