@@ -31,7 +31,7 @@ clock_offset() {
 
 type_at_console
 guest_script
-WORDS=keep start_dm -s 3,wdt-i6300esb
+WORDS=keep start_dm -s 3,wdt-i6300esb --crash-dump "$scratch/crash.json"
 check "the first life" life 1
 clock_offset
 before_us=$offset_us before_s=$SECONDS cpu=$(ticks)
@@ -59,6 +59,8 @@ fed_s=$SECONDS
 check "life 4 after the guest stopped feeding it" life 4
 echo "        it was back after $((SECONDS - fed_s)) s"
 check "it was the watchdog" grep -aq 'system reset: watchdog timeout' "$guest_log"
+check "what is known of the guest that did not feed it" grep -q '"cause": "watchdog"' "$scratch/crash.json"
+check "its registers" grep -q 'eip' "$scratch/crash.json"
 check "life 4 is alive" guest 'test $(cut -d. -f1 /proc/uptime) -lt 60'
 
 echo 'poweroff -f' >&8
