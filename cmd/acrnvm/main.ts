@@ -363,7 +363,9 @@ async function log(invocation: Invocation): Promise<ExitCode | undefined> {
   const at = socket(invocation);
   const { isJson, isFollowing, level, sink } = invocation;
   const show = (line: LogLine) =>
-    print(isJson ? JSON.stringify(line) : `${line.time} ${line.level.padEnd(6)} ${line.message}`);
+    print(
+      isJson ? JSON.stringify(line) : `${line.time} ${line.level.padEnd(6)} ${line.message.replaceAll('\n', '\n  ')}`,
+    );
   if (level !== undefined) {
     const { levels } = (await call(at, 'PUT', '/v1/log', sink === undefined ? { level } : { level, sink })) as {
       readonly levels: readonly { readonly sink: string; readonly level: number }[];

@@ -96,6 +96,8 @@ export function parsed<S extends v.GenericSchema>(schema: S, body: unknown, stat
   const [issue] = result.issues;
   const where = v.getDotPath(issue);
   if (where === null) throw new HttpProblem(status, 'member', 'the body is no object');
-  const what = issue.received === 'undefined' ? 'is missing' : `expected ${issue.expected}, not ${issue.received}`;
+  // valibot writes a choice as `("up" | "down")`.
+  const expected = issue.expected?.replace(/[()"]/g, '').replaceAll(' | ', ', ');
+  const what = issue.received === 'undefined' ? 'is missing' : `expected ${expected}, not ${issue.received}`;
   throw new HttpProblem(status, 'member', `${where}: ${what}`);
 }

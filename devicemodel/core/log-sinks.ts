@@ -9,7 +9,7 @@ import { join } from 'node:path';
 import { hrtime } from 'node:process';
 import { isatty } from 'node:tty';
 import type { LoggerConfig } from './config.ts';
-import { LogLevel, type LogLevelName, type LogSink } from './log.ts';
+import { LogLevel, type LogLevelName, type LogSink, MAX_LINE_CHARS, printable } from './log.ts';
 import { isTerminalRaw } from './terminal-state.ts';
 
 const { O_WRONLY, O_CREAT, O_APPEND, O_TRUNC, O_NONBLOCK } = constants;
@@ -28,8 +28,6 @@ const INDEX_MASK = 0xffff;
 const NEW_INSTANCE = '\n\n----------------new vm instance------------------\n\n';
 /** The kernel refuses longer records (LOG_LINE_MAX, kernel/printk). */
 const KMSG_TEXT_BYTES = 900;
-/** A line longer than this is cut; guests and files can put anything into messages. */
-const MAX_LINE_CHARS = 4000;
 
 export interface ClosableSink extends LogSink {
   close(): void;
@@ -46,13 +44,6 @@ export interface SinkOptions {
   readonly format?: 'text' | 'json' | undefined;
   /** Whether the terminal needs carriage returns; default: what the terminal code says. */
   readonly isRaw?: () => boolean;
-}
-
-/** Control characters as `\xNN`: a guest must not move the reader's cursor or forge a second line. */
-function printable(line: string): string {
-  const cut = line.length > MAX_LINE_CHARS ? `${line.slice(0, MAX_LINE_CHARS)}…` : line;
-  // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what this is about
-  return cut.replace(/[\x00-\x08\x0b-\x1f\x7f-\x9f]/g, (c) => `\\x${c.charCodeAt(0).toString(16).padStart(2, '0')}`);
 }
 
 /** Write all of it. A descriptor somebody made non-blocking gets a few tries. @returns false when it cannot be written. */

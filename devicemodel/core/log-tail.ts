@@ -1,5 +1,5 @@
 /** The newest lines of a log, for those who come later. */
-import { LogLevel, type LogLevelName, type LogSink } from './log.ts';
+import { LogLevel, type LogLevelName, type LogSink, printable } from './log.ts';
 
 export interface LogLine {
   /** From 1 up, without gaps. */
@@ -20,7 +20,7 @@ export class LogTail implements LogSink {
   #seq = 0;
 
   write(level: LogLevelName, message: string): void {
-    const line = { seq: ++this.#seq, timeMs: Date.now(), level, message: message.slice(0, MAX_LINE_CHARS) };
+    const line = { seq: ++this.#seq, timeMs: Date.now(), level, message: printable(message, MAX_LINE_CHARS) };
     this.#lines.push(line);
     if (this.#lines.length > KEPT_LINES) this.#lines.shift();
     for (const listener of this.#listeners) listener(line);

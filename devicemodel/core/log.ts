@@ -15,6 +15,16 @@ export interface LogSink {
   write(level: LogLevelName, line: string): void;
 }
 
+/** A line longer than this is cut; guests and files can put anything into messages. */
+export const MAX_LINE_CHARS = 4000;
+
+/** Control characters as `\xNN`: a guest must not move the reader's cursor or forge a second line. */
+export function printable(line: string, maxChars = MAX_LINE_CHARS): string {
+  const cut = line.length > maxChars ? `${line.slice(0, maxChars)}…` : line;
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what this is about
+  return cut.replace(/[\x00-\x08\x0b-\x1f\x7f-\x9f]/g, (c) => `\\x${c.charCodeAt(0).toString(16).padStart(2, '0')}`);
+}
+
 /** Lines of guest-provoked trouble let through per scope in one window. */
 const GUEST_BURST = 5;
 /** The first window; each that was not enough makes the next twice as long, one with room to spare brings the first back. */

@@ -117,6 +117,9 @@ test('log: the newest lines, and more of them from now on', async () => {
     level: 'warn',
     message: 'disk full',
   });
+  // What a guest can put into a line moves no cursor and begins no line of its own.
+  vmm.logTail.write('info', 'disk \x1b[2Jgone\n2026-01-01 error forged');
+  expect((await acrnvm('log', 'vm1')).stdout).toContain('disk \\x1b[2Jgone\n  2026-01-01 error forged\n');
   expect((await acrnvm('log', '--level', 'debug', 'vm1')).stdout).toBe('console: level 4\n');
   expect((await acrnvm('log', '--level', 'error', '--sink', 'console', 'vm1')).status).toBe(0);
   expect(vmm.calls).toEqual(['log level 5 of all', 'log level 1 of console']);
