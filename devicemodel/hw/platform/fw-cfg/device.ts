@@ -35,6 +35,11 @@ const MAX_DMA_BYTES = MAX_FILE_BYTES + 4096;
 /** struct e820_entry. */
 const E820Entry = struct({ base: addr, size: addr, type: u32 }, { packed: true });
 
+interface NamedFile {
+  readonly name: string;
+  readonly content: Uint8Array;
+}
+
 export interface FwCfgEnv {
   readonly log: Log;
   readonly machine: {
@@ -50,6 +55,8 @@ export class FwCfg implements PlatformDevice, IoRegion {
   readonly #files: readonly FwCfgFile[];
   readonly #env: FwCfgEnv;
   readonly #items = new Map<number, Uint8Array>();
+  /** Contents of the user's files, as they were at the start. */
+  #own: readonly NamedFile[] = [];
   #selected: Uint8Array = new Uint8Array(0);
   #offset = 0;
   #dmaHigh = 0;
@@ -72,6 +79,7 @@ export class FwCfg implements PlatformDevice, IoRegion {
     items.set(Key.ramSize, little(8, machine.lowRamBytes + machine.highRamBytes));
     items.set(Key.cpuCount, little(2, machine.vcpuCount));
     items.set(Key.maxCpus, little(2, machine.vcpuCount));
+    this.#own = this.#files.map((file) => ({ name: file.name, content: contentOf(file) }));
     this.#list([]);
     this.reset();
   }
@@ -82,7 +90,7 @@ export class FwCfg implements PlatformDevice, IoRegion {
   }
 
   /** Items for all files, and the directory of them. */
-  #list(more: readonly { readonly name: string; readonly content: Uint8Array }[]): void {
+  #list(more: readonly NamedFile[]): void {
     const { machine } = this.#env;
     const items = this.#items;
     const map = buildE820(machine).filter((entry) => entry.size > 0);
@@ -91,7 +99,7 @@ export class FwCfg implements PlatformDevice, IoRegion {
       { name: 'etc/e820', content: Buffer.concat(map.map((entry) => E820Entry.encode(entry))) as Uint8Array },
       ...(port === undefined ? [] : [{ name: 'etc/sercon-port', content: little(2, port) }]),
       ...more,
-      ...this.#files.map((file) => ({ name: file.name, content: contentOf(file) })),
+      ...this.#own,
     ].sort((a, b) => (a.name < b.name ? -1 : 1));
     const directory = new Uint8Array(4 + DIRECTORY_ENTRY_BYTES * files.length);
     const view = new DataView(directory.buffer);

@@ -1,6 +1,8 @@
 /** The firmware configuration device, as a guest sees it, and its option. */
+import { unlinkSync } from 'node:fs';
 import { describe, expect, test } from 'vitest';
 import { ConfigError } from '../../../../devicemodel/core/errors.ts';
+import { buildAcpi } from '../../../../devicemodel/core/firmware/acpi-tables.ts';
 import { PioBus } from '../../../../devicemodel/core/io-bus.ts';
 import { silentLog } from '../../../../devicemodel/core/log.ts';
 import { GuestMemory } from '../../../../devicemodel/core/memory.ts';
@@ -10,6 +12,7 @@ import { FwCfg } from '../../../../devicemodel/hw/platform/fw-cfg/device.ts';
 import { contentOf, type FwCfgFile, MAX_FILE_BYTES } from '../../../../devicemodel/hw/platform/fw-cfg/file.ts';
 import { fwCfg } from '../../../../devicemodel/hw/platform/fw-cfg.ts';
 import { file, noise, temporaryDirectory } from '../../../support/images.ts';
+import { pcAcpiInput } from '../../../support/pc-tables.ts';
 
 const RAM = 64 * KiB;
 const COMMAND = 0x100;
@@ -67,6 +70,20 @@ describe('by ports', () => {
     expect([...item(1, 4)]).toEqual([3, 0, 0, 0]);
     expect(new DataView(item(3, 8).buffer).getBigUint64(0, true)).toBe(BigInt(3 * GiB));
     expect([...item(5, 2), ...item(0xf, 2)]).toEqual([3, 0, 3, 0]);
+  });
+
+  // A guest that resets itself must not end because a file of its user is gone by then.
+  test('files are read at the start only; tables come and are listed beside them', () => {
+    const path = file(temporaryDirectory(), 'gone', new TextEncoder().encode('kept'));
+    const { device, item } = machine([{ name: 'opt/gone', from: 'file', value: path }]);
+    unlinkSync(path);
+    device.tablesWritten(buildAcpi(pcAcpiInput({})));
+    const files = directory(item);
+    expect(files.map(({ name }) => name)).toEqual([
+      ...['etc/acpi/rsdp', 'etc/acpi/tables', 'etc/e820', 'etc/table-loader', 'opt/gone'],
+    ]);
+    const gone = files.find(({ name }) => name === 'opt/gone');
+    expect(Buffer.from(item(gone?.key as number, 4)).toString()).toBe('kept');
   });
 
   // Mutation: without the sort, a guest that searches by halves finds nothing.
