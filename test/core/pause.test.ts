@@ -47,3 +47,24 @@ test('a reset from outside is another life', async () => {
   expect(machine.lives).toHaveLength(2);
   expect(methods(machine.lives[0]).at(-1)).toBe('close');
 });
+
+test.each([
+  ['its watchdog', 'watchdog', [{ cause: 'watchdog', vcpus: ['fake'] }]],
+  ['the guest itself', undefined, []],
+] as const)('a reset by %s: what is told of the guest, which stands still then', async (_who, by, told) => {
+  const machine: SmallVm = makeVm(() => {});
+  const seen: unknown[] = [];
+  let resets = 0;
+  machine.vm.on('crash', (crash) => seen.push({ ...crash, state: machine.vm.state }));
+  machine.vm.on('started', () => {
+    machine.vm.power.request({ kind: 'system-reset', reason: 'why', ...(by === undefined ? {} : { by }) });
+  });
+  machine.vm.on('state', (state) => {
+    if (state === 'running' && ++resets === 2) end(machine);
+  });
+  await machine.vm.run();
+  expect(seen).toEqual(told.map((crash) => ({ ...crash, vcpus: expect.arrayContaining(['fake']), state: 'paused' })));
+  // Read between PAUSE_VM and RESET_VM: registers of vCPUs that run would not be theirs.
+  const calls = methods(machine.lives[0]);
+  expect(calls.indexOf('pauseVm')).toBeLessThan(calls.indexOf('resetVm'));
+});
