@@ -10,7 +10,7 @@ import { vdevFactory } from '../embedded/vdevs.ts';
 import { SoftEngine } from './soft-engine.ts';
 
 export interface SoftHsmOptions {
-  readonly config: Pick<VmConfig, 'name' | 'scenarioPath'>;
+  readonly config: Pick<VmConfig, 'name' | 'scenarioPath'> & Partial<Pick<VmConfig, 'pci'>>;
   readonly log: Log;
   /** Where the VMs of this host meet; default: /run/acrn/soft for root, else under XDG_RUNTIME_DIR. */
   readonly runDirectory?: string;
@@ -26,8 +26,9 @@ export async function openSoftHsm(options: SoftHsmOptions): Promise<Hsm> {
   const log = options.log.child('soft');
   const scenario = config.scenarioPath === undefined ? derivedScenario : readScenario(config.scenarioPath);
   const neighbours = new Neighbours(options.runDirectory ?? defaultRunDirectory(), log);
+  const hasVga = config.pci?.some(({ driver }) => driver === 'virtio-gpu') === true;
   return new EmbeddedHsm({
-    engine: new SoftEngine(log),
+    engine: new SoftEngine(log, hasVga),
     vdevs: vdevFactory(config.name, scenario, neighbours),
     eventfds: hostEventfds,
     claimVmid: (name) => neighbours.join(name),

@@ -22,7 +22,7 @@ const MIN_SLEEP_MS = 0.02;
 const NS_PER_MS = 1e6;
 /** RAM for a VM that was given none (tests): the CPU needs a first page. */
 const MIN_RAM_BYTES = MiB;
-/** Legacy VGA window: not RAM to the CPU, but RAM to ACRN's User VMs, which have no VGA. */
+/** Legacy VGA window: not RAM to the CPU, but RAM to ACRN's User VMs, also to those with a VGA. */
 const VgaHole = { base: 0xa_0000, size: 0x2_0000 } as const;
 const FOUR_GIB = 0x1_0000_0000;
 /** The CPU takes large pages only with it, those of PAE, too: guests that set PAE alone (memtest86+) would find none. */
@@ -46,6 +46,7 @@ export class SoftEngine implements CpuEngine {
   readonly ram: EngineRam;
 
   readonly #log: Log;
+  readonly #hasVga: boolean;
   #cpu: V86Cpu | undefined;
   #bus: GuestBus | undefined;
   #page: IoreqPage | undefined;
@@ -81,8 +82,10 @@ export class SoftEngine implements CpuEngine {
     },
   };
 
-  constructor(log: Log) {
+  /** @param hasVga a device answers in the legacy VGA window; otherwise it is RAM. */
+  constructor(log: Log, hasVga = false) {
     this.#log = log;
+    this.#hasVga = hasVga;
     this.ram = { allocate: (regions) => this.#allocate(regions) };
   }
 
@@ -275,7 +278,7 @@ export class SoftEngine implements CpuEngine {
     return regions.map(({ base, size }) => {
       if (base === 0) {
         cpu.allocateMemory(size);
-        this.#mapVgaHole(cpu.ram);
+        if (!this.#hasVga) this.#mapVgaHole(cpu.ram);
         const onHostWrite = (at: Gpa, length: number) => cpu.noteWrite(at, length);
         return { base, bytes: cpu.ram, hostAddress: cpu.ramAddress, onHostWrite };
       }

@@ -74,6 +74,27 @@ else
   echo "skipped: no SeaBIOS in $bios"
 fi
 
+# shows_text: what a viewer sees is a text screen, with much of it in grey.
+shows_text() {
+  node --import tsx "$repo/test/soft/viewer.ts" "$scratch/vnc" shot "$scratch/screen.ppm" | grep -qx 720x400 &&
+    [ "$(tail -c +16 "$scratch/screen.ppm" | od -An -v -tx1 -w3 | grep -c 'aa aa aa')" -gt 1000 ]
+}
+rom=${VGABIOS:-/usr/share/seabios/vgabios-virtio.bin}
+# With KVM the window at 0xa0000 is RAM.
+if [ -e "$bios" ] && [ -e "$rom" ] && [ "$hypervisor" = soft ]; then
+  ${DM:-node "$repo/dist/acrn-dm.js"} --hypervisor soft -m 128M -s 1:0,lpc -l com1,stdio -s 0:0,hostbridge,model=i440fx \
+    --fw_cfg "vgaroms/vgabios.bin,file=$rom" --bios "$bios" -s 4,virtio-gpu,geometry=800x600 \
+    --display "vnc=unix:$scratch/vnc" "fw$$" < /dev/null > "$scratch/log" 2>&1 &
+  dm=$!
+  end=$((SECONDS + 60 * slow))
+  while [ $SECONDS -lt $end ] && ! grep -aq 'No bootable device' "$scratch/log"; do sleep 0.2; done
+  check "SeaBIOS writes text on the VGA of virtio-gpu" shows_text
+  kill "$dm"
+  wait "$dm" 2> /dev/null
+else
+  echo "skipped: no $rom, or not on the software CPU"
+fi
+
 if [ -e "$memtest" ]; then
   STOP=1 check "memtest86+ tests memory" vm 60 'Test #\|#3 ' -s 0:0,hostbridge -k "$memtest" -B console=ttyS0,115200
 else

@@ -20,6 +20,8 @@ export interface SoftVmOptions {
   readonly name?: string;
   /** Shared by VMs that should meet. */
   readonly runDirectory?: string;
+  /** Drivers of its PCI slots, as far as the hypervisor minds them. */
+  readonly drivers?: readonly string[];
   /** Answer the pending request of slot 0; the default answers reads with 0. Notified afterwards. */
   readonly onRequest?: (page: IoreqPage) => void;
   readonly onTripleFault?: () => void;
@@ -51,7 +53,16 @@ export class SoftVm {
     const ownDirectory = options.runDirectory === undefined ? mkdtempSync(join(tmpdir(), 'soft-vm-')) : undefined;
     const name = options.name ?? 'vm';
     const hsm = await openSoftHsm({
-      config: { name, scenarioPath: undefined },
+      config: {
+        name,
+        scenarioPath: undefined,
+        pci: (options.drivers ?? []).map((driver, device) => ({
+          driver,
+          bdf: { bus: 0, device, function: 0 },
+          options: {},
+          text: '',
+        })),
+      },
       log: silentLog,
       runDirectory: options.runDirectory ?? (ownDirectory as string),
       ...(options.onTripleFault === undefined ? {} : { onTripleFault: options.onTripleFault }),

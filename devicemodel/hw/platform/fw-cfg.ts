@@ -24,8 +24,8 @@ function parseText(text: string): Record<string, unknown> {
   const hint = 'write opt/NAME,string=TEXT or opt/NAME,file=PATH';
   if (match === null) throw new ConfigError(`"${text}" is no file for the guest`, { hint });
   const [, name = '', from, value = ''] = match;
-  // Other names are the device's own, as with QEMU.
-  if (!/^opt\/./.test(name)) throw new ConfigError(`the name "${name}" does not begin with opt/`, { hint });
+  // Other names are the device's own, as with QEMU; SeaBIOS runs what it finds in vgaroms/.
+  if (!/^(opt|vgaroms)\/./.test(name)) throw new ConfigError(`the name "${name}" does not begin with opt/`, { hint });
   if (!/^[\x21-\x7e]+$/.test(name) || name.length > MAX_NAME_BYTES) {
     throw new ConfigError(`the name "${name}" is longer than ${MAX_NAME_BYTES} characters, or not plain ASCII`);
   }

@@ -192,6 +192,27 @@ describe('accesses', () => {
   });
 });
 
+describe('the legacy VGA window', () => {
+  const write = [...asm.storeImmediate(0xb8000, 0x1f41), ...asm.outAl(0x80), ...asm.hlt, ...asm.jump(-3)];
+
+  test('is the VGA of a VM that has one', async () => {
+    const { accesses, onRequest } = recorder();
+    const vm = await makeVm({ onRequest, drivers: ['hostbridge', 'virtio-gpu'] });
+    vm.start(write);
+    await vm.runUntil(() => accesses.length === 2);
+    expect(accesses[0]).toMatchObject({ isWrite: true, address: 0xb8000, size: 4, value: 0x1f41 });
+  });
+
+  test('is RAM without one', async () => {
+    const { accesses, onRequest } = recorder();
+    const vm = await makeVm({ onRequest, drivers: ['hostbridge'] });
+    vm.start(write);
+    await vm.runUntil(() => accesses.length > 0);
+    expect(accesses.map(({ address }) => address)).toEqual([0x80]);
+    expect(vm.word(0xb8000)).toBe(0x1f41);
+  });
+});
+
 describe('interrupts', () => {
   /** Interrupts on, then HLT for ever. */
   const idle = [...asm.sti, ...asm.hlt, ...asm.jump(-3)];
