@@ -1,6 +1,7 @@
 /** The manual page and the shell completion of acrn-dm, made of the option table: tools/make-option-reference.mjs. */
 import { type OptionSpec, optionGroups, optionTable } from '../config/option-table.ts';
 import type { PciDriverEntry } from '../devicemodel/hw/registry.ts';
+import type { Verb } from './acrnvm/completion.ts';
 
 /** As roff reads it back: backslashes, dashes that are none, and lines that would be requests. */
 function roff(text: string): string {
@@ -54,6 +55,32 @@ export function manPage(drivers: readonly PciDriverEntry[]): string {
     'the lock and the API of a VM; \\fI$XDG_RUNTIME_DIR/acrn/vm/NAME/\\fR without root.',
     '.SH SEE ALSO',
     '\\fBacrnvm\\fR help; docs/ of the package.',
+    '',
+  ].join('\n');
+}
+
+/** `man acrnvm`: the client. */
+export function clientManPage(verbs: readonly Verb[]): string {
+  const entries = verbs.flatMap(({ usage, help }) => {
+    const [name = '', ...rest] = usage.split(' ');
+    return ['.TP', `\\fB${roff(name)}\\fR ${roff(rest.join(' '))}`.trimEnd(), roff(help)];
+  });
+  return [
+    '.\\" Made by tools/make-option-reference.mjs from the commands. Do not edit.',
+    '.TH ACRNVM 1 "" "acrn-dm" "User Commands"',
+    '.SH NAME',
+    'acrnvm \\- the User VMs that run here',
+    '.SH SYNOPSIS',
+    '\\fBacrnvm\\fR \\fICOMMAND\\fR [\\fIARGUMENTS\\fR] [\\fB\\-\\-json\\fR]',
+    '.SH DESCRIPTION',
+    'Asks a VM that acrn\\-dm runs, by its API. A VM is named by its name, or by the path of its socket.',
+    '\\fB\\-\\-json\\fR answers in JSON.',
+    '.SH COMMANDS',
+    ...entries,
+    '.SH EXIT STATUS',
+    'That of acrn\\-dm for the same: 0, 64 for a wrong command line, 69 where nobody answers.',
+    '.SH SEE ALSO',
+    '\\fBacrn\\-dm\\fR(1)',
     '',
   ].join('\n');
 }

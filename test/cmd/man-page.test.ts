@@ -2,7 +2,9 @@ import { execFileSync } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, expect, test } from 'vitest';
-import { bashCompletion, manPage } from '../../cmd/man-page.ts';
+import { commands } from '../../cmd/acrnvm/commands.ts';
+import { completionScript } from '../../cmd/acrnvm/completion.ts';
+import { bashCompletion, clientManPage, manPage } from '../../cmd/man-page.ts';
 import { optionTable } from '../../config/option-table.ts';
 import { pciDrivers } from '../../devicemodel/hw/registry.ts';
 import { repository } from '../support/program.ts';
@@ -15,6 +17,15 @@ const docs = (name: string) => readFileSync(join(repository, 'docs', name), 'utf
 test('docs/acrn-dm.1 and docs/acrn-dm.bash are up to date (else: node tools/make-option-reference.mjs)', () => {
   expect(docs('acrn-dm.1')).toBe(manPage(pciDrivers));
   expect(docs('acrn-dm.bash')).toBe(bashCompletion(pciDrivers));
+});
+
+test('so are docs/acrnvm.1 and docs/acrnvm.bash, and the page has every command', () => {
+  const page = clientManPage(commands);
+  expect(docs('acrnvm.1')).toBe(page);
+  expect(docs('acrnvm.bash')).toBe(completionScript('bash', commands));
+  for (const { name } of commands) expect(page).toContain(`\n\\fB${name}\\fR`);
+  for (const line of page.split('\n').filter((each) => /^[.']/.test(each)))
+    expect(line).toMatch(/^\.(TH|SH|TP|\\")( |$)/);
 });
 
 test('the page has every option, and no line that roff would take for a request of its own', () => {

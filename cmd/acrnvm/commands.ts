@@ -1,0 +1,440 @@
+/** What acrnvm can be told, a word each. */
+import { spawn } from 'node:child_process';
+import { rmSync } from 'node:fs';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+import { vmFoldersRoot } from '../../control/vm-paths.ts';
+import { ExitCode } from '../../devicemodel/core/errors.ts';
+import { ClientError, call, deadSocketsOfAcrnctl, listVms, socketOf, type VmRow } from './client.ts';
+import { columns } from './columns.ts';
+import { completionScript, type Verb } from './completion.ts';
+import { attachConsole } from './console.ts';
+import { examineHost } from './doctor.ts';
+import { follow } from './stream.ts';
+import { Top, topHead, topRow } from './top.ts';
+
+export interface Invocation {
+  readonly words: readonly string[];
+  readonly isJson: boolean;
+  readonly force: boolean;
+  readonly isFollowing: boolean;
+  readonly timeoutS: number;
+  readonly since: string | undefined;
+  readonly level: string | undefined;
+  readonly sink: string | undefined;
+  readonly intervalS: number;
+  /** undefined: no end. */
+  readonly count: number | undefined;
+  /** Behind `--`. */
+  readonly rest: readonly string[];
+}
+
+/** A word of the command line; its first argument is a VM, or not. */
+interface Command extends Verb {
+  run(invocation: Invocation): Promise<ExitCode | undefined>;
+}
+
+export function print(text: string): void {
+  process.stdout.write(text.endsWith('\n') ? text : `${text}\n`);
+}
+
+function printJson(value: unknown): void {
+  print(JSON.stringify(value, undefined, 2));
+}
+
+function needed({ words }: Invocation, at: number, what: string): string {
+  const word = words[at];
+  if (word === undefined) throw new ClientError(`${what} is missing`, { exitCode: ExitCode.Usage });
+  return word;
+}
+
+const socket = (invocation: Invocation) => socketOf(needed(invocation, 0, 'the name of the VM'));
+
+/** What an order leaves is told where `--json` asks for it. */
+async function tellState(invocation: Invocation): Promise<undefined> {
+  if (invocation.isJson) printJson(await call(socket(invocation), 'GET', '/v1/vm'));
+}
+
+/** One order to one VM; `--json` answers with its state. */
+function order(name: string, help: string, method: string, path: string, body?: object): Command {
+  return {
+    name,
+    usage: `${name} VM`,
+    help,
+    takesVm: true,
+    run: async (invocation) => {
+      await call(socket(invocation), method, path, body);
+      return tellState(invocation);
+    },
+  };
+}
+
+export const commands: readonly Command[] = [
+  {
+    name: 'run',
+    usage: 'run FILE | run -- OPTIONS NAME',
+    help: 'start a VM in the foreground, from a file or by options of acrn-dm',
+    takesVm: false,
+    run: async ({ words, rest }) => startVm(rest.length > 0 ? rest : ['--config', ...words]),
+  },
+  {
+    name: 'ls',
+    usage: 'ls',
+    help: 'the VMs that run',
+    takesVm: false,
+    run: async ({ isJson }) => {
+      const vms = await listVms();
+      if (isJson) printJson(vms);
+      else print(table(vms));
+      return undefined;
+    },
+  },
+  {
+    name: 'info',
+    usage: 'info VM',
+    help: 'a VM: state, devices, consoles',
+    takesVm: true,
+    run: async (invocation) => {
+      const at = socket(invocation);
+      const [vm, devices, consoles] = await Promise.all(
+        ['/v1/vm', '/v1/devices', '/v1/consoles'].map((path) => call(at, 'GET', path)),
+      );
+      if (invocation.isJson) printJson({ ...(vm as object), devices, consoles });
+      else print(infoText(vm as VmRow, devices as Device[], consoles as Console[]));
+      return undefined;
+    },
+  },
+  {
+    name: 'stop',
+    usage: 'stop [-f] [-t S] VM',
+    help: 'ask the guest to shut down and wait for it; -f: end it at once',
+    takesVm: true,
+    run: stop,
+  },
+  order('reset', 'start the guest anew', 'PUT', '/v1/vm/power', { action: 'reset' }),
+  order('pause', 'the guest stands still', 'PUT', '/v1/vm/pause'),
+  order('resume', 'a guest that is paused goes on', 'PUT', '/v1/vm/resume'),
+  order('wake', 'wake a suspended guest', 'PUT', '/v1/vm/power', { action: 'wake' }),
+  order('button', 'press the power button', 'PUT', '/v1/vm/power', { action: 'button' }),
+  {
+    name: 'disk',
+    usage: 'disk VM SLOT[@PORT] PATH[,OPTIONS]',
+    help: 'put a medium into a CD drive, or into a virtio-blk that was started with nodisk',
+    takesVm: true,
+    run: async (invocation) => {
+      const slot = needed(invocation, 1, 'the slot');
+      const path = needed(invocation, 2, 'the path');
+      await call(socket(invocation), 'PUT', `/v1/devices/${encodeURIComponent(slot)}/disk`, { path });
+      return tellState(invocation);
+    },
+  },
+  {
+    name: 'eject',
+    usage: 'eject VM SLOT[@PORT]',
+    help: 'take the medium out of a CD drive',
+    takesVm: true,
+    run: async (invocation) => {
+      const slot = needed(invocation, 1, 'the slot');
+      await call(socket(invocation), 'DELETE', `/v1/devices/${encodeURIComponent(slot)}/disk`);
+      return tellState(invocation);
+    },
+  },
+  {
+    name: 'resize',
+    usage: 'resize VM SLOT [BYTES]',
+    help: 'make the image of a virtio-blk larger (1G, 512M); without a size: the host did, tell the guest',
+    takesVm: true,
+    run: async (invocation) => {
+      const slot = needed(invocation, 1, 'the slot');
+      const size = invocation.words[2];
+      const body = size === undefined ? {} : { sizeBytes: sizeOf(size) };
+      const answer = await call(socket(invocation), 'PUT', `/v1/devices/${encodeURIComponent(slot)}/size`, body);
+      if (invocation.isJson) printJson(answer);
+      else print(`${(answer as { readonly sizeBytes: number }).sizeBytes} bytes`);
+      return undefined;
+    },
+  },
+  {
+    name: 'link',
+    usage: 'link VM SLOT up|down',
+    help: 'the cable of a virtio-net, in or out',
+    takesVm: true,
+    run: async (invocation) => {
+      const slot = needed(invocation, 1, 'the slot');
+      const state = needed(invocation, 2, 'up or down');
+      if (state !== 'up' && state !== 'down') {
+        throw new ClientError(`a link is up or down, not "${state}"`, { exitCode: ExitCode.Usage });
+      }
+      await call(socket(invocation), 'PUT', `/v1/devices/${encodeURIComponent(slot)}/link`, { up: state === 'up' });
+      return tellState(invocation);
+    },
+  },
+  {
+    name: 'console',
+    usage: 'console VM [ID]',
+    help: 'this terminal as a console of the VM; Ctrl-] leaves',
+    takesVm: true,
+    run: async (invocation) => {
+      await attachConsole(socket(invocation), invocation.words[1]);
+      return undefined;
+    },
+  },
+  {
+    name: 'events',
+    usage: 'events [-f] [--since N] VM',
+    help: 'what happened; -f: and what happens',
+    takesVm: true,
+    run: events,
+  },
+  {
+    name: 'top',
+    usage: 'top [--interval S] [-n COUNT] [VM...]',
+    help: 'what VMs do now: processor, memory, disks, networks',
+    takesVm: true,
+    run: top,
+  },
+  {
+    name: 'log',
+    usage: 'log [-f] [--level LEVEL [--sink SINK]] VM',
+    help: 'its newest lines; -f: and those that come; --level: error, warn, notice, info or debug from now on',
+    takesVm: true,
+    run: log,
+  },
+  {
+    name: 'metrics',
+    usage: 'metrics VM',
+    help: "figures in Prometheus' text format",
+    takesVm: true,
+    run: async (invocation) => {
+      const at = socket(invocation);
+      if (invocation.isJson) {
+        printJson(await call(at, 'GET', '/v1/metrics', undefined, { accept: 'application/json' }));
+      } else print(String(await call(at, 'GET', '/v1/metrics')));
+      return undefined;
+    },
+  },
+  {
+    name: 'crash',
+    usage: 'crash VM',
+    help: 'what is known of a guest after a triple fault or its watchdog',
+    takesVm: true,
+    run: async (invocation) => {
+      printJson(await call(socket(invocation), 'GET', '/v1/vm/crash'));
+      return undefined;
+    },
+  },
+  {
+    name: 'doctor',
+    usage: 'doctor',
+    help: 'what of this host a VM may miss, and the command that mends it',
+    takesVm: false,
+    run: doctor,
+  },
+  {
+    name: 'prune',
+    usage: 'prune',
+    help: 'remove what killed VMs left',
+    takesVm: false,
+    run: async ({ isJson }) => {
+      const folders = (await listVms()).filter(({ state }) => state === 'dead').map(({ name }) => name);
+      for (const name of folders) rmSync(join(vmFoldersRoot(), name), { recursive: true, force: true });
+      const sockets = await deadSocketsOfAcrnctl();
+      for (const { path } of sockets) rmSync(path, { force: true });
+      const dead = [...new Set([...folders, ...sockets.map(({ vmName }) => vmName)])].sort();
+      if (isJson) printJson(dead);
+      else print(dead.length === 0 ? 'nothing was left' : `removed: ${dead.join(', ')}`);
+      return undefined;
+    },
+  },
+  {
+    name: 'config',
+    usage: 'config convert|argv|check|schema ...',
+    help: 'configuration files and command lines, one as the other: as acrn-dm config',
+    takesVm: false,
+    run: async ({ words, rest }) => startVm(['config', ...words, ...(rest.length > 0 ? ['--', ...rest] : [])]),
+  },
+  {
+    name: 'completion',
+    usage: 'completion bash|zsh|fish',
+    help: 'a script for the shell',
+    takesVm: false,
+    run: async (invocation) => {
+      try {
+        print(completionScript(needed(invocation, 0, 'the shell'), commands));
+      } catch (error) {
+        if (error instanceof RangeError) throw new ClientError(error.message, { exitCode: ExitCode.Usage });
+        throw error;
+      }
+      return undefined;
+    },
+  },
+];
+
+/** `512M` */
+function sizeOf(text: string): number {
+  const [, digits, unit = ''] = /^(\d+)([KMGT]?)$/i.exec(text) ?? [];
+  if (digits === undefined)
+    throw new ClientError(`"${text}" is no size`, { exitCode: ExitCode.Usage, hint: '512M, 1G' });
+  return Number(digits) * 1024 ** ['', 'K', 'M', 'G', 'T'].indexOf(unit.toUpperCase());
+}
+
+/** acrn-dm beside this file, in its place until it ends. */
+function startVm(argv: readonly string[]): Promise<ExitCode> {
+  return new Promise((resolve, reject) => {
+    const child = spawn(process.execPath, [fileURLToPath(new URL('acrn-dm.js', import.meta.url)), ...argv], {
+      stdio: 'inherit',
+    });
+    // The terminal sends its signals to both; what a script sends to us is meant for the VM.
+    for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => child.kill(signal));
+    child.once('error', reject);
+    child.once('exit', (code) => resolve((code ?? ExitCode.VmFailed) as ExitCode));
+  });
+}
+
+/** How often it is looked whether a VM is gone. */
+const POLL_MS = 100;
+
+async function stop(invocation: Invocation): Promise<ExitCode | undefined> {
+  await stopAndWait(socket(invocation), invocation);
+  if (invocation.isJson) printJson({ name: invocation.words[0], state: 'ended' });
+  return undefined;
+}
+
+/** @returns once the VM is gone. @throws ClientError */
+async function stopAndWait(at: string, { force, timeoutS }: Invocation): Promise<void> {
+  const body = force ? { action: 'off', force: true } : { action: 'shutdown' };
+  await call(at, 'PUT', '/v1/vm/power', body);
+  const deadlineMs = Date.now() + timeoutS * 1000;
+  for (;;) {
+    try {
+      const { state } = (await call(at, 'GET', '/v1/vm')) as { readonly state: string };
+      if (state === 'ended' || state === 'none') return;
+    } catch (error) {
+      if (error instanceof ClientError && error.cause !== undefined) return;
+      throw error;
+    }
+    if (Date.now() > deadlineMs) {
+      throw new ClientError(`the guest did not shut down within ${timeoutS} s`, {
+        hint: 'acrnvm stop -f ends it at once',
+      });
+    }
+    await sleep(POLL_MS);
+  }
+}
+
+interface ShownEvent {
+  readonly seq: number;
+  readonly time: string;
+  readonly source: string;
+  readonly event: string;
+  readonly data?: object;
+}
+
+function eventText({ time, source, event, data }: ShownEvent): string {
+  return `${time} ${source}.${event}${data === undefined ? '' : ` ${JSON.stringify(data)}`}`;
+}
+
+async function events(invocation: Invocation): Promise<ExitCode | undefined> {
+  const at = socket(invocation);
+  const { isJson, isFollowing, since = '0' } = invocation;
+  const show = (event: ShownEvent) => print(isJson ? JSON.stringify(event) : eventText(event));
+  if (!isFollowing) {
+    for (const event of (await call(at, 'GET', `/v1/events?since=${encodeURIComponent(since)}&wait=0`)) as ShownEvent[])
+      show(event);
+    return undefined;
+  }
+  await follow(at, `/v1/events?since=${encodeURIComponent(since)}`, (event) => show(event as ShownEvent));
+  return undefined;
+}
+
+interface LogLine {
+  readonly seq: number;
+  readonly time: string;
+  readonly level: string;
+  readonly message: string;
+}
+
+async function log(invocation: Invocation): Promise<ExitCode | undefined> {
+  const at = socket(invocation);
+  const { isJson, isFollowing, level, sink } = invocation;
+  const show = (line: LogLine) =>
+    print(
+      isJson ? JSON.stringify(line) : `${line.time} ${line.level.padEnd(6)} ${line.message.replaceAll('\n', '\n  ')}`,
+    );
+  if (level !== undefined) {
+    const { levels } = (await call(at, 'PUT', '/v1/log', sink === undefined ? { level } : { level, sink })) as {
+      readonly levels: readonly { readonly sink: string; readonly level: number }[];
+    };
+    if (isJson) printJson(levels);
+    else print(levels.map((each) => `${each.sink}: level ${each.level}`).join('\n'));
+    if (!isFollowing) return undefined;
+  }
+  // The stream first: no line between the two is missed.
+  const { lines } = (await call(at, 'GET', '/v1/log')) as { readonly lines: readonly LogLine[] };
+  for (const line of lines) show(line);
+  if (isFollowing) await follow(at, '/v1/log/stream', (line) => show(line as LogLine));
+  return undefined;
+}
+
+const CLEAR_SCREEN = '\x1b[H\x1b[2J';
+
+async function top({ words, isJson, intervalS, count }: Invocation): Promise<ExitCode | undefined> {
+  const loads = new Top(words);
+  await loads.look();
+  for (let shown = 0; count === undefined || shown < count; shown++) {
+    await sleep(intervalS * 1000);
+    const now = await loads.look();
+    if (isJson) print(JSON.stringify(now));
+    else print(`${process.stdout.isTTY === true ? CLEAR_SCREEN : ''}${columns([topHead, ...now.map(topRow)])}`);
+  }
+  return undefined;
+}
+
+async function doctor({ isJson }: Invocation): Promise<ExitCode | undefined> {
+  const findings = await examineHost();
+  if (isJson) printJson(findings);
+  else {
+    const width = Math.max(...findings.map(({ what }) => what.length));
+    for (const { what, verdict, detail, mend } of findings) {
+      print(`${verdict.padEnd(5)} ${what.padEnd(width)}  ${detail}`);
+      if (mend !== undefined) print(`${' '.repeat(width + 8)}${mend}`);
+    }
+  }
+  return findings.some(({ verdict }) => verdict === 'fail') ? ExitCode.Unavailable : undefined;
+}
+
+interface Device {
+  readonly slot: string;
+  readonly driver: string;
+  readonly options: string;
+}
+interface Console {
+  readonly id: string;
+  readonly backend: string;
+}
+
+const MIB = 1024 * 1024;
+
+function table(vms: readonly VmRow[]): string {
+  if (vms.length === 0) return 'no VM runs here';
+  const rows = vms.map(({ name, state, hypervisor = '', memoryBytes, uptimeS, pid }) => [
+    name,
+    state,
+    hypervisor,
+    memoryBytes === undefined ? '' : `${memoryBytes / MIB} MiB`,
+    uptimeS === undefined ? '' : `${uptimeS} s`,
+    pid === undefined ? '' : String(pid),
+  ]);
+  return columns([['NAME', 'STATE', 'HYPERVISOR', 'MEMORY', 'UP', 'PID'], ...rows]);
+}
+
+function infoText(vm: VmRow, devices: readonly Device[], consoles: readonly Console[]): string {
+  return [
+    ...Object.entries(vm).map(([key, value]) => `${key}: ${value}`),
+    'devices:',
+    ...devices.map(({ slot, driver, options }) => `  ${slot} ${driver}${options === '' ? '' : ` ${options}`}`),
+    'consoles:',
+    ...consoles.map(({ id, backend }) => `  ${id} ${backend}`),
+  ].join('\n');
+}
