@@ -72,7 +72,7 @@ export function checkHypervisor(config: Pick<VmConfig, 'pci'>, offers: Hyperviso
 }
 
 /** Sockets that are to be made, descriptors that were handed down, and the files beside them. @throws DmError */
-function checkFrontDoors({ apiSocket, cmdMonitorPath, display, eventMonitor }: VmConfig): void {
+function checkFrontDoors({ apiSocket, cmdMonitorPath, crashDumpPath, display, eventMonitor }: VmConfig): void {
   const at = (option: string, check: () => void) => {
     try {
       check();
@@ -84,6 +84,7 @@ function checkFrontDoors({ apiSocket, cmdMonitorPath, display, eventMonitor }: V
   if (cmdMonitorPath !== undefined) at('--cmd_monitor', () => socket(cmdMonitorPath));
   if (apiSocket?.kind === 'path') at('--api-socket', () => socket(apiSocket.path));
   if (apiSocket?.kind === 'fd') at('--api-socket', () => checkDescriptor(apiSocket.fd));
+  if (crashDumpPath !== undefined) at('--crash-dump', () => inspectCharBackend({ kind: 'file', path: crashDumpPath }));
   if (eventMonitor !== undefined) {
     at('--event-monitor', () => {
       if ('fd' in eventMonitor) checkDescriptor(eventMonitor.fd);

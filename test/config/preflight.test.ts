@@ -73,6 +73,8 @@ describe('sockets and files of the program', () => {
     ['--api-socket fd=', ['--api-socket', 'fd=987'], 'no such descriptor', Usage],
     ['--event-monitor', ['--event-monitor', `path=${at('folder')}`], 'EISDIR', CannotCreate],
     ['--event-monitor in no folder', ['--event-monitor', `path=${at('none/x')}`], 'ENOENT', CannotCreate],
+    ['--crash-dump', ['--crash-dump', at('folder')], 'EISDIR', CannotCreate],
+    ['--crash-dump in no folder', ['--crash-dump', at('none/x')], 'ENOENT', CannotCreate],
     ['--event-monitor fd=', ['--event-monitor', 'fd=987'], 'no such descriptor', Usage],
     ['--display', ['--display', `vnc=unix:${at('file')}`], 'is no socket', CannotCreate],
     ['--display, missing password', vnc(at('none')), 'ENOENT', NoInput],
@@ -94,6 +96,7 @@ describe('sockets and files of the program', () => {
     ['--api-socket', at('socket')],
     ['--api-socket', 'off'],
     ['--event-monitor', `path=${at('file')}`],
+    ['--crash-dump', at('file')],
     ['--event-monitor', 'fd=2'],
     ['--display', `vnc=unix:${at('vnc')},password-file=${at('password')}`],
   ])('%s %s is fine', (...argv) => {
