@@ -78,10 +78,8 @@ async function main(): Promise<ExitCode> {
 }
 
 async function dryRun(order: VmOrder): Promise<ExitCode> {
-  const [{ describeVm, formatDryRun }, { checkHost, fileProblems, hostTreeProblems, problemsOf }] = await Promise.all([
-    import('./dry-run.ts'),
-    import('../config/preflight.ts'),
-  ]);
+  const [{ describeVm, formatDryRun }, { checkHost, fileProblems, groupProblems, hostTreeProblems, problemsOf }] =
+    await Promise.all([import('./dry-run.ts'), import('../config/preflight.ts')]);
   const { config, hostRoot } = order;
   const found = await checkHost(config, { root: hostRoot ?? '', isPlan: true });
   // What another host lacks is what was asked; this one need not be where the VM will run.
@@ -95,6 +93,7 @@ async function dryRun(order: VmOrder): Promise<ExitCode> {
   const written = print(order.format === 'json' ? [JSON.stringify(plan, undefined, 2)] : formatDryRun(plan));
   const problems = [...problemsOf(config), ...obstacles];
   problems.push(...(hostRoot === undefined ? fileProblems(config) : hostTreeProblems(hostRoot)));
+  if (hostRoot === undefined) problems.push(...(await groupProblems(config)));
   if (problems.length === 0) problems.push(...(await engineProblems(config)));
   for (const problem of problems) writeLines(standardError, errorLines(problem, { debug }));
   return problems[0]?.exitCode ?? written;
@@ -118,6 +117,11 @@ async function engineProblems(config: VmConfig): Promise<readonly DmError[]> {
     if (!(error instanceof DmError)) throw error;
     problems.push(error);
   }
+  if (config.hypervisor !== 'auto' && hypervisor.kind !== 'acrn' && problems.length === 0) {
+    // What a start says of its vCPUs.
+    const write = (_level: string, line: string) => void writeLines(standardError, [`acrn-dm: warning: ${line}`]);
+    hypervisor.cpus(config, new Log([{ maxLevel: LogLevel.warn, write }]));
+  }
   if (config.hypervisor !== 'auto' || hypervisor.kind === 'acrn') return problems;
   const lines = problems.map((p) => `acrn-dm: warning: not on this machine, which has no ACRN: ${p.message}`);
   writeLines(standardError, lines);
@@ -140,8 +144,8 @@ async function openLog(
 
 /** Everything that shows before a VM is asked for. @throws DmError */
 async function checkOrder({ config }: VmOrder, log: Log): Promise<void> {
-  const { checkHost, checkHostPaths, problemsOf } = await import('../config/preflight.ts');
-  const [problem] = problemsOf(config);
+  const { checkHost, checkHostPaths, groupProblems, problemsOf } = await import('../config/preflight.ts');
+  const [problem] = [...problemsOf(config), ...(await groupProblems(config))];
   if (problem !== undefined) throw problem;
   checkHostPaths(config);
   const { problems, warnings } = await checkHost(config, { root: '', isPlan: false });

@@ -151,6 +151,14 @@ export function fileProblems(config: VmConfig): DmError[] {
   return problems;
 }
 
+/** A group that does not exist here. The C library knows, which takes a while to load: only for who named one. */
+export async function groupProblems({ socketGroup }: Pick<VmConfig, 'socketGroup'>): Promise<DmError[]> {
+  if (socketGroup === undefined) return [];
+  const { groupId } = await import('../devicemodel/core/host/groups.ts');
+  if (groupId(socketGroup) !== undefined) return [];
+  return [new ConfigError(`--socket-group: there is no group "${socketGroup}"`, { hint: 'getent group lists them' })];
+}
+
 /** A saved tree that is none. @param root of `--host-root` */
 export function hostTreeProblems(root: string): DmError[] {
   try {

@@ -91,6 +91,9 @@ describe('acrn-dm', () => {
     ['a name that is too long', 66, ['-k', DEMO, '-s', `3,virtio-blk,/${'d'.repeat(300)}`]],
     ['memory out of the engine’s reach', 69, ['-k', DEMO, '-m', '4G', '--hypervisor', 'soft']],
     ['firmware on an engine without', 69, ['--ovmf', FIRMWARE, '--hypervisor', 'soft']],
+    ['a group that is none', 64, ['-k', DEMO, '--socket-group', 'no_such_group_x']],
+    ['a socket below a file', 73, ['-k', DEMO, '--cmd_monitor', `${DEMO}/s`]],
+    ['a descriptor that is none', 64, ['-k', DEMO, '--api-socket', 'fd=987']],
     ['no CPUs on ACRN', 64, ['-k', DEMO, '--hypervisor', 'acrn']],
   ])('a dry run reports what a start would: %s, status %i', (_, status, args) => {
     const result = acrnDm('--dry-run', ...args, '-s', '0:0,hostbridge', '-s', '1:0,lpc', 'vm');
@@ -98,6 +101,13 @@ describe('acrn-dm', () => {
     expect(result.stderr).toMatch(/^acrn-dm: /);
     expect(result.stderr).not.toContain('internal error');
     expect(result.stdout).toContain('00:00.0');
+  });
+  test('a dry run says what the engine makes of the CPUs, as a start does', () => {
+    const plan = ['--dry-run', '-k', DEMO, '-s', '0:0,hostbridge', '--hypervisor', 'soft', 'vm'];
+    const { status, stderr } = acrnDm('--cpu_affinity', '0,1', ...plan);
+    expect(status).toBe(ExitCode.Ok);
+    expect(stderr).toBe('acrn-dm: warning: --cpu_affinity names 2 CPUs; the software engine gives the VM one vCPU\n');
+    expect(acrnDm('--cpu_affinity', '1', ...plan).stderr).toBe('');
   });
   test('where no engine was named, what this machine cannot run is a warning: the plan may be for another', () => {
     const { status, stderr } = acrnDm('--dry-run', '-k', DEMO, '-m', '4G', '-s', '0:0,hostbridge', 'vm');
