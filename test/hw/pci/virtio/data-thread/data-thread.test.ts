@@ -18,7 +18,7 @@ import { afterEach, describe, expect, test } from 'vitest';
 import type { MsiMessage } from '../../../../../devicemodel/core/device.ts';
 import { checkOptions } from '../../../../../devicemodel/core/options.ts';
 import type { PciEnv } from '../../../../../devicemodel/hw/pci/driver.ts';
-import { VirtioBlock } from '../../../../../devicemodel/hw/pci/virtio/block/block.ts';
+import { resizeBlock, VirtioBlock } from '../../../../../devicemodel/hw/pci/virtio/block/block.ts';
 import { BlockOptions, parseBlockText } from '../../../../../devicemodel/hw/pci/virtio/block/options.ts';
 import { VirtioPci } from '../../../../../devicemodel/hw/pci/virtio/transport/transport.ts';
 import { useDataThreadWorker } from '../../../../support/data-thread-worker.ts';
@@ -171,6 +171,20 @@ describe('data thread', () => {
     threads.ask();
     expect(threads.silent).toEqual([]);
     expect(machine.lines).toEqual([]);
+  });
+
+  test('a disk that grows: the thread that has its queue serves what is new', async () => {
+    const { driver, fn, path } = await makeDisk('iothread,DISK');
+    driver.init();
+    const readAt = async (sector: number) =>
+      (await request(driver, 0, [{ read: header(Type.In, sector) }, { write: 512 }, { write: 1 }]))[2]?.[0];
+    const IoError = 1;
+    expect(await readAt(SECTORS)).toBe(IoError);
+    expect(await resizeBlock(fn, 2 * SECTORS * 512)).toBe(2 * SECTORS * 512);
+    expect([await readAt(SECTORS), await readAt(2 * SECTORS - 1), await readAt(2 * SECTORS)]).toEqual([0, 0, IoError]);
+    truncateSync(path, SECTORS * 512);
+    expect(await resizeBlock(fn, undefined)).toBe(SECTORS * 512);
+    expect(await readAt(SECTORS)).toBe(IoError);
   });
 
   test('interrupts where there is no irqfd', async () => {
