@@ -9,7 +9,7 @@ import { checkOptions } from '../../../../../devicemodel/core/options.ts';
 import type { PciEnv } from '../../../../../devicemodel/hw/pci/driver.ts';
 import { VirtioBlock } from '../../../../../devicemodel/hw/pci/virtio/block/block.ts';
 import { BlockOptions, parseBlockText } from '../../../../../devicemodel/hw/pci/virtio/block/options.ts';
-import { VirtioNet } from '../../../../../devicemodel/hw/pci/virtio/net/net.ts';
+import { setCableOf, VirtioNet } from '../../../../../devicemodel/hw/pci/virtio/net/net.ts';
 import { NetOptions, parseNetText } from '../../../../../devicemodel/hw/pci/virtio/net/options.ts';
 import { VirtioPci } from '../../../../../devicemodel/hw/pci/virtio/transport/transport.ts';
 import { useDataThreadWorker } from '../../../../support/data-thread-worker.ts';
@@ -359,7 +359,7 @@ async function makeNet(mode: DriverMode = 'legacy') {
     receive: () => peer.receive()?.slice(header),
     send: (frame) => peer.send(Uint8Array.of(...new Uint8Array(header), ...frame)),
   };
-  return { machine, driver, fd, peer: tap, sparePeer, net: new NetDriver(driver) };
+  return { machine, driver, fn, fd, peer: tap, sparePeer, net: new NetDriver(driver) };
 }
 
 const HEADER = 12;
@@ -498,5 +498,27 @@ describe('a network device', () => {
     expect(driver.readConfig(6, 2)).toBe(1);
     sparePeer.send(numbered(5));
     await expect.poll(() => net.received(), { interval: 1 }).toEqual([5]);
+  });
+
+  test('the cable is taken out under the thread: no frame passes, and what comes afterwards does', async () => {
+    const { machine, driver, fn, net, peer } = await makeNet();
+    const { sent } = await busy(net, peer, machine, 10);
+    setCableOf(fn, false);
+    expect(driver.readConfig(6, 2)).toBe(0);
+    await expect.poll(() => machine.ioeventfds.length, { timeout: 5000 }).toBe(4);
+    net.send();
+    peer.send(numbered(7));
+    await turn();
+    expect([peer.receive(), net.received()]).toEqual([undefined, []]);
+    setCableOf(fn, true);
+    expect(driver.readConfig(6, 2)).toBe(1);
+    net.send();
+    const received = () => {
+      const frame = peer.receive();
+      return frame === undefined ? undefined : new DataView(frame.buffer).getUint32(0, true);
+    };
+    await expect.poll(received, { interval: 1, timeout: 5000 }).toBe(sent + 1);
+    peer.send(numbered(9));
+    await expect.poll(() => net.received(), { interval: 1, timeout: 5000 }).toEqual([9]);
   });
 });
