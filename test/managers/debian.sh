@@ -30,7 +30,7 @@ acrn-dm --hypervisor soft -m 256M -s 0:0,hostbridge -s 1:0,lpc -l com1,stdio -s 
 SCRIPT
 : > deb.out
 # up NUMBER: until the guest's shell is there for the so-manieth time.
-up() { within 150 eval '[ "$(grep -ac guest-is-up deb.out)" = '"$1"' ]'; }
+up() { within 300 eval '[ "$(grep -ac guest-is-up deb.out)" = '"$1"' ]'; }
 # guest WORDS ANSWER: typed at its shell.
 guest() {
   echo "$1" >&7
@@ -42,6 +42,7 @@ check "acrnctl add" said 'deb added' acrnctl add vm.sh
 acrnctl start deb < typed >> deb.out 2>&1 &
 check "acrnctl start" within 60 is deb started
 check "Debian is up" up 1
+[ "$failures" = 0 ] || { tail -20 deb.out; finish; }
 check "blkrescan" eval '[ -z "$(acrnctl blkrescan deb 3,/run/t/disk.img)" ]'
 check "the guest sees the disk" guest 'sleep 2; echo size-$(cat /sys/block/vda/size)' size-16384
 

@@ -69,9 +69,13 @@ rm -rf "$root"/boot/* "$root"/var/cache/apt "$root"/var/lib/apt/lists "$root"/us
 mke2fs -q -t ext4 -d "$root" "$work/disk.img" "$(($(du -sm "$root" | cut -f1) * 5 / 4 + 200))M"
 rm -rf "$root"
 
-timeout -k 10 "${T:-1500}" qemu-system-x86_64 -machine q35 -cpu max -accel "${ACCEL:-tcg}" -smp 2 -m 2048 -nographic -no-reboot -net none \
-  -kernel "$work/vmlinuz" -initrd "$work/initrd" \
-  -append "root=/dev/vda rw console=ttyS0 quiet systemd.show_status=0 mitigations=off" \
-  -drive "file=$work/disk.img,format=raw,if=virtio,cache=unsafe" < /dev/null | tr -d '\r' | tee "${LOG:-$work/log}" | grep -aE '^(ok|FAILED|--|  |systemd)'
-tail -1 "${LOG:-$work/log}" > /dev/null
-grep -aq '^systemd: [0-9]* passed, 0 failed' "${LOG:-$work/log}"
+log=${LOG:-$work/log}
+timeout -k 10 "${T:-1500}" qemu-system-x86_64 -machine q35 -cpu max -accel "${ACCEL:-tcg}" -smp 2 -m 2048 -display none -monitor none \
+  -no-reboot -net none -kernel "$work/vmlinuz" -initrd "$work/initrd" \
+  -append "root=/dev/vda rw console=ttyS0 quiet mitigations=off" -serial "file:$log" \
+  -drive "file=$work/disk.img,format=raw,if=virtio,cache=unsafe" < /dev/null
+tr -d '\r' < "$log" | grep -aE '^(ok|FAILED|--|  |systemd)' || true
+if ! grep -aq '^systemd: [0-9]* passed, 0 failed' "$log"; then
+  tail -20 "$log"
+  exit 1
+fi
