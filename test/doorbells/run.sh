@@ -46,7 +46,7 @@ start() {
 }
 # says FILE TEXT: until it says so.
 says() {
-  local end=$((SECONDS + 60))
+  local end=$((SECONDS + 150))
   until grep -q "$2" "$work/$1.log" 2> /dev/null; do
     [ $SECONDS -lt $end ] || return 1
     sleep 0.1
@@ -54,8 +54,10 @@ says() {
 }
 
 begin=$EPOCHREALTIME
-start sender sender; sender=$!
 start answerer answerer; answerer=$!
+says answerer listening || { fail "the answerer did not start"; cat "$work/answerer.log"; }
+start sender sender; sender=$!
+says sender listening || { fail "the sender did not start"; cat "$work/sender.log"; }
 (sleep "$LIMIT_S"; echo "a doorbell was lost, or time is too short"; kill -9 $sender $answerer) > "$work/limit" 2>&1 &
 limit=$!
 
