@@ -4,6 +4,7 @@
 # pointer have to reach the guest's event devices.
 #   VIEWER=tigervnc test/soft/display.sh   Debian's tigervnc-viewer under Xvfb, with xdotool, xwd and netpbm; without it
 #                                          a viewer of our own
+#   VIEWER=sdl test/soft/display.sh        --display sdl in the place of a viewer, with Xvfb, xdotool, xwd and netpbm
 MODULES="virtio_pci virtio_gpu virtio_input evdev"
 . "$(dirname "$0")/lib.sh"
 WIDTH=800 HEIGHT=600
@@ -52,24 +53,43 @@ own_resize() { viewer resize ${NEW_WIDTH}x$NEW_HEIGHT; }
 own_keys() { viewer keys 30 48 46; }
 own_point() { viewer point 400 300 1; }
 
-tigervnc_start() {
+xvfb_start() {
   export DISPLAY=:$((RANDOM % 400 + 100))
   Xvfb "$DISPLAY" -screen 0 1024x768x24 -nolisten tcp > "$scratch/xvfb.log" 2>&1 &
   sleep 2
+}
+tigervnc_start() {
+  xvfb_start
   xtigervncviewer -SecurityTypes None -RemoteResize=0 -AutoSelect=0 -PreferredEncoding ZRLE "$@" "$socket" \
     > "$scratch/viewer.log" 2>&1 &
   tigervnc=$!
   # It tells of its menu at first.
   sleep "${MENU_S:-15}"
 }
-tigervnc_window() { xdotool search --onlyvisible --name TigerVNC | tail -1; }
-tigervnc_shot() {
-  local size
-  size=$(xdotool getwindowgeometry --shell "$(tigervnc_window)")
-  eval "$size"
-  xwd -silent -root | xwdtopnm 2> /dev/null | pamcut -left "$X" -top "$Y" -width "${2:-$WIDTH}" -height "${3:-$HEIGHT}" |
-    pnmtopnm > "$1"
+
+# window_shot WINDOW FILE [WIDTH HEIGHT]
+window_shot() {
+  eval "$(xdotool getwindowgeometry --shell "$1")"
+  xwd -silent -root | xwdtopnm 2> /dev/null | pamcut -left "$X" -top "$Y" -width "${3:-$WIDTH}" -height "${4:-$HEIGHT}" |
+    pamdepth 255 2> /dev/null | pnmtopnm > "$2"
 }
+# Without a window manager nobody else gives the window the focus.
+window_keys() { xdotool windowfocus "$1" sleep 0.5 mousemove 5 5 sleep 0.5 key --delay 100 a b c; }
+window_point() {
+  eval "$(xdotool getwindowgeometry --shell "$1")"
+  xdotool mousemove $((X + 400)) $((Y + 300)) sleep 0.5 click 1
+}
+
+sdl_window() { xdotool search --onlyvisible --name "soft$$" | tail -1; }
+sdl_shot() { window_shot "$(sdl_window)" "$@"; }
+sdl_keys() { window_keys "$(sdl_window)"; }
+sdl_point() { window_point "$(sdl_window)"; }
+sdl_resize() { xdotool windowsize "$(sdl_window)" $NEW_WIDTH $NEW_HEIGHT; }
+
+tigervnc_window() { xdotool search --onlyvisible --name TigerVNC | tail -1; }
+tigervnc_shot() { window_shot "$(tigervnc_window)" "$@"; }
+tigervnc_keys() { window_keys "$(tigervnc_window)"; }
+tigervnc_point() { window_point "$(tigervnc_window)"; }
 tigervnc_resize() {
   kill "$tigervnc"
   xtigervncviewer -SecurityTypes None -RemoteResize=1 -DesktopSize=${NEW_WIDTH}x$NEW_HEIGHT -AutoSelect=0 \
@@ -77,26 +97,24 @@ tigervnc_resize() {
   tigervnc=$!
   sleep "${MENU_S:-15}"
 }
-# Without a window manager nobody else gives the window the focus.
-tigervnc_keys() { xdotool windowfocus "$(tigervnc_window)" sleep 0.5 mousemove 5 5 sleep 0.5 key --delay 100 a b c; }
-tigervnc_point() {
-  eval "$(xdotool getwindowgeometry --shell "$(tigervnc_window)")"
-  xdotool mousemove $((X + 400)) $((Y + 300)) sleep 0.5 click 1
-}
+kind=${VIEWER:-own}
+shown=vnc=unix:$socket
+tools="Xvfb xdotool xwd xwdtopnm"
+case $kind in
+  own) tools="" ;;
+  sdl) shown=sdl ;;
+  tigervnc) tools="$tools xtigervncviewer" ;;
+esac
+for tool in $tools; do
+  command -v "$tool" > /dev/null || { echo "skipped: there is no $tool"; exit 0; }
+done
+[ $kind != sdl ] || xvfb_start
 
-kind=own
-if [ "${VIEWER:-}" = tigervnc ]; then
-  for tool in Xvfb xtigervncviewer xdotool xwd xwdtopnm; do
-    command -v "$tool" > /dev/null || { echo "skipped: there is no $tool"; exit 0; }
-  done
-  kind=tigervnc
-fi
-
-WORDS="vt.global_cursor_default=0" start_dm --display "vnc=unix:$socket" -s 4,virtio-gpu,geometry=${WIDTH}x$HEIGHT+0+0 \
+WORDS="vt.global_cursor_default=0" start_dm --display "$shown" -s 4,virtio-gpu,geometry=${WIDTH}x$HEIGHT+0+0 \
   -s 5,virtio-input,display:keyboard -s 6,virtio-input,display:tablet
 check "the guest shows a picture" wait_for "${BOOT_S:-200}" "SHOW first"
 check "the guest listens" wait_for 60 LISTENING
-[ $kind = own ] || tigervnc_start
+[ $kind != tigervnc ] || tigervnc_start
 # The last of it may be under way.
 sleep 2
 check "the viewer shows what was written to /dev/fb0" "${kind}_shot" "$scratch/shot1.ppm"
