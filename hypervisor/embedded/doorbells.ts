@@ -31,6 +31,9 @@ type Message =
   | { readonly kind: 'bells'; readonly region: string }
   | { readonly kind: 'gone'; readonly region: string };
 
+/** Regions that another VM may have: what it gives for each is open here as long as it is there. */
+const MAX_REGIONS = 64;
+
 interface Peer {
   vmid: number;
   readonly fd: number;
@@ -89,7 +92,7 @@ export class Doorbells {
 
   /** @throws HostError */
   open(name: string, vectors: number): RegionBells {
-    const own = Array.from({ length: vectors }, () => new Eventfd());
+    const own = makeEventfds(vectors);
     const region: Region = { own, handler: undefined };
     this.#regions.set(name, region);
     for (const peer of this.#peers) this.#offer(peer, name, region);
@@ -138,7 +141,7 @@ export class Doorbells {
       return;
     }
     const message = parse(received.text);
-    if (message === undefined || (message.kind !== 'hello' && peer.vmid === 0)) {
+    if (message === undefined || !this.#isRight(peer, message, received.fds.length)) {
       for (const fd of received.fds) closeFd(fd);
       this.#log.warn('doorbells: a message that no VM sends; the connection is closed');
       this.#drop(peer);
@@ -159,6 +162,18 @@ export class Doorbells {
     }
   }
 
+  /** A VM says who it is once, first, and not that it is this one; descriptors are those of a region. */
+  #isRight({ vmid, bells }: Peer, message: Message, descriptors: number): boolean {
+    switch (message.kind) {
+      case 'hello':
+        return vmid === 0 && message.vmid !== this.#vmid && descriptors === 0;
+      case 'bells':
+        return vmid !== 0 && (bells.has(message.region) || bells.size < MAX_REGIONS);
+      case 'gone':
+        return vmid !== 0 && descriptors === 0;
+    }
+  }
+
   #lose(peer: Peer, name: string): void {
     const fds = peer.bells.get(name);
     if (fds === undefined) return;
@@ -172,6 +187,18 @@ export class Doorbells {
     for (const name of [...peer.bells.keys()]) this.#lose(peer, name);
     peer.unwatch();
     closeFd(peer.fd);
+  }
+}
+
+/** @throws HostError, with nothing left open. */
+function makeEventfds(count: number): Eventfd[] {
+  const made: Eventfd[] = [];
+  try {
+    while (made.length < count) made.push(new Eventfd());
+    return made;
+  } catch (error) {
+    for (const eventfd of made) eventfd.dispose();
+    throw error;
   }
 }
 

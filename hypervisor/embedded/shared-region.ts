@@ -6,12 +6,15 @@
  * and what a crash left behind is taken over.
  */
 import { constants, fstatSync, rmSync, statSync } from 'node:fs';
+import { HostError } from '../../devicemodel/core/errors.ts';
+import { Errno } from '../../devicemodel/core/host/errno.ts';
 import { lockWait, tryLock } from '../../devicemodel/core/host/file-lock.ts';
 import { closeFd, OpenFlag, openFile, setFileSize } from '../../devicemodel/core/host/files.ts';
 import { fillShared, type Mapping, map } from '../../devicemodel/core/host/mapping.ts';
 
 const SHM_DIR = '/dev/shm';
 const PRIVATE = constants.S_IRUSR | constants.S_IWUSR;
+const OTHERS = 0o077;
 
 interface Region {
   readonly fd: number;
@@ -77,11 +80,13 @@ function mapRegion(path: string, regionName: string, sizeBytes: number): Region 
     });
   }
   for (;;) {
-    const fd = openFile(path, OpenFlag.ReadWrite | OpenFlag.Create | OpenFlag.CloseOnExec, PRIVATE);
+    const flags = OpenFlag.ReadWrite | OpenFlag.Create | OpenFlag.NoFollow | OpenFlag.NonBlock | OpenFlag.CloseOnExec;
+    const fd = openFile(path, flags, PRIVATE);
     let isKept = false;
     /** Nobody else has the file that others will open. */
     let isOurs = false;
     try {
+      checkOurs(fd, path);
       const isFirst = tryLock(fd, 'exclusive', path);
       if (!isFirst) lockWait(fd, 'shared', path);
       // The last user may have removed the file between our open and our lock: then it is not the one others will open.
@@ -104,6 +109,14 @@ function mapRegion(path: string, regionName: string, sizeBytes: number): Region 
       }
     }
   }
+}
+
+/** Everybody may make files in /dev/shm: guests' memory goes into none that others can read. @throws HostError */
+function checkOurs(fd: number, path: string): void {
+  const stat = fstatSync(fd);
+  const isPrivate = stat.isFile() && stat.uid === process.geteuid?.() && (stat.mode & OTHERS) === 0;
+  if (isPrivate) return;
+  throw new HostError(`${path}: it is there, and is not a file of this user alone`, Errno.EPERM, { hint: 'remove it' });
 }
 
 function isSameFile(fd: number, path: string): boolean {

@@ -93,6 +93,8 @@ test.each([
   ['unknown', '{"kind":"boo"}'],
   ['before a hello', '{"kind":"bells","region":"hv:/shm0"}'],
   ['no id of a VM', '{"kind":"hello","vmid":0}'],
+  ['this very VM', '{"kind":"hello","vmid":1}'],
+  ['hello with descriptors', '{"kind":"hello","vmid":7}'],
 ])('a stranger that says %s is hung up on, and its descriptors are closed', async (_what, text) => {
   const { log, lines } = memoryLog();
   const { bells } = await vm('a', { log });
@@ -106,6 +108,31 @@ test.each([
     for (const own of typeof received === 'object' ? received.fds : []) closeFd(own);
     return received === 'ended';
   });
+  closeFd(fd);
+  await until(() => openFds() <= before);
+});
+
+const hello = (vmid: number) => JSON.stringify({ kind: 'hello', vmid });
+const bellsOf = (region: string) => JSON.stringify({ kind: 'bells', region });
+
+// Mutation: without #isRight, the first VM's descriptors are closed and it is still rung; the others stay open.
+test.each([
+  ['is another VM by and by', [hello(7), bellsOf(REGION), hello(8)], 7],
+  ['lets go with descriptors', [hello(7), bellsOf(REGION), '{"kind":"gone","region":"hv:/shm0"}'], 7],
+  ['has more regions than there are', [hello(7), ...Array.from({ length: 65 }, (_, i) => bellsOf(`hv:/${i}`))], 0],
+])('a VM that %s is hung up on, and nothing of it is left', async (_what, texts, seen) => {
+  const { log, lines } = memoryLog();
+  const { bells, peers } = await vm('a', { log });
+  const before = openFds();
+  const fd = connectForFds(join(directory, 'vm-1.bells')) as number;
+  for (const text of texts) {
+    expect(sendFds(fd, text, text === texts[0] ? [] : (bells?.own.slice(0, 2) ?? []))).toBe(true);
+    // As a VM would: the socket holds only so many.
+    await new Promise((resolve) => setImmediate(resolve));
+    if (text === texts[1] && seen !== 0) await until(() => peers.has(seen));
+  }
+  await until(() => lines.some((line) => line.includes('a message that no VM sends')));
+  expect(peers.size).toBe(0);
   closeFd(fd);
   await until(() => openFds() <= before);
 });
