@@ -220,7 +220,7 @@ export const contracts = [
     file: 'devicemodel/core/host/process-signals.ts',
     from: '  else if (!hadListener) {',
     to: '  else {',
-    test: 'test/integration/signals.test.ts',
+    test: 'test/core/host/process-signals.test.ts',
   },
   {
     ...signals,
@@ -228,7 +228,7 @@ export const contracts = [
     file: 'library/launcher.ts',
     from: '    this.vm.abandon();\n',
     to: '',
-    test: 'test/integration/unforeseen.test.ts',
+    test: 'test/library/launch.test.ts',
   },
   {
     ...signals,

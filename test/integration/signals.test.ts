@@ -88,6 +88,16 @@ describe.skipIf(reason !== undefined)('the built program', { timeout: TIMEOUT_MS
     expect(stderr).toContain(`received ${name}`);
   });
 
+  test('all are held before anything else is loaded', async () => {
+    const { pid } = start('first');
+    const ofProcess = (file: string) => readFileSync(`/proc/${pid}/${file}`, 'latin1');
+    // The C library's functions come first of what is loaded, long before there is a VM.
+    while (!ofProcess('maps').includes('koffi.node')) await sleep(0);
+    const caught = BigInt(`0x${/^SigCgt:\s*(\w+)$/m.exec(ofProcess('status'))?.[1]}`);
+    const isCaught = (name: string) => ((caught >> BigInt(constants.signals[name as NodeJS.Signals] - 1)) & 1n) === 1n;
+    expect(Object.keys(signalActions).filter((name) => !isCaught(name))).toEqual([]);
+  });
+
   test('everything at once while the VM ends changes nothing', async () => {
     const program = start('end');
     await program.console('> ');

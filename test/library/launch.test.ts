@@ -1,5 +1,6 @@
 /** VMs launched by a program, on the embedded hypervisor. */
-import { afterEach, describe, expect, test } from 'vitest';
+import { afterEach, describe, expect, test, vi } from 'vitest';
+import { Vm } from '../../devicemodel/core/vm.ts';
 import { ConfigError, type LaunchConfig, type LaunchedVm, launch, RefusedError } from '../../library/index.ts';
 import { demoGuest, whyNoSoftHypervisor } from '../support/program.ts';
 import { until } from '../support/pty.ts';
@@ -34,6 +35,17 @@ const processListeners = () =>
   process.eventNames().map((name) => [String(name), process.listenerCount(name as 'exit')] as const);
 
 describe.skipIf(whyNoSoftHypervisor() !== undefined)('launch', () => {
+  test('a process that exits with a VM pauses and destroys it first', async () => {
+    const before = process.listeners('exit');
+    const { vm, shows } = await demo('exit', 'demo=echo');
+    await shows('> ');
+    const abandon = vi.spyOn(Vm.prototype, 'abandon');
+    for (const listener of process.listeners('exit')) if (!before.includes(listener)) listener(0);
+    expect(abandon).toHaveBeenCalledTimes(1);
+    abandon.mockRestore();
+    await vm.ended.catch(() => {});
+  });
+
   test('runs a VM to its end, and tells what happens to it', async () => {
     const { vm, text, shows } = await demo('one', 'demo=echo');
     const seen: unknown[] = [];
