@@ -6,7 +6,7 @@
  * Whatever fails, the program ends by itself and says so in a line: no bug of its own (status 70), no hang, no VM, socket,
  * link or huge page left behind, and what a disk said was written is in its image.
  */
-import { spawn } from 'node:child_process';
+import { type ChildProcess, spawn } from 'node:child_process';
 import {
   existsSync,
   lstatSync,
@@ -105,6 +105,9 @@ interface Place {
   readonly preload: string;
 }
 
+/** Programs that run: whoever ends this one takes them along. */
+const running = new Set<ChildProcess>();
+
 class Run {
   readonly scratch: string;
   readonly #scenario: Scenario;
@@ -151,6 +154,7 @@ class Run {
         env: { ...process.env, ACRN_RUN_DIR: this.in('run/acrn'), FAULTS: JSON.stringify(order) },
       },
     );
+    running.add(child);
     let stderr = '';
     child.stderr.setEncoding('utf8').on('data', (text: string) => {
       stderr += text;
@@ -164,6 +168,7 @@ class Run {
       child.on('close', (code, by) => resolve([code, by]));
     });
     clearTimeout(patience);
+    running.delete(child);
     return { status, signal, stderr, isHung };
   }
 
@@ -302,7 +307,8 @@ export async function fuzzFaults(options: FaultOptions): Promise<{ faults: numbe
   const folder = mkdtempSync(join(tmpdir(), 'acrn-dm-faults-'));
   const place = { folder, preload: join(folder, 'preload.cjs') };
   const removeAll = () => {
-    rmSync(folder, { recursive: true, force: true });
+    // One that was killed may make a last file.
+    rmSync(folder, { recursive: true, force: true, maxRetries: 5, retryDelay: 100 });
     for (const name of readdirSync('/dev/shm')) if (name.startsWith(sharedPrefix)) rmSync(join('/dev/shm', name));
   };
   const findings: string[] = [];
@@ -310,6 +316,7 @@ export async function fuzzFaults(options: FaultOptions): Promise<{ faults: numbe
   const { only, minutes, from = 0 } = options;
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
     process.once(signal, () => {
+      for (const child of running) child.kill('SIGKILL');
       removeAll();
       console.log(
         `ended by ${signal}: ${tried} were tried, ${findings.length} findings; --from ${from + tried} goes on`,
