@@ -22,7 +22,11 @@ if [ -z "${MANAGERS_INSIDE:-}" ]; then
   if ! unshare -m -p -n --fork --mount-proc true 2> /dev/null; then echo "skipped: no namespaces here"; exit 0; fi
   scratch=${KEEP:-$(mktemp -d)}
   mkdir -p "$scratch"
-  MANAGERS_INSIDE=$scratch unshare -m -p -n --fork --mount-proc --kill-child bash "$0" "$@"
+  MANAGERS_INSIDE=$scratch unshare -m -p -n --fork --mount-proc --kill-child bash "$0" "$@" &
+  inside=$!
+  # Whoever ends this script ends what is inside.
+  trap 'kill -KILL $inside; exit 143' TERM INT
+  wait $inside
   status=$?
   [ -n "${KEEP:-}" ] || rm -rf "$scratch"
   exit $status

@@ -63,13 +63,13 @@ check "systemctl stop" took systemctl stop acrn-vm@idle
 echo "        after $took_ms ms"
 check "within TimeoutStopSec" test "$took_ms" -lt 30000
 check "it is inactive, not failed" is idle ActiveState inactive
-check "with success" is idle Result success
+check "with success" within 30 journal idle 'Deactivated successfully'
 
 echo "-- what another start would find wrong again"
 systemctl start acrn-vm@broken > /rig/broken.log 2>&1
 check "a broken file is a failed service" is broken ActiveState failed
 check "with the status that says why" eval '[[ "$(show broken ExecMainStatus)" =~ ^(64|65|66|77|78)$ ]]'
-check "the journal has its line and column" within 60 journal broken 'broken.yaml:1:'
+check "the journal has its line and column" within 60 journal broken 'broken.yaml:[0-9]*:[0-9]*: '
 sleep 8
 check "it is not started again" is broken NRestarts 0
 rm /rig/disk.img
@@ -85,17 +85,18 @@ check "deactivating meanwhile" is slow ActiveState deactivating
 check "and the status says so" eval '[[ "$(show slow StatusText)" = *"shutting down"* ]]'
 sleep 32
 check "it has more time than TimeoutStopSec, as it asked for" is slow ActiveState deactivating
-check "until it is through" within 120 is slow ActiveState inactive
+check "until it is through" within 280 is slow ActiveState inactive
 check "it powered itself off" grep -q Goodbye /rig/slow.console
-check "with success" is slow Result success
-check "nobody killed it" is slow ExecMainCode 1
+# An instance that is over is forgotten, with its result: the journal has it.
+check "with success" within 30 journal slow 'Deactivated successfully'
+check "nobody killed it" fails journal slow 'Killing\|timed out\|Failed with'
 
 echo "-- a guest that does not listen"
 systemctl start acrn-vm@deaf
 within 60 grep -q 'idle: sleeping' /rig/deaf.console
 check "is stopped at once" took systemctl stop acrn-vm@deaf
 check "within TimeoutStopSec" test "$took_ms" -lt 30000
-check "with success" is deaf Result success
+check "with success" within 30 journal deaf 'Deactivated successfully'
 
 echo "-- one thread stands still"
 : > /rig/disk.img

@@ -43,7 +43,7 @@ vm() {
     "$@" -k /usr/lib/node_modules/acrn-dm/examples/guest/demo.bzimage -B "$words" "$name" > "$root/etc/acrn/vm/$name.yaml"
 }
 vm idle demo=idle
-vm slow demo=button,45 --shutdown-timeout 90
+vm slow demo=button,45 --shutdown-timeout 300
 vm deaf demo=idle --shutdown-timeout 60
 vm disk demo=idle -s 3,virtio-blk,/rig/disk.img
 head -c 1M /dev/zero > "$root/rig/disk.img"
