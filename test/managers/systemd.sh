@@ -72,7 +72,7 @@ rm -rf "$root"
 log=${LOG:-$work/log}
 timeout -k 10 "${T:-1500}" qemu-system-x86_64 -machine q35 -cpu max -accel "${ACCEL:-tcg}" -smp 2 -m 2048 -display none -monitor none \
   -no-reboot -net none -kernel "$work/vmlinuz" -initrd "$work/initrd" \
-  -append "root=/dev/vda rw console=ttyS0 quiet mitigations=off" -serial "file:$log" \
+  -append "root=/dev/vda rw console=ttyS0 quiet mitigations=off systemd.mask=serial-getty@ttyS0.service" -serial "file:$log" \
   -drive "file=$work/disk.img,format=raw,if=virtio,cache=unsafe" < /dev/null
 tr -d '\r' < "$log" | grep -aE '^(ok|FAILED|--|  |systemd)' || true
 if ! grep -aq '^systemd: [0-9]* passed, 0 failed' "$log"; then
