@@ -230,7 +230,8 @@ export class BlockRequests implements ChainServer {
   #transferAside(aside: AsideWork, transfer: Transfer): number {
     const { chain, backend, offset, count, isWrite } = transfer;
     const at = chain.progress;
-    const part = Math.min(count - at, MAX_ASIDE_BYTES);
+    // What never waits is copied here, and looks at the clock by itself.
+    const part = Math.min(count - at, backend.image.neverWaits ? SLICE_BYTES : MAX_ASIDE_BYTES);
     const chainAt = isWrite ? HEADER_BYTES + at : at;
     this.#state.note?.set(isWrite ? Work.Write : Work.Read, (offset + at) / SECTOR_BYTES, part);
     const done = part === 0 ? 0 : aside.image.transferNow(chain, chainAt, part, offset + at, isWrite);
