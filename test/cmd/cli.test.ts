@@ -310,7 +310,9 @@ test('every option of the table is understood', () => {
       option.short === undefined ? [] : [`-${option.short}`],
     ];
     for (const word of words.flat()) {
-      const value = option.arg === 'required' ? [samples[option.id] ?? 'x'] : [];
+      // What has a pattern takes the next word only if that fits.
+      const isTaken = option.arg === 'required' && option.argPattern?.test(samples[option.id] ?? 'x') !== false;
+      const value = isTaken ? [samples[option.id] ?? 'x'] : [];
       const beside = option.id === 'host-root' ? ['--dry-run'] : [];
       expect(() => parse(word, ...value, ...beside, 'vm'), word).not.toThrow();
     }
