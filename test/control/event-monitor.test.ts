@@ -6,7 +6,7 @@ import { EventStream } from '../../control/event-stream.ts';
 import { HostError } from '../../devicemodel/core/errors.ts';
 import { scratchDirectory } from '../support/pty.ts';
 
-let scratch = scratchDirectory();
+let scratch: ReturnType<typeof scratchDirectory>;
 beforeEach(() => {
   scratch = scratchDirectory();
 });

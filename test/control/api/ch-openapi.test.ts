@@ -5,7 +5,7 @@
  */
 import { readFileSync } from 'node:fs';
 import { request as httpRequest } from 'node:http';
-import { afterEach, describe, expect, test } from 'vitest';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { parse } from 'yaml';
 import { openApiDoor } from '../../../control/api-door.ts';
 import type { FrontDoor } from '../../../control/front-doors.ts';
@@ -37,7 +37,10 @@ const operations = Object.entries(document.paths).flatMap(([name, methods]) =>
 );
 
 let door: FrontDoor | undefined;
-const scratch = scratchDirectory();
+let scratch: ReturnType<typeof scratchDirectory>;
+beforeEach(() => {
+  scratch = scratchDirectory();
+});
 afterEach(async () => {
   await door?.close();
   scratch.remove();
