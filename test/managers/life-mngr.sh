@@ -54,6 +54,7 @@ socat PTY,link=/run/t/service-line,rawer,wait-slave TCP-LISTEN:8192,reuseaddr &
 life_mngr /run/t/service VM_TYPE=service_vm VM_NAME=service_vm DEV_NAME=tty:/run/t/service-line ALLOW_TRIGGER_S5=/run/t/service-line
 service=$manager
 within 5 grep -q 'Open tty device' service/log/life_mngr.log
+within 5 grep -q ':2000 ' /proc/net/tcp
 launch_script vm2.sh vm2 demo=echo '--pm_notify_channel uart,allow_trigger_s5' '--pm_by_vuart pty,/run/t/line2'
 acrnctl add vm2.sh > add.out
 mkfifo typed2
