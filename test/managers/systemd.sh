@@ -16,7 +16,7 @@ if [ ! -e "$cache/ready" ]; then
   rm -rf "$cache/root"
   mmdebstrap --variant=minbase \
     --include=systemd,systemd-sysv,dbus,udev,kmod,procps,linux-image-cloud-amd64,initramfs-tools,libstdc++6 \
-    bookworm "$cache/root" "deb http://deb.debian.org/debian bookworm main"
+    bookworm "$cache/root"
   touch "$cache/ready"
 fi
 
