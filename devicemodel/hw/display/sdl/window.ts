@@ -3,10 +3,11 @@
  * server that stands still stops nobody else; this side owns that thread, and the picture they share. A picture is shown
  * when the one before was, so a slow server costs no memory either.
  */
-import { Worker } from 'node:worker_threads';
+import type { Worker } from 'node:worker_threads';
 import type { Disposable } from '../../../core/disposer.ts';
 import { leaveThreadBehind, onProcessEnd } from '../../../core/host/exit-hooks.ts';
 import type { SdlEvent } from '../../../core/host/sdl.ts';
+import { startWorker } from '../../../core/host/worker.ts';
 import type { Log } from '../../../core/log.ts';
 import { keysymOfKey } from '../../input/keysyms.ts';
 import { DamageMap } from '../damage.ts';
@@ -65,7 +66,7 @@ export class SdlFrontEnd implements DisplayWatcher {
   start(): Promise<void> {
     const { display, name } = this.#parts;
     const setup: WindowSetup = { title: name, ...display.size };
-    const worker = new Worker(this.#parts.workerUrl ?? workerUrl, { workerData: setup, stdin: false });
+    const worker = startWorker(this.#parts.workerUrl ?? workerUrl, { workerData: setup, stdin: false }, 'window');
     this.#worker = worker;
     this.#exited = new Promise((resolve) => worker.once('exit', resolve));
     // Node would wait for a thread that waits for the display server.
