@@ -33,9 +33,9 @@ const FSYNC_DATASYNC = 1;
 const PUNCH_HOLE_KEEP_SIZE = 0x03;
 /** Copied from and to the host's memory on this thread between two kicks; the rest is copied by the kernel's threads. */
 const MAX_COPY_BYTES = 1 * MiB;
-/** For how long. */
+/** And for how long. */
 const MAX_COPY_NS = 1_000_000;
-/** From this size on it is. */
+/** A larger request of an image in memory is the kernel's threads' in any case. */
 const MAX_MEMORY_BYTES = 256 * KiB;
 /** A request the kernel had no memory for is made this often. */
 const MAX_TRIES = 16;
