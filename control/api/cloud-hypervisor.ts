@@ -3,7 +3,7 @@
  * drive a VM here. What there is no counterpart of is answered with 501 and the reason.
  */
 import { existsSync } from 'node:fs';
-import { formatBdf } from '../../devicemodel/core/address.ts';
+import { formatBdf, formatSlot } from '../../devicemodel/core/address.ts';
 import { CH_VERSION } from './ch-version.ts';
 import { defaultDeviceId, deviceIds } from './device-ids.ts';
 import { HttpProblem } from './problem.ts';
@@ -191,7 +191,7 @@ function withConsoles(config: NonNullable<Vmm['config']>, { lines }: RunningGues
 function deviceOf({ config }: RunningGuest, vmm: Vmm, id: string) {
   const ids = deviceIds(config.pci, vmm.config);
   const slot = ids.get(id);
-  if (slot !== undefined) return { ...slot, at: `${slot.bdf.bus}:${slot.bdf.device}:${slot.bdf.function}` };
+  if (slot !== undefined) return { ...slot, at: formatSlot(slot.bdf) };
   throw new HttpProblem(404, 'no-such-device', `there is no device "${id}"`, {
     hint: `there are ${[...ids.keys()].join(', ')}`,
   });
@@ -265,13 +265,12 @@ function addDisk(vmm: Vmm): Route['run'] {
       ({ driver, options }) => driver === 'virtio-blk' && (options as { path?: unknown }).path === '',
     );
     for (const { bdf } of empty) {
-      const slot = `${bdf.bus}:${bdf.device}:${bdf.function}`;
+      const slot = formatSlot(bdf);
       if (!(await commands.run('blkrescan', { medium: `${slot},${path}${isReadOnly === true ? ',ro' : ''}` })))
         continue;
-      const two = (n: number) => n.toString(16).padStart(2, '0');
       const id = asked ?? defaultDeviceId('virtio-blk', bdf);
       vmm.events.emit('disk', 'inserted', { id, path });
-      return json({ id, bdf: `0000:${two(bdf.bus)}:${two(bdf.device)}.${bdf.function}` });
+      return json({ id, bdf: `0000:${formatBdf(bdf)}` });
     }
     throw new HttpProblem(409, 'no-slot', 'no virtio-blk is there that was started with nodisk and has no medium yet', {
       hint: 'start the VM with -s SLOT,virtio-blk,nodisk for each disk that may come later; the log says what was wrong',

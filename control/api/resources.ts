@@ -2,6 +2,7 @@
 import type { IncomingMessage } from 'node:http';
 import type { Duplex } from 'node:stream';
 import * as v from 'valibot';
+import { formatSlot } from '../../devicemodel/core/address.ts';
 import type { StreamEvent } from '../event-stream.ts';
 import { logRoutes } from './log-routes.ts';
 import { metricsOf, metricsText } from './metrics.ts';
@@ -191,7 +192,7 @@ function power(vmm: Vmm): Route['run'] {
 
 function devices({ config }: RunningGuest): object[] {
   return config.pci.map(({ bdf, driver, text }) => ({
-    slot: `${bdf.bus}:${bdf.device}:${bdf.function}`,
+    slot: formatSlot(bdf),
     driver,
     options: text,
   }));
@@ -202,8 +203,7 @@ function driveOf({ config }: RunningGuest, asked = '') {
   const [, slot, port] = /^([\d:]+)(?:@(\d+))?$/.exec(asked) ?? [];
   if (slot === undefined) throw new HttpProblem(422, 'member', `"${asked}" is not SLOT[@PORT]`);
   const isHere = ({ bdf }: RunningGuest['config']['pci'][number]) =>
-    slot === `${bdf.bus}:${bdf.device}:${bdf.function}` ||
-    (bdf.bus === 0 && bdf.function === 0 && slot === `${bdf.device}`);
+    slot === formatSlot(bdf) || (bdf.bus === 0 && bdf.function === 0 && slot === `${bdf.device}`);
   const driver = config.pci.find(isHere)?.driver;
   if (driver === undefined) throw new HttpProblem(404, 'no-such-device', `there is nothing in slot ${slot}`);
   return { slot, port: Number(port ?? 0), isDrive: driver.startsWith('ahci') };

@@ -30,6 +30,11 @@ export function formatBdf(bdf: Bdf): string {
   return `${hex(bdf.bus)}:${hex(bdf.device)}.${bdf.function}`;
 }
 
+/** `BUS:DEVICE:FUNCTION` in decimal, as `-s` and the commands of a running VM name a slot. */
+export function formatSlot({ bus, device, function: fn }: Bdf): string {
+  return `${bus}:${device}:${fn}`;
+}
+
 /** All ones of an access width: what a read returns where no device answers. */
 export function allOnes(size: AccessSize): number {
   return size === 4 ? 0xffffffff : size === 2 ? 0xffff : 0xff;

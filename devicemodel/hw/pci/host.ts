@@ -6,7 +6,7 @@
 
 import type { BarIndex } from '../../chips/pci-config-space.ts';
 import { Cfg, Command, ConfigSpace } from '../../chips/pci-config-space.ts';
-import { type AccessSize, type Bdf, bdfToNumber, formatBdf, type Gpa } from '../../core/address.ts';
+import { type AccessSize, type Bdf, bdfToNumber, formatBdf, formatSlot, type Gpa } from '../../core/address.ts';
 import type { CharBackend } from '../../core/char-backend.ts';
 import type { PciSlotConfig } from '../../core/config.ts';
 import { CounterBook } from '../../core/counters.ts';
@@ -535,7 +535,7 @@ interface Attached {
 
 /** For messages: the option that asked for it. */
 function whereOf({ bdf, driver }: Slot): string {
-  return `-s ${bdf.bus}:${bdf.device}:${bdf.function},${driver.name}`;
+  return `-s ${formatSlot(bdf)},${driver.name}`;
 }
 
 function messageOf(error: unknown): string {
