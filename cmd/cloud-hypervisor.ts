@@ -7,7 +7,7 @@ import { optionsOfChVm } from '../config/cloud-hypervisor.ts';
 import { didYouMean } from '../config/suggest.ts';
 import { CH_VERSION } from '../control/api/ch-version.ts';
 import { ConfigError, RefusedError } from '../devicemodel/core/errors.ts';
-import { GiB, KiB, MiB } from '../devicemodel/core/units.ts';
+import { parseBytes } from '../devicemodel/core/units.ts';
 import { pciDrivers } from '../devicemodel/hw/registry.ts';
 import { parseCommandLine, type VmOrder } from './cli.ts';
 
@@ -36,9 +36,9 @@ function parametersOf(option: string, text: string): Parameters_ {
 
 /** `512M`, `1G`; a plain number is bytes. */
 function bytesOf(option: string, text: string): number {
-  const [, number, unit = ''] = /^(\d+)([KMG]?)$/i.exec(text) ?? [];
-  if (number === undefined) throw new ConfigError(`${option}: "${text}" is no size`);
-  return Number(number) * ({ K: KiB, M: MiB, G: GiB }[unit.toUpperCase()] ?? 1);
+  const bytes = parseBytes(text, 'KMG');
+  if (bytes === undefined) throw new ConfigError(`${option}: "${text}" is no size`);
+  return bytes;
 }
 
 const isOn = (text: string | undefined) => text === 'on' || text === 'true';
