@@ -6,6 +6,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { vmFoldersRoot } from '../../control/vm-paths.ts';
 import { ExitCode } from '../../devicemodel/core/errors.ts';
+import { parseBytes } from '../../devicemodel/core/units.ts';
 import { ClientError, call, deadSocketsOfAcrnctl, listVms, socketOf, type VmRow } from './client.ts';
 import { columns } from './columns.ts';
 import { completionScript, type Verb } from './completion.ts';
@@ -51,23 +52,26 @@ function needed({ words }: Invocation, at: number, what: string): string {
 
 const socket = (invocation: Invocation) => socketOf(needed(invocation, 0, 'the name of the VM'));
 
+/** @param what of the device whose slot is the second word: `disk`. */
+const deviceResource = (invocation: Invocation, what: string) =>
+  `/v1/devices/${encodeURIComponent(needed(invocation, 1, 'the slot'))}/${what}`;
+
 /** What an order leaves is told where `--json` asks for it. */
 async function tellState(invocation: Invocation): Promise<undefined> {
   if (invocation.isJson) printJson(await call(socket(invocation), 'GET', '/v1/vm'));
 }
 
+/** @param usage begins with the command's name, and the VM is its first argument. */
+function ofVm(usage: `${string} ${string}`, help: string, run: Command['run']): Command {
+  return { name: usage.slice(0, usage.indexOf(' ')), usage, help, takesVm: true, run };
+}
+
 /** One order to one VM; `--json` answers with its state. */
 function order(name: string, help: string, method: string, path: string, body?: object): Command {
-  return {
-    name,
-    usage: `${name} VM`,
-    help,
-    takesVm: true,
-    run: async (invocation) => {
-      await call(socket(invocation), method, path, body);
-      return tellState(invocation);
-    },
-  };
+  return ofVm(`${name} VM`, help, async (invocation) => {
+    await call(socket(invocation), method, path, body);
+    return tellState(invocation);
+  });
 }
 
 export const commands: readonly Command[] = [
@@ -90,140 +94,80 @@ export const commands: readonly Command[] = [
       return undefined;
     },
   },
-  {
-    name: 'info',
-    usage: 'info VM',
-    help: 'a VM: state, devices, consoles',
-    takesVm: true,
-    run: async (invocation) => {
-      const at = socket(invocation);
-      const [vm, devices, consoles] = await Promise.all(
-        ['/v1/vm', '/v1/devices', '/v1/consoles'].map((path) => call(at, 'GET', path)),
-      );
-      if (invocation.isJson) printJson({ ...(vm as object), devices, consoles });
-      else print(infoText(vm as VmRow, devices as Device[], consoles as Console[]));
-      return undefined;
-    },
-  },
-  {
-    name: 'stop',
-    usage: 'stop [-f] [-t S] VM',
-    help: 'ask the guest to shut down and wait for it; -f: end it at once',
-    takesVm: true,
-    run: stop,
-  },
+  ofVm('info VM', 'a VM: state, devices, consoles', async (invocation) => {
+    const at = socket(invocation);
+    const [vm, devices, consoles] = await Promise.all(
+      ['/v1/vm', '/v1/devices', '/v1/consoles'].map((path) => call(at, 'GET', path)),
+    );
+    if (invocation.isJson) printJson({ ...(vm as object), devices, consoles });
+    else print(infoText(vm as VmRow, devices as Device[], consoles as Console[]));
+    return undefined;
+  }),
+  ofVm('stop [-f] [-t S] VM', 'ask the guest to shut down and wait for it; -f: end it at once', stop),
   order('reset', 'start the guest anew', 'PUT', '/v1/vm/power', { action: 'reset' }),
   order('pause', 'the guest stands still', 'PUT', '/v1/vm/pause'),
   order('resume', 'a guest that is paused goes on', 'PUT', '/v1/vm/resume'),
   order('wake', 'wake a suspended guest', 'PUT', '/v1/vm/power', { action: 'wake' }),
   order('button', 'press the power button', 'PUT', '/v1/vm/power', { action: 'button' }),
-  {
-    name: 'disk',
-    usage: 'disk VM SLOT[@PORT] PATH[,OPTIONS]',
-    help: 'put a medium into a CD drive, or into a virtio-blk that was started with nodisk',
-    takesVm: true,
-    run: async (invocation) => {
-      const slot = needed(invocation, 1, 'the slot');
+  ofVm(
+    'disk VM SLOT[@PORT] PATH[,OPTIONS]',
+    'put a medium into a CD drive, or into a virtio-blk that was started with nodisk',
+    async (invocation) => {
+      const disk = deviceResource(invocation, 'disk');
       const path = needed(invocation, 2, 'the path');
-      await call(socket(invocation), 'PUT', `/v1/devices/${encodeURIComponent(slot)}/disk`, { path });
+      await call(socket(invocation), 'PUT', disk, { path });
       return tellState(invocation);
     },
-  },
-  {
-    name: 'eject',
-    usage: 'eject VM SLOT[@PORT]',
-    help: 'take the medium out of a CD drive',
-    takesVm: true,
-    run: async (invocation) => {
-      const slot = needed(invocation, 1, 'the slot');
-      await call(socket(invocation), 'DELETE', `/v1/devices/${encodeURIComponent(slot)}/disk`);
-      return tellState(invocation);
-    },
-  },
-  {
-    name: 'resize',
-    usage: 'resize VM SLOT [BYTES]',
-    help: 'make the image of a virtio-blk larger (1G, 512M); without a size: the host did, tell the guest',
-    takesVm: true,
-    run: async (invocation) => {
-      const slot = needed(invocation, 1, 'the slot');
+  ),
+  ofVm('eject VM SLOT[@PORT]', 'take the medium out of a CD drive', async (invocation) => {
+    const disk = deviceResource(invocation, 'disk');
+    await call(socket(invocation), 'DELETE', disk);
+    return tellState(invocation);
+  }),
+  ofVm(
+    'resize VM SLOT [BYTES]',
+    'make the image of a virtio-blk larger (1G, 512M); without a size: the host did, tell the guest',
+    async (invocation) => {
+      const resource = deviceResource(invocation, 'size');
       const size = invocation.words[2];
       const body = size === undefined ? {} : { sizeBytes: sizeOf(size) };
-      const answer = await call(socket(invocation), 'PUT', `/v1/devices/${encodeURIComponent(slot)}/size`, body);
+      const answer = await call(socket(invocation), 'PUT', resource, body);
       if (invocation.isJson) printJson(answer);
       else print(`${(answer as { readonly sizeBytes: number }).sizeBytes} bytes`);
       return undefined;
     },
-  },
-  {
-    name: 'link',
-    usage: 'link VM SLOT up|down',
-    help: 'the cable of a virtio-net, in or out',
-    takesVm: true,
-    run: async (invocation) => {
-      const slot = needed(invocation, 1, 'the slot');
-      const state = needed(invocation, 2, 'up or down');
-      if (state !== 'up' && state !== 'down') {
-        throw new ClientError(`a link is up or down, not "${state}"`, { exitCode: ExitCode.Usage });
-      }
-      await call(socket(invocation), 'PUT', `/v1/devices/${encodeURIComponent(slot)}/link`, { up: state === 'up' });
-      return tellState(invocation);
-    },
-  },
-  {
-    name: 'console',
-    usage: 'console VM [ID]',
-    help: 'this terminal as a console of the VM; Ctrl-] leaves',
-    takesVm: true,
-    run: async (invocation) => {
-      await attachConsole(socket(invocation), invocation.words[1]);
-      return undefined;
-    },
-  },
-  {
-    name: 'events',
-    usage: 'events [-f] [--since N] VM',
-    help: 'what happened; -f: and what happens',
-    takesVm: true,
-    run: events,
-  },
-  {
-    name: 'top',
-    usage: 'top [--interval S] [-n COUNT] [VM...]',
-    help: 'what VMs do now: processor, memory, disks, networks',
-    takesVm: true,
-    run: top,
-  },
-  {
-    name: 'log',
-    usage: 'log [-f] [--level LEVEL [--sink SINK]] VM',
-    help: 'its newest lines; -f: and those that come; --level: error, warn, notice, info or debug from now on',
-    takesVm: true,
-    run: log,
-  },
-  {
-    name: 'metrics',
-    usage: 'metrics VM',
-    help: "figures in Prometheus' text format",
-    takesVm: true,
-    run: async (invocation) => {
-      const at = socket(invocation);
-      if (invocation.isJson) {
-        printJson(await call(at, 'GET', '/v1/metrics', undefined, { accept: 'application/json' }));
-      } else print(String(await call(at, 'GET', '/v1/metrics')));
-      return undefined;
-    },
-  },
-  {
-    name: 'crash',
-    usage: 'crash VM',
-    help: 'what is known of a guest after a triple fault or its watchdog',
-    takesVm: true,
-    run: async (invocation) => {
-      printJson(await call(socket(invocation), 'GET', '/v1/vm/crash'));
-      return undefined;
-    },
-  },
+  ),
+  ofVm('link VM SLOT up|down', 'the cable of a virtio-net, in or out', async (invocation) => {
+    const link = deviceResource(invocation, 'link');
+    const state = needed(invocation, 2, 'up or down');
+    if (state !== 'up' && state !== 'down') {
+      throw new ClientError(`a link is up or down, not "${state}"`, { exitCode: ExitCode.Usage });
+    }
+    await call(socket(invocation), 'PUT', link, { up: state === 'up' });
+    return tellState(invocation);
+  }),
+  ofVm('console VM [ID]', 'this terminal as a console of the VM; Ctrl-] leaves', async (invocation) => {
+    await attachConsole(socket(invocation), invocation.words[1]);
+    return undefined;
+  }),
+  ofVm('events [-f] [--since N] VM', 'what happened; -f: and what happens', events),
+  ofVm('top [--interval S] [-n COUNT] [VM...]', 'what VMs do now: processor, memory, disks, networks', top),
+  ofVm(
+    'log [-f] [--level LEVEL [--sink SINK]] VM',
+    'its newest lines; -f: and those that come; --level: error, warn, notice, info or debug from now on',
+    log,
+  ),
+  ofVm('metrics VM', "figures in Prometheus' text format", async (invocation) => {
+    const at = socket(invocation);
+    if (invocation.isJson) {
+      printJson(await call(at, 'GET', '/v1/metrics', undefined, { accept: 'application/json' }));
+    } else print(String(await call(at, 'GET', '/v1/metrics')));
+    return undefined;
+  }),
+  ofVm('crash VM', 'what is known of a guest after a triple fault or its watchdog', async (invocation) => {
+    printJson(await call(socket(invocation), 'GET', '/v1/vm/crash'));
+    return undefined;
+  }),
   {
     name: 'doctor',
     usage: 'doctor',
@@ -273,10 +217,10 @@ export const commands: readonly Command[] = [
 
 /** `512M` */
 function sizeOf(text: string): number {
-  const [, digits, unit = ''] = /^(\d+)([KMGT]?)$/i.exec(text) ?? [];
-  if (digits === undefined)
+  const bytes = parseBytes(text);
+  if (bytes === undefined)
     throw new ClientError(`"${text}" is no size`, { exitCode: ExitCode.Usage, hint: '512M, 1G' });
-  return Number(digits) * 1024 ** ['', 'K', 'M', 'G', 'T'].indexOf(unit.toUpperCase());
+  return bytes;
 }
 
 /** acrn-dm beside this file, in its place until it ends. */
