@@ -144,13 +144,8 @@ async function openLog(
 
 /** Everything that shows before a VM is asked for. @throws DmError */
 async function checkOrder({ config }: VmOrder, log: Log): Promise<void> {
-  const { checkHost, checkHostPaths, groupProblems, problemsOf } = await import('../config/preflight.ts');
-  const [problem] = [...problemsOf(config), ...(await groupProblems(config))];
-  if (problem !== undefined) throw problem;
-  checkHostPaths(config);
-  const { problems, warnings } = await checkHost(config, { root: '', isPlan: false });
-  for (const warning of warnings) log.warn(warning);
-  if (problems[0] !== undefined) throw problems[0];
+  const { checkStart } = await import('../config/preflight.ts');
+  await checkStart(config, (text) => log.warn(text));
 }
 
 async function run(order: VmOrder): Promise<ExitCode> {

@@ -187,3 +187,17 @@ export async function checkHost(
   }
   return { problems, warnings };
 }
+
+/**
+ * Everything that shows before a VM is asked for, whichever door the order came through.
+ * @param warn gets what the drivers think worth a line.
+ * @throws DmError the first problem
+ */
+export async function checkStart(config: VmConfig, warn: (text: string) => void): Promise<void> {
+  const [problem] = [...problemsOf(config), ...(await groupProblems(config))];
+  if (problem !== undefined) throw problem;
+  checkHostPaths(config);
+  const { problems, warnings } = await checkHost(config, { root: '', isPlan: false });
+  for (const warning of warnings) warn(warning);
+  if (problems[0] !== undefined) throw problems[0];
+}

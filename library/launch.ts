@@ -1,7 +1,7 @@
 /** Launch a User VM from another program. */
 import type { LaunchConfig } from '../config/launch-config.ts';
 import { vmConfigOf } from '../config/launch-config.ts';
-import { checkHost, checkHostPaths, problemsOf } from '../config/preflight.ts';
+import { checkStart } from '../config/preflight.ts';
 import type { VmCommandArgs, VmCommandName, VmCommandResult } from '../control/vm-commands.ts';
 import { claimName } from '../control/vm-folder.ts';
 import { EVENTS_BACKEND } from '../devicemodel/core/config.ts';
@@ -51,12 +51,7 @@ export async function launch(input: LaunchConfig, extras: LaunchExtras = {}): Pr
   const sinks = config.logger.length === 0 ? [] : createSinks([SILENT, ...config.logger], config.name);
   const log = extras.log ?? new Log(sinks);
   for (const notice of notices) log[notice.level](notice.text);
-  const [problem] = problemsOf(config);
-  if (problem !== undefined) throw problem;
-  checkHostPaths(config);
-  const { problems, warnings } = await checkHost(config, { root: '', isPlan: false });
-  for (const warning of warnings) log.warn(warning);
-  if (problems[0] !== undefined) throw problems[0];
+  await checkStart(config, (text) => log.warn(text));
 
   const consoles = new Map<string, EventsBackend>();
   const releaseName = claimName(config.name, log);

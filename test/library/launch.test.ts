@@ -148,6 +148,11 @@ describe.skipIf(whyNoSoftHypervisor() !== undefined)('launch', () => {
       { name: 'vm', hypervisor: 'soft', kernel: demoGuest, pci: ['3,virtio-blk,/nonexistent'] },
       '/nonexistent: no such file or device',
     ],
+    [
+      'a group that does not exist',
+      { name: 'vm', hypervisor: 'soft', kernel: demoGuest, socketGroup: 'no-such-group' },
+      '--socket-group: there is no group "no-such-group"',
+    ],
   ])('rejects for %s, and leaves nothing behind', async (_name, config, message) => {
     const before = processListeners();
     await expect(launch(config)).rejects.toThrow(message);
