@@ -58,7 +58,7 @@ start answerer answerer; answerer=$!
 says answerer listening || { fail "the answerer did not start"; cat "$work/answerer.log"; }
 start sender sender; sender=$!
 says sender listening || { fail "the sender did not start"; cat "$work/sender.log"; }
-(sleep "$LIMIT_S"; echo "a doorbell was lost, or time is too short"; kill -9 $sender $answerer) > "$work/limit" 2>&1 &
+(sleep "$LIMIT_S" && echo "a doorbell was lost, or time is too short" && kill -9 $sender $answerer) > "$work/limit" 2> /dev/null &
 limit=$!
 
 start flooder flooder; flooder=$!
