@@ -5,7 +5,7 @@ import type { VmConfig } from '../devicemodel/core/config.ts';
 import { DmError, ExitCode } from '../devicemodel/core/errors.ts';
 import { Log, LogLevel } from '../devicemodel/core/log.ts';
 import { pciDrivers } from '../devicemodel/hw/registry.ts';
-import { mayNameConfig, parseCommandLine, type ServeOrder, type VmOrder } from './cli.ts';
+import { type BenchmarkOrder, mayNameConfig, parseCommandLine, type ServeOrder, type VmOrder } from './cli.ts';
 import { errorLines, exitCodeOf, fdSink, writeLines } from './report.ts';
 import { disksOf, sizeThreadPool } from './thread-pool.ts';
 
@@ -68,6 +68,8 @@ async function main(): Promise<ExitCode> {
       const list = listPassthrough(order.hostRoot ?? '');
       return print(order.format === 'json' ? [JSON.stringify(list, undefined, 2)] : formatList(list));
     }
+    case 'benchmark':
+      return measure(order);
     case 'serve':
       return serve(order);
     case 'dry-run':
@@ -156,6 +158,14 @@ async function run(order: VmOrder): Promise<ExitCode> {
   const { abandonVm, runVm } = await import('./run.ts');
   abandon = abandonVm;
   return runVm(config, log, (other) => checkOrder(other, log));
+}
+
+async function measure({ config, format, debug: isLoud }: BenchmarkOrder): Promise<ExitCode> {
+  const { benchmark } = await import('./benchmark.ts');
+  const level = isLoud ? LogLevel.debug : LogLevel.warn;
+  const logger = [{ sink: 'console', level }] as const;
+  const log = await openLog({ debug: isLoud, notices: [] }, { logger }, config.name);
+  return print(await benchmark(config, format, log));
 }
 
 async function serve(order: ServeOrder): Promise<ExitCode> {

@@ -10,6 +10,7 @@ import { located, parseSlotText } from '../config/slot.ts';
 import { applyOption, argvWording, type DraftedVm, emptyDraft, finishDraft, type VmDraft } from '../config/vm-draft.ts';
 import type { VmConfig } from '../devicemodel/core/config.ts';
 import { ConfigError, ExitCode } from '../devicemodel/core/errors.ts';
+import { MiB } from '../devicemodel/core/units.ts';
 import { lookupPciDriver, type PciDriverEntry } from '../devicemodel/hw/registry.ts';
 import { getoptLong } from './getopt.ts';
 
@@ -37,18 +38,30 @@ export interface ServeOrder {
   readonly debug: boolean;
 }
 
+/** A guest of the program's own, on the hypervisor that is named. */
+export interface BenchmarkOrder {
+  readonly action: 'benchmark';
+  readonly format: 'text' | 'json';
+  readonly config: VmConfig;
+  readonly debug: boolean;
+}
+
 export type CommandLine =
   | { readonly action: 'help'; readonly topic: HelpTopic }
   | { readonly action: 'version' }
   | { readonly action: 'list-passthru'; readonly format: 'text' | 'json'; readonly hostRoot: string | undefined }
+  | BenchmarkOrder
   | ServeOrder
   | VmOrder;
+
+const BENCHMARK_MEMORY_BYTES = 4 * MiB;
 
 /** What is asked of the program, and the VM it is about. */
 interface Collected {
   readonly vm: VmDraft;
   dryRun: 'text' | 'json' | undefined;
   listPassthru: 'text' | 'json' | undefined;
+  benchmark: 'text' | 'json' | undefined;
   hostRoot: string | undefined;
   debug: boolean;
 }
@@ -68,6 +81,7 @@ const apply: Record<Exclude<OptionId, 'help' | 'version' | VmOption['id']>, Appl
   config: () => {},
   'dry-run': (c, value) => void (c.dryRun = formatOf(value)),
   'list-passthru': (c, value) => void (c.listPassthru = formatOf(value)),
+  benchmark: (c, value) => void (c.benchmark = formatOf(value)),
   'host-root': (c, value) => void (c.hostRoot = parsePath(value)),
   debug: (c) => void (c.debug = true),
 
@@ -125,10 +139,13 @@ export function parseCommandLine(
     vm: emptyDraft(argvWording),
     dryRun: undefined,
     listPassthru: undefined,
+    benchmark: undefined,
     hostRoot: undefined,
     debug: false,
   };
   const names: string[] = [];
+  /** As spelled: what means nothing to a benchmark. */
+  const besideBenchmark: string[] = [];
   const files = configPaths(argv).map(readConfig);
   for (const file of files) applyFile(collected.vm, file);
   const nameInFile = files.findLast((file) => file.name !== undefined)?.name;
@@ -145,12 +162,16 @@ export function parseCommandLine(
     if (topic !== undefined) return { action: 'help', topic };
     // There may be several -l, so the line says which one it means; parseSlots does the same for -s.
     const where = id === 'lpc' ? `${spelled} ${value}` : spelled;
+    if (!benchmarkOptions.has(id)) besideBenchmark.push(spelled);
     try {
       if ('key' in item.option) applyOption(collected.vm, item.option.id, value ?? '', spelled);
       else apply[item.option.id as keyof typeof apply](collected, value ?? '', spelled);
     } catch (error) {
       throw located(where, error);
     }
+  }
+  if (collected.benchmark !== undefined) {
+    return benchmarkOrderOf(collected, collected.benchmark, [...besideBenchmark, ...names], drivers);
   }
   if (collected.listPassthru !== undefined) {
     return { action: 'list-passthru', format: collected.listPassthru, hostRoot: collected.hostRoot };
@@ -169,6 +190,31 @@ export function parseCommandLine(
       error,
     );
   }
+}
+
+/** What goes with --benchmark: where its guest runs. */
+const benchmarkOptions: ReadonlySet<OptionId> = new Set(['benchmark', 'hypervisor', 'cpu_affinity', 'debug']);
+
+/** @param others words that do not go with it. */
+function benchmarkOrderOf(
+  { vm, debug }: Collected,
+  format: 'text' | 'json',
+  [other]: readonly string[],
+  drivers: readonly PciDriverEntry[],
+): BenchmarkOrder {
+  if (other !== undefined) {
+    throw new ConfigError(`--benchmark: runs a guest of its own, ${other} has no place there`, {
+      hint: 'beside it go --hypervisor, --cpu_affinity and --debug',
+    });
+  }
+  if (vm.hypervisor === 'acrn') {
+    throw new ConfigError('--benchmark: measures the embedded hypervisor, ACRN is none', {
+      hint: 'use --hypervisor soft, kvm or auto',
+    });
+  }
+  vm.memoryBytes = BENCHMARK_MEMORY_BYTES;
+  const { config } = finishDraft(vm, `bench-${process.pid}`, drivers);
+  return { action: 'benchmark', format, config, debug };
 }
 
 const noConfig = (): never => {

@@ -326,6 +326,13 @@ export const optionTable = [
   ]),
   ...group('Information', [
     ours({
+      id: 'benchmark',
+      name: 'benchmark',
+      arg: 'optional',
+      metavar: '[=json]',
+      help: 'guest instructions and exits a second of the embedded hypervisor (--hypervisor soft, kvm or auto), and no VM',
+    }),
+    ours({
       id: 'list-passthru',
       name: 'list-passthru',
       arg: 'optional',

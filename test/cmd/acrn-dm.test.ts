@@ -1,6 +1,6 @@
 /** The program as a process: what goes to which stream, and the status it ends with. */
 import { spawnSync } from 'node:child_process';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -52,6 +52,20 @@ describe('acrn-dm', () => {
     // libvirt's ACRN driver wants this beginning.
     expect(acrnDm('-v').stdout).toBe('DM version is: 3.4 (acrn-dm 1.2.3)\n');
   });
+  test('a benchmark runs a guest, and says what the documentation says', () => {
+    const { status, stdout, stderr } = acrnDm('--benchmark=json', '--hypervisor', 'soft');
+    expect({ status, stderr }).toEqual({ status: ExitCode.Ok, stderr: '' });
+    const found = JSON.parse(stdout) as Record<string, unknown>;
+    const text = readFileSync(join(root, 'docs/embedded-hypervisor.md'), 'utf8');
+    const [, section = ''] = /^## How fast it is$(.*?)^## /ms.exec(text) ?? [];
+    const members = [...section.matchAll(/^\| `(\w+)` \|/gm)].map(([, name]) => name);
+    expect(members).toEqual(Object.keys(found));
+    expect(found).toMatchObject({ schemaVersion: 1, version: '1.2.3', hypervisor: 'soft', vcpus: 1 });
+    // As many as a loop of the guest has, and an exit for each read: far below what any machine does, and above nothing.
+    expect(found['instructionsPerSecond']).toBeGreaterThan(1_000_000);
+    expect(found['portExitsPerSecond']).toBeGreaterThan(1000);
+    expect(found['mmioExitsPerSecond']).toBeGreaterThan(1000);
+  }, 60_000);
   test('a reader that goes away is no error', () => {
     const shell = spawnSync(
       'sh',
