@@ -17,7 +17,7 @@ import type { TableContributor } from '../core/firmware/contribution.ts';
 import { readCpuStates } from '../core/firmware/cpu-states.ts';
 import type { E820Range } from '../core/firmware/e820.ts';
 import { buildMpTable } from '../core/firmware/mptable.ts';
-import { openSharedMemory } from '../core/host/mapping.ts';
+import { openSharedMemory } from '../core/host/shared-memory.ts';
 import { KeptOverLives } from '../core/kept-over-lives.ts';
 import { Layout } from '../core/layout.ts';
 import type { Display } from './display/display.ts';
@@ -158,8 +158,8 @@ class Pc implements Board {
       ...(options.display === undefined ? {} : { display: options.display }),
       sharedMemory: {
         openSharedMemory: (name, sizeBytes) => {
-          const { bytes, address, dispose } = openSharedMemory(name, sizeBytes);
-          return { bytes, hostAddress: address, dispose };
+          const { address, ...shared } = openSharedMemory(name, sizeBytes);
+          return { ...shared, hostAddress: address };
         },
       },
       rpmbKey: () => this.#rpmbKey(),

@@ -10,7 +10,7 @@ import { HostError } from '../../devicemodel/core/errors.ts';
 import { Errno } from '../../devicemodel/core/host/errno.ts';
 import { lockWait, tryLock } from '../../devicemodel/core/host/file-lock.ts';
 import { closeFd, OpenFlag, openFile, setFileSize } from '../../devicemodel/core/host/files.ts';
-import { fillShared, type Mapping, map } from '../../devicemodel/core/host/mapping.ts';
+import { fillShared, mapShared, type SharedMapping } from '../../devicemodel/core/host/shared-memory.ts';
 
 const SHM_DIR = '/dev/shm';
 const PRIVATE = constants.S_IRUSR | constants.S_IWUSR;
@@ -19,7 +19,7 @@ const OTHERS = 0o077;
 interface Region {
   readonly fd: number;
   readonly path: string;
-  readonly mapping: Mapping;
+  readonly mapping: SharedMapping;
   /** VMs of this process that use it now. */
   users: number;
 }
@@ -39,7 +39,7 @@ function pathOf(regionName: string): string {
  * @returns undefined when the region exists with another size.
  * @throws HostError
  */
-export function openSharedRegion(regionName: string, sizeBytes: number): Mapping | undefined {
+export function openSharedRegion(regionName: string, sizeBytes: number): SharedMapping | undefined {
   const path = pathOf(regionName);
   let region = regions.get(path);
   if (region !== undefined && region.users === 0 && region.mapping.bytes.length !== sizeBytes) {
@@ -51,6 +51,7 @@ export function openSharedRegion(regionName: string, sizeBytes: number): Mapping
   regions.set(path, region);
   region.users++;
   const { mapping } = region;
+  mapping.mend(); // it may have been kept from a former VM
   const used = region;
   let isUsed = true;
   return {
@@ -99,7 +100,7 @@ function mapRegion(path: string, regionName: string, sizeBytes: number): Region 
       } else if (fstatSync(fd).size !== sizeBytes) {
         return undefined;
       }
-      const mapping = map(sizeBytes, `ivshmem region ${regionName}`, fd);
+      const mapping = mapShared(fd, sizeBytes, `ivshmem region ${regionName}`);
       isKept = true;
       return { fd, path, mapping, users: 0 };
     } finally {

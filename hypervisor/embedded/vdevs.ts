@@ -1,4 +1,5 @@
 /** Makes the functions CREATE_VDEV asks for, as far as the scenario has them. */
+import { describeCut } from '../../devicemodel/core/host/shared-memory.ts';
 import type { HvVdev } from '../../devicemodel/core/hsm/vdev.ts';
 import type { Neighbours } from './neighbours.ts';
 import type { Scenario } from './scenario.ts';
@@ -62,6 +63,7 @@ function openRegion(
 ): IvshmemRegion | undefined {
   const memory = openSharedRegion(name, sizeBytes);
   if (memory === undefined) return undefined;
+  const stopWatching = memory.onCut((outcome) => host.log.rationed('warn', () => describeCut(name, outcome)));
   const bells = host.eventfds === undefined ? undefined : neighbours.bells(name, IVSHMEM_VECTORS);
   return {
     ...(bells === undefined ? {} : { bells }),
@@ -75,6 +77,7 @@ function openRegion(
     onRing: (handler) => neighbours.onDoorbell(name, handler),
     dispose: () => {
       neighbours.offDoorbell(name);
+      stopWatching();
       memory.dispose();
     },
   };

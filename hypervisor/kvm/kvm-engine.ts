@@ -7,6 +7,7 @@
 import { type Gpa, type Gsi, hex } from '../../devicemodel/core/address.ts';
 import type { MsiMessage } from '../../devicemodel/core/device.ts';
 import { BugError, ExitCode, HostError } from '../../devicemodel/core/errors.ts';
+import { mendAll } from '../../devicemodel/core/host/bus-faults.ts';
 import { Errno } from '../../devicemodel/core/host/errno.ts';
 import type { Kvm, KvmVcpu, KvmVm } from '../../devicemodel/core/host/kvm.ts';
 import { KvmExit, RunField, type VcpuBlob, vcpuBlobs } from '../../devicemodel/core/host/kvm-abi.ts';
@@ -224,6 +225,12 @@ export class KvmEngine implements CpuEngine {
     }
     const { view, access } = machine.vcpus[vcpu] as Vcpu;
     if (result < 0) {
+      // Memory that the guest shares was cut by another process: with its pages back, the access is made again.
+      const isMended = result === -Errno.EFAULT && mendAll();
+      if (isMended) {
+        machine.runner.resume(vcpu);
+        return;
+      }
       if (result !== -Errno.EINTR && result !== -Errno.EAGAIN) throw this.#failure(vcpu, `KVM_RUN failed`, -result);
       machine.runner.resume(vcpu);
       return;

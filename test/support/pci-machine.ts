@@ -104,7 +104,7 @@ export class PciMachine {
   readonly backends: FakeCharBackend[] = [];
   /** What the back ends were asked for. */
   readonly backendUsers: string[] = [];
-  readonly shared = new Map<string, SharedMemory & { disposed: number }>();
+  readonly shared = new Map<string, SharedMemory & { disposed: number; mends: number; listeners: number }>();
   readonly lines: string[];
   readonly managed: ManagedFunctions;
   /** As a VM that ends would say it. */
@@ -207,6 +207,15 @@ export class PciMachine {
     const memory = {
       bytes: new Uint8Array(sizeBytes),
       hostAddress: 0x7f00_0000_0000n,
+      mends: 0,
+      listeners: 0,
+      mend(): void {
+        this.mends++;
+      },
+      onCut(): () => void {
+        this.listeners++;
+        return () => void this.listeners--;
+      },
       disposed: 0,
       dispose(): void {
         this.disposed++;

@@ -1,13 +1,11 @@
 /** Mapped memory of this process, as bytes and as an address; disposing unmaps it. */
-import { fstatSync } from 'node:fs';
 import koffi from 'koffi';
 import { HostError } from '../errors.ts';
-import { describeErrno, Errno } from './errno.ts';
-import { closeFd, OpenFlag, reserveSpace, setFileSize } from './files.ts';
+import { describeErrno } from './errno.ts';
 import { hostCall, lastErrno, must, native } from './libc.ts';
 
 /** <bits/mman.h>, x86-64 Linux. */
-const Protection = { None: 0, Read: 1, Write: 2 } as const;
+const Protection = { None: 0, Read: 1, Write: 2, Execute: 4 } as const;
 const MapFlag = {
   Shared: 1,
   Private: 2,
@@ -19,7 +17,9 @@ const MapFlag = {
 const MAP_FAILED = 0xffff_ffff_ffff_ffffn;
 const READ_WRITE = Protection.Read | Protection.Write;
 
-const shmOpen = hostCall<[name: string, flags: number, mode: number]>('int shm_open(const char *, int, unsigned int)');
+const mprotect = hostCall<[address: bigint, sizeBytes: number, protection: number]>(
+  'int mprotect(uintptr_t, size_t, int)',
+);
 
 export interface Mapping {
   readonly address: bigint;
@@ -133,40 +133,10 @@ export function mapAligned(sizeBytes: number, alignment: number, what: string): 
   return { address: space.base, bytes: viewOf(space.base, sizeBytes), dispose: () => space.dispose() };
 }
 
-/**
- * POSIX shared memory by name (`/name`), made with mode 0600 when it does not exist. It is not unlinked: it outlives
- * the VM on purpose, so that a peer keeps its data over a reboot. All of its pages are there when this returns: a full
- * /dev/shm is an error here, and not a fault at some later access.
- * @throws HostError, also when it exists with another size.
- */
-export function openSharedMemory(name: string, sizeBytes: number): Mapping {
-  const what = `shared memory ${name}`;
-  const fd = must(shmOpen(name, OpenFlag.ReadWrite | OpenFlag.Create | OpenFlag.CloseOnExec, 0o600), 'shm_open', what);
-  try {
-    const have = fstatSync(fd).size;
-    if (have !== 0 && have !== sizeBytes) {
-      throw new HostError(`${what} exists with ${have} bytes, ${sizeBytes} were asked for`, Errno.EEXIST, {
-        hint: `use the same size, or remove /dev/shm${name} when no VM uses it`,
-      });
-    }
-    fillShared(fd, sizeBytes, what);
-    return map(sizeBytes, what, fd);
-  } finally {
-    closeFd(fd);
-  }
-}
-
-/** Give a file of /dev/shm its size and all its pages. @throws HostError; the file is then as large as it was. */
-export function fillShared(fd: number, sizeBytes: number, what: string): void {
-  const before = fstatSync(fd).size;
-  try {
-    reserveSpace(fd, sizeBytes, what);
-  } catch (error) {
-    setFileSize(fd, before, what);
-    if (!(error instanceof HostError) || error.errno !== Errno.ENOSPC) throw error;
-    throw new HostError(`${what}: /dev/shm has no room for ${sizeBytes} bytes`, Errno.ENOSPC, {
-      cause: error,
-      hint: 'remove what nobody uses from /dev/shm, or "mount -o remount,size=… /dev/shm"',
-    });
-  }
+/** Instructions of this CPU, for as long as the process lives. @returns their address. @throws HostError */
+export function mapCode(code: Uint8Array, what: string): bigint {
+  const { address, bytes } = map(code.length, what);
+  bytes.set(code);
+  must(mprotect(address, code.length, Protection.Read | Protection.Execute), 'mprotect', what);
+  return address;
 }

@@ -17,7 +17,9 @@ const SIG_IGN = 1n;
 /** Without SIGSEGV, which V8 handles. */
 export const FAULTS = ['SIGILL', 'SIGTRAP', 'SIGBUS', 'SIGFPE', 'SIGSYS'] as const;
 /** The C library's struct sigaction, x86-64. */
-const SIGACTION_BYTES = 152;
+const LIBC_ACTION = { handler: 0, mask: 8, flags: 136, size: 152 } as const;
+const SA_SIGINFO = 4;
+const SA_RESTART = 0x1000_0000;
 
 const rtSigaction = hostCall<
   [number: number, signal: number, action: Uint8Array | null, old: Uint8Array | null, maskBytes: number]
@@ -29,8 +31,8 @@ const sigaction = hostCall<[signal: number, action: Uint8Array, old: null]>('int
  * SA_RESTART is not set, so that the call returns.
  */
 export function installKickSignal(): void {
-  const action = new DataView(new ArrayBuffer(SIGACTION_BYTES));
-  action.setBigUint64(0, nativeAddress('abs'), true); // sa_handler; mask, flags and restorer stay 0
+  const action = new DataView(new ArrayBuffer(LIBC_ACTION.size));
+  action.setBigUint64(LIBC_ACTION.handler, nativeAddress('abs'), true); // mask, flags and restorer stay 0
   must(sigaction(KICK_SIGNAL, new Uint8Array(action.buffer), null), 'sigaction', 'kick signal');
 }
 
@@ -42,6 +44,23 @@ export function installKickSignal(): void {
 export function ignoreOtherSignals(): void {
   for (const signal of FAULTS) ignore(constants.signals[signal]);
   for (let signal = FIRST_REAL_TIME; signal <= LAST_REAL_TIME; signal++) ignore(signal);
+}
+
+/**
+ * Native code for the faults of this process, with all other signals blocked meanwhile, unless somebody handles them.
+ * @param handler address of a void (int, siginfo_t *, void *). @returns whether it is there.
+ */
+export function handleFaults(name: (typeof FAULTS)[number], handler: bigint): boolean {
+  const signal = constants.signals[name];
+  const old = new Uint8Array(KERNEL_ACTION.size);
+  if (rtSigaction(SYS_RT_SIGACTION, signal, null, old, MASK_BYTES) < 0) return false;
+  const present = new DataView(old.buffer).getBigUint64(KERNEL_ACTION.handler, true);
+  if (present !== SIG_DFL && present !== SIG_IGN) return false;
+  const action = new DataView(new ArrayBuffer(LIBC_ACTION.size));
+  action.setBigUint64(LIBC_ACTION.handler, handler, true);
+  action.setBigUint64(LIBC_ACTION.mask, 0xffff_ffff_ffff_ffffn, true);
+  action.setUint32(LIBC_ACTION.flags, SA_SIGINFO | SA_RESTART, true);
+  return sigaction(signal, new Uint8Array(action.buffer), null) === 0;
 }
 
 /** Unless somebody handles it. */

@@ -8,6 +8,7 @@ import type { CounterKind, Counters } from '../../core/counters.ts';
 import type { InterruptLine, MsiSink, PowerControl } from '../../core/device.ts';
 import type { ConfigError } from '../../core/errors.ts';
 import type { Aml } from '../../core/firmware/aml.ts';
+import type { CutOutcome } from '../../core/host/bus-faults.ts';
 import type { Hsm, HypervisorOffers } from '../../core/hsm/hsm.ts';
 import type { IoBus } from '../../core/io-bus.ts';
 import type { Log } from '../../core/log.ts';
@@ -26,6 +27,10 @@ import type { ManagedFunctions } from './passthru/managed.ts';
 export interface SharedMemory {
   readonly bytes: Uint8Array;
   readonly hostAddress: bigint;
+  /** Bring back now what another process cut off, before the hypervisor takes the pages. */
+  mend(): void;
+  /** Be told that another process cut it. @returns how to stop. */
+  onCut(listener: (outcome: CutOutcome) => void): () => void;
   /** Unmap and close; the object itself stays for its other users. */
   dispose(): void;
 }

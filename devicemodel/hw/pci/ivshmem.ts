@@ -8,6 +8,7 @@ import * as v from 'valibot';
 import type { BarIndex, BarSpec, ConfigSpace } from '../../chips/pci-config-space.ts';
 import { type AccessSize, allOnes, type Gpa, hex } from '../../core/address.ts';
 import { ConfigError } from '../../core/errors.ts';
+import { describeCut } from '../../core/host/shared-memory.ts';
 import type { RamMapping } from '../../core/hsm/hsm.ts';
 import type { HvVdev } from '../../core/hsm/vdev.ts';
 import { integer, optionsFromText } from '../../core/options.ts';
@@ -150,6 +151,7 @@ class HostIvshmem implements EmulatedPciFunction {
   #placement: PciPlacement | undefined;
   #shared: SharedMemory | undefined;
   #view: DataView | undefined;
+  #stopWatching: (() => void) | undefined;
   /** Where the guest has it as RAM. */
   #mapping: RamMapping | undefined;
 
@@ -173,8 +175,13 @@ class HostIvshmem implements EmulatedPciFunction {
       if (provider === undefined) throw new ConfigError('dm:/ regions need shared memory of the host');
       const shared = provider.openSharedMemory(this.#name, this.#sizeBytes);
       this.#shared = shared;
+      const { log } = this.#env;
+      this.#stopWatching = shared.onCut((outcome) =>
+        log.rationed('warn', () => describeCut(`shared memory /${this.#name}`, outcome)),
+      );
       this.#view = new DataView(shared.bytes.buffer, shared.bytes.byteOffset, shared.bytes.byteLength);
     }
+    this.#shared.mend();
     const gpa = this.#placement.barAddress(Bar.Memory);
     if (this.#mapping?.gpa !== gpa) this.#mapAt(gpa, this.#shared);
   }
@@ -182,6 +189,8 @@ class HostIvshmem implements EmulatedPciFunction {
   detach(): void {
     this.#mapping = undefined;
     this.#view = undefined;
+    this.#stopWatching?.();
+    this.#stopWatching = undefined;
     this.#shared?.dispose();
     this.#shared = undefined;
   }

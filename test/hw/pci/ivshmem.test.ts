@@ -137,6 +137,18 @@ describe('dm:/', () => {
     expect(machine.shared.get('chat')?.disposed).toBe(0);
   });
 
+  test('what another process cut off is back before the hypervisor takes the pages, at each start', () => {
+    const machine = plug('dm:/chat,2').power();
+    const shared = machine.shared.get('chat');
+    expect(shared).toMatchObject({ mends: 1, listeners: 1 });
+    machine.host.destroyVdevs();
+    machine.host.reset();
+    machine.host.createVdevs();
+    expect(shared).toMatchObject({ mends: 2, listeners: 1 });
+    machine.host.detach();
+    expect(shared).toMatchObject({ mends: 2, listeners: 0 });
+  });
+
   test('detach gives the memory back once', () => {
     const machine = plug('dm:/chat,2').power();
     const shared = machine.shared.get('chat');

@@ -1,12 +1,14 @@
 /** The engine on /dev/kvm against a KVM that leaves the guest as the test says. */
-import { mkdtempSync, rmSync } from 'node:fs';
+import { closeSync, mkdtempSync, openSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs';
 import { constants, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, describe, expect, test } from 'vitest';
 import { ExitCode } from '../../../devicemodel/core/errors.ts';
+import type { CutOutcome } from '../../../devicemodel/core/host/bus-faults.ts';
 import { Eventfd } from '../../../devicemodel/core/host/eventfd.ts';
 import { KvmExit } from '../../../devicemodel/core/host/kvm-abi.ts';
 import { map } from '../../../devicemodel/core/host/mapping.ts';
+import { mapShared } from '../../../devicemodel/core/host/shared-memory.ts';
 import type { Hsm } from '../../../devicemodel/core/hsm/hsm.ts';
 import { IoreqPage, IoreqType } from '../../../devicemodel/core/ioreq-page.ts';
 import { silentLog } from '../../../devicemodel/core/log.ts';
@@ -109,6 +111,48 @@ describe('freezing', () => {
     vm.hsm.freezing?.thaw();
     vm.step();
     expect(vm.accesses.length).toBe(2);
+  });
+});
+
+// The kernel finds a page of the guest missing, and says so to whoever runs the vCPU.
+describe('shared memory that another process cut', () => {
+  const EFAULT = constants.errno.EFAULT;
+  const path = `/dev/shm/acrn-kvm-cut-${process.pid}`;
+  const shared = () => {
+    writeFileSync(path, new Uint8Array(2 * 4096), { mode: 0o600 });
+    const fd = openSync(path, 'r+');
+    const memory = mapShared(fd, 2 * 4096, 'shared memory');
+    const told: CutOutcome[] = [];
+    const stop = memory.onCut((outcome) => told.push(outcome));
+    cleanUp.push(() => {
+      stop();
+      memory.dispose();
+      closeSync(fd);
+      rmSync(path, { force: true });
+    });
+    return told;
+  };
+  const cutAndFault = (sizeBytes: number) => () => {
+    truncateSync(path, sizeBytes);
+    return -EFAULT;
+  };
+
+  test.each([0, 1, 100, 4095, 4096])('to %i bytes: the vCPU goes on, with the file as long as before', async (left) => {
+    const told = shared();
+    const vm = await machine();
+    vm.vcpu.script.push(cutAndFault(left), exits.out(0x3f8, 1, 0x41));
+    vm.hsm.startVm();
+    for (let i = 0; i < 2; i++) vm.step();
+    expect(vm.accesses).toHaveLength(1);
+    expect([statSync(path).size, told]).toEqual([8192, ['restored']]);
+  });
+
+  test('nothing was cut: KVM cannot go on', async () => {
+    shared();
+    const vm = await machine();
+    vm.vcpu.script.push(exits.fails(EFAULT));
+    vm.hsm.startVm();
+    expect(() => vm.step()).toThrow(/KVM cannot go on with vCPU 0: KVM_RUN failed/);
   });
 });
 

@@ -4,7 +4,7 @@ import { closeSync, ftruncateSync, openSync, rmSync, statSync, writeFileSync } f
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { afterEach, describe, expect, test } from 'vitest';
-import { openSharedMemory } from '../../../devicemodel/core/host/mapping.ts';
+import { openSharedMemory } from '../../../devicemodel/core/host/shared-memory.ts';
 import { MiB } from '../../../devicemodel/core/units.ts';
 
 const name = `/mapping-${process.pid}`;
@@ -61,7 +61,7 @@ describe.skipIf(!mayMount)('a /dev/shm without room', () => {
     const { stdout, stderr, signal } = within(
       room,
       `import { readdirSync, statSync } from 'node:fs';
-       import { openSharedMemory } from '${module('devicemodel/core/host/mapping.ts')}';
+       import { openSharedMemory } from '${module('devicemodel/core/host/shared-memory.ts')}';
        import { openSharedRegion } from '${module('hypervisor/embedded/shared-region.ts')}';
        for (const open of [() => openSharedMemory('/full', ${2 * MiB}), () => openSharedRegion('hv:/full', ${2 * MiB})]) {
          try { open().bytes.fill(1); console.log('filled'); } catch (error) { console.log(error.message); }
@@ -76,7 +76,7 @@ describe.skipIf(!mayMount)('a /dev/shm without room', () => {
   test('of enough: both are filled', () => {
     const { stdout } = within(
       '4m',
-      `import { openSharedMemory } from '${module('devicemodel/core/host/mapping.ts')}';
+      `import { openSharedMemory } from '${module('devicemodel/core/host/shared-memory.ts')}';
        openSharedMemory('/fits', ${2 * MiB}).bytes.fill(1); console.log('filled');`,
     );
     expect(stdout).toBe('filled\n');

@@ -1,0 +1,248 @@
+/**
+ * Mapped files that another process may cut while they are mapped. An access to a page that the file no longer has is a
+ * SIGBUS, in whatever thread and code it happens, and JavaScript never gets to handle that: a few instructions of x86-64
+ * do. They give the file its length back, so that all who share it go on sharing it, with zeros where it was cut. If the
+ * file cannot have it, what is missing becomes memory of this process alone. The access is then made again.
+ *
+ * Any other SIGBUS ends the process as ever; one that somebody sends is ignored (signals.ts).
+ */
+import { createEventfd, takeEventfd } from './eventfd.ts';
+import { watchFd } from './fd-watch.ts';
+import { addressOf, type Mapping, map, mapCode } from './mapping.ts';
+import { handleFaults } from './signals.ts';
+
+/** What became of a file that was cut. */
+export type CutOutcome = 'restored' | 'replaced';
+
+/** The table that the instructions read: a header, then a row for each mapping. Times 64 bytes. */
+const ROW_BYTES = 64;
+const ROWS = 1023;
+const Header = { eventfd: 0x08, one: 0x10, defaultAction: 0x20 } as const;
+const Row = {
+  start: 0x00,
+  end: 0x08,
+  fileBytes: 0x10,
+  fd: 0x18,
+  lastPage: 0x20,
+  restored: 0x28,
+  replaced: 0x2c,
+} as const;
+const NO_FD = 0xffff_ffff;
+const PAGE_BYTES = 4096;
+
+/**
+ * The handler, void (int signal, siginfo_t *, void *): nothing but system calls, the table and its own stack. A file that
+ * has its length and faults at the same page again (the medium cannot read it back) is replaced, so that no fault comes
+ * for ever. Two threads that fault at once do the same work twice.
+ */
+function handlerCode(tableAddress: bigint): Uint8Array {
+  const at = (offset: number) => {
+    const bytes = new Uint8Array(8);
+    new DataView(bytes.buffer).setBigUint64(0, tableAddress + BigInt(offset), true);
+    return Buffer.from(bytes).toString('hex');
+  };
+  return Buffer.from(
+    [
+      '8b4608', //               mov eax, [rsi+8]       si_code
+      '85c0', //                 test eax, eax
+      '7e48', //                 jle out                somebody sent it
+      '83f802', //               cmp eax, 2             BUS_ADRERR
+      '752a', //                 jne fatal
+      '488b5610', //             mov rdx, [rsi+16]      si_addr
+      '53', //                   push rbx
+      '57', //                   push rdi
+      `48bb${at(ROW_BYTES)}`, // mov rbx, first row
+      'b9ff030000', //           mov ecx, ROWS
+      '483b13', //         next: cmp rdx, [rbx+start]
+      '7206', //                 jb 1f
+      '483b5308', //             cmp rdx, [rbx+end]
+      '7224', //                 jb found
+      '4883c340', //          1: add rbx, ROW_BYTES
+      'ffc9', //                 dec ecx
+      '75ed', //                 jnz next
+      '5f', //          unknown: pop rdi
+      '5b', //                   pop rbx
+      'b80d000000', //    fatal: mov eax, SYS_rt_sigaction
+      `48be${at(Header.defaultAction)}`, // mov rsi, defaultAction
+      '31d2', //                 xor edx, edx
+      '41ba08000000', //         mov r10d, 8
+      '0f05', //                 syscall                the fault comes again, and ends the process
+      'c3', //              out: ret
+      '4881e200f0ffff', // found: and rdx, -4096
+      '48395320', //             cmp [rbx+lastPage], rdx
+      '742a', //                 je replace
+      '48895320', //             mov [rbx+lastPage], rdx
+      '52', //                   push rdx
+      '8b7b18', //               mov edi, [rbx+fd]
+      '31f6', //                 xor esi, esi           mode
+      '31d2', //                 xor edx, edx           offset
+      '4c8b5310', //             mov r10, [rbx+fileBytes]
+      'b81d010000', //           mov eax, SYS_fallocate
+      '0f05', //                 syscall
+      '5a', //                   pop rdx
+      '4885c0', //               test rax, rax
+      '7448', //                 jz restored
+      '4883f8fc', //             cmp rax, -EINTR
+      '7507', //                 jne replace
+      '4883632000', //           and qword [rbx+lastPage], 0
+      'eb57', //                 jmp done
+      '4889d7', //      replace: mov rdi, rdx
+      '488b7308', //             mov rsi, [rbx+end]
+      '4829d6', //               sub rsi, rdx
+      'ba03000000', //           mov edx, PROT_READ | PROT_WRITE
+      '41ba32000000', //         mov r10d, MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS
+      '49c7c0ffffffff', //       mov r8, -1
+      '4531c9', //               xor r9d, r9d
+      'b809000000', //           mov eax, SYS_mmap
+      '0f05', //                 syscall
+      '483d01f0ffff', //         cmp rax, -4095
+      '0f837bffffff', //         jae unknown
+      '48894308', //             mov [rbx+end], rax
+      'ff432c', //               inc dword [rbx+replaced]
+      'eb03', //                 jmp tell
+      'ff4328', //     restored: inc dword [rbx+restored]
+      `48be${at(Header.one)}`, // tell: mov rsi, one
+      '8b7ef8', //               mov edi, [rsi-8]       eventfd
+      'ba08000000', //           mov edx, 8
+      'b801000000', //           mov eax, SYS_write
+      '0f05', //                 syscall
+      '5f', //             done: pop rdi
+      '5b', //                   pop rbx
+      'c3', //                   ret
+    ].join(''),
+    'hex',
+  );
+}
+
+interface Guarded {
+  readonly row: number;
+  readonly bytes: Uint8Array;
+  readonly listeners: Set<(outcome: CutOutcome) => void>;
+}
+
+let table: DataView | undefined;
+let isInstalled = false;
+const guarded = new Set<Guarded>();
+const free: number[] = [];
+let rowsUsed = 0;
+/** Written to by the handler. Made once: its number must never be another descriptor's while a thread may fault. */
+let noticeFd = -1;
+let stopWatching: (() => void) | undefined;
+
+export interface FaultGuard {
+  /** Bring back now what was cut, before somebody else than this process reads it: a hypervisor, the kernel. */
+  mend(): void;
+  /** Be told, on the event loop, of what was done. @returns how to stop; as long as somebody listens the process lives. */
+  onCut(listener: (outcome: CutOutcome) => void): () => void;
+  /** Before the memory is unmapped and the file is closed. */
+  dispose(): void;
+}
+
+/** @param fd a regular file, mapped from its beginning; it stays open as long as the guard. @throws HostError */
+export function guardMapping(mapping: Mapping, fd: number): FaultGuard {
+  const rows = install();
+  const row = free.pop() ?? ROW_BYTES * (1 + rowsUsed++);
+  const sizeBytes = mapping.bytes.length;
+  const guard: Guarded = { row, bytes: mapping.bytes, listeners: new Set() };
+  const isRow = row < ROW_BYTES * (1 + ROWS);
+  if (isRow) {
+    for (let at = 0; at < ROW_BYTES; at += 8) rows.setBigUint64(row + at, 0n, true);
+    rows.setUint32(row + Row.fd, fd, true);
+    rows.setBigUint64(row + Row.fileBytes, BigInt(sizeBytes), true);
+    rows.setBigUint64(row + Row.start, mapping.address, true);
+    rows.setBigUint64(row + Row.end, mapping.address + BigInt(sizeBytes), true);
+    guarded.add(guard);
+  }
+  return {
+    mend: () => {
+      if (isInstalled && isRow) touch(guard.bytes);
+    },
+    onCut: (listener) => {
+      guard.listeners.add(listener);
+      watch();
+      return () => {
+        guard.listeners.delete(listener);
+        unwatch();
+      };
+    },
+    dispose: () => {
+      guard.listeners.clear();
+      unwatch();
+      if (!guarded.delete(guard)) return;
+      rows.setBigUint64(row + Row.end, 0n, true);
+      free.push(row);
+    },
+  };
+}
+
+/**
+ * Of every guarded mapping. For who got EFAULT from the kernel about memory of this process.
+ * @returns whether anything was cut.
+ */
+export function mendAll(): boolean {
+  if (!isInstalled || table === undefined) return false;
+  const rows = table;
+  const count = () =>
+    [...guarded].reduce(
+      (sum, { row }) => sum + rows.getUint32(row + Row.restored, true) + rows.getUint32(row + Row.replaced, true),
+      0,
+    );
+  const before = count();
+  for (const { bytes } of guarded) touch(bytes);
+  const isCut = count() !== before;
+  if (isCut) report();
+  return isCut;
+}
+
+/** Every page is read once: one that is missing faults here, where the handler sees it. */
+function touch(bytes: Uint8Array): void {
+  for (let at = 0; at < bytes.length; at += PAGE_BYTES) Atomics.load(bytes, at);
+}
+
+/** Once for the process: nothing of it can be given back while other threads may be in it. */
+function install(): DataView {
+  if (table !== undefined) return table;
+  const memory = map(ROW_BYTES * (1 + ROWS), 'table of shared memory').bytes;
+  const view = new DataView(memory.buffer, memory.byteOffset, memory.byteLength);
+  view.setUint32(Header.eventfd, NO_FD, true);
+  view.setBigUint64(Header.one, 1n, true);
+  table = view;
+  isInstalled = handleFaults('SIGBUS', mapCode(handlerCode(addressOf(memory)), 'handler of SIGBUS'));
+  return view;
+}
+
+function watch(): void {
+  if (stopWatching !== undefined) return;
+  if (noticeFd < 0) {
+    noticeFd = createEventfd();
+    table?.setUint32(Header.eventfd, noticeFd, true);
+  }
+  stopWatching = watchFd(noticeFd, () => {
+    takeEventfd(noticeFd);
+    report();
+  });
+}
+
+function unwatch(): void {
+  if ([...guarded].some(({ listeners }) => listeners.size > 0)) return;
+  stopWatching?.();
+  stopWatching = undefined;
+}
+
+/** Tell of what the handler did since the last time; the next cut at the same page is a new one. */
+function report(): void {
+  if (table === undefined) return;
+  for (const { row, listeners } of guarded) {
+    const isRestored = take(table, row + Row.restored);
+    const isReplaced = take(table, row + Row.replaced);
+    if (!isRestored && !isReplaced) continue;
+    table.setBigUint64(row + Row.lastPage, 0n, true);
+    for (const listener of listeners) listener(isReplaced ? 'replaced' : 'restored');
+  }
+}
+
+function take(rows: DataView, at: number): boolean {
+  const count = rows.getUint32(at, true);
+  rows.setUint32(at, 0, true);
+  return count > 0;
+}

@@ -1,0 +1,89 @@
+/** Memory that processes share by a name: files of /dev/shm. Any of them may cut it while it is mapped here. */
+import { fstatSync } from 'node:fs';
+import { HostError } from '../errors.ts';
+import { type CutOutcome, type FaultGuard, guardMapping } from './bus-faults.ts';
+import { Errno } from './errno.ts';
+import { closeFd, OpenFlag, reserveSpace, setFileSize } from './files.ts';
+import { hostCall, must } from './libc.ts';
+import { type Mapping, map } from './mapping.ts';
+
+const shmOpen = hostCall<[name: string, flags: number, mode: number]>('int shm_open(const char *, int, unsigned int)');
+
+/** Disposing unmaps it. */
+export type SharedMapping = Mapping & FaultGuard;
+
+/** For the log. */
+export function describeCut(what: string, outcome: CutOutcome): string {
+  return outcome === 'restored'
+    ? `${what}: another process cut it; it has its size again, with zeros where it was cut`
+    : `${what}: another process cut it, and it cannot have its size again: what is missing is zeroed memory of this VM alone`;
+}
+
+/**
+ * POSIX shared memory by name (`/name`), made with mode 0600 when it does not exist. It is not unlinked: it outlives
+ * the VM on purpose, so that a peer keeps its data over a reboot. All of its pages are there when this returns: a full
+ * /dev/shm is an error here, and not a fault at some later access.
+ * What another process cuts off later comes back with zeros: see bus-faults.ts.
+ * @throws HostError, also when it exists with another size.
+ */
+export function openSharedMemory(name: string, sizeBytes: number): SharedMapping {
+  const what = `shared memory ${name}`;
+  const fd = must(shmOpen(name, OpenFlag.ReadWrite | OpenFlag.Create | OpenFlag.CloseOnExec, 0o600), 'shm_open', what);
+  let isOpen = true;
+  try {
+    const have = fstatSync(fd).size;
+    if (have !== 0 && have !== sizeBytes) {
+      throw new HostError(`${what} exists with ${have} bytes, ${sizeBytes} were asked for`, Errno.EEXIST, {
+        hint: `use the same size, or remove /dev/shm${name} when no VM uses it`,
+      });
+    }
+    fillShared(fd, sizeBytes, what);
+    const shared = mapShared(fd, sizeBytes, what);
+    return {
+      ...shared,
+      dispose: () => {
+        shared.dispose();
+        if (isOpen) closeFd(fd);
+        isOpen = false;
+      },
+    };
+  } catch (error) {
+    closeFd(fd);
+    throw error;
+  }
+}
+
+/** Give a file of /dev/shm its size and all its pages. @throws HostError; the file is then as large as it was. */
+export function fillShared(fd: number, sizeBytes: number, what: string): void {
+  const before = fstatSync(fd).size;
+  try {
+    reserveSpace(fd, sizeBytes, what);
+  } catch (error) {
+    setFileSize(fd, before, what);
+    if (!(error instanceof HostError) || error.errno !== Errno.ENOSPC) throw error;
+    throw new HostError(`${what}: /dev/shm has no room for ${sizeBytes} bytes`, Errno.ENOSPC, {
+      cause: error,
+      hint: 'remove what nobody uses from /dev/shm, or "mount -o remount,size=… /dev/shm"',
+    });
+  }
+}
+
+/** Map a file that has all its pages. @param fd stays the caller's, open until the mapping is disposed of. @throws HostError */
+export function mapShared(fd: number, sizeBytes: number, what: string): SharedMapping {
+  const mapping = map(sizeBytes, what, fd);
+  try {
+    const guard = guardMapping(mapping, fd);
+    return {
+      ...mapping,
+      mend: guard.mend,
+      onCut: guard.onCut,
+      dispose: () => {
+        guard.dispose();
+        mapping.dispose();
+      },
+    };
+  } catch (error) {
+    mapping.dispose();
+    throw error;
+  }
+}
