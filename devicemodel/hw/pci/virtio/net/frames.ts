@@ -123,7 +123,9 @@ export class NetFrames implements ChainServer {
 
   /** Throw away what waits in the tap, within bounds. */
   discardWaiting(fd: number): void {
-    for (let i = 0; i < FRAME_BUDGET * 4 && readToAddress(fd, this.#spillAddress, MAX_FRAME) >= 0; i++);
+    let frames = 0;
+    while (frames < FRAME_BUDGET * 4 && readToAddress(fd, this.#spillAddress, MAX_FRAME) >= 0) frames++;
+    tally(this.#counts, NetCount.rxDrops, frames);
   }
 
   /** The rings the buffers came from are gone. */

@@ -188,7 +188,7 @@ describe('receiving', () => {
   });
 
   test('a frame that does not fit is dropped, the next one arrives', async () => {
-    const { driver, peer } = await makeNet();
+    const { driver, machine, peer } = await makeNet();
     driver.init((f) => f & ~MRG_RXBUF);
     driver.add(RX, [{ write: 200 }]);
     driver.kick(RX);
@@ -196,6 +196,7 @@ describe('receiving', () => {
     peer.send(frame(100, 8));
     expect((await used(driver, RX, 1))[0]?.length).toBe(110);
     expect(driver.buffer(0, 110)[10]).toBe(8);
+    expect(machine.counters.of('net', 'device').values()).toMatchObject({ rxFrames: 1, rxDrops: 1 });
   });
 
   test('frames wait in the tap while the driver has no buffers (Firecracker CVE-2020-16843)', async () => {
@@ -376,7 +377,12 @@ describe('the host', () => {
     peer.send(frame(60, 4));
     expect(await used(driver, RX, 1)).toHaveLength(1);
     expect(driver.read(at, 72)[12]).toBe(4);
-    expect(machine.counters.of('net', 'device').values()).toMatchObject({ txFrames: 1, txDrops: 1, rxFrames: 1 });
+    expect(machine.counters.of('net', 'device').values()).toMatchObject({
+      txFrames: 1,
+      txDrops: 1,
+      rxFrames: 1,
+      rxDrops: 1,
+    });
   });
 
   test('only a network has a cable', () => {
