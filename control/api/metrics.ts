@@ -1,6 +1,6 @@
 /** Figures of a VM, its devices and its process, for Prometheus' text format or as JSON. */
 import type { CounterKind, CounterName, Counters } from '../../devicemodel/core/counters.ts';
-import type { Vmm } from './vmm.ts';
+import { stateOf, type Vmm } from './vmm.ts';
 
 type Labels = Readonly<Record<string, string>>;
 
@@ -11,13 +11,22 @@ export interface Metric {
   readonly samples: readonly { readonly labels?: Labels; readonly value: number }[];
 }
 
+/** A process without a VM is in none of them. */
 const states = ['created', 'running', 'paused', 'suspended', 'ended'] as const;
 
 export function metricsText(vmm: Vmm): string {
   return `${metricsOf(vmm).map(textOf).join('\n')}\n`;
 }
 
-export function metricsOf({ guest, version, events }: Vmm): Metric[] {
+export function metricsOf(vmm: Vmm): Metric[] {
+  const { guest, version, events } = vmm;
+  const stateNow = stateOf(vmm);
+  const vmState: Metric = {
+    name: 'acrn_vm_state',
+    type: 'gauge',
+    help: 'One for the state the VM is in.',
+    samples: states.map((state) => ({ labels: { state }, value: state === stateNow ? 1 : 0 })),
+  };
   const one = (type: Metric['type'], name: string, help: string, value: number): Metric => ({
     name,
     type,
@@ -35,7 +44,7 @@ export function metricsOf({ guest, version, events }: Vmm): Metric[] {
     one('counter', 'process_cpu_seconds_total', 'CPU time of all threads.', (user + system) / 1e6),
     one('counter', 'acrn_events_total', 'Events of the VM and its process.', events.seq),
   ];
-  if (guest === undefined) return process_;
+  if (guest === undefined) return [vmState, ...process_];
   const { name, memoryBytes } = guest.config;
   return [
     {
@@ -44,12 +53,7 @@ export function metricsOf({ guest, version, events }: Vmm): Metric[] {
       help: 'The VM there is.',
       samples: [{ labels: { name, hypervisor: guest.hypervisor, version }, value: 1 }],
     },
-    {
-      name: 'acrn_vm_state',
-      type: 'gauge',
-      help: 'One for the state the VM is in.',
-      samples: states.map((state) => ({ labels: { state }, value: state === guest.state ? 1 : 0 })),
-    },
+    vmState,
     one('gauge', 'acrn_vm_uptime_seconds', 'Since the VM was launched.', (performance.now() - guest.launchedMs) / 1000),
     one('gauge', 'acrn_guest_memory_bytes', 'RAM of the guest.', memoryBytes),
     ...deviceMetrics(guest.counters.all),

@@ -10,7 +10,7 @@ import { HttpProblem, problemOf } from './problem.ts';
 import { type Answer, decoded, done, json, parsed, type Route, targetOf } from './routes.ts';
 import { bounded, serveEvents } from './server-sent.ts';
 import { Give, Take } from './shapes.ts';
-import type { RunningGuest, Vmm } from './vmm.ts';
+import { type RunningGuest, stateOf, type Vmm } from './vmm.ts';
 
 const REASON = 'asked by the API';
 
@@ -151,12 +151,14 @@ function needGuest({ guest }: Vmm): RunningGuest {
   throw new HttpProblem(409, 'not-booted', 'no VM runs here');
 }
 
-function describe({ guest, config, hasRun, version, events: stream }: Vmm): object {
+function describe(vmm: Vmm): object {
+  const { guest, version, events: stream } = vmm;
+  const state = stateOf(vmm);
   const process_ = { pid: process.pid, version, events: stream.seq };
-  if (guest === undefined) return { state: config === undefined ? 'none' : hasRun ? 'ended' : 'created', ...process_ };
+  if (guest === undefined) return { state, ...process_ };
   return {
     name: guest.config.name,
-    state: guest.state,
+    state,
     hypervisor: guest.hypervisor,
     memoryBytes: guest.config.memoryBytes,
     uptimeS: Math.round((performance.now() - guest.launchedMs) / 1000),

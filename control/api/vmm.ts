@@ -1,4 +1,4 @@
-/** What the API asks of the process it is in: the VM that runs or will, and the process's own life. Types only. */
+/** What the API asks of the process it is in: the VM that runs or will, and the process's own life. */
 import type { GenericSchema } from 'valibot';
 import type { TappableLine } from '../../devicemodel/core/char-backend.ts';
 import type { VmConfig } from '../../devicemodel/core/config.ts';
@@ -55,4 +55,9 @@ export interface Vmm {
   remove(): Promise<void>;
   /** End the process, and the guest with it. */
   quit(): void;
+}
+
+/** Of the VM, whether there is a guest or not; `none`: there is not even a configuration. */
+export function stateOf({ guest, config, hasRun }: Pick<Vmm, 'guest' | 'config' | 'hasRun'>): VmState | 'none' {
+  return guest?.state ?? (config === undefined ? 'none' : hasRun ? 'ended' : 'created');
 }

@@ -261,6 +261,19 @@ describe('resources of our own', () => {
     expect(text).toContain('acrn_vm_state{state="running"} 1');
   });
 
+  test.each([
+    [false, 'created'],
+    [true, 'ended'],
+  ])('a guest that has run (%j) and is not there is %s, in the metrics too', async (hasRun, state) => {
+    const { path, vmm } = await serve();
+    Object.assign(vmm, { isBooted: false, hasRun });
+    expect((await ask(path, 'GET', '/v1/vm')).json).toMatchObject({ state });
+    const { text } = await ask(path, 'GET', '/v1/metrics');
+    expect(text.match(/^acrn_vm_state\{.* 1$/gm)).toEqual([`acrn_vm_state{state="${state}"} 1`]);
+    vmm.config = undefined;
+    expect((await ask(path, 'GET', '/v1/metrics')).text).not.toMatch(/^acrn_vm_state\{.* 1$/m);
+  });
+
   test("what devices counted is in the metrics, in both forms, and in Cloud Hypervisor's words", async () => {
     const { path, vmm } = await serve();
     tallyRead(vmm.counters.of('disk', '00:03.0').own, 4096);
