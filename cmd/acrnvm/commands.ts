@@ -245,20 +245,31 @@ async function stop(invocation: Invocation): Promise<ExitCode | undefined> {
   return undefined;
 }
 
+/** @returns the state of the VM; undefined: its process is gone. */
+async function stateAt(at: string): Promise<string | undefined> {
+  try {
+    return ((await call(at, 'GET', '/v1/vm')) as { readonly state: string }).state;
+  } catch (error) {
+    if (error instanceof ClientError && error.cause !== undefined) return undefined;
+    throw error;
+  }
+}
+
 /** @returns once the VM is gone. @throws ClientError */
 async function stopAndWait(at: string, { force, timeoutS }: Invocation): Promise<void> {
-  const body = force ? { action: 'off', force: true } : { action: 'shutdown' };
-  await call(at, 'PUT', '/v1/vm/power', body);
+  // A process that stays after its guest has nothing left to ask: it is what is stopped.
+  const isProcessOnly = ['created', 'ended', 'none'].includes((await stateAt(at)) ?? '');
+  if (isProcessOnly && !force) {
+    throw new ClientError('no guest runs here, only the process is there', { hint: 'acrnvm stop -f ends it' });
+  }
+  if (isProcessOnly) await call(at, 'PUT', '/api/v1/vmm.shutdown');
+  else await call(at, 'PUT', '/v1/vm/power', force ? { action: 'off', force: true } : { action: 'shutdown' });
   const deadlineMs = Date.now() + timeoutS * 1000;
   for (;;) {
-    try {
-      const { state } = (await call(at, 'GET', '/v1/vm')) as { readonly state: string };
-      if (state === 'ended' || state === 'none') return;
-    } catch (error) {
-      if (error instanceof ClientError && error.cause !== undefined) return;
-      throw error;
-    }
+    const state = await stateAt(at);
+    if (state === undefined || (!isProcessOnly && (state === 'ended' || state === 'none'))) return;
     if (Date.now() > deadlineMs) {
+      if (isProcessOnly) throw new ClientError(`the process did not end within ${timeoutS} s`);
       throw new ClientError(`the guest did not shut down within ${timeoutS} s`, {
         hint: 'acrnvm stop -f ends it at once',
       });

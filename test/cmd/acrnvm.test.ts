@@ -191,6 +191,18 @@ describe('stop', () => {
     await acrnvm('stop', '-f', '-t', '0.1', 'vm1');
     expect(vmm.asked.at(-1)).toBe('forced poweroff: asked by the API');
   });
+  test('a process that stayed after its guest ends by -f only', async () => {
+    Object.assign(vmm, { isBooted: false, hasRun: true });
+    expect(await acrnvm('stop', 'vm1')).toMatchObject({
+      status: ExitCode.Unavailable,
+      stderr: expect.stringContaining('hint: acrnvm stop -f'),
+    });
+    expect(vmm.calls).toEqual([]);
+    const stopped = acrnvm('stop', '-f', 'vm1');
+    await until(() => vmm.calls.includes('quit'), 'asked');
+    await close();
+    expect(await stopped).toMatchObject({ status: 0, stderr: '' });
+  });
 });
 
 test('events, those there were and those that come', async () => {
