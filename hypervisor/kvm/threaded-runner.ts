@@ -3,18 +3,21 @@
  * in its event loop if it is not for one VM alone. Neither side goes through the other's event loop otherwise.
  */
 import { createRequire } from 'node:module';
-import { BugError } from '../../devicemodel/core/errors.ts';
+import { ExitCode, HostError } from '../../devicemodel/core/errors.ts';
 import { Errno } from '../../devicemodel/core/host/errno.ts';
 import { Eventfd } from '../../devicemodel/core/host/eventfd.ts';
 import { watchFd } from '../../devicemodel/core/host/fd-watch.ts';
-import { futexWait, futexWake } from '../../devicemodel/core/host/futex.ts';
+import { futexWait, futexWaitFor, futexWake } from '../../devicemodel/core/host/futex.ts';
 import type { KvmVcpu } from '../../devicemodel/core/host/kvm.ts';
 import { RunField } from '../../devicemodel/core/host/kvm-abi.ts';
 import { cpuMask, signalThread } from '../../devicemodel/core/host/scheduling.ts';
 import { installKickSignal, KICK_SIGNAL } from '../../devicemodel/core/host/signals.ts';
 import { startWorker } from '../../devicemodel/core/host/worker.ts';
 import type { OnExit, VcpuRunner } from './runner.ts';
-import { Turn, type VcpuThreadData, VcpuWord, vcpuThread, WORDS_PER_VCPU } from './vcpu-thread.ts';
+import { THREAD_ENDED, Turn, type VcpuThreadData, VcpuWord, vcpuThread, WORDS_PER_VCPU } from './vcpu-thread.ts';
+
+/** A thread that was recalled is asked this often whether it is still there. */
+const LOOK_MS = 100;
 
 export interface ThreadedRunnerOptions {
   readonly vcpus: readonly KvmVcpu[];
@@ -22,6 +25,8 @@ export interface ThreadedRunnerOptions {
   readonly cpus: readonly (number | undefined)[];
   /** The thread sleeps in a system call that a signal ends; else its event loop is free meanwhile. */
   readonly blocks: boolean;
+  /** @internal What the threads do, for tests. */
+  readonly thread?: () => void;
 }
 
 export class ThreadedRunner implements VcpuRunner {
@@ -35,8 +40,9 @@ export class ThreadedRunner implements VcpuRunner {
   readonly #ended: Promise<unknown>[] = [];
   #onRing: (() => void) | undefined;
   #failure: Error | undefined;
+  #isOver = false;
 
-  constructor({ vcpus, cpus, blocks }: ThreadedRunnerOptions) {
+  constructor({ vcpus, cpus, blocks, thread = vcpuThread }: ThreadedRunnerOptions) {
     installKickSignal();
     this.#vcpus = vcpus;
     this.#isOut = vcpus.map(() => false);
@@ -50,7 +56,8 @@ export class ThreadedRunner implements VcpuRunner {
       });
     }
     const koffiPath = createRequire(import.meta.url).resolve('koffi');
-    for (const [index, vcpu] of vcpus.entries()) this.#startThread(index, vcpu.fd, koffiPath, cpus[index]);
+    const code = `(${thread.toString()})()`;
+    for (const [index, vcpu] of vcpus.entries()) this.#startThread(code, index, vcpu.fd, koffiPath, cpus[index]);
   }
 
   resume(vcpu: number): void {
@@ -65,6 +72,7 @@ export class ThreadedRunner implements VcpuRunner {
       if (!this.#isOut[vcpu] || this.#word(vcpu, VcpuWord.turn) !== Turn.device) continue;
       isAny = true;
       this.#isOut[vcpu] = false;
+      if (this.#word(vcpu, VcpuWord.result) === THREAD_ENDED) throw this.#lost(vcpu);
       onExit(vcpu, this.#word(vcpu, VcpuWord.result));
     }
     return isAny;
@@ -97,11 +105,27 @@ export class ThreadedRunner implements VcpuRunner {
       for (;;) {
         const rung = Atomics.load(this.#doorbell, 0);
         if (this.#word(vcpu, VcpuWord.turn) !== Turn.guest) break;
-        futexWait(this.#doorbell, rung);
+        futexWaitFor(this.#doorbell, rung, LOOK_MS);
+        this.#takeFromTheDead(vcpu);
       }
       run[RunField.immediateExit] = 0;
       Atomics.store(this.#words, this.#at(vcpu, VcpuWord.recalled), 0);
     }
+  }
+
+  /** A thread that ended without its last word has the turn still: it is the device thread's then. */
+  #takeFromTheDead(vcpu: number): void {
+    const result = signalThread(this.#word(vcpu, VcpuWord.tid), KICK_SIGNAL);
+    if (result !== -Errno.ESRCH || this.#word(vcpu, VcpuWord.turn) !== Turn.guest) return;
+    Atomics.store(this.#words, this.#at(vcpu, VcpuWord.result), THREAD_ENDED);
+    Atomics.store(this.#words, this.#at(vcpu, VcpuWord.turn), Turn.device);
+  }
+
+  #lost(vcpu: number, cause?: Error): Error {
+    const message = `vcpu${vcpu}: its thread ended by itself${cause === undefined ? '' : `: ${cause.message}`}`;
+    const details = { exitCode: ExitCode.VmFailed, ...(cause === undefined ? {} : { cause }) };
+    this.#failure ??= new HostError(message, -THREAD_ENDED, details);
+    return this.#failure;
   }
 
   forget(): void {
@@ -114,6 +138,7 @@ export class ThreadedRunner implements VcpuRunner {
 
   /** Threads end by themselves after this; they use nothing that is given back meanwhile. */
   dispose(): void {
+    this.#isOver = true;
     this.recall();
     for (const vcpu of this.#vcpus.keys()) this.#setTurn(vcpu, Turn.over);
     this.#unwatch?.();
@@ -144,7 +169,7 @@ export class ThreadedRunner implements VcpuRunner {
   }
 
   /** It need not be up before its vCPU is resumed, nor before it is recalled. */
-  #startThread(index: number, vcpuFd: number, koffiPath: string, cpu: number | undefined): void {
+  #startThread(code: string, index: number, vcpuFd: number, koffiPath: string, cpu: number | undefined): void {
     const name = `vcpu${index}`;
     const workerData: VcpuThreadData = {
       words: this.#words,
@@ -156,13 +181,16 @@ export class ThreadedRunner implements VcpuRunner {
       name,
       cpuMask: cpu === undefined ? new Uint8Array(0) : cpuMask([cpu]),
     };
-    const worker = startWorker(`(${vcpuThread.toString()})()`, { eval: true, workerData, stdin: false, name }, name);
+    const worker = startWorker(code, { eval: true, workerData, stdin: false, name }, name);
     // It ends by order; until then it is the VM that keeps the process.
     worker.unref();
-    this.#ended.push(new Promise((resolve) => worker.once('exit', resolve)));
-    worker.on('error', (cause) => {
-      this.#failure ??= new BugError(`${name}: ${cause.message}`, { cause });
+    const onLost = (cause?: Error) => {
+      if (this.#isOver) return;
+      this.#lost(index, cause);
       this.#ring();
-    });
+    };
+    worker.on('error', onLost);
+    const ended = new Promise<void>((resolve) => worker.once('exit', () => resolve()));
+    this.#ended.push(ended.then(() => onLost()));
   }
 }

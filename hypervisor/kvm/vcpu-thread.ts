@@ -15,6 +15,8 @@ export const VcpuWord = {
   /** The id of its thread, valid while the turn is the guest's. */
   tid: 3,
 } as const;
+/** In place of a result: the thread ends and runs no vCPU any more (EOWNERDEAD). */
+export const THREAD_ENDED = -130;
 export const WORDS_PER_VCPU = 16;
 /**
  * The device thread gives (`device` to `granted`) and may take that back; the vCPU's thread takes up what was given
@@ -62,28 +64,41 @@ export function vcpuThread(): void {
   const PR_SET_NAME = 15;
   const EINTR = 4;
   const EAGAIN = 11;
+  const EOWNERDEAD = 130;
   const one = Uint8Array.of(1, 0, 0, 0, 0, 0, 0, 0);
   const turn = words.subarray(TURN, TURN + 1);
 
-  prctl(PR_SET_NAME, name);
-  if (cpuMask.length > 0) setaffinity(0, cpuMask.length, cpuMask);
-  Atomics.store(words, TID, gettid());
-  for (;;) {
-    const was = Atomics.compareExchange(words, TURN, GRANTED, GUEST);
-    if (was === OVER) return;
-    if (was === DEVICE) {
-      futex(SYS_FUTEX, turn, FUTEX_WAIT_PRIVATE, DEVICE, 0);
-      continue;
-    }
-    let result = 0;
-    do {
-      result = ioctl(vcpuFd, KVM_RUN, 0) === -1 ? -koffi.errno() : 0;
-      // A signal that was meant for another thread, or a vCPU that woke up only to sleep on.
-    } while ((result === -EINTR || result === -EAGAIN) && Atomics.load(words, RECALLED) === 0);
+  const giveBack = (result: number) => {
     Atomics.store(words, RESULT, result);
     Atomics.store(words, TURN, DEVICE);
     Atomics.add(doorbell, 0, 1);
     futex(SYS_FUTEX, doorbell, FUTEX_WAKE_PRIVATE, 1, 0);
     if (doorbellFd >= 0) write(doorbellFd, one, 8);
+  };
+  const serve = () => {
+    prctl(PR_SET_NAME, name);
+    if (cpuMask.length > 0) setaffinity(0, cpuMask.length, cpuMask);
+    Atomics.store(words, TID, gettid());
+    for (;;) {
+      const was = Atomics.compareExchange(words, TURN, GRANTED, GUEST);
+      if (was === OVER) return;
+      if (was === DEVICE) {
+        futex(SYS_FUTEX, turn, FUTEX_WAIT_PRIVATE, DEVICE, 0);
+        continue;
+      }
+      let result = 0;
+      do {
+        result = ioctl(vcpuFd, KVM_RUN, 0) === -1 ? -koffi.errno() : 0;
+        // A signal that was meant for another thread, or a vCPU that woke up only to sleep on.
+      } while ((result === -EINTR || result === -EAGAIN) && Atomics.load(words, RECALLED) === 0);
+      giveBack(result);
+    }
+  };
+  try {
+    serve();
+  } catch (error) {
+    // The device thread may be waiting for the vCPU, out of reach of the event that this makes.
+    giveBack(-EOWNERDEAD);
+    throw error;
   }
 }

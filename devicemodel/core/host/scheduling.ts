@@ -16,6 +16,10 @@ const getaffinity = hostCall<[tid: number, sizeBytes: number, mask: Uint8Array]>
   'int sched_getaffinity(int, size_t, void *)',
 );
 
+const tgkill = hostCall<[number: number, pid: number, tid: number, signal: number]>(
+  'int64_t syscall(int64_t, int64_t, int64_t, int64_t)',
+);
+
 /** Id of the calling thread. */
 export function threadId(): number {
   return native('int gettid()')();
@@ -64,7 +68,7 @@ export function cpusOfOtherThreads(): readonly number[] {
   return cpusOfOthers;
 }
 
-/** A signal for one thread of this process. */
-export function signalThread(tid: number, signal: number): void {
-  native('int64_t syscall(int64_t, int64_t, int64_t, int64_t)')(SYS_TGKILL, process.pid, tid, signal);
+/** A signal for one thread of this process. @returns 0 or a negative errno: ESRCH where there is no such thread. */
+export function signalThread(tid: number, signal: number): number {
+  return tgkill(SYS_TGKILL, process.pid, tid, signal);
 }

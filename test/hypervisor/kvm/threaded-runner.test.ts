@@ -4,12 +4,15 @@
  */
 import { readdirSync, readFileSync } from 'node:fs';
 import { constants } from 'node:os';
-import { afterEach, expect, test } from 'vitest';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { afterEach, describe, expect, test } from 'vitest';
 import { Eventfd } from '../../../devicemodel/core/host/eventfd.ts';
 import { RunField } from '../../../devicemodel/core/host/kvm-abi.ts';
 import { ThreadedRunner } from '../../../hypervisor/kvm/threaded-runner.ts';
+import type { VcpuThreadData } from '../../../hypervisor/kvm/vcpu-thread.ts';
 import { FakeVcpu } from '../../support/fake-kvm.ts';
 
+const PATIENCE_MS = 20_000;
 const { ENOTTY, EINTR } = constants.errno;
 
 class NoVcpu extends FakeVcpu {
@@ -25,11 +28,17 @@ afterEach(() => {
   for (const step of cleanUp.splice(0).reverse()) step();
 });
 
-function threads(count: number, blocks: boolean) {
+function threads(count: number, blocks: boolean, options: { fd?: number; thread?: () => void } = {}) {
   const eventfd = new Eventfd();
   cleanUp.push(() => eventfd.dispose());
-  const vcpus = Array.from({ length: count }, () => new NoVcpu(eventfd.fd));
-  const runner = new ThreadedRunner({ vcpus, cpus: vcpus.map(() => undefined), blocks });
+  const vcpus = Array.from({ length: count }, () => new NoVcpu(options.fd ?? eventfd.fd));
+  const { thread } = options;
+  const runner = new ThreadedRunner({
+    vcpus,
+    cpus: vcpus.map(() => undefined),
+    blocks,
+    ...(thread === undefined ? {} : { thread }),
+  });
   cleanUp.push(() => runner.dispose());
   const told: Array<readonly [number, number]> = [];
   const collect = () => runner.collect((vcpu, result) => void told.push([vcpu, result]));
@@ -93,7 +102,58 @@ test('threads end when they are told to', async () => {
   runner.resume(1);
   while (told.length === 0) void collect();
   runner.dispose();
-  const end = performance.now() + 20_000;
+  const end = performance.now() + PATIENCE_MS;
   while (names().length > 0 && performance.now() < end) await new Promise((resolve) => setTimeout(resolve, 20));
   expect(names()).toEqual([]);
+});
+
+// Mutation: without giveBack in the thread's catch, and without takeFromTheDead, recall never returns.
+describe('a thread that dies while it has the vCPU', () => {
+  /** Takes the turn and ends without a word: what remains of a thread whose heap is full. */
+  const dies = () => {
+    const { workerData } = process.getBuiltinModule('node:worker_threads') as { workerData: VcpuThreadData };
+    const { words, index, koffiPath } = workerData;
+    const koffi = process.getBuiltinModule('node:module').createRequire(koffiPath)(koffiPath);
+    Atomics.store(words, 16 * index + 3, koffi.load(null).func('int gettid()')());
+    for (let was = 0; was !== 1; was = Atomics.compareExchange(words, 16 * index, 1, 2)) {
+      if (was === 3) return;
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1);
+    }
+    process.exit(0);
+  };
+  const throws = () => {
+    throw new Error('no more');
+  };
+  const nan = 'no descriptor' as unknown as number;
+
+  test.each([
+    ['KVM_RUN throws, blocking', { fd: nan, blocks: true }],
+    ['KVM_RUN throws, in the event loop', { fd: nan, blocks: false }],
+    ['it ends without a word, blocking', { thread: dies, blocks: true }],
+    ['it ends without a word, in the event loop', { thread: dies, blocks: false }],
+    ['it never gets as far, in the event loop', { thread: throws, blocks: false }],
+  ])('%s: recall returns, and the loop gets an error that says which', async (_what, { blocks, ...options }) => {
+    const { runner, vcpus } = threads(2, blocks, options);
+    const recallAgainAndAgain = async () => {
+      // Until it is up there is nobody to die.
+      for (const end = performance.now() + PATIENCE_MS; performance.now() < end; ) {
+        runner.resume(1);
+        await sleep(20);
+        runner.recall();
+        expect(vcpus[1]?.run[RunField.immediateExit]).toBe(0);
+        runner.tell(() => {});
+      }
+    };
+    await expect(recallAgainAndAgain()).rejects.toThrow(/^vcpu[01]: its thread ended by itself/);
+    runner.dispose();
+  });
+
+  test.each([true, false])('nobody recalls it: whoever waits for it is told (blocking: %s)', async (blocks) => {
+    const { runner, collect } = threads(1, blocks, { fd: nan });
+    runner.resume(0);
+    const collected = async () => {
+      for (;;) await collect();
+    };
+    await expect(collected()).rejects.toThrow('vcpu0: its thread ended by itself');
+  });
 });
