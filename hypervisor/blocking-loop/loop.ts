@@ -26,6 +26,8 @@ const WATCHER_BY_NS = 250_000_000;
 const TICK_WITHIN_NS = 1_000_000;
 /** Until the watcher is up, which takes 30 ms, and seconds on a machine that is busy, the event loop has a turn this often. */
 const TURN_BEFORE_WATCHER_NS = 10_000_000;
+/** A watcher that died is replaced after this time. */
+const WATCHER_AGAIN_NS = 1_000_000_000;
 
 export class BlockingLoop implements GuestLoop {
   readonly clock: SystemClock;
@@ -45,10 +47,11 @@ export class BlockingLoop implements GuestLoop {
     installKickSignal();
     this.clock = new SystemClock();
     // What was started during a turn has run, or shows in the descriptor or in the time to sleep.
-    this.#wakeups = new Wakeups(() => {
+    const onTurnEnd = () => {
       this.#work.isStarted = false;
       this.#tickTurn.cancel();
-    });
+    };
+    this.#wakeups = new Wakeups(onTurnEnd, () => this.#replaceWatcher());
     this.#tickTurn = this.clock.createTimer(() => this.#wakeups.requestTurn());
     this.#work = new AsyncWork(() => {
       if (this.#tickTurn.dueNs === undefined) this.#tickTurn.arm(this.clock.nowNs() + TICK_WITHIN_NS);
@@ -76,6 +79,14 @@ export class BlockingLoop implements GuestLoop {
     this.#hasServed = false;
     if (isBusy) this.#quiet.arm(nowNs + AFTER_START_NS);
     else this.#wakeups.start(createRequire(import.meta.url).resolve('koffi'));
+  }
+
+  /** It died: turns come by the clock until there is another one. */
+  #replaceWatcher(): void {
+    const nowNs = this.clock.nowNs();
+    this.#watcherByNs = nowNs;
+    this.#quiet.arm(nowNs + WATCHER_AGAIN_NS);
+    this.#beforeWatcher.arm(nowNs + TURN_BEFORE_WATCHER_NS);
   }
 
   #turnBeforeWatcher(): void {

@@ -17,7 +17,7 @@ import { closeFd } from '../../devicemodel/core/host/files.ts';
 import { threadId } from '../../devicemodel/core/host/scheduling.ts';
 import { KICK_SIGNAL } from '../../devicemodel/core/host/signals.ts';
 import { startWorker } from '../../devicemodel/core/host/worker.ts';
-import { type WatcherData, Word, watcherThread } from './watcher-thread.ts';
+import { Watcher, type WatcherData, Word, watcherThread } from './watcher-thread.ts';
 
 export class Wakeups {
   readonly #words = new Int32Array(new SharedArrayBuffer(Word.Count * Int32Array.BYTES_PER_ELEMENT));
@@ -28,15 +28,20 @@ export class Wakeups {
   readonly #unlisten: () => void;
   #turnRequested = false;
   readonly #onTurnEnd: () => void;
+  readonly #onLost: () => void;
   #worker: Worker | undefined;
   #workerEnded: Promise<void> | undefined;
   #controlFd = -1;
   /** Until when the watcher sleeps at most, as it was told. */
   #watchedUntilMs = Number.POSITIVE_INFINITY;
 
-  /** @param onTurnEnd called at the end of each turn, the last thing before what waits for it goes on. */
-  constructor(onTurnEnd: () => void = () => {}) {
+  /**
+   * @param onTurnEnd called at the end of each turn, the last thing before what waits for it goes on.
+   * @param onLost the watcher has ended by itself: nothing becomes pending until it is started again.
+   */
+  constructor(onTurnEnd: () => void = () => {}, onLost: () => void = () => {}) {
     this.#onTurnEnd = onTurnEnd;
+    this.#onLost = onLost;
     this.#unwatch = watchFd(this.#turnEnd.fd, () => {
       this.#turnEnd.take();
       this.#endTurn();
@@ -66,13 +71,30 @@ export class Wakeups {
       'the thread that watches descriptors',
     );
     this.#worker = worker;
-    this.#workerEnded = new Promise((resolve) => worker.once('exit', () => resolve()));
+    this.#workerEnded = new Promise((resolve) => {
+      worker.once('exit', () => {
+        this.#lose(worker);
+        resolve();
+      });
+    });
+    // Its end follows.
+    worker.on('error', () => {});
     worker.unref();
+  }
+
+  #lose(worker: Worker): void {
+    if (this.#worker !== worker || Atomics.load(this.#words, Word.Stop) !== 0) return;
+    this.#worker = undefined;
+    Atomics.store(this.#words, Word.Up, Watcher.none);
+    closeFd(this.#controlFd);
+    this.#controlFd = -1;
+    this.#watchedUntilMs = Number.POSITIVE_INFINITY;
+    this.#onLost();
   }
 
   /** Whether the watcher is up. Until then nothing becomes {@link pending} by itself. */
   get isWatched(): boolean {
-    return Atomics.load(this.#words, Word.Up) !== 0;
+    return Atomics.load(this.#words, Word.Up) === Watcher.up;
   }
 
   /** Whether the event loop should get a turn before this thread blocks again. Cheap enough for every request. */
@@ -99,6 +121,8 @@ export class Wakeups {
       this.#endTurn = () => {
         this.#publishTimeout(kick);
         this.#takeThread();
+        const worker = this.#worker;
+        if (worker !== undefined && Atomics.load(this.#words, Word.Up) === Watcher.lost) this.#lose(worker);
         resolve();
         this.#onTurnEnd();
       };

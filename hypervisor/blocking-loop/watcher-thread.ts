@@ -1,7 +1,8 @@
 /** The watcher thread of {@link Wakeups}. It must not use anything outside itself: its source text is what runs. */
 
-/** Indexes into the shared words. Given: how many have given the thread to the event loop. */
+/** Indexes into the shared words. Given: how many have given the thread to the event loop. Up: {@link Watcher}. */
 export const Word = { Kicked: 0, Answered: 1, TimeoutMs: 2, Stop: 3, Given: 4, Up: 5, Count: 6 } as const;
+export const Watcher = { none: 0, up: 1, lost: 2 } as const;
 
 export interface WatcherData {
   readonly words: Int32Array;
@@ -29,6 +30,7 @@ export function watcherThread(): void {
   /** Until the kick is answered it is repeated this often. */
   const REPEAT_MS = 0.2;
   const [KICKED, ANSWERED, TIMEOUT_MS, STOP, GIVEN, UP] = [0, 1, 2, 3, 4, 5];
+  const LOST = 2;
 
   // struct pollfd { int fd; short events; short revents; }
   const fds = new DataView(new ArrayBuffer(16));
@@ -42,23 +44,7 @@ export function watcherThread(): void {
   const isStopped = () => Atomics.load(words, STOP as number) !== 0;
   const givenBy = () => Atomics.load(words, GIVEN as number);
 
-  Atomics.store(words, UP as number, 1);
-  for (;;) {
-    // In this order: who stops this thread counts up after that, so that the wait does not begin.
-    const givers = givenBy();
-    if (isStopped()) break;
-    if (givers !== 0) {
-      Atomics.wait(words, GIVEN as number, givers);
-      continue;
-    }
-    const ready = poll(bytes, 2, Atomics.load(words, TIMEOUT_MS as number));
-    if (isStopped()) break;
-    if (fds.getInt16(CONTROL_REVENTS, true) !== 0) {
-      read(controlFd, count, 8);
-      continue;
-    }
-    // The event loop may have been at work, and have served already what this thread woke up for.
-    if (givenBy() !== 0 || (ready > 0 && poll(bytes, 1, 0) === 0)) continue;
+  const kickUntilAnswered = () => {
     const kick = (Atomics.load(words, KICKED as number) + 1) | 0;
     Atomics.store(words, KICKED as number, kick);
     for (;;) {
@@ -67,5 +53,35 @@ export function watcherThread(): void {
       syscall(SYS_TGKILL, pid, tid, signal);
       Atomics.wait(words, ANSWERED as number, answered, REPEAT_MS);
     }
+  };
+  const watch = () => {
+    for (;;) {
+      // In this order: who stops this thread counts up after that, so that the wait does not begin.
+      const givers = givenBy();
+      if (isStopped()) break;
+      if (givers !== 0) {
+        Atomics.wait(words, GIVEN as number, givers);
+        continue;
+      }
+      const ready = poll(bytes, 2, Atomics.load(words, TIMEOUT_MS as number));
+      if (isStopped()) break;
+      if (fds.getInt16(CONTROL_REVENTS, true) !== 0) {
+        read(controlFd, count, 8);
+        continue;
+      }
+      // The event loop may have been at work, and have served already what this thread woke up for.
+      if (givenBy() !== 0 || (ready > 0 && poll(bytes, 1, 0) === 0)) continue;
+      kickUntilAnswered();
+    }
+  };
+
+  Atomics.store(words, UP as number, 1);
+  try {
+    watch();
+  } catch (error) {
+    // Its last word: nobody would look for the event of its end.
+    Atomics.store(words, UP as number, LOST);
+    kickUntilAnswered();
+    throw error;
   }
 }

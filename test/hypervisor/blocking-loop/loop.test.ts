@@ -2,6 +2,10 @@
  * The loop of a thread that blocks. The wait here is a real system call of this thread that only a signal, or the time,
  * brings to an end; "starves" is a wait that lasted to its time.
  */
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test, vi } from 'vitest';
 import { interruptibleCall } from '../../../devicemodel/core/host/libc.ts';
 import type { Hsm } from '../../../devicemodel/core/hsm/hsm.ts';
@@ -231,6 +235,57 @@ test('the watcher, whose thread takes milliseconds to make, waits until the gues
   } finally {
     start.mockRestore();
     await fresh.stop();
+  }
+});
+
+/** The package of native calls, for a thread whose call goes wrong. */
+function brokenKoffi(dir: string, prototype: string, calls: number): string {
+  const path = join(dir, 'koffi.cjs');
+  const koffi = JSON.stringify(createRequire(import.meta.url).resolve('koffi'));
+  writeFileSync(
+    path,
+    `const real = require(${koffi}).load(null);
+     const broken = (fn) => { let left = ${calls}; return (...args) => { if (left-- <= 0) throw new Error('broken'); return fn(...args); }; };
+     module.exports = { load: () => ({ func: (p) => (p.includes('${prototype}') ? broken(real.func(p)) : real.func(p)) }) };
+     if ('${prototype}' === '') throw new Error('cannot be loaded');`,
+  );
+  return path;
+}
+
+// Mutation: without the catch in the watcher's thread, or without replaceWatcher, the thread blocks and nobody wakes it.
+test.each([
+  ['is loaded', '', 0],
+  ['polls first', 'int poll(', 0],
+  ['polls a third time', 'int poll(', 2],
+  ['polls a twentieth time', 'int poll(', 19],
+  ['takes a message', 'int64_t read(', 0],
+  ['takes a third message', 'int64_t read(', 2],
+])('a watcher that dies when it %s: turns go on, and there is another one', async (_when, prototype, calls) => {
+  const dir = mkdtempSync(join(tmpdir(), 'watcher-'));
+  const starts: string[] = [];
+  const { start } = Wakeups.prototype;
+  const spy = vi.spyOn(Wakeups.prototype, 'start').mockImplementation(function (this: Wakeups, path) {
+    starts.push(path);
+    start.call(this, starts.length === 1 ? brokenKoffi(dir, prototype, calls) : path);
+  });
+  const fresh = new BlockingLoop();
+  try {
+    let ticks = 0;
+    const ticking = setInterval(() => ticks++, 3);
+    fresh.started(() => {});
+    const isBack = () => starts.length > 1 && ticks > 400;
+    for (let round = 0; !isBack() && !starved; round++) {
+      // What is armed anew has the watcher told of an earlier time.
+      if (round % 5 === 0) setTimeout(() => {}, 1);
+      const turn = fresh.next(hsm, server);
+      if (turn !== undefined) await turn;
+    }
+    clearInterval(ticking);
+    expect({ starved, starts: starts.length }).toEqual({ starved: false, starts: 2 });
+  } finally {
+    spy.mockRestore();
+    await fresh.stop();
+    rmSync(dir, { recursive: true });
   }
 });
 
