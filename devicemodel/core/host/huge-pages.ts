@@ -52,18 +52,27 @@ export class PagePool {
     return (this.#read('free_hugepages') ?? 0) - (this.#read('resv_hugepages') ?? 0);
   }
 
-  /** Ask the kernel for a larger (or smaller) pool; how far it got shows in `available`. */
-  grow(pages: number): void {
-    const before = this.#read('nr_hugepages');
-    if (before === undefined) return;
+  /** The pool's size; what fails once need not fail again. */
+  get #size(): number | undefined {
+    return this.#read('nr_hugepages') ?? this.#read('nr_hugepages');
+  }
+
+  /**
+   * Ask the kernel for a larger (or smaller) pool; how far it got shows in `available`.
+   * @returns whether it could be asked: not without the rights for it, where there is no such pool, or no descriptor left.
+   */
+  grow(pages: number): boolean {
+    const before = this.#size;
+    if (before === undefined) return false;
     const wanted = Math.max(0, before + pages);
     try {
       writeFileSync(join(this.#directory, 'nr_hugepages'), String(wanted));
     } catch {
-      return; // not root, or no such pool
+      return false;
     }
     // What cannot be read is given back as if the kernel had given all of it.
-    this.added += (this.#read('nr_hugepages') ?? this.#read('nr_hugepages') ?? wanted) - before;
+    this.added += (this.#size ?? wanted) - before;
+    return true;
   }
 }
 
@@ -105,23 +114,31 @@ export class HugePages {
 
   /**
    * The pools are as large as before. Small pages first: a page of 1 GiB that was taken apart for them can only be put
-   * together again out of their memory.
+   * together again out of their memory. A pool that cannot be asked is left to the next process, in the file of debts.
    */
   giveBack(): void {
     for (const pool of [this.megabytes, this.gigabytes]) {
       const { added } = pool;
-      if (added !== 0) pool.grow(-added);
-      pool.added = 0;
+      if (added === 0 || pool.grow(-added)) pool.added = 0;
     }
-    this.#forgetDebt();
+    if (!this.isInDebt) {
+      this.#forgetDebt();
+      return;
+    }
+    this.noteDebt();
+    this.#unlockDebt();
+  }
+
+  #unlockDebt(): void {
+    if (this.#debtFd >= 0) closeFd(this.#debtFd);
+    this.#debtPath = undefined;
+    this.#debtFd = -1;
   }
 
   #forgetDebt(): void {
     if (this.#debtPath === undefined) return;
     rmSync(this.#debtPath, { force: true });
-    if (this.#debtFd >= 0) closeFd(this.#debtFd);
-    this.#debtPath = undefined;
-    this.#debtFd = -1;
+    this.#unlockDebt();
   }
 }
 
@@ -161,6 +178,7 @@ function payDebtsOfTheDead(host: HugePageHost): void {
       pages.gigabytes.added = Number.isSafeInteger(gigabytes) ? gigabytes : 0;
       pages.megabytes.added = Number.isSafeInteger(megabytes) ? megabytes : 0;
       pages.giveBack();
+      // What could not be given back stands in a file of this process now.
       rmSync(path, { force: true });
     } finally {
       closeFd(fd);

@@ -52,12 +52,13 @@ class Machine {
       override get available(): number {
         return count;
       }
-      override grow(pages: number): void {
+      override grow(pages: number): boolean {
         const take = Math.max(-count, Math.min(pages, Math.floor(machine.free / pageBytes)));
         count += take;
         machine.free -= take * pageBytes;
         this.added += take;
         machine.orders.push(`${pageBytes === HUGE_1G ? '1G' : '2M'} ${take}`);
+        return true;
       }
     })(pageBytes, host);
   }
@@ -136,6 +137,30 @@ test('who lives is not paid for', () => {
   withPools(() => {}, neverUnlocked, host);
   expect([size(HUGE_2M), debts().length]).toEqual([15, 1]);
   withPools(() => pages.giveBack(), neverUnlocked, host);
+  expect([size(HUGE_2M), debts().length]).toEqual([10, 0]);
+});
+
+// Mutation: giveBack() forgets what it could not give.
+test('a pool that cannot be asked at the end is given back by the next', () => {
+  setPool(HUGE_2M, 10);
+  setPool(HUGE_1G, 0);
+  const pages = new HugePages(host);
+  const borrow = () => {
+    pages.megabytes.grow(5);
+    pages.noteDebt();
+  };
+  withPools(borrow, neverUnlocked, host);
+  const sizeFile = counter(HUGE_2M, 'nr_hugepages');
+  rmSync(sizeFile);
+  mkdirSync(sizeFile);
+  withPools(() => pages.giveBack(), neverUnlocked, host);
+  expect(debts()).toHaveLength(1);
+  // Nor can the next one: it takes the debt over.
+  withPools(() => {}, neverUnlocked, host);
+  expect(debts()).toHaveLength(1);
+  rmSync(sizeFile, { recursive: true });
+  setPool(HUGE_2M, 15);
+  withPools(() => {}, neverUnlocked, host);
   expect([size(HUGE_2M), debts().length]).toEqual([10, 0]);
 });
 
