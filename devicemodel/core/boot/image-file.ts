@@ -17,6 +17,8 @@ export interface ImageRole {
   /** `kernel image`. */
   readonly what: string;
   readonly maxBytes?: number;
+  /** The one larger size that is possible, too. */
+  readonly orBytes?: number;
 }
 
 /** One read(2) moves at most this much: of a larger file a person hears how far it is. */
@@ -81,8 +83,10 @@ export class ImageFile {
     const stat = fstatSync(fd);
     if (!stat.isFile()) throw badImage(role, path, 'is not a regular file');
     if (stat.size === 0) throw badImage(role, path, 'is empty');
-    if (role.maxBytes !== undefined && stat.size > role.maxBytes) {
-      throw badImage(role, path, `is too large: ${stat.size} bytes, at most ${formatSize(role.maxBytes)} are possible`);
+    const { maxBytes, orBytes } = role;
+    if (maxBytes !== undefined && stat.size > maxBytes && stat.size !== orBytes) {
+      const or = orBytes === undefined ? '' : `, or ${formatSize(orBytes)} exactly`;
+      throw badImage(role, path, `is too large: ${stat.size} bytes, at most ${formatSize(maxBytes)} are possible${or}`);
     }
     return new ImageFile(path, role, fd, stat.size);
   }

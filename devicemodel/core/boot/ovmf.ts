@@ -32,17 +32,30 @@ import { RESET_REGS } from './reset-vector.ts';
 
 type OvmfConfig = Extract<BootConfig, { kind: 'ovmf' }>;
 
-const IMAGE_BYTES_MAX = 2 * MiB;
-/** Variables: a file of their own, or the first bytes of the whole image. */
-const VARS_BYTES_MAX = 128 * KiB;
-const VARS_RANGE = { base: 0, sizeBytes: VARS_BYTES_MAX };
-const CODE_BYTES_MAX = IMAGE_BYTES_MAX - VARS_BYTES_MAX;
+/**
+ * The two layouts that edk2's OvmfPkg builds (OvmfPkgDefines.fdf.inc): the variables are the first bytes of the image, or a
+ * file of their own. Compat: C knows only the small one, of which anything smaller is taken; distributions ship the large
+ * one, some no other.
+ */
+const Small = { imageBytes: 2 * MiB, varsBytes: 128 * KiB } as const;
+const Large = { imageBytes: 4 * MiB, varsBytes: 528 * KiB } as const;
+/** What is locked of the file with the variables, as C locks it. */
+const VARS_RANGE = { base: 0, sizeBytes: Small.varsBytes };
 /** Firmware memory comes in large pages. */
 const REGION_ALIGN = 2 * MiB;
 
-const SINGLE: ImageRole = { option: '--ovmf', what: 'firmware image', maxBytes: IMAGE_BYTES_MAX };
-const CODE: ImageRole = { option: '--ovmf', what: 'firmware code image', maxBytes: CODE_BYTES_MAX };
-const VARS: ImageRole = { option: '--ovmf', what: 'firmware variables image', maxBytes: VARS_BYTES_MAX };
+type Layouts = { readonly [K in keyof typeof Small]: number };
+const role = (what: string, bytesOf: (layout: Layouts) => number): ImageRole => ({
+  option: '--ovmf',
+  what,
+  maxBytes: bytesOf(Small),
+  orBytes: bytesOf(Large),
+});
+const SINGLE = role('firmware image', ({ imageBytes }) => imageBytes);
+const CODE = role('firmware code image', ({ imageBytes, varsBytes }) => imageBytes - varsBytes);
+const VARS = role('firmware variables image', ({ varsBytes }) => varsBytes);
+
+const SAME_BUILD = 'take code and variables of one build: OVMF_CODE_4M.fd goes with OVMF_VARS_4M.fd';
 
 /** The files of an image in memory order; the first one holds the variables. */
 function parts(boot: OvmfConfig): readonly { readonly path: string; readonly role: ImageRole }[] {
@@ -71,7 +84,12 @@ export class OvmfFirmware {
     this.#boot = boot;
     this.#log = log;
     const files = parts(boot);
-    this.#imageBytes = files.reduce((sum, f) => sum + withImage(f.path, f.role, (file) => file.sizeBytes), 0);
+    const sizes = files.map((f) => withImage(f.path, f.role, (file) => ({ ...f, sizeBytes: file.sizeBytes })));
+    this.#imageBytes = sizes.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0);
+    const large = sizes.find((file) => file.sizeBytes === file.role.orBytes);
+    if (large !== undefined && this.#imageBytes !== Large.imageBytes) {
+      throw badImage(large.role, large.path, 'belongs to an image of 4 MiB, the other file does not', SAME_BUILD);
+    }
     const [nv] = files;
     if (nv === undefined) throw new BugError('ovmf: no files');
     this.#store = boot.image.writeBack ? new NvStore(nv.path, nv.role, log) : undefined;
@@ -162,7 +180,8 @@ export class NvStore {
 
   /** Bytes at the start of the file that are variables. */
   get sizeBytes(): number {
-    return Math.min(this.#file.sizeBytes, VARS_BYTES_MAX);
+    const { sizeBytes } = this.#file;
+    return sizeBytes === this.#role.orBytes ? Large.varsBytes : Math.min(sizeBytes, Small.varsBytes);
   }
 
   /** @param variables the first {@link sizeBytes} of the image as the guest left them. */

@@ -39,6 +39,13 @@ function open(image: OvmfImage) {
   return { software, memory: memoryOf(software.regions), warnings: lines };
 }
 
+/** Code and variables of so many bytes. */
+const split = (dir: string, codeBytes: number, varsBytes: number, writeBack = false): OvmfImage => ({
+  form: 'split',
+  codePath: file(dir, 'code', noise('code', codeBytes)),
+  varsPath: file(dir, 'vars', noise('vars', varsBytes)),
+  writeBack,
+});
 const single = (path: string, writeBack = false): OvmfImage => ({ form: 'single', path, writeBack });
 
 describe('in memory', () => {
@@ -69,6 +76,7 @@ describe('in memory', () => {
   test.each([
     { bytes: 1, region: 2 * MiB },
     { bytes: 2 * MiB, region: 2 * MiB },
+    { bytes: 4 * MiB, region: 4 * MiB },
   ])('an image of $bytes bytes needs $region bytes of memory', ({ bytes, region }) => {
     const { software } = open(single(file(temporaryDirectory(), 'fw', noise('x', bytes))));
     expect(software.regions).toEqual([{ base: TOP - region, sizeBytes: region }]);
@@ -87,24 +95,18 @@ describe('refused', () => {
   test.each([
     ['a missing image', (dir: string) => single(join(dir, 'nope')), 66],
     ['an image of more than 2 MiB', (dir: string) => single(file(dir, 'fw', new Uint8Array(2 * MiB + 1))), 65],
+    ['an image of nearly 4 MiB', (dir: string) => single(file(dir, 'fw', new Uint8Array(4 * MiB - 1))), 65],
+    ['an image of more than 4 MiB', (dir: string) => single(file(dir, 'fw', new Uint8Array(4 * MiB + 1))), 65],
+    ['code of more than 1920 KiB', (dir: string) => split(dir, 1920 * KiB + 1, 1), 65],
+    ['variables of more than 128 KiB', (dir: string) => split(dir, 1, 128 * KiB + 1), 65],
     [
-      'code of more than 1920 KiB',
-      (dir: string): OvmfImage => ({
-        form: 'split',
-        codePath: file(dir, 'code', new Uint8Array(1920 * KiB + 1)),
-        varsPath: file(dir, 'vars', 'v'),
-        writeBack: false,
-      }),
+      'code of the large layout with variables of the small one',
+      (dir: string) => split(dir, 3568 * KiB, 128 * KiB),
       65,
     ],
     [
-      'variables of more than 128 KiB',
-      (dir: string): OvmfImage => ({
-        form: 'split',
-        codePath: file(dir, 'code', 'c'),
-        varsPath: file(dir, 'vars', new Uint8Array(128 * KiB + 1)),
-        writeBack: false,
-      }),
+      'variables of the large layout with code of the small one',
+      (dir: string) => split(dir, 1920 * KiB, 528 * KiB),
       65,
     ],
   ])('%s', (_, make, exitCode) => {
@@ -122,6 +124,34 @@ describe('refused', () => {
 });
 
 describe('write back', () => {
+  // The variables of edk2's two layouts: 128 KiB of 2 MiB, 528 KiB of 4 MiB.
+  test.each([
+    { imageBytes: 2 * MiB, varsBytes: 128 * KiB },
+    { imageBytes: 4 * MiB, varsBytes: 528 * KiB },
+  ])('of an image of $imageBytes bytes the first $varsBytes are kept', ({ imageBytes, varsBytes }) => {
+    const path = file(temporaryDirectory(), 'fw', noise('fw', imageBytes));
+    const { software, memory } = open(single(path, true));
+    software.load(memory);
+    memory.write(TOP - imageBytes, new Uint8Array(imageBytes));
+    software.save(memory);
+    const kept = readFileSync(path);
+    const end = noise('fw', imageBytes).subarray(varsBytes);
+    expect(kept.subarray(0, varsBytes).equals(Buffer.alloc(varsBytes))).toBe(true);
+    expect(kept.subarray(varsBytes).equals(end)).toBe(true);
+  });
+
+  test.each([
+    { codeBytes: 64 * KiB, varsBytes: 128 * KiB },
+    { codeBytes: 3568 * KiB, varsBytes: 528 * KiB },
+  ])('a file of $varsBytes bytes of variables is kept whole', ({ codeBytes, varsBytes }) => {
+    const dir = temporaryDirectory();
+    const { software, memory } = open(split(dir, codeBytes, varsBytes, true));
+    software.load(memory);
+    memory.write(TOP - codeBytes - varsBytes, new Uint8Array(varsBytes + codeBytes));
+    software.save(memory);
+    expect(readFileSync(join(dir, 'vars')).equals(Buffer.alloc(varsBytes))).toBe(true);
+  });
+
   const image = noise('fw', 1 * MiB);
   const base = TOP - image.length;
   const change = (memory: GuestMemory) => memory.write(base + 0x100, new TextEncoder().encode('a variable'));
