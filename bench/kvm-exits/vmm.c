@@ -1,6 +1,9 @@
 /*
  * vmm ELF: the least that runs guest.c on /dev/kvm, to compare with. One vCPU, interrupt controllers in the kernel as
  * acrn-dm has them, the image in memory, and a loop that answers port accesses. Ends with the guest's S5.
+ *
+ * vmm ELF ELF: two VMs in two processes that ring each other (../kvm-doorbells): a write to BARE_BELL rings an eventfd in
+ * the kernel, which is a message to the other. The second starts when the first has said something.
  */
 #include <elf.h>
 #include <err.h>
@@ -8,11 +11,15 @@
 #include <linux/kvm.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #define MEMORY (16u << 20)
+#define BARE_BELL 0xfd000000u
+#define BELL_VECTOR 0x40
 
 static int call(int fd, unsigned long request, unsigned long argument, const char *what) {
   int result = ioctl(fd, request, argument);
@@ -33,8 +40,23 @@ static unsigned load(const char *path, unsigned char *memory) {
   return elf->e_entry;
 }
 
-int main(int argc, char **argv) {
-  if (argc != 2) errx(2, "vmm ELF");
+/* The VM's bell rings an eventfd; another one interrupts it. */
+static void connect(int vm, int rings, int rung) {
+  struct kvm_ioeventfd bell = {.addr = BARE_BELL, .len = 4, .fd = rings};
+  call(vm, KVM_IOEVENTFD, (unsigned long)&bell, "KVM_IOEVENTFD");
+  struct {
+    struct kvm_irq_routing head;
+    struct kvm_irq_routing_entry entry;
+  } routes = {.head = {.nr = 1}};
+  routes.head.entries[0] = (struct kvm_irq_routing_entry){
+      .gsi = 24, .type = KVM_IRQ_ROUTING_MSI, .u.msi = {.address_lo = 0xfee00000, .data = BELL_VECTOR}};
+  call(vm, KVM_SET_GSI_ROUTING, (unsigned long)&routes, "KVM_SET_GSI_ROUTING");
+  struct kvm_irqfd interrupt = {.fd = rung, .gsi = 24};
+  call(vm, KVM_IRQFD, (unsigned long)&interrupt, "KVM_IRQFD");
+}
+
+/* @param rings, rung eventfds, or -1. @param said gets a byte at the first thing the guest prints, or -1. */
+static int run_vm(const char *image, int rings, int rung, int said) {
   int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
   if (kvm < 0) err(1, "/dev/kvm");
   int vm = call(kvm, KVM_CREATE_VM, 0, "KVM_CREATE_VM");
@@ -45,7 +67,8 @@ int main(int argc, char **argv) {
   unsigned char *memory = mmap(0, MEMORY, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   struct kvm_userspace_memory_region region = {.memory_size = MEMORY, .userspace_addr = (unsigned long)memory};
   call(vm, KVM_SET_USER_MEMORY_REGION, (unsigned long)&region, "KVM_SET_USER_MEMORY_REGION");
-  unsigned entry = load(argv[1], memory);
+  unsigned entry = load(image, memory);
+  if (rings >= 0) connect(vm, rings, rung);
 
   int vcpu = call(vm, KVM_CREATE_VCPU, 0, "KVM_CREATE_VCPU");
   int runBytes = call(kvm, KVM_GET_VCPU_MMAP_SIZE, 0, "KVM_GET_VCPU_MMAP_SIZE");
@@ -68,7 +91,23 @@ int main(int argc, char **argv) {
     if (run->exit_reason != KVM_EXIT_IO) errx(1, "exit reason %u", run->exit_reason);
     unsigned char *at = (unsigned char *)run + run->io.data_offset;
     if (run->io.direction == KVM_EXIT_IO_IN) memset(at, run->io.port == 0x3fd ? 0x60 : 0xff, run->io.size);
-    else if (run->io.port == 0x3f8) putchar(*at);
-    else if (run->io.port == 0x404) return fflush(stdout);
+    else if (run->io.port == 0x3f8) {
+      putchar(*at);
+      if (said >= 0 && write(said, at, 1) == 1) close(said), said = -1;
+    } else if (run->io.port == 0x404) return fflush(stdout);
   }
+}
+
+int main(int argc, char **argv) {
+  if (argc == 2) return run_vm(argv[1], -1, -1, -1);
+  if (argc != 3) errx(2, "vmm ELF [ELF]");
+  int bells[2] = {eventfd(0, 0), eventfd(0, 0)}, said[2], status;
+  if (pipe(said) != 0) err(1, "pipe");
+  pid_t first = fork();
+  if (first == 0) _exit(run_vm(argv[1], bells[0], bells[1], said[1]));
+  close(said[1]);
+  char byte;
+  if (first < 0 || read(said[0], &byte, 1) != 1) errx(1, "the first VM did not start");
+  run_vm(argv[2], bells[1], bells[0], -1);
+  return waitpid(first, &status, 0) == first ? status : 1;
 }
