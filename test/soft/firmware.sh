@@ -6,6 +6,7 @@
 set -u
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 bios=${BIOS:-/usr/share/seabios/bios-256k.bin}
+ipxe=${IPXE:-/usr/lib/ipxe/ipxe.iso}
 memtest=${MEMTEST:-/boot/memtest86+ia32.bin}
 hypervisor=${HYPERVISOR:-soft}
 slow=${SLOW:-1}
@@ -69,6 +70,13 @@ END
     check "GRUB comes from a CD on AHCI" firmware GRUB-IS-HERE -s "3,ahci,cd:$scratch/grub.iso"
   else
     echo "skipped: no grub-mkrescue with i386-pc"
+  fi
+  if [ -e "$ipxe" ]; then
+    for disk in virtio-blk, ahci,cd:; do
+      STOP=1 check "iPXE comes from its disc on ${disk%%,*}" firmware 'iPXE initialising devices...ok' -s "3,$disk$ipxe$([ $disk = ahci,cd: ] || echo ,ro)"
+    done
+  else
+    echo "skipped: no iPXE in $ipxe"
   fi
 else
   echo "skipped: no SeaBIOS in $bios"
