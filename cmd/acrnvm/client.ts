@@ -1,5 +1,5 @@
 /** The running VMs of this user, and requests to their APIs. */
-import { readdirSync, readFileSync } from 'node:fs';
+import { readdirSync, readFileSync, statSync } from 'node:fs';
 import { request as httpRequest, type IncomingMessage } from 'node:http';
 import { join } from 'node:path';
 import { deadManagerSockets, type ManagerSocketFile, managerFolder } from '../../control/manager-folder.ts';
@@ -141,10 +141,24 @@ function foldersIn(path: string): string[] {
 
 /** Whether the process that took the name is there. */
 function isHeld(name: string): boolean {
+  const lock = join(vmFoldersRoot(), name, 'lock');
   try {
-    process.kill(Number(readFileSync(join(vmFoldersRoot(), name, 'lock'), 'utf8')), 0);
-    return true;
+    const pid = Number(readFileSync(lock, 'utf8'));
+    // Nobody's yet, or of a process that was killed before it wrote its number: number 0 would be ourselves.
+    if (pid > 0) process.kill(pid, 0);
   } catch (error) {
-    return (error as NodeJS.ErrnoException).code === 'EPERM';
+    if ((error as NodeJS.ErrnoException).code !== 'EPERM') return false;
+  }
+  // The number may be another process's by now; the lock is not.
+  return isLocked(lock);
+}
+
+/** Whether anybody has a lock on the file: where that cannot be told, yes. */
+function isLocked(path: string): boolean {
+  try {
+    const inode = `:${statSync(path).ino} `;
+    return readFileSync('/proc/locks', 'utf8').includes(inode);
+  } catch {
+    return true;
   }
 }

@@ -33,6 +33,8 @@ export interface Invocation {
 
 /** A word of the command line; its first argument is a VM, or not. */
 interface Command extends Verb {
+  /** How many words may stand behind it. */
+  readonly words: number;
   run(invocation: Invocation): Promise<ExitCode | undefined>;
 }
 
@@ -46,7 +48,7 @@ function printJson(value: unknown): void {
 
 function needed({ words }: Invocation, at: number, what: string): string {
   const word = words[at];
-  if (word === undefined) throw new ClientError(`${what} is missing`, { exitCode: ExitCode.Usage });
+  if (word === undefined || word === '') throw new ClientError(`${what} is missing`, { exitCode: ExitCode.Usage });
   return word;
 }
 
@@ -62,8 +64,8 @@ async function tellState(invocation: Invocation): Promise<undefined> {
 }
 
 /** @param usage begins with the command's name, and the VM is its first argument. */
-function ofVm(usage: `${string} ${string}`, help: string, run: Command['run']): Command {
-  return { name: usage.slice(0, usage.indexOf(' ')), usage, help, takesVm: true, run };
+function ofVm(usage: `${string} ${string}`, help: string, run: Command['run'], words = 1): Command {
+  return { name: usage.slice(0, usage.indexOf(' ')), usage, help, takesVm: true, words, run };
 }
 
 /** One order to one VM; `--json` answers with its state. */
@@ -80,13 +82,18 @@ export const commands: readonly Command[] = [
     usage: 'run FILE | run -- OPTIONS NAME',
     help: 'start a VM in the foreground, from a file or by options of acrn-dm',
     takesVm: false,
-    run: async ({ words, rest }) => startVm(rest.length > 0 ? rest : ['--config', ...words]),
+    words: 1,
+    run: async (invocation) => {
+      const { rest } = invocation;
+      return startVm(rest.length > 0 ? rest : ['--config', needed(invocation, 0, 'the file')]);
+    },
   },
   {
     name: 'ls',
     usage: 'ls',
     help: 'the VMs that run',
     takesVm: false,
+    words: 0,
     run: async ({ isJson }) => {
       const vms = await listVms();
       if (isJson) printJson(vms);
@@ -118,12 +125,18 @@ export const commands: readonly Command[] = [
       await call(socket(invocation), 'PUT', disk, { path });
       return tellState(invocation);
     },
+    3,
   ),
-  ofVm('eject VM SLOT[@PORT]', 'take the medium out of a CD drive', async (invocation) => {
-    const disk = deviceResource(invocation, 'disk');
-    await call(socket(invocation), 'DELETE', disk);
-    return tellState(invocation);
-  }),
+  ofVm(
+    'eject VM SLOT[@PORT]',
+    'take the medium out of a CD drive',
+    async (invocation) => {
+      const disk = deviceResource(invocation, 'disk');
+      await call(socket(invocation), 'DELETE', disk);
+      return tellState(invocation);
+    },
+    2,
+  ),
   ofVm(
     'resize VM SLOT [BYTES]',
     'make the image of a virtio-blk larger (1G, 512M); without a size: the host did, tell the guest',
@@ -136,22 +149,38 @@ export const commands: readonly Command[] = [
       else print(`${(answer as { readonly sizeBytes: number }).sizeBytes} bytes`);
       return undefined;
     },
+    3,
   ),
-  ofVm('link VM SLOT up|down', 'the cable of a virtio-net, in or out', async (invocation) => {
-    const link = deviceResource(invocation, 'link');
-    const state = needed(invocation, 2, 'up or down');
-    if (state !== 'up' && state !== 'down') {
-      throw new ClientError(`a link is up or down, not "${state}"`, { exitCode: ExitCode.Usage });
-    }
-    await call(socket(invocation), 'PUT', link, { up: state === 'up' });
-    return tellState(invocation);
-  }),
-  ofVm('console VM [ID]', 'this terminal as a console of the VM; Ctrl-] leaves', async (invocation) => {
-    await attachConsole(socket(invocation), invocation.words[1]);
-    return undefined;
-  }),
+  ofVm(
+    'link VM SLOT up|down',
+    'the cable of a virtio-net, in or out',
+    async (invocation) => {
+      const link = deviceResource(invocation, 'link');
+      const state = needed(invocation, 2, 'up or down');
+      if (state !== 'up' && state !== 'down') {
+        throw new ClientError(`a link is up or down, not "${state}"`, { exitCode: ExitCode.Usage });
+      }
+      await call(socket(invocation), 'PUT', link, { up: state === 'up' });
+      return tellState(invocation);
+    },
+    3,
+  ),
+  ofVm(
+    'console VM [ID]',
+    'this terminal as a console of the VM; Ctrl-] leaves',
+    async (invocation) => {
+      await attachConsole(socket(invocation), invocation.words[1]);
+      return undefined;
+    },
+    2,
+  ),
   ofVm('events [-f] [--since N] VM', 'what happened; -f: and what happens', events),
-  ofVm('top [--interval S] [-n COUNT] [VM...]', 'what VMs do now: processor, memory, disks, networks', top),
+  ofVm(
+    'top [--interval S] [-n COUNT] [VM...]',
+    'what VMs do now: processor, memory, disks, networks',
+    top,
+    Number.POSITIVE_INFINITY,
+  ),
   ofVm(
     'log [-f] [--level LEVEL [--sink SINK]] VM',
     'its newest lines; -f: and those that come; --level: error, warn, notice, info or debug from now on',
@@ -173,6 +202,7 @@ export const commands: readonly Command[] = [
     usage: 'doctor',
     help: 'what of this host a VM may miss, and the command that mends it',
     takesVm: false,
+    words: 0,
     run: doctor,
   },
   {
@@ -180,6 +210,7 @@ export const commands: readonly Command[] = [
     usage: 'prune',
     help: 'remove what killed VMs left',
     takesVm: false,
+    words: 0,
     run: async ({ isJson }) => {
       const folders = (await listVms()).filter(({ state }) => state === 'dead').map(({ name }) => name);
       for (const name of folders) rmSync(join(vmFoldersRoot(), name), { recursive: true, force: true });
@@ -196,13 +227,22 @@ export const commands: readonly Command[] = [
     usage: 'config convert|argv|check|schema ...',
     help: 'configuration files and command lines, one as the other: as acrn-dm config',
     takesVm: false,
-    run: async ({ words, rest }) => startVm(['config', ...words, ...(rest.length > 0 ? ['--', ...rest] : [])]),
+    words: Number.POSITIVE_INFINITY,
+    run: async (invocation) => {
+      const { words, rest } = invocation;
+      const verb = needed(invocation, 0, 'convert, argv, check or schema');
+      if (!['convert', 'argv', 'check', 'schema', 'help'].includes(verb)) {
+        throw new ClientError(`config ${verb}: it is convert, argv, check or schema`, { exitCode: ExitCode.Usage });
+      }
+      return startVm(['config', ...words, ...(rest.length > 0 ? ['--', ...rest] : [])]);
+    },
   },
   {
     name: 'completion',
     usage: 'completion bash|zsh|fish',
     help: 'a script for the shell',
     takesVm: false,
+    words: 1,
     run: async (invocation) => {
       try {
         print(completionScript(needed(invocation, 0, 'the shell'), commands));
@@ -336,7 +376,11 @@ const CLEAR_SCREEN = '\x1b[H\x1b[2J';
 
 async function top({ words, isJson, intervalS, count }: Invocation): Promise<ExitCode | undefined> {
   const loads = new Top(words);
-  await loads.look();
+  const there = (await loads.look()).map(({ name }) => name);
+  const missing = words.find((name) => !there.includes(name));
+  if (missing !== undefined) {
+    throw new ClientError(`no VM "${missing}" runs here`, { hint: 'acrnvm ls lists the VMs that run' });
+  }
   for (let shown = 0; count === undefined || shown < count; shown++) {
     await sleep(intervalS * 1000);
     const now = await loads.look();

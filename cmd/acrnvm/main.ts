@@ -2,6 +2,7 @@
 import { parseArgs } from 'node:util';
 import { didYouMean } from '../../config/suggest.ts';
 import { DmError, ExitCode } from '../../devicemodel/core/errors.ts';
+import { version } from '../version.ts';
 import { ClientError } from './client.ts';
 import { commands, type Invocation, print } from './commands.ts';
 
@@ -51,17 +52,36 @@ function parse(argv: readonly string[]): Invocation {
       level: values.level,
       sink: values.sink,
       intervalS: above0('--interval', values.interval, 'a time in seconds'),
-      count: values.count === undefined ? undefined : above0('-n', values.count, 'a number'),
+      count: values.count === undefined ? undefined : above0('-n', values.count, 'a number above 0'),
       rest: dashes < 0 ? [] : argv.slice(dashes + 1),
     };
   } catch (error) {
     if (error instanceof ClientError) throw error;
-    throw new ClientError((error as Error).message, { exitCode: ExitCode.Usage, cause: undefined });
+    throw optionError(error as NodeJS.ErrnoException);
   }
 }
 
+/** What `parseArgs` says in several lines. */
+function optionError({ code, message }: NodeJS.ErrnoException): ClientError {
+  const option = /'(?:-\w, )?(--?[^' ]*)/.exec(message)?.[1];
+  const text =
+    option === undefined
+      ? message
+      : code === 'ERR_PARSE_ARGS_UNKNOWN_OPTION'
+        ? `there is no option ${option}`
+        : message.includes('does not take')
+          ? `option ${option} takes no value`
+          : `option ${option} needs a value`;
+  return new ClientError(text, { exitCode: ExitCode.Usage, hint: 'acrnvm help lists them' });
+}
+
 async function main(argv: readonly string[]): Promise<ExitCode> {
-  const [verb, ...rest] = argv;
+  // What is said of every command may also stand before it.
+  const [verb, ...rest] = argv[0] === '--json' && argv.length > 1 ? [...argv.slice(1, 2), '--json', ...argv.slice(2)] : argv;
+  if (verb === '--version') {
+    print(`acrnvm ${version()}`);
+    return ExitCode.Ok;
+  }
   if (verb === undefined || verb === 'help' || verb === '--help' || verb === '-h') {
     print(usage);
     return verb === undefined ? ExitCode.Usage : ExitCode.Ok;
@@ -77,7 +97,15 @@ async function main(argv: readonly string[]): Promise<ExitCode> {
       hint: guess === undefined ? 'acrnvm help lists them' : `did you mean ${guess}?`,
     });
   }
-  return (await command.run(parse(rest))) ?? ExitCode.Ok;
+  const invocation = parse(rest);
+  const tooMany = invocation.words[command.words];
+  if (tooMany !== undefined) {
+    throw new ClientError(`${verb}: "${tooMany}" is one word too many`, {
+      exitCode: ExitCode.Usage,
+      hint: `acrnvm ${command.usage}`,
+    });
+  }
+  return (await command.run(invocation)) ?? ExitCode.Ok;
 }
 
 // Who reads only the first lines is not a failure.

@@ -7,6 +7,7 @@ import { build } from 'esbuild';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { openApiDoor } from '../../control/api-door.ts';
 import { managerFolder } from '../../control/manager-folder.ts';
+import { claimName } from '../../control/vm-folder.ts';
 import { defaultApiSocket, vmFolder } from '../../control/vm-paths.ts';
 import { tallyRead } from '../../devicemodel/core/counters.ts';
 import { ExitCode } from '../../devicemodel/core/errors.ts';
@@ -88,6 +89,34 @@ test('ls and info, for people and for programs', async () => {
   expect((await acrnvm('info', 'vm1')).stdout).toContain('com1 pty /dev/pts/7');
   expect((await acrnvm('prune')).stdout).toBe('removed: killed\n');
   expect([existsSync(vmFolder('killed')), existsSync(vmFolder('vm1'))]).toEqual([false, true]);
+});
+
+test('a VM is there as long as its lock is, whoever has its number', async () => {
+  for (const [name, pid] of [
+    ['number-of-another', process.pid],
+    ['killed-at-once', ''],
+  ]) {
+    mkdirSync(vmFolder(String(name)), { recursive: true });
+    writeFileSync(join(vmFolder(String(name)), 'lock'), `${pid}`);
+  }
+  const release = claimName('deaf', memoryLog().log);
+  try {
+    expect(JSON.parse((await acrnvm('ls', '--json')).stdout)).toMatchObject([
+      { name: 'deaf', state: 'without an API' },
+      { name: 'killed-at-once', state: 'dead' },
+      { name: 'number-of-another', state: 'dead' },
+      { name: 'vm1', state: 'running' },
+    ]);
+    expect((await acrnvm('prune')).stdout).toBe('removed: killed-at-once, number-of-another\n');
+    expect(existsSync(vmFolder('deaf'))).toBe(true);
+  } finally {
+    release();
+  }
+});
+
+test('what is said of every command may stand before it', async () => {
+  expect(JSON.parse((await acrnvm('--json', 'ls')).stdout)).toMatchObject([{ name: 'vm1' }]);
+  expect(await acrnvm('--version')).toMatchObject({ status: 0, stdout: expect.stringMatching(/^acrnvm \S+\n$/) });
 });
 
 test('prune takes the sockets that acrnctl would take for running VMs, and none of a process that is there', async () => {
@@ -268,11 +297,28 @@ describe('mistakes', () => {
     [['info', 'nobody'], ExitCode.Unavailable, 'acrnvm ls lists'],
     [['console', 'vm1', 'com9'], ExitCode.Unavailable, ''],
     [['completion', 'csh'], ExitCode.Usage, 'csh'],
+    [['completion'], ExitCode.Usage, 'the shell is missing'],
+    [['info', ''], ExitCode.Usage, 'the name of the VM is missing'],
+    // Each of them would stop one VM of two, or none of those that are meant.
+    [['stop', '-f', 'vm1', 'vm2'], ExitCode.Usage, '"vm2" is one word too many'],
+    [['ls', 'vm1'], ExitCode.Usage, '"vm1" is one word too many'],
+    [['prune', 'vm1'], ExitCode.Usage, 'one word too many'],
+    [['resize', 'vm1', '3', '1G', '2G'], ExitCode.Usage, 'one word too many'],
+    [['stop', '-t', '-1', 'vm1'], ExitCode.Usage, 'option -t needs a value'],
+    [['stop', '-t'], ExitCode.Usage, 'option --timeout needs a value'],
+    [['ls', '--json=x'], ExitCode.Usage, 'option --json takes no value'],
+    [['top', 'nobody'], ExitCode.Unavailable, 'no VM "nobody" runs here'],
+    [['run'], ExitCode.Usage, 'the file is missing'],
+    [['config'], ExitCode.Usage, 'convert, argv, check or schema is missing'],
+    [['config', 'frob'], ExitCode.Usage, 'config frob'],
+    [['events', '--since', 'x', 'vm1'], ExitCode.Usage, 'since'],
+    [['log', '--level', 'info', '--sink', 'moon', 'vm1'], ExitCode.Usage, 'moon'],
   ])('%j', async (argv, status, text) => {
     const result = await acrnvm(...argv);
-    expect(result.status).toBe(status);
-    expect(result.stderr).toContain(text);
+    expect(result).toMatchObject({ status, stderr: expect.stringContaining(text) });
+    expect(result.stderr.trimEnd().split('\n').length, 'a line, and one for the hint').toBeLessThanOrEqual(2);
     expect(result.stderr).not.toContain('    at ');
+    expect(vmm.asked).toEqual([]);
   });
 });
 
