@@ -1,7 +1,7 @@
 /** An error → the lines a user sees and the status the process ends with. */
 import { writeSync } from 'node:fs';
 import { isatty } from 'node:tty';
-import { BugError, DmError, ExitCode } from '../devicemodel/core/errors.ts';
+import { BugError, DmError, ExitCode, isSystemError } from '../devicemodel/core/errors.ts';
 import { withSourcePlaces } from './source-places.ts';
 
 /** Lines of `cause:` that are worth reading. */
@@ -60,12 +60,6 @@ export function exitCodeOf(error: unknown): ExitCode {
 function isForeseen(error: unknown): boolean {
   if (error instanceof AggregateError) return error.errors.length > 0 && error.errors.every(isForeseen);
   return (error instanceof DmError && !(error instanceof BugError)) || isSystemError(error);
-}
-
-/** A system call of Node's own that failed where nobody has better words for it: the host's doing, and no bug. */
-function isSystemError(error: unknown): error is NodeJS.ErrnoException {
-  const { code, syscall, errno } = (error ?? {}) as { code?: unknown; syscall?: unknown; errno?: unknown };
-  return error instanceof Error && typeof code === 'string' && typeof syscall === 'string' && typeof errno === 'number';
 }
 
 /** Where lines are written. */
@@ -142,7 +136,9 @@ function* causesOf(error: unknown): Generator<unknown> {
 /** Node's `ENOENT: no such file or directory, open 'x'`, when code and path stand in the message already. */
 function isErrnoSaid(cause: unknown, said: string): boolean {
   const { code, path } = (cause ?? {}) as { code?: unknown; path?: unknown };
-  return typeof code === 'string' && said.includes(code) && (typeof path !== 'string' || said.includes(path));
+  // `file/` is said as `file`.
+  const isPathSaid = typeof path !== 'string' || said.includes(path.replace(/\/+$/, ''));
+  return typeof code === 'string' && said.includes(code) && isPathSaid;
 }
 
 /** The outermost hint: the nearer to what the user did, the better it fits. */

@@ -101,11 +101,30 @@ export class BugError extends DmError {
   override readonly name: string = 'BugError';
 }
 
+/** A system call of Node's own that failed where nobody has better words for it: the host's doing, and no bug. */
+export function isSystemError(error: unknown): error is NodeJS.ErrnoException {
+  const { code, syscall, errno } = (error ?? {}) as { code?: unknown; syscall?: unknown; errno?: unknown };
+  return error instanceof Error && typeof code === 'string' && typeof syscall === 'string' && typeof errno === 'number';
+}
+
+/** The same as an error of ours, so that whoever catches it can say whose it was; anything else as it is. */
+export function withOurKind(error: unknown): unknown {
+  if (!isSystemError(error)) return error;
+  const { code, syscall, path, errno = 0 } = error;
+  const where = path === undefined ? '' : `${path}: `;
+  const words = error.message.replace(/^[^:]*: /, '').replace(/, .*$/s, '');
+  return new HostError(`${where}${syscall}: ${code}: ${words}`, Math.abs(errno), {
+    exitCode: ExitCode.OsError,
+    cause: error,
+  });
+}
+
 /**
  * Put in front of what went wrong whose it was, unless the message says so already.
  * @param where the device or option: `virtio-input at 00:03.0`. @returns the error
  */
-export function attributed(where: string, error: unknown): unknown {
+export function attributed(where: string, thrown: unknown): unknown {
+  const error = withOurKind(thrown);
   if (error instanceof DmError && !error.message.includes(where)) error.message = `${where}: ${error.message}`;
   return error;
 }

@@ -11,7 +11,7 @@ import type { Board } from './board.ts';
 import type { Timer } from './clock.ts';
 import type { VmConfig } from './config.ts';
 import type { PowerControl, PowerEvent } from './device.ts';
-import { DmError, ExitCode, RefusedError, StoppedError, StorageHangError } from './errors.ts';
+import { DmError, ExitCode, RefusedError, StoppedError, StorageHangError, withOurKind } from './errors.ts';
 import { Life, type VmParts } from './life.ts';
 import type { Log } from './log.ts';
 import { PowerOffRequested, PowerState } from './power.ts';
@@ -222,7 +222,8 @@ export class Vm extends EventEmitter<VmEventMap> {
       life.start();
       this.#parts.loop.started(() => this.emit('started'));
       event = await life.run();
-    } catch (error) {
+    } catch (thrown) {
+      const error = withOurKind(thrown);
       if (error instanceof DmError && life.hasAskedForVm) error.exitCode = ExitCode.VmFailed;
       if (error instanceof StorageHangError) return this.#endHung(life, error);
       const isAskedFor = error instanceof PowerOffRequested || (error instanceof StoppedError && this.#power.isEnding);
