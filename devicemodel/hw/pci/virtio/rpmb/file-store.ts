@@ -6,19 +6,17 @@
 import { createHash } from 'node:crypto';
 import { type FileHandle, open } from 'node:fs/promises';
 import { dirname } from 'node:path';
-import { HostError } from '../../../../core/errors.ts';
+import { ExitCode, HostError } from '../../../../core/errors.ts';
 import { Errno } from '../../../../core/host/errno.ts';
 import { tryLock } from '../../../../core/host/file-lock.ts';
 import { OpenFlag } from '../../../../core/host/files.ts';
+import { isInStickyFolder } from '../../../../core/host/folders.ts';
 import { pathFailure } from '../../../../core/host/path-failure.ts';
-import { MiB } from '../../../../core/units.ts';
 import { BLOCK_BYTES, Result } from './frame.ts';
+import { BLOCKS_BYTES, FILE_BYTES, PAGE_BYTES } from './options.ts';
 import type { RpmbStore } from './store.ts';
 
-const BLOCKS_BYTES = 4 * MiB;
 const BLOCK_COUNT = BLOCKS_BYTES / BLOCK_BYTES;
-const PAGE_BYTES = 4096;
-const FILE_BYTES = BLOCKS_BYTES + PAGE_BYTES;
 /** Blocks of one write, as with C. */
 const MAX_WRITE_BLOCKS = 2;
 
@@ -51,17 +49,22 @@ export class RpmbFileStore implements RpmbStore {
   }
 
   async open(): Promise<{ blockCount: number; counter: number }> {
-    this.#file = await open(this.#path, OpenFlag.ReadWrite | OpenFlag.Create | OpenFlag.CloseOnExec, 0o600).catch(
-      (error: Error) => {
-        throw pathFailure(`${this.#path} cannot be opened`, error);
-      },
-    );
+    // In /tmp a link may be anybody's; a pipe without a writer is not waited for.
+    const follow = isInStickyFolder(this.#path) ? OpenFlag.NoFollow : 0;
+    const flags = OpenFlag.ReadWrite | OpenFlag.Create | OpenFlag.NonBlock | OpenFlag.NoCtty | OpenFlag.CloseOnExec;
+    this.#file = await open(this.#path, flags | follow, 0o600).catch((error: Error) => {
+      throw pathFailure(`${this.#path} cannot be opened`, error);
+    });
+    if (!(await this.#file.stat()).isFile()) throw this.#isNone('it is no regular file');
     if (!tryLock(this.#file.fd, 'exclusive', this.#path)) {
       throw new HostError(`${this.#path}: in use by another User VM`, Errno.EAGAIN, {
         hint: 'give each its own file: virtio-rpmb,path=FILE',
       });
     }
-    return { blockCount: BLOCK_COUNT, counter: await this.#recover(this.#file) };
+    const counter = await this.#recover(this.#file).catch((error: Error) => {
+      throw error instanceof HostError ? error : pathFailure(this.#path, error, ExitCode.IoError);
+    });
+    return { blockCount: BLOCK_COUNT, counter };
   }
 
   /** @returns the counter. */
@@ -100,9 +103,16 @@ export class RpmbFileStore implements RpmbStore {
   }
 
   async #begin(file: FileHandle, counter: number): Promise<number> {
-    await file.truncate(FILE_BYTES);
-    await writeAt(file, BLOCKS_BYTES, headOf(counter));
-    await file.sync();
+    const { size } = await file.stat();
+    try {
+      await file.truncate(FILE_BYTES);
+      await writeAt(file, BLOCKS_BYTES, headOf(counter));
+      await file.sync();
+    } catch (error) {
+      // Without its page it would be none for ever; now it is what it was.
+      await file.truncate(size).catch(() => {});
+      throw error;
+    }
     const folder = await open(dirname(this.#path), OpenFlag.ReadOnly);
     try {
       await folder.sync();

@@ -1,12 +1,19 @@
 /** Options of virtio-rpmb. */
+import { statSync } from 'node:fs';
 import * as v from 'valibot';
-import { ConfigError } from '../../../../core/errors.ts';
+import { ConfigError, ExitCode } from '../../../../core/errors.ts';
 import { UnknownOption } from '../../../../core/options.ts';
+import { MiB } from '../../../../core/units.ts';
 import { inspectCharBackend } from '../../../uart/backends/inspect.ts';
 import { describePciDriver } from '../../driver.ts';
 
 /** As with C. [RPMB_SIM_PATH_NAME] */
 const DEFAULT_PATH = '/data/rpmbfile';
+
+/** A simulated one: the blocks, and behind them the page of its counter. */
+export const BLOCKS_BYTES = 4 * MiB;
+export const PAGE_BYTES = 4096;
+export const FILE_BYTES = BLOCKS_BYTES + PAGE_BYTES;
 
 export const RpmbOptions = v.strictObject({
   isPhysical: v.optional(
@@ -24,6 +31,17 @@ export const RpmbOptions = v.strictObject({
     DEFAULT_PATH,
   ),
 });
+
+/** Whether what is there can be one. @throws ConfigError (65) */
+function inspectStore(path: string): void {
+  const stat = statSync(path, { throwIfNoEntry: false });
+  if (stat === undefined || (stat.isFile() && [0, BLOCKS_BYTES, FILE_BYTES].includes(stat.size))) return;
+  const why = stat.isFile() ? `it has ${stat.size} bytes` : 'it is no regular file';
+  throw new ConfigError(`${path} is no replay protected memory: ${why}`, {
+    exitCode: ExitCode.DataError,
+    hint: 'name another file: path=FILE makes it',
+  });
+}
 
 /** Compat: C takes every word but physical_rpmb for nothing. @throws ConfigError */
 export function parseRpmbText(text: string): Record<string, unknown> {
@@ -46,6 +64,8 @@ export const rpmbInfo = describePciDriver({
   isSingle: true,
   parseText: parseRpmbText,
   inspectHost: ({ isPhysical, path }) => {
-    if (!isPhysical && path !== DEFAULT_PATH) inspectCharBackend({ kind: 'file', path });
+    if (isPhysical || path === DEFAULT_PATH) return;
+    inspectCharBackend({ kind: 'file', path });
+    inspectStore(path);
   },
 });

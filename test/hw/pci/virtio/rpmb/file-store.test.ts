@@ -1,9 +1,20 @@
 /** The file of a simulated memory: what was acknowledged is there whenever the machine stops. */
-import { mkdtempSync, readFileSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+import { execFileSync } from 'node:child_process';
+import {
+  chmodSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test, vi } from 'vitest';
+import { HostError } from '../../../../../devicemodel/core/errors.ts';
 import { RpmbFileStore } from '../../../../../devicemodel/hw/pci/virtio/rpmb/file-store.ts';
 
 const PAGE = 4 * 1024 * 1024;
@@ -156,4 +167,36 @@ test.each([
   const before = readFileSync(path);
   await expect(start()).rejects.toThrow(why);
   expect(readFileSync(path).equals(before)).toBe(true);
+});
+
+// Mutation: leave the length as it is: the next start finds a file of the right size without head and journal.
+test('a disk that is full while the file is made leaves none that is broken for ever', async () => {
+  const probe = await open(join(dir, 'probe'), 'w+');
+  const handle = Object.getPrototypeOf(probe) as FileHandle;
+  await probe.close();
+  const full = Object.assign(new Error('ENOSPC: no space left on device, write'), {
+    code: 'ENOSPC',
+    errno: -28,
+    syscall: 'write',
+  });
+  const sync = vi.spyOn(handle, 'sync').mockRejectedValueOnce(full);
+  await expect(start()).rejects.toThrow(`${path}: ENOSPC: no space left on device`);
+  expect(sync).toHaveBeenCalledTimes(1);
+  expect(statSync(path).size).toBe(0);
+  for (const store of opened.splice(0)) await store.close();
+  expect((await start()).counter).toBe(0);
+});
+
+test.each([
+  ['a folder', () => {}, () => dir],
+  ['a device', () => {}, () => '/dev/zero'],
+  ['a pipe', () => execFileSync('mkfifo', [path]), () => path],
+  ['a terminal', () => {}, () => '/dev/ptmx'],
+  ['a link in a folder for everybody', () => symlinkSync('target', path), () => path],
+])('%s is none', async (_, make, place) => {
+  chmodSync(dir, 0o1777);
+  make();
+  const store = new RpmbFileStore(place());
+  opened.push(store);
+  await expect(store.open()).rejects.toThrow(HostError);
 });
