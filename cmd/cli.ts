@@ -226,20 +226,27 @@ export function mayNameConfig(argv: readonly string[]): boolean {
   return argv.some((word) => word.startsWith('--co'));
 }
 
-/** The files of `--config`, unless help or the version is asked for. What is wrong with the rest is said in its turn. */
+/**
+ * The files of `--config`, unless help or the version is asked for. What is wrong with the rest is said in its turn.
+ * @throws ConfigError for what is no path.
+ */
 function configPaths(argv: readonly string[]): string[] {
-  const paths: string[] = [];
-  if (!mayNameConfig(argv)) return paths;
+  const texts: string[] = [];
+  if (!mayNameConfig(argv)) return texts;
   try {
     for (const item of getoptLong(argv, optionTable)) {
       if (item.kind === 'positional') continue;
       if (item.option.id === 'help' || item.option.id === 'version') return [];
-      if (item.option.id === 'config') paths.push(parsePath(item.value ?? ''));
+      if (item.option.id === 'config') texts.push(item.value ?? '');
     }
   } catch (error) {
     if (!(error instanceof ConfigError)) throw error;
   }
-  return paths;
+  try {
+    return texts.map(parsePath);
+  } catch (error) {
+    throw located('--config', error);
+  }
 }
 
 function applyFile(into: VmDraft, { items }: ConfigFile): void {

@@ -1,5 +1,5 @@
 /** What can be found wrong with an order as a whole before a VM is asked for. */
-import { fstatSync, statSync } from 'node:fs';
+import { accessSync, constants, fstatSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { checkSoftware, splitRam } from '../devicemodel/core/boot/loader.ts';
 import { EVENTS_BACKEND, type VmConfig } from '../devicemodel/core/config.ts';
@@ -72,7 +72,8 @@ export function checkHypervisor(config: Pick<VmConfig, 'pci'>, offers: Hyperviso
 }
 
 /** Sockets that are to be made, descriptors that were handed down, and the files beside them. @throws DmError */
-function checkFrontDoors({ apiSocket, cmdMonitorPath, crashDumpPath, display, eventMonitor }: VmConfig): void {
+function checkFrontDoors(config: VmConfig): void {
+  const { apiSocket, cmdMonitorPath, crashDumpPath, display, eventMonitor, pmByVuart } = config;
   const at = (option: string, check: () => void) => {
     try {
       check();
@@ -81,6 +82,7 @@ function checkFrontDoors({ apiSocket, cmdMonitorPath, crashDumpPath, display, ev
     }
   };
   const socket = (path: string) => inspectCharBackend({ kind: 'unix', path, role: 'server' });
+  if (pmByVuart !== undefined) at('--pm_by_vuart', () => inspectCharBackend(parseCharBackend(pmByVuart)));
   if (cmdMonitorPath !== undefined) at('--cmd_monitor', () => socket(cmdMonitorPath));
   if (apiSocket?.kind === 'path') at('--api-socket', () => socket(apiSocket.path));
   if (apiSocket?.kind === 'fd') at('--api-socket', () => checkDescriptor(apiSocket.fd));
@@ -115,6 +117,7 @@ function checkDescriptor(fd: number): void {
 function checkPath(path: string, option: string): void {
   try {
     statSync(path);
+    accessSync(path, constants.R_OK);
   } catch (cause) {
     const { code } = cause as NodeJS.ErrnoException;
     const isForbidden = code === 'EACCES' || code === 'EPERM';
@@ -129,7 +132,7 @@ function checkPath(path: string, option: string): void {
 const WORDS: Readonly<Record<string, string>> = {
   ENOENT: 'no such file or device',
   ENOTDIR: 'a part of the path is no directory',
-  EACCES: 'a part of the path may not be entered',
+  EACCES: 'it may not be read, or a part of the path not be entered',
   ELOOP: 'its symbolic links go round in a circle',
   ENAMETOOLONG: 'the name is too long',
 };

@@ -1,7 +1,7 @@
 /** What is known of a guest at the moment it was given up: by a triple fault, or by its own watchdog. */
-import { writeFile } from 'node:fs/promises';
 import type { TappableLine } from '../devicemodel/core/char-backend.ts';
 import type { CounterBook } from '../devicemodel/core/counters.ts';
+import { writeOutput } from '../devicemodel/core/host/output-file.ts';
 import type { Log } from '../devicemodel/core/log.ts';
 import type { LogLine } from '../devicemodel/core/log-tail.ts';
 import type { GuestCrash } from '../devicemodel/core/vm-events.ts';
@@ -47,7 +47,7 @@ const MODE = 0o600;
 /** Never fails: the guest is lost in any case, and one line says that its report is. */
 export async function writeCrashReport(report: CrashReport, path: string, log: Log): Promise<void> {
   try {
-    await writeFile(path, `${JSON.stringify(report, undefined, 2)}\n`, { mode: MODE });
+    await writeOutput(path, `${JSON.stringify(report, undefined, 2)}\n`, MODE);
     log.notice(`what is known of the guest is in ${path}`);
   } catch (error) {
     log.error(`--crash-dump: ${(error as Error).message}`);

@@ -9,6 +9,8 @@ import { join } from 'node:path';
 import { hrtime } from 'node:process';
 import { isatty } from 'node:tty';
 import type { LoggerConfig } from './config.ts';
+import { describeErrno } from './host/errno.ts';
+import { errnoOf } from './host/path-failure.ts';
 import { LogLevel, type LogLevelName, type LogSink, MAX_LINE_CHARS, printable } from './log.ts';
 import { isTerminalRaw } from './terminal-state.ts';
 
@@ -124,7 +126,7 @@ export class KmsgSink implements ClosableSink {
       this.#fd ??= openSync(this.#path, O_WRONLY | O_APPEND | O_NONBLOCK);
     } catch (error) {
       this.#isOff = true;
-      this.#onFailure?.(`kmsg log given up: ${(error as Error).message}`);
+      this.#onFailure?.(`kmsg log given up: ${this.#path}: ${describeErrno(errnoOf(error))}`);
       return;
     }
     for (const part of printable(line).split('\n')) {
@@ -194,7 +196,7 @@ export class DiskSink implements ClosableSink {
       // No directory, no space: this sink is done, the VM is not.
       this.#isOff = true;
       this.close();
-      this.#onFailure?.(`disk log given up: ${(error as Error).message}`);
+      this.#onFailure?.(`disk log given up: ${this.#directory}: ${describeErrno(errnoOf(error))}`);
     }
   }
 

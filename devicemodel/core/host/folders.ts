@@ -3,6 +3,7 @@ import { chmodSync, chownSync, lstatSync, mkdirSync, type Stats, statSync } from
 import { dirname, resolve } from 'node:path';
 import { ExitCode, HostError } from '../errors.ts';
 import { Errno } from './errno.ts';
+import { pathFailure } from './path-failure.ts';
 
 /** Group and others may write. */
 const WRITABLE_BY_OTHERS = 0o022;
@@ -14,11 +15,7 @@ export const FolderMode = { private: 0o700, public: 0o755, group: 0o750 } as con
 const isOurs = (stat: Stats) => stat.uid === 0 || stat.uid === (process.geteuid?.() ?? 0);
 
 function cannotMake(path: string, cause: unknown): HostError {
-  const { code, errno } = cause as NodeJS.ErrnoException;
-  return new HostError(`folder ${path}: cannot be made: ${code}`, Math.abs(errno ?? Errno.EIO), {
-    exitCode: ExitCode.CannotCreate,
-    cause,
-  });
+  return pathFailure(`folder ${path}: cannot be made`, cause, ExitCode.CannotCreate);
 }
 
 /**

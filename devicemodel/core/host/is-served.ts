@@ -3,7 +3,7 @@ import { createConnection } from 'node:net';
 /** Whether somebody accepts connections at this Unix socket. */
 export function isServed(path: string): Promise<boolean> {
   return new Promise((resolve) => {
-    const probe = createConnection(path);
+    const probe = createConnection({ path });
     probe.once('connect', () => {
       probe.destroy();
       resolve(true);

@@ -1,6 +1,7 @@
 /** Reading files through Node: whole small ones that a user names, and parts of any. */
 import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs';
 import { ExitCode, HostError } from '../errors.ts';
+import { formatSize } from '../units.ts';
 import { Errno } from './errno.ts';
 import { pathFailure } from './path-failure.ts';
 
@@ -11,7 +12,7 @@ const MAX_SMALL_BYTES = 16 * 1024 * 1024;
  * The contents of a regular file. A named pipe or a device could keep the reader for ever, and is refused.
  * @param what the file as messages name it. @throws HostError
  */
-export function readRegularFile(path: string, what: string): Buffer {
+export function readRegularFile(path: string, what: string, maxBytes = MAX_SMALL_BYTES): Buffer {
   let fd: number;
   try {
     fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOCTTY);
@@ -21,8 +22,14 @@ export function readRegularFile(path: string, what: string): Buffer {
   try {
     const stat = fstatSync(fd);
     if (stat.isDirectory()) throw Object.assign(new Error(), { code: 'EISDIR', errno: -Errno.EISDIR });
-    if (stat.isFile() && stat.size <= MAX_SMALL_BYTES) return readToEnd(fd);
-    if (stat.isFile()) throw new HostError(`${what} is too large`, Errno.EFBIG, { exitCode: ExitCode.DataError });
+    if (stat.isFile()) {
+      // Files of proc and sysfs, and those that grow, have more than their size says.
+      const bytes = stat.size <= maxBytes ? readToEnd(fd, maxBytes) : undefined;
+      if (bytes !== undefined) return bytes;
+      throw new HostError(`${what} is larger than ${formatSize(maxBytes)}`, Errno.EFBIG, {
+        exitCode: ExitCode.DataError,
+      });
+    }
   } catch (error) {
     throw error instanceof HostError ? error : pathFailure(`${what} cannot be read`, error);
   } finally {
@@ -47,12 +54,15 @@ export function readSome(fd: number, into: Uint8Array, at: number, length: numbe
 
 const CHUNK_BYTES = 64 * 1024;
 
-function readToEnd(fd: number): Buffer {
+/** @returns undefined if there is more than `maxBytes`. */
+function readToEnd(fd: number, maxBytes: number): Buffer | undefined {
   const chunks: Buffer[] = [];
-  for (;;) {
+  for (let sizeBytes = 0; sizeBytes <= maxBytes; ) {
     const chunk = Buffer.alloc(CHUNK_BYTES);
     const count = readSome(fd, chunk, 0, CHUNK_BYTES, null);
     if (count === 0) return Buffer.concat(chunks);
     chunks.push(chunk.subarray(0, count));
+    sizeBytes += count;
   }
+  return undefined;
 }

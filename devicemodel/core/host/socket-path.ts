@@ -1,5 +1,5 @@
 /** What can be a socket's path. Apart from the listener, which needs the C library: a command line is checked without. */
-import { statSync } from 'node:fs';
+import { accessSync, constants, statSync } from 'node:fs';
 import { ConfigError, ExitCode, HostError } from '../errors.ts';
 import { Errno } from './errno.ts';
 import { pathFailure } from './path-failure.ts';
@@ -32,4 +32,15 @@ export function inspectServedSocket(path: string, hint: string): void {
     throw pathFailure(`${path}: cannot be looked at`, error, undefined, hint);
   }
   if (!isSocket) throw new HostError(`${path}: is no socket`, Errno.ENOTSOCK, { exitCode: ExitCode.NoInput, hint });
+  try {
+    // What connect(2) asks for.
+    accessSync(path, constants.W_OK);
+  } catch (error) {
+    throw pathFailure(`${path}: cannot be connected to`, error);
+  }
+}
+
+/** The path as Node's listen() takes it: `5` and a blank are ports to it. */
+export function nodeSocketPath(path: string): string {
+  return Number(path) >= 0 ? `./${path}` : path;
 }

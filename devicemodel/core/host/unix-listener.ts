@@ -9,7 +9,7 @@ import { makeParents } from './folders.ts';
 import { groupId } from './groups.ts';
 import { isServed } from './is-served.ts';
 import { native } from './libc.ts';
-import { checkSocketPath } from './socket-path.ts';
+import { checkSocketPath, nodeSocketPath } from './socket-path.ts';
 
 /** Who connects without waiting is refused when so many wait to be accepted (EAGAIN). */
 const BACKLOG = 128;
@@ -72,7 +72,7 @@ export async function listenUnix(
     await new Promise<void>((resolve, reject) => {
       server.once('error', reject);
       // The socket is bound within the call, so that it is never more open than it should be.
-      withUmask(0o177, () => server.listen({ path, backlog: BACKLOG }, resolve));
+      withUmask(0o177, () => server.listen({ path: nodeSocketPath(path), backlog: BACKLOG }, resolve));
     });
     if (group !== undefined) {
       chownSync(path, -1, group);

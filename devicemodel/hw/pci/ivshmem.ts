@@ -42,6 +42,7 @@ export const IvshmemOptions = v.strictObject({
       (name) => name.startsWith('hv:') || isShmName(shmName(name)),
       (issue) => `must be a file name of at most ${MAX_SHM_NAME_BYTES} bytes after dm:/, got "${issue.input}"`,
     ),
+    v.check((name) => !/\p{Cc}/u.test(name), 'has control characters in it'),
     v.metadata({ arg: '{hv|dm}:/NAME', help: 'hv: memory of the hypervisor, dm: of this host' }),
   ),
   size: v.pipe(

@@ -19,6 +19,7 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { ConfigError, ExitCode, HostError } from '../../../devicemodel/core/errors.ts';
 import { ensureOwnFolder, FolderMode, makeParents } from '../../../devicemodel/core/host/folders.ts';
 import { groupId } from '../../../devicemodel/core/host/groups.ts';
+import { isServed } from '../../../devicemodel/core/host/is-served.ts';
 import { listenUnix, type UnixListener } from '../../../devicemodel/core/host/unix-listener.ts';
 import { Log } from '../../../devicemodel/core/log.ts';
 import { FileBackend } from '../../../devicemodel/hw/uart/backends/file.ts';
@@ -40,6 +41,21 @@ async function listen(path: string, group?: string) {
   open.push(await listenUnix(path, (socket) => socket.destroy(), { group }));
 }
 const isRoot = process.getuid?.() === 0;
+
+// Mutation: give Node the path as it is: it listens at a TCP port, or says that its options are invalid.
+test.each(['5', ' ', '0x10', '1e3', '00'])('a path "%s" is a path, and no port', async (name) => {
+  const before = process.cwd();
+  process.chdir(root);
+  try {
+    await listen(name);
+    expect(statSync(join(root, name)).isSocket()).toBe(true);
+    expect(await isServed(name)).toBe(true);
+    open.splice(0).at(-1)?.close();
+    expect(readdirSync(root)).toEqual([]);
+  } finally {
+    process.chdir(before);
+  }
+});
 
 describe('a socket is for this user alone', () => {
   test.each([0o000, 0o002, 0o022, 0o077, 0o777])('umask %o', async (mask) => {

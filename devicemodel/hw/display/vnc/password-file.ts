@@ -7,7 +7,7 @@ export const PASSWORD_BYTES = 8;
 
 /** The first line of a file. @throws ConfigError (65) for one that VNC cannot have, HostError */
 export function readPassword(path: string): string {
-  const [line = ''] = readRegularFile(path, 'the password').toString('utf8').split('\n');
+  const [line = ''] = readRegularFile(path, `password file ${path}`).toString('utf8').split('\n');
   const password = line.replace(/\r$/, '');
   if (password === '')
     throw new ConfigError(`${path}: the password, its first line, is empty`, { exitCode: ExitCode.DataError });

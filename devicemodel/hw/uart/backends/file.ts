@@ -1,14 +1,12 @@
 /** Output appended to a file or a named pipe; nothing to read. */
-import { closeSync, constants, openSync } from 'node:fs';
-import { ExitCode, HostError } from '../../../core/errors.ts';
-import { describeErrno } from '../../../core/host/errno.ts';
+import { closeSync } from 'node:fs';
 import { isPollable, streamOverFd } from '../../../core/host/fd-stream.ts';
-import { isInStickyFolder } from '../../../core/host/folders.ts';
-import { errnoOf } from '../../../core/host/path-failure.ts';
+import { openOutput } from '../../../core/host/output-file.ts';
 import { type CharBackendEnv, StreamBackend } from './stream-backend.ts';
 import { reason } from './tty.ts';
 
-const { O_WRONLY, O_CREAT, O_APPEND, O_NONBLOCK, O_NOCTTY, O_NOFOLLOW } = constants;
+/** What a guest prints is not for everybody. */
+const MODE = 0o640;
 
 export class FileBackend extends StreamBackend {
   readonly name: string;
@@ -24,7 +22,7 @@ export class FileBackend extends StreamBackend {
   /** @throws HostError */
   start(): void {
     if (this.isAttached) return;
-    const fd = openForAppend(this.#path);
+    const fd = openOutput(this.#path, MODE);
     if (isPollable(fd)) {
       // A named pipe's reader may be slow: output waits in the queue.
       this.attachOutput(streamOverFd(fd, this.name, { readable: false, writable: true }));
@@ -41,25 +39,5 @@ export class FileBackend extends StreamBackend {
 
   protected override onClosed(_direction: 'input' | 'output', error: Error | undefined): void {
     this.env.log.warn(`${this.env.user}: ${this.name} was closed${reason(error)}, output is dropped`);
-  }
-}
-
-function openForAppend(path: string): number {
-  // Where anybody may make files, a link of somebody else would choose what is written to.
-  const follow = isInStickyFolder(path) ? O_NOFOLLOW : 0;
-  try {
-    return openSync(path, O_WRONLY | O_CREAT | O_APPEND | O_NONBLOCK | O_NOCTTY | follow, 0o640);
-  } catch (error) {
-    const { code } = error as NodeJS.ErrnoException;
-    const hint =
-      code === 'ENXIO'
-        ? { hint: 'a named pipe needs its reader first' }
-        : code === 'ELOOP' && follow !== 0
-          ? { hint: 'links are not followed in a folder where everybody may make them' }
-          : {};
-    throw new HostError(`${path}: cannot be opened for output: ${describeErrno(errnoOf(error))}`, errnoOf(error), {
-      exitCode: ExitCode.CannotCreate,
-      ...hint,
-    });
   }
 }

@@ -128,7 +128,7 @@ export class UnixClientBackend extends StreamBackend {
     if (this.isAttached) return;
     // Node would cut it, and connect to something else.
     checkSocketPath(this.#path);
-    const socket = createConnection(this.#path);
+    const socket = createConnection({ path: this.#path });
     const isConnected = await new Promise<boolean>((resolve, reject) => {
       socket.once('connect', () => resolve(true));
       socket.once('error', (error) => {

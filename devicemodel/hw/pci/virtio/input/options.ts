@@ -1,6 +1,7 @@
 /** Options of virtio-input. */
 import * as v from 'valibot';
 import { ConfigError } from '../../../../core/errors.ts';
+import { inspectCharDevice } from '../../../../core/host/char-device.ts';
 import { describePciDriver } from '../../driver.ts';
 
 export const InputOptions = v.strictObject({
@@ -47,4 +48,7 @@ export const inputInfo = describePciDriver({
   options: InputOptions,
   parseText: parseInputText,
   hostPaths: ({ path }) => (displayKindOf(path) === undefined ? [path] : []),
+  inspectHost: ({ path }) => {
+    if (displayKindOf(path) === undefined) inspectCharDevice(path, 'input', 'not an input device');
+  },
 });

@@ -11,15 +11,17 @@ const FLAGS: ReadonlySet<string> = new Set(['vhost', 'offload']);
 /** IFNAMSIZ without the NUL. */
 const MAX_NAME_BYTES = 15;
 
+/** What the kernel takes [dev_valid_name]; it lets control characters through. */
+function isInterfaceName(name: string): boolean {
+  return Buffer.byteLength(name) <= MAX_NAME_BYTES && !/^\.\.?$|[/:\s\p{Cc}]/u.test(name);
+}
+
 export const NetOptions = v.strictObject({
   tap: v.optional(
     v.pipe(
       v.string(),
       v.minLength(1, 'the name is missing'),
-      v.check(
-        (name) => Buffer.byteLength(name) <= MAX_NAME_BYTES && !/[/\s]/.test(name),
-        `must be an interface name: at most ${MAX_NAME_BYTES} bytes, without / and blanks`,
-      ),
+      v.check(isInterfaceName, `must be an interface name: at most ${MAX_NAME_BYTES} bytes, without / : and blanks`),
       v.metadata({ arg: 'tap=NAME', help: 'tap or macvtap interface; a tap is made if there is none', named: true }),
     ),
   ),
