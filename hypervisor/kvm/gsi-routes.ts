@@ -9,7 +9,8 @@ import type { GsiRoute } from '../../devicemodel/core/host/kvm-abi.ts';
 /** Of KVM's IOAPIC; ACRN's has 48. */
 export const IOAPIC_PINS = 24;
 const PIC_PINS = 8;
-const ISA_LINES = 16;
+/** They have the first pins. */
+export const ISA_LINES = 16;
 /** ACRN (hcall_set_irqline): the 8254's line is at pin 2 of the IOAPIC and pin 0 of the PIC. */
 const TIMER_GSI = 2;
 

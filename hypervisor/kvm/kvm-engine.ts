@@ -18,7 +18,7 @@ import type { CpuEngine, EngineEventfds, GuestBus, MemoryWindow } from '../embed
 import { guestCpuid } from './cpuid.ts';
 import { ExitAccess } from './exit-access.ts';
 import { describeFailure } from './failure.ts';
-import { GsiRoutes, IOAPIC_PINS } from './gsi-routes.ts';
+import { GsiRoutes, IOAPIC_PINS, ISA_LINES } from './gsi-routes.ts';
 import { MemorySlots } from './memory-slots.ts';
 import type { VcpuRunner } from './runner.ts';
 import { describeRegisters, restore, setStart, snapshotOf, type VcpuSnapshot } from './vcpu-state.ts';
@@ -164,8 +164,12 @@ export class KvmEngine implements CpuEngine {
     return describeRegisters(kvm.registers(), kvm.specialRegisters());
   }
 
-  setLine(gsi: Gsi, asserted: boolean): void {
-    this.#machine?.vm.setLine(gsi, asserted);
+  /**
+   * KVM's IOAPIC takes what it is told for the assertion, whatever the redirection entry says of polarity. Lines above
+   * the ISA's are PCI's, active low by every table the guest is given.
+   */
+  setLine(gsi: Gsi, isHigh: boolean): void {
+    this.#machine?.vm.setLine(gsi, gsi < ISA_LINES ? isHigh : !isHigh);
   }
 
   injectMsi({ address, data }: MsiMessage): void {

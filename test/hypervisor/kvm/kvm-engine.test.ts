@@ -358,6 +358,21 @@ describe('start registers', () => {
 });
 
 describe('interrupts', () => {
+  // Mutation: the level passed on as it is. KVM looks at no polarity: an idle INTx line then interrupts for ever.
+  test('a line of PCI, which is active low, is asserted when it is low', async () => {
+    const { kvm, hsm } = await machine();
+    hsm.setIrqLine(16, 'high');
+    hsm.setIrqLine(16, 'low');
+    hsm.setIrqLine(9, 'high');
+    hsm.setIrqLine(9, 'low');
+    expect(kvm.vm.lines).toEqual([
+      [16, false],
+      [16, true],
+      [9, true],
+      [9, false],
+    ]);
+  });
+
   test('lines and messages go to the kernel; a line beyond its pins is said and dropped', async () => {
     const { kvm, hsm, lines } = await machine();
     hsm.setIrqLine(4, 'rising-pulse');
