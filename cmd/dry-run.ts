@@ -161,7 +161,7 @@ function inertHsm(hypervisor: VmConfig['hypervisor']): Hsm {
   return {
     backend: 'fake',
     ...(hypervisor === 'acrn' ? {} : { ownRootPorts: true }),
-    ...(hypervisor === 'soft' || hypervisor === 'kvm' ? {} : { givesHostFunctions: true }),
+    ...(hypervisor === 'soft' ? {} : { givesHostFunctions: true }),
     ioreqPage: new Uint8Array(0),
     createVm: refuse,
     startVm: refuse,

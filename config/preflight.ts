@@ -184,7 +184,7 @@ export async function checkHost(
   for (const driver of drivers) {
     const slots = config.pci.filter((slot) => slot.driver === driver.name);
     if (slots.length === 0 || driver.checkHost === undefined) continue;
-    const findings = await driver.checkHost(slots, { isRtvm: config.rtvm, hostTree });
+    const findings = await driver.checkHost(slots, { isRtvm: config.rtvm, hostTree, hypervisor: config.hypervisor });
     problems.push(...findings.problems);
     warnings.push(...findings.warnings);
   }

@@ -108,6 +108,24 @@ export interface PciSlotConfig {
   readonly text: string;
 }
 
+/** A PCI function of the host that a slot asks for. */
+export interface WantedHostFunction {
+  /** As in sysfs: `0000:02:00.0`. */
+  readonly name: string;
+  /** It is bound to the driver it needs when the VM starts. */
+  readonly isManaged: boolean;
+}
+
+/** For hypervisors, which know nothing of drivers' options. */
+export function wantedHostFunctions({ pci }: Pick<VmConfig, 'pci'>): WantedHostFunction[] {
+  return pci.flatMap(({ options }) => {
+    if (typeof options !== 'object' || options === null || !('physical' in options)) return [];
+    const { physical } = options;
+    if (typeof physical !== 'string') return [];
+    return [{ name: physical, isManaged: 'managed' in options && options.managed === true }];
+  });
+}
+
 /** Back end of a serial port whose other end is the program that launched the VM. */
 export const EVENTS_BACKEND = 'events';
 

@@ -19,6 +19,7 @@ import {
 import {
   type AsyncioAbility,
   type CpuStateQuery,
+  type HostFunctionAbility,
   type Hsm,
   type IntrMonitorAbility,
   type IoeventfdSpec,
@@ -94,6 +95,7 @@ export class AcrnHsm implements Hsm {
   readonly backend = 'acrn';
   readonly givesHostFunctions = true;
   readonly ioreqPage: Uint8Array;
+  readonly hostFunctions: HostFunctionAbility;
   readonly passthrough: PassthroughAbility;
   readonly vmEvents: VmEventAbility;
   readonly asyncio: AsyncioAbility;
@@ -119,6 +121,7 @@ export class AcrnHsm implements Hsm {
     this.ioreqPage = this.#page.bytes;
     this.#requests = new IoreqPage(this.ioreqPage);
     this.passthrough = this.#makePassthrough();
+    this.hostFunctions = this.passthrough;
     this.vmEvents = {
       setup: (ringAddress, eventfd) => {
         if (!this.#optional('SETUP_VM_EVENT_RING', ringAddress)) return false;

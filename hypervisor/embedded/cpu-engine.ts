@@ -43,6 +43,14 @@ export interface EngineEventfds {
   irqfd(fd: number, message: MsiMessage): { dispose(): void } | number;
 }
 
+/** What functions of the host need. */
+export interface EngineHostFunctions {
+  /** Registers of a device that this process has mapped become guest memory. */
+  mapMemory(gpa: Gpa, sizeBytes: number, hostAddress: bigint): MemoryWindow;
+  /** `fd` asserts a line; the guest's end of interrupt takes that back and rings `resampleFd`. @returns how to stop, or an errno. */
+  line(fd: number, gsi: Gsi, resampleFd: number): { dispose(): void } | number;
+}
+
 export interface CpuEngine {
   readonly backend: HsmBackend;
   /** Interrupt input pins, 0 up; a line beyond them cannot be raised. */
@@ -60,6 +68,8 @@ export interface CpuEngine {
   setRegs(vcpu: number, regs: VcpuRegs): void;
   /** Bytes become guest memory at `gpa`: RAM from mapRam, or the shared memory of an ivshmem BAR. */
   mapMemory(gpa: Gpa, bytes: Uint8Array, hostAddress: bigint | undefined, writable: boolean): MemoryWindow;
+  /** Present where functions of the host can be given to the guest. */
+  readonly hostFunctions?: EngineHostFunctions;
 
   /** vCPUs may run, inside `run`, from the state `setRegs` gave (after create or reset). */
   start(): void;

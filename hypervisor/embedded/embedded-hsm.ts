@@ -12,6 +12,7 @@ import type {
   CpuStateQuery,
   EngineRam,
   FreezeAbility,
+  HostFunctionAbility,
   Hsm,
   HsmBackend,
   IoeventfdSpec,
@@ -31,6 +32,7 @@ import { EventRing, VmEventType } from './event-ring.ts';
 import type { EventfdHost } from './eventfd-host.ts';
 import { EventfdTable } from './eventfd-table.ts';
 import { AccessRouter } from './guest-bus.ts';
+import { type HostFunctionProvider, HostFunctions, hostFunctionHost } from './host-functions.ts';
 import type { FunctionEventfds, VirtualFunctionFactory, VirtualFunctionHost } from './virtual-function.ts';
 import { type VmidClaim, VmLife, type VmState } from './vm-state.ts';
 
@@ -53,6 +55,8 @@ export interface EmbeddedHsmOptions {
   /** Number of this VM among the User VMs of the host; released by the returned function. */
   readonly claimVmid?: (name: string) => Promise<VmidClaim>;
   readonly log?: Log;
+  /** Absent: no function of the host can be given to the guest. */
+  readonly hostFunctions?: HostFunctionProvider;
   /** The guest shut down by a triple fault; it stands still. */
   readonly onTripleFault?: () => void;
 }
@@ -63,6 +67,9 @@ export class EmbeddedHsm implements Hsm {
   readonly freezing?: FreezeAbility;
   readonly vmEvents: VmEventAbility;
   readonly ownRootPorts = true;
+  readonly givesHostFunctions?: true;
+  readonly hostFunctionDriver?: string;
+  readonly hostFunctions?: HostFunctionAbility;
 
   readonly #engine: CpuEngine;
   readonly #vdevFactory: VirtualFunctionFactory;
@@ -79,6 +86,7 @@ export class EmbeddedHsm implements Hsm {
   readonly #eventfdTable: EventfdTable;
   readonly #router: AccessRouter;
   readonly #host: VirtualFunctionHost;
+  readonly #hostFunctions: HostFunctions | undefined;
 
   constructor(options: EmbeddedHsmOptions) {
     this.#engine = options.engine;
@@ -113,6 +121,15 @@ export class EmbeddedHsm implements Hsm {
       addRegisters: (base, sizeBytes, region) => this.#router.addRegisters(base, sizeBytes, region),
       addMemory: (base, bytes, hostAddress) => this.#engine.mapMemory(base, bytes, hostAddress, true),
     };
+    const { hostFunctions: provider } = options;
+    if (provider !== undefined) {
+      const router = this.#router;
+      const host = hostFunctionHost(options.engine, router, this.#host);
+      this.#hostFunctions = new HostFunctions({ provider, life, router, host, gsiCount: options.engine.gsiCount });
+      this.hostFunctions = this.#hostFunctions;
+      this.hostFunctionDriver = provider.driver;
+      this.givesHostFunctions = true;
+    }
   }
 
   get backend(): HsmBackend {
@@ -198,6 +215,12 @@ export class EmbeddedHsm implements Hsm {
       const view = at === 0 ? bytes.subarray(0, length) : viewOf(hostAddress + BigInt(at), length);
       windows.push(this.#engine.mapMemory(gpa + at, view, hostAddress + BigInt(at), writable));
     }
+    try {
+      this.#hostFunctions?.mapRam(mapping);
+    } catch (error) {
+      for (const window of windows) window.dispose();
+      throw error;
+    }
     this.#memory.push({ mapping, windows });
   }
 
@@ -210,7 +233,10 @@ export class EmbeddedHsm implements Hsm {
     if (at < 0) {
       throw new HsmError('UNSET_MEMSEG', E.EINVAL, { what: `${hex(mapping.gpa)}+${hex(mapping.sizeBytes)}` });
     }
-    for (const { windows } of this.#memory.splice(at, 1)) for (const window of windows) window.dispose();
+    for (const { mapping: mapped, windows } of this.#memory.splice(at, 1)) {
+      this.#hostFunctions?.unmapRam(mapped);
+      for (const window of windows) window.dispose();
+    }
   }
 
   setIrqLine(gsi: Gsi, op: IrqLineOp): void {
@@ -338,6 +364,7 @@ export class EmbeddedHsm implements Hsm {
     if (!this.#life.close()) return;
     // As the last close of the device node: the VM goes, in whatever state it is.
     if (this.#life.state !== 'none') this.#teardown();
+    this.#hostFunctions?.dispose();
     this.#engine.destroy();
   }
 
@@ -380,6 +407,8 @@ export class EmbeddedHsm implements Hsm {
     this.#router.hasClient = false;
     this.#eventfdTable.clear();
     this.#router.removeAllFunctions();
+    // Before memory is anybody else's: devices may write to it until then.
+    this.#hostFunctions?.dispose();
     for (const { windows } of this.#memory) for (const window of windows) window.dispose();
     this.#eventRing.detach();
     this.#memory.length = 0;

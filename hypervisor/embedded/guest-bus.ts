@@ -3,7 +3,14 @@
  * registers, eventfds; everything else waits for the device model. As ACRN's hypervisor and Linux
  * drivers/virt/acrn/ioreq.c do it.
  */
-import { type AccessSize, allOnes, type Bdf, bdfToNumber, type Gpa } from '../../devicemodel/core/address.ts';
+import {
+  type AccessSize,
+  allOnes,
+  type Bdf,
+  bdfToNumber,
+  type Gpa,
+  type Port,
+} from '../../devicemodel/core/address.ts';
 import type { IoRegion } from '../../devicemodel/core/device.ts';
 import { type IoreqPage, IoreqState, IoreqType } from '../../devicemodel/core/ioreq-page.ts';
 import { Layout } from '../../devicemodel/core/layout.ts';
@@ -30,6 +37,7 @@ export class AccessRouter {
   readonly #functions = new Map<number, VirtualFunction>();
   #bridges: VirtualFunction[] = [];
   #registers: RegisterRange[] = [];
+  #ports: RegisterRange[] = [];
 
   constructor(page: IoreqPage, eventfds: EventfdTable) {
     this.#page = page;
@@ -72,6 +80,17 @@ export class AccessRouter {
     };
   }
 
+  /** The same at I/O ports. */
+  addPorts(base: Port, count: number, region: IoRegion): { dispose(): void } {
+    const range: RegisterRange = { base, end: base + count, region };
+    this.#ports = [range, ...this.#ports];
+    return {
+      dispose: () => {
+        this.#ports = this.#ports.filter((r) => r !== range);
+      },
+    };
+  }
+
   /** As `GuestBus.submit`. */
   submit(vcpu: number): boolean {
     const page = this.#page;
@@ -84,12 +103,13 @@ export class AccessRouter {
         else page.setValue(vcpu, this.#configAddress);
         return this.#completed(vcpu);
       }
+      if (this.#ports.length > 0 && this.#rangeAccess(this.#ports, vcpu, port)) return this.#completed(vcpu);
       if (this.#eventfds.serve(page, vcpu, 'pio')) return this.#completed(vcpu);
     } else if (type === IoreqType.Mmio) {
       const address = page.address(vcpu);
       if (address >= Layout.ecam.base && address < Layout.ecam.base + Layout.ecam.size) {
         if (this.#ecam(vcpu, address)) return this.#completed(vcpu);
-      } else if (this.#registers.length > 0 && this.#registerAccess(vcpu, address)) {
+      } else if (this.#registers.length > 0 && this.#rangeAccess(this.#registers, vcpu, address)) {
         return this.#completed(vcpu);
       }
       if (this.#eventfds.serve(page, vcpu, 'mmio')) return this.#completed(vcpu);
@@ -131,6 +151,12 @@ export class AccessRouter {
     return undefined;
   }
 
+  /** The hypervisor's own function there, if it does not leave the register to the device model. */
+  #answering(target: number, register: number): VirtualFunction | undefined {
+    const fn = this.#functions.get(target);
+    return fn?.leaves?.(register) === true ? undefined : fn;
+  }
+
   /** Ports CFC..CFF: the hypervisor's own functions answer here, the others become a config request. */
   #configData(vcpu: number, port: number): boolean {
     const page = this.#page;
@@ -143,7 +169,7 @@ export class AccessRouter {
       return this.#completed(vcpu);
     }
     const register = (address & 0xfc) + ((address >>> 16) & 0xf00) + (port - ConfigPort.Data);
-    const fn = this.#functions.get(target);
+    const fn = this.#answering(target, register);
     if (fn !== undefined) {
       this.#configAccess(fn, vcpu, register, size);
       return this.#completed(vcpu);
@@ -158,7 +184,7 @@ export class AccessRouter {
     const bdf = ((address - Layout.ecam.base) >>> 12) & 0xffff;
     const target = this.#target(bdf);
     const size = page.size(vcpu);
-    const fn = target === undefined ? undefined : this.#functions.get(target);
+    const fn = target === undefined ? undefined : this.#answering(target, address & 0xfff);
     if (fn === undefined && target === bdf) return false;
     if (size === 8) {
       // PCI Express 4.0 §7.2.2.2: a dword at most.
@@ -186,8 +212,8 @@ export class AccessRouter {
 
   // ---- registers of the hypervisor's functions
 
-  #registerAccess(vcpu: number, address: Gpa): boolean {
-    for (const { base, end, region } of this.#registers) {
+  #rangeAccess(ranges: readonly RegisterRange[], vcpu: number, address: Gpa | Port): boolean {
+    for (const { base, end, region } of ranges) {
       if (address < base || address >= end) continue;
       this.#accessRegion(region, vcpu, address - base);
       return true;

@@ -13,6 +13,8 @@ export interface VirtualFunction {
     /** Number of that bus as the guest has it now. */
     readonly secondaryBus: number;
   };
+  /** Whether the device model answers for a register of it. */
+  leaves?(offset: number): boolean;
   /** Config space, 4096 bytes; accesses that are not naturally aligned never come here. */
   readConfig(offset: number, size: AccessSize): number;
   writeConfig(offset: number, size: AccessSize, value: number): void;

@@ -52,6 +52,15 @@ export class GsiRoutes {
     return Math.max(0, -result);
   }
 
+  /** As {@link attach}, for a line: the guest's end of interrupt takes it back and rings `resampleFd`. */
+  attachLine(fd: number, gsi: number, resampleFd: number): number {
+    return Math.max(0, -this.#vm.irqfd(fd, gsi, true, resampleFd));
+  }
+
+  detachLine(fd: number, gsi: number): void {
+    this.#vm.irqfd(fd, gsi, false);
+  }
+
   detach(fd: number): void {
     const route = this.#messages.get(fd);
     if (route === undefined) return;

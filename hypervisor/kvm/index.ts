@@ -28,6 +28,7 @@ export function kvmHypervisor(ownsThread: boolean): Hypervisor {
   return {
     kind: 'kvm',
     ownRootPorts: true,
+    givesHostFunctions: true,
     isPresent: () => kvmObstacle() === undefined,
     open: async (config, log) => (await import('./open.ts')).openKvmHsm({ config, log, ownsThread }),
     loop: async () =>

@@ -14,7 +14,7 @@ import { KvmExit, RunField, type VcpuBlob, vcpuBlobs } from '../../devicemodel/c
 import type { FreezeAbility, IoeventfdSpec, VcpuRegs } from '../../devicemodel/core/hsm/hsm.ts';
 import { IOREQ_SLOTS } from '../../devicemodel/core/ioreq-page.ts';
 import type { Log } from '../../devicemodel/core/log.ts';
-import type { CpuEngine, EngineEventfds, GuestBus, MemoryWindow } from '../embedded/cpu-engine.ts';
+import type { CpuEngine, EngineEventfds, EngineHostFunctions, GuestBus, MemoryWindow } from '../embedded/cpu-engine.ts';
 import { guestCpuid } from './cpuid.ts';
 import { ExitAccess } from './exit-access.ts';
 import { describeFailure } from './failure.ts';
@@ -56,6 +56,13 @@ export class KvmEngine implements CpuEngine {
   readonly backend = 'kvm';
   readonly gsiCount = IOAPIC_PINS;
   readonly eventfds: EngineEventfds;
+  readonly hostFunctions: EngineHostFunctions = {
+    mapMemory: (gpa, sizeBytes, hostAddress) => this.#need().slots.addDevice(gpa, sizeBytes, hostAddress),
+    line: (fd, gsi, resampleFd) => {
+      const errno = this.#need().routes.attachLine(fd, gsi, resampleFd);
+      return errno === 0 ? { dispose: () => this.#machine?.routes.detachLine(fd, gsi) } : errno;
+    },
+  };
   readonly freezing: FreezeAbility = { freeze: () => this.#freeze(), thaw: () => this.#thaw() };
 
   readonly #options: KvmEngineOptions;

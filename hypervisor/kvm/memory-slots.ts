@@ -13,7 +13,8 @@ const PAGE_BYTES = 4096;
 interface Slot {
   readonly base: Gpa;
   readonly end: Gpa;
-  readonly bytes: Uint8Array;
+  /** Undefined for registers of a device, which nobody here looks at. */
+  readonly bytes: Uint8Array | undefined;
   readonly hostAddress: bigint;
   readonly writable: boolean;
   /** Number of the slot it has, or undefined while it is hidden. */
@@ -37,15 +38,25 @@ export class MemorySlots {
   add(gpa: Gpa, bytes: Uint8Array, hostAddress: bigint, writable: boolean): { dispose(): void } {
     const base = gpa - (gpa % PAGE_BYTES);
     const length = bytes.length - (bytes.length % PAGE_BYTES);
-    const slot: Slot = {
+    return this.#add({
       base,
       end: base + length,
       bytes,
       hostAddress: hostAddress - (hostAddress % BigInt(PAGE_BYTES)),
       writable,
       number: undefined,
-    };
-    if (!this.#show(slot)) this.#log.guest(() => `memory at ${hex(base)}+${hex(length)} is hidden by what is there`);
+    });
+  }
+
+  /** As {@link add}, for whole pages of a device's registers. */
+  addDevice(base: Gpa, sizeBytes: number, hostAddress: bigint): { dispose(): void } {
+    return this.#add({ base, end: base + sizeBytes, bytes: undefined, hostAddress, writable: true, number: undefined });
+  }
+
+  #add(slot: Slot): { dispose(): void } {
+    const { base, end } = slot;
+    if (!this.#show(slot))
+      this.#log.guest(() => `memory at ${hex(base)}+${hex(end - base)} is hidden by what is there`);
     this.#slots.push(slot);
     return { dispose: () => this.#remove(slot) };
   }
@@ -53,7 +64,7 @@ export class MemorySlots {
   /** The bytes of this process behind an address of the guest, up to the end of their slot. */
   bytesAt(gpa: Gpa): Uint8Array | undefined {
     const slot = this.#slots.find((s) => s.number !== undefined && gpa >= s.base && gpa < s.end);
-    return slot?.bytes.subarray(gpa - slot.base);
+    return slot?.bytes?.subarray(gpa - slot.base);
   }
 
   /** @returns false when something else is there. */

@@ -1,10 +1,11 @@
 /** A VM on the embedded hypervisor, on /dev/kvm. */
-import type { VmConfig } from '../../devicemodel/core/config.ts';
+import { type VmConfig, wantedHostFunctions } from '../../devicemodel/core/config.ts';
 import { ExitCode, HostError } from '../../devicemodel/core/errors.ts';
 import { Errno } from '../../devicemodel/core/host/errno.ts';
 import { KVM_DEVICE, type Kvm, openKvm } from '../../devicemodel/core/host/kvm.ts';
 import type { KvmCapName } from '../../devicemodel/core/host/kvm-abi.ts';
 import { pinDeviceThread } from '../../devicemodel/core/host/scheduling.ts';
+import type { Vfio } from '../../devicemodel/core/host/vfio.ts';
 import type { Hsm } from '../../devicemodel/core/hsm/hsm.ts';
 import type { Log } from '../../devicemodel/core/log.ts';
 import { EmbeddedHsm } from '../embedded/embedded-hsm.ts';
@@ -34,13 +35,15 @@ const REQUIRED: readonly KvmCapName[] = [
 ];
 
 export interface KvmHsmOptions {
-  readonly config: Pick<VmConfig, 'name' | 'scenarioPath' | 'cpuAffinity'>;
+  readonly config: Pick<VmConfig, 'name' | 'scenarioPath' | 'cpuAffinity'> & Partial<Pick<VmConfig, 'pci'>>;
   readonly log: Log;
   /** The thread may block while it waits for the guest. */
   readonly ownsThread: boolean;
   /** Where the VMs of this host meet; default: /run/acrn/soft for root, else under XDG_RUNTIME_DIR. */
   readonly runDirectory?: string;
   readonly kvm?: Kvm;
+  /** For functions of the host; default: this machine's. */
+  readonly vfio?: { readonly vfio: Vfio; readonly root: string };
 }
 
 /** A handle for one VM life. @throws ConfigError for a bad scenario file; HostError when KVM cannot be had. */
@@ -49,6 +52,11 @@ export async function openKvmHsm(options: KvmHsmOptions): Promise<Hsm> {
   const log = options.log.child('kvm');
   const scenario = config.scenarioPath === undefined ? derivedScenario : readScenario(config.scenarioPath);
   const { cpus } = vcpuCpus(config);
+  const functions = wantedHostFunctions({ pci: config.pci ?? [] });
+  const hostFunctions =
+    functions.length === 0
+      ? undefined
+      : (await import('./vfio/index.ts')).openVfioFunctions(functions, { log, ...options.vfio });
   const kvm = options.kvm ?? openDevice();
   try {
     checkKvm(kvm, cpus.length);
@@ -72,6 +80,7 @@ export async function openKvmHsm(options: KvmHsmOptions): Promise<Hsm> {
       eventfds: hostEventfds,
       claimVmid: (name) => neighbours.join(name),
       log,
+      ...(hostFunctions === undefined ? {} : { hostFunctions }),
     });
   } catch (error) {
     kvm.close();

@@ -16,6 +16,7 @@ import { HsmError } from '../../devicemodel/core/hsm/errors.ts';
 import { encodeMmiodev, encodePioRegion } from '../../devicemodel/core/hsm/host-regions.ts';
 import {
   type CpuStateQuery,
+  type HostFunctionAbility,
   type Hsm,
   type IoeventfdSpec,
   type IrqLineOp,
@@ -346,8 +347,9 @@ export interface FakeHsmOptions {
 export class FakeHsm extends EmbeddedHsm {
   /** What the hypervisor has of the host's PCI functions, by physical address. */
   readonly assigned = new Map<number, PcidevAssignment>();
-  readonly givesHostFunctions = true;
+  override readonly givesHostFunctions = true;
   readonly passthrough: PassthroughAbility = this.#makePassthrough();
+  override readonly hostFunctions: HostFunctionAbility = this.passthrough;
   /** Every call of the device model, failed ones too, in order; waitForIoreqs and notifyIoreqDone are left out. */
   readonly calls: HsmCall[] = [];
   readonly guest: FakeGuest;

@@ -181,6 +181,7 @@ export class FakeKvmVm implements KvmVm {
     { readonly gpa: number; readonly sizeBytes: number; readonly isReadOnly: boolean }
   >();
   readonly irqfds = new Map<number, number>();
+  readonly resampleFds = new Map<number, number>();
   readonly ioeventfds: KvmIoeventfdSpec[] = [];
   isClosed = false;
 
@@ -207,9 +208,11 @@ export class FakeKvmVm implements KvmVm {
     this.messages.push([address, data]);
     return true;
   }
-  irqfd(fd: number, gsi: number, assign: boolean): number {
+  irqfd(fd: number, gsi: number, assign: boolean, resampleFd?: number): number {
     if (assign) this.irqfds.set(fd, gsi);
     else this.irqfds.delete(fd);
+    if (assign && resampleFd !== undefined) this.resampleFds.set(fd, resampleFd);
+    else this.resampleFds.delete(fd);
     return 0;
   }
   ioeventfd(spec: KvmIoeventfdSpec, assign: boolean): number {

@@ -10,6 +10,7 @@
 import type { AccessSize, Bdf, Gsi } from '../../devicemodel/core/address.ts';
 import { allOnes } from '../../devicemodel/core/address.ts';
 import type {
+  HostFunctionAbility,
   Hsm,
   IrqLineOp,
   MmioMapping,
@@ -61,6 +62,7 @@ export class PciHsm {
     mapMmio: (mmio) => this.#record({ name: 'SET_MMIO', mmio }),
     unmapMmio: (mmio) => this.#record({ name: 'UNSET_MMIO', mmio }),
   };
+  readonly hostFunctions: HostFunctionAbility = this.passthrough;
 
   setIrqLine(gsi: Gsi, op: IrqLineOp): void {
     this.#record({ name: 'SET_IRQLINE', gsi, op });

@@ -109,7 +109,7 @@ export const KvmMsi = struct({
   pad: bytes(12),
 });
 export const KvmIrqfd = struct({ fd: u32, gsi: u32, flags: u32, resampleFd: u32, pad: bytes(16) });
-export const KVM_IRQFD_DEASSIGN = 1;
+export const IrqfdFlag = { deassign: 1, resample: 2 } as const;
 export const KvmIoeventfd = struct({
   dataMatch: u64,
   address: addr,

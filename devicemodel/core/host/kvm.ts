@@ -11,7 +11,7 @@ import {
   type GsiRoute,
   IoeventfdFlag,
   IRQCHIP_BYTES,
-  KVM_IRQFD_DEASSIGN,
+  IrqfdFlag,
   KVM_MEM_READONLY,
   KvmCap,
   type KvmCapName,
@@ -62,8 +62,8 @@ export interface KvmVm {
   setLine(gsi: number, asserted: boolean): void;
   /** @returns whether a vCPU took it. */
   signalMsi(address: number, data: number): boolean;
-  /** @returns 0 or a negative errno. */
-  irqfd(fd: number, gsi: number, assign: boolean): number;
+  /** @param resampleFd for a line: rung at the guest's end of interrupt. @returns 0 or a negative errno. */
+  irqfd(fd: number, gsi: number, assign: boolean, resampleFd?: number): number;
   /** @returns 0 or a negative errno. */
   ioeventfd(spec: KvmIoeventfdSpec, assign: boolean): number;
   irqchip(chip: keyof typeof KvmIrqchip): Uint8Array;
@@ -222,8 +222,9 @@ class RealVm implements KvmVm {
     return ioctlBytes(this.#fd, KvmIoctl.SIGNAL_MSI, this.#msi) > 0;
   }
 
-  irqfd(fd: number, gsi: number, assign: boolean): number {
-    const argument = KvmIrqfd.encode({ fd, gsi, flags: assign ? 0 : KVM_IRQFD_DEASSIGN });
+  irqfd(fd: number, gsi: number, assign: boolean, resampleFd?: number): number {
+    const flags = assign ? (resampleFd === undefined ? 0 : IrqfdFlag.resample) : IrqfdFlag.deassign;
+    const argument = KvmIrqfd.encode({ fd, gsi, flags, resampleFd: resampleFd ?? 0 });
     return ioctlBytes(this.#fd, KvmIoctl.IRQFD, argument);
   }
 

@@ -74,6 +74,20 @@ export function mapUntouched(sizeBytes: number, what: string, fd: number): Pick<
   return { address, dispose: () => munmap(address, sizeBytes) };
 }
 
+/**
+ * Map registers of a device that others read and write by their address. Nothing of this process looks at them: a device
+ * that is switched off answers with a signal. @throws HostError
+ */
+export function mapDevice(
+  sizeBytes: number,
+  what: string,
+  fd: number,
+  offset: number,
+): Pick<Mapping, 'address' | 'dispose'> {
+  const address = mmap(0n, sizeBytes, READ_WRITE, MapFlag.Shared, fd, offset, what);
+  return { address, dispose: () => munmap(address, sizeBytes) };
+}
+
 /** Wrap memory that is mapped already. */
 function mapped(address: bigint, sizeBytes: number): Mapping {
   let live = true;

@@ -111,8 +111,10 @@ export interface CpuStateQuery {
 export interface HypervisorOffers {
   /** A virtual root port need not stand for one of the host: a machine can have one by itself. */
   readonly ownRootPorts?: true;
-  /** Functions of the host can be given to a guest; {@link Hsm.passthrough} is there. */
+  /** PCI functions of the host can be given to a guest; {@link Hsm.hostFunctions} is there. */
   readonly givesHostFunctions?: true;
+  /** The driver of the host that such a function has to be bound to; absent: any that leaves it alone. */
+  readonly hostFunctionDriver?: string;
 }
 
 export interface Hsm extends HypervisorOffers {
@@ -169,6 +171,7 @@ export interface Hsm extends HypervisorOffers {
   unmapRam?(mapping: RamMapping): void;
   readonly engineRam?: EngineRam;
   readonly freezing?: FreezeAbility;
+  readonly hostFunctions?: HostFunctionAbility;
   readonly passthrough?: PassthroughAbility;
   readonly vmEvents?: VmEventAbility;
   readonly asyncio?: AsyncioAbility;
@@ -228,16 +231,21 @@ export interface PioRegion {
 /** Device addresses of what is no PCI function: all ones. [ACRN_PTDEV_NON_PCI_BDF] */
 export const NON_PCI_BDF: Bdf = { bus: 0xff, device: 0x1f, function: 7 };
 
-export interface PassthroughAbility {
+/** PCI functions of the host in the guest. */
+export interface HostFunctionAbility {
   assignPcidev(assignment: PcidevAssignment): void;
   deassignPcidev(assignment: PcidevAssignment): void;
+  setPtdevIntx(intx: PtdevIntx): void;
+  resetPtdevIntx(intx: PtdevIntx): void;
+}
+
+/** And whatever else the host has, by its physical address: only what runs below the host can give it. */
+export interface PassthroughAbility extends HostFunctionAbility {
   assignMmiodev(assignment: MmiodevAssignment): void;
   deassignMmiodev(assignment: MmiodevAssignment): void;
   /** Drivers other than that of ACRN release 3.3 answer ENOTTY. */
   assignPioRegion(region: PioRegion): void;
   deassignPioRegion(region: PioRegion): void;
-  setPtdevIntx(intx: PtdevIntx): void;
-  resetPtdevIntx(intx: PtdevIntx): void;
   mapMmio(mapping: MmioMapping): void;
   unmapMmio(mapping: MmioMapping): void;
 }

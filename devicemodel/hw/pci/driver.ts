@@ -128,6 +128,14 @@ export interface PciEnv {
   };
 }
 
+/** What a look at the host goes by. */
+export interface CheckContext {
+  readonly isRtvm: boolean;
+  readonly hostTree: HostTree;
+  /** As it was asked for. */
+  readonly hypervisor?: string;
+}
+
 /** What the command line, help and the option reference need of a driver: a small module for a driver that is not. */
 export interface PciDriverInfo<S extends OptionSchema = OptionSchema> {
   readonly name: string;
@@ -159,7 +167,7 @@ export interface PciDriverInfo<S extends OptionSchema = OptionSchema> {
   /** As `hostPaths`, for all functions of the driver in one VM, and for what is more than a path. Reads only. */
   checkHost?(
     slots: readonly PciSlotConfig[],
-    context: { readonly isRtvm: boolean; readonly hostTree: HostTree },
+    context: CheckContext,
   ): Promise<HostFindings>;
 }
 

@@ -53,7 +53,7 @@ function expected(): Map<string, number> {
   const structs = {
     kvm_userspace_memory_region: [kvm.KvmMemoryRegion, { gpa: 'guest_phys_addr', sizeBytes: 'memory_size' }],
     kvm_msi: [kvm.KvmMsi, { addressLow: 'address_lo', data: 'data', deviceId: 'devid' }],
-    kvm_irqfd: [kvm.KvmIrqfd, { fd: 'fd', gsi: 'gsi', flags: 'flags' }],
+    kvm_irqfd: [kvm.KvmIrqfd, { fd: 'fd', gsi: 'gsi', flags: 'flags', resampleFd: 'resamplefd' }],
     kvm_ioeventfd: [
       kvm.KvmIoeventfd,
       { dataMatch: 'datamatch', address: 'addr', length: 'len', fd: 'fd', flags: 'flags' },
@@ -86,7 +86,8 @@ function expected(): Map<string, number> {
     .set('KVM_IOEVENTFD_FLAG_DATAMATCH', dataMatch)
     .set('KVM_IOEVENTFD_FLAG_PIO', pio)
     .set('KVM_IOEVENTFD_FLAG_DEASSIGN', deassign)
-    .set('KVM_IRQFD_FLAG_DEASSIGN', kvm.KVM_IRQFD_DEASSIGN)
+    .set('KVM_IRQFD_FLAG_DEASSIGN', kvm.IrqfdFlag.deassign)
+    .set('KVM_IRQFD_FLAG_RESAMPLE', kvm.IrqfdFlag.resample)
     .set('KVM_MEM_READONLY', kvm.KVM_MEM_READONLY)
     .set('KVM_MP_STATE_RUNNABLE', kvm.MpState.Runnable)
     .set('KVM_MP_STATE_UNINITIALIZED', kvm.MpState.Uninitialized);

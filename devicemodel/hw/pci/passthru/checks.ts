@@ -5,7 +5,7 @@
 import type { PciSlotConfig } from '../../../core/config.ts';
 import { ConfigError } from '../../../core/errors.ts';
 import { silentLog } from '../../../core/log.ts';
-import type { HostFindings, HostTree } from '../driver.ts';
+import type { CheckContext, HostFindings, HostTree } from '../driver.ts';
 import { GraphicsMemory, igdLpcSource } from './gvt-d.ts';
 import { type HostFunction, hostFunctions } from './host-function.ts';
 import { type Inspection, inspect, unavailable } from './inspect.ts';
@@ -15,11 +15,6 @@ import type { PassthruOptions } from './options.ts';
 /** "Unknown or no connection" (PCI 3.0 §6.2.4). */
 const NO_LINE = 0xff;
 
-export interface CheckContext {
-  readonly isRtvm: boolean;
-  readonly hostTree: HostTree;
-}
-
 /** All functions that are passed to one VM. */
 export function checkPassthrough(slots: readonly PciSlotConfig[], context: CheckContext): HostFindings {
   const problems: ConfigError[] = [];
@@ -28,6 +23,7 @@ export function checkPassthrough(slots: readonly PciSlotConfig[], context: Check
   const passed = new Map<string, string>();
   const others = hostFunctions(root);
   let ports = 0;
+  const stub = context.hypervisor === 'kvm' ? 'vfio-pci' : undefined;
   for (const slot of slots) {
     const options = slot.options as PassthruOptions;
     const where = `-s ${slot.bdf.device}${slot.bdf.function === 0 ? '' : `:${slot.bdf.function}`},passthru,${slot.text}`;
@@ -38,7 +34,7 @@ export function checkPassthrough(slots: readonly PciSlotConfig[], context: Check
       const found = inspect(options, { root });
       refuseGraphics(found, context);
       const names = new Set(slots.map((other) => (other.options as PassthruOptions).physical));
-      warnings.push(...warningsFor(found, options, others, names).map((text) => `${where}: ${text}`));
+      warnings.push(...warningsFor(found, options, others, names, stub).map((text) => `${where}: ${text}`));
       if (options.enablePtm && ++ports === 2) {
         warnings.push(`${where}: enable_ptm: ACRN scenarios know one virtual root port per VM, this is another`);
       }
@@ -70,19 +66,23 @@ function refuseGraphics(found: Inspection, { isRtvm, hostTree }: CheckContext): 
   GraphicsMemory.of(found.fn, found.config, silentLog);
 }
 
-/** @param passed physical addresses of all functions of the VM. */
+/**
+ * @param passed physical addresses of all functions of the VM.
+ * @param stub the driver that is to have them instead.
+ */
 export function warningsFor(
   found: Inspection,
   options: Pick<PassthruOptions, 'physical' | 'managed' | 'd3hotReset' | 'irq'>,
   others: readonly HostFunction[],
   passed: ReadonlySet<string>,
+  stub = 'pci-stub',
 ): string[] {
   const { fn } = found;
   const warnings: string[] = [];
   const { driver } = fn;
   if (driver !== undefined && !STUB_DRIVERS.includes(driver) && !options.managed) {
     warnings.push(
-      `${fn.name} is in use by ${driver}: add managed, or free it first: ${unbindCommand(options.physical)}`,
+      `${fn.name} is in use by ${driver}: add managed, or free it first: ${unbindCommand(options.physical, stub)}`,
     );
   }
   const companions = fn.iommuGroupMembers.filter((name) => name !== options.physical && !passed.has(name));
@@ -124,7 +124,7 @@ function nameOf(fn: HostFunction): string {
   return fn.path.slice(fn.path.lastIndexOf('/') + 1);
 }
 
-function unbindCommand(physical: string): string {
+function unbindCommand(physical: string, stub: string): string {
   const device = `/sys/bus/pci/devices/${physical}`;
-  return `echo pci-stub > ${device}/driver_override; echo ${physical} > ${device}/driver/unbind; echo ${physical} > /sys/bus/pci/drivers_probe`;
+  return `echo ${stub} > ${device}/driver_override; echo ${physical} > ${device}/driver/unbind; echo ${physical} > /sys/bus/pci/drivers_probe`;
 }

@@ -26,6 +26,13 @@ export interface ManagedFunction {
   readonly driver: string | undefined;
 }
 
+export interface TakeOptions {
+  /** Ends the wait for its driver. */
+  readonly stop?: AbortSignal | undefined;
+  /** The one driver that will do. */
+  readonly driver?: string | undefined;
+}
+
 /** A function that was taken. */
 interface Held {
   readonly fn: ManagedFunction;
@@ -59,27 +66,29 @@ export class ManagedFunctions {
   }
 
   /**
-   * Have it bound to pci-stub, if no stub has it. Does nothing for one that is held.
-   * @param stop ends the wait for its driver. @throws HostError; what was done is undone.
+   * Have it bound to pci-stub, if no stub has it, or to the one driver that will do. Does nothing for one that is held.
+   * @throws HostError; what was done is undone.
    */
-  async take(fn: ManagedFunction, stop?: AbortSignal): Promise<void> {
+  async take(fn: ManagedFunction, { stop, driver: only }: TakeOptions = {}): Promise<void> {
     const { driver } = fn;
-    if (this.#held.has(fn.path) || (driver !== undefined && STUB_DRIVERS.includes(driver))) return;
-    if (!existsSync(join(busOf(fn), 'drivers', STUB))) {
-      throw new HostError(`managed: the kernel has no driver ${STUB}`, 0, {
-        hint: `load it with: modprobe ${STUB}`,
+    const isIdle = driver !== undefined && (only === undefined ? STUB_DRIVERS.includes(driver) : driver === only);
+    if (this.#held.has(fn.path) || isIdle) return;
+    const stub = only ?? STUB;
+    if (!existsSync(join(busOf(fn), 'drivers', stub))) {
+      throw new HostError(`managed: the kernel has no driver ${stub}`, 0, {
+        hint: `load it with: modprobe ${stub}`,
       });
     }
     const held = { fn, driver, override: readOverride(fn), at: driver, isHung: false };
     // From here on: whatever happens meanwhile, it goes back.
     this.#held.set(fn.path, held);
     try {
-      await this.#run(held, `being moved to ${STUB}`, move(held, STUB, STUB), { stop });
+      await this.#run(held, `being moved to ${stub}`, move(held, stub, stub), { stop });
     } catch (error) {
       await this.#tryGiveBack(held);
       if (error instanceof StoppedError) throw error;
       const hint = error instanceof HostError && error.hint !== undefined ? { hint: error.hint } : {};
-      throw new HostError(`managed: ${fn.name} is not bound to ${STUB}: ${(error as Error).message}`, 0, hint);
+      throw new HostError(`managed: ${fn.name} is not bound to ${stub}: ${(error as Error).message}`, 0, hint);
     }
   }
 

@@ -70,7 +70,10 @@ export const PassthruOptions = v.strictObject({
     ),
   ),
   dsdtFile: path('dsdt=FILE', 'what the guest is told of it by ACPI: ASL source or AML'),
-  managed: flag('managed', 'bind the function to pci-stub at the start and back to its driver at the end'),
+  managed: flag(
+    'managed',
+    'bind the function to pci-stub (on KVM: vfio-pci) at the start and back to its driver at the end',
+  ),
   /** What was said of options that do nothing. */
   notes: v.optional(v.pipe(v.array(v.string()), v.metadata({ isHidden: true })), []),
 });
@@ -159,7 +162,7 @@ export const passthruInfo = describePciDriver({
     if (offers.givesHostFunctions === true) return;
     throw new ConfigError('this hypervisor cannot give a guest functions of the host', {
       exitCode: ExitCode.Unavailable,
-      hint: 'only ACRN can: use --hypervisor acrn, on its Service VM',
+      hint: 'use --hypervisor kvm, or acrn on its Service VM',
     });
   },
 });

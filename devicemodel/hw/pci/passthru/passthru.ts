@@ -7,7 +7,13 @@ import { type BarSpec, Cfg, type ConfigSpace } from '../../../chips/pci-config-s
 import { type AccessSize, allOnes, type Bdf, formatBdf } from '../../../core/address.ts';
 import type { InterruptLine } from '../../../core/device.ts';
 import { BugError, ConfigError } from '../../../core/errors.ts';
-import type { MmioMapping, PassthroughAbility, PcidevAssignment, PtdevIntx } from '../../../core/hsm/hsm.ts';
+import type {
+  HostFunctionAbility,
+  MmioMapping,
+  PassthroughAbility,
+  PcidevAssignment,
+  PtdevIntx,
+} from '../../../core/hsm/hsm.ts';
 import type { HvVdev } from '../../../core/hsm/vdev.ts';
 import { definePciDriver, type PciEnv } from '../driver.ts';
 import type { PassthroughPciFunction, PassthroughReport, PciFunction, PciIdentity, PciPlacement } from '../function.ts';
@@ -26,6 +32,7 @@ import { ExpansionRom } from './rom.ts';
 /** "Unknown or no connection": the hypervisor gives the guest this Interrupt Line. */
 const NO_LINE = 0xff;
 const CLASS_DISPLAY = 0x03;
+const ACRN_HINT = 'leave it out, or run on ACRN';
 const BAR_REGISTERS = 6;
 /** What a forced end leaves to a device that is well: a reset of its bus takes a second. */
 const FORCED_GRACE_MS = 2_000;
@@ -111,7 +118,7 @@ class Passthrough implements PassthroughPciFunction {
     end?.ending.throwIfAborted();
     if (this.#options.managed) {
       if (managed === undefined) throw new BugError('a plan is to be started');
-      await managed.take(this.#fn, end?.ending);
+      await managed.take(this.#fn, { stop: end?.ending, driver: this.#env.hsm.hostFunctionDriver });
     }
     // Not before: until then its driver uses it.
     this.#isTaken = true;
@@ -143,7 +150,7 @@ class Passthrough implements PassthroughPciFunction {
 
   attach(): void {
     const { hsm } = this.#env;
-    const ability = this.#ability;
+    const ability = this.#functions;
     if (this.#rom !== undefined) this.#took('rom', this.#rom.attach(hsm));
     if (this.#graphics !== undefined) {
       this.#map('stolen memory', this.#graphics.stolen);
@@ -158,7 +165,7 @@ class Passthrough implements PassthroughPciFunction {
 
   connectInterrupt(): void {
     if (this.#line === undefined) return;
-    const ability = this.#ability;
+    const ability = this.#functions;
     const intx: PtdevIntx = {
       ...this.#bdfs,
       virtualPin: this.#line.gsi,
@@ -194,7 +201,7 @@ class Passthrough implements PassthroughPciFunction {
   }
 
   #map(step: Step, mapping: MmioMapping): void {
-    const ability = this.#ability;
+    const ability = this.#memory;
     try {
       // RAM may be there.
       ability.unmapMmio(mapping);
@@ -238,9 +245,16 @@ class Passthrough implements PassthroughPciFunction {
     return { virtualBdf: this.#virtualBdf, physicalBdf: this.#fn.address };
   }
 
-  get #ability(): PassthroughAbility {
+  get #functions(): HostFunctionAbility {
+    const { hostFunctions } = this.#env.hsm;
+    if (hostFunctions === undefined) throw new BugError('a hypervisor that gives no functions was let through');
+    return hostFunctions;
+  }
+
+  /** Of the host, by its physical address. */
+  get #memory(): PassthroughAbility {
     const ability = this.#env.hsm.passthrough;
-    if (ability === undefined) throw new BugError('a hypervisor that gives no functions was let through');
+    if (ability === undefined) throw new BugError('a hypervisor that gives no memory of the host was let through');
     return ability;
   }
 
@@ -378,6 +392,9 @@ export const passthru = definePciDriver({
       const found = inspect(options, host);
       if (found.isGraphics && env.machine.isRtvm) {
         throw unavailable('a real-time VM cannot have the graphics of the processor');
+      }
+      if (found.isGraphics && !host.isPlan && env.hsm.passthrough === undefined) {
+        throw unavailable('only ACRN can give a guest the graphics of the processor, with their memory', ACRN_HINT);
       }
       return new Passthrough(options, env, found);
     } catch (error) {

@@ -77,8 +77,10 @@ export class ExpansionRom {
     }
     return () => {
       try {
-        // The driver takes back device memory only; in the guest's page tables it is the same.
-        hsm.passthrough?.unmapMmio({ gpa: this.#address, physicalAddress: 0, sizeBytes: this.sizeBytes });
+        const mmio = { gpa: this.#address, physicalAddress: 0, sizeBytes: this.sizeBytes };
+        // ACRN's driver takes back device memory only; in the guest's page tables it is the same.
+        if (hsm.passthrough !== undefined) hsm.passthrough.unmapMmio(mmio);
+        else hsm.unmapRam?.(mapping);
       } finally {
         this.#free();
       }

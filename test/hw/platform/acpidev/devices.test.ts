@@ -107,7 +107,7 @@ describe('a TPM', () => {
 
   test('the embedded hypervisor cannot', () => {
     const device = new HostTpmDevice('MSFT0101', 0, env({} as Hsm, tpmHost(tpm2HostTable())));
-    expect(() => device.start()).toThrow('has no devices of the host to pass through');
+    expect(() => device.start()).toThrow('gives a guest no devices of the host');
   });
 });
 

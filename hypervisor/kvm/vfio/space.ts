@@ -1,0 +1,178 @@
+/**
+ * The address space in which functions of one VM do their DMA: a container of VFIO with the groups that were given, and
+ * all RAM of the guest at the guest's own addresses. It is there from the first function to the last.
+ *
+ * Ownership: descriptors of the container and its groups are this object's; a function's belongs to whoever opened it,
+ * and is closed before the group is let go.
+ */
+import { hex } from '../../../devicemodel/core/address.ts';
+import { HostError } from '../../../devicemodel/core/errors.ts';
+import { describeErrno, Errno } from '../../../devicemodel/core/host/errno.ts';
+import type { Vfio, VfioContainer, VfioDevice, VfioGroup } from '../../../devicemodel/core/host/vfio.ts';
+import type { RamMapping } from '../../../devicemodel/core/hsm/hsm.ts';
+import { notViable } from './check.ts';
+import { bindCommand, type HostTreeOfVfio } from './host-tree.ts';
+
+interface HeldGroup {
+  readonly group: VfioGroup;
+  /** Functions of it that are open. */
+  users: number;
+}
+
+export class DmaSpace {
+  readonly #vfio: Vfio;
+  readonly #tree: HostTreeOfVfio;
+  #container: VfioContainer | undefined;
+  readonly #groups = new Map<number, HeldGroup>();
+  readonly #ram: RamMapping[] = [];
+
+  constructor(vfio: Vfio, tree: HostTreeOfVfio) {
+    this.#vfio = vfio;
+    this.#tree = tree;
+  }
+
+  /**
+   * Open a function, with its group in this space.
+   * @param name as in sysfs. @returns how to let go of its group, once the function is closed.
+   * @throws HostError that says what is in the way; nothing is held then.
+   */
+  open(name: string): { readonly device: VfioDevice; release(): void } {
+    const id = this.#tree.groupOf(name);
+    if (id === undefined) throw new HostError(`${name} is behind no IOMMU`, Errno.ENODEV);
+    const group = this.#take(id, name);
+    try {
+      return { device: group.openDevice(name), release: () => this.#release(id) };
+    } catch (error) {
+      this.#release(id);
+      throw explained(error, Errno.EBUSY, `${name} is in use by another process`, `fuser -v /dev/vfio/${id}`);
+    }
+  }
+
+  /** Those of its groups. @returns undefined if one of them is not in this space. */
+  groups(ids: Iterable<number>): readonly VfioGroup[] | undefined {
+    const held = [...new Set(ids)].map((id) => this.#groups.get(id)?.group);
+    return held.every((group) => group !== undefined) ? held : undefined;
+  }
+
+  /** @throws HostError */
+  mapRam(mapping: RamMapping): void {
+    if (this.#container !== undefined) map(this.#container, mapping);
+    this.#ram.push(mapping);
+  }
+
+  unmapRam(mapping: RamMapping): void {
+    const at = this.#ram.indexOf(mapping);
+    if (at < 0) return;
+    this.#ram.splice(at, 1);
+    this.#container?.unmapDma(mapping.gpa, mapping.sizeBytes);
+  }
+
+  /** Safe twice. */
+  dispose(): void {
+    for (const { group } of this.#groups.values()) group.close();
+    this.#groups.clear();
+    this.#container?.close();
+    this.#container = undefined;
+    this.#ram.length = 0;
+  }
+
+  #take(id: number, name: string): VfioGroup {
+    const held = this.#groups.get(id);
+    if (held !== undefined) {
+      held.users++;
+      return held.group;
+    }
+    const group = this.#openGroup(id, name);
+    try {
+      if (!group.isViable()) {
+        const [message, hint] = notViable(name, id, this.#tree.strangersOf(name));
+        throw new HostError(message, Errno.EPERM, { hint });
+      }
+      this.#join(group);
+    } catch (error) {
+      group.close();
+      throw error;
+    }
+    this.#groups.set(id, { group, users: 1 });
+    return group;
+  }
+
+  #openGroup(id: number, name: string): VfioGroup {
+    try {
+      return this.#vfio.openGroup(id);
+    } catch (error) {
+      const busy = explained(
+        error,
+        Errno.EBUSY,
+        `IOMMU group ${id} of ${name} is in use by another process`,
+        `fuser -v /dev/vfio/${id} says which`,
+      );
+      throw explained(busy, Errno.ENOENT, `${name} is not bound to vfio-pci`, bindCommand(name, true));
+    }
+  }
+
+  /** The first one brings the address space about. */
+  #join(group: VfioGroup): void {
+    const present = this.#container;
+    const container = present ?? this.#vfio.openContainer();
+    try {
+      const joined = group.setContainer(container);
+      if (joined < 0) throw failed(`IOMMU group ${group.id} does not fit the VM's others`, joined);
+      if (present !== undefined) return;
+      const set = container.setIommu();
+      if (set === -Errno.EPERM) {
+        throw new HostError(
+          'the IOMMU of this host does not remap interrupts: a guest could send any to the host',
+          -set,
+          {
+            hint: "enable interrupt remapping (x2APIC) in the firmware's setup, or, for a guest you trust: echo 1 > /sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts",
+          },
+        );
+      }
+      if (set < 0) throw failed('VFIO_SET_IOMMU', set);
+      for (const mapping of this.#ram) map(container, mapping);
+      this.#container = container;
+    } catch (error) {
+      // A group that is closed leaves its container.
+      if (present === undefined) container.close();
+      throw error;
+    }
+  }
+
+  #release(id: number): void {
+    const held = this.#groups.get(id);
+    if (held === undefined || --held.users > 0) return;
+    this.#groups.delete(id);
+    held.group.close();
+    if (this.#groups.size > 0) return;
+    this.#container?.close();
+    this.#container = undefined;
+  }
+}
+
+/** @throws HostError */
+function map(container: VfioContainer, { gpa, sizeBytes, hostAddress, writable }: RamMapping): void {
+  const result = container.mapDma(gpa, sizeBytes, hostAddress, writable);
+  if (result === 0) return;
+  const what = `guest memory ${hex(gpa)}+${hex(sizeBytes)}`;
+  if (result === -Errno.ENOMEM) {
+    throw new HostError(
+      `${what} cannot be pinned for a function of the host: over the limit of locked memory`,
+      -result,
+      {
+        hint: 'raise it (ulimit -l, LimitMEMLOCK= of a systemd unit) above the memory of all VMs of this user, or run as root',
+      },
+    );
+  }
+  throw failed(`${what}: VFIO_IOMMU_MAP_DMA`, result);
+}
+
+function failed(what: string, result: number): HostError {
+  return new HostError(`${what}: ${describeErrno(-result)}`, -result);
+}
+
+/** The same error in words, if it is of this kind. */
+function explained(error: unknown, errno: number, message: string, hint: string): unknown {
+  if (!(error instanceof HostError) || error.errno !== errno) return error;
+  return new HostError(message, errno, { hint, cause: error });
+}

@@ -1,0 +1,102 @@
+/**
+ * Messages of a function: each vector of it rings an eventfd, and the kernel turns that into the message the guest wrote
+ * for it. A vector that the guest masks is cut off there; what rings meanwhile stays in the eventfd, which is the pending
+ * bit, and interrupts at once when it is connected again.
+ */
+import type { MsiMessage } from '../../../devicemodel/core/device.ts';
+import { describeErrno } from '../../../devicemodel/core/host/errno.ts';
+import { Eventfd } from '../../../devicemodel/core/host/eventfd.ts';
+import { PollSet } from '../../../devicemodel/core/host/poll.ts';
+import type { VfioDevice } from '../../../devicemodel/core/host/vfio.ts';
+import type { Log } from '../../../devicemodel/core/log.ts';
+import type { FunctionEventfds } from '../../embedded/virtual-function.ts';
+
+interface Vector {
+  readonly eventfd: Eventfd;
+  /** What it sends; undefined: it is masked. */
+  message: MsiMessage | undefined;
+  way: { dispose(): void } | undefined;
+}
+
+export interface VectorsParts {
+  readonly device: VfioDevice;
+  readonly kind: 'msi' | 'msix';
+  readonly eventfds: FunctionEventfds;
+  /** What a vector sends now; undefined while it is masked. */
+  readonly message: (vector: number) => MsiMessage | undefined;
+  readonly log: Log;
+}
+
+export class Vectors {
+  readonly #parts: VectorsParts;
+  readonly #vectors: Vector[] = [];
+  readonly #poll = new PollSet(1);
+  /** Those that the device may signal. */
+  #count = 0;
+
+  constructor(parts: VectorsParts) {
+    this.#parts = parts;
+  }
+
+  get count(): number {
+    return this.#count;
+  }
+
+  /** The device signals so many vectors from now on; 0: none. What was pending is gone where none was before. */
+  resize(count: number): void {
+    const { device, kind, log } = this.#parts;
+    if (count === this.#count) return;
+    // VFIO takes no further vectors while some are on.
+    if (this.#count > 0) device.disableInterrupts(kind);
+    const isFirst = this.#count === 0;
+    this.#count = 0;
+    if (count === 0) {
+      this.dispose();
+      return;
+    }
+    while (this.#vectors.length < count) {
+      this.#vectors.push({ eventfd: new Eventfd(), message: undefined, way: undefined });
+    }
+    if (isFirst) for (const { eventfd } of this.#vectors) eventfd.take();
+    const fds = this.#vectors.slice(0, count).map(({ eventfd }) => eventfd.fd);
+    let result = device.setInterrupts(kind, fds);
+    // The host has fewer to give: those.
+    const given = result > 0 ? result : count;
+    if (result > 0) result = device.setInterrupts(kind, fds.slice(0, given));
+    if (result !== 0) {
+      log.guest(() => `${count} interrupts cannot be had: ${describeErrno(-result)}`);
+      this.dispose();
+      return;
+    }
+    this.#count = given;
+    for (let vector = 0; vector < given; vector++) this.update(vector);
+  }
+
+  /** The vector's message or mask changed. */
+  update(index: number): void {
+    const vector = this.#vectors[index];
+    if (vector === undefined || index >= this.#count) return;
+    const message = this.#parts.message(index);
+    const { message: before } = vector;
+    if (message?.address === before?.address && message?.data === before?.data) return;
+    vector.way?.dispose();
+    vector.way = message === undefined ? undefined : this.#parts.eventfds.interrupt(vector.eventfd.fd, message);
+    vector.message = vector.way === undefined ? undefined : message;
+  }
+
+  /** Whether a masked vector was signalled. */
+  isPending(index: number): boolean {
+    const vector = this.#vectors[index];
+    if (vector === undefined || vector.way !== undefined || index >= this.#count) return false;
+    this.#poll.watch(0, vector.eventfd.fd);
+    return this.#poll.wait(1, 0) > 0 && this.#poll.isReadable(0);
+  }
+
+  /** The device signals nothing by now. Safe twice. */
+  dispose(): void {
+    for (const { way, eventfd } of this.#vectors.splice(0)) {
+      way?.dispose();
+      eventfd.dispose();
+    }
+  }
+}
