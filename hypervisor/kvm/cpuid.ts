@@ -12,9 +12,13 @@ const Leaf = {
   hypervisorFeatures: 0x4000_0001,
   hypervisorTiming: 0x4000_0010,
   hypervisorEnd: 0x4000_ffff,
+  extendedFeatures: 0x8000_0001,
+  svm: 0x8000_000a,
 } as const;
 /** Leaf 1, ECX. */
-const Feature = { monitor: 1 << 3, tscDeadline: 1 << 24, hypervisor: 1 << 31 } as const;
+const Feature = { monitor: 1 << 3, vmx: 1 << 5, smx: 1 << 6, tscDeadline: 1 << 24, hypervisor: 1 << 31 } as const;
+/** Leaf 0x80000001, ECX. */
+const ExtendedFeature = { svm: 1 << 2 } as const;
 /** "ACRNACRNACRN", in EBX, ECX and EDX. */
 const SIGNATURE = 0x4e52_4341;
 const INITIAL_APIC_ID_SHIFT = 24;
@@ -30,7 +34,8 @@ export interface CpuidFacts {
 
 /** The leaves of one vCPU. */
 export function guestCpuid(facts: CpuidFacts): CpuidEntry[] {
-  const own = facts.supported.filter(({ leaf }) => leaf < Leaf.hypervisor || leaf > Leaf.hypervisorEnd);
+  const isOwn = (leaf: number) => (leaf < Leaf.hypervisor || leaf > Leaf.hypervisorEnd) && leaf !== Leaf.svm;
+  const own = facts.supported.filter(({ leaf }) => isOwn(leaf));
   const none = { subleaf: 0, flags: 0, eax: 0, ebx: 0, ecx: 0, edx: 0 };
   return [
     ...own.map((entry) => ofVcpu(entry, facts)),
@@ -51,10 +56,13 @@ function ofVcpu(entry: CpuidEntry, { apicId, vcpuCount, hasTscDeadline }: CpuidF
   switch (entry.leaf) {
     case Leaf.features: {
       const ebx = (entry.ebx & 0xffff) | (vcpuCount << LOGICAL_CPUS_SHIFT) | (apicId << INITIAL_APIC_ID_SHIFT);
-      const kept = entry.ecx & ~(Feature.monitor | Feature.tscDeadline);
+      // A User VM of ACRN has no virtualization of its own, and KVM cannot reset a vCPU that has turned it on.
+      const kept = entry.ecx & ~(Feature.monitor | Feature.vmx | Feature.smx | Feature.tscDeadline);
       const ecx = kept | Feature.hypervisor | (hasTscDeadline ? Feature.tscDeadline : 0);
       return { ...entry, ebx: ebx >>> 0, ecx: ecx >>> 0 };
     }
+    case Leaf.extendedFeatures:
+      return { ...entry, ecx: (entry.ecx & ~ExtendedFeature.svm) >>> 0 };
     case Leaf.extendedTopology:
     case Leaf.extendedTopologyV2:
       return { ...entry, edx: apicId };

@@ -58,6 +58,11 @@ describe('memory slots', () => {
     expect([...vm.memory.values()]).toEqual([{ gpa: 0x8000_0000, sizeBytes: 0x1000, isReadOnly: true }]);
   });
 
+  test('RAM beyond what the CPU addresses is refused', () => {
+    const { add } = slots();
+    expect(() => add(2 ** 52, MIB)).toThrow(/SET_MEMSEG 0x10000000000000.*EINVAL/);
+  });
+
   test('the bytes behind an address', () => {
     const { made } = slots();
     const bytes = new Uint8Array(0x2000);
@@ -96,6 +101,23 @@ describe('CPUID', () => {
     expect((one?.ecx ?? 0) >>> 0).toBe(0x8100_0001);
     expect(of(3).get(0xb)?.edx).toBe(3);
     expect((of(0, false).get(1)?.ecx ?? 0) >>> 0).toBe(0x8000_0001);
+  });
+});
+
+describe('virtualization in the guest', () => {
+  // Mutation: the host's bits passed on. KVM refuses the state of a vCPU that is to be reset while VMX is on.
+  test('is not shown, whatever KVM would give', () => {
+    const none = { subleaf: 0, flags: 0, eax: 0, ebx: 0, ecx: 0, edx: 0 };
+    const supported = [
+      { ...none, leaf: 1, ecx: 0x61 },
+      { ...none, leaf: 0x8000_0001, ecx: 0x25 },
+      { ...none, leaf: 0x8000_000a, eax: 1 },
+    ];
+    const facts = { supported, apicId: 0, vcpuCount: 1, tscKhz: 1, hasTscDeadline: false };
+    const leaves = new Map(guestCpuid(facts).map((entry) => [entry.leaf, entry]));
+    expect((leaves.get(1)?.ecx ?? 0) >>> 0).toBe(0x8000_0001);
+    expect(leaves.get(0x8000_0001)?.ecx).toBe(0x21);
+    expect(leaves.has(0x8000_000a)).toBe(false);
   });
 });
 
