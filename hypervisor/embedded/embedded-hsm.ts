@@ -32,6 +32,7 @@ import { EventRing, VmEventType } from './event-ring.ts';
 import type { EventfdHost } from './eventfd-host.ts';
 import { EventfdTable } from './eventfd-table.ts';
 import { AccessRouter } from './guest-bus.ts';
+import { whereGuestPutIt } from './guest-placed.ts';
 import { type HostFunctionProvider, HostFunctions, hostFunctionHost } from './host-functions.ts';
 import type { FunctionEventfds, VirtualFunctionFactory, VirtualFunctionHost } from './virtual-function.ts';
 import { type VmidClaim, VmLife, type VmState } from './vm-state.ts';
@@ -119,7 +120,8 @@ export class EmbeddedHsm implements Hsm {
         : { eventfds: functionEventfds(options.engine.eventfds, options.eventfds) }),
       signal,
       addRegisters: (base, sizeBytes, region) => this.#router.addRegisters(base, sizeBytes, region),
-      addMemory: (base, bytes, hostAddress) => this.#engine.mapMemory(base, bytes, hostAddress, true),
+      addMemory: (base, bytes, hostAddress) =>
+        whereGuestPutIt(this.#log, () => this.#engine.mapMemory(base, bytes, hostAddress, true)),
     };
     const { hostFunctions: provider } = options;
     if (provider !== undefined) {

@@ -11,6 +11,7 @@ import type { HostFunctionAbility, PcidevAssignment, PtdevIntx, RamMapping } fro
 import { describePcidev } from '../../devicemodel/core/hsm/ptdev.ts';
 import type { CpuEngine } from './cpu-engine.ts';
 import type { AccessRouter } from './guest-bus.ts';
+import { whereGuestPutIt } from './guest-placed.ts';
 import type { VirtualFunction, VirtualFunctionHost } from './virtual-function.ts';
 import type { VmLife } from './vm-state.ts';
 
@@ -65,7 +66,8 @@ export function hostFunctionHost(engine: CpuEngine, router: AccessRouter, host: 
       return host.vmid;
     },
     addPorts: (base, count, region) => router.addPorts(base, count, region),
-    addDeviceMemory: (base, sizeBytes, hostAddress) => hostFunctions.mapMemory(base, sizeBytes, hostAddress),
+    addDeviceMemory: (base, sizeBytes, hostAddress) =>
+      whereGuestPutIt(host.log, () => hostFunctions.mapMemory(base, sizeBytes, hostAddress)),
     line: (fd, gsi, resampleFd) => hostFunctions.line(fd, gsi, resampleFd),
   };
 }

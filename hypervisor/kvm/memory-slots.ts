@@ -90,6 +90,13 @@ export class MemorySlots {
     if (slot.number === undefined) return;
     this.#vm.setMemory(slot.number, slot.base, 0, slot.hostAddress, false);
     this.#free.push(slot.number);
-    for (const hidden of this.#slots) if (hidden.number === undefined) this.#show(hidden);
+    for (const hidden of this.#slots) {
+      if (hidden.number !== undefined) continue;
+      try {
+        this.#show(hidden);
+      } catch (error) {
+        this.#log.guest(() => (error as Error).message);
+      }
+    }
   }
 }

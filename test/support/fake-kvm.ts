@@ -191,6 +191,8 @@ export class FakeKvmVm implements KvmVm {
   setMemory(slot: number, gpa: number, sizeBytes: number, _hostAddress: bigint, isReadOnly: boolean): number {
     if (sizeBytes === 0) this.memory.delete(slot);
     else {
+      // As KVM: beyond what any CPU addresses.
+      if (gpa + sizeBytes > 2 ** 52) return -constants.errno.EINVAL;
       for (const other of this.memory.values()) {
         if (gpa < other.gpa + other.sizeBytes && other.gpa < gpa + sizeBytes) return -constants.errno.EEXIST;
       }

@@ -209,6 +209,16 @@ describe('memory', () => {
     expect(vm.vfio.device.view.getUint16(4, true)).toBe(6);
   });
 
+  // Mutation: without whereGuestPutIt the guest ends its VM by a register write.
+  test('a BAR beyond what the CPU addresses is nowhere, and the guest goes on', async () => {
+    const vm = await running();
+    vm.write(0x18, 0x10_0000);
+    expect(vm.direct()).toEqual(['c0000000+2000', 'c0004000+4000']);
+    expect(vm.lines.join('\n')).toMatch(/SET_MEMSEG .*EINVAL/);
+    vm.write(0x18, 1);
+    expect(vm.direct()).toEqual(DIRECT);
+  });
+
   test('a BAR over RAM hides nothing of it', async () => {
     const vm = await running();
     vm.write(0x10, 0x8_0000);
