@@ -6,11 +6,12 @@
  */
 import { constants } from 'node:os';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { map } from '../../devicemodel/core/host/mapping.ts';
 import { HsmError } from '../../devicemodel/core/hsm/errors.ts';
 import type { Hsm, VcpuRegs } from '../../devicemodel/core/hsm/hsm.ts';
 import type { HvVdev } from '../../devicemodel/core/hsm/vdev.ts';
 
-const { EINVAL, EPERM, EEXIST, EBADF, EBUSY } = constants.errno;
+const { EINVAL, EPERM, EEXIST, EBADF, EBUSY, ENOMEM } = constants.errno;
 
 export interface HsmUnderTest {
   readonly hsm: Hsm;
@@ -21,6 +22,7 @@ export interface HsmUnderTest {
   dispose?(): void;
 }
 
+const PAGE_BYTES = 4096;
 const spec = { name: 'conformance', flags: 0n, cpuAffinity: 0n };
 
 /** Flat 32-bit start, as a kernel gets it. */
@@ -157,6 +159,7 @@ export function describeHsm(name: string, open: () => Promise<HsmUnderTest>): vo
       expect(await hsm.waitForIoreqs(() => {})).toBe('closed');
       hsm.destroyIoreqClient(); // none yet: no error
       hsm.notifyIoreqDone(0); // likewise
+      hsm.notifyIoreqDone(0x1_0000); // its number has 16 bits
       hsm.createIoreqClient();
       expect(errnoOf(() => hsm.createIoreqClient())).toBe(EEXIST);
       hsm.destroyIoreqClient();
@@ -204,12 +207,37 @@ export function describeHsm(name: string, open: () => Promise<HsmUnderTest>): vo
       hsm.pauseVm();
     });
 
+    test('memory has whole pages, may overlap, and so many segments', async () => {
+      const ram = map(PAGE_BYTES, 'RAM');
+      try {
+        await hsm.createVm(spec);
+        const page = {
+          gpa: 0x1000_0000,
+          sizeBytes: PAGE_BYTES,
+          bytes: ram.bytes,
+          hostAddress: ram.address,
+          writable: true,
+        };
+        expect(errnoOf(() => hsm.mapRam({ ...page, sizeBytes: 0 }))).toBe(EINVAL);
+        expect(errnoOf(() => hsm.mapRam({ ...page, sizeBytes: PAGE_BYTES - 1 }))).toBe(EINVAL);
+        const answers = Array.from({ length: 300 }, () => errnoOf(() => hsm.mapRam(page)));
+        // The driver has room for 256 [ACRN_MEM_MAPPING_MAX].
+        expect(answers).toEqual(answers.map((_, n) => (n < 256 ? 0 : ENOMEM)));
+        hsm.pauseVm();
+        hsm.destroyVm();
+      } finally {
+        ram.dispose();
+      }
+    });
+
     test('ioeventfds: widths, descriptors, duplicates', async (context) => {
       const { eventfd, otherEventfd } = under;
       if (eventfd === undefined || otherEventfd === undefined) return context.skip();
       await hsm.createVm(spec);
       const at = { fd: eventfd, address: 0xdf00_4000, space: 'mmio', sizeBytes: 2 } as const;
       expect(errnoOf(() => hsm.ioeventfd({ ...at, sizeBytes: 3 as 4 }, true))).toBe(EINVAL);
+      expect(errnoOf(() => hsm.ioeventfd({ ...at, sizeBytes: 0 as 4 }, true))).toBe(EINVAL);
+      expect(errnoOf(() => hsm.ioeventfd({ ...at, address: Number.MAX_SAFE_INTEGER }, true))).toBe(EINVAL);
       expect(errnoOf(() => hsm.ioeventfd({ ...at, fd: -1 }, true))).toBe(EBADF);
       hsm.ioeventfd(at, true);
       expect(errnoOf(() => hsm.ioeventfd(at, true))).toBe(EEXIST);
