@@ -56,6 +56,8 @@ export class ProcessVmm implements Vmm {
   #releaseName: () => void = () => {};
   hasRun = false;
   crash: CrashReport | undefined;
+  /** The API in the folder of the name, until it is there. */
+  #opening: Promise<void> = Promise.resolve();
   /** Reports that are being written. */
   #writing: Promise<void> = Promise.resolve();
   #ended: Promise<PowerEvent> | undefined;
@@ -261,7 +263,8 @@ export class ProcessVmm implements Vmm {
   /** Nobody can know of it before the guest runs, so nothing waits for it. */
   #openDefaultDoor(vm: VmConfig): void {
     if (this.#options.apiSocket !== undefined) return;
-    this.#openApi({ kind: 'path', path: defaultApiSocket(vm.name) }).catch((error: Error) => {
+    const opened = this.#openApi({ kind: 'path', path: defaultApiSocket(vm.name) });
+    this.#opening = opened.catch((error: Error) => {
       this.#options.log.debug(`the API of this VM is not there: ${error.message}`);
     });
   }
@@ -281,6 +284,8 @@ export class ProcessVmm implements Vmm {
   async #close(): Promise<void> {
     this.#signals?.close();
     await this.#writing;
+    // The guest may be through before its process comes to hear that it listens.
+    await this.#opening;
     for (const door of this.#doors.splice(0).reverse()) await door.close();
     this.#freeName();
   }
