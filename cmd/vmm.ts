@@ -19,6 +19,7 @@ import { defaultApiSocket } from '../control/vm-paths.ts';
 import type { AfterEnd, ApiSocket, EventMonitorTarget, VmConfig } from '../devicemodel/core/config.ts';
 import type { PowerEvent } from '../devicemodel/core/device.ts';
 import { ExitCode, RefusedError } from '../devicemodel/core/errors.ts';
+import { ignoreOtherSignals } from '../devicemodel/core/host/signals.ts';
 import { type Log, LogLevel } from '../devicemodel/core/log.ts';
 import { LogTail } from '../devicemodel/core/log-tail.ts';
 import { DEFAULT_SHUTDOWN_TIMEOUT_MS } from '../devicemodel/core/vm.ts';
@@ -77,6 +78,8 @@ export class ProcessVmm implements Vmm {
 
   /** The VM of a command line, to its end and what `afterEnd` says. @throws DmError if it cannot start or has to be given up. */
   async runVm(vm: VmConfig): Promise<ExitCode> {
+    // Before there is anything that a stray signal would leave behind.
+    ignoreOtherSignals();
     this.#vm = vm;
     this.#config = chConfigOf(vm);
     this.events.emit('vmm', 'starting');

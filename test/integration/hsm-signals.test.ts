@@ -80,9 +80,9 @@ class Recorded {
     return lines.slice(0, -1).map((line) => JSON.parse(line) as Event);
   }
 
-  /** Calls of the program to the driver, by name. */
+  /** Calls of the program to the driver, by name; `open` is the first. */
   get calls(): string[] {
-    return this.events.flatMap(({ ev, name }) => (ev === 'ioctl' && name !== undefined ? [name] : []));
+    return this.events.flatMap(({ ev, name = ev }) => (ev === 'ioctl' || ev === 'open' ? [name] : []));
   }
 
   /** Resolves when the program makes this call, with the program's process id. */
@@ -156,6 +156,7 @@ describe.skipIf(recorder === undefined)('on /dev/acrn_hsm', { timeout: TIMEOUT_M
   });
 
   test.each([
+    ['open', 'SIGHUP'],
     ['CREATE_VM', 'SIGINT'],
     ['CREATE_VM', 'SIGTERM'],
     ['SET_MEMSEG', 'SIGQUIT'],
