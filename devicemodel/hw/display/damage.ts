@@ -9,6 +9,8 @@ export class DamageMap {
   readonly #rows: number;
   readonly #tiles: Uint8Array;
   #count = 0;
+  /** Where the next look begins, so that no part of the desktop waits for ever for another that changes all the time. */
+  #nextRow = 0;
 
   constructor(size: Size) {
     this.#size = size;
@@ -40,18 +42,27 @@ export class DamageMap {
     }
   }
 
-  /** All of it, and nothing is damaged then. Runs of tiles of one row are one rectangle. */
-  take(): Rect[] {
+  /**
+   * What is damaged, which it is not any more then. Runs of tiles of one row are one rectangle.
+   * @param enoughPixels with as many there is an end, after whole rows of tiles
+   */
+  take(enoughPixels = Number.POSITIVE_INFINITY): Rect[] {
     const rects: Rect[] = [];
-    for (let row = 0; row < this.#rows; row++) {
+    let pixels = 0;
+    for (let n = 0; n < this.#rows && pixels < enoughPixels; n++) {
+      const row = this.#nextRow;
+      this.#nextRow = (row + 1) % this.#rows;
       for (let column = 0; column < this.#columns; column++) {
         const first = column;
         while (column < this.#columns && this.#tiles[row * this.#columns + column] === 1) column++;
-        if (column > first) rects.push(this.#rectOf(row, first, column));
+        if (column === first) continue;
+        const rect = this.#rectOf(row, first, column);
+        rects.push(rect);
+        pixels += rect.width * rect.height;
+        this.#tiles.fill(0, row * this.#columns + first, row * this.#columns + column);
+        this.#count -= column - first;
       }
     }
-    this.#tiles.fill(0);
-    this.#count = 0;
     return rects;
   }
 

@@ -12,7 +12,7 @@ export interface WindowSetup {
 export type ToWindow =
   /** From now on the picture is there, and of this size; {@link PIXEL_BYTES} each, without gaps. */
   | { readonly kind: 'picture'; readonly pixels: SharedArrayBuffer; readonly width: number; readonly height: number }
-  /** Show these parts of it, and say so: until then they are not touched. */
+  /** Show these parts of it, maybe none, and say so: until then they are not touched, and nothing more is sent. */
   | { readonly kind: 'show'; readonly rects: readonly Rect[] }
   | { readonly kind: 'cursor'; readonly cursor: CursorImage | undefined }
   | { readonly kind: 'close' };

@@ -28,6 +28,8 @@ const OPEN_TIMEOUT_MS = 3000;
 /** Nor does its end. */
 const CLOSE_TIMEOUT_MS = 500;
 const LAST_BUTTON = 5;
+/** Of one picture: two screens of 1920x1080. The rest of a larger one follows, so that nothing else waits for long. */
+const PICTURE_PIXELS = 4 * 1024 * 1024;
 
 export interface SdlWindowParts {
   readonly display: Display;
@@ -50,6 +52,7 @@ export class SdlFrontEnd implements DisplayWatcher {
   #damage = new DamageMap(this.#size);
   #pixels = new Uint8Array(new SharedArrayBuffer(0));
   #isResized = true;
+  #isCursorNew = false;
   #isShowing = false;
   #timer: NodeJS.Timeout | undefined;
   #lastMs = 0;
@@ -141,8 +144,10 @@ export class SdlFrontEnd implements DisplayWatcher {
     this.#schedule();
   }
 
+  /** Told with the next picture: a guest may change it faster than the window takes it. */
   cursorChanged(): void {
-    this.#tell({ kind: 'cursor', cursor: this.#parts.display.cursor });
+    this.#isCursorNew = true;
+    this.#schedule();
   }
 
   // What the window says.
@@ -233,7 +238,7 @@ export class SdlFrontEnd implements DisplayWatcher {
     if (this.#watching === undefined || this.#worker === undefined || this.#isShowing || this.#timer !== undefined) {
       return;
     }
-    const hasNews = this.#isResized || !this.#damage.isEmpty;
+    const hasNews = this.#isResized || this.#isCursorNew || !this.#damage.isEmpty;
     if (!hasNews && !this.#parts.display.isPolled) return;
     const waitMs = hasNews ? FRAME_MS - (performance.now() - this.#lastMs) : POLL_MS;
     this.#timer = setTimeout(() => this.#show(), Math.max(0, waitMs));
@@ -246,14 +251,16 @@ export class SdlFrontEnd implements DisplayWatcher {
     display.poll();
     this.#timer = undefined;
     if (this.#isResized) this.#adoptSize();
-    const rects = this.#damage.take();
-    if (rects.length > 0) {
+    const rects = this.#damage.take(PICTURE_PIXELS);
+    if (rects.length > 0 || this.#isCursorNew) {
       this.#isShowing = true;
       this.#lastMs = performance.now();
       const strideBytes = this.#size.width * PIXEL_BYTES;
       for (const rect of rects) {
         display.read(rect, this.#pixels, rect.y * strideBytes + rect.x * PIXEL_BYTES, strideBytes);
       }
+      if (this.#isCursorNew) this.#tell({ kind: 'cursor', cursor: display.cursor });
+      this.#isCursorNew = false;
       this.#tell({ kind: 'show', rects });
     }
     this.#schedule();
@@ -264,7 +271,9 @@ export class SdlFrontEnd implements DisplayWatcher {
     const { width, height } = this.#parts.display.size;
     if (width !== this.#size.width || height !== this.#size.height) {
       this.#size = { width, height };
-      this.#pixels = new Uint8Array(new SharedArrayBuffer(width * height * PIXEL_BYTES));
+      const bytes = width * height * PIXEL_BYTES;
+      // A guest may change modes as fast as it likes: only what is larger than all before needs more memory.
+      if (this.#pixels.length < bytes) this.#pixels = new Uint8Array(new SharedArrayBuffer(bytes));
       this.#tell({ kind: 'picture', pixels: this.#pixels.buffer as SharedArrayBuffer, width, height });
     }
     this.#damage = new DamageMap(this.#size);

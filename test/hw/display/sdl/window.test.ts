@@ -71,6 +71,64 @@ test('while a picture is under way no other is sent, whatever the guest draws', 
   expect(keys).toEqual([]);
 });
 
+test('a guest that changes the pointer all the time does not fill the memory: the window has one at a time', async () => {
+  const { window, display, sizes, screen } = await open(`
+    let cursors = 0;
+    port.on('message', (m) => {
+      if (m.kind === 'close') port.close();
+      if (m.kind === 'cursor') cursors++;
+      if (m.kind !== 'show') return;
+      port.postMessage({ kind: 'events', events: [{ kind: 'resized', width: cursors, height: m.rects.length }] });
+      if (cursors === 1) setTimeout(() => port.postMessage({ kind: 'shown' }), 300);
+      else port.postMessage({ kind: 'shown' });
+    });
+    port.postMessage({ kind: 'open' });`);
+  const plugged = display.plugIn([{ width: 8, height: 4 }], (_screen, wanted) => void sizes.push([0, wanted]));
+  expect(screen).not.toBe(plugged.screens[0]);
+  for (let i = 0; i < 1000; i++) {
+    plugged.setCursor({ width: 1, height: 1, hotX: 0, hotY: 0, pixels: Uint8Array.of(i, 0, 0, 255) });
+    if (i % 100 === 0) await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+  await vi.waitFor(() => expect(sizes.length).toBeGreaterThan(1), 10_000);
+  await new Promise((resolve) => setTimeout(resolve, 100));
+  const counts = (sizes as Array<[number, { width: number }]>).map(([, { width }]) => width);
+  expect(Math.max(...counts)).toBeLessThan(30);
+  // The last one is there, too.
+  expect(counts.at(-1)).toBeGreaterThan(1);
+  await window.close();
+});
+
+test('a picture as large as a guest can make it is shown in parts, in one piece of memory', async () => {
+  // With each part: its pixels as a width, and how many sizes of memory there were as a height.
+  const { screen, sizes } = await open(`
+    const seen = new Set();
+    port.on('message', (m) => {
+      if (m.kind === 'close') port.close();
+      if (m.kind === 'picture') seen.add(m.pixels.byteLength);
+      if (m.kind !== 'show') return;
+      const width = m.rects.reduce((sum, r) => sum + r.width * r.height, 0);
+      port.postMessage({ kind: 'events', events: [{ kind: 'resized', width, height: seen.size }] });
+      port.postMessage({ kind: 'shown' });
+    });
+    port.postMessage({ kind: 'open' });`);
+  const parts = () => (sizes as Array<[number, { width: number; height: number }]>).map(([, part]) => part);
+  const pixelsShown = () => parts().reduce((sum, { width }) => sum + width, 0);
+  let expected = 0;
+  for (const [width, height] of [
+    [8192, 4320],
+    [640, 480],
+    [8191, 4320],
+    [8192, 4319],
+  ] as const) {
+    screen.show({ width, height, read: () => {} });
+    expected += width * height;
+    await vi.waitFor(() => expect(pixelsShown()).toBeGreaterThanOrEqual(expected), 30_000);
+  }
+  expect(Math.max(...parts().map(({ width }) => width))).toBeLessThanOrEqual(4 * 1024 * 1024 + 8192 * 64);
+  // The one of before the first picture, and this.
+  expect(Math.max(...parts().map(({ height }) => height))).toBeLessThanOrEqual(2);
+});
+
 const SENDS = (...events: readonly object[]) => `
   port.on('message', (m) => {
     if (m.kind === 'close') port.close();
