@@ -21,7 +21,7 @@ import {
   requestBytes,
 } from './protocol.ts';
 import { BlobResource, ImageResource, type Resource, type Resources } from './resources.ts';
-import { MAX_SCANOUT_PIXELS, type Scanouts } from './scanouts.ts';
+import { MAX_SCANOUT_AREA, MAX_SCANOUT_PIXELS, type Scanouts } from './scanouts.ts';
 
 /** Bytes and rows of a transfer that are copied before other work has its turn. */
 const PART_BYTES = 1024 * 1024;
@@ -279,5 +279,6 @@ function isInBounds(rect: Rect, size: Size): boolean {
 }
 
 function isShowable(rect: Rect, size: Size): boolean {
-  return isWithin(rect, size) && rect.width <= MAX_SCANOUT_PIXELS && rect.height <= MAX_SCANOUT_PIXELS;
+  const isSmallEnough = rect.width <= MAX_SCANOUT_PIXELS && rect.height <= MAX_SCANOUT_PIXELS;
+  return isWithin(rect, size) && isSmallEnough && rect.width * rect.height <= MAX_SCANOUT_AREA;
 }

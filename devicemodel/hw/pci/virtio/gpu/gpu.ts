@@ -146,9 +146,9 @@ export class VirtioGpu implements VirtioDevice, ChainServer {
 
   serveChain(queue: Virtqueue, chain: Chain): number {
     if (queue.index === CURSOR_QUEUE) {
-      executeCursor(chain, this.#resources, this.#plugged);
+      const cost = executeCursor(chain, this.#resources, this.#plugged);
       queue.push(chain, 0);
-      return 0;
+      return cost;
     }
     const { usedBytes, cost, isPart } = this.#commands.execute(chain);
     if (isPart === true) queue.park(chain);

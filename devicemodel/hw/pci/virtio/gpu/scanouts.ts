@@ -5,6 +5,8 @@ import type { Resource } from './resources.ts';
 
 /** Larger pictures are not shown: a viewer cannot have them. Linux asks for 8192 at most. */
 export const MAX_SCANOUT_PIXELS = 8192;
+/** Of all of it: 8K, since a viewer's memory is the host's. A blob of any size costs its guest next to nothing. */
+export const MAX_SCANOUT_AREA = 8192 * 4320;
 
 interface Scanout {
   readonly resource: Resource;

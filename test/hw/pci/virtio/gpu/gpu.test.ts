@@ -346,9 +346,12 @@ describe('a blob', () => {
     ['beyond its end', show(1, 100, 164, 2, 512)],
     ['with rows that overlap', show(1, 100, 10, 2, 100)],
     ['in a format that is none', show(1, 10, 10, 99)],
+    ['of more pixels than a viewer has to bear', show(2, 8192, 4321, 2)],
   ])('is not shown %s', async (_name, body) => {
     const { ask } = await makeGpu({ blobs: true });
     ask(0x10c, blob(1, 0x10000, [BACKING, 0x10000]));
+    ask(0x10c, blob(2, 0x2000_0000, [BACKING, 0x10000]));
+    expect(ask(0x10d, show(2, 8192, 4320)).type).toBe(Answer.Ok);
     expect(ask(0x10d, body).type).toBe(Answer.InvalidParameter);
   });
 
