@@ -27,8 +27,8 @@ export const Layout = {
   pciIo: { base: 0x2000, end: 0x1_0000 },
   /** 32-bit memory BARs; ends where ECAM begins [PCI_EMUL_MEMBASE32, PCI_EMUL_MEMLIMIT32]. */
   pciMem32: { base: 2 * GiB, end: 0xe000_0000 },
-  /** Where SeaBIOS moves 32-bit memory BARs to; none is placed there. */
-  pciMem32Firmware: { base: 0xfe00_0000, end: 0xfec0_0000 },
+  /** Where SeaBIOS moves 32-bit memory BARs to, from the end on; none is placed there, and there may be device memory. */
+  pciMem32Firmware: { base: 0xf000_0000, end: 0xfec0_0000 },
   /** 64-bit memory BARs [PCI_EMUL_MEMBASE64, PCI_EMUL_MEMLIMIT64]. */
   pciMem64: { base: 0x40_0000_0000, end: 0x80_0000_0000 },
   /** Enhanced configuration access, 1 MiB a bus [PCI_EMUL_ECFG_BASE]. */

@@ -1,8 +1,9 @@
 /** What the devices of the host that an option passes through have in common. */
+import { type AccessSize, allOnes } from '../../core/address.ts';
 import type { PlatformDeviceConfig } from '../../core/config.ts';
 import { ConfigError, ExitCode, HostError } from '../../core/errors.ts';
 import type { Hsm, MmiodevAssignment, PassthroughAbility } from '../../core/hsm/hsm.ts';
-import type { Registration } from '../../core/io-bus.ts';
+import type { AddressRange, IoBus, Registration } from '../../core/io-bus.ts';
 import type { PlatformDevice } from './platform-device.ts';
 
 /** Devices in memory of one VM. [MAX_MMIO_DEV_NUM] */
@@ -34,6 +35,14 @@ export function passthroughOf(hsm: Hsm, what: string): PassthroughAbility {
   });
 }
 
+/** What the hypervisor maps, a guest must not put a BAR on. */
+export function keepFree(mmio: IoBus, ranges: readonly Omit<AddressRange, 'name'>[], name: string): Registration[] {
+  const nothing = { read: (_offset: number, size: AccessSize) => allOnes(size), write: () => {} };
+  return ranges
+    .filter(({ base, size }) => mmio.findOverlap(base, size) === undefined)
+    .map((range) => mmio.register({ ...range, name }, nothing));
+}
+
 /**
  * Memory of a host device in the guest, from start to stop. A reset of the VM leaves it alone: the hypervisor keeps it,
  * and the device is nobody's to reset.
@@ -48,8 +57,9 @@ export class HostMmio implements PlatformDevice {
     this.#assignment = assignment;
   }
 
-  attach(): Registration[] {
-    return [];
+  attach(_pio: IoBus, mmio: IoBus): Registration[] {
+    const ranges = this.#assignment.resources.map(({ gpa, sizeBytes }) => ({ base: gpa, size: sizeBytes }));
+    return keepFree(mmio, ranges, 'memory of a host device');
   }
 
   start(): void {

@@ -271,6 +271,13 @@ describe('a guest that puts BARs where they cannot be', () => {
     expect(bar === IO ? machine.inb(0x2001) : machine.mmioRead(0x80000001, 1)).toBe(bar === IO ? 0x01 : 0x11);
   });
 
+  test('where SeaBIOS puts them they are decoded', () => {
+    const machine = power();
+    machine.cfgWrite('0:5.0', MEM, 0xfd000000);
+    expect(guestLines(machine)).toEqual([]);
+    expect(machine.mmioRead(0xfd000001, 1)).toBe(0x11);
+  });
+
   test('an address no CPU has is not decoded', () => {
     const machine = power();
     machine.cfgWrite('0:5.0', MEM64, 0xfff00000);

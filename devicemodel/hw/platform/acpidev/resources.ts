@@ -1,5 +1,5 @@
 /** GPIO controllers and UARTs of the host, passed through by their resources: the form of ACRN release 3.3. */
-import { type AccessSize, allOnes, type Gpa, hex } from '../../../core/address.ts';
+import { type Gpa, hex } from '../../../core/address.ts';
 import { ConfigError } from '../../../core/errors.ts';
 import { type Aml, device, eisaId, name, scope, text } from '../../../core/firmware/aml.ts';
 import { interrupt, io, irqNoFlags, memory32Fixed, resourceTemplate } from '../../../core/firmware/aml-resources.ts';
@@ -7,7 +7,7 @@ import type { DeviceAml, InterruptOverride } from '../../../core/firmware/contri
 import { NON_PCI_BDF, type PtdevIntx } from '../../../core/hsm/hsm.ts';
 import type { IoBus, Registration } from '../../../core/io-bus.ts';
 import type { PlatformEnv } from '../driver.ts';
-import { passthroughOf } from '../host-devices.ts';
+import { keepFree, passthroughOf } from '../host-devices.ts';
 import type { PlatformDevice } from '../platform-device.ts';
 import type { AcpidevOptions, HostResource } from './options.ts';
 
@@ -54,16 +54,16 @@ export class HostAcpiDevice implements PlatformDevice {
   }
 
   /** Its ports are the hypervisor's to let through; nothing of ours may be there. */
-  attach(pio: IoBus): Registration[] {
-    const nothing = { read: (_offset: number, size: AccessSize) => allOnes(size), write: () => {} };
+  attach(pio: IoBus, mmio: IoBus): Registration[] {
     return this.#resources.flatMap((r) => {
+      if (r.type === 'memory') return keepFree(mmio, [{ base: r.gpa as Gpa, size: r.sizeBytes }], this.#options.hid);
       if (r.type !== 'io_port') return [];
       const other = pio.findOverlap(r.port, r.sizeBytes);
       if (other !== undefined) {
         const hint = 'leave one of them out';
         throw new ConfigError(`--acpidev_pt ${this.#options.hid}: ${other.name} is at port ${hex(r.port)}`, { hint });
       }
-      return [pio.register({ base: r.port, size: r.sizeBytes, name: this.#options.hid }, nothing)];
+      return keepFree(pio, [{ base: r.port, size: r.sizeBytes }], this.#options.hid);
     });
   }
 

@@ -2,6 +2,7 @@
 import { ConfigError } from '../../../core/errors.ts';
 import type { DeviceAml, DeviceTable } from '../../../core/firmware/contribution.ts';
 import type { MmiodevAssignment } from '../../../core/hsm/hsm.ts';
+import type { IoBus, Registration } from '../../../core/io-bus.ts';
 import { alignDown, alignUp, KiB } from '../../../core/units.ts';
 import type { PlatformEnv } from '../driver.ts';
 import { HostMmio } from '../host-devices.ts';
@@ -53,8 +54,8 @@ export class HostTpmDevice implements PlatformDevice {
     return this.#tables?.tables() ?? [];
   }
 
-  attach(): [] {
-    return [];
+  attach(pio: IoBus, mmio: IoBus): Registration[] {
+    return this.#mmio?.attach(pio, mmio) ?? [];
   }
 
   start(): void {
