@@ -13,10 +13,10 @@ cp "$dir/busybox" "$root/bin/busybox"
 install -m 755 "$here/init" "$root/init"
 
 version=$(ls "$dir/modules")
-# Prints a module's file after those it depends on (modules.dep lists them last to first).
+# Prints a module's file after those it depends on (modules.dep lists them last to first); nothing where it is built in.
 with_dependencies() {
   local line
-  line=$(grep -E "/$(echo "$1" | sed 's/[-_]/[-_]/g')\.ko[^:]*:" "$dir/modules/$version/modules.dep" | head -1)
+  line=$(grep -E "/$(echo "$1" | sed 's/[-_]/[-_]/g')\.ko[^:]*:" "$dir/modules/$version/modules.dep" | head -1 || true)
   [ -n "$line" ] || return 0
   echo "$line" | tr -d ':' | tr ' ' '\n' | tac
 }
