@@ -2,17 +2,26 @@
  * What firmware and a guest without a driver draw on: a VGA and the Bochs VBE registers with their frame buffer, which
  * share one screen with the device they are part of. Who set a mode last has it.
  */
+import type { AccessSize } from '../../../core/address.ts';
 import type { IoRegion } from '../../../core/device.ts';
 import { PIXEL_BYTES, type Picture, type Screen } from '../display.ts';
 import { BGRX, readPixels } from '../formats.ts';
 import type { Rect, Size } from '../rect.ts';
-import { VbeRegisters } from '../vbe.ts';
+import { VBE_BANK_BYTES, VbeRegisters } from '../vbe.ts';
 import { VgaMemory } from './memory.ts';
 import { VgaRegisters } from './registers.ts';
-import { renderVga, vgaSize } from './renderer.ts';
+import { paletteOf, renderVga, vgaSize } from './renderer.ts';
 
 export class VgaAdapter {
   readonly vbe: VbeRegisters;
+  /** Planes; with VBE on, a bank of the frame buffer. */
+  readonly window: IoRegion = {
+    read: (offset, size) => (this.vbe.isEnabled ? this.#readBank(offset, size) : this.#memory.read(offset, size)),
+    write: (offset, size, value) => {
+      if (this.vbe.isEnabled) this.#writeBank(offset, size, value);
+      else this.#memory.write(offset, size, value);
+    },
+  };
   readonly #registers = new VgaRegisters(() => this.#changed());
   readonly #memory = new VgaMemory(this.#registers, () => this.#changed());
   #frameBuffer: Uint8Array = new Uint8Array(0);
@@ -23,8 +32,9 @@ export class VgaAdapter {
 
   /** @param memoryBytes of the frame buffer */
   constructor(initial: Size, memoryBytes: number) {
-    this.vbe = new VbeRegisters(initial, memoryBytes, (isEnabling) => {
+    this.vbe = new VbeRegisters(initial, memoryBytes, ({ isEnabling, clearedBytes }) => {
       if (isEnabling) this.#isShown = true;
+      this.#frameBuffer.fill(0, 0, clearedBytes);
       this.#choose();
     });
   }
@@ -33,8 +43,22 @@ export class VgaAdapter {
     return this.#registers;
   }
 
-  get window(): IoRegion {
-    return this.#memory;
+  #readBank(offset: number, size: AccessSize): number {
+    let value = 0;
+    for (let i = size - 1; i >= 0; i--) value = value * 0x100 + (this.#frameBuffer[this.#inBank(offset + i)] ?? 0xff);
+    return value;
+  }
+
+  #writeBank(offset: number, size: AccessSize, value: number): void {
+    for (let i = 0; i < size; i++) {
+      const at = this.#inBank(offset + i);
+      if (at < this.#frameBuffer.length) this.#frameBuffer[at] = (value >>> (8 * i)) & 0xff;
+    }
+  }
+
+  /** @returns beyond the frame buffer where the window has no bank */
+  #inBank(offset: number): number {
+    return offset < VBE_BANK_BYTES ? this.vbe.bankOffset + offset : Number.POSITIVE_INFINITY;
   }
 
   /** Whether this, and not the driver of the device, has the screen. */
@@ -74,7 +98,7 @@ export class VgaAdapter {
     if (!this.#isShown || this.#screen === undefined) return;
     this.#text = undefined;
     const size = vgaSize(this.#registers);
-    const picture = this.vbe.picture(this.#frameBuffer);
+    const picture = this.vbe.picture(this.#frameBuffer, () => paletteOf(this.#registers));
     if (picture !== undefined) this.#screen.show(picture);
     else if (size === undefined || this.vbe.isEnabled) this.#screen.show(undefined);
     else {

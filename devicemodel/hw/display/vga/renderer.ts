@@ -39,7 +39,7 @@ function dotsOf(clocking: number): number {
 }
 
 /** Colours as 32-bit pixels: blue, green, red, 0 in memory. */
-function paletteOf({ palette }: VgaRegisters): Uint32Array {
+export function paletteOf({ palette }: VgaRegisters): Uint32Array {
   const colors = new Uint32Array(PALETTE_ENTRIES);
   const wide = (value: number) => (value << 2) | (value >> 4);
   for (let i = 0; i < PALETTE_ENTRIES; i++) {

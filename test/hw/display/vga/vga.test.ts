@@ -243,7 +243,7 @@ describe('VBE', () => {
       ],
     ],
     ['nothing', [[1, 0]]],
-    ['16 bits', [[3, 16]]],
+    ['a depth that there is not', [[3, 4]]],
     [
       'a window beyond the end',
       [
@@ -257,6 +257,102 @@ describe('VBE', () => {
     vbe(4, 0x41);
     if (writes[0]?.[0] === 4) for (const [reg, value] of writes) vbe(reg, value);
     expect(screen?.picture).toBeUndefined();
+  });
+
+  test.each([
+    [8, [9], [4, 8, 255]],
+    [15, [0x22, 0x7c], [255, 8, 16]],
+    [16, [0x22, 0xf8], [255, 4, 16]],
+    [16, [0xff, 0xff], [255, 255, 255]],
+    [24, [3, 2, 1], [1, 2, 3]],
+    [32, [3, 2, 1, 99], [1, 2, 3]],
+  ])('%i bits a pixel: %j', (bits, bytes, expected) => {
+    const { vbe, frameBuffer, out, pixel } = makeVga();
+    // 6 bits a colour: what a monitor shows has the upper ones below again.
+    for (const value of [9, 1, 2, 0x3f]) out(value === 9 ? 0x3c8 : 0x3c9, value);
+    vbe(1, 640);
+    vbe(2, 480);
+    vbe(3, bits);
+    vbe(4, 0x41);
+    frameBuffer.set(bytes, bytes.length * (640 * 10 + 20));
+    expect(pixel(20, 10)).toEqual(expected);
+    expect(pixel(21, 10)).toEqual([0, 0, 0]);
+  });
+
+  test('another palette is another picture', () => {
+    const { vbe, frameBuffer, out, pixel, display } = makeVga();
+    vbe(3, 8);
+    vbe(4, 0x41);
+    frameBuffer[0] = 200;
+    expect(pixel(0, 0)).toEqual([0, 0, 0]);
+    const seen: number[] = [];
+    display.watch({ resized: () => {}, damaged: ({ height }) => seen.push(height), cursorChanged: () => {} });
+    out(0x3c8, 200);
+    for (const value of [0x3f, 0, 0]) out(0x3c9, value);
+    expect(pixel(0, 0)).toEqual([255, 0, 0]);
+    expect(seen).toEqual([600]);
+  });
+
+  test('a BIOS asks by index what there is, and for the length of a line', () => {
+    const { vga } = makeVga();
+    const { ports } = vga.vbe;
+    const get = (reg: number) => {
+      ports.write(0, 2, reg);
+      return ports.read(1, 2);
+    };
+    const set = (reg: number, value: number) => {
+      ports.write(0, 2, reg);
+      ports.write(1, 2, value);
+    };
+    expect([get(0), ports.read(0, 2), get(10)]).toEqual([0xb0c0, 0, FRAME_BUFFER_BYTES / 65536]);
+    set(0, 0xb0c5);
+    expect(get(0)).toBe(0xb0c5);
+    set(4, 2);
+    expect([get(1), get(2), get(3)]).toEqual([3840, 2160, 32]);
+    set(4, 0);
+    expect([get(1), get(2), get(3)]).toEqual([800, 600, 32]);
+    set(1, 1024);
+    set(4, 0x61);
+    // The palette has 6 bits a colour.
+    expect([get(4), get(6), vga.vbe.read(12, 2)]).toEqual([0x41, 1024, 0]);
+    set(6, 2000);
+    expect([get(6), vga.vbe.read(12, 2)]).toEqual([2000, 2000]);
+    expect([get(99), ports.read(0, 1), ports.read(0, 4)]).toEqual([0xffff, 0xff, 0xffff_ffff]);
+    ports.write(0, 1, 5);
+    expect(ports.read(0, 2)).toBe(99);
+  });
+
+  test('the window shows banks of the frame buffer, and the planes again without VBE', () => {
+    const { vbe, vga, store, frameBuffer } = makeVga();
+    store(0xa0010, 7);
+    vbe(4, 0x41);
+    vbe(5, 3);
+    vga.window.write(0x10, 4, 0x04030201);
+    expect([...frameBuffer.subarray(0x30010, 0x30014)]).toEqual([1, 2, 3, 4]);
+    expect([vga.window.read(0x10, 4), vga.window.read(0x1_0000, 1)]).toEqual([0x04030201, 0xff]);
+    vbe(5, 0xffff);
+    vga.window.write(0, 1, 1);
+    expect(vga.window.read(0, 1)).toBe(0xff);
+    vbe(4, 0);
+    expect(vga.window.read(0x10, 1)).not.toBe(1);
+  });
+
+  test('a new mode begins black, unless it is to keep what is there', () => {
+    const { vbe, frameBuffer } = makeVga();
+    const last = 4 * 800 * 600 - 1;
+    frameBuffer.fill(9);
+    vbe(4, 0xc1);
+    expect(frameBuffer[0]).toBe(9);
+    vbe(4, 0x41);
+    expect(frameBuffer[0]).toBe(9);
+    vbe(4, 0);
+    vbe(4, 0x41);
+    expect([frameBuffer[0], frameBuffer[last], frameBuffer[last + 1]]).toEqual([0, 0, 9]);
+    vbe(4, 0);
+    vbe(1, 65_535);
+    vbe(2, 65_535);
+    vbe(4, 0x41);
+    expect(frameBuffer.at(-1)).toBe(0);
   });
 
   test('gives way to the driver, and comes back when the driver lets go', () => {
@@ -283,8 +379,8 @@ test('a hostile guest gets nowhere: 100000 accesses, with a viewer that looks', 
   for (let i = 0; i < 100_000; i++) {
     const size = random.pick(sizes);
     const value = random.value() % 2 ** (8 * size);
-    const region = random.pick([vga.ports, vga.ports, vga.window, vga.vbe]);
-    const limit = region === vga.window ? 0x20000 : region === vga.vbe ? 24 : 0x20;
+    const region = random.pick([vga.ports, vga.ports, vga.window, vga.vbe, vga.vbe.ports]);
+    const limit = region === vga.window ? 0x20000 : region === vga.vbe ? 24 : region === vga.ports ? 0x20 : 5;
     const offset = random.below(limit - size + 1);
     if (random.oneIn(2)) region.write(offset, size, value);
     else {

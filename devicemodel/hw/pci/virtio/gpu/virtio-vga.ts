@@ -8,7 +8,7 @@ import { type AccessSize, allOnes, type Gpa, type Port } from '../../../../core/
 import { MiB } from '../../../../core/units.ts';
 import { Display } from '../../../display/display.ts';
 import type { Size } from '../../../display/rect.ts';
-import { VBE_BYTES } from '../../../display/vbe.ts';
+import { VBE_BYTES, VBE_PORTS } from '../../../display/vbe.ts';
 import { VgaAdapter } from '../../../display/vga/adapter.ts';
 import { VGA_WINDOW } from '../../../display/vga/memory.ts';
 import { VGA_PORT_BASE, VGA_PORTS } from '../../../display/vga/registers.ts';
@@ -91,6 +91,7 @@ export class VirtioVga implements EmulatedPciFunction {
     ].sort((a, b) => a.index - b.index);
     this.legacyRanges = [
       { space: 'pio', base: VGA_PORT_BASE, size: VGA_PORTS, name: 'VGA registers', region: this.#vga.ports },
+      { space: 'pio', ...VBE_PORTS, name: 'VBE registers', region: this.#vga.vbe.ports },
       { space: 'mmio', ...VGA_WINDOW, name: 'VGA memory', region: this.#vga.window },
     ];
   }
