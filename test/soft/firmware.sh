@@ -91,7 +91,7 @@ rom=${VGABIOS:-/usr/share/seabios/vgabios-virtio.bin}
 # With KVM the window at 0xa0000 is RAM.
 if [ -e "$bios" ] && [ -e "$rom" ] && [ "$hypervisor" = soft ]; then
   ${DM:-node "$repo/dist/acrn-dm.js"} --hypervisor soft -m 128M -s 1:0,lpc -l com1,stdio -s 0:0,hostbridge,model=i440fx \
-    --fw_cfg "vgaroms/vgabios.bin,file=$rom" --bios "$bios" -s 4,virtio-gpu,geometry=800x600 \
+    --fw_cfg "pci1af4,1050.rom,file=$rom" --bios "$bios" -s 4,virtio-gpu,geometry=800x600 \
     --display "vnc=unix:$scratch/vnc" "fw$$" < /dev/null > "$scratch/log" 2>&1 &
   dm=$!
   end=$((SECONDS + 60 * slow))

@@ -20,12 +20,14 @@ export const FwCfgOptions = v.strictObject({
 /** As QEMU's -fw_cfg, `name=` in front or not; nothing: the device without files of the user's. */
 function parseText(text: string): Record<string, unknown> {
   if (text === '') return { files: [] };
-  const match = /^(?:name=)?([^,]*),(string|file)=(.*)$/s.exec(text);
+  const match = /^(?:name=)?(pci[0-9a-f]{4},[0-9a-f]{4}\.rom|[^,]*),(string|file)=(.*)$/s.exec(text);
   const hint = 'write opt/NAME,string=TEXT or opt/NAME,file=PATH';
   if (match === null) throw new ConfigError(`"${text}" is no file for the guest`, { hint });
   const [, name = '', from, value = ''] = match;
-  // Other names are the device's own, as with QEMU; SeaBIOS runs what it finds in vgaroms/.
-  if (!/^(opt|vgaroms)\/./.test(name)) throw new ConfigError(`the name "${name}" does not begin with opt/`, { hint });
+  // Other names are the device's own, as with QEMU. SeaBIOS runs what it finds in vgaroms/, and pciVVVV,DDDD.rom as the
+  // expansion ROM of a function with these ids: only then a VGA BIOS knows where its frame buffer is.
+  if (!/^((opt|vgaroms)\/.|pci.{9}\.rom$)/.test(name))
+    throw new ConfigError(`the name "${name}" does not begin with opt/`, { hint });
   if (!/^[\x21-\x7e]+$/.test(name) || name.length > MAX_NAME_BYTES) {
     throw new ConfigError(`the name "${name}" is longer than ${MAX_NAME_BYTES} characters, or not plain ASCII`);
   }

@@ -186,6 +186,7 @@ describe('--fw_cfg', () => {
     expect(parse('')).toEqual({ files: [] });
     expect(parse('opt/org.test/a,string=x,y=z')).toEqual({ files: [text('opt/org.test/a', 'x,y=z')] });
     expect(parse('vgaroms/a.bin,string=x')).toEqual({ files: [text('vgaroms/a.bin', 'x')] });
+    expect(parse('pci1af4,1050.rom,string=x')).toEqual({ files: [text('pci1af4,1050.rom', 'x')] });
     expect(parse('name=opt/b,file=/etc/hostname')).toEqual({
       files: [{ name: 'opt/b', from: 'file', value: '/etc/hostname' }],
     });
