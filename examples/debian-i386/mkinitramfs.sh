@@ -3,9 +3,17 @@
 # fetch.sh put into DIR to DIR/initramfs.gz, or $INITRAMFS. busybox and init are all a boot to a shell needs.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-dir=$(cd "${1:?usage: mkinitramfs.sh DIR [MODULE...]}" && pwd)
+die() {
+  echo "mkinitramfs.sh: $1" >&2
+  exit "${2:-69}"
+}
+[ $# -gt 0 ] || die "usage: mkinitramfs.sh DIR [MODULE...]" 64
+[ -e "$1/busybox" ] && [ -e "$1/modules" ] || die "$1 has no busybox and modules: fetch.sh $1 brings them" 66
+for tool in cpio gzip; do command -v $tool > /dev/null || die "there is no $tool (package $tool)"; done
+dir=$(cd "$1" && pwd)
 shift
 initramfs=${INITRAMFS:-$dir/initramfs.gz}
+[ -w "$(dirname "$initramfs")" ] || die "$initramfs cannot be written: INITRAMFS= names another place" 73
 root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
 mkdir -p "$root"/{bin,lib,dev}

@@ -7,8 +7,17 @@
 # does not happen here, no search for ISA cards, no self tests of its ciphers.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-repo=$here/../..
+repo=$(cd "$here/../.." && pwd)
 dir=${DEBIAN_I386:-$repo/.cache/debian-i386}
+if [ -z "${DM:-}" ] && [ ! -e "$repo/dist/acrn-dm.js" ]; then
+  echo "${0##*/}: $repo/dist/acrn-dm.js is not there: run npm run build, or name another command by DM=" >&2
+  exit 69
+fi
+dm=${DM:-node "$repo/dist/acrn-dm.js"}
+if ! command -v "${dm%% *}" > /dev/null; then
+  echo "${0##*/}: there is no ${dm%% *}: DM= names the command" >&2
+  exit 69
+fi
 "$here/fetch.sh" "$dir"
 [ -e "$dir/initramfs.gz" ] && [ "$dir/initramfs.gz" -nt "$here/init" ] || "$here/mkinitramfs.sh" "$dir"
 # shellcheck disable=SC2086

@@ -2,12 +2,29 @@
 # A User VM from a bzImage on ACRN, with the devices the hypervisor itself emulates: an ivshmem region and a PCI vUART.
 # Both must be given to this VM in the scenario, under these names and sizes.
 #   acrn-kernel.sh KERNEL RAMDISK [VM_NAME]
-# The acrn-dm first on PATH is taken; DM=/folder/acrn-dm names another. acrnctl can add it, as the README here says.
+# acrnctl can add it, as the README here says.
 set -euo pipefail
-kernel=${1:?usage: acrn-kernel.sh KERNEL RAMDISK [VM_NAME]}
-ramdisk=${2:?usage: acrn-kernel.sh KERNEL RAMDISK [VM_NAME]}
+if [ $# -lt 2 ]; then
+  echo "usage: ${0##*/} KERNEL RAMDISK [VM_NAME]" >&2
+  exit 64
+fi
+kernel=$1 ramdisk=$2
 
-[ -z "${DM:-}" ] || PATH=$(dirname "$DM"):$PATH
+die() {
+  echo "${0##*/}: $1" >&2
+  exit 69
+}
+# DM=/folder/acrn-dm, or the first on PATH, or that of this checkout or package.
+if [ -n "${DM:-}" ]; then
+  command -v "$DM" > /dev/null || die "DM=$DM: there is no such program"
+  PATH=$(dirname "$DM"):$PATH
+elif ! command -v acrn-dm > /dev/null; then
+  here=$(cd "$(dirname "$0")/../.." && pwd)/dist/acrn-dm.js
+  acrn-dm() {
+    [ -e "$here" ] || die "no acrn-dm on PATH, and none in this checkout: DM=/folder/acrn-dm names one"
+    node "$here" "$@"
+  }
+fi
 
 acrn-dm --hypervisor acrn -m 512M --cpu_affinity "${CPUS:-0,1}" \
   -s 0:0,hostbridge \

@@ -4,6 +4,16 @@
 set -euo pipefail
 repo=$(cd "$(dirname "$0")/../.." && pwd)
 
+if [ -z "${DM:-}" ] && [ ! -e "$repo/dist/acrn-dm.js" ]; then
+  echo "${0##*/}: $repo/dist/acrn-dm.js is not there: run npm run build, or name another command by DM=" >&2
+  exit 69
+fi
+dm=${DM:-node "$repo/dist/acrn-dm.js"}
+if ! command -v "${dm%% *}" > /dev/null; then
+  echo "${0##*/}: there is no ${dm%% *}: DM= names the command" >&2
+  exit 69
+fi
+
 exec ${DM:-node "$repo/dist/acrn-dm.js"} --hypervisor soft -m 128M \
   -s 0:0,hostbridge \
   -s 1:0,lpc -l com1,stdio \

@@ -1,7 +1,7 @@
 /** The example launch scripts, as acrnctl and a shell see them. */
-import { execFileSync } from 'node:child_process';
-import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { execFileSync, spawnSync } from 'node:child_process';
+import { chmodSync, cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, expect, test } from 'vitest';
 import { parseCommandLine } from '../../cmd/cli.ts';
@@ -73,3 +73,58 @@ test('every example is looked at', () => {
   const scripts = readdirSync(folder).filter((name) => name.endsWith('.sh'));
   expect(scripts.sort()).toEqual(['acrn-kernel.sh', 'acrn-linux.sh', 'soft-demo.sh', 'two-vms.sh']);
 });
+
+/** Copies of the examples, beside which there is no program. */
+const alone = scratch.file('alone');
+const PATH = `${dirname(process.execPath)}:/usr/bin:/bin`;
+
+// Mutation: leave the check out: bash, node and cp say it in their words, with a stack or the line of the script.
+test.each([
+  ['launch/soft-demo.sh', [], {}, 69, 'npm run build'],
+  ['launch/two-vms.sh', [], {}, 69, 'npm run build'],
+  ['launch/soft-demo.sh', [], { DM: '/none/acrn-dm -v' }, 69, 'there is no /none/acrn-dm'],
+  ['launch/two-vms.sh', [], { DM: 'none-acrn-dm' }, 69, 'there is no none-acrn-dm'],
+  ['launch/acrn-kernel.sh', ['k', 'r'], {}, 69, 'no acrn-dm on PATH'],
+  ['launch/acrn-kernel.sh', ['k', 'r'], { DM: '/none/acrn-dm' }, 69, 'DM=/none/acrn-dm: there is no such program'],
+  ['launch/acrn-kernel.sh', ['k'], {}, 64, 'usage: acrn-kernel.sh KERNEL RAMDISK'],
+  ['launch/acrn-linux.sh', [], {}, 69, 'no acrn-dm on PATH'],
+  ['launch/acrn-linux.sh', [], { DM: '/none/acrn-dm' }, 69, 'there is no such program'],
+  // A CPU that is there is not taken from a host without ACRN.
+  ['launch/acrn-linux.sh', [], { DM: '/bin/true', CPUS: apicIdOfLastCpu(), TAP: 'lo' }, 69, 'no Service VM of ACRN'],
+  ['debian-i386/run.sh', [], {}, 69, 'npm run build'],
+  ['debian-i386/run.sh', [], { DM: 'none-acrn-dm' }, 69, 'there is no none-acrn-dm'],
+  ['debian-i386/run.sh', [], { DM: '/bin/true', DEBIAN_I386: '/proc/none' }, 73, '/proc/none cannot be made'],
+  ['debian-i386/fetch.sh', ['/proc/none'], {}, 73, '/proc/none cannot be made'],
+  ['debian-i386/mkinitramfs.sh', [], {}, 64, 'usage: mkinitramfs.sh DIR'],
+  ['debian-i386/mkinitramfs.sh', ['/none'], {}, 66, '/none has no busybox and modules'],
+] as const)('%s %j %j says what is missing', (script, words, env, status, said) => {
+  if (script.endsWith('acrn-linux.sh') && 'CPUS' in env && env.CPUS === undefined) return;
+  if (/cannot be made/.test(said) && !existsSync('/usr/bin/apt-get')) return;
+  cpSync(join(folder, '..'), join(alone, 'examples'), { recursive: true });
+  const ended = spawnSync('bash', [join(alone, 'examples', script), ...words], {
+    cwd: '/',
+    env: { PATH, ...env },
+    encoding: 'utf8',
+    stdio: ['ignore', 'pipe', 'pipe'],
+  });
+  expect(ended.stderr.trim().split('\n')).toEqual([expect.stringContaining(said)]);
+  expect(ended.status).toBe(status);
+});
+
+// Of the checkout, where there is neither DM nor a program on PATH.
+test('acrn-kernel.sh starts what is beside it', () => {
+  const root = scratch.file('beside');
+  cpSync(join(folder, '..'), join(root, 'examples'), { recursive: true });
+  mkdirSync(join(root, 'dist'), { recursive: true });
+  writeFileSync(join(root, 'dist/acrn-dm.js'), 'console.log(process.argv.slice(2).join(" "))');
+  const script = join(root, 'examples/launch/acrn-kernel.sh');
+  const said = execFileSync('bash', [script, 'my kernel', 'r', 'VM9'], { cwd: '/', env: { PATH }, encoding: 'utf8' });
+  expect(said).toMatch(/^--hypervisor acrn .* -k my kernel -r r .* VM9\n$/);
+});
+
+/** undefined: only CPU 0, which nobody gives away. */
+function apicIdOfLastCpu(): string | undefined {
+  const ids = [...readFileSync('/proc/cpuinfo', 'latin1').matchAll(/^initial apicid\s*: (\d+)/gm)].map((m) => m[1]);
+  const last = ids.length - 1;
+  return last > 0 && existsSync(`/sys/devices/system/cpu/cpu${last}/online`) ? ids[last] : undefined;
+}

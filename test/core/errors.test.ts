@@ -14,7 +14,11 @@ const thrownBy = (work: () => unknown): unknown => {
 
 // Mutation: pass Node's own error on: the line names no device, and the status is 71 although there was a VM.
 test.each([
-  ['a file that is not there', () => readFileSync('/none'), 'disk at 00:03.0: /none: open: ENOENT: no such file or directory'],
+  [
+    'a file that is not there',
+    () => readFileSync('/none'),
+    'disk at 00:03.0: /none: open: ENOENT: no such file or directory',
+  ],
   ['a folder', () => readFileSync('/'), 'disk at 00:03.0: read: EISDIR: illegal operation on a directory'],
   ['below a device', () => readFileSync('/dev/null/x'), 'disk at 00:03.0: /dev/null/x: open: ENOTDIR: not a directory'],
   ['a full disk', () => writeFileSync('/dev/full', 'x'), 'disk at 00:03.0: write: ENOSPC: no space left on device'],
@@ -26,9 +30,12 @@ test.each([
   expect([error.exitCode, error.errno > 0]).toEqual([ExitCode.OsError, true]);
 });
 
-test.each([new TypeError('x'), new BugError('disk at 00:03.0: x'), 'text', undefined])('%s stays what it is', (error) => {
-  expect(attributed('disk at 00:03.0', error)).toBe(error);
-});
+test.each([new TypeError('x'), new BugError('disk at 00:03.0: x'), 'text', undefined])(
+  '%s stays what it is',
+  (error) => {
+    expect(attributed('disk at 00:03.0', error)).toBe(error);
+  },
+);
 
 test('one of ours keeps its kind, and is named once', () => {
   const error = new ConfigError('wrong');
