@@ -13,8 +13,16 @@ const STAYS = new Set(['/run/acrn/mngr', '/run/acrn/soft', '/run/acrn/soft/lock'
 /** What ends takes a moment. */
 const PATIENCE_MS = 5000;
 
-const entries = () =>
-  PLACES.flatMap((place) => (existsSync(place) ? readdirSync(place).map((name) => join(place, name)) : []));
+/** What is not there, or is somebody else's alone, is nothing that these tests could change. */
+function namesIn(place: string): string[] {
+  try {
+    return readdirSync(place);
+  } catch {
+    return [];
+  }
+}
+
+const entries = () => PLACES.flatMap((place) => namesIn(place).map((name) => join(place, name)));
 
 /** Whether the process that made it is gone. A name without an id may be of another run that goes on. */
 function isOfTheDead(path: string): boolean {
