@@ -165,10 +165,7 @@ export interface PciDriverInfo<S extends OptionSchema = OptionSchema> {
   /** The same for what those paths have to be. Reads only. @throws ConfigError */
   inspectHost?(options: v.InferOutput<S>): void;
   /** As `hostPaths`, for all functions of the driver in one VM, and for what is more than a path. Reads only. */
-  checkHost?(
-    slots: readonly PciSlotConfig[],
-    context: CheckContext,
-  ): Promise<HostFindings>;
+  checkHost?(slots: readonly PciSlotConfig[], context: CheckContext): Promise<HostFindings>;
 }
 
 export interface PciDriver<S extends OptionSchema = OptionSchema> extends PciDriverInfo<S> {

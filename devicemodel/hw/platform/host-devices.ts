@@ -29,10 +29,14 @@ export function assertRoomForHostDevices(all: readonly PlatformDeviceConfig[]): 
 /** @throws HostError if this hypervisor cannot pass devices through. */
 export function passthroughOf(hsm: Hsm, what: string): PassthroughAbility {
   if (hsm.passthrough !== undefined) return hsm.passthrough;
-  throw new HostError(`${what}: the embedded hypervisor gives a guest no devices of the host but PCI functions on KVM`, 0, {
-    exitCode: ExitCode.Unavailable,
-    hint: 'leave it out, or run on ACRN',
-  });
+  throw new HostError(
+    `${what}: the embedded hypervisor gives a guest no devices of the host but PCI functions on KVM`,
+    0,
+    {
+      exitCode: ExitCode.Unavailable,
+      hint: 'leave it out, or run on ACRN',
+    },
+  );
 }
 
 /** What the hypervisor maps, a guest must not put a BAR on. */
