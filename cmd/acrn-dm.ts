@@ -112,7 +112,7 @@ async function engineProblems(config: VmConfig): Promise<readonly DmError[]> {
     import('../devicemodel/core/log.ts'),
   ]);
   const hypervisor = await chooseHypervisor(config, silentLog);
-  const problems = [...hypervisor.problems(config)];
+  const problems = [...(await hypervisor.problems(config))];
   try {
     checkHypervisor(config, hypervisor);
   } catch (error) {

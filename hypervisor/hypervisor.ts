@@ -23,7 +23,7 @@ export interface Hypervisor extends HypervisorOffers {
    * Why this hypervisor cannot run such a VM, found without asking it; empty: it can. Also for `--dry-run`.
    * @throws ConfigError for a boot image that cannot be read.
    */
-  problems(config: VmConfig): readonly DmError[];
+  problems(config: VmConfig): readonly DmError[] | Promise<readonly DmError[]>;
   /** A handle for one life of a VM: called again for every full reset. @throws HostError or ConfigError. */
   open(config: VmConfig, log: Log): Promise<Hsm>;
   /** The loop for one VM on this thread. @throws HostError */

@@ -101,7 +101,7 @@ export async function measureHypervisor(config: VmConfig, log: Log): Promise<Ben
       hint: 'add --hypervisor soft or kvm',
     });
   }
-  const [problem] = hypervisor.problems(config);
+  const [problem] = await hypervisor.problems(config);
   if (problem !== undefined) throw problem;
   const { affinity } = hypervisor.cpus(config, log);
   const loop = await hypervisor.loop();

@@ -117,7 +117,7 @@ async function assemble(
   if (config.boot === undefined) throw new BugError('a VM without a boot image was let through');
   const hypervisor = await chooseHypervisor(config, log, { ownsThread });
   checkHypervisor(config, hypervisor);
-  const [problem] = hypervisor.problems(config);
+  const [problem] = await hypervisor.problems(config);
   if (problem !== undefined) throw problem;
   const cpus = hypervisor.cpus(config, log);
   const software = openSoftware(config.boot, splitRam(config.memoryBytes), log);

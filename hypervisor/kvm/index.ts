@@ -1,6 +1,7 @@
 /** The embedded hypervisor on /dev/kvm. What runs a VM is loaded when one is run: a dry run asks less. */
 import { accessSync, constants, statSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
+import { wantedHostFunctions } from '../../devicemodel/core/config.ts';
 import { scenarioProblems } from '../embedded/scenario-problems.ts';
 import type { Hypervisor } from '../hypervisor.ts';
 import { hasVirtualization, readCpuinfo, vcpuCpus, vcpuProblems } from './placement.ts';
@@ -35,7 +36,14 @@ export function kvmHypervisor(ownsThread: boolean): Hypervisor {
       ownsThread
         ? new (await import('../blocking-loop/loop.ts')).BlockingLoop()
         : new (await import('../turn-loop/loop.ts')).TurnLoop({ hasSlices: false }),
-    problems: (config) => [...vcpuProblems(config), ...scenarioProblems(config.scenarioPath)],
+    problems: async (config) => {
+      const functions = wantedHostFunctions(config);
+      return [
+        ...vcpuProblems(config),
+        ...scenarioProblems(config.scenarioPath),
+        ...(functions.length === 0 ? [] : (await import('./vfio/check.ts')).hostFunctionProblems(functions)),
+      ];
+    },
     cpus: (config, log) => {
       const { cpus, unknownIds } = vcpuCpus(config);
       if (unknownIds.length > 0) {

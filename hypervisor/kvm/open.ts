@@ -54,9 +54,7 @@ export async function openKvmHsm(options: KvmHsmOptions): Promise<Hsm> {
   const { cpus } = vcpuCpus(config);
   const functions = wantedHostFunctions({ pci: config.pci ?? [] });
   const hostFunctions =
-    functions.length === 0
-      ? undefined
-      : (await import('./vfio/index.ts')).openVfioFunctions(functions, { log, ...options.vfio });
+    functions.length === 0 ? undefined : (await import('./vfio/index.ts')).openVfioFunctions({ log, ...options.vfio });
   const kvm = options.kvm ?? openDevice();
   try {
     checkKvm(kvm, cpus.length);

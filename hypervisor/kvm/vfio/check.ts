@@ -10,17 +10,24 @@ import { bindCommand, HostTreeOfVfio, VFIO_DRIVER } from './host-tree.ts';
 
 /**
  * @param root where `sys` and `dev` are.
- * @throws ConfigError for the first that cannot be had, with the command that mends it.
+ * @returns why functions cannot be had, one reason each, with the command that mends it.
  */
-export function checkHostFunctions(wanted: readonly WantedHostFunction[], root = '/'): void {
+export function hostFunctionProblems(wanted: readonly WantedHostFunction[], root = '/'): ConfigError[] {
   const tree = new HostTreeOfVfio(root);
   const managed = new Set(wanted.filter(({ isManaged }) => isManaged).map(({ name }) => name));
-  for (const { name, isManaged } of wanted) {
-    // One that is not there is the device's own to refuse.
-    if (!tree.exists(name)) continue;
-    checkFunction(tree, name, isManaged, managed);
-    checkAccess(root, tree, name, isManaged);
-  }
+  // One that is not there is the device's own to refuse.
+  return wanted
+    .filter(({ name }) => tree.exists(name))
+    .flatMap(({ name, isManaged }) => {
+      try {
+        checkFunction(tree, name, isManaged, managed);
+        checkAccess(root, tree, name, isManaged);
+        return [];
+      } catch (error) {
+        if (error instanceof ConfigError) return [error];
+        throw error;
+      }
+    });
 }
 
 function checkFunction(tree: HostTreeOfVfio, name: string, isManaged: boolean, managed: ReadonlySet<string>): void {

@@ -1,12 +1,10 @@
 /** Functions of the host for a VM on KVM, by VFIO. Loaded for a VM that asks for one. */
-import type { WantedHostFunction } from '../../../devicemodel/core/config.ts';
 import { HostError } from '../../../devicemodel/core/errors.ts';
 import { describeErrno } from '../../../devicemodel/core/host/errno.ts';
 import { hostVfio, type Vfio, type VfioDevice } from '../../../devicemodel/core/host/vfio.ts';
 import type { PcidevAssignment, RamMapping } from '../../../devicemodel/core/hsm/hsm.ts';
 import type { Log } from '../../../devicemodel/core/log.ts';
 import type { HostFunction, HostFunctionHost, HostFunctionProvider } from '../../embedded/host-functions.ts';
-import { checkHostFunctions } from './check.ts';
 import { VfioFunction } from './function.ts';
 import { HostTreeOfVfio, sysfsName, VFIO_DRIVER } from './host-tree.ts';
 import { DmaSpace } from './space.ts';
@@ -18,12 +16,7 @@ export interface VfioOptions {
   readonly root?: string;
 }
 
-/** @throws ConfigError for a function that cannot be had. */
-export function openVfioFunctions(
-  wanted: readonly WantedHostFunction[],
-  { log, vfio = hostVfio, root = '/' }: VfioOptions,
-): HostFunctionProvider {
-  checkHostFunctions(wanted, root);
+export function openVfioFunctions({ log, vfio = hostVfio, root = '/' }: VfioOptions): HostFunctionProvider {
   return new VfioFunctions(vfio, new HostTreeOfVfio(root), log);
 }
 

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { expect, onTestFinished, test } from 'vitest';
 import { wantedHostFunctions } from '../../../../devicemodel/core/config.ts';
 import { ExitCode } from '../../../../devicemodel/core/errors.ts';
-import { checkHostFunctions } from '../../../../hypervisor/kvm/vfio/check.ts';
+import { hostFunctionProblems } from '../../../../hypervisor/kvm/vfio/check.ts';
 import { type FakeFunction, fakeRoot } from '../../../support/fake-vfio.ts';
 
 const NAME = '0000:02:00.0';
@@ -13,20 +13,21 @@ function check(functions: readonly FakeFunction[], isManaged = false, prepare: (
   const { root, dispose } = fakeRoot(functions);
   onTestFinished(dispose);
   prepare(root);
-  return () => checkHostFunctions([{ name: NAME, isManaged }], root);
+  return hostFunctionProblems([{ name: NAME, isManaged }], root);
 }
 
 test('one that is bound to vfio-pci, alone in its group, can be had', () => {
-  check([{ name: NAME, driver: 'vfio-pci', group: 7 }])();
+  expect(check([{ name: NAME, driver: 'vfio-pci', group: 7 }])).toEqual([]);
 });
 
 test('a bridge and a stub in the group do not matter', () => {
-  check([
+  const functions = [
     { name: NAME, driver: 'vfio-pci', group: 7 },
     { name: '0000:00:1c.0', driver: 'pcieport', group: 7 },
     { name: '0000:02:00.1', driver: 'pci-stub', group: 7 },
     { name: '0000:02:00.2', group: 7 },
-  ])();
+  ];
+  expect(check(functions)).toEqual([]);
 });
 
 test.each([
@@ -48,24 +49,28 @@ test.each([
     /0000:02:00\.1\/driver\/unbind/,
   ],
 ] as const)('%s is refused with what to do, status 69', (_what, functions, message, hint) => {
-  expect(check(functions)).toThrow(
+  expect(check(functions)).toEqual([
     expect.objectContaining({
       message: expect.stringMatching(message),
       hint: expect.stringMatching(hint),
       exitCode: ExitCode.Unavailable,
     }),
-  );
+  ]);
 });
 
 test('managed moves it from its driver, and its node is not there before', () => {
-  check([{ name: NAME, driver: 'e1000e', group: 7 }], true, (root) => rmSync(join(root, 'dev/vfio/7')))();
+  const functions = [{ name: NAME, driver: 'e1000e', group: 7 }];
+  expect(check(functions, true, (root) => rmSync(join(root, 'dev/vfio/7')))).toEqual([]);
 });
 
 test('without the driver of VFIO there is no node, and a line says which module brings it', () => {
-  const gone = check([{ name: NAME, driver: 'vfio-pci', group: 7 }], false, (root) =>
-    rmSync(join(root, 'dev/vfio/vfio')),
-  );
-  expect(gone).toThrow(expect.objectContaining({ hint: 'modprobe vfio-pci vfio_iommu_type1' }));
+  const functions = [{ name: NAME, driver: 'vfio-pci', group: 7 }];
+  const problems = check(functions, false, (root) => rmSync(join(root, 'dev/vfio/vfio')));
+  expect(problems).toEqual([expect.objectContaining({ hint: 'modprobe vfio-pci vfio_iommu_type1' })]);
+});
+
+test('one that is not there is for others to say', () => {
+  expect(check([])).toEqual([]);
 });
 
 test('functions are found among the slots of a VM by what they name', () => {
