@@ -45,6 +45,8 @@ export interface EngineEventfds {
 
 /** What functions of the host need. */
 export interface EngineHostFunctions {
+  /** The engine knows of a group of VFIO, by its descriptor, until it leaves: before that is closed. */
+  joinGroup(groupFd: number): { dispose(): void };
   /** Registers of a device that this process has mapped become guest memory. */
   mapMemory(gpa: Gpa, sizeBytes: number, hostAddress: bigint): MemoryWindow;
   /** `fd` asserts a line; the guest's end of interrupt takes that back and rings `resampleFd`. @returns how to stop, or an errno. */

@@ -26,6 +26,8 @@ export interface HostFunction extends VirtualFunction {
 
 /** What a function of the host gets from its VM, beside what all functions get. */
 export interface HostFunctionHost extends VirtualFunctionHost {
+  /** A group of VFIO, by its descriptor, is this VM's, until it leaves: before that is closed. */
+  joinGroup(groupFd: number): { dispose(): void };
   /** Registers at I/O ports; the newest range wins. */
   addPorts(base: Port, count: number, region: IoRegion): { dispose(): void };
   /** Registers of a device, mapped in this process: the guest has them without anybody between. */
@@ -65,6 +67,7 @@ export function hostFunctionHost(engine: CpuEngine, router: AccessRouter, host: 
     get vmid() {
       return host.vmid;
     },
+    joinGroup: (groupFd) => hostFunctions.joinGroup(groupFd),
     addPorts: (base, count, region) => router.addPorts(base, count, region),
     addDeviceMemory: (base, sizeBytes, hostAddress) =>
       whereGuestPutIt(host.log, () => hostFunctions.mapMemory(base, sizeBytes, hostAddress)),

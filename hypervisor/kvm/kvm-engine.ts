@@ -8,7 +8,7 @@ import { type Gpa, type Gsi, hex } from '../../devicemodel/core/address.ts';
 import type { MsiMessage } from '../../devicemodel/core/device.ts';
 import { BugError, ExitCode, HostError } from '../../devicemodel/core/errors.ts';
 import { mendAll } from '../../devicemodel/core/host/bus-faults.ts';
-import { Errno } from '../../devicemodel/core/host/errno.ts';
+import { describeErrno, Errno } from '../../devicemodel/core/host/errno.ts';
 import type { Kvm, KvmVcpu, KvmVm } from '../../devicemodel/core/host/kvm.ts';
 import { KvmExit, RunField, type VcpuBlob, vcpuBlobs } from '../../devicemodel/core/host/kvm-abi.ts';
 import type { FreezeAbility, IoeventfdSpec, VcpuRegs } from '../../devicemodel/core/hsm/hsm.ts';
@@ -57,6 +57,12 @@ export class KvmEngine implements CpuEngine {
   readonly gsiCount = IOAPIC_PINS;
   readonly eventfds: EngineEventfds;
   readonly hostFunctions: EngineHostFunctions = {
+    joinGroup: (groupFd) => {
+      const result = this.#need().vm.vfioGroup(groupFd, true);
+      // Without it functions work that keep to the CPU's caches, which is nearly all of them.
+      if (result < 0) this.#options.log.info(`KVM_DEV_VFIO_GROUP_ADD: ${describeErrno(-result)}`);
+      return { dispose: () => void (result === 0 && this.#machine?.vm.vfioGroup(groupFd, false)) };
+    },
     mapMemory: (gpa, sizeBytes, hostAddress) => this.#need().slots.addDevice(gpa, sizeBytes, hostAddress),
     line: (fd, gsi, resampleFd) => {
       const errno = this.#need().routes.attachLine(fd, gsi, resampleFd);

@@ -181,6 +181,7 @@ export class FakeKvmVm implements KvmVm {
     { readonly gpa: number; readonly sizeBytes: number; readonly isReadOnly: boolean }
   >();
   readonly irqfds = new Map<number, number>();
+  readonly vfioGroups = new Set<number>();
   readonly resampleFds = new Map<number, number>();
   readonly ioeventfds: KvmIoeventfdSpec[] = [];
   isClosed = false;
@@ -221,6 +222,11 @@ export class FakeKvmVm implements KvmVm {
     const at = this.ioeventfds.findIndex((e) => e.fd === spec.fd && e.address === spec.address);
     if (assign) this.ioeventfds.push(spec);
     else if (at >= 0) this.ioeventfds.splice(at, 1);
+    return 0;
+  }
+  vfioGroup(groupFd: number, isMember: boolean): number {
+    if (isMember) this.vfioGroups.add(groupFd);
+    else this.vfioGroups.delete(groupFd);
     return 0;
   }
   irqchip(): Uint8Array {

@@ -152,6 +152,7 @@ export class FakeVfio implements Vfio {
     this.open.add(`group ${id}`);
     return {
       id,
+      fd: 1000 + id,
       isViable: () => this.isViable,
       setContainer: () => 0,
       openDevice: (name) => {

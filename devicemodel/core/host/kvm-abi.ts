@@ -43,6 +43,8 @@ export const KvmIoctl = {
   GET_XSAVE: 0x9000_aea4,
   SET_XSAVE: 0x5000_aea5,
   SIGNAL_MSI: 0x4020_aea5,
+  CREATE_DEVICE: 0xc00c_aee0,
+  SET_DEVICE_ATTR: 0x4018_aee1,
   GET_XCRS: 0x8188_aea6,
   SET_XCRS: 0x4188_aea7,
 } as const;
@@ -118,6 +120,11 @@ export const KvmIoeventfd = struct({
   flags: u32,
   pad: bytes(36),
 });
+export const KvmCreateDevice = struct({ type: u32, fd: u32, flags: u32 });
+export const KvmDeviceAttr = struct({ flags: u32, group: u32, attr: u64, addr: u64 });
+export const KVM_DEV_TYPE_VFIO = 4;
+/** Of that device: a group of VFIO joins or leaves. */
+export const KvmVfioGroup = { group: 1, add: 1n, remove: 2n } as const;
 export const IoeventfdFlag = { dataMatch: 1, pio: 2, deassign: 4 } as const;
 
 export const KvmSegment = struct({

@@ -12,10 +12,13 @@ import {
   IoeventfdFlag,
   IRQCHIP_BYTES,
   IrqfdFlag,
+  KVM_DEV_TYPE_VFIO,
   KVM_MEM_READONLY,
   KvmCap,
   type KvmCapName,
   KvmCpuidEntry,
+  KvmCreateDevice,
+  KvmDeviceAttr,
   KvmIoctl,
   KvmIoeventfd,
   KvmIrqchip,
@@ -29,6 +32,7 @@ import {
   KvmSregs,
   type KvmSregsValue,
   KvmTranslation,
+  KvmVfioGroup,
   LIST_HEADER_BYTES,
   RouteType,
   type VcpuBlob,
@@ -66,6 +70,11 @@ export interface KvmVm {
   irqfd(fd: number, gsi: number, assign: boolean, resampleFd?: number): number;
   /** @returns 0 or a negative errno. */
   ioeventfd(spec: KvmIoeventfdSpec, assign: boolean): number;
+  /**
+   * KVM knows of a group of VFIO, whose DMA may pass the CPU's caches by. It holds the group until it leaves.
+   * @returns 0 or a negative errno.
+   */
+  vfioGroup(groupFd: number, isMember: boolean): number;
   irqchip(chip: keyof typeof KvmIrqchip): Uint8Array;
   setIrqchip(state: Uint8Array): void;
   createVcpu(id: number): KvmVcpu;
@@ -173,6 +182,8 @@ class RealVm implements KvmVm {
   /** Reused: interrupts come often. struct kvm_irq_level: number, level. */
   readonly #line = new Uint32Array(2);
   readonly #msi = new Uint32Array(KvmMsi.size / 4);
+  /** KVM's device for groups of VFIO, and where its argument is; made with the first one. */
+  #vfio: { readonly fd: number; readonly argument: Mapping } | undefined;
 
   constructor(fd: number, runBytes: number) {
     this.#fd = fd;
@@ -238,6 +249,20 @@ class RealVm implements KvmVm {
     return ioctlBytes(this.#fd, KvmIoctl.IOEVENTFD, argument);
   }
 
+  vfioGroup(groupFd: number, isMember: boolean): number {
+    if (this.#vfio === undefined) {
+      const device = KvmCreateDevice.encode({ type: KVM_DEV_TYPE_VFIO });
+      const result = ioctlBytes(this.#fd, KvmIoctl.CREATE_DEVICE, device);
+      if (result < 0) return result;
+      this.#vfio = { fd: KvmCreateDevice.decode(device).fd, argument: map(4, 'argument of KVM_DEV_VFIO_GROUP') };
+    }
+    const { fd, argument } = this.#vfio;
+    new DataView(argument.bytes.buffer).setInt32(0, groupFd, true);
+    const { group, add, remove } = KvmVfioGroup;
+    const attr = KvmDeviceAttr.encode({ flags: 0, group, attr: isMember ? add : remove, addr: argument.address });
+    return ioctlBytes(fd, KvmIoctl.SET_DEVICE_ATTR, attr);
+  }
+
   irqchip(chip: keyof typeof KvmIrqchip): Uint8Array {
     const state = new Uint8Array(IRQCHIP_BYTES);
     new DataView(state.buffer).setUint32(0, KvmIrqchip[chip], true);
@@ -260,6 +285,8 @@ class RealVm implements KvmVm {
   }
 
   close(): void {
+    if (this.#vfio !== undefined) closeFd(this.#vfio.fd);
+    this.#vfio?.argument.dispose();
     closeFd(this.#fd);
   }
 }

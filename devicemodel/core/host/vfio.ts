@@ -89,6 +89,7 @@ export interface VfioContainer {
 
 export interface VfioGroup {
   readonly id: number;
+  readonly fd: number;
   /** Every function in it belongs to VFIO, or to nobody. */
   isViable(): boolean;
   /** @returns 0 or a negative errno. */
@@ -306,7 +307,7 @@ class RealDevice implements VfioDevice {
   hotReset(groups: readonly VfioGroup[]): number {
     const bytes = new Uint8Array(VfioHotReset.size + 4 * groups.length);
     bytes.set(VfioHotReset.encode({ argsz: bytes.length, flags: 0, count: groups.length }));
-    const fds = Int32Array.from(groups, (group) => (group as RealGroup).fd);
+    const fds = Int32Array.from(groups, (group) => group.fd);
     bytes.set(new Uint8Array(fds.buffer), VfioHotReset.size);
     return ioctlBytes(this.#fd, VfioIoctl.DEVICE_PCI_HOT_RESET, bytes);
   }

@@ -32,7 +32,7 @@ class VfioFunctions implements HostFunctionProvider {
 
   assign(assignment: PcidevAssignment, host: HostFunctionHost): HostFunction {
     const name = sysfsName(assignment.physicalBdf);
-    const { device, release } = this.#space.open(name);
+    const { device, release } = this.#space.open(name, host);
     try {
       this.#reset(device, name);
       return new VfioFunction({ assignment, device, host, log: this.#log.child(name), onClosed: release });

@@ -10,11 +10,14 @@ import { HostError } from '../../../devicemodel/core/errors.ts';
 import { describeErrno, Errno } from '../../../devicemodel/core/host/errno.ts';
 import type { Vfio, VfioContainer, VfioDevice, VfioGroup } from '../../../devicemodel/core/host/vfio.ts';
 import type { RamMapping } from '../../../devicemodel/core/hsm/hsm.ts';
+import type { HostFunctionHost } from '../../embedded/host-functions.ts';
 import { notViable } from './check.ts';
 import { bindCommand, type HostTreeOfVfio } from './host-tree.ts';
 
 interface HeldGroup {
   readonly group: VfioGroup;
+  /** In KVM, which has it open, too. */
+  readonly membership: { dispose(): void };
   /** Functions of it that are open. */
   users: number;
 }
@@ -36,10 +39,10 @@ export class DmaSpace {
    * @param name as in sysfs. @returns how to let go of its group, once the function is closed.
    * @throws HostError that says what is in the way; nothing is held then.
    */
-  open(name: string): { readonly device: VfioDevice; release(): void } {
+  open(name: string, host: Pick<HostFunctionHost, 'joinGroup'>): { readonly device: VfioDevice; release(): void } {
     const id = this.#tree.groupOf(name);
     if (id === undefined) throw new HostError(`${name} is behind no IOMMU`, Errno.ENODEV);
-    const group = this.#take(id, name);
+    const group = this.#take(id, name, host);
     try {
       return { device: group.openDevice(name), release: () => this.#release(id) };
     } catch (error) {
@@ -69,14 +72,17 @@ export class DmaSpace {
 
   /** Safe twice. */
   dispose(): void {
-    for (const { group } of this.#groups.values()) group.close();
+    for (const { group, membership } of this.#groups.values()) {
+      membership.dispose();
+      group.close();
+    }
     this.#groups.clear();
     this.#container?.close();
     this.#container = undefined;
     this.#ram.length = 0;
   }
 
-  #take(id: number, name: string): VfioGroup {
+  #take(id: number, name: string, host: Pick<HostFunctionHost, 'joinGroup'>): VfioGroup {
     const held = this.#groups.get(id);
     if (held !== undefined) {
       held.users++;
@@ -93,7 +99,7 @@ export class DmaSpace {
       group.close();
       throw error;
     }
-    this.#groups.set(id, { group, users: 1 });
+    this.#groups.set(id, { group, membership: host.joinGroup(group.fd), users: 1 });
     return group;
   }
 
@@ -143,6 +149,7 @@ export class DmaSpace {
     const held = this.#groups.get(id);
     if (held === undefined || --held.users > 0) return;
     this.#groups.delete(id);
+    held.membership.dispose();
     held.group.close();
     if (this.#groups.size > 0) return;
     this.#container?.close();

@@ -58,6 +58,8 @@ function expected(): Map<string, number> {
       kvm.KvmIoeventfd,
       { dataMatch: 'datamatch', address: 'addr', length: 'len', fd: 'fd', flags: 'flags' },
     ],
+    kvm_create_device: [kvm.KvmCreateDevice, { type: 'type', fd: 'fd' }],
+    kvm_device_attr: [kvm.KvmDeviceAttr, { group: 'group', attr: 'attr', addr: 'addr' }],
     kvm_segment: [kvm.KvmSegment, { selector: 'selector', type: 'type', db: 'db', l: 'l', unusable: 'unusable' }],
     kvm_sregs: [
       kvm.KvmSregs,
@@ -88,6 +90,10 @@ function expected(): Map<string, number> {
     .set('KVM_IOEVENTFD_FLAG_DEASSIGN', deassign)
     .set('KVM_IRQFD_FLAG_DEASSIGN', kvm.IrqfdFlag.deassign)
     .set('KVM_IRQFD_FLAG_RESAMPLE', kvm.IrqfdFlag.resample)
+    .set('KVM_DEV_TYPE_VFIO', kvm.KVM_DEV_TYPE_VFIO)
+    .set('KVM_DEV_VFIO_GROUP', kvm.KvmVfioGroup.group)
+    .set('KVM_DEV_VFIO_GROUP_ADD', Number(kvm.KvmVfioGroup.add))
+    .set('KVM_DEV_VFIO_GROUP_DEL', Number(kvm.KvmVfioGroup.remove))
     .set('KVM_MEM_READONLY', kvm.KVM_MEM_READONLY)
     .set('KVM_MP_STATE_RUNNABLE', kvm.MpState.Runnable)
     .set('KVM_MP_STATE_UNINITIALIZED', kvm.MpState.Uninitialized);

@@ -150,10 +150,11 @@ const DIRECT = ['100000000+100000', 'c0000000+2000', 'c0004000+4000'];
 
 describe('memory', () => {
   test('the function reaches all RAM of the guest, also what comes later, until it is taken away', async () => {
-    const { hsm, vfio, assign } = await machine();
+    const { hsm, kvm, vfio, assign } = await machine();
     expect(vfio.open.size).toBe(0);
     assign();
     expect([...vfio.dma]).toEqual([[0, RAM_BYTES]]);
+    expect([...kvm.vm.vfioGroups]).toEqual([1007]);
     const more = map(0x2000, 'more');
     cleanUp.push(() => more.dispose());
     const later = { gpa: 0x4000_0000, sizeBytes: 0x2000, bytes: more.bytes, hostAddress: more.address, writable: true };
@@ -163,6 +164,7 @@ describe('memory', () => {
     expect([...vfio.dma.keys()]).toEqual([0]);
     hsm.hostFunctions?.deassignPcidev(assignment);
     expect([...vfio.open]).toEqual([]);
+    expect(kvm.vm.vfioGroups.size).toBe(0);
   });
 
   test("BARs are the guest's without an exit, but for the pages of the MSI-X table and of its pending bits", async () => {
