@@ -27,6 +27,22 @@ dd if=/dev/urandom of=/tmp/d bs=1M count=1 2> /dev/null; dd if=/tmp/d of=/dev/vd
 dd if=/dev/vda of=/tmp/e skip=\$c bs=1M count=1 iflag=direct 2> /dev/null; cmp /tmp/d /tmp/e || bad=1; done; test -z \"\$bad\"" 60
 fi
 
+echo "-- pause"
+# acrnvm of the same build.
+of_vm() { node "$(dirname "${DM##* }")/acrnvm.js" "$@" vm1; }
+seconds() { grep -ac '^tick' "$guest_log"; }
+guest '(while :; do echo "ti""ck"; sleep 1; done) & echo $! > /tmp/ticker' || true
+check "the guest counts seconds" wait_for 30 '^tick'
+check "it is paused" of_vm pause
+sleep 1
+before=$(seconds)
+sleep 5
+check "and counts none meanwhile ($before)" test "$(seconds)" = "$before"
+check "it goes on" of_vm resume
+sleep 5
+check "and counts on ($before, then $(seconds))" test "$(seconds)" -gt "$before"
+check "with all of its CPUs" guest "kill \$(cat /tmp/ticker); bad=; for c in \$(seq 0 $((count - 1))); do taskset -p \$((1 << c)) \$\$ > /dev/null || bad=1; done; test -z \"\$bad\""
+
 echo "-- S3, woken by its RTC"
 check "the alarm is set" guest 'echo deep > /sys/power/mem_sleep; echo 0 > /sys/class/rtc/rtc0/wakealarm; echo +10 > /sys/class/rtc/rtc0/wakealarm'
 echo 'echo mem > /sys/power/state; echo "alarmed-$?"' >&8
