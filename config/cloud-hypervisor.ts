@@ -136,6 +136,7 @@ function bootOptions(vm: ChVm): string[] {
 
 /** Host bridge and LPC bridge have the first two slots, as everywhere. */
 const FIRST_SLOT = 2;
+const SLOTS = 32;
 
 function deviceOptions(vm: ChVm): string[] {
   const devices = [
@@ -154,6 +155,12 @@ function deviceOptions(vm: ChVm): string[] {
     ...(vm.rng === undefined || vm.rng === null ? [] : ['virtio-rnd']),
     ...(vm.watchdog === true ? ['wdt-i6300esb'] : []),
   ];
+  // Said here, before each of however many is looked at.
+  if (devices.length > SLOTS - FIRST_SLOT) {
+    throw new ConfigError(`${devices.length} devices: there are ${SLOTS - FIRST_SLOT} slots for them`, {
+      exitCode: ExitCode.Config,
+    });
+  }
   const slots = ['0:0,hostbridge', '1:0,lpc', ...devices.map((device, i) => `${FIRST_SLOT + i},${device}`)];
   return [...slots.flatMap((slot) => ['--pci_slot', slot]), ...serialPort(vm.serial)];
 }

@@ -174,6 +174,29 @@ class Connections {
   }
 }
 
+/**
+ * Levels of a body. What is nested a hundred thousand times takes the parser so long that the guest, whose thread this is,
+ * would notice.
+ */
+const MAX_DEPTH = 64;
+
+/** @param json whatever it is: what is no JSON is refused by the parser. */
+function isDeeper(json: string, limit: number): boolean {
+  let depth = 0;
+  let isInText = false;
+  for (let i = 0; i < json.length; i++) {
+    const char = json[i];
+    if (isInText) {
+      if (char === '\\') i++;
+      else if (char === '"') isInText = false;
+    } else if (char === '"') isInText = true;
+    else if (char === '[' || char === '{') {
+      if (++depth > limit) return true;
+    } else if (char === ']' || char === '}') depth--;
+  }
+  return false;
+}
+
 /** @returns undefined without a body. @throws HttpProblem */
 async function readJson(request: IncomingMessage, maximumBytes: number): Promise<unknown> {
   const tooLarge = new HttpProblem(413, 'too-large', `a request has at most ${maximumBytes} bytes`, {
@@ -188,8 +211,12 @@ async function readJson(request: IncomingMessage, maximumBytes: number): Promise
     chunks.push(chunk);
   }
   if (sizeBytes === 0) return undefined;
+  const text = Buffer.concat(chunks).toString('utf8');
+  if (isDeeper(text, MAX_DEPTH)) {
+    throw new HttpProblem(400, 'not-json', `the body has more than ${MAX_DEPTH} levels`);
+  }
   try {
-    return JSON.parse(Buffer.concat(chunks).toString('utf8'));
+    return JSON.parse(text);
   } catch (error) {
     throw new HttpProblem(400, 'not-json', `the body is no JSON: ${(error as Error).message}`);
   }

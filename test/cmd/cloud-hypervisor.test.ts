@@ -81,6 +81,7 @@ describe('the body of vm.create', () => {
     ['console.mode', { console: { mode: 'Spy' } }],
     ['serial.file', { serial: { mode: 'File' } }],
     ['devices.0.path', { devices: [{ path: '/etc/passwd' }] }],
+    ['42 devices', { disks: Array.from({ length: 40 }, () => ({ path: '/disk' })), rng: null }],
   ])('%s of another form is an error that names it', (where, more) => {
     expect(() => orderOfChVm({ ...newer, ...more })).toThrow(ConfigError);
     expect(() => orderOfChVm({ ...newer, ...more })).toThrow(where);

@@ -186,6 +186,20 @@ describe('what goes wrong is told as RFC 9457 has it', () => {
       status: 400,
       json: { type: 'urn:acrn-dm:not-json' },
     });
+    for (const [open, close] of [
+      ['[', ']'],
+      ['{"a":', '}'],
+    ] as const) {
+      const nested = (levels: number) => `${open.repeat(levels)}1${close.repeat(levels)}`;
+      expect(await ask(path, 'PUT', '/v1/vm/power', nested(65))).toMatchObject({
+        status: 400,
+        json: { detail: 'the body has more than 64 levels' },
+      });
+      expect(await ask(path, 'PUT', '/v1/vm/power', nested(64))).toMatchObject({ status: 422 });
+    }
+    // Brackets in a text are none, behind an escaped quote either.
+    const text = JSON.stringify({ action: `"${'['.repeat(100)}\\` });
+    expect(await ask(path, 'PUT', '/v1/vm/power', text)).toMatchObject({ status: 422 });
     expect(await ask(path, 'PUT', '/api/v1/vm.create', [1])).toMatchObject({ status: 422 });
     expect(await ask(path, 'PUT', '/v1/vm/power', { action: 'fly' })).toMatchObject({ status: 422 });
     expect(await ask(path, 'PUT', '/v1/vm/power', {})).toMatchObject({
