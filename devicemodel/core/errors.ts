@@ -5,6 +5,8 @@
 
 import { constants } from 'node:os';
 
+const { EMFILE, ENFILE } = constants.errno;
+
 /** Process exit codes, after sysexits.h; listed in docs/exit-codes.md. */
 export const ExitCode = {
   Ok: 0,
@@ -127,6 +129,15 @@ export function attributed(where: string, thrown: unknown): unknown {
   const error = withOurKind(thrown);
   if (error instanceof DmError && !error.message.includes(where)) error.message = `${where}: ${error.message}`;
   return error;
+}
+
+/** The error, or what caused it, is that the process or the host has no more descriptors to give. */
+export function isOutOfDescriptors(error: unknown): boolean {
+  for (let current = error; current instanceof Error; current = current.cause) {
+    const { errno } = current as { errno?: unknown };
+    if (typeof errno === 'number' && [EMFILE, ENFILE].includes(Math.abs(errno))) return true;
+  }
+  return false;
 }
 
 /** The guest gave an address that is not RAM. Caught where the guest's request is served, never by the loop. */

@@ -11,7 +11,15 @@ import type { Board } from './board.ts';
 import type { Timer } from './clock.ts';
 import type { VmConfig } from './config.ts';
 import type { PowerControl, PowerEvent } from './device.ts';
-import { DmError, ExitCode, RefusedError, StoppedError, StorageHangError, withOurKind } from './errors.ts';
+import {
+  DmError,
+  ExitCode,
+  isOutOfDescriptors,
+  RefusedError,
+  StoppedError,
+  StorageHangError,
+  withOurKind,
+} from './errors.ts';
 import { Life, type VmParts } from './life.ts';
 import type { Log } from './log.ts';
 import { PowerOffRequested, PowerState } from './power.ts';
@@ -224,7 +232,10 @@ export class Vm extends EventEmitter<VmEventMap> {
       event = await life.run();
     } catch (thrown) {
       const error = withOurKind(thrown);
-      if (error instanceof DmError && life.hasAskedForVm) error.exitCode = ExitCode.VmFailed;
+      if (error instanceof DmError && life.hasAskedForVm) {
+        // Where the last descriptor went is chance: the status does not depend on it.
+        error.exitCode = isOutOfDescriptors(error) ? ExitCode.OsError : ExitCode.VmFailed;
+      }
       if (error instanceof StorageHangError) return this.#endHung(life, error);
       const isAskedFor = error instanceof PowerOffRequested || (error instanceof StoppedError && this.#power.isEnding);
       if (!isAskedFor) {
