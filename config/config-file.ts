@@ -3,10 +3,11 @@
  * command line can say; both go through the same draft. Also the way back: a command line as a file, a file as a command
  * line.
  */
+import { isUtf8 } from 'node:buffer';
 import { readRegularFile } from '../devicemodel/core/host/read-file.ts';
 import { type OptionSpec, optionTable, type VmOption } from './option-table.ts';
 import { didYouMean } from './suggest.ts';
-import { fileError, type MapEntry, parseJsonTree, type TreeNode } from './text-tree.ts';
+import { fileError, type MapEntry, type Place, parseJsonTree, type TreeNode } from './text-tree.ts';
 import { parseYamlTree } from './yaml-tree.ts';
 
 /** One option, as the file has it. */
@@ -33,8 +34,18 @@ const vmOptions = optionTable.filter((option): option is VmOption => 'key' in op
 /** @throws HostError when it cannot be read; ConfigError: with file, line and column for what is wrong in the file. */
 export function readConfigFile(path: string): ConfigFile {
   // A device without an end, or a pipe that nobody writes to, would keep the reader for ever.
-  const text = readRegularFile(path, `--config: ${path}`).toString('utf8');
+  const bytes = readRegularFile(path, `--config: ${path}`);
+  const text = bytes.toString('utf8');
+  if (!isUtf8(bytes)) throw fileError(path, placeOf(text, text.indexOf(REPLACEMENT)), 'a character that is not UTF-8');
   return parseConfigFile(path, text);
+}
+
+/** What decoding makes of bytes that are no UTF-8. */
+const REPLACEMENT = '\ufffd';
+
+function placeOf(text: string, at: number): Place {
+  const before = text.slice(0, at).split('\n');
+  return { line: before.length, column: (before.at(-1) ?? '').length + 1 };
 }
 
 /** @param path for messages; its ending says whether it is YAML or JSON. */

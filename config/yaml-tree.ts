@@ -33,7 +33,10 @@ export function parseYamlTree(
   const lines = new yaml.LineCounter();
   const document = yaml.parseDocument(text, { lineCounter: lines, prettyErrors: false, uniqueKeys: false });
   const [error] = document.errors;
-  if (error !== undefined) throw fileError(path, placeAt(lines, error.pos[0]), error.message);
+  if (error !== undefined) {
+    const text = error.code === 'MULTIPLE_DOCS' ? 'a second document: a file describes one VM' : error.message;
+    throw fileError(path, placeAt(lines, error.pos[0]), text);
+  }
   return treeOf(path, yaml, document, lines, document.contents);
 }
 

@@ -156,6 +156,15 @@ describe('--config', () => {
     expect(config.pci.map((slot) => slot.driver)).toEqual(['hostbridge', 'lpc', 'virtio-blk', 'virtio-rnd']);
     expect(config.com.map((com) => com.index)).toEqual([1, 2]);
   });
+  test('a file that is not UTF-8 is refused where it is not', () => {
+    const path = written('latin.json', '');
+    writeFileSync(path, Buffer.from('{\n  "name": "M\xfcller"\n}', 'latin1'));
+    const error = errorOf(() => readConfigFile(path));
+    expect([error.message, error.exitCode]).toEqual([`${path}:2:13: a character that is not UTF-8`, ExitCode.Config]);
+    writeFileSync(path, '\ufeff{ "name": "M\u00fcller\ufffd" }');
+    expect(readConfigFile(path).name).toBe('M\u00fcller\ufffd');
+  });
+
   test.each([
     ['name: 5', ':1:7: name: expected text', 'write "5", in quotes'],
     ['name: vm\nmemry: 5', ':2:1: "memry" is no member of a configuration', 'did you mean "memory"?'],
@@ -168,6 +177,10 @@ describe('--config', () => {
     ['name: vm\ncpuAffinity: [0, x]', ':2:18: cpuAffinity: expected a number', undefined],
     ['name: vm\nioTimeoutS:', ':2:', undefined],
     ['- vm', ':1:1: a configuration is an object', undefined],
+    ['name: vm\n---\nname: other', ':2:1: a second document', undefined],
+    ['name: vm\n\tmemory: 1g', ':2:1: Tabs', undefined],
+    ['name: *nobody', ':1:7: an alias that leads nowhere', undefined],
+    ['name: [vm', ':1:', undefined],
     ['name: vm\nhypervisor: xen', ':2:13: hypervisor: "xen" is not a hypervisor', undefined],
   ])('%j is wrong at %s', (text, message, hint) => {
     const path = written('bad.yaml', text);

@@ -1,5 +1,6 @@
 #!/bin/bash
-# Linux on the embedded hypervisor by its serial console: what an idle guest costs, its clock, reboots, power off.
+# Linux on the embedded hypervisor by its serial console: what an idle guest costs, its clock, reboots, power off; what is told of it
+# after its watchdog and a triple fault.
 # IDLE_S: how long its clock is watched.
 MODULES=i6300esb
 . "$(dirname "$0")/lib.sh"
@@ -67,5 +68,21 @@ echo 'poweroff -f' >&8
 wait_dm 60
 check "status 0" test $? = 0
 check "ACPI S5" grep -aq 'poweroff: guest entered ACPI S5' "$guest_log"
+
+echo "-- a triple fault, of which the process tells afterwards"
+acrnvm() { node "$soft_repo/dist/acrnvm.js" "$@"; }
+rm "$scratch/crash.json"
+WORDS="keep reboot=t" start_dm --on-crash stay --crash-dump "$scratch/crash.json" --api-socket "$scratch/api"
+check "the guest is there" life 1
+echo 'reboot -f' >&8
+check "it is a crash, and no reboot" wait_for 60 'triple fault'
+for ((i = 0; i < 100; i++)); do [ -s "$scratch/crash.json" ] && break; sleep 0.2; done
+check "the file has the cause" grep -q '"cause": "triple-fault"' "$scratch/crash.json"
+check "the newest output" grep -q 'Restarting system' "$scratch/crash.json"
+check "the registers" grep -q 'eip' "$scratch/crash.json"
+check "acrnvm crash tells the same" sh -c "node '$soft_repo/dist/acrnvm.js' crash '$scratch/api' | cmp - '$scratch/crash.json'"
+acrnvm stop -f "$scratch/api"
+wait_dm 30
+check "status 0" test $? = 0
 [ "$failures" = 0 ] || tail -40 "$guest_log"
 finish
