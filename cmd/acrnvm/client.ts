@@ -106,7 +106,7 @@ export interface VmRow {
   readonly uptimeS?: number;
 }
 
-/** Every VM that has a folder; `dead` for what a killed one left. */
+/** Every VM that has a folder; `dead` for what a killed one left. @throws ClientError when they cannot be looked for. */
 export async function listVms(): Promise<VmRow[]> {
   const names = foldersIn(vmFoldersRoot());
   return Promise.all(
@@ -131,11 +131,17 @@ export async function deadSocketsOfAcrnctl(): Promise<ManagerSocketFile[]> {
   }
 }
 
+/** @throws ClientError: that nothing can be seen there does not mean that nothing runs. */
 function foldersIn(path: string): string[] {
   try {
     return readdirSync(path).sort();
-  } catch {
-    return [];
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    if (code === 'ENOENT') return [];
+    if (code === 'EACCES') {
+      throw new ClientError(`${path} may not be read by this user`, { exitCode: ExitCode.NoPermission });
+    }
+    throw new ClientError(`${path} cannot be read: ${code}`);
   }
 }
 

@@ -97,7 +97,12 @@ function stubDriver(): Finding {
 
 async function staleSockets(): Promise<Finding> {
   const what = 'VMs that were killed';
-  const folders = (await listVms()).filter(({ state }) => state === 'dead').map(({ name }) => name);
+  let folders: string[];
+  try {
+    folders = (await listVms()).filter(({ state }) => state === 'dead').map(({ name }) => name);
+  } catch (error) {
+    return { what, verdict: 'fail', detail: (error as Error).message };
+  }
   const dead = [...new Set([...folders, ...(await deadSocketsOfAcrnctl()).map(({ vmName }) => vmName)])];
   if (dead.length === 0) return { what, verdict: 'ok', detail: 'nothing left behind' };
   return { what, verdict: 'warn', detail: dead.join(', '), mend: 'acrnvm prune' };

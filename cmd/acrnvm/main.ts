@@ -77,7 +77,8 @@ function optionError({ code, message }: NodeJS.ErrnoException): ClientError {
 
 async function main(argv: readonly string[]): Promise<ExitCode> {
   // What is said of every command may also stand before it.
-  const [verb, ...rest] = argv[0] === '--json' && argv.length > 1 ? [...argv.slice(1, 2), '--json', ...argv.slice(2)] : argv;
+  const [verb, ...rest] =
+    argv[0] === '--json' && argv.length > 1 ? [...argv.slice(1, 2), '--json', ...argv.slice(2)] : argv;
   if (verb === '--version') {
     print(`acrnvm ${version()}`);
     return ExitCode.Ok;

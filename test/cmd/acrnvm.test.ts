@@ -114,6 +114,28 @@ test('a VM is there as long as its lock is, whoever has its number', async () =>
   }
 });
 
+test('a place that cannot be looked into is not one where nothing runs', async () => {
+  const place = process.env['ACRN_RUN_DIR'];
+  const file = scratch.file('no-folder');
+  mkdirSync(file);
+  writeFileSync(join(file, 'vm'), '');
+  process.env['ACRN_RUN_DIR'] = file;
+  try {
+    for (const verb of ['ls', 'prune', 'top']) {
+      const stderr = `acrnvm: ${join(file, 'vm')} cannot be read: ENOTDIR\n`;
+      expect(await acrnvm(verb)).toMatchObject({ status: ExitCode.Unavailable, stdout: '', stderr });
+    }
+    const found = JSON.parse((await acrnvm('doctor', '--json')).stdout);
+    expect(found).toContainEqual(
+      expect.objectContaining({ verdict: 'fail', detail: expect.stringContaining('ENOTDIR') }),
+    );
+    process.env['ACRN_RUN_DIR'] = scratch.file('nothing-ran-here');
+    expect(await acrnvm('ls')).toMatchObject({ status: 0, stdout: 'no VM runs here\n' });
+  } finally {
+    process.env['ACRN_RUN_DIR'] = place;
+  }
+});
+
 test('what is said of every command may stand before it', async () => {
   expect(JSON.parse((await acrnvm('--json', 'ls')).stdout)).toMatchObject([{ name: 'vm1' }]);
   expect(await acrnvm('--version')).toMatchObject({ status: 0, stdout: expect.stringMatching(/^acrnvm \S+\n$/) });
