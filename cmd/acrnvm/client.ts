@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { deadManagerSockets, type ManagerSocketFile, managerFolder } from '../../control/manager-folder.ts';
 import { defaultApiSocket, vmFoldersRoot } from '../../control/vm-paths.ts';
 import { DmError, type DmErrorOptions, ExitCode } from '../../devicemodel/core/errors.ts';
+import { regionFiles } from '../../devicemodel/core/host/region-files.ts';
 
 /** What went wrong, and the status acrnvm ends with: that of acrn-dm for the same. */
 export class ClientError extends DmError {
@@ -129,6 +130,11 @@ export async function deadSocketsOfAcrnctl(): Promise<ManagerSocketFile[]> {
   } catch {
     return [];
   }
+}
+
+/** What killed VMs left of the memory that they shared with others, on the embedded hypervisor. */
+export function deadRegions(): string[] {
+  return regionFiles().filter((path) => !isLocked(path));
 }
 
 /** @throws ClientError: that nothing can be seen there does not mean that nothing runs. */

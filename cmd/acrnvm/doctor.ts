@@ -1,6 +1,6 @@
 /** `acrnvm doctor`: what of this host a User VM may miss, and the command that mends it. Reads only. */
 import { accessSync, constants, existsSync, readdirSync, readFileSync, statSync } from 'node:fs';
-import { deadSocketsOfAcrnctl, listVms } from './client.ts';
+import { deadRegions, deadSocketsOfAcrnctl, listVms } from './client.ts';
 
 export interface Finding {
   readonly what: string;
@@ -103,7 +103,8 @@ async function staleSockets(): Promise<Finding> {
   } catch (error) {
     return { what, verdict: 'fail', detail: (error as Error).message };
   }
-  const dead = [...new Set([...folders, ...(await deadSocketsOfAcrnctl()).map(({ vmName }) => vmName)])];
+  const sockets = await deadSocketsOfAcrnctl();
+  const dead = [...new Set([...folders, ...sockets.map(({ vmName }) => vmName), ...deadRegions()])];
   if (dead.length === 0) return { what, verdict: 'ok', detail: 'nothing left behind' };
   return { what, verdict: 'warn', detail: dead.join(', '), mend: 'acrnvm prune' };
 }

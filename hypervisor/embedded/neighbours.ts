@@ -16,6 +16,7 @@ import { pathFailure } from '../../devicemodel/core/host/path-failure.ts';
 import type { Log } from '../../devicemodel/core/log.ts';
 import { Doorbells, type RegionBells } from './doorbells.ts';
 import type { VuartAddress } from './scenario.ts';
+import { sweepDeadRegions } from './shared-region.ts';
 import { VUART_FIFO_BYTES, VUART_FIFO_RESERVE, type VuartWire } from './vpci/vuart.ts';
 
 /** Ids a User VM can have; ACRN counts them from the Service VM's 0. */
@@ -72,6 +73,7 @@ export class Neighbours {
     this.#makeDirectory();
     try {
       await this.#underLock(() => this.#claim());
+      sweepDeadRegions();
     } catch (error) {
       this.#leave();
       throw error instanceof DmError ? error : pathFailure(`folder ${this.#directory}: cannot be used`, error);

@@ -2,17 +2,17 @@
  * Memory of one ivshmem region, shared by the VMs of a host: a file in /dev/shm that every process with such a VM maps.
  *
  * As the hypervisor's memory it outlives each VM: a guest that resets finds it as it was. Here it lives until the last
- * process that had it ends; a lock on the file says who has it. The first one finds it zeroed, the last one removes it,
- * and what a crash left behind is taken over.
+ * process that had it ends; a lock on the file says who has it. The first one finds it zeroed, the last one removes it.
+ * What VMs that were killed left is taken over, or removed by the next VM that starts, whatever its regions.
  */
 import { constants, fstatSync, rmSync, statSync } from 'node:fs';
 import { HostError } from '../../devicemodel/core/errors.ts';
 import { Errno } from '../../devicemodel/core/host/errno.ts';
 import { lockWait, tryLock } from '../../devicemodel/core/host/file-lock.ts';
 import { closeFd, OpenFlag, openFile, setFileSize } from '../../devicemodel/core/host/files.ts';
+import { regionFiles, regionPath } from '../../devicemodel/core/host/region-files.ts';
 import { fillShared, mapShared, type SharedMapping } from '../../devicemodel/core/host/shared-memory.ts';
 
-const SHM_DIR = '/dev/shm';
 const PRIVATE = constants.S_IRUSR | constants.S_IWUSR;
 const OTHERS = 0o077;
 
@@ -28,19 +28,13 @@ interface Region {
 const regions = new Map<string, Region>();
 let isExitHooked = false;
 
-/** One file name per region and user; what a file name cannot hold is written as its code. */
-function pathOf(regionName: string): string {
-  const name = regionName.replace(/^hv:\//, '').replace(/[^A-Za-z0-9_-]/g, (c) => `%${c.codePointAt(0)?.toString(16)}`);
-  return `${SHM_DIR}/acrn-soft.${process.getuid?.() ?? 0}.${name}`;
-}
-
 /**
  * The region for one VM; disposing ends its use, not its memory.
  * @returns undefined when the region exists with another size.
  * @throws HostError
  */
 export function openSharedRegion(regionName: string, sizeBytes: number): SharedMapping | undefined {
-  const path = pathOf(regionName);
+  const path = regionPath(regionName);
   let region = regions.get(path);
   if (region !== undefined && region.users === 0 && region.mapping.bytes.length !== sizeBytes) {
     forget(region); // kept for nobody in particular: another configuration may have it
@@ -70,6 +64,24 @@ export function openSharedRegion(regionName: string, sizeBytes: number): SharedM
 export function forgetSharedRegions(): void {
   for (const region of [...regions.values()]) {
     if (region.users === 0) forget(region);
+  }
+}
+
+/** Give the host back what killed VMs of this user left, of any name. */
+export function sweepDeadRegions(): void {
+  for (const path of regionFiles()) {
+    if (regions.has(path)) continue;
+    try {
+      const fd = openFile(path, OpenFlag.ReadWrite | OpenFlag.NoFollow | OpenFlag.NonBlock | OpenFlag.CloseOnExec);
+      try {
+        checkOurs(fd, path);
+        removeIfUnused(fd, path);
+      } finally {
+        closeFd(fd);
+      }
+    } catch {
+      // Somebody else was quicker, or it is not ours to take away.
+    }
   }
 }
 

@@ -11,6 +11,8 @@ import { claimName } from '../../control/vm-folder.ts';
 import { defaultApiSocket, vmFolder } from '../../control/vm-paths.ts';
 import { tallyRead } from '../../devicemodel/core/counters.ts';
 import { ExitCode } from '../../devicemodel/core/errors.ts';
+import { regionPath } from '../../devicemodel/core/host/region-files.ts';
+import { forgetSharedRegions, openSharedRegion } from '../../hypervisor/embedded/shared-region.ts';
 import { FakeVmm } from '../support/fake-vmm.ts';
 import { memoryLog } from '../support/memory-log.ts';
 import { scratchDirectory, until } from '../support/pty.ts';
@@ -87,7 +89,7 @@ test('ls and info, for people and for programs', async () => {
     consoles: [{ id: 'com1' }],
   });
   expect((await acrnvm('info', 'vm1')).stdout).toContain('com1 pty /dev/pts/7');
-  expect((await acrnvm('prune')).stdout).toBe('removed: killed\n');
+  expect((await acrnvm('prune')).stdout).toMatch(/^removed: killed(,.*)?\n$/);
   expect([existsSync(vmFolder('killed')), existsSync(vmFolder('vm1'))]).toEqual([false, true]);
 });
 
@@ -107,7 +109,7 @@ test('a VM is there as long as its lock is, whoever has its number', async () =>
       { name: 'number-of-another', state: 'dead' },
       { name: 'vm1', state: 'running' },
     ]);
-    expect((await acrnvm('prune')).stdout).toBe('removed: killed-at-once, number-of-another\n');
+    expect((await acrnvm('prune')).stdout).toMatch(/^removed: killed-at-once, number-of-another(,.*)?\n$/);
     expect(existsSync(vmFolder('deaf'))).toBe(true);
   } finally {
     release();
@@ -141,12 +143,27 @@ test('what is said of every command may stand before it', async () => {
   expect(await acrnvm('--version')).toMatchObject({ status: 0, stdout: expect.stringMatching(/^acrnvm \S+\n$/) });
 });
 
+// Any VM of the embedded hypervisor that starts on this machine meanwhile takes the first as well.
+test('prune takes the memory of regions that nobody has any more, and of no other', async () => {
+  const [left, used] = ['left', 'used'].map((name) => `hv:/prune-${name}-${process.pid}`) as [string, string];
+  writeFileSync(regionPath(left), 'left', { mode: 0o600 });
+  const region = openSharedRegion(used, 4096);
+  try {
+    expect((await acrnvm('doctor')).stdout).not.toContain(regionPath(used));
+    expect((await acrnvm('prune')).stdout).not.toContain(regionPath(used));
+    expect([existsSync(regionPath(left)), existsSync(regionPath(used))]).toEqual([false, true]);
+  } finally {
+    region?.dispose();
+    forgetSharedRegions();
+  }
+});
+
 test('prune takes the sockets that acrnctl would take for running VMs, and none of a process that is there', async () => {
   mkdirSync(managerFolder(), { recursive: true });
   const [dead, alive] = [4194305, process.pid].map((pid) => join(managerFolder(), `vm7.monitor.${pid}.socket`));
   for (const path of [dead, alive]) writeFileSync(path as string, '');
   expect((await acrnvm('doctor')).stdout).toContain('vm7');
-  expect((await acrnvm('prune')).stdout).toBe('removed: vm7\n');
+  expect((await acrnvm('prune')).stdout).toMatch(/^removed: vm7(,.*)?\n$/);
   expect([dead, alive].map((path) => existsSync(path as string))).toEqual([false, true]);
 });
 

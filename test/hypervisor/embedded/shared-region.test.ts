@@ -1,8 +1,11 @@
 /** The file of a region stands where everybody may make files. */
+import { spawn } from 'node:child_process';
 import {
   chmodSync,
   chownSync,
+  existsSync,
   lstatSync,
+  mkdirSync,
   mkdtempSync,
   readFileSync,
   rmSync,
@@ -12,7 +15,7 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, expect, test } from 'vitest';
-import { forgetSharedRegions, openSharedRegion } from '../../../hypervisor/embedded/shared-region.ts';
+import { forgetSharedRegions, openSharedRegion, sweepDeadRegions } from '../../../hypervisor/embedded/shared-region.ts';
 
 const NAME = `hv:/joint${process.pid}`;
 const path = `/dev/shm/acrn-soft.${process.getuid?.()}.joint${process.pid}`;
@@ -57,4 +60,45 @@ test('a link is not followed', () => {
   expect(() => openSharedRegion(NAME, 4096)).toThrow();
   expect(readFileSync(join(dir, 'precious'), 'utf8')).toBe('precious');
   rmSync(dir, { recursive: true });
+});
+
+// Mutation: leave out the sweep, the lock, the owner or NoFollow: memory of killed VMs piles up, or somebody else's goes.
+test.each([
+  ['a killed VM left', () => writeFileSync(path, 'left', { mode: 0o600 }), true, false],
+  ['a killed VM left empty', () => writeFileSync(path, '', { mode: 0o600 }), true, false],
+  ['a VM of this process has', () => openSharedRegion(NAME, 4096)?.dispose(), true, true],
+  ['others may read', () => writeFileSync(path, '', { mode: 0o644 }), true, true],
+  [
+    'belongs to another user',
+    () => {
+      writeFileSync(path, '', { mode: 0o600 });
+      chownSync(path, 65534, -1);
+    },
+    isRoot,
+    true,
+  ],
+  ['is a link', () => symlinkSync('/dev/null', path), true, true],
+  ['is a folder', () => mkdirSync(path), true, true],
+])('what %s goes, or stays', (_what, make, isPossible, stays) => {
+  if (!isPossible) return;
+  make();
+  sweepDeadRegions();
+  expect(lstatSync(path, { throwIfNoEntry: false }) !== undefined).toBe(stays);
+  rmSync(path, { recursive: true, force: true });
+});
+
+test('what a VM of another process has stays', async () => {
+  const url = new URL('../../../hypervisor/embedded/shared-region.ts', import.meta.url).href;
+  const code = `import('${url}').then((m) => { m.openSharedRegion('${NAME}', 4096); console.log('has'); setInterval(() => {}, 1e6); })`;
+  const other = spawn(process.execPath, ['--import', 'tsx', '-e', code], { stdio: ['ignore', 'pipe', 'inherit'] });
+  try {
+    await new Promise((resolve) => other.stdout.once('data', resolve));
+    sweepDeadRegions();
+    expect(existsSync(path)).toBe(true);
+  } finally {
+    other.kill('SIGKILL');
+    await new Promise((resolve) => other.once('exit', resolve));
+  }
+  sweepDeadRegions();
+  expect(existsSync(path)).toBe(false);
 });
