@@ -3,6 +3,7 @@
  * irqfd sends.
  */
 import type { MsiMessage } from '../../devicemodel/core/device.ts';
+import { HostError } from '../../devicemodel/core/errors.ts';
 import type { KvmVm } from '../../devicemodel/core/host/kvm.ts';
 import type { GsiRoute } from '../../devicemodel/core/host/kvm-abi.ts';
 
@@ -43,8 +44,15 @@ export class GsiRoutes {
     let gsi = IOAPIC_PINS;
     while (used.has(gsi)) gsi++;
     this.#messages.set(fd, { gsi, address, data });
-    this.#apply();
-    const result = this.#vm.irqfd(fd, gsi, true);
+    let result: number;
+    try {
+      this.#apply();
+      result = this.#vm.irqfd(fd, gsi, true);
+    } catch (error) {
+      // Guests decide how many there are; KVM takes 4096.
+      if (!(error instanceof HostError)) throw error;
+      result = -error.errno;
+    }
     if (result < 0) {
       this.#messages.delete(fd);
       this.#apply();

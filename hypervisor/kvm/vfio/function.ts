@@ -33,7 +33,6 @@ const Power = { control: 4, stateMask: 3, d3: 3 } as const;
 const Msi = { control: 2, address: 4, addressHigh: 8, enable: 1, is64: 1 << 7, hasMasks: 1 << 8 } as const;
 /** Enable, and how many vectors. */
 const MSI_WRITABLE = 0x71;
-const MSI_MAX_SHIFT = 5;
 /** MSI-X (§6.8.2), from the capability. */
 const Msix = { control: 2, table: 4, pending: 8, vectorsMask: 0x7ff, barMask: 7 } as const;
 const MsixControl = { enable: 1 << 15, masked: 1 << 14 } as const;
@@ -206,7 +205,8 @@ export class VfioFunction implements HostFunction {
     return {
       msi: {
         isEnabled: (control & Msi.enable) !== 0,
-        count: 1 << Math.min(MSI_MAX_SHIFT, (control >>> 4) & 7),
+        // No more than it has.
+        count: 1 << Math.min((control >>> 1) & 7, (control >>> 4) & 7),
         ...this.#msiMessage(msi, control),
       },
       msix: {

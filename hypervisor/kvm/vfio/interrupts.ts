@@ -3,6 +3,7 @@
  * All three stay in the kernel; here is only which one it is. PCI Local Bus 3.0 §6.8.
  */
 import type { Gsi } from '../../../devicemodel/core/address.ts';
+import { HostError } from '../../../devicemodel/core/errors.ts';
 import { describeErrno } from '../../../devicemodel/core/host/errno.ts';
 import { Eventfd } from '../../../devicemodel/core/host/eventfd.ts';
 import type { VfioDevice } from '../../../devicemodel/core/host/vfio.ts';
@@ -93,8 +94,7 @@ export class FunctionInterrupts {
       this.#growMsix(vectorsOfMsix);
       for (let vector = 0; vector < this.#msix.count; vector++) this.#msix.update(vector);
     } else {
-      const errno = this.#lineOn();
-      if (errno !== 0) this.#parts.log.guest(() => `its line cannot be had back: ${describeErrno(errno)}`);
+      this.#lineBack();
     }
   }
 
@@ -135,7 +135,19 @@ export class FunctionInterrupts {
     this.#msix.resize(Math.min(this.table.vectors, inStore));
   }
 
-  /** @returns 0 or an errno. */
+  #lineBack(): void {
+    let why: string | undefined;
+    try {
+      const errno = this.#lineOn();
+      if (errno !== 0) why = describeErrno(errno);
+    } catch (error) {
+      if (!(error instanceof HostError)) throw error;
+      why = error.message;
+    }
+    if (why !== undefined) this.#parts.log.guest(() => `its line cannot be had back: ${why}`);
+  }
+
+  /** @returns 0 or an errno. @throws HostError */
   #lineOn(): number {
     if (this.#gsi === undefined || this.#line !== undefined) return 0;
     const { device, host } = this.#parts;

@@ -4,6 +4,7 @@
  * bit, and interrupts at once when it is connected again.
  */
 import type { MsiMessage } from '../../../devicemodel/core/device.ts';
+import { HostError } from '../../../devicemodel/core/errors.ts';
 import { describeErrno } from '../../../devicemodel/core/host/errno.ts';
 import { Eventfd } from '../../../devicemodel/core/host/eventfd.ts';
 import { PollSet } from '../../../devicemodel/core/host/poll.ts';
@@ -54,9 +55,7 @@ export class Vectors {
       this.dispose();
       return;
     }
-    while (this.#vectors.length < count) {
-      this.#vectors.push({ eventfd: new Eventfd(), message: undefined, way: undefined });
-    }
+    if (!this.#makeEventfds(count)) return;
     if (isFirst) for (const { eventfd } of this.#vectors) eventfd.take();
     const fds = this.#vectors.slice(0, count).map(({ eventfd }) => eventfd.fd);
     let result = device.setInterrupts(kind, fds);
@@ -72,6 +71,21 @@ export class Vectors {
     for (let vector = 0; vector < given; vector++) this.update(vector);
   }
 
+  /** A guest that asks for more than this process may open has none, and goes on. */
+  #makeEventfds(count: number): boolean {
+    try {
+      while (this.#vectors.length < count) {
+        this.#vectors.push({ eventfd: new Eventfd(), message: undefined, way: undefined });
+      }
+      return true;
+    } catch (error) {
+      if (!(error instanceof HostError)) throw error;
+      this.#parts.log.guest(() => `${count} interrupts cannot be had: ${error.message}`);
+      this.dispose();
+      return false;
+    }
+  }
+
   /** The vector's message or mask changed. */
   update(index: number): void {
     const vector = this.#vectors[index];
@@ -82,6 +96,9 @@ export class Vectors {
     vector.way?.dispose();
     vector.way = message === undefined ? undefined : this.#parts.eventfds.interrupt(vector.eventfd.fd, message);
     vector.message = vector.way === undefined ? undefined : message;
+    if (message !== undefined && vector.way === undefined) {
+      this.#parts.log.guest(() => `interrupt ${index} cannot be had: KVM takes no further message`);
+    }
   }
 
   /** Whether a masked vector was signalled. */

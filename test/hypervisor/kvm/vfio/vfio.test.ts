@@ -3,6 +3,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { constants, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, describe, expect, test } from 'vitest';
+import { HostError } from '../../../../devicemodel/core/errors.ts';
 import { signalEventfd } from '../../../../devicemodel/core/host/eventfd.ts';
 import { map } from '../../../../devicemodel/core/host/mapping.ts';
 import type { Hsm, PcidevAssignment, RamMapping } from '../../../../devicemodel/core/hsm/hsm.ts';
@@ -314,6 +315,24 @@ describe('interrupts', () => {
     setVector(vm, 0, 0x41);
     expect(vm.kvm.vm.irqfds.has(fd)).toBe(true);
     expect(pending()).toBe(0);
+  });
+
+  test('a guest has no more messages than the function, and none beyond what KVM takes', async () => {
+    const vm = await running();
+    vm.write(At.msi + 4, 0xfee0_1000);
+    vm.write(At.msi + 2, 0x71, 2);
+    expect(vm.vfio.device.interrupts.get('msi')).toHaveLength(4);
+    vm.write(At.msi + 2, 0, 2);
+    // Mutation: the error of KVM_SET_GSI_ROUTING passed on: the guest ends its VM by unmasking a vector.
+    const { setRoutes } = vm.kvm.vm;
+    vm.kvm.vm.setRoutes = (routes) => {
+      if (routes.some((route) => 'address' in route)) throw new HostError('KVM_SET_GSI_ROUTING', E.EINVAL);
+      setRoutes.call(vm.kvm.vm, routes);
+    };
+    vm.write(At.msix + 2, 0x8000, 2);
+    setVector(vm, 0, 0x41);
+    expect(messages(vm, 'msix').every((m) => m === undefined)).toBe(true);
+    expect(vm.lines.join('\n')).toContain('interrupt 0 cannot be had');
   });
 
   test('a host with fewer messages gives those', async () => {
