@@ -60,10 +60,7 @@ export class FakeVfioDevice implements VfioDevice {
     const sizeBytes = index === CONFIG_REGION ? 4096 : BAR_BYTES[index];
     if (sizeBytes === undefined) return undefined;
     const areas = index === CONFIG_REGION || index === 3 ? [] : [{ offset: 0, sizeBytes }];
-    return { sizeBytes, offset: index * 2 ** 40, areas, isMsixMappable: true };
-  }
-  irqCount(kind: VfioIrqKind): number {
-    return kind === 'msix' ? VECTORS : kind === 'msi' ? 4 : 1;
+    return { sizeBytes, offset: index * 2 ** 40, areas };
   }
   read({ offset: base }: VfioRegion, offset: number, size: number): number {
     const index = base / 2 ** 40;
@@ -104,10 +101,6 @@ export class FakeVfioDevice implements VfioDevice {
   disableInterrupts(kind: VfioIrqKind): void {
     this.interrupts.delete(kind);
     if (kind === 'intx') this.unmaskFd = undefined;
-  }
-  reset(): number {
-    this.resets.push('function');
-    return 0;
   }
   dependents(): readonly VfioDependent[] | number {
     return this.dependentsNow;

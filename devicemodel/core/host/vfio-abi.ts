@@ -13,9 +13,7 @@ export const VfioIoctl = {
   GROUP_GET_DEVICE_FD: 0x3b6a,
   DEVICE_GET_INFO: 0x3b6b,
   DEVICE_GET_REGION_INFO: 0x3b6c,
-  DEVICE_GET_IRQ_INFO: 0x3b6d,
   DEVICE_SET_IRQS: 0x3b6e,
-  DEVICE_RESET: 0x3b6f,
   DEVICE_GET_PCI_HOT_RESET_INFO: 0x3b70,
   DEVICE_PCI_HOT_RESET: 0x3b71,
   IOMMU_MAP_DMA: 0x3b71,
@@ -27,9 +25,9 @@ export const VFIO_API_VERSION = 0;
 export const VFIO_TYPE1V2_IOMMU = 3;
 
 export const GroupFlag = { viable: 1 } as const;
-export const DeviceFlag = { reset: 1, pci: 2 } as const;
-export const RegionFlag = { read: 1, write: 2, mmap: 4, caps: 8 } as const;
-export const RegionCap = { sparseMmap: 1, msixMappable: 3 } as const;
+export const DeviceFlag = { reset: 1 } as const;
+export const RegionFlag = { mmap: 4, caps: 8 } as const;
+export const RegionCap = { sparseMmap: 1 } as const;
 export const IrqSetFlag = { none: 1, eventfd: 4, unmask: 1 << 4, trigger: 1 << 5 } as const;
 export const DmaFlag = { read: 1, write: 2 } as const;
 
@@ -52,7 +50,6 @@ export const VfioRegionInfo = struct({
 export const VfioCapHeader = struct({ id: u16, version: u16, next: u32 });
 export const VfioSparseMmap = struct({ header: u64, areaCount: u32, reserved: u32 });
 export const VfioSparseArea = struct({ offset: addr, sizeBytes: addr });
-export const VfioIrqInfo = struct({ argsz: u32, flags: u32, index: u32, count: u32 });
 /** Before the data. */
 export const VfioIrqSet = struct({ argsz: u32, flags: u32, index: u32, start: u32, count: u32 });
 /** Before the entries. */

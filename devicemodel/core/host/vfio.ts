@@ -27,7 +27,6 @@ import {
   VfioHotResetInfo,
   VfioIoctl,
   VfioIrqIndex,
-  VfioIrqInfo,
   type VfioIrqKind,
   VfioIrqSet,
   VfioRegionInfo,
@@ -58,9 +57,8 @@ export interface VfioRegion {
   readonly sizeBytes: number;
   /** In the device's descriptor. */
   readonly offset: number;
-  /** What may be mapped; a page with an MSI-X table in it only if it {@link isMsixMappable}. */
+  /** What may be mapped. */
   readonly areas: readonly VfioArea[];
-  readonly isMsixMappable: boolean;
 }
 
 /** Another function that a reset of the bus resets, too. */
@@ -100,11 +98,10 @@ export interface VfioGroup {
 }
 
 export interface VfioDevice {
-  /** It can be reset by itself. */
+  /** It can be reset by itself: then it was, when it was opened. */
   readonly hasReset: boolean;
   /** @returns undefined for one it does not have. */
   region(index: number): VfioRegion | undefined;
-  irqCount(kind: VfioIrqKind): number;
   /** @returns all ones where the device does not answer. @param sizeBytes 1, 2 or 4. */
   read(region: VfioRegion, offset: number, sizeBytes: number): number;
   write(region: VfioRegion, offset: number, sizeBytes: number, value: number): void;
@@ -118,8 +115,6 @@ export interface VfioDevice {
   /** A signal of the eventfd unmasks INTx. @returns 0 or a negative errno. */
   setUnmask(fd: number): number;
   disableInterrupts(kind: VfioIrqKind): void;
-  /** @returns 0 or a negative errno. */
-  reset(): number;
   /** What {@link hotReset} reaches. @returns a negative errno where the bus cannot be reset. */
   dependents(): readonly VfioDependent[] | number;
   /** Reset the bus. @param groups all that {@link dependents} are in. @returns 0 or a negative errno. */
@@ -243,13 +238,7 @@ class RealDevice implements VfioDevice {
       sizeBytes,
       offset,
       areas: sparse === undefined ? whole : sparseAreas(bytes, sparse.at),
-      isMsixMappable: caps.some(({ id }) => id === RegionCap.msixMappable),
     };
-  }
-
-  irqCount(kind: VfioIrqKind): number {
-    const info = VfioIrqInfo.encode({ argsz: VfioIrqInfo.size, index: VfioIrqIndex[kind] });
-    return ioctlBytes(this.#fd, VfioIoctl.DEVICE_GET_IRQ_INFO, info) < 0 ? 0 : VfioIrqInfo.decode(info).count;
   }
 
   read({ offset: base }: VfioRegion, offset: number, sizeBytes: number): number {
@@ -286,10 +275,6 @@ class RealDevice implements VfioDevice {
     bytes.set(VfioIrqSet.encode(head));
     bytes.set(new Uint8Array(Int32Array.from(fds).buffer), VfioIrqSet.size);
     return ioctlBytes(this.#fd, VfioIoctl.DEVICE_SET_IRQS, bytes);
-  }
-
-  reset(): number {
-    return ioctlNumber(this.#fd, VfioIoctl.DEVICE_RESET, 0);
   }
 
   dependents(): readonly VfioDependent[] | number {

@@ -20,7 +20,6 @@ function expected(): Map<string, number> {
     ],
     vfio_info_cap_header: [vfio.VfioCapHeader, { id: 'id', next: 'next' }],
     vfio_region_sparse_mmap_area: [vfio.VfioSparseArea, { offset: 'offset', sizeBytes: 'size' }],
-    vfio_irq_info: [vfio.VfioIrqInfo, { index: 'index', count: 'count' }],
     vfio_pci_dependent_device: [
       vfio.VfioDependentDevice,
       { groupId: 'group_id', segment: 'segment', bus: 'bus', devfn: 'devfn' },
@@ -50,7 +49,6 @@ function expected(): Map<string, number> {
     .set('VFIO_REGION_INFO_FLAG_MMAP', vfio.RegionFlag.mmap)
     .set('VFIO_REGION_INFO_FLAG_CAPS', vfio.RegionFlag.caps)
     .set('VFIO_REGION_INFO_CAP_SPARSE_MMAP', vfio.RegionCap.sparseMmap)
-    .set('VFIO_REGION_INFO_CAP_MSIX_MAPPABLE', vfio.RegionCap.msixMappable)
     .set('VFIO_IRQ_SET_DATA_NONE', vfio.IrqSetFlag.none)
     .set('VFIO_IRQ_SET_DATA_EVENTFD', vfio.IrqSetFlag.eventfd)
     .set('VFIO_IRQ_SET_ACTION_UNMASK', vfio.IrqSetFlag.unmask)
