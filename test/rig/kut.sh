@@ -6,6 +6,7 @@
 #   KUT_DIR=DIR HYPERVISOR=kvm test/rig/kut.sh       KVM: in the rig (../shared/tools/hsmrig), or here if LOCAL=1
 #   NAMES="tsc msr" …                                these only
 #   SECONDS_EACH=120 …                               instead of what unittests.cfg says (90)
+#   REFERENCE=1 …                                    what fails on KVM is run under QEMU on the same KVM, too
 #
 # KUT_DIR is a checkout; it is built in $KUT_BUILD (/var/tmp/acrn-dm-kut) with gcc, i386 with gcc-multilib.
 # One line each: PASS, SKIP (the test says so), FAIL, and known (FAIL, but in kut-known.txt beside this, with the reason).
@@ -39,7 +40,8 @@ if [ -z "${RIG:-}" ]; then
       exit 0
     fi
     export DM=${DM:-node $repo/dist/acrn-dm.js} HYPERVISOR=kvm KUT_BUILD=$build NAMES=${NAMES:-} SECONDS_EACH=${SECONDS_EACH:-}
-    export RIG_PASS="DM HYPERVISOR KUT_BUILD NAMES SECONDS_EACH" RIG_TIMEOUT=${RIG_TIMEOUT:-600}
+    export REFERENCE=${REFERENCE:-}
+    export RIG_PASS="DM HYPERVISOR KUT_BUILD NAMES SECONDS_EACH REFERENCE" RIG_TIMEOUT=${RIG_TIMEOUT:-600}
     exec "$rig/run.sh" "$(readlink -f "$0")"
   fi
 fi
@@ -53,6 +55,19 @@ passed=0 failed=0 skipped=0 expected=0
 
 # cpus N: local APIC ids for N vCPUs.
 cpus() { seq -s, 0 $(($1 - 1)); }
+
+# reference FILE VCPUS SECONDS WORDS: how QEMU fares with it.
+reference() {
+  timeout -s KILL "$3" qemu-system-x86_64 -nodefaults -accel kvm -cpu host -m 512 -display none -serial stdio -device pc-testdev \
+    -device isa-debug-exit,iobase=0xf4,iosize=0x4 -smp "$2" -kernel "$build/$arch/x86/$1" -append "$4" \
+    < /dev/null > "$scratch/reference" 2>&1
+  case $? in
+    1) grep -a '^FAIL' "$scratch/reference" | head -1 | tr -d '\r' | grep . || echo "passes" ;;
+    77) echo "skips itself" ;;
+    137) echo "no end in $3 s" ;;
+    *) { grep -a '^FAIL' "$scratch/reference" || tail -1 "$scratch/reference"; } | head -1 | tr -d '\r' | cut -c1-150 ;;
+  esac
+}
 
 # run NAME FILE VCPUS SECONDS WORDS
 run() {
@@ -75,6 +90,7 @@ run() {
     echo "FAIL    $name: status $status, $line"
     failed=$((failed + 1))
   fi
+  if [ -n "${REFERENCE:-}" ] && [ "$hypervisor" = kvm ]; then echo "        QEMU: $(reference "$file" "$count" "$seconds" "$words")"; fi
   [ -z "${OUT:-}" ] || cp "$scratch/log" "$OUT/kut-$name.log"
 }
 
