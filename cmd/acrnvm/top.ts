@@ -9,7 +9,7 @@ interface Counter {
 
 interface Metric {
   readonly name: string;
-  readonly samples: readonly { readonly value: number }[];
+  readonly samples: readonly { readonly suffix?: string; readonly value: number }[];
 }
 
 /** What was counted so far. */
@@ -21,6 +21,9 @@ interface Sample {
   readonly diskOps: number;
   readonly netBytes: number;
   readonly accesses: number;
+  /** How late its device thread was, in all, at so many looks. */
+  readonly lateS: number;
+  readonly looks: number;
 }
 
 /** One VM over one interval; rates are of a second. */
@@ -33,6 +36,8 @@ export interface Load {
   readonly diskOpsPerS?: number;
   readonly netBytesPerS?: number;
   readonly accessesPerS?: number;
+  /** How late the device thread comes to what waits for it; absent when nobody looked meanwhile. */
+  readonly lagMs?: number;
 }
 
 /** @returns undefined when nobody answers any more, or the process has no VM. */
@@ -42,6 +47,10 @@ async function sampleOf(name: string): Promise<Sample | undefined> {
     const counters = (await call(at, 'GET', '/v1/counters')) as readonly Counter[];
     const metrics = (await call(at, 'GET', '/v1/metrics', undefined, { accept: 'application/json' })) as Metric[];
     const metric = (wanted: string) => metrics.find((each) => each.name === wanted)?.samples[0]?.value ?? 0;
+    const lag = (suffix: string) =>
+      metrics
+        .find((each) => each.name === 'acrn_device_thread_lag_seconds')
+        ?.samples.find((each) => each.suffix === suffix)?.value ?? 0;
     const sum = (kind: string, ...names: readonly string[]) =>
       counters
         .filter((each) => each.kind === kind)
@@ -54,6 +63,8 @@ async function sampleOf(name: string): Promise<Sample | undefined> {
       diskOps: sum('disk', 'reads', 'writes', 'flushes', 'discards'),
       netBytes: sum('net', 'rxBytes', 'txBytes'),
       accesses: sum('accesses', 'pioReads', 'pioWrites', 'mmioReads', 'mmioWrites', 'pciReads', 'pciWrites'),
+      lateS: lag('_sum'),
+      looks: lag('_count'),
     };
   } catch {
     return undefined;
@@ -95,6 +106,9 @@ function ratesOf(now: Sample, before: Sample | undefined): Partial<Load> {
     diskOpsPerS: rate(({ diskOps }) => diskOps),
     netBytesPerS: rate(({ netBytes }) => netBytes),
     accessesPerS: rate(({ accesses }) => accesses),
+    ...(now.looks > before.looks
+      ? { lagMs: Math.round((10_000 * (now.lateS - before.lateS)) / (now.looks - before.looks)) / 10 }
+      : {}),
   };
 }
 
@@ -111,7 +125,7 @@ export function sizeText(bytes: number): string {
   return `${value < 10 && unit > 0 ? value.toFixed(1) : Math.round(value)} ${units[unit]}`;
 }
 
-export const topHead = ['NAME', 'STATE', 'CPU', 'MEMORY', 'DISK', 'OPS', 'NETWORK', 'ACCESSES'] as const;
+export const topHead = ['NAME', 'STATE', 'CPU', 'MEMORY', 'DISK', 'OPS', 'NETWORK', 'ACCESSES', 'LAG'] as const;
 
 export function topRow(load: Load): string[] {
   const shown = (value: number | undefined, text: (value: number) => string) =>
@@ -126,5 +140,6 @@ export function topRow(load: Load): string[] {
     shown(load.diskOpsPerS, perS),
     shown(load.netBytesPerS, (value) => `${sizeText(value)}/s`),
     shown(load.accessesPerS, perS),
+    shown(load.lagMs, (value) => `${value} ms`),
   ];
 }

@@ -11,6 +11,7 @@ import { PacedSocket } from './paced-socket.ts';
 import { HttpProblem, problemOf } from './problem.ts';
 import { attachConsole, ownRoutes } from './resources.ts';
 import { type Answer, matchRoute, type Route, targetOf } from './routes.ts';
+import { ThreadLag } from './thread-lag.ts';
 import type { Vmm } from './vmm.ts';
 
 const Limits = {
@@ -41,7 +42,9 @@ export interface HttpApi {
 
 export function createApi({ vmm, log, limits: changed = {} }: ApiOptions): HttpApi {
   const limits = { ...Limits, ...changed };
-  const routes: readonly Route[] = [...cloudHypervisorRoutes(vmm), ...ownRoutes(vmm, () => openApiDocument(routes))];
+  const lag = new ThreadLag();
+  const own = ownRoutes(vmm, lag, () => openApiDocument(routes));
+  const routes: readonly Route[] = [...cloudHypervisorRoutes(vmm), ...own];
   const server = createServer(
     {
       maxHeaderSize: limits.headerBytes,
@@ -91,7 +94,13 @@ export function createApi({ vmm, log, limits: changed = {} }: ApiOptions): HttpA
     if (socket.writable) socket.end('HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n');
     else socket.destroy();
   });
-  return { accept: (socket) => connections.accept(socket), close: () => connections.close() };
+  return {
+    accept: (socket) => connections.accept(socket),
+    close: () => {
+      lag.close();
+      return connections.close();
+    },
+  };
 }
 
 /** How long a client may take its last answer. */

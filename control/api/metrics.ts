@@ -1,24 +1,26 @@
 /** Figures of a VM, its devices and its process, for Prometheus' text format or as JSON. */
 import type { CounterKind, CounterName, Counters } from '../../devicemodel/core/counters.ts';
+import { LAG_BOUNDS_S, type LagHistogram } from './thread-lag.ts';
 import { stateOf, type Vmm } from './vmm.ts';
 
 type Labels = Readonly<Record<string, string>>;
 
 export interface Metric {
   readonly name: string;
-  readonly type: 'gauge' | 'counter';
+  readonly type: 'gauge' | 'counter' | 'histogram';
   readonly help: string;
-  readonly samples: readonly { readonly labels?: Labels; readonly value: number }[];
+  /** `suffix`: behind the name, for the parts of a histogram. */
+  readonly samples: readonly { readonly suffix?: string; readonly labels?: Labels; readonly value: number }[];
 }
 
 /** A process without a VM is in none of them. */
 const states = ['created', 'running', 'paused', 'suspended', 'ended'] as const;
 
-export function metricsText(vmm: Vmm): string {
-  return `${metricsOf(vmm).map(textOf).join('\n')}\n`;
+export function metricsText(vmm: Vmm, lag: LagHistogram): string {
+  return `${metricsOf(vmm, lag).map(textOf).join('\n')}\n`;
 }
 
-export function metricsOf(vmm: Vmm): Metric[] {
+export function metricsOf(vmm: Vmm, lag: LagHistogram): Metric[] {
   const { guest, version, events } = vmm;
   const stateNow = stateOf(vmm);
   const vmState: Metric = {
@@ -42,6 +44,7 @@ export function metricsOf(vmm: Vmm): Metric[] {
       process.memoryUsage.rss(),
     ),
     one('counter', 'process_cpu_seconds_total', 'CPU time of all threads.', (user + system) / 1e6),
+    lagMetric(lag),
     one('counter', 'acrn_events_total', 'Events of the VM and its process.', events.seq),
   ];
   if (guest === undefined) return [vmState, ...process_];
@@ -59,6 +62,21 @@ export function metricsOf(vmm: Vmm): Metric[] {
     ...deviceMetrics(guest.counters.all),
     ...process_,
   ];
+}
+
+function lagMetric({ atMost, count, sumS }: LagHistogram): Metric {
+  const bucket = (le: string, value: number) => ({ suffix: '_bucket', labels: { le }, value });
+  return {
+    name: 'acrn_device_thread_lag_seconds',
+    type: 'histogram',
+    help: 'How late the device thread came to what waited for it, looked at four times a second while figures are read.',
+    samples: [
+      ...LAG_BOUNDS_S.map((bound, i) => bucket(String(bound), atMost[i] as number)),
+      bucket('+Inf', count),
+      { suffix: '_sum', value: sumS },
+      { suffix: '_count', value: count },
+    ],
+  };
 }
 
 /** A metric of some counters of a kind: the counters, and the labels that tell them apart. */
@@ -157,9 +175,9 @@ function samplesOf(counters: Counters, wanted: Readonly<Record<string, Labels>>)
 }
 
 function textOf({ name, type, help, samples }: Metric): string {
-  const lines = samples.map(({ labels = {}, value }) => {
+  const lines = samples.map(({ suffix = '', labels = {}, value }) => {
     const pairs = Object.entries(labels).map(([key, text]) => `${key}="${escaped(text)}"`);
-    return `${name}${pairs.length === 0 ? '' : `{${pairs.join(',')}}`} ${value}`;
+    return `${name}${suffix}${pairs.length === 0 ? '' : `{${pairs.join(',')}}`} ${value}`;
   });
   return [`# HELP ${name} ${help}`, `# TYPE ${name} ${type}`, ...lines].join('\n');
 }

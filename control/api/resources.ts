@@ -10,6 +10,7 @@ import { HttpProblem, problemOf } from './problem.ts';
 import { type Answer, decoded, done, json, parsed, type Route, targetOf } from './routes.ts';
 import { bounded, serveEvents } from './server-sent.ts';
 import { Give, Take } from './shapes.ts';
+import type { ThreadLag } from './thread-lag.ts';
 import { type RunningGuest, stateOf, type Vmm } from './vmm.ts';
 
 const REASON = 'asked by the API';
@@ -27,7 +28,7 @@ function route(
 }
 
 /** @param openApi the document about all routes. */
-export function ownRoutes(vmm: Vmm, openApi: () => Promise<object>): Route[] {
+export function ownRoutes(vmm: Vmm, lag: Pick<ThreadLag, 'ask'>, openApi: () => Promise<object>): Route[] {
   return [
     route('GET', '/v1/vm', 'The VM: name, state, hypervisor, memory, process.', () => json(describe(vmm)), {
       answer: Give.vm,
@@ -68,8 +69,8 @@ export function ownRoutes(vmm: Vmm, openApi: () => Promise<object>): Route[] {
       "Prometheus' text format; JSON where Accept asks for it.",
       ({ request }) =>
         (request.headers.accept ?? '').includes('application/json')
-          ? json(metricsOf(vmm))
-          : { status: 200, body: metricsText(vmm), type: METRICS_TYPE },
+          ? json(metricsOf(vmm, lag.ask()))
+          : { status: 200, body: metricsText(vmm, lag.ask()), type: METRICS_TYPE },
       { type: 'text/plain' },
     ),
     ...logRoutes(vmm),

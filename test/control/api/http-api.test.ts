@@ -6,6 +6,7 @@ import { afterEach, describe, expect, test } from 'vitest';
 import { cloudHypervisorRoutes } from '../../../control/api/cloud-hypervisor.ts';
 import { type ApiOptions, createApi } from '../../../control/api/http-api.ts';
 import { ownRoutes } from '../../../control/api/resources.ts';
+import { ThreadLag } from '../../../control/api/thread-lag.ts';
 import { openApiDoor } from '../../../control/api-door.ts';
 import { crashReport } from '../../../control/crash-report.ts';
 import {
@@ -273,6 +274,9 @@ describe('resources of our own', () => {
       expect(line).toMatch(/^(# (HELP|TYPE) \w+ .+|[a-z_]+(\{(\w+="[^"]*",?)+\})? \d+(\.\d+)?(e[+-]\d+)?)$/);
     }
     expect(text).toContain('acrn_vm_state{state="running"} 1');
+    for (const line of ['_bucket{le="0.25"} 0', '_bucket{le="+Inf"} 0', '_sum 0', '_count 0']) {
+      expect(text).toContain(`\nacrn_device_thread_lag_seconds${line}\n`);
+    }
   });
 
   test.each([
@@ -418,7 +422,7 @@ describe('resources of our own', () => {
     vmm.logTail.write('info', 'a line');
     vmm.crash = crashReport({ cause: 'triple-fault', vcpus: ['eip 0'] }, guest, vmm.logTail.lines);
     let looked = 0;
-    for (const route of [...cloudHypervisorRoutes(vmm), ...ownRoutes(vmm, async () => ({}))]) {
+    for (const route of [...cloudHypervisorRoutes(vmm), ...ownRoutes(vmm, new ThreadLag(), async () => ({}))]) {
       if (route.method !== 'GET' || route.answer === undefined) continue;
       const { json, status } = await ask(path, 'GET', route.path);
       expect([route.path, status, v.safeParse(route.answer, json).issues]).toEqual([route.path, 200, undefined]);
