@@ -20,6 +20,7 @@ import { buildMpTable } from '../core/firmware/mptable.ts';
 import { openSharedMemory } from '../core/host/shared-memory.ts';
 import { KeptOverLives } from '../core/kept-over-lives.ts';
 import { Layout } from '../core/layout.ts';
+import { alignUp, MiB } from '../core/units.ts';
 import type { Display } from './display/display.ts';
 import { acpiInput, isaAml, tableContributors } from './firmware-tables.ts';
 import { InputHub } from './input/input-hub.ts';
@@ -28,6 +29,7 @@ import { InterruptWiring } from './interrupts.ts';
 import type { HostTree } from './pci/driver.ts';
 import type { PciFunction } from './pci/function.ts';
 import { PciHost } from './pci/host.ts';
+import type { PciBusInput } from './pci/host-aml.ts';
 import { attachComPort, comResources } from './pci/lpc.ts';
 import type { ManagedFunctions } from './pci/passthru/managed.ts';
 import { CmosIo } from './platform/cmos-io.ts';
@@ -90,6 +92,7 @@ class Pc implements Board {
   readonly #serial: Ns16550[] = [];
   readonly #wiring: InterruptWiring;
   readonly #pirq = new PirqRouter();
+  readonly #deviceMemory = new MmioWindow();
   #hasRun = false;
   #madeRpmbKey: Uint8Array | undefined;
   readonly #pins = new IoapicPins();
@@ -234,7 +237,7 @@ class Pc implements Board {
       power,
       machine: { memory, vcpuCount, ...splitRam(config.memoryBytes), firmwareConsole: firmwareConsole(config) },
       hostRoot: this.#options.hostTree?.root ?? '',
-      window: new MmioWindow(),
+      window: this.#deviceMemory,
       reserveIrq: (irq: number) => this.#reserveIrq(irq),
       vcpus: () => this.#vcpus(),
       reservedBelow: () => this.pciConfig.reservedMemory?.base,
@@ -292,7 +295,7 @@ class Pc implements Board {
           {
             bus: 0,
             lastBus: this.pciConfig.lastBus,
-            ioWindow: this.pciConfig.windows().io,
+            ...this.#firmwareWindows(),
             routes,
             functions: this.pciConfig.aml(),
           },
@@ -303,6 +306,13 @@ class Pc implements Board {
     const mp = buildMpTable({ lapicIds, lapicPassthrough: config.lapicPt, routes, sciGsi: SCI_GSI });
     for (const table of [...mp, ...acpi]) memory.write(table.gpa, table.bytes);
     for (const device of this.#optional) device.tablesWritten?.(acpi);
+  }
+
+  /** A BIOS places BARs anew, wherever its own machine has room, and the guest's kernel moves those that are outside. */
+  #firmwareWindows(): Pick<PciBusInput, 'ioWindow' | 'firmwareWindow'> {
+    if (this.#parts.config.boot?.kind !== 'bios') return { ioWindow: this.pciConfig.windows().io };
+    const base = alignUp(this.#deviceMemory.end, MiB);
+    return { ioWindow: Layout.pciIo, firmwareWindow: { base, end: Layout.pciMem32Firmware.end } };
   }
 
   guestStarted(): void {

@@ -2,7 +2,7 @@
  * What the PCI host adds to the firmware tables: a bridge per bus with its windows and interrupt routing, and where
  * configuration space is in memory. Spec: ACPI 6.4 §6.2.13 (_PRT), PCI Firmware 3.2 §4.1.2 (MCFG).
  */
-import type { Gsi, Port } from '../../core/address.ts';
+import type { Gpa, Gsi, Port } from '../../core/address.ts';
 import { BugError } from '../../core/errors.ts';
 import { type Aml, device, eisaId, ifElse, method, name, pkg, ret } from '../../core/firmware/aml.ts';
 import {
@@ -39,6 +39,8 @@ export interface PciBusInput {
   readonly lastBus: number;
   /** I/O ports given to BARs of this bus and of those below it. */
   readonly ioWindow: { readonly base: Port; readonly end: Port };
+  /** Where firmware that places BARs itself moves them to. */
+  readonly firmwareWindow?: { readonly base: Gpa; readonly end: Gpa } | undefined;
   /** In slot, then pin order. */
   readonly routes: readonly IntxRoute[];
   /** In any order; written by device and function. */
@@ -57,6 +59,9 @@ function hostBridgeResources(bus: PciBusInput): Aml {
   }
   list.push(wordIo(bus.ioWindow.base, bus.ioWindow.end - bus.ioWindow.base));
   list.push(dwordMemory(pciMem32.base, pciMem32.end - pciMem32.base));
+  const { firmwareWindow } = bus;
+  if (firmwareWindow !== undefined)
+    list.push(dwordMemory(firmwareWindow.base, firmwareWindow.end - firmwareWindow.base));
   list.push(qwordMemory(pciMem64.base, pciMem64.end - pciMem64.base));
   return resourceTemplate(list);
 }

@@ -9,6 +9,11 @@ const PAGE_BYTES = 4 * KiB;
 export class MmioWindow {
   #next: Gpa = Layout.deviceWindow.base;
 
+  /** What is given out ends here. */
+  get end(): Gpa {
+    return this.#next;
+  }
+
   /**
    * @param what whose it is, for the message.
    * @returns an address aligned to the size, rounded up to a power of two.

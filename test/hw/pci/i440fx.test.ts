@@ -1,6 +1,8 @@
 /** The host bridge for firmware of other hypervisors, and the power management function that comes with it. */
 import { describe, expect, test } from 'vitest';
+import { dwordMemory } from '../../../devicemodel/core/firmware/aml-resources.ts';
 import { checkOptions, optionsFromText } from '../../../devicemodel/core/options.ts';
+import { hostBridgeAml } from '../../../devicemodel/hw/pci/host-aml.ts';
 import { hostBridge } from '../../../devicemodel/hw/pci/host-bridge.ts';
 import { PIIX4_PM_SLOT, piix4Pm } from '../../../devicemodel/hw/pci/piix4-pm.ts';
 import { pciUart } from '../../../devicemodel/hw/pci/uart.ts';
@@ -101,4 +103,11 @@ describe('PIIX4 power management', () => {
     pc.host.reset();
     expect(pc.pio.read(0x608, 4)).toBeUndefined();
   });
+});
+
+test('the guest is told of the range that a BIOS moves BARs to, or its kernel would move them again', () => {
+  const bus = { bus: 0, lastBus: 0, ioWindow: { base: 0x2000, end: 0x1_0000 }, routes: [], functions: [] };
+  const has = (aml: readonly number[]) => Buffer.from(aml).includes(Buffer.from(dwordMemory(0xf010_0000, 0xeb0_0000)));
+  expect(has(hostBridgeAml({ ...bus, firmwareWindow: { base: 0xf010_0000, end: 0xfec0_0000 } }, false))).toBe(true);
+  expect(has(hostBridgeAml(bus, false))).toBe(false);
 });

@@ -9,8 +9,9 @@ import type { PlacedTable } from '../../../core/firmware/acpi-tables.ts';
 import { device, integer, name, text } from '../../../core/firmware/aml.ts';
 import { io, resourceTemplate } from '../../../core/firmware/aml-resources.ts';
 import type { DeviceAml } from '../../../core/firmware/contribution.ts';
-import { buildE820 } from '../../../core/firmware/e820.ts';
+import { buildE820, type E820Entry as MapEntry } from '../../../core/firmware/e820.ts';
 import type { IoBus, Registration } from '../../../core/io-bus.ts';
+import { Layout } from '../../../core/layout.ts';
 import type { Log } from '../../../core/log.ts';
 import type { GuestMemory } from '../../../core/memory.ts';
 import { addr, struct, u32 } from '../../../core/struct.ts';
@@ -93,7 +94,9 @@ export class FwCfg implements PlatformDevice, IoRegion {
   #list(more: readonly NamedFile[]): void {
     const { machine } = this.#env;
     const items = this.#items;
-    const map = buildE820(machine).filter((entry) => entry.size > 0);
+    const map = buildE820(machine)
+      .flatMap(withoutBars)
+      .filter((entry) => entry.size > 0);
     const { firmwareConsole: port } = machine;
     const files = [
       { name: 'etc/e820', content: Buffer.concat(map.map((entry) => E820Entry.encode(entry))) as Uint8Array },
@@ -191,6 +194,17 @@ export class FwCfg implements PlatformDevice, IoRegion {
     this.#offset += data.length;
     return true;
   }
+}
+
+/** Kernels leave no BAR in what is reserved: where firmware moves BARs to is not. */
+function withoutBars(entry: MapEntry): MapEntry[] {
+  const { pciMem32Firmware: bars } = Layout;
+  const end = entry.base + entry.size;
+  if (entry.base > bars.base || end < bars.end) return [entry];
+  return [
+    { ...entry, size: bars.base - entry.base },
+    { ...entry, base: bars.end, size: end - bars.end },
+  ];
 }
 
 function little(sizeBytes: number, value: number): Uint8Array {
