@@ -288,10 +288,16 @@ async function stop(invocation: Invocation): Promise<ExitCode | undefined> {
   return undefined;
 }
 
-/** @returns the state of the VM; undefined: its process is gone. */
-async function stateAt(at: string): Promise<string | undefined> {
+/** What is at a socket. A VM has a name from before it runs until it is gone. */
+interface VmThere {
+  readonly state: string;
+  readonly name?: string;
+}
+
+/** @returns undefined when the process is gone. */
+async function vmAt(at: string): Promise<VmThere | undefined> {
   try {
-    return ((await call(at, 'GET', '/v1/vm')) as { readonly state: string }).state;
+    return (await call(at, 'GET', '/v1/vm')) as VmThere;
   } catch (error) {
     if (error instanceof ClientError && error.cause !== undefined) return undefined;
     throw error;
@@ -301,7 +307,8 @@ async function stateAt(at: string): Promise<string | undefined> {
 /** @returns once the VM is gone. @throws ClientError */
 async function stopAndWait(at: string, { force, timeoutS }: Invocation): Promise<void> {
   // A process that stays after its guest has nothing left to ask: it is what is stopped.
-  const isProcessOnly = ['created', 'ended', 'none'].includes((await stateAt(at)) ?? '');
+  const there = await vmAt(at);
+  const isProcessOnly = there !== undefined && there.name === undefined;
   if (isProcessOnly && !force) {
     throw new ClientError('no guest runs here, only the process is there', { hint: 'acrnvm stop -f ends it' });
   }
@@ -309,8 +316,8 @@ async function stopAndWait(at: string, { force, timeoutS }: Invocation): Promise
   else await call(at, 'PUT', '/v1/vm/power', force ? { action: 'off', force: true } : { action: 'shutdown' });
   const deadlineMs = Date.now() + timeoutS * 1000;
   for (;;) {
-    const state = await stateAt(at);
-    if (state === undefined || (!isProcessOnly && (state === 'ended' || state === 'none'))) return;
+    const now = await vmAt(at);
+    if (now === undefined || (!isProcessOnly && (now.state === 'ended' || now.state === 'none'))) return;
     if (Date.now() > deadlineMs) {
       if (isProcessOnly) throw new ClientError(`the process did not end within ${timeoutS} s`);
       throw new ClientError(`the guest did not shut down within ${timeoutS} s`, {

@@ -260,6 +260,14 @@ describe('stop', () => {
     await acrnvm('stop', '-f', '-t', '0.1', 'vm1');
     expect(vmm.asked.at(-1)).toBe('forced poweroff: asked by the API');
   });
+  test('a guest that is only being built is asked like any other', async () => {
+    vmm.state = 'created';
+    const stopped = acrnvm('stop', 'vm1');
+    await until(() => vmm.asked.length === 1, 'asked');
+    vmm.isBooted = false;
+    vmm.config = undefined;
+    expect(await stopped).toMatchObject({ status: 0 });
+  });
   test('a process that stayed after its guest ends by -f only', async () => {
     Object.assign(vmm, { isBooted: false, hasRun: true });
     expect(await acrnvm('stop', 'vm1')).toMatchObject({
