@@ -184,6 +184,7 @@ export class EmbeddedHsm implements Hsm {
     this.#life.needPaused('RESET_VM');
     this.#engine.reset();
     this.#router.reset();
+    this.#hostFunctions?.reset();
     this.#freeSlots();
     this.#life.reset();
   }

@@ -22,6 +22,8 @@ export interface HostFunction extends VirtualFunction {
   /** Its INTx line is this input of the guest's IOAPIC. @returns 0 or an errno. */
   connectLine(gsi: Gsi): number;
   disconnectLine(): void;
+  /** The guest's interrupt controllers were reset: an end of interrupt that was awaited does not come any more. */
+  rearmLine(): void;
 }
 
 /** What a function of the host gets from its VM, beside what all functions get. */
@@ -123,6 +125,11 @@ export class HostFunctions implements HostFunctionAbility {
   resetPtdevIntx({ virtualBdf }: PtdevIntx): void {
     this.#parts.life.need('RESET_PTDEV_INTR');
     this.#at('RESET_PTDEV_INTR', virtualBdf).disconnectLine();
+  }
+
+  /** RESET_VM: functions stay (S3). */
+  reset(): void {
+    for (const fn of this.#assigned.values()) fn.rearmLine();
   }
 
   mapRam(mapping: RamMapping): void {

@@ -109,6 +109,10 @@ export class VfioFunction implements HostFunction {
     this.#interrupts.disconnectLine();
   }
 
+  rearmLine(): void {
+    this.#interrupts.rearmLine();
+  }
+
   dispose(): void {
     // Out of the guest before it is anybody else's.
     this.#bars.dispose();

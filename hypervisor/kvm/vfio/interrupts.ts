@@ -78,6 +78,11 @@ export class FunctionInterrupts {
     this.#lineOff();
   }
 
+  /** As the guest's end of interrupt would: a device that interrupts still does so again. */
+  rearmLine(): void {
+    this.#line?.unmask.signal();
+  }
+
   /** The capability registers changed. */
   update(): void {
     const { msi, msix } = this.#parts.registers();

@@ -4,7 +4,7 @@ import { constants, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, describe, expect, test } from 'vitest';
 import { HostError } from '../../../../devicemodel/core/errors.ts';
-import { signalEventfd } from '../../../../devicemodel/core/host/eventfd.ts';
+import { signalEventfd, takeEventfd } from '../../../../devicemodel/core/host/eventfd.ts';
 import { map } from '../../../../devicemodel/core/host/mapping.ts';
 import type { Hsm, PcidevAssignment, RamMapping } from '../../../../devicemodel/core/hsm/hsm.ts';
 import { IoreqPage } from '../../../../devicemodel/core/ioreq-page.ts';
@@ -362,6 +362,19 @@ describe('interrupts', () => {
     vm.hsm.hostFunctions?.resetPtdevIntx(intx);
     expect(device.interrupts.size).toBe(0);
     expect(vm.kvm.vm.irqfds.size).toBe(0);
+  });
+
+  // Mutation: a reset that leaves it alone. The device masked its line until an end of interrupt that never comes.
+  test('after S3 the line interrupts again, whatever the guest had not finished', async () => {
+    const vm = await machine();
+    vm.assign();
+    vm.hsm.hostFunctions?.setPtdevIntx(intx);
+    vm.start();
+    vm.hsm.pauseVm();
+    expect(takeEventfd(vm.vfio.device.unmaskFd ?? -1)).toBe(0);
+    vm.hsm.resetVm();
+    expect(takeEventfd(vm.vfio.device.unmaskFd ?? -1)).toBe(1);
+    expect([...vm.vfio.device.interrupts.keys()]).toEqual(['intx']);
   });
 
   test('a line beyond the pins is refused with what to do', async () => {
