@@ -4,7 +4,7 @@ import { closeSync, constants, openSync, readlinkSync, rmSync } from 'node:fs';
 import { constants as osConstants } from 'node:os';
 import { basename, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { HsmError } from '../../../../devicemodel/core/hsm/errors.ts';
 import { ManagedFunctions } from '../../../../devicemodel/hw/pci/passthru/managed.ts';
 import { FakeHostPci } from '../../../support/fake-host-pci.ts';
@@ -77,6 +77,8 @@ describe('a VM', () => {
     hang(path());
     const pc = pcWith(',managed');
     const running = pc.vm.run();
+    // Once it is on its way, and then some time for it to hang.
+    await vi.waitFor(() => expect(host.read(AT, 'driver_override')).toMatch(/^pci-stub/), 20_000);
     await delay(100);
     pc.vm.power.request({ kind: 'poweroff', reason: 'SIGTERM' });
     expect(await running).toMatchObject({ kind: 'poweroff' });
