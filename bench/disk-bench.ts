@@ -1,7 +1,8 @@
 /** What the benches of disks have in common: a file in memory, the sizes and depths that are measured, random places. */
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, bench, describe } from 'vitest';
+import { makeScratch } from '../tools/scratch.mjs';
 
 const DISK_BYTES = 64 << 20;
 
@@ -27,7 +28,7 @@ export function benchDisk(
   deep: string,
   makeTraffic: (disk: DiskFixture, traffic: Traffic) => Promise<() => void>,
 ): void {
-  const dir = mkdtempSync('/dev/shm/disk-bench-');
+  const dir = makeScratch('disk-bench', '/dev/shm');
   const path = join(dir, 'disk');
   for (const image of [path, `${path}.w`]) writeFileSync(image, Buffer.alloc(DISK_BYTES));
   let seed = 1;

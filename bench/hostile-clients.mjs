@@ -6,14 +6,15 @@
  * how long an honest client of the API waits, how much memory and how many descriptors the process has before and after.
  * Times are those of a machine that does nothing else.
  */
+import '../tools/usage.mjs';
 import { spawn } from 'node:child_process';
-import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { readdirSync, readFileSync, rmSync } from 'node:fs';
 import { request } from 'node:http';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
+import { makeScratch } from '../tools/scratch.mjs';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
 const client = join(root, 'test/support/hostile-client.mjs');
@@ -85,7 +86,7 @@ const { values, positionals } = parseArgs({
   options: { seconds: { type: 'string', default: '3' } },
 });
 const seconds = Number(values.seconds);
-const scratch = mkdtempSync(join(tmpdir(), 'hostile-clients-'));
+const scratch = makeScratch('hostile-clients');
 const api = join(scratch, 'api.sock');
 const monitor = join(scratch, 'monitor.sock');
 const args =

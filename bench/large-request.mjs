@@ -4,9 +4,9 @@
  * by the device thread on an image in memory, and beside it on one of the file system. The target is 20 ms at most.
  */
 import { spawnSync } from 'node:child_process';
-import { mkdtempSync, openSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { openSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { makeScratch } from '../tools/scratch.mjs';
 
 const LIMIT_US = 20_000;
 const GiB = 2 ** 30;
@@ -74,8 +74,8 @@ function script() {
 
 /** @returns 0, or 1 when somebody waited for longer than the limit, or nothing could be measured. */
 export function benchLargeRequest({ dm, recorder, kernel }) {
-  const memory = mkdtempSync('/dev/shm/large-request-');
-  const work = mkdtempSync(join(tmpdir(), 'large-request-'));
+  const memory = makeScratch('large-request', '/dev/shm');
+  const work = makeScratch('large-request');
   try {
     const image = (directory) => {
       const path = join(directory, 'disk');

@@ -6,9 +6,9 @@
  *   BENCH_PAIRS=30       pairs of each figure
  */
 import { spawnSync } from 'node:child_process';
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { makeScratch } from '../tools/scratch.mjs';
 
 const PAIRS = Number(process.env.BENCH_PAIRS ?? 30);
 /** Requests of a round trip figure in one turn; the recorder's own script takes ten times as many. */
@@ -73,7 +73,7 @@ export function benchPairs(root, { recorder, kernel }) {
     console.log('pairs: skipped (ACRN_DM_BASELINE names no built checkout)');
     return 0;
   }
-  const work = mkdtempSync(join(tmpdir(), 'acrn-dm-pairs-'));
+  const work = makeScratch('pairs');
   const measure = (checkout, turn) => {
     const program = join(checkout, 'dist/acrn-dm.js');
     return {

@@ -8,9 +8,9 @@
  *   MAX_RATIO=R          status 1 when the median is above it
  */
 import { spawnSync } from 'node:child_process';
-import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { existsSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
+import { makeScratch } from '../tools/scratch.mjs';
 
 const PAIRS = Number(process.env.BENCH_PAIRS ?? 3);
 const TIMEOUT_MS = 300_000;
@@ -45,7 +45,7 @@ export function benchSoftBoot(root) {
   const example = join(root, 'examples/debian-i386');
   if (spawnSync(join(example, 'fetch.sh'), [debian]).status !== 0) return skip('no Debian i386 packages');
 
-  const work = mkdtempSync(join(tmpdir(), 'acrn-dm-bench-'));
+  const work = makeScratch('bench');
   try {
     const [kernel, ramdisk] = [join(debian, 'vmlinuz'), join(work, 'initramfs.gz')];
     const env = { ...process.env, INITRAMFS: ramdisk };

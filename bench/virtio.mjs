@@ -9,9 +9,9 @@
  *   BENCH_RECORD=FILE     write the reference's figures there
  */
 import { spawnSync } from 'node:child_process';
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { basename, join } from 'node:path';
+import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { makeScratch } from '../tools/scratch.mjs';
 
 const here = import.meta.dirname;
 const RECORDED = join(here, 'virtio-reference.json');
@@ -202,8 +202,8 @@ function heapUse(command, tools) {
  * @param recorder and kernel: paths.
  */
 export function benchVirtio({ dm, recorder, kernel }) {
-  const work = mkdtempSync(join(tmpdir(), 'acrn-dm-virtio-'));
-  const memory = join('/dev/shm', `${basename(work)}.disk`);
+  const work = makeScratch('virtio');
+  const memory = join(makeScratch('virtio', '/dev/shm'), 'disk');
   const tools = { work, recorder, kernel, memory, load: join(work, 'virtio-load'), disk: join(work, 'disk') };
   try {
     const gcc = spawnSync('gcc', ['-O2', '-o', tools.load, join(here, 'virtio-load.c')], { stdio: 'inherit' });

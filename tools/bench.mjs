@@ -11,14 +11,14 @@
  */
 import './usage.mjs';
 import { spawnSync } from 'node:child_process';
-import { existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { existsSync, readdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { benchLargeRequest } from '../bench/large-request.mjs';
 import { benchPairs } from '../bench/pairs.mjs';
 import { benchSoftBoot } from '../bench/soft-boot.mjs';
 import { benchVirtio } from '../bench/virtio.mjs';
 import { prepare, root, run } from './prepare.mjs';
+import { makeScratch } from './scratch.mjs';
 
 /** Interleaved, so that what else the machine does hits all alike. */
 function startTimes(commands, rounds) {
@@ -66,7 +66,7 @@ function withRecorder(part, measure) {
     console.log(`${part}: skipped (${existsSync(recorder) ? 'needs root' : `no ${recorder}`})`);
     return 0;
   }
-  const work = mkdtempSync(join(tmpdir(), 'acrn-dm-bench-'));
+  const work = makeScratch('bench');
   try {
     const program = `make -s -C '${recorder}' OUT='${work}' && '${recorder}/mkfixtures.py' '${work}/fx' >/dev/null`;
     return run('bash', ['-c', program]) || measure(recorder, work);

@@ -7,11 +7,14 @@ import { spawn } from 'node:child_process';
 import { rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { ensureInstalled, root } from './prepare.mjs';
+import { sweepDead } from './scratch.mjs';
 
 ensureInstalled();
 const { build } = await import('esbuild');
 // Inside the repository, so that packages are found.
-const outdir = join(root, `node_modules/.cache/acrn-dm-soak-${process.pid}`);
+const cache = join(root, 'node_modules/.cache');
+sweepDead(cache, /^acrn-dm-soak-(\d+)$/);
+const outdir = join(cache, `acrn-dm-soak-${process.pid}`);
 await build({
   absWorkingDir: root,
   entryPoints: {

@@ -9,12 +9,13 @@
  * Prints one line of JSON: descriptors, threads, shared memory and resident bytes before, half-way and after, and the most
  * threads there were in between. Status 1: something is left behind.
  */
-import { mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
-import { constants, tmpdir } from 'node:os';
+import { readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { constants } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { LogLevel } from '../../devicemodel/core/log.ts';
 import { MiB } from '../../devicemodel/core/units.ts';
+import { makeScratch, sweepDead } from '../../tools/scratch.mjs';
 import type { FakeGuest } from '../support/fake-hsm.ts';
 import { makePc } from '../support/fake-pc.ts';
 
@@ -131,7 +132,8 @@ async function round(scratch: string, withHost: boolean): Promise<void> {
 const { values } = parseArgs({ options: { rounds: { type: 'string' }, host: { type: 'boolean' } } });
 const withHost = values.host === true;
 const rounds = Number(values.rounds ?? 1000);
-const scratch = mkdtempSync(join(tmpdir(), 'acrn-dm-soak-'));
+const scratch = makeScratch('soak');
+sweepDead('/dev/shm', /^soak-(\d+)/);
 writeFileSync(join(scratch, 'disk'), Buffer.alloc(DISK_SECTORS * 512));
 function removeScratch(): void {
   rmSync(scratch, { recursive: true, force: true });

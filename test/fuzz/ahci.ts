@@ -3,8 +3,7 @@
  * requests, registers at random, media that the host changes. Nothing may throw or take long, only guest RAM is written,
  * nothing but the guest's part of an image is read or written, and all that was lent comes back.
  */
-import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { ConfigSpace } from '../../devicemodel/chips/pci-config-space.ts';
 import type { AccessSize } from '../../devicemodel/core/address.ts';
@@ -12,6 +11,7 @@ import { ConfigError } from '../../devicemodel/core/errors.ts';
 import { checkOptions } from '../../devicemodel/core/options.ts';
 import { Ahci } from '../../devicemodel/hw/pci/ahci/ahci.ts';
 import { AhciOptions, parseAhciText } from '../../devicemodel/hw/pci/ahci/options.ts';
+import { makeScratch } from '../../tools/scratch.mjs';
 import { VirtioMachine } from '../support/virtio-driver.ts';
 import { GuardedRam } from './guarded-ram.ts';
 import { Random } from './random.ts';
@@ -54,7 +54,7 @@ export interface AhciFuzzResult {
 /** @throws Error with seed and step */
 export async function fuzzAhci(seed: number, steps: number): Promise<AhciFuzzResult> {
   const random = new Random(seed);
-  const folder = mkdtempSync(join(tmpdir(), 'fuzz-ahci-'));
+  const folder = makeScratch('fuzz-ahci');
   let [done, lives, interrupts] = [0, 0, 0];
   try {
     while (done < steps) {

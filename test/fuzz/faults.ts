@@ -18,9 +18,10 @@ import {
   truncateSync,
   writeFileSync,
 } from 'node:fs';
-import { availableParallelism, constants, tmpdir } from 'node:os';
+import { availableParallelism, constants } from 'node:os';
 import { join, relative } from 'node:path';
 import { build } from 'esbuild';
+import { makeScratch, sweepDead } from '../../tools/scratch.mjs';
 import { demoGuest, repository } from '../support/program.ts';
 import { SECTOR_BYTES, sectorPattern } from './faults/data.ts';
 import { errnoName, plausibleErrnos } from './faults/errnos.ts';
@@ -304,7 +305,8 @@ export interface FaultOptions {
 /** @throws Error with a line for each fault that did not end as it should. */
 export async function fuzzFaults(options: FaultOptions): Promise<{ faults: number; of: number; reached: number }> {
   const random = new Random(options.seed);
-  const folder = mkdtempSync(join(tmpdir(), 'acrn-dm-faults-'));
+  const folder = makeScratch('faults');
+  sweepDead('/dev/shm', /^faults-(\d+)-/);
   const place = { folder, preload: join(folder, 'preload.cjs') };
   const removeAll = () => {
     // One that was killed may make a last file.

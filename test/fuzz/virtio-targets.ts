@@ -1,5 +1,5 @@
 /** Every virtio device in every form, each in a machine of its own, with the host behind it made up. */
-import { mkdtempSync, readFileSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+import { readFileSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { HostError } from '../../devicemodel/core/errors.ts';
@@ -34,6 +34,7 @@ import type { VirtioPciIdentity } from '../../devicemodel/hw/pci/virtio/transpor
 import { type TransportMode, transportModes } from '../../devicemodel/hw/pci/virtio/transport/options.ts';
 import { VirtioPci } from '../../devicemodel/hw/pci/virtio/transport/transport.ts';
 import { VhostVsock } from '../../devicemodel/hw/pci/virtio/vsock/vsock.ts';
+import { makeScratch } from '../../tools/scratch.mjs';
 import { bundledDataThread } from '../support/bundle-data-thread.ts';
 import { FakeGpioLine } from '../support/fake-gpio.ts';
 import { type FramePeer, socketPair } from '../support/socket-pair.ts';
@@ -117,9 +118,9 @@ interface Scratch {
   dispose(): void;
 }
 
-function makeScratch(): Scratch {
+function makeImages(): Scratch {
   const base = statSync('/dev/shm', { throwIfNoEntry: false }) === undefined ? tmpdir() : '/dev/shm';
-  const directory = mkdtempSync(join(base, 'acrn-dm-fuzz-'));
+  const directory = makeScratch('fuzz', base);
   let count = 0;
   return {
     image: (name, isRange = false) => {
@@ -666,7 +667,7 @@ function recipes(scratch: Scratch, workerUrl: URL): Recipe[] {
  * @throws Error when none does
  */
 export async function makeTargets(seed: number, filter = ''): Promise<{ targets: Target[]; dispose(): void }> {
-  const scratch = makeScratch();
+  const scratch = makeImages();
   const worker = bundledDataThread();
   await worker.build();
   const dispose = () => {

@@ -1,7 +1,10 @@
 /** What the runner calls a trace: shared memory and sockets whose makers are gone. */
 import { spawnSync } from 'node:child_process';
-import { rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { afterEach, expect, test } from 'vitest';
+import { sweepDead } from '../../tools/scratch.mjs';
 import { tracesSince } from './traces.ts';
 
 const dead = spawnSync('true').pid;
@@ -26,4 +29,46 @@ test.each([
   writeFileSync(path, '');
   expect(tracesSince(before).includes(path)).toBe(isTrace);
   expect(tracesSince(new Set([path])).includes(path)).toBe(false);
+});
+
+// Mutation: leave the folder's number unlooked at: the folder of a run beside this one goes.
+test.each([
+  [`acrn-dm-kind-${dead}-AbCdEf`, false],
+  [`acrn-dm-kind-${process.pid}-AbCdEf`, true],
+  [`acrn-dm-kind-${process.ppid}-AbCdEf`, true],
+  [`acrn-dm-other-${dead}-AbCdEf`, true],
+  [`kind-${dead}-AbCdEf`, true],
+  ['acrn-dm-kind-AbCdEf', true],
+])('what a killed run left goes with the next of its kind: %s', (name, stays) => {
+  const parent = mkdtempSync(join(tmpdir(), 'sweep-'));
+  try {
+    mkdirSync(join(parent, name));
+    writeFileSync(join(parent, name, 'disk'), 'x');
+    sweepDead(parent, /^acrn-dm-kind-(\d+)-/);
+    expect(existsSync(join(parent, name))).toBe(stays);
+  } finally {
+    rmSync(parent, { recursive: true });
+  }
+});
+
+test.each([['SIGTERM'], ['SIGINT'], ['SIGHUP'], ['exit'], ['SIGKILL']])('a scratch folder after %s', (how) => {
+  const parent = mkdtempSync(join(tmpdir(), 'sweep-'));
+  const url = new URL('../../tools/scratch.mjs', import.meta.url).href;
+  const end = how === 'exit' ? 'process.exit(3)' : `process.kill(process.pid, '${how}')`;
+  const run = (last: string) =>
+    spawnSync(process.execPath, [
+      '--input-type=module',
+      ...[
+        '-e',
+        `import { makeScratch } from '${url}'; console.log(makeScratch('kind', '${parent}')); ${last}; setTimeout(() => {}, 9e4)`,
+      ],
+    ]);
+  try {
+    expect(run(end).stdout.toString()).toContain(parent);
+    expect(readdirSync(parent)).toHaveLength(how === 'SIGKILL' ? 1 : 0);
+    run('process.exit(0)');
+    expect(readdirSync(parent)).toEqual([]);
+  } finally {
+    rmSync(parent, { recursive: true });
+  }
 });

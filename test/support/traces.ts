@@ -1,11 +1,13 @@
 /**
  * A vitest global set-up: after all tests the host looks as before. Temporary files of the run go into a folder of its own,
- * which must be empty at the end; shared memory and sockets outside of it are compared. Names there carry the id of the
+ * which must be empty at the end, and so does what has to be in memory; what a run that was killed left goes first. Shared
+ * memory and sockets outside of them are compared. Names there carry the id of the
  * process that made them: those of processes that live belong to somebody else's run.
  */
-import { existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { existsSync, readdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
+import { makeScratch } from '../../tools/scratch.mjs';
+import { isWritable, MEMORY_VARIABLE } from './memory-dir.ts';
 
 const PLACES = ['/dev/shm', '/run/acrn', '/run/acrn/mngr', '/run/acrn/soft', '/run/hugepage/acrn'];
 /** Folders and locks that are made once and stay. */
@@ -37,17 +39,22 @@ export function tracesSince(before: ReadonlySet<string>): string[] {
 
 export default function setup(): () => Promise<void> {
   const before = new Set(entries());
-  const temporary = mkdtempSync(join(tmpdir(), 'acrn-dm-test-'));
+  const temporary = makeScratch('test');
   process.env['TMPDIR'] = temporary;
+  const memory = isWritable('/dev/shm') ? makeScratch('test', '/dev/shm') : temporary;
+  process.env[MEMORY_VARIABLE] = memory;
   return async () => {
     // tsx keeps what it compiled in a folder of its own.
-    const files = () => readdirSync(temporary).filter((name) => !name.startsWith('tsx-'));
-    const left = () => [...tracesSince(before), ...files().map((name) => join(temporary, name))];
+    const files = (folder: string) =>
+      readdirSync(folder)
+        .filter((name) => !name.startsWith('tsx-'))
+        .map((name) => join(folder, name));
+    const left = () => [...tracesSince(before), ...new Set([temporary, memory].flatMap(files))];
     for (const endMs = Date.now() + PATIENCE_MS; left().length > 0 && Date.now() < endMs; ) {
       await new Promise((resolve) => setTimeout(resolve, 100));
     }
     const traces = left();
-    rmSync(temporary, { recursive: true, force: true });
+    for (const folder of [temporary, memory]) rmSync(folder, { recursive: true, force: true });
     if (traces.length === 0) return;
     console.error(`tests left behind:\n  ${traces.join('\n  ')}`);
     process.exitCode = 1;

@@ -6,7 +6,7 @@ import { expect, test } from 'vitest';
 import { repository } from '../support/program.ts';
 
 /** Imported by the others. */
-const parts = new Set(['prepare.mjs', 'root.mjs', 'usage.mjs']);
+const parts = new Set(['prepare.mjs', 'root.mjs', 'scratch.mjs', 'usage.mjs']);
 const tools = readdirSync(join(repository, 'tools')).filter((name) => name.endsWith('.mjs') && !parts.has(name));
 
 test.each(tools)('%s --help', (tool) => {

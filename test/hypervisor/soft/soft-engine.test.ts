@@ -1,4 +1,6 @@
 /** The software engine, by guests of a few instructions. */
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { afterEach, describe, expect, test } from 'vitest';
 import { Eventfd } from '../../../devicemodel/core/host/eventfd.ts';
 import { HsmError } from '../../../devicemodel/core/hsm/errors.ts';
@@ -67,7 +69,7 @@ describeHsm('soft', async () => {
   const { openSoftHsm } = await import('../../../hypervisor/soft/open.ts');
   const { silentLog } = await import('../../../devicemodel/core/log.ts');
   const { mkdtempSync, rmSync } = await import('node:fs');
-  const directory = mkdtempSync('/tmp/soft-conformance-');
+  const directory = mkdtempSync(join(tmpdir(), 'soft-conformance-'));
   const fds = [new Eventfd(), new Eventfd()];
   return {
     hsm: await openSoftHsm({
@@ -551,7 +553,7 @@ describe('life', () => {
     const { openSoftHsm } = await import('../../../hypervisor/soft/open.ts');
     const { silentLog } = await import('../../../devicemodel/core/log.ts');
     const { mkdtempSync, rmSync } = await import('node:fs');
-    const runDirectory = mkdtempSync('/tmp/soft-memory-');
+    const runDirectory = mkdtempSync(join(tmpdir(), 'soft-memory-'));
     const hsm = await openSoftHsm({ config: { name: 'big', scenarioPath: undefined }, log: silentLog, runDirectory });
     await hsm.createVm({ name: 'big', flags: 0n, cpuAffinity: 0n });
     expect(() => hsm.engineRam?.allocate([{ base: 0, size: 2 ** 31 }])).toThrow('2 GiB');

@@ -20,6 +20,7 @@ import { NetOptions, parseNetText } from '../../../../devicemodel/hw/pci/virtio/
 import { virtioRnd } from '../../../../devicemodel/hw/pci/virtio/rng.ts';
 import { VirtioPci } from '../../../../devicemodel/hw/pci/virtio/transport/transport.ts';
 import { FakeGpioLine } from '../../../support/fake-gpio.ts';
+import { MEMORY_DIR } from '../../../support/memory-dir.ts';
 import { socketPair } from '../../../support/socket-pair.ts';
 import { type DriverMode, VirtioDriver, VirtioMachine } from '../../../support/virtio-driver.ts';
 
@@ -61,7 +62,7 @@ function makeMachine(): VirtioMachine {
 
 async function block(text: string, mode: DriverMode): Promise<Scene> {
   const machine = makeMachine();
-  const dir = mkdtempSync('/dev/shm/virtio-renegotiation-');
+  const dir = mkdtempSync(join(MEMORY_DIR, 'virtio-renegotiation-'));
   undo.push(() => rmSync(dir, { recursive: true }));
   const path = join(dir, 'disk');
   writeFileSync(path, Buffer.alloc(1 << 20, 0x42));

@@ -12,6 +12,7 @@ import { virtioRnd } from '../../../../devicemodel/hw/pci/virtio/rng.ts';
 import { VirtioPci } from '../../../../devicemodel/hw/pci/virtio/transport/transport.ts';
 import { useDataThreadWorker } from '../../../support/data-thread-worker.ts';
 import { FakeClock } from '../../../support/fake-clock.ts';
+import { MEMORY_DIR } from '../../../support/memory-dir.ts';
 import { VirtioDriver, VirtioMachine } from '../../../support/virtio-driver.ts';
 
 const threadUrl = useDataThreadWorker();
@@ -62,7 +63,7 @@ class StepClock extends FakeClock {
 const turns = new WeakMap<Timer, () => void>();
 
 function makeImage(sizeBytes: number): string {
-  const dir = mkdtempSync('/dev/shm/virtio-slices-');
+  const dir = mkdtempSync(join(MEMORY_DIR, 'virtio-slices-'));
   undo.push(() => rmSync(dir, { recursive: true }));
   const path = join(dir, 'disk');
   writeFileSync(path, '');
