@@ -57,6 +57,7 @@ describe('ssram', () => {
     'L2,vcpu=0,size=4',
     'L2,vcpu=0,size=3K',
     'L3,vcpu=0,size=9M',
+    'L2,vcpu=0,size=8M;L3,vcpu=0,size=4K',
   ])('refuses "%s"', (text) => {
     expect(() => parse('ssram', text)).toThrow(ConfigError);
   });

@@ -17,6 +17,11 @@ const Region = v.strictObject({
 export const SsramOptions = v.strictObject({
   regions: v.pipe(
     v.array(Region),
+    // Compat: C counts each by itself, and puts what is more on the guest's RAM and on its PCI devices.
+    v.check(
+      (regions) => regions.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0) <= MAX_SSRAM_BYTES,
+      'all regions together have at most 8m',
+    ),
     v.metadata({ arg: USAGE, help: 'a region in the cache of these vCPUs (all, or numbers); SIZE with k or m' }),
   ),
 });

@@ -20,6 +20,7 @@ function entry(type: number, format: number, words: readonly number[]): Buffer {
 /** Entries of a table of the host. */
 function* entriesOf(table: Uint8Array): Generator<Buffer> {
   const bytes = Buffer.from(table);
+  if (bytes.length < HEADER_BYTES) return;
   const end = Math.min(bytes.readUInt32LE(4), bytes.length);
   for (let at = HEADER_BYTES; at + ENTRY_BYTES <= end; ) {
     const sizeBytes = bytes.readUInt16LE(at);
