@@ -89,7 +89,7 @@ describe('what is wrong is said with the name of the member', () => {
 
 describe('every option of the table', () => {
   /** What is not about the VM but about this run of the program. */
-  const programs = ['config', 'dry-run', 'host-root', 'debug', 'list-passthru', 'help', 'version'];
+  const programs = ['config', 'dry-run', 'benchmark', 'host-root', 'debug', 'list-passthru', 'help', 'version'];
   /** A value of each member, and the words that say the same on a command line. */
   const samples: Readonly<Record<string, readonly [unknown, ...string[]]>> = {
     memory: ['1G', '1G'],
