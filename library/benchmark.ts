@@ -32,6 +32,8 @@ export interface BenchmarkResult {
 const MIN_ROUND_MS = 150;
 const ROUNDS = 5;
 const MAX_LOOPS = 0x2000_0000;
+/** In these everything is compiled that runs at each exit; they never count. */
+const WARM_UP_LOOPS = 4000;
 
 /** Where the guest is and what it touches. */
 const At = { code: 0x1000, stack: 0x7000, data: 0x8000, device: 0xf000_0000 } as const;
@@ -54,7 +56,8 @@ function times(): Times {
 export class BenchmarkPlan {
   readonly #perSecond: Record<Kind, number[]> = { work: [], port: [], mmio: [] };
   #kind: Kind = 'work';
-  #loops = 500;
+  #loops = WARM_UP_LOOPS;
+  #isWarm = false;
   #start: Times | undefined;
 
   /** The guest is at the end of what it was told. @returns its next command; 0: nothing is left. */
@@ -73,8 +76,11 @@ export class BenchmarkPlan {
 
   #finish(tookMs: number): void {
     if (tookMs < MIN_ROUND_MS && this.#loops < MAX_LOOPS) {
-      // Of all kinds the first rounds also are for compilers: they do not count.
       this.#loops *= 2;
+      return;
+    }
+    if (!this.#isWarm) {
+      this.#isWarm = true;
       return;
     }
     const rounds = this.#perSecond[this.#kind];
@@ -83,7 +89,8 @@ export class BenchmarkPlan {
     const following = kinds[kinds.indexOf(this.#kind) + 1];
     if (following === undefined) return;
     this.#kind = following;
-    this.#loops = 500;
+    this.#loops = WARM_UP_LOOPS;
+    this.#isWarm = false;
   }
 }
 
