@@ -77,6 +77,8 @@ export class KvmEngine implements CpuEngine {
   /** By vCPU: its request waits for the device model. */
   readonly #isWaiting = new Uint8Array(IOREQ_SLOTS);
   #waiting = 0;
+  /** By vCPU: its last exit was EFAULT, and nothing was missing that could be mended. */
+  readonly #hasFaulted = new Uint8Array(IOREQ_SLOTS);
   /** Exits of vCPUs that came back while somebody wants them to stand still; undefined: nobody does. */
   #held: { readonly vcpu: number; readonly result: number }[] | undefined;
   #isClosed = false;
@@ -154,6 +156,7 @@ export class KvmEngine implements CpuEngine {
     runner.forget();
     this.#held = undefined;
     this.#isWaiting.fill(0);
+    this.#hasFaulted.fill(0);
     this.#waiting = 0;
     for (const vcpu of vcpus) restore(vcpu.kvm, vcpu.initial);
     for (const chip of chips) vm.setIrqchip(chip);
@@ -242,16 +245,12 @@ export class KvmEngine implements CpuEngine {
     }
     const { view, access } = machine.vcpus[vcpu] as Vcpu;
     if (result < 0) {
-      // Memory that the guest shares was cut by another process: with its pages back, the access is made again.
-      const isMended = result === -Errno.EFAULT && mendAll();
-      if (isMended) {
-        machine.runner.resume(vcpu);
-        return;
-      }
-      if (result !== -Errno.EINTR && result !== -Errno.EAGAIN) throw this.#failure(vcpu, `KVM_RUN failed`, -result);
+      if (result === -Errno.EFAULT) this.#mendAfterFault(vcpu);
+      else if (result !== -Errno.EINTR && result !== -Errno.EAGAIN) throw this.#runFailure(vcpu, result);
       machine.runner.resume(vcpu);
       return;
     }
+    this.#hasFaulted[vcpu] = 0;
     switch (view.getUint32(RunField.exitReason, true)) {
       case KvmExit.Io:
         access.beginIo();
@@ -272,6 +271,17 @@ export class KvmEngine implements CpuEngine {
         throw this.#failure(vcpu, describeFailure(view));
     }
   };
+
+  /**
+   * Memory that the guest shares was cut by another process: with its pages back, the access is made again. Nothing is
+   * missing, too, when somebody was quicker: another vCPU's exit, another VM with that memory. Only an access that fails
+   * again then is one that KVM cannot make.
+   */
+  #mendAfterFault(vcpu: number): void {
+    const isMended = mendAll();
+    if (!isMended && this.#hasFaulted[vcpu] !== 0) throw this.#runFailure(vcpu, -Errno.EFAULT);
+    this.#hasFaulted[vcpu] = isMended ? 0 : 1;
+  }
 
   /** Carry the access on until all of it is done, or the device model is asked. */
   #proceed(machine: Machine, vcpu: number): void {
@@ -322,6 +332,10 @@ export class KvmEngine implements CpuEngine {
     const isPort = spec.space === 'pio';
     const of = { fd, address, sizeBytes, isPort, ...(dataMatch === undefined ? {} : { dataMatch }) };
     return Math.max(0, -this.#need().vm.ioeventfd(of, assign));
+  }
+
+  #runFailure(vcpu: number, result: number): HostError {
+    return this.#failure(vcpu, 'KVM_RUN failed', -result);
   }
 
   #failure(vcpu: number, what: string, errno = 0): HostError {

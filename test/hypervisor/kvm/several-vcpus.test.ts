@@ -1,5 +1,9 @@
 /** Several vCPUs of the KVM engine, whose threads are the test. */
+import { closeSync, openSync, rmSync, statSync, truncateSync } from 'node:fs';
+import { constants } from 'node:os';
 import { expect, test } from 'vitest';
+import { KvmExit } from '../../../devicemodel/core/host/kvm-abi.ts';
+import { fillShared, mapShared } from '../../../devicemodel/core/host/shared-memory.ts';
 import { IoreqPage, IoreqState } from '../../../devicemodel/core/ioreq-page.ts';
 import { silentLog } from '../../../devicemodel/core/log.ts';
 import type { GuestBus } from '../../../hypervisor/embedded/cpu-engine.ts';
@@ -10,15 +14,15 @@ import { answers, exits, type FakeExit, FakeKvm } from '../../support/fake-kvm.t
 /** vCPUs leave the guest when the test says so. */
 class ScriptedRunner implements VcpuRunner {
   readonly inGuest = new Set<number>();
-  readonly left: number[] = [];
+  readonly left: Array<readonly [vcpu: number, result: number]> = [];
   resume(vcpu: number): void {
     this.inGuest.add(vcpu);
   }
   tell(onExit: OnExit): boolean {
     const left = this.left.splice(0);
-    for (const vcpu of left) {
+    for (const [vcpu, result] of left) {
       this.inGuest.delete(vcpu);
-      onExit(vcpu, 0);
+      onExit(vcpu, result);
     }
     return left.length > 0;
   }
@@ -64,8 +68,7 @@ async function machine(vcpuCount: number) {
   engine.start();
   const leave = (vcpu: number, exit: FakeExit) => {
     const { run } = kvm.vm.vcpus[vcpu] as { run: Uint8Array };
-    exit(new DataView(run.buffer));
-    runner.left.push(vcpu);
+    runner.left.push([vcpu, exit(new DataView(run.buffer))]);
   };
   const got = (vcpu: number) => answers.port((kvm.vm.vcpus[vcpu] as { run: Uint8Array }).run, 1);
   return { kvm, runner, engine, page, answered, asked, leave, got };
@@ -151,6 +154,31 @@ test('an answer that comes while they stand still is given when they go on', asy
   engine.freezing.thaw();
   engine.run();
   expect([got(0), runner.inGuest.size]).toEqual([0x77n, 1]);
+});
+
+// Mutation: throw as soon as mendAll finds nothing: the exit that comes second ends the VM.
+test('shared memory that was cut under two vCPUs at once is mended by the first exit, and both go on', async () => {
+  const { engine, runner, asked, leave } = await machine(2);
+  const path = `/dev/shm/acrn-kvm-cut-two-${process.pid}`;
+  const fd = openSync(path, 'w+', 0o600);
+  fillShared(fd, 2 * 4096, 'shared memory');
+  const memory = mapShared(fd, 2 * 4096, 'shared memory');
+  try {
+    for (let round = 0; round < 3; round++) {
+      truncateSync(path, 0);
+      for (const vcpu of [0, 1]) leave(vcpu, exits.fails(constants.errno.EFAULT));
+      engine.run();
+      expect([statSync(path).size, runner.inGuest.size]).toEqual([2 * 4096, 2]);
+      // Both make their access now, and leave for something else.
+      for (const vcpu of [0, 1]) leave(vcpu, exits.reason(KvmExit.Intr));
+      engine.run();
+    }
+    expect(asked).toEqual([]);
+  } finally {
+    memory.dispose();
+    closeSync(fd);
+    rmSync(path, { force: true });
+  }
 });
 
 test('a reset lets go of what was held', async () => {
