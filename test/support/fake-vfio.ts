@@ -19,6 +19,7 @@ import type { VfioIrqKind } from '../../devicemodel/core/host/vfio-abi.ts';
 
 const E = constants.errno;
 const CONFIG_REGION = 7;
+const PIN = 0x3d;
 
 /** Where the parts of the made-up function are. */
 export const At = { power: 0x40, msi: 0x50, msix: 0x60, table: 0x2000, pending: 0x3000 } as const;
@@ -47,6 +48,7 @@ export class FakeVfioDevice implements VfioDevice {
     view.setUint32(0, 0x10d3_8086, true);
     view.setUint16(6, 0x10, true);
     this.config[0x34] = At.power;
+    this.config[PIN] = 1;
     this.config.set([0x01, At.msi], At.power);
     // 64 bits, masks of its own, four messages.
     this.config.set([0x05, At.msix, 0x84, 0x01], At.msi);
@@ -87,6 +89,7 @@ export class FakeVfioDevice implements VfioDevice {
   }
   setInterrupts(kind: VfioIrqKind, fds: readonly number[]): number {
     // As vfio-pci: one kind at a time, and no more of them than at first.
+    if (kind === 'intx' && this.config[PIN] === 0) return -E.EINVAL;
     const now = this.interrupts.get(kind);
     if (now === undefined ? this.interrupts.size > 0 : fds.length > now.length) return -E.EINVAL;
     if (fds.length > this.room) return this.room;

@@ -53,6 +53,8 @@ export class VfioFunction implements HostFunction {
   readonly #config: VfioRegion;
   readonly #onClosed: () => void;
   readonly #leavesRom: boolean;
+  /** INTx of the device. A virtual function has none (SR-IOV 1.1 §3.4.1.18), nor have some parts of a chipset. */
+  readonly #hasPin: boolean;
   /** Bytes of the header and the capabilities that are answered here, and which bits of them the guest may change. */
   readonly #own = new Uint8Array(STANDARD_BYTES);
   readonly #isOwn = new Uint8Array(STANDARD_BYTES);
@@ -80,6 +82,7 @@ export class VfioFunction implements HostFunction {
       }
       this.#config = config;
       this.#capabilities = this.#findCapabilities();
+      this.#hasPin = this.#read(Cfg.InterruptPin, 1) !== 0;
       this.#setHeader(assignment);
       this.#setMsi();
       const tableVectors = this.#setMsix();
@@ -102,7 +105,8 @@ export class VfioFunction implements HostFunction {
   // ---- the hypervisor's side
 
   connectLine(gsi: Gsi): number {
-    return this.#interrupts.connectLine(gsi);
+    // VFIO has nothing to connect, and the guest sees that there is no pin.
+    return this.#hasPin ? this.#interrupts.connectLine(gsi) : 0;
   }
 
   disconnectLine(): void {
@@ -281,7 +285,7 @@ export class VfioFunction implements HostFunction {
   #setHeader({ interruptPin, interruptLine, virtualBdf }: PcidevAssignment): void {
     this.#take(Cfg.ExpansionRom, [0, 0, 0, 0]);
     this.#take(Cfg.InterruptLine, [interruptLine], [0xff]);
-    this.#take(Cfg.InterruptPin, [interruptPin]);
+    this.#take(Cfg.InterruptPin, [this.#hasPin ? interruptPin : 0]);
     // Others may be in the same slot of the guest, whatever the device is on the host.
     const layout = this.#read(Cfg.HeaderType, 1) & ~MULTIFUNCTION;
     this.#take(Cfg.HeaderType, [layout | (virtualBdf.function === 0 ? MULTIFUNCTION : 0)]);

@@ -12,6 +12,8 @@ import { type Inspection, inspect, unavailable } from './inspect.ts';
 import { STUB_DRIVERS } from './managed.ts';
 import type { PassthruOptions } from './options.ts';
 
+/** Of its registers anybody may read so many, and CAP_SYS_ADMIN the capabilities behind them, too. */
+const UNPRIVILEGED_CONFIG_BYTES = 64;
 /** "Unknown or no connection" (PCI 3.0 §6.2.4). */
 const NO_LINE = 0xff;
 
@@ -90,6 +92,11 @@ export function warningsFor(
   if (strangers.length > 0) {
     warnings.push(
       `${fn.name} shares IOMMU group ${fn.iommuGroup} with ${strangers.join(', ')}: pass them to this VM too, or put ${fn.name} behind another port`,
+    );
+  }
+  if (found.config.bytes.length <= UNPRIVILEGED_CONFIG_BYTES) {
+    warnings.push(
+      `sysfs shows no capabilities of ${fn.name}, so that it gets a legacy interrupt line, needed or not: run as root, or with CAP_SYS_ADMIN`,
     );
   }
   if (found.usesIntx) warnings.push(...lineWarnings(found, options, others, passed));

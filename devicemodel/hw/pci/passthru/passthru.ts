@@ -340,7 +340,9 @@ class Passthrough implements PassthroughPciFunction {
 
   async #writeReset(waits: HostWaits): Promise<void> {
     try {
-      await resetFunction(this.#fn, this.#env.log, waits);
+      // VFIO resets a function that can be when it is opened and closed.
+      const isOnceMore = this.#env.hsm.hostFunctionDriver === 'vfio-pci';
+      await resetFunction(this.#fn, this.#env.log, waits, isOnceMore);
     } catch (error) {
       this.#isHung = true;
       this.#env.managed?.markHung(this.#fn);

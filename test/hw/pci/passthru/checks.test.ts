@@ -1,4 +1,6 @@
 /** What is found wrong with a host before anything is touched, and what its list says. */
+import { truncateSync } from 'node:fs';
+import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { checkOptions } from '../../../../devicemodel/core/options.ts';
 import { checkPassthrough } from '../../../../devicemodel/hw/pci/passthru/checks.ts';
@@ -71,6 +73,14 @@ describe('one warning each', () => {
     expect(warnings).toHaveLength(1);
     expect(warnings[0]).toMatch(/02:00.0 is in use by igb: add managed, .*echo 0000:02:00.0 > .*\/driver\/unbind/);
     expect(check(['02/00/0,managed']).warnings).toEqual([]);
+  });
+
+  test('capabilities that this user may not read', () => {
+    host.add('02:00.0', plain);
+    truncateSync(join(host.path('02:00.0'), 'config'), 64);
+    expect(check(['02/00/0']).warnings).toContainEqual(
+      expect.stringMatching(/no capabilities of 02:00.0.*CAP_SYS_ADMIN/),
+    );
   });
 
   test('IOMMU group with others that are not passed', () => {

@@ -2,13 +2,20 @@
 import { execFileSync } from 'node:child_process';
 import { closeSync, constants, openSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
-import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { HostError, StoppedError } from '../../../../devicemodel/core/errors.ts';
 import { parseHostAddress } from '../../../../devicemodel/hw/pci/passthru/address.ts';
 import { type HostFunction, hostFunction } from '../../../../devicemodel/hw/pci/passthru/host-function.ts';
 import { resetByPowerState, resetFunction } from '../../../../devicemodel/hw/pci/passthru/reset.ts';
 import { FakeHostPci } from '../../../support/fake-host-pci.ts';
 import { memoryLog } from '../../../support/memory-log.ts';
+
+/** What the next writes get: to a root, no file says EACCES. */
+const writes = vi.hoisted(() => ({ answers: [] as NodeJS.ErrnoException[] }));
+vi.mock(import('../../../../devicemodel/hw/pci/passthru/host-write.ts'), async (original) => {
+  const real = await original();
+  return { ...real, writeToHost: async (...args) => writes.answers.shift() ?? (await real.writeToHost(...args)) };
+});
 
 let host: FakeHostPci;
 beforeEach(() => {
@@ -30,6 +37,18 @@ describe('by the kernel', () => {
     expect(await resetFunction(functionAt('03:00.0'), log)).toBe(false);
     expect(host.read('02:00.0', 'reset')).toBe('1');
     expect(lines).toEqual([]);
+  });
+
+  test('a user who may not is told of it, unless whoever takes the function has it reset, too', async () => {
+    host.add('02:00.0', {});
+    const fn = functionAt('02:00.0');
+    const { log, lines } = memoryLog();
+    const refused = Object.assign(new Error('EACCES: permission denied'), { code: 'EACCES' });
+    writes.answers.push(refused, refused);
+    expect(await resetFunction(fn, log, {}, true)).toBe(false);
+    expect(lines).toEqual([]);
+    expect(await resetFunction(fn, log)).toBe(false);
+    expect(lines).toEqual([expect.stringContaining('02:00.0 is not reset: EACCES')]);
   });
 
   describe('of a device that hangs', () => {

@@ -364,6 +364,21 @@ describe('interrupts', () => {
     expect(vm.kvm.vm.irqfds.size).toBe(0);
   });
 
+  test('a device without a pin has no line, and starts', async () => {
+    const vm = await machine();
+    vm.vfio.device.config[0x3d] = 0;
+    vm.assign();
+    vm.hsm.hostFunctions?.setPtdevIntx(intx);
+    vm.start();
+    expect(vm.read(0x3d, 1)).toBe(0);
+    vm.write(At.msix + 2, 0x8000, 2);
+    vm.write(At.msix + 2, 0, 2);
+    expect(vm.vfio.device.interrupts.size).toBe(0);
+    expect(vm.lines.join('\n')).not.toContain('its line');
+    vm.hsm.pauseVm();
+    vm.hsm.hostFunctions?.resetPtdevIntx(intx);
+  });
+
   // Mutation: a reset that leaves it alone. The device masked its line until an end of interrupt that never comes.
   test('after S3 the line interrupts again, whatever the guest had not finished', async () => {
     const vm = await machine();
