@@ -74,6 +74,9 @@ test('every example is looked at', () => {
   expect(scripts.sort()).toEqual(['acrn-kernel.sh', 'acrn-linux.sh', 'soft-demo.sh', 'two-vms.sh']);
 });
 
+/** Where ACRN or its program is, a script would find them: it would take CPUs and start a VM. */
+const isAcrnHost = existsSync('/sys/devices/virtual/misc/acrn_hsm') || existsSync('/usr/bin/acrn-dm');
+
 /** Copies of the examples, beside which there is no program. */
 const alone = scratch.file('alone');
 const PATH = `${dirname(process.execPath)}:/usr/bin:/bin`;
@@ -98,6 +101,7 @@ test.each([
   ['debian-i386/mkinitramfs.sh', [], {}, 64, 'usage: mkinitramfs.sh DIR'],
   ['debian-i386/mkinitramfs.sh', ['/none'], {}, 66, '/none has no busybox and modules'],
 ] as const)('%s %j %j says what is missing', (script, words, env, status, said) => {
+  if (isAcrnHost && script.startsWith('launch/acrn-')) return;
   if (script.endsWith('acrn-linux.sh') && 'CPUS' in env && env.CPUS === undefined) return;
   if (/cannot be made/.test(said) && !existsSync('/usr/bin/apt-get')) return;
   cpSync(join(folder, '..'), join(alone, 'examples'), { recursive: true });

@@ -65,7 +65,7 @@ describe.skipIf(whyNoSoftHypervisor() !== undefined)('few descriptors', { timeou
     return softVm(tag, 'demo=tour', ...slots, ...console, '-s', `5,ivshmem,hv:/${tag},2`);
   };
 
-  test.each([19, 22, 26, 29, 31])('a limit of %i is told before anything is asked for', async (limit) => {
+  test.each([22, 24, 26, 29, 31])('a limit of %i is told before anything is asked for', async (limit) => {
     const result = await run(limit, small());
     expectToldOrFine(result);
     expect(result.status).toBe(71);
@@ -83,7 +83,7 @@ describe.skipIf(whyNoSoftHypervisor() !== undefined)('few descriptors', { timeou
   });
 
   test.each(['--dry-run', '--dry-run=json'])('%s says what a start would say', async (dry) => {
-    for (const limit of [19, 26, 31]) {
+    for (const limit of [22, 26, 31]) {
       const [plan, start] = await Promise.all([run(limit, [dry, ...small()]), run(limit, small())]);
       expect([plan.status, start.status]).toEqual([71, 71]);
       expect(plan.stderr).toContain(start.stderr.split('\n')[0]);

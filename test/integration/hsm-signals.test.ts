@@ -92,7 +92,10 @@ class Recorded {
       await sleep(1);
     }
     const children = readFileSync(`/proc/${this.#recorderPid}/task/${this.#recorderPid}/children`, 'utf8');
-    return Number(children.trim().split(' ')[0]);
+    const pid = Number(children.trim().split(' ')[0]);
+    // 0 would be this process's own group.
+    if (pid === 0) throw new Error(`the program ended at ${name}: ${this.stderr}`);
+    return pid;
   }
 }
 

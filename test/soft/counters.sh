@@ -37,7 +37,7 @@ type_at_console
 program=${DM:-node "$soft_repo/dist/acrn-dm.js"}
 DM="strace -f -qq --seccomp-bpf -o $scratch/calls -P $scratch/disk.img
   -e trace=read,write,pread64,pwrite64,readv,writev,preadv,pwritev,preadv2,pwritev2,fsync,fdatasync,fallocate,io_uring_enter $program"
-WORDS="keep no_console_suspend" start_dm --on-poweroff stay \
+WORDS="keep no_console_suspend ipv6.disable=1" start_dm --on-poweroff stay \
   -s "3,virtio-blk,$scratch/disk.img,writeback,discard,aio=threads,transport=modern" \
   -s "4,virtio-net,tap=$tap,mac=02:00:00:00:00:42,transport=modern" -s 5,virtio-console,@pty:login \
   -s "6,virtio-blk,$scratch/mnt/blk.img" -s "7,ahci,hd:$scratch/mnt/ahci.img"

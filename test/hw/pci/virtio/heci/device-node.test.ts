@@ -96,14 +96,14 @@ test.skipIf(!canMount)('messages go to a client by its device node, and come bac
   const { root, heard, state } = await startEngine();
   const { machine, driver, messages, send, bus, isReady } = await startGuest(root);
   driver.writeConfig(Config.HostReset, 1, 0);
-  await vi.waitFor(() => expect(isReady()).toBe(true));
+  await vi.waitFor(() => expect(isReady()).toBe(true), 10_000);
 
   // Who is not the engine's is refused with "not found".
   bus('06210900');
   expect(messages()).toEqual(['00000480 86210901']);
   bus('06200700');
   expect(messages().slice(1)).toEqual(['00000480 86200700', '00000880 0820070000000000']);
-  await vi.waitFor(() => expect(heard).toContain('connect 15676a8ebc9a434088ef9e39c6f63e0f 1'));
+  await vi.waitFor(() => expect(heard).toContain('connect 15676a8ebc9a434088ef9e39c6f63e0f 1'), 10_000);
 
   // What the engine answers waits for the driver's credit.
   bus('0820070000000000');
