@@ -65,7 +65,7 @@ async function main(): Promise<ExitCode> {
     }
     case 'list-passthru': {
       const { formatList, listPassthrough } = await import('../devicemodel/hw/pci/passthru/list.ts');
-      const list = listPassthrough(order.hostRoot ?? '');
+      const list = listPassthrough(order.hostRoot ?? '', await stubOf(order.hostRoot));
       return print(order.format === 'json' ? [JSON.stringify(list, undefined, 2)] : formatList(list));
     }
     case 'benchmark':
@@ -77,6 +77,13 @@ async function main(): Promise<ExitCode> {
     case 'run':
       return run(order);
   }
+}
+
+/** The driver that gives functions of this host away; of another host's nothing is known but ACRN's. */
+async function stubOf(hostRoot: string | undefined): Promise<string | undefined> {
+  if (hostRoot !== undefined) return undefined;
+  const [{ NODES }, { existsSync }] = await Promise.all([import('../hypervisor/acrn/node.ts'), import('node:fs')]);
+  return NODES.some((node) => existsSync(node)) ? undefined : 'vfio-pci';
 }
 
 async function dryRun(order: VmOrder): Promise<ExitCode> {

@@ -92,7 +92,8 @@ function stubDriver(): Finding {
   const what = 'drivers for passthrough';
   const there = ['pci-stub', 'vfio-pci'].filter((name) => existsSync(`/sys/bus/pci/drivers/${name}`));
   if (there.length > 0) return { what, verdict: 'ok', detail: there.join(', ') };
-  return { what, verdict: 'warn', detail: 'neither pci-stub nor vfio-pci is loaded', mend: 'sudo modprobe pci-stub' };
+  const mend = `sudo modprobe ${existsSync('/dev/acrn_hsm') ? 'pci-stub' : 'vfio-pci'}`;
+  return { what, verdict: 'warn', detail: 'neither pci-stub nor vfio-pci is loaded', mend };
 }
 
 async function staleSockets(): Promise<Finding> {

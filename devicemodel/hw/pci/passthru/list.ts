@@ -27,19 +27,19 @@ export interface ListedFunction {
 
 /**
  * Every function of the host, by address.
- * @throws ConfigError if the host shows none.
+ * @param stub the driver that is to have a function before a VM can. @throws ConfigError if the host shows none.
  */
-export function listPassthrough(root: string): ListedFunction[] {
+export function listPassthrough(root: string, stub?: string): ListedFunction[] {
   const functions = hostFunctions(root);
   if (functions.length === 0) {
     throw unavailable(
       `no PCI functions are in ${root === '' ? '' : `${root.replace(/\/+$/, '')}`}/sys/bus/pci/devices`,
     );
   }
-  return functions.map((fn) => describe(fn, functions));
+  return functions.map((fn) => describe(fn, functions, stub));
 }
 
-function describe(fn: HostFunction, others: readonly HostFunction[]): ListedFunction {
+function describe(fn: HostFunction, others: readonly HostFunction[], stub?: string): ListedFunction {
   const physical = formatHostAddress(fn.address);
   const options = {
     physical,
@@ -70,7 +70,7 @@ function describe(fn: HostFunction, others: readonly HostFunction[]): ListedFunc
       ],
       bars: found.hostBars.map(({ index, kind, address, sizeBytes }) => ({ index, kind, address, sizeBytes })),
       obstacle: null,
-      warnings: warningsFor(found, options, others, new Set([physical])),
+      warnings: warningsFor(found, options, others, new Set([physical]), stub),
     };
   } catch (error) {
     if (!(error instanceof ConfigError)) throw error;
