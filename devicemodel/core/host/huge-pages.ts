@@ -94,11 +94,14 @@ export class HugePages {
     return this.gigabytes.added !== 0 || this.megabytes.added !== 0;
   }
 
-  /** Let a process that comes after a crash of this one know what it has to give back. */
-  noteDebt(): void {
+  /**
+   * Let a process that comes after a crash of this one know what it has to give back.
+   * @returns whether it can know.
+   */
+  noteDebt(): boolean {
     if (!this.isInDebt) {
       this.#forgetDebt();
-      return;
+      return true;
     }
     try {
       this.#debtPath ??= join(this.#host.runDirectory, `debt.${process.pid}.${debts++}`);
@@ -107,26 +110,30 @@ export class HugePages {
         tryLock(this.#debtFd, 'exclusive', this.#debtPath);
       }
       writeFileSync(this.#debtPath, `${this.gigabytes.added} ${this.megabytes.added}\n`);
+      return true;
     } catch {
       // Nobody will know, as nobody did before; the VM runs.
+      return false;
     }
   }
 
   /**
    * The pools are as large as before. Small pages first: a page of 1 GiB that was taken apart for them can only be put
    * together again out of their memory. A pool that cannot be asked is left to the next process, in the file of debts.
+   * @returns whether nothing is lost: given back, or written down.
    */
-  giveBack(): void {
+  giveBack(): boolean {
     for (const pool of [this.megabytes, this.gigabytes]) {
       const { added } = pool;
       if (added === 0 || pool.grow(-added)) pool.added = 0;
     }
     if (!this.isInDebt) {
       this.#forgetDebt();
-      return;
+      return true;
     }
-    this.noteDebt();
+    const isNoted = this.noteDebt();
     this.#unlockDebt();
+    return isNoted;
   }
 
   #unlockDebt(): void {
@@ -177,9 +184,8 @@ function payDebtsOfTheDead(host: HugePageHost): void {
       const pages = new HugePages(host);
       pages.gigabytes.added = Number.isSafeInteger(gigabytes) ? gigabytes : 0;
       pages.megabytes.added = Number.isSafeInteger(megabytes) ? megabytes : 0;
-      pages.giveBack();
-      // What could not be given back stands in a file of this process now.
-      rmSync(path, { force: true });
+      // What could not be given back stands in a file of this process now, or stays in this one.
+      if (pages.giveBack()) rmSync(path, { force: true });
     } finally {
       closeFd(fd);
     }

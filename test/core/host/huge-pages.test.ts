@@ -4,7 +4,7 @@ import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSyn
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
-import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { planHugePages } from '../../../devicemodel/core/guest-ram.ts';
 import {
   HUGE_1G,
@@ -162,6 +162,19 @@ test('a pool that cannot be asked at the end is given back by the next', () => {
   setPool(HUGE_2M, 15);
   withPools(() => {}, neverUnlocked, host);
   expect([size(HUGE_2M), debts().length]).toEqual([10, 0]);
+});
+
+// Mutation: remove the dead one's file whatever became of its debt.
+test('a debt that can be neither paid nor taken over stays where it is', () => {
+  setPool(HUGE_1G, 0);
+  mkdirSync(join(host.sysfs, 'hugepages-2048kB/nr_hugepages'));
+  mkdirSync(host.runDirectory);
+  const file = join(host.runDirectory, 'debt.1.0');
+  writeFileSync(file, '0 5\n');
+  vi.spyOn(HugePages.prototype, 'noteDebt').mockReturnValue(false);
+  withPools(() => {}, neverUnlocked, host);
+  vi.restoreAllMocks();
+  expect(readFileSync(file, 'utf8')).toBe('0 5\n');
 });
 
 test.each(['', 'x', '9e99 1', '-1', '1 2 3 4', '\0\0'])('a debt of %j gives back no more than it says', (text) => {
