@@ -19,6 +19,7 @@ import { defaultApiSocket } from '../control/vm-paths.ts';
 import type { AfterEnd, ApiSocket, EventMonitorTarget, VmConfig } from '../devicemodel/core/config.ts';
 import type { PowerEvent } from '../devicemodel/core/device.ts';
 import { ExitCode, RefusedError } from '../devicemodel/core/errors.ts';
+import { leaveThreadBehind } from '../devicemodel/core/host/exit-hooks.ts';
 import { ignoreOtherSignals } from '../devicemodel/core/host/signals.ts';
 import { type Log, LogLevel } from '../devicemodel/core/log.ts';
 import { LogTail } from '../devicemodel/core/log-tail.ts';
@@ -188,6 +189,8 @@ export class ProcessVmm implements Vmm {
       this.#launchedMs = performance.now();
       const launch = await Launch.prepare(vm, { log, ownsThread: true, onCommands: () => this.#connectSignals() });
       this.#launch = launch;
+      // Its guest's code is compiled aside, for seconds on a busy machine, and is of no use once the VM is gone.
+      if (launch.hypervisor === 'soft' && !isObserved()) leaveThreadBehind();
       stopFollowing = this.events.follow(launch.vm);
       launch.vm.on('crash', (crash) => this.#report(crash));
       launch.vm.once('started', () => this.#openDefaultDoor(vm));
@@ -333,4 +336,9 @@ function chConfigOf({ memoryBytes, boot, pci }: VmConfig): ChConfig {
     return driver === 'virtio-net' && tap !== undefined ? [{ tap, id: defaultDeviceId(driver, bdf) }] : [];
   });
   return { cpus: { boot_vcpus: 1, max_vcpus: 1 }, memory: { size: memoryBytes }, payload, disks, net };
+}
+
+/** Somebody wants what Node writes at its own end: a profile, coverage. */
+function isObserved(): boolean {
+  return process.env['NODE_V8_COVERAGE'] !== undefined || process.execArgv.some((option) => option.includes('prof'));
 }

@@ -14,6 +14,7 @@ import type { PowerEvent } from '../devicemodel/core/device.ts';
 import { Disposer } from '../devicemodel/core/disposer.ts';
 import { BugError } from '../devicemodel/core/errors.ts';
 import type { GuestLoop } from '../devicemodel/core/guest-loop.ts';
+import { onProcessExit } from '../devicemodel/core/host/exit-hooks.ts';
 import { KeptOverLives } from '../devicemodel/core/kept-over-lives.ts';
 import type { Log } from '../devicemodel/core/log.ts';
 import { Vm } from '../devicemodel/core/vm.ts';
@@ -177,9 +178,7 @@ async function assemble(
     undo,
   });
   // A VM that outlives its device model unpaused damages the driver's list of VMs.
-  const onExit = () => launch.abandon();
-  process.on('exit', onExit);
-  undo.defer(() => void process.off('exit', onExit));
+  undo.defer(onProcessExit(() => launch.abandon()));
   undo.defer(() => managed.giveBack(vm.forcing));
   return launch;
 }

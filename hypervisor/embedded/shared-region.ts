@@ -8,6 +8,7 @@
 import { constants, fstatSync, rmSync, statSync } from 'node:fs';
 import { HostError } from '../../devicemodel/core/errors.ts';
 import { Errno } from '../../devicemodel/core/host/errno.ts';
+import { onProcessExit } from '../../devicemodel/core/host/exit-hooks.ts';
 import { lockWait, tryLock } from '../../devicemodel/core/host/file-lock.ts';
 import { closeFd, OpenFlag, openFile, setFileSize } from '../../devicemodel/core/host/files.ts';
 import { regionFiles, regionPath } from '../../devicemodel/core/host/region-files.ts';
@@ -88,7 +89,7 @@ export function sweepDeadRegions(): void {
 function mapRegion(path: string, regionName: string, sizeBytes: number): Region | undefined {
   if (!isExitHooked) {
     isExitHooked = true;
-    process.on('exit', () => {
+    onProcessExit(() => {
       for (const region of [...regions.values()]) forget(region);
     });
   }

@@ -36,11 +36,13 @@ let hearsSignals = false;
 let isThreadLeft = false;
 
 /**
- * A thread of this process sits in a system call that may never end. Node would wait for it at the process's end; so the
- * process ends without Node once the hooks have run.
+ * A thread of this process sits in a system call that may never end, or is V8's and compiles what nobody will run. Node
+ * would wait for it at the process's end; so the process ends without Node once the hooks have run: whatever is to happen
+ * at its end has to be one of them.
  */
 export function leaveThreadBehind(): void {
   isThreadLeft = true;
+  update();
 }
 
 function onExit(status: number): void {
@@ -71,7 +73,7 @@ function onSignal(signal: NodeJS.Signals): void {
 /** Handlers are there only while there is a hook. */
 function update(): void {
   const needsSignals = hooks.size > 0;
-  const needsExit = needsSignals || exitHooks.size > 0;
+  const needsExit = needsSignals || exitHooks.size > 0 || isThreadLeft;
   if (needsExit !== hearsExit) {
     if (needsExit) process.on('exit', onExit);
     else process.removeListener('exit', onExit);
