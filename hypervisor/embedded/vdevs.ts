@@ -1,5 +1,4 @@
 /** Makes the functions CREATE_VDEV asks for, as far as the scenario has them. */
-import { describeCut } from '../../devicemodel/core/host/shared-memory.ts';
 import type { HvVdev } from '../../devicemodel/core/hsm/vdev.ts';
 import type { Neighbours } from './neighbours.ts';
 import type { Scenario } from './scenario.ts';
@@ -63,7 +62,7 @@ function openRegion(
 ): IvshmemRegion | undefined {
   const memory = openSharedRegion(name, sizeBytes);
   if (memory === undefined) return undefined;
-  const stopWatching = memory.onCut((outcome) => host.log.rationed('warn', () => describeCut(name, outcome)));
+  const stopWatching = memory.onCut((line) => host.log.rationed('warn', () => line));
   const bells = host.eventfds === undefined ? undefined : neighbours.bells(name, IVSHMEM_VECTORS);
   return {
     ...(bells === undefined ? {} : { bells }),

@@ -10,10 +10,12 @@ import { type Mapping, map } from './mapping.ts';
 const shmOpen = hostCall<[name: string, flags: number, mode: number]>('int shm_open(const char *, int, unsigned int)');
 
 /** Disposing unmaps it. */
-export type SharedMapping = Mapping & FaultGuard;
+export interface SharedMapping extends Mapping, Pick<FaultGuard, 'mend'> {
+  /** Be told, in words for the log, that another process cut it. @returns how to stop; the process lives until then. */
+  onCut(listener: (line: string) => void): () => void;
+}
 
-/** For the log. */
-export function describeCut(what: string, outcome: CutOutcome): string {
+function describeCut(what: string, outcome: CutOutcome): string {
   return outcome === 'restored'
     ? `${what}: another process cut it; it has its size again, with zeros where it was cut`
     : `${what}: another process cut it, and it cannot have its size again: what is missing is zeroed memory of this VM alone`;
@@ -76,7 +78,7 @@ export function mapShared(fd: number, sizeBytes: number, what: string): SharedMa
     return {
       ...mapping,
       mend: guard.mend,
-      onCut: guard.onCut,
+      onCut: (listener) => guard.onCut((outcome) => listener(describeCut(what, outcome))),
       dispose: () => {
         guard.dispose();
         mapping.dispose();

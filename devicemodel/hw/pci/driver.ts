@@ -8,7 +8,6 @@ import type { CounterKind, Counters } from '../../core/counters.ts';
 import type { InterruptLine, MsiSink, PowerControl } from '../../core/device.ts';
 import type { ConfigError } from '../../core/errors.ts';
 import type { Aml } from '../../core/firmware/aml.ts';
-import type { CutOutcome } from '../../core/host/bus-faults.ts';
 import type { Hsm, HypervisorOffers } from '../../core/hsm/hsm.ts';
 import type { IoBus } from '../../core/io-bus.ts';
 import type { Log } from '../../core/log.ts';
@@ -29,8 +28,8 @@ export interface SharedMemory {
   readonly hostAddress: bigint;
   /** Bring back now what another process cut off, before the hypervisor takes the pages. */
   mend(): void;
-  /** Be told that another process cut it. @returns how to stop. */
-  onCut(listener: (outcome: CutOutcome) => void): () => void;
+  /** Be told, in words for the log, that another process cut it. @returns how to stop. */
+  onCut(listener: (line: string) => void): () => void;
   /** Unmap and close; the object itself stays for its other users. */
   dispose(): void;
 }

@@ -8,7 +8,6 @@ import * as v from 'valibot';
 import type { BarIndex, BarSpec, ConfigSpace } from '../../chips/pci-config-space.ts';
 import { type AccessSize, allOnes, type Gpa, hex } from '../../core/address.ts';
 import { ConfigError } from '../../core/errors.ts';
-import { describeCut } from '../../core/host/shared-memory.ts';
 import type { RamMapping } from '../../core/hsm/hsm.ts';
 import type { HvVdev } from '../../core/hsm/vdev.ts';
 import { integer, optionsFromText } from '../../core/options.ts';
@@ -177,9 +176,7 @@ class HostIvshmem implements EmulatedPciFunction {
       const shared = provider.openSharedMemory(this.#name, this.#sizeBytes);
       this.#shared = shared;
       const { log } = this.#env;
-      this.#stopWatching = shared.onCut((outcome) =>
-        log.rationed('warn', () => describeCut(`shared memory /${this.#name}`, outcome)),
-      );
+      this.#stopWatching = shared.onCut((line) => log.rationed('warn', () => line));
       this.#view = new DataView(shared.bytes.buffer, shared.bytes.byteOffset, shared.bytes.byteLength);
     }
     this.#shared.mend();
