@@ -65,7 +65,10 @@ async function main(): Promise<ExitCode> {
     }
     case 'list-passthru': {
       const { formatList, listPassthrough } = await import('../devicemodel/hw/pci/passthru/list.ts');
-      const list = listPassthrough(order.hostRoot ?? '', await stubOf(order.hostRoot));
+      // Of another host's hypervisor nothing is known.
+      const { stubDriverHere } = await import('../hypervisor/choose.ts');
+      const stub = order.hostRoot === undefined ? await stubDriverHere() : undefined;
+      const list = listPassthrough(order.hostRoot ?? '', stub);
       return print(order.format === 'json' ? [JSON.stringify(list, undefined, 2)] : formatList(list));
     }
     case 'benchmark':
@@ -77,13 +80,6 @@ async function main(): Promise<ExitCode> {
     case 'run':
       return run(order);
   }
-}
-
-/** The driver that gives functions of this host away; of another host's nothing is known but ACRN's. */
-async function stubOf(hostRoot: string | undefined): Promise<string | undefined> {
-  if (hostRoot !== undefined) return undefined;
-  const [{ NODES }, { existsSync }] = await Promise.all([import('../hypervisor/acrn/node.ts'), import('node:fs')]);
-  return NODES.some((node) => existsSync(node)) ? undefined : 'vfio-pci';
 }
 
 async function dryRun(order: VmOrder): Promise<ExitCode> {

@@ -43,6 +43,11 @@ export async function chooseHypervisor(
   return load.soft();
 }
 
+/** The driver of this host that a function has to be bound to before a VM can have it. */
+export async function stubDriverHere(): Promise<'pci-stub' | 'vfio-pci'> {
+  return (await load.acrn(false)).isPresent() ? 'pci-stub' : 'vfio-pci';
+}
+
 async function howToOpenKvm(): Promise<string> {
   return (await import('./kvm/permission.ts')).joinKvmGroup();
 }
