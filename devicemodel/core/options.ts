@@ -85,6 +85,12 @@ export function optionsFromText(schema: OptionSchema, text: string): Record<stri
   return out;
 }
 
+/** The schema's own words, or for what it only knows the type of: `must be threads or io_uring, got "uring"`. */
+function issueText({ kind, message, expected, received }: v.BaseIssue<unknown>): string {
+  if (kind !== 'schema' || expected === null || !message.startsWith('Invalid ')) return message;
+  return `must be ${expected.replace(/[()"]/g, '').replaceAll(' | ', ' or ')}, got ${received}`;
+}
+
 /** Check an object against the schema. @throws ConfigError `key: what is wrong, got value`. */
 export function checkOptions<S extends OptionSchema>(schema: S, input: Record<string, unknown>): v.InferOutput<S> {
   const result = v.safeParse(schema, input);
@@ -94,7 +100,7 @@ export function checkOptions<S extends OptionSchema>(schema: S, input: Record<st
   const word = first === undefined ? [] : [optionWordsOf(first, schema.entries[first])[0] ?? first];
   const path = [...word, ...deeper].join('.');
   const missing = issue.input === undefined && path !== '';
-  const what = missing ? 'is missing' : issue.message;
+  const what = missing ? 'is missing' : issueText(issue);
   throw new ConfigError(path === '' ? what : `${path}: ${what}`);
 }
 

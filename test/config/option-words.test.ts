@@ -1,0 +1,29 @@
+/** What an option of a device may be is said in the option's own words, never in those of the library that checks it. */
+import { expect, test } from 'vitest';
+import { parseCommandLine } from '../../cmd/cli.ts';
+import { pciDrivers } from '../../devicemodel/hw/registry.ts';
+
+// Mutation: pass the library's message on: `Invalid type: Expected ("threads" | "io_uring") but received "uring"`.
+test.each([
+  ['virtio-blk,d.img,aio=uring', 'aio: must be threads or io_uring, got "uring"'],
+  ['virtio-blk,d.img,transport=pci', 'transport: must be legacy or transitional or modern, got "pci"'],
+  ['virtio-rnd,transport=modem', 'transport: must be legacy or transitional or modern, got "modem"'],
+  ['virtio-net,tap=t0,transport=', 'transport: must be legacy or transitional or modern, got ""'],
+  ['virtio-console,@pty:a,transport=1', 'transport: must be legacy or transitional or modern, got "1"'],
+  ['virtio-gpio,@gpiochip0{0=a},transport=transitional', 'transport: must be legacy or modern, got "transitional"'],
+  ['hostbridge,model=q35', 'model: must be i440fx, got "q35"'],
+])('-s 3,%s', (slot, said) => {
+  expect(() => parseCommandLine(['-k', 'k', '-s', `3,${slot}`, 'vm1'], pciDrivers)).toThrow(said);
+});
+
+test('no device says it in the library’s words', () => {
+  for (const { name } of pciDrivers) {
+    for (const options of ['transport=x', 'model=x', 'aio=x', 'cap=x', 'log=x', 'cid=x', 'blob=x', 'ptm=x', 'x=1']) {
+      try {
+        parseCommandLine(['-k', 'k', '-s', `3,${name},${options}`, 'vm1'], pciDrivers);
+      } catch (error) {
+        expect((error as Error).message).not.toMatch(/Invalid|Expected|received/);
+      }
+    }
+  }
+});
