@@ -66,10 +66,15 @@ export class FunctionBars {
     parts.config.onControlWritten = () => this.#place();
   }
 
-  /** What the function decodes. Call it before it stops, and after it began to. */
+  /** What the function decodes. Call it once it does. */
   setDecoding(memory: boolean, io: boolean): void {
     this.#decodes = { memory, io };
     this.#place();
+  }
+
+  /** What it does not decode any more. Call it before: another vCPU may be at its registers. */
+  stopDecoding(memory: boolean, io: boolean): void {
+    this.setDecoding(this.#decodes.memory && !memory, this.#decodes.io && !io);
   }
 
   dispose(): void {

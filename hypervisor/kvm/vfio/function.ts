@@ -180,9 +180,9 @@ export class VfioFunction implements HostFunction {
     const isLow = (offset & 3) === 0;
     if (isLow && (offset === Cfg.Command || (value & Power.stateMask) === Power.d3)) {
       const isCommand = offset === Cfg.Command;
-      this.#bars.setDecoding(
-        isCommand && (value & Command.MemorySpace) !== 0 && this.#isAwake(),
-        isCommand && (value & Command.IoSpace) !== 0,
+      this.#bars.stopDecoding(
+        !isCommand || (value & Command.MemorySpace) === 0,
+        !isCommand || (value & Command.IoSpace) === 0,
       );
     }
     this.#write(offset, size, value);

@@ -212,6 +212,24 @@ describe('memory', () => {
     expect(vm.vfio.device.view.getUint16(4, true)).toBe(6);
   });
 
+  // Mutation: mapped before. Another vCPU's access would be a signal between the two, and end the VM.
+  test('the guest has the memory after the device began to decode it, and loses it before it stops', async () => {
+    const vm = await running();
+    const { device } = vm.vfio;
+    const write = device.write.bind(device);
+    const direct: string[][] = [];
+    device.write = (region, offset, size, value) => {
+      direct.push(vm.direct());
+      write(region, offset, size, value);
+    };
+    vm.write(4, 4, 2);
+    vm.write(4, 6, 2);
+    vm.write(At.power + 4, 3, 2);
+    vm.write(At.power + 4, 0, 2);
+    expect(direct).toEqual([[], [], [], []]);
+    expect(vm.direct()).toEqual(DIRECT);
+  });
+
   // Mutation: without whereGuestPutIt the guest ends its VM by a register write.
   test('a BAR beyond what the CPU addresses is nowhere, and the guest goes on', async () => {
     const vm = await running();
