@@ -37,6 +37,14 @@ const MSI_WRITABLE = 0x71;
 const Msix = { control: 2, table: 4, pending: 8, vectorsMask: 0x7ff, barMask: 7 } as const;
 const MsixControl = { enable: 1 << 15, masked: 1 << 14 } as const;
 const PENDING_BYTES_PER_QWORD = 8;
+/**
+ * Extended capabilities (PCI Express 4.0 §7.6.3) that are the host's: buses behind a function, functions that it makes,
+ * sizes of its BARs. VFIO shows them and takes no writes.
+ */
+const HiddenExtended = { ari: 0x0e, srIov: 0x10, resizableBar: 0x15 } as const;
+const hiddenExtended: readonly number[] = Object.values(HiddenExtended);
+const EXTENDED_NEXT = 0xffc0_0000;
+const DWORD_BYTES = 4;
 
 export interface VfioFunctionParts {
   readonly assignment: PcidevAssignment;
@@ -55,6 +63,8 @@ export class VfioFunction implements HostFunction {
   readonly #leavesRom: boolean;
   /** INTx of the device. A virtual function has none (SR-IOV 1.1 §3.4.1.18), nor have some parts of a chipset. */
   readonly #hasPin: boolean;
+  /** By offset: headers of extended capabilities that the guest does not see, as a null capability with the same next. */
+  readonly #hiddenHeaders: ReadonlyMap<number, number>;
   /** Bytes of the header and the capabilities that are answered here, and which bits of them the guest may change. */
   readonly #own = new Uint8Array(STANDARD_BYTES);
   readonly #isOwn = new Uint8Array(STANDARD_BYTES);
@@ -82,6 +92,7 @@ export class VfioFunction implements HostFunction {
       }
       this.#config = config;
       this.#capabilities = this.#findCapabilities();
+      this.#hiddenHeaders = this.#findHidden();
       this.#hasPin = this.#read(Cfg.InterruptPin, 1) !== 0;
       this.#setHeader(assignment);
       this.#setMsi();
@@ -136,7 +147,10 @@ export class VfioFunction implements HostFunction {
     // PCI Express 4.0 §7.6.1: "no extended capabilities" is a first header of zero.
     if (offset + size > this.#config.sizeBytes) return offset < STANDARD_BYTES + 4 ? 0 : allOnes(size);
     const value = this.#read(offset, size);
-    if (offset >= STANDARD_BYTES) return value;
+    if (offset >= STANDARD_BYTES) {
+      const header = this.#hiddenHeaders.get(offset & ~3);
+      return header === undefined ? value : ((header >>> (8 * (offset & 3))) & allOnes(size)) >>> 0;
+    }
     let mine = value;
     for (let i = 0; i < size; i++) {
       if (this.#isOwn[offset + i] === 0) continue;
@@ -280,6 +294,21 @@ export class VfioFunction implements HostFunction {
       at = this.#read(at + 1, 1) & ~3;
     }
     return found;
+  }
+
+  #findHidden(): Map<number, number> {
+    const hidden = new Map<number, number>();
+    const last = this.#config.sizeBytes - DWORD_BYTES;
+    const seen = new Set<number>();
+    for (let at = STANDARD_BYTES; at >= STANDARD_BYTES && at <= last && !seen.has(at); ) {
+      seen.add(at);
+      const header = this.#read(at, DWORD_BYTES);
+      // Nobody answers.
+      if (header === allOnes(DWORD_BYTES)) break;
+      if (hiddenExtended.includes(header & 0xffff)) hidden.set(at, (header & EXTENDED_NEXT) >>> 0);
+      at = (header >>> 20) & ~3;
+    }
+    return hidden;
   }
 
   #setHeader({ interruptPin, interruptLine, virtualBdf }: PcidevAssignment): void {

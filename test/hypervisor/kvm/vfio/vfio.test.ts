@@ -287,6 +287,36 @@ describe('configuration space', () => {
   });
 });
 
+describe('extended capabilities', () => {
+  const aer = 0x1001_0001;
+  async function withList(headers: Readonly<Record<number, number>>): Promise<Machine> {
+    const vm = await machine();
+    for (const [at, header] of Object.entries(headers)) vm.vfio.device.view.setUint32(Number(at), header, true);
+    vm.assign();
+    vm.start();
+    return vm;
+  }
+  const ecam = (vm: Machine, register: number, size = 4) => {
+    vm.go(exits.mmio(0xe000_0000 + (3 << 15) + register, size));
+    return Number(answers.mmio(vm.vcpu.run, size));
+  };
+
+  test('that are the host’s are not in the list, those behind them are', async () => {
+    const vm = await withList({ 256: 0x1401_000e, 320: 0x1801_0010, 384: 0x1c01_0015, 448: aer & 0xfffff });
+    expect([0x100, 0x140, 0x180, 0x1c0].map((at) => ecam(vm, at))).toEqual([
+      0x1400_0000, 0x1800_0000, 0x1c00_0000, 0x1_0001,
+    ]);
+    expect(ecam(vm, 0x140, 2)).toBe(0);
+    expect(ecam(vm, 0x142, 2)).toBe(0x1800);
+    expect(ecam(vm, 0x143, 1)).toBe(0x18);
+  });
+
+  test('a list that ends nowhere is no endless one', async () => {
+    const vm = await withList({ 256: aer | 0x4000_0000, 1280: 0x1001_0010 });
+    expect(ecam(vm, 0x500)).toBe(0x1000_0000);
+  });
+});
+
 describe('interrupts', () => {
   test('MSI: all messages of the guest, none when it is off', async () => {
     const vm = await running();
