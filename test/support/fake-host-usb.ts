@@ -8,6 +8,8 @@ export class FakeHandle {
   readonly calls: string[] = [];
   readonly requests: UsbRequest[] = [];
   refuses = false;
+  /** What these calls answer; the others 0. */
+  readonly results = new Map<string, number>();
   #ids = 0n;
 
   submit(request: UsbRequest): bigint | undefined {
@@ -26,7 +28,6 @@ export class FakeHandle {
     request.done(outcome, actualBytes);
   }
 
-  detachDriver = (number: number) => this.#call(`detach ${number}`);
   attachDriver = (number: number) => this.#call(`attach ${number}`);
   claim = (number: number) => this.#call(`claim ${number}`);
   release = (number: number) => this.#call(`release ${number}`);
@@ -41,7 +42,7 @@ export class FakeHandle {
 
   #call(text: string): Promise<number> {
     this.calls.push(text);
-    return Promise.resolve(0);
+    return Promise.resolve(this.results.get(text) ?? 0);
   }
 }
 

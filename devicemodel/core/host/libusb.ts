@@ -261,14 +261,19 @@ export class UsbHandle {
   }
 
   /** Each answers 0 or a negative `enum libusb_error`. */
-  detachDriver(number: number): Promise<number> {
-    return aside('int libusb_detach_kernel_driver(uintptr_t, int)', this.#handle, number);
-  }
   attachDriver(number: number): Promise<number> {
     return aside('int libusb_attach_kernel_driver(uintptr_t, int)', this.#handle, number);
   }
-  claim(number: number): Promise<number> {
-    return aside('int libusb_claim_interface(uintptr_t, int)', this.#handle, number);
+  /** It is taken from a driver of the host in the same step: none can come in between. */
+  async claim(number: number): Promise<number> {
+    const setAutoDetach = native('int libusb_set_auto_detach_kernel_driver(uintptr_t, int)');
+    setAutoDetach(this.#handle, 1);
+    try {
+      return await aside('int libusb_claim_interface(uintptr_t, int)', this.#handle, number);
+    } finally {
+      // When it is released the driver stays away, unless it is attached.
+      setAutoDetach(this.#handle, 0);
+    }
   }
   release(number: number): Promise<number> {
     return aside('int libusb_release_interface(uintptr_t, int)', this.#handle, number);

@@ -26,6 +26,8 @@ const USB3 = 0x300;
 /** Interface protocol of USB Attached SCSI. */
 const UAS_PROTOCOL = 0x62;
 const INTERFACE_BYTES = 9;
+/** enum libusb_error. NotFound of a reset: the device is another one now, or an interface could not be claimed again. */
+const UsbError = { NotFound: -5, Busy: -6 } as const;
 
 /** What a device of the host is reached by; other than the real one in tests. */
 export interface UsbHost {
@@ -77,9 +79,19 @@ export class HostDevice implements UsbDevice {
     this.#handle = handle;
     await this.#claim(handle);
     // The guest expects a device as it is after a bus reset, and its driver on the host has used this one.
-    if ((await handle.reset()) === 0) return true;
+    if (await this.#resetBus(handle)) return true;
     await this.#giveBack();
-    this.#log.warn(`USB device ${this.name}: it does not come back from a reset`);
+    return false;
+  }
+
+  async #resetBus(handle: Handle): Promise<boolean> {
+    const result = await handle.reset();
+    if (result === 0) return true;
+    // libusb lets go of the interfaces for the time of a reset, and a driver of the host may have come in between.
+    if (result === UsbError.NotFound && (await this.#claim(handle))) return true;
+    if (!this.#isGone) {
+      this.#log.rationed('warn', () => `USB device ${this.name}: it does not come back from a reset (error ${result})`);
+    }
     return false;
   }
 
@@ -89,7 +101,7 @@ export class HostDevice implements UsbDevice {
     this.#cancelAll();
     return this.#aside(async () => {
       await this.#idle();
-      return this.#handle === undefined || (await this.#handle.reset()) === 0;
+      return this.#handle === undefined || this.#resetBus(this.#handle);
     }, false);
   }
 
@@ -111,15 +123,20 @@ export class HostDevice implements UsbDevice {
     return done;
   }
 
-  async #claim(handle: Handle): Promise<void> {
+  /** @returns whether all interfaces are ours now */
+  async #claim(handle: Handle): Promise<boolean> {
     this.#interfaces = await this.#host.activeInterfaces(this.where.path);
+    let isWhole = true;
     for (const number of this.#interfaces) {
-      await handle.detachDriver(number);
       const result = await handle.claim(number);
-      if (result === 0 || this.#isGone) continue;
+      if (result === 0) continue;
+      isWhole = false;
+      if (this.#isGone) continue;
+      const why = result === UsbError.Busy ? 'is in use on the host' : `cannot be claimed (error ${result})`;
       // The guest asks for it with every configuration it sets.
-      this.#log.rationed('warn', () => `USB device ${this.name}: interface ${number} is in use on the host`);
+      this.#log.rationed('warn', () => `USB device ${this.name}: interface ${number} ${why}`);
     }
+    return isWhole;
   }
 
   /** The host's drivers come back, unless the device is gone. */

@@ -137,7 +137,7 @@ async function openDevice() {
 describe('host device', () => {
   test('the host’s drivers go, interfaces are claimed, the device is reset; once', async () => {
     const { device, opened, host } = await openDevice();
-    expect(opened).toEqual(['detach 0', 'claim 0', 'detach 1', 'claim 1', 'reset']);
+    expect(opened).toEqual(['claim 0', 'claim 1', 'reset']);
     expect(device.open()).toBe(true);
     expect(host.handles).toHaveLength(1);
   });
@@ -180,12 +180,42 @@ describe('host device', () => {
     expect(handle.calls.at(-1)).toBe('reset');
   });
 
+  test('a driver of the host that came in during a reset is sent away again', async () => {
+    const { device, handle, lines } = await openDevice();
+    handle.results.set('reset', -5);
+    expect(await device.reset()).toBe(true);
+    expect(handle.calls).toEqual(['reset', 'claim 0', 'claim 1']);
+    expect(lines).toEqual([]);
+    // Nobody is there to be claimed: it is another device now.
+    handle.results.set('claim 0', -4);
+    expect(await device.reset()).toBe(false);
+    expect(lines).toEqual([
+      expect.stringMatching(/interface 0 cannot be claimed \(error -4\)/),
+      expect.stringMatching(/does not come back from a reset \(error -5\)/),
+    ]);
+  });
+
+  test('one that does not come back from its first reset is left to the host', async () => {
+    const host = new FakeHostUsb([]);
+    const { log, lines } = memoryLog();
+    const device = new HostDevice(at('1-2'), host, log);
+    const open = host.open.bind(host);
+    host.open = async () => {
+      const handle = await open();
+      handle.results.set('reset', -99);
+      return handle;
+    };
+    expect(await device.open()).toBe(false);
+    expect(host.handles[0]?.calls.at(-1)).toBe('close');
+    expect(lines).toEqual([expect.stringMatching(/does not come back from a reset \(error -99\)/)]);
+  });
+
   test('configurations, alternate settings, halts and addresses are the host’s business', async () => {
     const { device, handle } = await openDevice();
     for (const [request, calls] of [
       [control(0x00, 5, 7), []],
-      [control(0x00, 9, 2), ['release 0', 'release 1', 'configure 2', 'detach 0', 'claim 0', 'detach 1', 'claim 1']],
-      [control(0x00, 9, 0), ['release 0', 'release 1', 'configure -1', 'detach 0', 'claim 0', 'detach 1', 'claim 1']],
+      [control(0x00, 9, 2), ['release 0', 'release 1', 'configure 2', 'claim 0', 'claim 1']],
+      [control(0x00, 9, 0), ['release 0', 'release 1', 'configure -1', 'claim 0', 'claim 1']],
       [control(0x01, 11, 3, 1), ['alternate 1 3']],
       [control(0x02, 1, 0, 0x81), ['clear 129']],
     ] as const) {
