@@ -23,17 +23,24 @@ const Row = {
   end: 0x08,
   fileBytes: 0x10,
   fd: 0x18,
-  lastPage: 0x20,
+  faultsOfWholeFile: 0x20,
+  lock: 0x24,
   restored: 0x28,
   replaced: 0x2c,
+  privateFrom: 0x30,
 } as const;
 const NO_FD = 0xffff_ffff;
 const PAGE_BYTES = 4096;
 
+/** A file that has its length and faults all the same this often, with no cut in between, cannot be read back. */
+const MAX_FAULTS_OF_WHOLE_FILE = 64;
+
 /**
- * The handler, void (int signal, siginfo_t *, void *): nothing but system calls, the table and its own stack. A file that
- * has its length and faults at the same page again (the medium cannot read it back) is replaced, so that no fault comes
- * for ever. Two threads that fault at once do the same work twice.
+ * The handler, void (int signal, siginfo_t *, void *): nothing but system calls, the table and its own stack.
+ *
+ * Threads that fault at once come one after another, by a lock for each row: the first gives the file its length, the
+ * others find it and make their access again. Who waits sleeps; yielding would not do where a real-time thread waits. A
+ * file that faults on with its whole length (the medium cannot read it back) is replaced, so that no fault comes for ever.
  */
 function handlerCode(tableAddress: bigint): Uint8Array {
   const at = (offset: number) => {
@@ -69,25 +76,47 @@ function handlerCode(tableAddress: bigint): Uint8Array {
       '0f05', //                 syscall                the fault comes again, and ends the process
       'c3', //              out: ret
       '4881e200f0ffff', // found: and rdx, -4096
-      '48395320', //             cmp [rbx+lastPage], rdx
-      '742a', //                 je replace
-      '48895320', //             mov [rbx+lastPage], rdx
-      '52', //                   push rdx
+      'b801000000', //     lock: mov eax, 1
+      '874324', //               xchg [rbx+lock], eax
+      '85c0', //                 test eax, eax
+      '7419', //                 jz locked
+      '6800000100', //           push 65536             ns
+      '6a00', //                 push 0                 s
+      '4889e7', //               mov rdi, rsp
+      '31f6', //                 xor esi, esi
+      'b823000000', //           mov eax, SYS_nanosleep
+      '0f05', //                 syscall
+      '4883c410', //             add rsp, 16
+      'ebdb', //                 jmp lock
+      '483b5330', //     locked: cmp rdx, [rbx+privateFrom]
+      '0f83a7000000', //         jae done               another thread has replaced it
+      '4881ec90000000', //       sub rsp, sizeof(struct stat)
       '8b7b18', //               mov edi, [rbx+fd]
+      '4889e6', //               mov rsi, rsp
+      'b805000000', //           mov eax, SYS_fstat
+      '0f05', //                 syscall
+      '488b442430', //           mov rax, [rsp+48]      st_size
+      '4881c490000000', //       add rsp, sizeof(struct stat)
+      '4c8b5310', //             mov r10, [rbx+fileBytes]
+      '4c39d0', //               cmp rax, r10
+      '720b', //                 jb isCut
+      'ff4320', //               inc dword [rbx+faultsOfWholeFile]
+      `837b20${MAX_FAULTS_OF_WHOLE_FILE.toString(16)}`, // cmp dword [rbx+faultsOfWholeFile], MAX_FAULTS_OF_WHOLE_FILE
+      '7275', //                 jb done
+      'eb1c', //                 jmp replace
+      '83632000', //      isCut: and dword [rbx+faultsOfWholeFile], 0
+      '52', //                   push rdx
       '31f6', //                 xor esi, esi           mode
       '31d2', //                 xor edx, edx           offset
-      '4c8b5310', //             mov r10, [rbx+fileBytes]
-      'b81d010000', //           mov eax, SYS_fallocate
+      'b81d010000', //           mov eax, SYS_fallocate r10: length
       '0f05', //                 syscall
       '5a', //                   pop rdx
       '4885c0', //               test rax, rax
-      '7448', //                 jz restored
+      '7441', //                 jz restored
       '4883f8fc', //             cmp rax, -EINTR
-      '7507', //                 jne replace
-      '4883632000', //           and qword [rbx+lastPage], 0
-      'eb57', //                 jmp done
+      '7457', //                 je done
       '4889d7', //      replace: mov rdi, rdx
-      '488b7308', //             mov rsi, [rbx+end]
+      '488b7330', //             mov rsi, [rbx+privateFrom]
       '4829d6', //               sub rsi, rdx
       'ba03000000', //           mov edx, PROT_READ | PROT_WRITE
       '41ba32000000', //         mov r10d, MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS
@@ -96,8 +125,8 @@ function handlerCode(tableAddress: bigint): Uint8Array {
       'b809000000', //           mov eax, SYS_mmap
       '0f05', //                 syscall
       '483d01f0ffff', //         cmp rax, -4095
-      '0f837bffffff', //         jae unknown
-      '48894308', //             mov [rbx+end], rax
+      '0f832cffffff', //         jae unknown
+      '48894330', //             mov [rbx+privateFrom], rax
       'ff432c', //               inc dword [rbx+replaced]
       'eb03', //                 jmp tell
       'ff4328', //     restored: inc dword [rbx+restored]
@@ -106,7 +135,8 @@ function handlerCode(tableAddress: bigint): Uint8Array {
       'ba08000000', //           mov edx, 8
       'b801000000', //           mov eax, SYS_write
       '0f05', //                 syscall
-      '5f', //             done: pop rdi
+      '83632400', //       done: and dword [rbx+lock], 0
+      '5f', //                   pop rdi
       '5b', //                   pop rbx
       'c3', //                   ret
     ].join(''),
@@ -150,6 +180,7 @@ export function guardMapping(mapping: Mapping, fd: number): FaultGuard {
     rows.setUint32(row + Row.fd, fd, true);
     rows.setBigUint64(row + Row.fileBytes, BigInt(sizeBytes), true);
     rows.setBigUint64(row + Row.start, mapping.address, true);
+    rows.setBigUint64(row + Row.privateFrom, mapping.address + BigInt(sizeBytes), true);
     rows.setBigUint64(row + Row.end, mapping.address + BigInt(sizeBytes), true);
     guarded.add(guard);
   }
@@ -229,14 +260,13 @@ function unwatch(): void {
   stopWatching = undefined;
 }
 
-/** Tell of what the handler did since the last time; the next cut at the same page is a new one. */
+/** Tell of what the handler did since the last time. */
 function report(): void {
   if (table === undefined) return;
   for (const { row, listeners } of guarded) {
     const isRestored = take(table, row + Row.restored);
     const isReplaced = take(table, row + Row.replaced);
     if (!isRestored && !isReplaced) continue;
-    table.setBigUint64(row + Row.lastPage, 0n, true);
     for (const listener of listeners) listener(isReplaced ? 'replaced' : 'restored');
   }
 }

@@ -20,11 +20,11 @@ const module = (file: string) => pathToFileURL(join(root, file)).href;
 /** `told` has what listeners were told; `play` is a case: its value and what was told, as a line. */
 const prelude = `
   import { execFileSync, spawn } from 'node:child_process';
-  import { existsSync, openSync, statSync, writeFileSync } from 'node:fs';
+  import { existsSync, openSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs';
   import { setTimeout as sleep } from 'node:timers/promises';
   import { Worker } from 'node:worker_threads';
   import { openSharedMemory } from '${module('devicemodel/core/host/shared-memory.ts')}';
-  import { mendAll } from '${module('devicemodel/core/host/bus-faults.ts')}';
+  import { guardMapping, mendAll } from '${module('devicemodel/core/host/bus-faults.ts')}';
   import { map } from '${module('devicemodel/core/host/mapping.ts')}';
   import { writeAt } from '${module('devicemodel/core/host/files.ts')}';
   import { ignoreOtherSignals } from '${module('devicemodel/core/host/signals.ts')}';
@@ -93,6 +93,30 @@ function table(cases: Readonly<Record<string, Case>>, room?: string) {
 
 const cut = (how: string) => `sh(${JSON.stringify(how)});`;
 const SIZE = 2 << 20;
+/** So many threads write to the same pages, each to its own byte of them, as soon as word 0 has the number of the round. */
+const THREADS = 4;
+const writer = `const { workerData: { address, words, id, step } } = require('node:worker_threads');
+  const bytes = new Uint8Array(require('koffi').view(address, ${SIZE}));
+  for (let round = 1; round <= words[2]; round++) {
+    while (Atomics.load(words, 0) < round) Atomics.wait(words, 0, round - 1);
+    for (let at = ${SIZE} - 4096; at >= 0; at -= step) bytes[at + id] = round;
+    Atomics.add(words, 1, 1);
+    Atomics.notify(words, 1);
+  }`;
+/** @param step from the page that is written to the next. */
+const writeAtOnce = (cut: string, rounds: number, step: number, look: string) => `
+  const words = new Int32Array(new SharedArrayBuffer(12));
+  words[2] = ${rounds};
+  const ids = [...Array(${THREADS}).keys()];
+  for (const id of ids) new Worker(${JSON.stringify(writer)}, { eval: true, execArgv: ['--input-type=commonjs'], workerData: { address: m.address, words, id, step: ${step} } });
+  await sleep(300);
+  for (let round = 1; round <= ${rounds}; round++) {
+    ${cut}
+    Atomics.store(words, 0, round);
+    Atomics.notify(words, 0);
+    for (let done; (done = Atomics.load(words, 1)) < ${THREADS} * round; ) Atomics.wait(words, 1, done, 1000);
+  }
+  ${look}`;
 const filler = `const { workerData } = require('node:worker_threads');
   new Uint8Array(require('koffi').view(workerData, ${SIZE})).fill(9);`;
 
@@ -130,6 +154,21 @@ describe('a file that another process cuts has its size again, with zeros, and i
     'again and again: told each time': {
       code: `for (let i = 1; i <= 5; i++) { ${cut('truncate -s 0 "$1"')} bytes[8192] += i; await heard(i); } return bytes[8192]`,
       says: [5, ...Array(5).fill('restored')],
+    },
+    // Mutation: replace what faults at the same page twice, whatever the file's length.
+    'again at once, at the same page, before anybody is told: it is still shared': {
+      code: `for (let i = 1; i <= 5; i++) { ${cut('truncate -s 0 "$1"')} bytes[8192] = i; } return readFileSync(path)[8192]`,
+      says: [5, 'restored'],
+    },
+    // Mutation: the same, or leave out the lock.
+    'under several threads at once: all of them share it still': {
+      code: writeAtOnce(
+        `truncateSync(path, 0);`,
+        50,
+        SIZE,
+        `const file = readFileSync(path); return ids.map((id) => file[SIZE - 4096 + id])`,
+      ),
+      says: [[50, 50, 50, 50], 'restored'],
     },
     'under a thread': {
       code: `${cut('truncate -s 0 "$1"')} const thread = new Worker(${JSON.stringify(filler)}, { eval: true, execArgv: ['--input-type=commonjs'], workerData: m.address });
@@ -195,6 +234,11 @@ describe.skipIf(!mayMount)('a file that cannot have its size again: what is miss
         code: `${fill} const got = [mendAll(), bytes[SIZE / 2]]; ${clear} return got`,
         says: [[true, 0], 'replaced'],
       },
+      // Mutation: leave out privateFrom, or the lock.
+      'written by several threads at once, backwards: nothing of it is lost': {
+        code: `${fill} ${writeAtOnce('', 1, 4096, `${clear} return bytes.reduce((sum, byte) => sum + byte, 0)`)}`,
+        says: [THREADS * (SIZE / 4096), 'replaced'],
+      },
       'what was left of it is still shared': {
         code: `sh('truncate -s 1M "$1"; head -c 4M /dev/zero > /dev/shm/other 2>/dev/null || true'); bytes[SIZE - 1] = 1; bytes[0] = 2; ${clear}
                return [execFileSync('head', ['-c', '1', path])[0], size()]`,
@@ -217,6 +261,25 @@ describe('what is no cut file', () => {
         },
       ]),
     ),
+  );
+
+  // Mutation: without the limit the fault comes for ever.
+  test(
+    'a file with its whole length that cannot be read is replaced',
+    () => {
+      const { said, ...end } = run(
+        `writeFileSync(path, Buffer.alloc(4096));
+       writeFileSync(path + '-whole', Buffer.alloc(4096));
+       const unreadable = map(4096, 'unreadable', openSync(path, 'r+'));
+       const guard = guardMapping(unreadable, openSync(path + '-whole', 'r+'));
+       const stop = guard.onCut((outcome) => told.push(outcome));
+       sh('truncate -s 0 "$1"'); unreadable.bytes[7] = 7; await heard(1); stop();
+       console.log(JSON.stringify([unreadable.bytes[7], size(), ...told]));`,
+      );
+      expect(end).toEqual({ signal: null, status: 0, stderr: '' });
+      expect(said).toEqual([[7, 0, 'replaced']]);
+    },
+    TIMEOUT_MS,
   );
 
   test.each([
