@@ -1,6 +1,6 @@
 /** Another process cuts the memory that a running guest shares: the guest runs on, and shares it still. */
 import { execFileSync } from 'node:child_process';
-import { openSync, readFileSync, readSync, rmSync, writeSync } from 'node:fs';
+import { openSync, readFileSync, readSync, rmSync, statSync, writeSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, describe, expect, test } from 'vitest';
 import { Program, softVm, whyNoSoftHypervisor } from '../support/program.ts';
@@ -31,9 +31,11 @@ describe.skipIf(whyNoSoftHypervisor() !== undefined)('the built program', { time
     running.push(program);
     await program.console('waiting for a receiver');
     execFileSync('/bin/sh', ['-c', cut, 'sh', paths[kind]]);
+    // The guest looks at its first word all the time. What is written before it does makes a page of it.
+    await expect.poll(() => statSync(paths[kind]).size, { timeout: TIMEOUT_MS / 2 }).toBe(2 << 20);
     const fd = openSync(paths[kind], 'r+');
     const text = Buffer.alloc(4);
-    // The guest looks at its first word all the time; a peer writes it, and finds the guest's answer.
+    // A peer writes that word, and finds the guest's answer.
     while (!text.equals(Buffer.from('ahoy'))) {
       writeSync(fd, STATE_READY, 0, 4, 0);
       await sleep(20);
