@@ -53,7 +53,13 @@ export class HostDevice implements UsbDevice {
   readonly #inFlight = new Map<UsbTransfer, bigint | undefined>();
   #whenIdle: Array<() => void> = [];
 
-  constructor(where: HostUsbDevice, host: UsbHost, log: Log) {
+  readonly #survivesReset: boolean;
+  #isResetting = false;
+  #isLostByReset = false;
+
+  /** @param survivesReset false: the one that was here before did not, and this one comes fresh from the host's own reset */
+  constructor(where: HostUsbDevice, host: UsbHost, log: Log, survivesReset = true) {
+    this.#survivesReset = survivesReset;
     this.where = where;
     this.name = `${where.path} (${where.id})`;
     this.speed = where.speed;
@@ -65,6 +71,12 @@ export class HostDevice implements UsbDevice {
   /** It was pulled out: whatever is asked of it from now on fails. What is in flight comes back by itself. */
   unplugged(): void {
     this.#isGone = true;
+    if (this.#isResetting) this.#isLostByReset = true;
+  }
+
+  /** The host took it for another device after a reset that was asked for here. */
+  get isLostByReset(): boolean {
+    return this.#isLostByReset;
   }
 
   open(): boolean | Promise<boolean> {
@@ -85,10 +97,14 @@ export class HostDevice implements UsbDevice {
   }
 
   async #resetBus(handle: Handle): Promise<boolean> {
+    if (!this.#survivesReset) return true;
+    this.#isResetting = true;
     const result = await handle.reset();
+    this.#isResetting = false;
     if (result === 0) return true;
     // libusb lets go of the interfaces for the time of a reset, and a driver of the host may have come in between.
     if (result === UsbError.NotFound && (await this.#claim(handle))) return true;
+    if (result === UsbError.NotFound) this.#isLostByReset = true;
     if (!this.#isGone) {
       this.#log.rationed('warn', () => `USB device ${this.name}: it does not come back from a reset (error ${result})`);
     }

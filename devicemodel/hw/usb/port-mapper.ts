@@ -20,6 +20,7 @@ export interface HostUsb extends UsbHost {
   watch(onChange: () => void): () => void;
 }
 
+const kindOf = ({ path, id }: HostUsbDevice) => `${path} ${id}`;
 const keyOf = ({ path, deviceNumber }: HostUsbDevice) => `${path} ${deviceNumber}`;
 
 export class PortMapper {
@@ -30,6 +31,8 @@ export class PortMapper {
   readonly #devices = new Map<string, HostDevice>();
   /** Port that a device at this path had: it gets it again. */
   readonly #ports = new Map<string, number>();
+  /** Devices that the host takes for others after each reset, by {@link kindOf}: without end, if they are reset again. */
+  readonly #lostByReset = new Set<string>();
   /** Devices that were pulled out and are not closed yet. */
   readonly #leaving = new Set<Promise<void>>();
   #unwatch: (() => void) | undefined;
@@ -74,7 +77,7 @@ export class PortMapper {
   }
 
   #add(key: string, where: HostUsbDevice): void {
-    const device = new HostDevice(where, this.#host, this.#log);
+    const device = new HostDevice(where, this.#host, this.#log, !this.#lostByReset.has(kindOf(where)));
     const port = this.#hub.connect(device, this.#ports.get(where.path));
     if (port === undefined) {
       this.#log.warn(`USB device ${device.name} is left to the host: all ports of its kind are taken`);
@@ -88,6 +91,10 @@ export class PortMapper {
   #remove(key: string, device: HostDevice): void {
     this.#devices.delete(key);
     device.unplugged();
+    if (device.isLostByReset && !this.#lostByReset.has(kindOf(device.where))) {
+      this.#lostByReset.add(kindOf(device.where));
+      this.#log.warn(`USB device ${device.name} does not survive a reset: it is given to the guest without one`);
+    }
     this.#hub.disconnect(device);
     this.#log.info(`USB device ${device.name} is pulled out`);
     const left = device.close().finally(() => this.#leaving.delete(left));

@@ -49,6 +49,30 @@ describe('port mapper', () => {
     expect(made.events).toEqual(['+ 1-2.1', '+ 1-2.3.4', '+ 2-1']);
   });
 
+  test('a device that the host takes for another one after each reset is given away without, from its second time on', async () => {
+    const made = makeMapper(['1-2'], [at('1-2')]);
+    made.mapper.start();
+    const open = made.host.open.bind(made.host);
+    made.host.open = async () => {
+      const handle = await open();
+      handle.results.set('reset', -5).set('claim 0', -4);
+      return handle;
+    };
+    expect(await made.plugged[0]?.open()).toBe(false);
+    made.host.change([at('1-2', { deviceNumber: 3 })]);
+    made.host.open = open;
+    const again = made.plugged[1];
+    expect(await again?.open()).toBe(true);
+    expect(await again?.reset()).toBe(true);
+    expect(made.host.handles[1]?.calls).toEqual(['claim 0', 'claim 1']);
+    expect(made.lines.filter((line) => line.includes('does not survive a reset'))).toHaveLength(1);
+    // Another one there is reset as any.
+    made.host.change([at('1-2', { deviceNumber: 4, id: '1234:5678' })]);
+    expect(await made.plugged[2]?.open()).toBe(true);
+    expect(made.host.handles[2]?.calls).toEqual(['claim 0', 'claim 1', 'reset']);
+    await made.mapper.stop();
+  });
+
   test('a device that is plugged in later, pulled out, and plugged in again gets its port again', async () => {
     const made = makeMapper(['1-2'], []);
     made.mapper.start();
