@@ -133,10 +133,14 @@ export class FakeVfio implements Vfio {
       setIommu: () => this.fails.setIommu ?? 0,
       mapDma: (iova, sizeBytes) => {
         if (this.fails.mapDma !== undefined) return this.fails.mapDma;
+        for (const [at, size] of this.dma) if (iova < at + size && at < iova + sizeBytes) return -E.EEXIST;
         this.dma.set(iova, sizeBytes);
         return 0;
       },
-      unmapDma: (iova) => void this.dma.delete(iova),
+      unmapDma: (iova, sizeBytes) => {
+        // As type 1 of version 2: all that lies in the range goes.
+        for (const [at, size] of this.dma) if (at >= iova && at + size <= iova + sizeBytes) this.dma.delete(at);
+      },
       close: () => {
         this.open.delete('container');
         this.dma.clear();

@@ -26,7 +26,7 @@ class VfioFunctions implements HostFunctionProvider {
   readonly #log: Log;
 
   constructor(vfio: Vfio, tree: HostTreeOfVfio, log: Log) {
-    this.#space = new DmaSpace(vfio, tree);
+    this.#space = new DmaSpace(vfio, tree, log);
     this.#log = log;
   }
 

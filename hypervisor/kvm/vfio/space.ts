@@ -10,6 +10,7 @@ import { HostError } from '../../../devicemodel/core/errors.ts';
 import { describeErrno, Errno } from '../../../devicemodel/core/host/errno.ts';
 import type { Vfio, VfioContainer, VfioDevice, VfioGroup } from '../../../devicemodel/core/host/vfio.ts';
 import type { RamMapping } from '../../../devicemodel/core/hsm/hsm.ts';
+import type { Log } from '../../../devicemodel/core/log.ts';
 import type { HostFunctionHost } from '../../embedded/host-functions.ts';
 import { notViable } from './check.ts';
 import { bindCommand, type HostTreeOfVfio } from './host-tree.ts';
@@ -22,16 +23,27 @@ interface HeldGroup {
   users: number;
 }
 
+/** What a guest runs into that moves memory: other memory, or addresses that the IOMMU does not have. */
+const PLACED = [Errno.EEXIST, Errno.EINVAL];
+
+interface Ram {
+  readonly mapping: RamMapping;
+  /** Functions reach it. Where other memory is already, what a guest puts on it is hidden until that is gone. */
+  isMapped: boolean;
+}
+
 export class DmaSpace {
   readonly #vfio: Vfio;
   readonly #tree: HostTreeOfVfio;
+  readonly #log: Log;
   #container: VfioContainer | undefined;
   readonly #groups = new Map<number, HeldGroup>();
-  readonly #ram: RamMapping[] = [];
+  readonly #ram: Ram[] = [];
 
-  constructor(vfio: Vfio, tree: HostTreeOfVfio) {
+  constructor(vfio: Vfio, tree: HostTreeOfVfio, log: Log) {
     this.#vfio = vfio;
     this.#tree = tree;
+    this.#log = log;
   }
 
   /**
@@ -57,17 +69,21 @@ export class DmaSpace {
     return held.every((group) => group !== undefined) ? held : undefined;
   }
 
-  /** @throws HostError */
+  /** What is in the way of memory that a guest placed itself is no error: functions do not reach it. @throws HostError */
   mapRam(mapping: RamMapping): void {
-    if (this.#container !== undefined) map(this.#container, mapping);
-    this.#ram.push(mapping);
+    const ram = { mapping, isMapped: false };
+    if (this.#container !== undefined) this.#map(this.#container, ram, PLACED);
+    this.#ram.push(ram);
   }
 
   unmapRam(mapping: RamMapping): void {
-    const at = this.#ram.indexOf(mapping);
-    if (at < 0) return;
-    this.#ram.splice(at, 1);
-    this.#container?.unmapDma(mapping.gpa, mapping.sizeBytes);
+    const at = this.#ram.findIndex((ram) => ram.mapping === mapping);
+    const [gone] = at < 0 ? [] : this.#ram.splice(at, 1);
+    const container = this.#container;
+    if (gone?.isMapped !== true || container === undefined) return;
+    container.unmapDma(mapping.gpa, mapping.sizeBytes);
+    // Nothing that is in the way here is worse than before.
+    for (const ram of this.#ram) if (!ram.isMapped) this.#map(container, ram, [...PLACED, Errno.ENOMEM]);
   }
 
   /** Safe twice. */
@@ -77,8 +93,7 @@ export class DmaSpace {
       group.close();
     }
     this.#groups.clear();
-    this.#container?.close();
-    this.#container = undefined;
+    this.#closeUnused();
     this.#ram.length = 0;
   }
 
@@ -96,7 +111,9 @@ export class DmaSpace {
       }
       this.#join(group);
     } catch (error) {
+      // A group that is closed leaves its container.
       group.close();
+      this.#closeUnused();
       throw error;
     }
     this.#groups.set(id, { group, membership: host.joinGroup(group.fd), users: 1 });
@@ -119,30 +136,24 @@ export class DmaSpace {
 
   /** The first one brings the address space about. */
   #join(group: VfioGroup): void {
-    const present = this.#container;
-    const container = present ?? this.#vfio.openContainer();
-    try {
-      const joined = group.setContainer(container);
-      if (joined < 0) throw failed(`IOMMU group ${group.id} does not fit the VM's others`, joined);
-      if (present !== undefined) return;
-      const set = container.setIommu();
-      if (set === -Errno.EPERM) {
-        throw new HostError(
-          'the IOMMU of this host does not remap interrupts: a guest could send any to the host',
-          -set,
-          {
-            hint: "enable interrupt remapping (x2APIC) in the firmware's setup, or, for a guest you trust: echo 1 > /sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts",
-          },
-        );
-      }
-      if (set < 0) throw failed('VFIO_SET_IOMMU', set);
-      for (const mapping of this.#ram) map(container, mapping);
-      this.#container = container;
-    } catch (error) {
-      // A group that is closed leaves its container.
-      if (present === undefined) container.close();
-      throw error;
+    const isFirst = this.#container === undefined;
+    this.#container ??= this.#vfio.openContainer();
+    const container = this.#container;
+    const joined = group.setContainer(container);
+    if (joined < 0) throw failed(`IOMMU group ${group.id} does not fit the VM's others`, joined);
+    if (!isFirst) return;
+    const set = container.setIommu();
+    if (set === -Errno.EPERM) {
+      throw new HostError(
+        'the IOMMU of this host does not remap interrupts: a guest could send any to the host',
+        -set,
+        {
+          hint: "enable interrupt remapping (x2APIC) in the firmware's setup, or, for a guest you trust: echo 1 > /sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts",
+        },
+      );
     }
+    if (set < 0) throw failed('VFIO_SET_IOMMU', set);
+    for (const ram of this.#ram) this.#map(container, ram, [Errno.EEXIST]);
   }
 
   #release(id: number): void {
@@ -151,27 +162,39 @@ export class DmaSpace {
     this.#groups.delete(id);
     held.membership.dispose();
     held.group.close();
+    this.#closeUnused();
+  }
+
+  /** The container goes with the last group. */
+  #closeUnused(): void {
     if (this.#groups.size > 0) return;
     this.#container?.close();
     this.#container = undefined;
+    for (const ram of this.#ram) ram.isMapped = false;
   }
-}
 
-/** @throws HostError */
-function map(container: VfioContainer, { gpa, sizeBytes, hostAddress, writable }: RamMapping): void {
-  const result = container.mapDma(gpa, sizeBytes, hostAddress, writable);
-  if (result === 0) return;
-  const what = `guest memory ${hex(gpa)}+${hex(sizeBytes)}`;
-  if (result === -Errno.ENOMEM) {
-    throw new HostError(
-      `${what} cannot be pinned for a function of the host: over the limit of locked memory`,
-      -result,
-      {
-        hint: 'raise it (ulimit -l, LimitMEMLOCK= of a systemd unit) above the memory of all VMs of this user, or run as root',
-      },
-    );
+  /** @param tolerated errors that hide it. @throws HostError */
+  #map(container: VfioContainer, ram: Ram, tolerated: readonly number[]): void {
+    const { gpa, sizeBytes, hostAddress, writable } = ram.mapping;
+    const result = container.mapDma(gpa, sizeBytes, hostAddress, writable);
+    ram.isMapped = result === 0;
+    if (ram.isMapped) return;
+    const what = `guest memory ${hex(gpa)}+${hex(sizeBytes)}`;
+    if (tolerated.includes(-result)) {
+      this.#log.guest(() => `${what} is hidden from functions of the host: ${describeErrno(-result)}`);
+      return;
+    }
+    if (result === -Errno.ENOMEM) {
+      throw new HostError(
+        `${what} cannot be pinned for a function of the host: over the limit of locked memory`,
+        -result,
+        {
+          hint: 'raise it (ulimit -l, LimitMEMLOCK= of a systemd unit) above the memory of all VMs of this user, or run as root',
+        },
+      );
+    }
+    throw failed(`${what}: VFIO_IOMMU_MAP_DMA`, result);
   }
-  throw failed(`${what}: VFIO_IOMMU_MAP_DMA`, result);
 }
 
 function failed(what: string, result: number): HostError {

@@ -168,6 +168,43 @@ describe('memory', () => {
     expect(kvm.vm.vfioGroups.size).toBe(0);
   });
 
+  // Mutation: EEXIST passed on: the memory of a BAR that a guest moved over RAM is mapped nowhere for ever.
+  test('memory on other memory is hidden from the function until that is gone, and takes nothing with it', async () => {
+    const vm = await machine();
+    const memory = map(0x4000, 'more');
+    cleanUp.push(() => memory.dispose());
+    const at = (gpa: number, sizeBytes: number): RamMapping => {
+      const bytes = memory.bytes.subarray(0, sizeBytes);
+      return { gpa, sizeBytes, bytes, hostAddress: memory.address, writable: true };
+    };
+    const [first, over, apart] = [at(0x4000_0000, 0x2000), at(0x4000_0000, 0x4000), at(0x5000_0000, 0x1000)];
+    vm.assign();
+    for (const one of [first, over, apart]) vm.hsm.mapRam(one);
+    expect(vm.vfio.dma.get(0x4000_0000)).toBe(0x2000);
+    expect(vm.lines.join('\n')).toContain('guest memory 0x40000000+0x4000 is hidden from functions of the host');
+    vm.hsm.unmapRam?.(over);
+    expect([...vm.vfio.dma.keys()]).toEqual([0, 0x4000_0000, 0x5000_0000]);
+    vm.hsm.mapRam(over);
+    // The function comes back after a reset.
+    vm.hsm.hostFunctions?.deassignPcidev(assignment);
+    vm.assign();
+    expect(vm.vfio.dma.get(0x4000_0000)).toBe(0x2000);
+    vm.hsm.unmapRam?.(first);
+    expect(vm.vfio.dma.get(0x4000_0000)).toBe(0x4000);
+  });
+
+  test('memory where the IOMMU has no address is not reached, and the guest goes on', async () => {
+    const vm = await running();
+    vm.vfio.fails.mapDma = -E.EINVAL;
+    const memory = map(0x2000, 'far');
+    cleanUp.push(() => memory.dispose());
+    const far = { gpa: 2 ** 45, sizeBytes: 0x2000, bytes: memory.bytes, hostAddress: memory.address, writable: true };
+    vm.hsm.mapRam(far);
+    expect(vm.lines.join('\n')).toContain('is hidden from functions of the host: EINVAL');
+    vm.hsm.unmapRam?.(far);
+    expect([...vm.vfio.dma.keys()]).toEqual([0]);
+  });
+
   test("BARs are the guest's without an exit, but for the pages of the MSI-X table and of its pending bits", async () => {
     const vm = await running();
     expect(vm.direct()).toEqual(DIRECT);
