@@ -1,6 +1,6 @@
 /** What an option of a device may be is said in the option's own words, never in those of the library that checks it. */
 import { expect, test } from 'vitest';
-import { parseCommandLine } from '../../cmd/cli.ts';
+import { parseCommandLine, type VmOrder } from '../../cmd/cli.ts';
 import { pciDrivers } from '../../devicemodel/hw/registry.ts';
 
 // Mutation: pass the library's message on: `Invalid type: Expected ("threads" | "io_uring") but received "uring"`.
@@ -26,4 +26,17 @@ test('no device says it in the library’s words', () => {
       }
     }
   }
+});
+
+test.each([
+  ['X', 1],
+  ['', 1],
+  ['6', 1],
+  ['D', 0],
+  ['debug', 0],
+])('xhci,log=%s, which C takes, has %i warnings', (level, count) => {
+  const order = parseCommandLine(['-k', 'k', '-s', `3,xhci,1-1,log=${level}`, 'vm1'], pciDrivers) as VmOrder;
+  expect(order.notices.filter(({ text }) => text.includes(`log=${level} is none of F, W, I, D and V`))).toHaveLength(
+    count,
+  );
 });

@@ -97,6 +97,8 @@ export const xhciInfo = describePciDriver({
   options: XhciOptions,
   isSingle: true,
   parseText: parseXhciText,
+  passedOver: ({ log }) =>
+    log === undefined || /^[fwidv]/i.test(log) ? [] : [`log=${log} is none of F, W, I, D and V and is ignored`],
   inspectHost: ({ ports }) => {
     for (const busPort of ports) checkPort(busPort);
   },
