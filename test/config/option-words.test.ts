@@ -40,3 +40,16 @@ test.each([
     count,
   );
 });
+
+test.each([
+  ['virtio-rnd', 0],
+  ['virtio-rnd,transport=modern', 0],
+  ['virtio-rnd,kernel=on', 1],
+  ['virtio-rnd,x,transport=modern,y', 2],
+  ['virtio-rnd,transport', 1],
+])('-s 3,%s, which C takes, has %i warnings', (slot, count) => {
+  const order = parseCommandLine(['-k', 'k', '-s', `3,${slot}`, 'vm1'], pciDrivers) as VmOrder;
+  expect(order.notices.filter(({ text }) => text.endsWith('is no option of virtio-rnd and is ignored'))).toHaveLength(
+    count,
+  );
+});

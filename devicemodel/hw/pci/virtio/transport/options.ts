@@ -15,12 +15,19 @@ export const transportOption = v.optional(
   'legacy',
 );
 
-export const RngOptions = v.strictObject({ transport: transportOption });
+export const RngOptions = v.strictObject({
+  transport: transportOption,
+  /** Words that are no option. */
+  unknown: v.optional(v.pipe(v.array(v.string()), v.metadata({ isHidden: true, named: true }))),
+});
 
-/** Compat: anything else is passed over, as with C; so is `kernel=on`, whose back end is no more. */
+/** Compat: anything else is passed over, with a warning; C says nothing. So is `kernel=on`, whose back end is no more. */
 export function parseRngText(text: string): Record<string, unknown> {
-  const transport = text.split(',').findLast((item) => item.startsWith('transport='));
-  return transport === undefined ? {} : { transport: transport.slice('transport='.length) };
+  const words = text === '' ? [] : text.split(',');
+  const isTransport = (word: string) => word.startsWith('transport=');
+  const transport = words.findLast(isTransport)?.slice('transport='.length);
+  const unknown = words.filter((word) => !isTransport(word));
+  return { ...(transport === undefined ? {} : { transport }), ...(unknown.length === 0 ? {} : { unknown }) };
 }
 
 export const rngInfo = describePciDriver({
@@ -28,4 +35,5 @@ export const rngInfo = describePciDriver({
   summary: 'entropy from the host',
   options: RngOptions,
   parseText: parseRngText,
+  passedOver: ({ unknown = [] }) => unknown.map((word) => `"${word}" is no option of virtio-rnd and is ignored`),
 });
