@@ -251,10 +251,14 @@ class RealVm implements KvmVm {
 
   vfioGroup(groupFd: number, isMember: boolean): number {
     if (this.#vfio === undefined) {
+      const argument = map(4, 'argument of KVM_DEV_VFIO_GROUP');
       const device = KvmCreateDevice.encode({ type: KVM_DEV_TYPE_VFIO });
       const result = ioctlBytes(this.#fd, KvmIoctl.CREATE_DEVICE, device);
-      if (result < 0) return result;
-      this.#vfio = { fd: KvmCreateDevice.decode(device).fd, argument: map(4, 'argument of KVM_DEV_VFIO_GROUP') };
+      if (result < 0) {
+        argument.dispose();
+        return result;
+      }
+      this.#vfio = { fd: KvmCreateDevice.decode(device).fd, argument };
     }
     const { fd, argument } = this.#vfio;
     new DataView(argument.bytes.buffer).setInt32(0, groupFd, true);

@@ -156,8 +156,7 @@ export class FunctionInterrupts {
   #lineOn(): number {
     if (this.#gsi === undefined || this.#line !== undefined) return 0;
     const { device, host } = this.#parts;
-    const trigger = new Eventfd();
-    const unmask = new Eventfd();
+    const { trigger, unmask } = openEventfds();
     const way = host.line(trigger.fd, this.#gsi, unmask.fd);
     const failed =
       typeof way === 'number' ? way : -(device.setInterrupts('intx', [trigger.fd]) || device.setUnmask(unmask.fd));
@@ -180,5 +179,16 @@ export class FunctionInterrupts {
     line.way.dispose();
     line.trigger.dispose();
     line.unmask.dispose();
+  }
+}
+
+/** @throws HostError; nothing is open then. */
+function openEventfds(): Pick<ConnectedLine, 'trigger' | 'unmask'> {
+  const trigger = new Eventfd();
+  try {
+    return { trigger, unmask: new Eventfd() };
+  } catch (error) {
+    trigger.dispose();
+    throw error;
   }
 }

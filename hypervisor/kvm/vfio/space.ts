@@ -110,14 +110,14 @@ export class DmaSpace {
         throw new HostError(message, Errno.EPERM, { hint });
       }
       this.#join(group);
+      this.#groups.set(id, { group, membership: host.joinGroup(group.fd), users: 1 });
+      return group;
     } catch (error) {
       // A group that is closed leaves its container.
       group.close();
       this.#closeUnused();
       throw error;
     }
-    this.#groups.set(id, { group, membership: host.joinGroup(group.fd), users: 1 });
-    return group;
   }
 
   #openGroup(id: number, name: string): VfioGroup {

@@ -529,6 +529,15 @@ describe('giving it back', () => {
     expect(vm.direct()).toEqual([]);
   });
 
+  test('a group that KVM does not take is closed, with its container', async () => {
+    const vm = await machine();
+    vm.kvm.vm.vfioGroup = () => {
+      throw new HostError('argument of KVM_DEV_VFIO_GROUP: mmap', E.ENOMEM);
+    };
+    expect(() => vm.assign()).toThrow(/mmap/);
+    expect([...vm.vfio.open]).toEqual([]);
+  });
+
   test('a group that is not viable names who holds it back', async () => {
     const vm = await machine();
     vm.vfio.isViable = false;
