@@ -37,8 +37,9 @@ let isExitHooked = false;
 export function openSharedRegion(regionName: string, sizeBytes: number): SharedMapping | undefined {
   const path = regionPath(regionName);
   let region = regions.get(path);
-  if (region !== undefined && region.users === 0 && region.mapping.bytes.length !== sizeBytes) {
-    forget(region); // kept for nobody in particular: another configuration may have it
+  region?.mapping.mend(); // it may have been cut since, under a VM or under none
+  if (region?.users === 0 && !isAsShared(region, sizeBytes)) {
+    forget(region);
     region = undefined;
   }
   region ??= mapRegion(path, regionName, sizeBytes);
@@ -46,7 +47,6 @@ export function openSharedRegion(regionName: string, sizeBytes: number): SharedM
   regions.set(path, region);
   region.users++;
   const { mapping } = region;
-  mapping.mend(); // it may have been kept from a former VM
   const used = region;
   let isUsed = true;
   return {
@@ -56,6 +56,14 @@ export function openSharedRegion(regionName: string, sizeBytes: number): SharedM
       isUsed = false;
     },
   };
+}
+
+/**
+ * Whether what was kept from a former VM will do for the next one. It is kept for nobody in particular: another
+ * configuration may have another size. What became memory of this process alone is not the region any more.
+ */
+function isAsShared({ mapping }: Region, sizeBytes: number): boolean {
+  return mapping.bytes.length === sizeBytes && !mapping.isReplaced();
 }
 
 /**

@@ -162,6 +162,8 @@ let stopWatching: (() => void) | undefined;
 export interface FaultGuard {
   /** Bring back now what was cut, before somebody else than this process reads it: a hypervisor, the kernel. */
   mend(): void;
+  /** Whether any of it became memory of this process alone: it stays so as long as it is mapped. */
+  isReplaced(): boolean;
   /** Be told, on the event loop, of what was done. @returns how to stop; as long as somebody listens the process lives. */
   onCut(listener: (outcome: CutOutcome) => void): () => void;
   /** Before the memory is unmapped and the file is closed. */
@@ -188,6 +190,8 @@ export function guardMapping(mapping: Mapping, fd: number): FaultGuard {
     mend: () => {
       if (isInstalled && isRow) touch(guard.bytes);
     },
+    isReplaced: () =>
+      isRow && rows.getBigUint64(row + Row.privateFrom, true) !== rows.getBigUint64(row + Row.end, true),
     onCut: (listener) => {
       guard.listeners.add(listener);
       watch();

@@ -10,7 +10,7 @@ import { type Mapping, map } from './mapping.ts';
 const shmOpen = hostCall<[name: string, flags: number, mode: number]>('int shm_open(const char *, int, unsigned int)');
 
 /** Disposing unmaps it. */
-export interface SharedMapping extends Mapping, Pick<FaultGuard, 'mend'> {
+export interface SharedMapping extends Mapping, Pick<FaultGuard, 'mend' | 'isReplaced'> {
   /** Be told, in words for the log, that another process cut it. @returns how to stop; the process lives until then. */
   onCut(listener: (line: string) => void): () => void;
 }
@@ -78,6 +78,7 @@ export function mapShared(fd: number, sizeBytes: number, what: string): SharedMa
     return {
       ...mapping,
       mend: guard.mend,
+      isReplaced: guard.isReplaced,
       onCut: (listener) => guard.onCut((outcome) => listener(describeCut(what, outcome))),
       dispose: () => {
         guard.dispose();

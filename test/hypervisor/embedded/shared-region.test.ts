@@ -1,5 +1,5 @@
 /** The file of a region stands where everybody may make files. */
-import { spawn } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
 import {
   chmodSync,
   chownSync,
@@ -102,3 +102,36 @@ test('what a VM of another process has stays', async () => {
   sweepDeadRegions();
   expect(existsSync(path)).toBe(false);
 });
+
+// Mutation: without isReplaced, the next VM has memory that no other VM sees.
+test.skipIf(spawnSync('unshare', ['-m', 'true']).status !== 0)(
+  'what became memory of this process alone is not kept for the next VM',
+  () => {
+    const url = new URL('../../../hypervisor/embedded/shared-region.ts', import.meta.url).href;
+    const SIZE = 1 << 20;
+    const code = `
+      const { readFileSync, rmSync, truncateSync, writeFileSync } = require('node:fs');
+      import('${url}').then(({ openSharedRegion }) => {
+        const first = openSharedRegion('${NAME}', ${SIZE});
+        truncateSync('${path}', 0);
+        try { writeFileSync('/dev/shm/full', Buffer.alloc(4 << 20)); } catch {}
+        first.bytes[0] = 1;
+        // Another VM that comes while the first one runs has what the first one has.
+        const beside = openSharedRegion('${NAME}', ${SIZE});
+        const was = [first.isReplaced(), beside.bytes[0]];
+        first.dispose();
+        beside.dispose();
+        rmSync('/dev/shm/full');
+        const next = openSharedRegion('${NAME}', ${SIZE});
+        const found = next.bytes[0];
+        next.bytes[0] = 2;
+        console.log(JSON.stringify([...was, next.isReplaced(), found, readFileSync('${path}')[0]]));
+      });`;
+    // A /dev/shm of its own, with room for no more than this.
+    const mount = 'mount -t tmpfs -o size=3m none /dev/shm && exec "$@"';
+    const node = [process.execPath, '--import', 'tsx', '-e', code];
+    const { stdout, stderr } = spawnSync('unshare', ['-m', 'sh', '-c', mount, 'sh', ...node], { encoding: 'utf8' });
+    expect({ stdout, stderr }).toEqual({ stdout: '[true,1,false,0,2]\n', stderr: '' });
+  },
+  60_000,
+);
