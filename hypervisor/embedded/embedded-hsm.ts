@@ -4,7 +4,7 @@
  * eventfds in eventfd-table.ts.
  */
 import { constants } from 'node:os';
-import { formatBdf, type Gpa, type Gsi, hex } from '../../devicemodel/core/address.ts';
+import { formatBdf, type Gsi, hex } from '../../devicemodel/core/address.ts';
 import type { MsiMessage } from '../../devicemodel/core/device.ts';
 import { viewOf } from '../../devicemodel/core/host/mapping.ts';
 import { HsmError } from '../../devicemodel/core/hsm/errors.ts';
@@ -34,6 +34,7 @@ import { EventfdTable } from './eventfd-table.ts';
 import { AccessRouter } from './guest-bus.ts';
 import { whereGuestPutIt } from './guest-placed.ts';
 import { type HostFunctionProvider, HostFunctions, hostFunctionHost } from './host-functions.ts';
+import { isMsiAddress } from './msi-address.ts';
 import type { FunctionEventfds, VirtualFunctionFactory, VirtualFunctionHost } from './virtual-function.ts';
 import { type VmidClaim, VmLife, type VmState } from './vm-state.ts';
 
@@ -434,11 +435,6 @@ function functionEventfds(engine: EngineEventfds, host: EventfdHost): FunctionEv
     },
     watch: (fd, onSignal) => host.watch(fd, onSignal),
   };
-}
-
-/** Interrupt messages go to FEExxxxx (Intel SDM vol. 3, 11.11.1). */
-function isMsiAddress(address: Gpa): boolean {
-  return address >= 0xfee0_0000 && address < 0xfef0_0000;
 }
 
 function describeVdev(vdev: HvVdev): string {

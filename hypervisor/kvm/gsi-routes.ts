@@ -2,10 +2,13 @@
  * Where interrupts go: lines to the pins of KVM's interrupt controllers, and one number (GSI) for each message that an
  * irqfd sends.
  */
+import { hex } from '../../devicemodel/core/address.ts';
 import type { MsiMessage } from '../../devicemodel/core/device.ts';
 import { HostError } from '../../devicemodel/core/errors.ts';
 import type { KvmVm } from '../../devicemodel/core/host/kvm.ts';
 import type { GsiRoute } from '../../devicemodel/core/host/kvm-abi.ts';
+import type { Log } from '../../devicemodel/core/log.ts';
+import { isMsiAddress } from '../embedded/msi-address.ts';
 
 /** Of KVM's IOAPIC; ACRN's has 48. */
 export const IOAPIC_PINS = 24;
@@ -29,17 +32,24 @@ export function lineRoutes(): GsiRoute[] {
 
 export class GsiRoutes {
   readonly #vm: Pick<KvmVm, 'setRoutes' | 'irqfd'>;
+  readonly #log: Log;
   readonly #lines = lineRoutes();
   /** By descriptor. */
   readonly #messages = new Map<number, GsiRoute>();
 
-  constructor(vm: Pick<KvmVm, 'setRoutes' | 'irqfd'>) {
+  constructor(vm: Pick<KvmVm, 'setRoutes' | 'irqfd'>, log: Log) {
     this.#vm = vm;
+    this.#log = log;
     this.#apply();
   }
 
   /** The message is sent whenever the eventfd is signalled, by the kernel alone. @returns 0 or an errno. */
   attach(fd: number, { address, data }: MsiMessage): number {
+    if (!isMsiAddress(address)) {
+      // KVM would interrupt by the other bits of it.
+      this.#log.guest(() => `MSI to ${hex(address)}, which is no interrupt address: dropped`);
+      return 0;
+    }
     const used = new Set([...this.#messages.values()].map((route) => route.gsi));
     let gsi = IOAPIC_PINS;
     while (used.has(gsi)) gsi++;

@@ -103,7 +103,7 @@ export class KvmEngine implements CpuEngine {
       if (kvm.capability('SET_IDENTITY_MAP_ADDR') > 0) vm.setIdentityMapAddress(IntelPages.identityMap);
       if (kvm.capability('SET_TSS_ADDR') > 0) vm.setTssAddress(IntelPages.tss);
       vm.createIrqchip();
-      const routes = new GsiRoutes(vm);
+      const routes = new GsiRoutes(vm, log);
       const msrIndexes = kvm.msrIndexes();
       const blobs = vcpuBlobs.filter((name) => hasBlob(kvm, name));
       const supported = kvm.supportedCpuid();

@@ -241,9 +241,12 @@ export class VfioFunction implements HostFunction {
   #msiMessage(at: number | undefined, control: number): { readonly address: number; readonly data: number } {
     if (at === undefined) return { address: 0, data: 0 };
     const is64 = (control & Msi.is64) !== 0;
-    const address = this.#view.getUint32(at + Msi.address, true);
-    // What is above 4 GiB is no interrupt address; the kernel takes the lower half.
-    return { address, data: this.#view.getUint16(at + Msi.addressHigh + (is64 ? 4 : 0), true) };
+    const low = this.#view.getUint32(at + Msi.address, true);
+    const high = is64 ? this.#view.getUint32(at + Msi.addressHigh, true) : 0;
+    return {
+      address: high * 0x1_0000_0000 + low,
+      data: this.#view.getUint16(at + Msi.addressHigh + (is64 ? 4 : 0), true),
+    };
   }
 
   #ownRegisters(): OwnRegisters[] {

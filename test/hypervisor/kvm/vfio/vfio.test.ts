@@ -368,6 +368,23 @@ describe('interrupts', () => {
     expect(vm.kvm.vm.irqfds.size).toBe(0);
   });
 
+  // Mutation: without the check KVM interrupts by the lower bits, as if the address were the local APICs'.
+  test.each([
+    ['below 4 GiB', 0, 0x1000_0000],
+    ['above 4 GiB', 1, 0xfee0_1000],
+  ])('a message to memory (%s) interrupts nobody, and the guest goes on', async (_where, high, low) => {
+    const vm = await running();
+    vm.write(At.msi + 4, low);
+    vm.write(At.msi + 8, high);
+    vm.write(At.msi + 12, 0x40, 2);
+    vm.write(At.msi + 2, 1, 2);
+    expect(messages(vm, 'msi')).toEqual([undefined]);
+    expect(vm.lines.join('\n')).toContain('which is no interrupt address: dropped');
+    vm.write(At.msi + 4, 0xfee0_1000);
+    vm.write(At.msi + 8, 0);
+    expect(messages(vm, 'msi')).toEqual(['fee01000:64']);
+  });
+
   test('MSI-X: vectors as the guest lets them through, more of them when it uses more', async () => {
     const vm = await running();
     setVector(vm, 0, 0x41);
