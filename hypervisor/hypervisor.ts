@@ -26,8 +26,8 @@ export interface Hypervisor extends HypervisorOffers {
   problems(config: VmConfig): readonly DmError[] | Promise<readonly DmError[]>;
   /** A handle for one life of a VM: called again for every full reset. @throws HostError or ConfigError. */
   open(config: VmConfig, log: Log): Promise<Hsm>;
-  /** The loop for one VM on this thread. @throws HostError */
-  loop(): Promise<GuestLoop>;
+  /** The loop for one VM on this thread. @param log for what ails it while the VM runs. @throws HostError */
+  loop(log: Log): Promise<GuestLoop>;
   /** Before there is a VM. @throws ConfigError or HostError if the CPUs asked for cannot be had. */
   cpus(config: VmConfig, log: Log): VcpuPlacement;
 }

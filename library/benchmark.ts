@@ -111,7 +111,7 @@ export async function measureHypervisor(config: VmConfig, log: Log): Promise<Ben
   const [problem] = await hypervisor.problems(config);
   if (problem !== undefined) throw problem;
   const { affinity } = hypervisor.cpus(config, log);
-  const loop = await hypervisor.loop();
+  const loop = await hypervisor.loop(log);
   const plan = new BenchmarkPlan();
   let vcpus = 0;
   try {

@@ -123,7 +123,7 @@ async function assemble(
   const cpus = hypervisor.cpus(config, log);
   const software = openSoftware(config.boot, splitRam(config.memoryBytes), log);
   undo.defer(() => software.close());
-  const loop = await hypervisor.loop();
+  const loop = await hypervisor.loop(log);
   undo.defer(() => loop.stop());
   const counters = new CounterBook();
   const consoles = new CharBackendPool({

@@ -10,9 +10,9 @@ export function acrnHypervisor(ownsThread: boolean): Hypervisor {
     kind: 'acrn',
     isPresent: () => findHsmNode() !== undefined,
     open: async () => (await import('./acrn-hsm.ts')).openAcrnHsm(isInterruptible),
-    loop: async () =>
+    loop: async (log) =>
       isInterruptible
-        ? new (await import('../blocking-loop/loop.ts')).BlockingLoop()
+        ? new (await import('../blocking-loop/loop.ts')).BlockingLoop(log)
         : new (await import('../turn-loop/loop.ts')).TurnLoop({ hasSlices: false }),
     givesHostFunctions: true,
     problems: affinityProblems,

@@ -4,10 +4,11 @@
  */
 import { createRequire } from 'node:module';
 import type { Timer } from '../../devicemodel/core/clock.ts';
-import { BugError } from '../../devicemodel/core/errors.ts';
+import { BugError, HostError } from '../../devicemodel/core/errors.ts';
 import { checkNotClosed, type GuestLoop, type RequestServer } from '../../devicemodel/core/guest-loop.ts';
 import { installKickSignal } from '../../devicemodel/core/host/signals.ts';
 import type { Hsm } from '../../devicemodel/core/hsm/hsm.ts';
+import type { Log } from '../../devicemodel/core/log.ts';
 import { AsyncWork } from './async-work.ts';
 import { SystemClock } from './system-clock.ts';
 import { Wakeups } from './wakeups.ts';
@@ -26,11 +27,14 @@ const WATCHER_BY_NS = 250_000_000;
 const TICK_WITHIN_NS = 1_000_000;
 /** Until the watcher is up, which takes 30 ms, and seconds on a machine that is busy, the event loop has a turn this often. */
 const TURN_BEFORE_WATCHER_NS = 10_000_000;
-/** A watcher that died is replaced after this time. */
+/** A watcher that died is replaced after this time; so long it takes, too, until one that could not be had is tried again. */
 const WATCHER_AGAIN_NS = 1_000_000_000;
+/** A line about it that was said is said again after this time. */
+const WARNING_AGAIN_NS = 60_000_000_000;
 
 export class BlockingLoop implements GuestLoop {
   readonly clock: SystemClock;
+  readonly #log: Log;
   readonly #work: AsyncWork;
   readonly #wakeups: Wakeups;
   readonly #tickTurn: Timer;
@@ -41,17 +45,24 @@ export class BlockingLoop implements GuestLoop {
   #hasServed = false;
   /** When the watcher is made at the latest. */
   #watcherByNs = Number.POSITIVE_INFINITY;
+  /** By what there is to say of the watcher. */
+  readonly #nextWarningNs = new Map<string, number>();
 
   /** @throws HostError */
-  constructor() {
+  constructor(log: Log) {
     installKickSignal();
+    this.#log = log;
     this.clock = new SystemClock();
     // What was started during a turn has run, or shows in the descriptor or in the time to sleep.
     const onTurnEnd = () => {
       this.#work.isStarted = false;
       this.#tickTurn.cancel();
     };
-    this.#wakeups = new Wakeups(onTurnEnd, () => this.#replaceWatcher());
+    this.#wakeups = new Wakeups(
+      onTurnEnd,
+      () => this.#replaceWatcher(),
+      (error) => this.#warn(`the thread that watches descriptors ended: ${error.message}`),
+    );
     this.#tickTurn = this.clock.createTimer(() => this.#wakeups.requestTurn());
     this.#work = new AsyncWork(() => {
       if (this.#tickTurn.dueNs === undefined) this.#tickTurn.arm(this.clock.nowNs() + TICK_WITHIN_NS);
@@ -78,10 +89,29 @@ export class BlockingLoop implements GuestLoop {
     const isBusy = this.#hasServed && nowNs < this.#watcherByNs;
     this.#hasServed = false;
     if (isBusy) this.#quiet.arm(nowNs + AFTER_START_NS);
-    else this.#wakeups.start(createRequire(import.meta.url).resolve('koffi'));
+    else this.#startWatcher(nowNs);
   }
 
-  /** It died: turns come by the clock until there is another one. */
+  /** Turns come by the clock until there is one, however long that takes: it is no reason to end a VM. */
+  #startWatcher(nowNs: number): void {
+    try {
+      this.#wakeups.start(createRequire(import.meta.url).resolve('koffi'));
+    } catch (error) {
+      if (!(error instanceof HostError)) throw error;
+      this.#warn(error.message);
+      this.#quiet.arm(nowNs + WATCHER_AGAIN_NS);
+    }
+  }
+
+  /** Tried every second, it may fail for the same reason every second. */
+  #warn(why: string): void {
+    const nowNs = this.clock.nowNs();
+    if (nowNs < (this.#nextWarningNs.get(why) ?? 0)) return;
+    this.#nextWarningNs.set(why, nowNs + WARNING_AGAIN_NS);
+    this.#log.warn(`${why}; the VM goes on, and the host's side of devices is slower until there is another one`);
+  }
+
+  /** It died. */
   #replaceWatcher(): void {
     const nowNs = this.clock.nowNs();
     this.#watcherByNs = nowNs;

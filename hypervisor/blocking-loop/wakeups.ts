@@ -29,6 +29,7 @@ export class Wakeups {
   #turnRequested = false;
   readonly #onTurnEnd: () => void;
   readonly #onLost: () => void;
+  readonly #onError: (error: Error) => void;
   #worker: Worker | undefined;
   #workerEnded: Promise<void> | undefined;
   #controlFd = -1;
@@ -38,8 +39,14 @@ export class Wakeups {
   /**
    * @param onTurnEnd called at the end of each turn, the last thing before what waits for it goes on.
    * @param onLost the watcher has ended by itself: nothing becomes pending until it is started again.
+   * @param onError why, in a later turn.
    */
-  constructor(onTurnEnd: () => void = () => {}, onLost: () => void = () => {}) {
+  constructor(
+    onTurnEnd: () => void = () => {},
+    onLost: () => void = () => {},
+    onError: (error: Error) => void = () => {},
+  ) {
+    this.#onError = onError;
     this.#onTurnEnd = onTurnEnd;
     this.#onLost = onLost;
     this.#unwatch = watchFd(this.#turnEnd.fd, () => {
@@ -49,27 +56,34 @@ export class Wakeups {
     this.#unlisten = onWatchAdded(() => this.requestTurn());
   }
 
-  /** Start watching. From now on {@link pending} becomes true when the event loop has something to do. */
+  /** Start watching. From now on {@link pending} becomes true when the event loop has something to do. @throws HostError */
   start(koffiPath: string): void {
     if (this.#worker !== undefined) return;
-    this.#controlFd = createEventfd({ blocking: true });
+    const controlFd = createEventfd({ blocking: true });
     // Not published yet: the descriptor just added is registered only in the first turn.
     Atomics.store(this.#words, Word.TimeoutMs, 0);
     const data: WatcherData = {
       words: this.#words,
       koffiPath,
       backendFd: eventLoopFd(),
-      controlFd: this.#controlFd,
+      controlFd,
       pid: process.pid,
       tid: threadId(),
       signal: KICK_SIGNAL,
     };
     // The thread's code is one self-contained function: its source is all it needs, bundled or not.
-    const worker = startWorker(
-      `(${watcherThread.toString()})()`,
-      { eval: true, workerData: data, stdin: false },
-      'the thread that watches descriptors',
-    );
+    let worker: Worker;
+    try {
+      worker = startWorker(
+        `(${watcherThread.toString()})()`,
+        { eval: true, workerData: data, stdin: false },
+        'the thread that watches descriptors',
+      );
+    } catch (error) {
+      closeFd(controlFd);
+      throw error;
+    }
+    this.#controlFd = controlFd;
     this.#worker = worker;
     this.#workerEnded = new Promise((resolve) => {
       worker.once('exit', () => {
@@ -78,7 +92,7 @@ export class Wakeups {
       });
     });
     // Its end follows.
-    worker.on('error', () => {});
+    worker.on('error', (error) => this.#onError(error));
     worker.unref();
   }
 

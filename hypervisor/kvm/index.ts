@@ -32,9 +32,9 @@ export function kvmHypervisor(ownsThread: boolean): Hypervisor {
     givesHostFunctions: true,
     isPresent: () => kvmObstacle() === undefined,
     open: async (config, log) => (await import('./open.ts')).openKvmHsm({ config, log, ownsThread }),
-    loop: async () =>
+    loop: async (log) =>
       ownsThread
-        ? new (await import('../blocking-loop/loop.ts')).BlockingLoop()
+        ? new (await import('../blocking-loop/loop.ts')).BlockingLoop(log)
         : new (await import('../turn-loop/loop.ts')).TurnLoop({ hasSlices: false }),
     problems: async (config) => {
       const functions = wantedHostFunctions(config);

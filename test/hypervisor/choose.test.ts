@@ -68,7 +68,7 @@ test.skipIf(hasKvm)(
 test('two VMs in one process have loops of their own', async () => {
   const { log } = listening();
   const hypervisor = await chooseHypervisor({ hypervisor: 'soft' }, log);
-  const [first, second] = [await hypervisor.loop(), await hypervisor.loop()];
+  const [first, second] = [await hypervisor.loop(log), await hypervisor.loop(log)];
   try {
     expect(first).not.toBe(second);
     expect(first.clock).not.toBe(second.clock);

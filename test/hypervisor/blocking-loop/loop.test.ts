@@ -2,15 +2,29 @@
  * The loop of a thread that blocks. The wait here is a real system call of this thread that only a signal, or the time,
  * brings to an end; "starves" is a wait that lasted to its time.
  */
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test, vi } from 'vitest';
+import { HostError } from '../../../devicemodel/core/errors.ts';
 import { interruptibleCall } from '../../../devicemodel/core/host/libc.ts';
 import type { Hsm } from '../../../devicemodel/core/hsm/hsm.ts';
+import { silentLog } from '../../../devicemodel/core/log.ts';
 import { BlockingLoop } from '../../../hypervisor/blocking-loop/loop.ts';
 import { Wakeups } from '../../../hypervisor/blocking-loop/wakeups.ts';
+import { memoryLog } from '../../support/memory-log.ts';
+
+/** The host gives no more threads: what is tried is real otherwise. */
+let isWithoutThreads = false;
+vi.mock('../../../devicemodel/core/host/worker.ts', async (original) => {
+  const real = await original<typeof import('../../../devicemodel/core/host/worker.ts')>();
+  const startWorker: typeof real.startWorker = (code, options, what) => {
+    if (isWithoutThreads) throw new HostError(`${what}: no threads here`, 11);
+    return real.startWorker(code, options, what);
+  };
+  return { ...real, startWorker };
+});
 
 const WAIT_MS = 3000;
 
@@ -26,7 +40,7 @@ beforeEach(async () => {
   starved = false;
   serves = 0;
   waits = 0;
-  loop = new BlockingLoop();
+  loop = new BlockingLoop(silentLog);
   // The watcher is there, and has nothing to do.
   await new Promise<void>((resolve) => {
     loop.started(resolve);
@@ -201,7 +215,7 @@ test('timers go on while the guest stands still, also one that is armed meanwhil
 
 // Mutation: make the watcher's thread in `started`, or at its first look whatever the guest does.
 test('the watcher, whose thread takes milliseconds to make, waits until the guest has a pause; turns come meanwhile', async () => {
-  const fresh = new BlockingLoop();
+  const fresh = new BlockingLoop(silentLog);
   const start = vi.spyOn(Wakeups.prototype, 'start');
   try {
     let isBusy = true;
@@ -268,12 +282,13 @@ test.each([
     starts.push(path);
     start.call(this, starts.length === 1 ? brokenKoffi(dir, prototype, calls) : path);
   });
-  const fresh = new BlockingLoop();
+  const { log, lines } = memoryLog();
+  const fresh = new BlockingLoop(log);
   try {
     let ticks = 0;
     const ticking = setInterval(() => ticks++, 3);
     fresh.started(() => {});
-    const isBack = () => starts.length > 1 && ticks > 400;
+    const isBack = () => starts.length > 1 && ticks > 400 && lines.length > 0;
     for (let round = 0; !isBack() && !starved; round++) {
       // What is armed anew has the watcher told of an earlier time.
       if (round % 5 === 0) setTimeout(() => {}, 1);
@@ -282,6 +297,9 @@ test.each([
     }
     clearInterval(ticking);
     expect({ starved, starts: starts.length }).toEqual({ starved: false, starts: 2 });
+    expect(lines).toEqual([
+      expect.stringMatching(/^warn: the thread that watches descriptors ended: .*(broken|cannot be)/),
+    ]);
   } finally {
     spy.mockRestore();
     await fresh.stop();
@@ -290,7 +308,7 @@ test.each([
 });
 
 test('a guest that never pauses has its watcher all the same', async () => {
-  const fresh = new BlockingLoop();
+  const fresh = new BlockingLoop(silentLog);
   const start = vi.spyOn(Wakeups.prototype, 'start');
   try {
     const busyHsm = {
@@ -307,6 +325,41 @@ test('a guest that never pauses has its watcher all the same', async () => {
     }
     expect(start).toHaveBeenCalledTimes(1);
   } finally {
+    start.mockRestore();
+    await fresh.stop();
+  }
+});
+
+// Mutation: without the catch in startWatcher the VM ends; without the one in Wakeups.start each try leaves a descriptor.
+test('a watcher that the host has no thread for is tried again, said once; the event loop has its turns meanwhile', async () => {
+  const { log, lines } = memoryLog();
+  const fresh = new BlockingLoop(log);
+  const start = vi.spyOn(Wakeups.prototype, 'start');
+  const tries = () => start.mock.results.filter(({ type }) => type === 'throw').length;
+  const descriptors = () => readdirSync('/proc/self/fd').length;
+  const run = async (done: () => boolean) => {
+    while (!done() && !starved) {
+      const turn = fresh.next(hsm, server);
+      if (turn !== undefined) await turn;
+    }
+  };
+  try {
+    isWithoutThreads = true;
+    let ticks = 0;
+    const ticking = setInterval(() => ticks++, 3);
+    fresh.started(() => {});
+    await run(() => tries() === 1);
+    const before = descriptors();
+    await run(() => tries() === 3);
+    expect(descriptors()).toBe(before);
+    expect(ticks).toBeGreaterThan(10);
+    expect(lines).toEqual([expect.stringMatching(/^warn: the thread that watches descriptors: no threads here; /)]);
+    isWithoutThreads = false;
+    await run(() => start.mock.results.length > 3);
+    clearInterval(ticking);
+    expect({ starved, tries: tries() }).toEqual({ starved: false, tries: 3 });
+  } finally {
+    isWithoutThreads = false;
     start.mockRestore();
     await fresh.stop();
   }

@@ -2,6 +2,7 @@
 import { afterEach, beforeEach, expect, test, vi } from 'vitest';
 import { interruptibleCall } from '../../../devicemodel/core/host/libc.ts';
 import type { Hsm } from '../../../devicemodel/core/hsm/hsm.ts';
+import { silentLog } from '../../../devicemodel/core/log.ts';
 
 vi.mock('../../../hypervisor/blocking-loop/watcher-thread.ts', async (original) => ({
   ...(await original<object>()),
@@ -27,7 +28,7 @@ const server = { serve: () => void requests.shift()?.() };
 beforeEach(() => {
   requests = [];
   starved = false;
-  loop = new BlockingLoop();
+  loop = new BlockingLoop(silentLog);
 });
 afterEach(() => loop.stop());
 
