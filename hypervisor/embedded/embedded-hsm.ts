@@ -390,7 +390,8 @@ export class EmbeddedHsm implements Hsm {
     this.#eventRing.put(VmEventType.TripleFault);
     this.#onTripleFault?.();
     this.#page.fillPortIo(vcpu, true, Pm1aControl.port, 2, Pm1aControl.sleepS5);
-    if (!this.#router.submit(vcpu)) this.#serve?.();
+    // Past the ports of functions: a guest can put those of a BAR here.
+    if (!this.#router.submitToClient(vcpu)) this.#serve?.();
     this.#router.retire(vcpu);
   }
 

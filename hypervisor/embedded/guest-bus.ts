@@ -117,6 +117,11 @@ export class AccessRouter {
     return this.#passOn(vcpu);
   }
 
+  /** As {@link submit}, of the hypervisor's own: nothing that the guest put at the address takes it. */
+  submitToClient(vcpu: number): boolean {
+    return this.#passOn(vcpu);
+  }
+
   /** As `GuestBus.retire`. */
   retire(vcpu: number): boolean {
     if (this.#page.state(vcpu) !== IoreqState.Complete) return false;

@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { afterEach, describe, expect, test } from 'vitest';
 import { HostError } from '../../../../devicemodel/core/errors.ts';
 import { signalEventfd, takeEventfd } from '../../../../devicemodel/core/host/eventfd.ts';
+import { KvmExit } from '../../../../devicemodel/core/host/kvm-abi.ts';
 import { map } from '../../../../devicemodel/core/host/mapping.ts';
 import type { Hsm, PcidevAssignment, RamMapping } from '../../../../devicemodel/core/hsm/hsm.ts';
 import { IoreqPage } from '../../../../devicemodel/core/ioreq-page.ts';
@@ -265,6 +266,17 @@ describe('memory', () => {
     vm.write(At.power + 4, 0, 2);
     expect(direct).toEqual([[], [], [], []]);
     expect(vm.direct()).toEqual(DIRECT);
+  });
+
+  // Mutation: by the ports of the BAR: the device has the write, and the VM stands still.
+  test('a triple fault powers the VM off with ports over PM1a', async () => {
+    const vm = await running();
+    vm.write(0x1c, 0x400);
+    vm.go(exits.out(0x404, 2, 0x77));
+    expect(vm.vfio.device.accesses).toEqual(['w 3 4 2 77']);
+    vm.go(exits.reason(KvmExit.Shutdown));
+    expect(vm.seen).toEqual([0x404]);
+    expect(vm.vfio.device.accesses).toHaveLength(1);
   });
 
   // Mutation: without whereGuestPutIt the guest ends its VM by a register write.
