@@ -99,7 +99,7 @@ async function dryRun(order: VmOrder): Promise<ExitCode> {
   const problems = [...problemsOf(config), ...obstacles];
   problems.push(...(hostRoot === undefined ? fileProblems(config) : hostTreeProblems(hostRoot)));
   if (hostRoot === undefined) problems.push(...(await groupProblems(config)));
-  if (problems.length === 0) problems.push(...(await engineProblems(config)));
+  if (problems.length === 0) problems.push(...(await engineProblems(config, hostRoot)));
   for (const problem of problems) writeLines(standardError, errorLines(problem, { debug }));
   return problems[0]?.exitCode ?? written;
 }
@@ -108,14 +108,14 @@ async function dryRun(order: VmOrder): Promise<ExitCode> {
  * Why the hypervisor that would be taken cannot run this VM. Where there is no ACRN and the user named none, the plan may
  * well be for another machine: then these are warnings.
  */
-async function engineProblems(config: VmConfig): Promise<readonly DmError[]> {
+async function engineProblems(config: VmConfig, hostRoot: string | undefined): Promise<readonly DmError[]> {
   const [{ chooseHypervisor }, { checkHypervisor }, { silentLog }] = await Promise.all([
     import('../hypervisor/choose.ts'),
     import('../config/preflight.ts'),
     import('../devicemodel/core/log.ts'),
   ]);
   const hypervisor = await chooseHypervisor(config, silentLog);
-  const problems = [...(await hypervisor.problems(config))];
+  const problems = [...(await hypervisor.problems(config, hostRoot))];
   try {
     checkHypervisor(config, hypervisor);
   } catch (error) {

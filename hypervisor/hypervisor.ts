@@ -21,9 +21,10 @@ export interface Hypervisor extends HypervisorOffers {
   isPresent(): boolean;
   /**
    * Why this hypervisor cannot run such a VM, found without asking it; empty: it can. Also for `--dry-run`.
+   * @param hostRoot a saved tree of the host that the VM is for; missing: it is this one.
    * @throws ConfigError for a boot image that cannot be read.
    */
-  problems(config: VmConfig): readonly DmError[] | Promise<readonly DmError[]>;
+  problems(config: VmConfig, hostRoot?: string): readonly DmError[] | Promise<readonly DmError[]>;
   /** A handle for one life of a VM: called again for every full reset. @throws HostError or ConfigError. */
   open(config: VmConfig, log: Log): Promise<Hsm>;
   /** The loop for one VM on this thread. @param log for what ails it while the VM runs. @throws HostError */

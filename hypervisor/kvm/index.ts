@@ -36,12 +36,12 @@ export function kvmHypervisor(ownsThread: boolean): Hypervisor {
       ownsThread
         ? new (await import('../blocking-loop/loop.ts')).BlockingLoop(log)
         : new (await import('../turn-loop/loop.ts')).TurnLoop({ hasSlices: false }),
-    problems: async (config) => {
+    problems: async (config, hostRoot) => {
       const functions = wantedHostFunctions(config);
       return [
         ...vcpuProblems(config),
         ...scenarioProblems(config.scenarioPath),
-        ...(functions.length === 0 ? [] : (await import('./vfio/check.ts')).hostFunctionProblems(functions)),
+        ...(functions.length === 0 ? [] : (await import('./vfio/check.ts')).hostFunctionProblems(functions, hostRoot)),
       ];
     },
     cpus: (config, log) => {

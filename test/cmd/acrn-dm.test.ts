@@ -7,6 +7,7 @@ import { fileURLToPath } from 'node:url';
 import { build } from 'esbuild';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { ExitCode } from '../../devicemodel/core/errors.ts';
+import { FakeHostPci } from '../support/fake-host-pci.ts';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
 /** Below node_modules, so that packages are found from there. */
@@ -127,6 +128,21 @@ describe('acrn-dm', () => {
     const { status, stderr } = acrnDm('--dry-run', '-k', DEMO, '-m', '4G', '-s', '0:0,hostbridge', 'vm');
     expect(status).toBe(ExitCode.Ok);
     expect(stderr).toMatch(/warning: not on this machine.* 4 GiB/);
+  });
+  test('a dry run looks at functions of the host it is for', () => {
+    // Mutation: functions looked for on this machine, where they are not, and so nothing said of them.
+    const host = new FakeHostPci().add('02:00.0', { hasMsi: true, driver: 'igc', iommuGroup: '7' });
+    try {
+      const slots = (text: string) => ['-s', '0:0,hostbridge', '-s', `6,passthru,02/00/0${text}`, 'vm'];
+      const plan = ['--dry-run', '--hypervisor', 'kvm', '--host-root', host.root, '-k', DEMO];
+      expect(acrnDm(...plan, ...slots(''))).toMatchObject({
+        status: ExitCode.Unavailable,
+        stderr: expect.stringContaining('0000:02:00.0 is bound to igc, not to vfio-pci'),
+      });
+      expect(acrnDm(...plan, ...slots(',managed'))).toMatchObject({ status: ExitCode.Ok });
+    } finally {
+      host.dispose();
+    }
   });
   test('a dry run as JSON is nothing but JSON', () => {
     expect(JSON.parse(acrnDm('--dry-run=json', '-k', 'k', 'vm').stdout)).toMatchObject({ name: 'vm' });

@@ -9,10 +9,20 @@ import { ConfigError, ExitCode } from '../../../devicemodel/core/errors.ts';
 import { bindCommand, HostTreeOfVfio, VFIO_DRIVER } from './host-tree.ts';
 
 /**
- * @param root where `sys` and `dev` are.
+ * @param savedRoot where `sys` of another host is: rights to its device nodes are not known. Missing: this host.
  * @returns why functions cannot be had, one reason each, with the command that mends it.
  */
-export function hostFunctionProblems(wanted: readonly WantedHostFunction[], root = '/'): ConfigError[] {
+export function hostFunctionProblems(wanted: readonly WantedHostFunction[], savedRoot?: string): ConfigError[] {
+  if (savedRoot !== undefined) return problemsBelow(savedRoot, wanted, () => {});
+  return problemsBelow('/', wanted, checkAccess);
+}
+
+/** @param root where `sys` and `dev` are. */
+export function problemsBelow(
+  root: string,
+  wanted: readonly WantedHostFunction[],
+  check: typeof checkAccess = checkAccess,
+): ConfigError[] {
   const tree = new HostTreeOfVfio(root);
   const managed = new Set(wanted.filter(({ isManaged }) => isManaged).map(({ name }) => name));
   // One that is not there is the device's own to refuse.
@@ -21,7 +31,7 @@ export function hostFunctionProblems(wanted: readonly WantedHostFunction[], root
     .flatMap(({ name, isManaged }) => {
       try {
         checkFunction(tree, name, isManaged, managed);
-        checkAccess(root, tree, name, isManaged);
+        check(root, tree, name, isManaged);
         return [];
       } catch (error) {
         if (error instanceof ConfigError) return [error];

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { expect, onTestFinished, test } from 'vitest';
 import { wantedHostFunctions } from '../../../../devicemodel/core/config.ts';
 import { ExitCode } from '../../../../devicemodel/core/errors.ts';
-import { hostFunctionProblems } from '../../../../hypervisor/kvm/vfio/check.ts';
+import { hostFunctionProblems, problemsBelow } from '../../../../hypervisor/kvm/vfio/check.ts';
 import { type FakeFunction, fakeRoot } from '../../../support/fake-vfio.ts';
 
 const NAME = '0000:02:00.0';
@@ -13,7 +13,7 @@ function check(functions: readonly FakeFunction[], isManaged = false, prepare: (
   const { root, dispose } = fakeRoot(functions);
   onTestFinished(dispose);
   prepare(root);
-  return hostFunctionProblems([{ name: NAME, isManaged }], root);
+  return problemsBelow(root, [{ name: NAME, isManaged }]);
 }
 
 test('one that is bound to vfio-pci, alone in its group, can be had', () => {
@@ -67,6 +67,19 @@ test('without the driver of VFIO there is no node, and a line says which module 
   const functions = [{ name: NAME, driver: 'vfio-pci', group: 7 }];
   const problems = check(functions, false, (root) => rmSync(join(root, 'dev/vfio/vfio')));
   expect(problems).toEqual([expect.objectContaining({ hint: 'modprobe vfio-pci vfio_iommu_type1' })]);
+});
+
+test('of a saved tree, all but the rights to its device nodes', () => {
+  const { root, dispose } = fakeRoot([
+    { name: NAME, driver: 'vfio-pci', group: 7 },
+    { name: '0000:03:00.0', driver: 'igc', group: 8 },
+  ]);
+  onTestFinished(dispose);
+  rmSync(join(root, 'dev'), { recursive: true });
+  const wanted = [NAME, '0000:03:00.0'].map((name) => ({ name, isManaged: false }));
+  expect(hostFunctionProblems(wanted, root).map(({ message }) => message)).toEqual([
+    '0000:03:00.0 is bound to igc, not to vfio-pci',
+  ]);
 });
 
 test('one that is not there is for others to say', () => {
