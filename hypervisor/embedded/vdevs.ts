@@ -1,5 +1,6 @@
 /** Makes the functions CREATE_VDEV asks for, as far as the scenario has them. */
 import type { HvVdev } from '../../devicemodel/core/hsm/vdev.ts';
+import type { RegionBells } from './doorbells.ts';
 import type { Neighbours } from './neighbours.ts';
 import type { Scenario } from './scenario.ts';
 import { openSharedRegion } from './shared-region.ts';
@@ -53,6 +54,7 @@ export function vdevFactory(vmName: string, scenario: Scenario, neighbours: Neig
   };
 }
 
+/** @throws HostError */
 function openRegion(
   name: string,
   sizeBytes: number,
@@ -62,8 +64,19 @@ function openRegion(
 ): IvshmemRegion | undefined {
   const memory = openSharedRegion(name, sizeBytes);
   if (memory === undefined) return undefined;
-  const stopWatching = memory.onCut((line) => host.log.rationed('warn', () => line));
-  const bells = host.eventfds === undefined ? undefined : neighbours.bells(name, IVSHMEM_VECTORS);
+  let stopWatching = () => {};
+  const letGo = () => {
+    stopWatching();
+    memory.dispose();
+  };
+  let bells: RegionBells | undefined;
+  try {
+    stopWatching = memory.onCut((line) => host.log.rationed('warn', () => line));
+    bells = host.eventfds === undefined ? undefined : neighbours.bells(name, IVSHMEM_VECTORS);
+  } catch (error) {
+    letGo();
+    throw error;
+  }
   return {
     ...(bells === undefined ? {} : { bells }),
     regionId,
@@ -76,8 +89,7 @@ function openRegion(
     onRing: (handler) => neighbours.onDoorbell(name, handler),
     dispose: () => {
       neighbours.offDoorbell(name);
-      stopWatching();
-      memory.dispose();
+      letGo();
     },
   };
 }

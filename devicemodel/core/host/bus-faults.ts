@@ -164,7 +164,10 @@ export interface FaultGuard {
   mend(): void;
   /** Whether any of it became memory of this process alone: it stays so as long as it is mapped. */
   isReplaced(): boolean;
-  /** Be told, on the event loop, of what was done. @returns how to stop; as long as somebody listens the process lives. */
+  /**
+   * Be told, on the event loop, of what was done. @returns how to stop; as long as somebody listens the process lives.
+   * @throws HostError
+   */
   onCut(listener: (outcome: CutOutcome) => void): () => void;
   /** Before the memory is unmapped and the file is closed. */
   dispose(): void;
@@ -193,8 +196,8 @@ export function guardMapping(mapping: Mapping, fd: number): FaultGuard {
     isReplaced: () =>
       isRow && rows.getBigUint64(row + Row.privateFrom, true) !== rows.getBigUint64(row + Row.end, true),
     onCut: (listener) => {
-      guard.listeners.add(listener);
       watch();
+      guard.listeners.add(listener);
       return () => {
         guard.listeners.delete(listener);
         unwatch();

@@ -22,6 +22,7 @@ interface Vector {
 
 export interface KernelBellsParts {
   readonly vmid: number;
+  /** Of the region, and let go of with it. */
   readonly bells: RegionBells;
   readonly eventfds: FunctionEventfds;
   readonly msix: Msix;
@@ -31,7 +32,7 @@ export interface KernelBellsParts {
 
 export class KernelBells {
   readonly #parts: KernelBellsParts;
-  readonly #vectors: Vector[];
+  readonly #vectors: Vector[] = [];
   /** By VM: its vectors. */
   readonly #peers = new Map<number, readonly number[]>();
   /** By VM: the writes that ring them. */
@@ -39,9 +40,17 @@ export class KernelBells {
   /** Address of the doorbell register, while it is on the bus. */
   #doorbellAt: Gpa | undefined;
 
+  /** @throws HostError */
   constructor(parts: KernelBellsParts) {
     this.#parts = parts;
-    this.#vectors = parts.bells.own.map((fd, vector) => ({ fd, message: undefined, way: this.#watch(fd, vector) }));
+    try {
+      for (const [vector, fd] of parts.bells.own.entries()) {
+        this.#vectors.push({ fd, message: undefined, way: this.#watch(fd, vector) });
+      }
+    } catch (error) {
+      this.dispose();
+      throw error;
+    }
     parts.msix.onVectorChanged = (vector) => this.#route(vector);
     // A VM may ring itself.
     this.#setPeer(parts.vmid, parts.bells.own);
@@ -58,7 +67,6 @@ export class KernelBells {
     this.#parts.msix.onVectorChanged = undefined;
     this.place(undefined);
     for (const { way } of this.#vectors) way.dispose();
-    this.#parts.bells.dispose();
   }
 
   #setPeer(vmid: number, fds: readonly number[] | undefined): void {

@@ -53,6 +53,16 @@ class Ivshmem implements VirtualFunction {
   constructor(vdev: IvshmemVdev, region: IvshmemRegion, host: VirtualFunctionHost) {
     this.bdf = vdev.bdf;
     this.#region = region;
+    try {
+      this.#attach(vdev, host);
+    } catch (error) {
+      this.dispose();
+      throw error;
+    }
+  }
+
+  #attach(vdev: IvshmemVdev, host: VirtualFunctionHost): void {
+    const region = this.#region;
     const headerType = vdev.bdf.function === 0 ? MULTIFUNCTION : 0;
     this.#config.setIdentity({ ...Id, subsystemId: region.regionId, headerType });
     const msix = new Msix(IVSHMEM_VECTORS, Bar.Msix, host, PBA_OFFSET);
@@ -103,6 +113,7 @@ class Ivshmem implements VirtualFunction {
   dispose(): void {
     this.#bars.dispose();
     this.#bells?.dispose();
+    this.#region.bells?.dispose();
     this.#region.dispose();
   }
 }
@@ -151,7 +162,7 @@ class Registers implements IoRegion {
   }
 }
 
-/** The function for a CREATE_VDEV whose region was found. */
+/** The function for a CREATE_VDEV whose region was found: it is the function's, also if this throws. @throws HostError */
 export function createIvshmem(vdev: IvshmemVdev, region: IvshmemRegion, host: VirtualFunctionHost): VirtualFunction {
   return new Ivshmem(vdev, region, host);
 }
