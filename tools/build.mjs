@@ -187,7 +187,9 @@ async function program(dist) {
   chmodSync(join(dist, 'acrn-dm.js'), 0o755);
   replaceFile(join(dist, 'package.json'), '{ "type": "commonjs" }\n');
   await oneFile('tools/bundle/yargs.cjs', join(dist, 'yargs.cjs'));
-  await oneFile('cmd/acrnvm/main.ts', join(dist, 'acrnvm.js'), '#!/usr/bin/env node\n');
+  // As acrn-dm: nobody debugs what may run as root.
+  const [firstLine] = readFileSync(join(root, 'tools/bundle/acrn-dm.js'), 'utf8').split('\n');
+  await oneFile('cmd/acrnvm/main.ts', join(dist, 'acrnvm.js'), `${firstLine}\n`);
   chmodSync(join(dist, 'acrnvm.js'), 0o755);
   for (const thread of threads) await oneFile(thread, join(dist, basename(thread).replace(/\.ts$/, '.js')));
 }

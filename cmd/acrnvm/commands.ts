@@ -266,12 +266,15 @@ function sizeOf(text: string): number {
   return bytes;
 }
 
+/** No debugger for the VM, as its own first line has it (tools/bundle/acrn-dm.js): no host has this address. */
+const NO_DEBUGGER = '--inspect-port=192.0.2.1:65535';
+
 /** acrn-dm beside this file, in its place until it ends. */
 function startVm(argv: readonly string[]): Promise<ExitCode> {
   return new Promise((resolve, reject) => {
-    const child = spawn(process.execPath, [fileURLToPath(new URL('acrn-dm.js', import.meta.url)), ...argv], {
-      stdio: 'inherit',
-    });
+    const { NODE_OPTIONS: _ours, ...env } = process.env;
+    const program = fileURLToPath(new URL('acrn-dm.js', import.meta.url));
+    const child = spawn(process.execPath, [NO_DEBUGGER, program, ...argv], { stdio: 'inherit', env });
     // The terminal sends its signals to both; what a script sends to us is meant for the VM.
     for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => child.kill(signal));
     child.once('error', reject);

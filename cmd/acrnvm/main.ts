@@ -1,4 +1,5 @@
 /** acrnvm: what a person or a script does with the VMs that run, by their APIs. */
+import './first-line.ts';
 import { parseArgs } from 'node:util';
 import { didYouMean } from '../../config/suggest.ts';
 import { DmError, ExitCode } from '../../devicemodel/core/errors.ts';

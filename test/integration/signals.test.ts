@@ -1,6 +1,6 @@
 /** Every signal that can be caught, sent to the built program before, while and after its VM runs: what docs/exit-codes.md says. */
-import { execFileSync, spawn } from 'node:child_process';
-import { existsSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync } from 'node:fs';
+import { execFileSync, spawn, spawnSync } from 'node:child_process';
+import { existsSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync, symlinkSync } from 'node:fs';
 import { constants, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -183,6 +183,85 @@ describe.skipIf(reason !== undefined)('SIGUSR1 all the time', { timeout: TIMEOUT
     child.stdout.setEncoding('utf8').on('data', (part) => (text += part));
     expect(await new Promise((resolve) => child.once('close', resolve))).toBe(0);
     expect(text).toMatch(/^DM version is: \d/);
+  });
+});
+
+/** A process and all it started. */
+function familyOf(pid: number): number[] {
+  try {
+    const children = readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8').trim().split(' ').filter(Boolean);
+    return [pid, ...children.flatMap((child) => familyOf(Number(child)))];
+  } catch {
+    return [];
+  }
+}
+
+/** Until Node handles it at all, SIGUSR1 would end a process; one that was forked handles it as its parent did, until exec. */
+function takesUsr1(pid: number, isForked: boolean): boolean {
+  try {
+    if (isForked && !readFileSync(`/proc/${pid}/cmdline`, 'latin1').includes('/dist/acrn-dm.js')) return false;
+    const status = readFileSync(`/proc/${pid}/status`, 'utf8');
+    return (BigInt(`0x${/SigCgt:\s*(\w+)/.exec(status)?.[1] ?? '0'}`) & (1n << 9n)) !== 0n;
+  } catch {
+    return false;
+  }
+}
+
+// Mutation: build acrnvm with "#!/usr/bin/env node", or let `startVm` pass on process.env: those of acrnvm fail.
+describe.skipIf(reason !== undefined)('a caller who asks for a debugger gets none', { timeout: TIMEOUT_MS }, () => {
+  const dist = (name: string) => join(repository, 'dist', name);
+  const vm = (tag: string) => softVm(vmName(tag), 'demo=echo');
+  const linked = (name: string, target: string) => {
+    const link = join(folder, name);
+    symlinkSync(dist(target), link);
+    return link;
+  };
+  test.each<[string, string, (tag: string) => readonly string[]]>([
+    ['acrn-dm', '--inspect=127.0.0.1:0', (tag) => [dist('acrn-dm.js'), ...vm(tag)]],
+    ['a link to it', '--inspect-brk=127.0.0.1:0', (tag) => [linked('acrn-dm', 'acrn-dm.js'), ...vm(tag)]],
+    ['acrnvm run', '--inspect=0', (tag) => [dist('acrnvm.js'), 'run', '--', ...vm(tag)]],
+    ['a link to acrnvm', '--inspect-brk=0', (tag) => [linked('acrnvm', 'acrnvm.js'), 'run', '--', ...vm(tag)]],
+    ['acrnvm run, no port asked for', '--no-warnings', (tag) => [dist('acrnvm.js'), 'run', '--', ...vm(tag)]],
+    [
+      'the VM of an acrnvm that node was given',
+      '--inspect-port=127.0.0.1:0',
+      (tag) => [process.execPath, dist('acrnvm.js'), 'run', '--', ...vm(tag)],
+    ],
+  ])('%s, NODE_OPTIONS=%s, SIGUSR1 all the time', async (name, nodeOptions, argvOf) => {
+    const [file = '', ...args] = argvOf(`no${name.length}`);
+    const child = spawn(file, args, { env: { ...process.env, NODE_OPTIONS: nodeOptions }, stdio: 'pipe' });
+    const exited = new Promise((resolve) => child.once('close', (code) => resolve(code)));
+    let output = '';
+    child.stdout.setEncoding('utf8').on('data', (text) => (output += text));
+    let said = '';
+    child.stderr.setEncoding('utf8').on('data', (text) => (said += text));
+    const pid = child.pid ?? -1;
+    const open = new Set<string>();
+    const looked = new Set<number>();
+    for (let left = 20; left > 0 && child.exitCode === null; left -= output.includes('> ') ? 1 : 0) {
+      for (const each of familyOf(pid).filter((one) => takesUsr1(one, one !== pid))) {
+        process.kill(each, 'SIGUSR1');
+        looked.add(each);
+        // Node without its options may open one before the first line, and only the VM is nobody's to debug.
+        if (file === process.execPath && each === pid) continue;
+        for (const port of listeningPorts(each)) open.add(port);
+      }
+      await sleep(5);
+    }
+    kill(familyOf(pid).at(-1) ?? pid, 'SIGINT');
+    expect(await exited, said).toBe(0);
+    expect([...open]).toEqual([]);
+    if (file !== process.execPath) expect(said).not.toContain('Debugger listening');
+    expect(looked.size).toBe(args.includes('run') ? 2 : 1);
+  });
+
+  test('acrnvm by itself says nothing of one either', async () => {
+    const { stdout, stderr } = spawnSync(dist('acrnvm.js'), ['help'], {
+      env: { ...process.env, NODE_OPTIONS: '--inspect=127.0.0.1:0' },
+      encoding: 'utf8',
+    });
+    expect(stdout).toContain('acrnvm');
+    expect(stderr).toBe('');
   });
 });
 

@@ -71,9 +71,14 @@ function onSignal(name: NodeJS.Signals): void {
 export function holdSignals(): void {
   if (isHeld) return;
   isHeld = true;
+  refuseDebugger();
+  for (const signal of names) if (signal !== 'SIGUSR1') process.on(signal, onSignal);
+}
+
+/** For the first line of a program that does not hold the others. */
+export function refuseDebugger(): void {
   process.on('SIGUSR1', onSignal);
   closeInspector();
-  for (const signal of names) if (signal !== 'SIGUSR1') process.on(signal, onSignal);
   // One that was asked for before the first line may still be coming up.
   setImmediate(closeInspector);
 }
@@ -97,8 +102,8 @@ export function listenForSignals(onEnd: (signal: HandledSignal) => void): () => 
  * so a look at our descriptors says first whether there can be a port.
  */
 function closeInspector(): void {
-  if (process.execArgv.some((option) => /^--inspect(?!-port)/.test(option))) return;
-  if (process.env['NODE_OPTIONS']?.includes('--inspect') === true || !hasSocket()) return;
+  const options = [...process.execArgv, process.env['NODE_OPTIONS'] ?? ''];
+  if (options.some((option) => /--inspect(?!-port|-publish)/.test(option)) || !hasSocket()) return;
   const inspector = createRequire(import.meta.url)('node:inspector') as typeof import('node:inspector');
   // Who sends it once sends it again, and a request that Node has taken already opens the port a moment later.
   for (let tries = 0; inspector.url() !== undefined && tries < CLOSE_TRIES; tries++) {
