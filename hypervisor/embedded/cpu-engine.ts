@@ -35,12 +35,18 @@ export interface MemoryWindow {
   dispose(): void;
 }
 
+/** An eventfd that sends a message when it is rung. */
+export interface Irqfd {
+  readonly fd: number;
+  readonly message: MsiMessage;
+}
+
 /** Eventfds that the engine serves without this process: a write of the guest rings one, or one that is rung interrupts. */
 export interface EngineEventfds {
   /** @returns 0 or an errno; whatever it does not take comes to the bus. */
   ioeventfd(spec: IoeventfdSpec, assign: boolean): number;
-  /** @returns how to stop, or an errno. */
-  irqfd(fd: number, message: MsiMessage): { dispose(): void } | number;
+  /** Many cost hardly more than one. @returns for each how to stop, or an errno. */
+  irqfds(wanted: readonly Irqfd[]): readonly ({ dispose(): void } | number)[];
 }
 
 /** What functions of the host need. */

@@ -430,10 +430,7 @@ function functionEventfds(engine: EngineEventfds, host: EventfdHost): FunctionEv
       const spec = { fd, address, space: 'mmio', sizeBytes: 4, dataMatch: BigInt(value) } as const;
       return engine.ioeventfd(spec, true) === 0 ? { dispose: () => void engine.ioeventfd(spec, false) } : undefined;
     },
-    interrupt: (fd, message) => {
-      const irqfd = engine.irqfd(fd, message);
-      return typeof irqfd === 'number' ? undefined : irqfd;
-    },
+    interrupts: (wanted) => engine.irqfds(wanted).map((irqfd) => (typeof irqfd === 'number' ? undefined : irqfd)),
     watch: (fd, onSignal) => host.watch(fd, onSignal),
   };
 }

@@ -63,7 +63,7 @@ export class EventfdTable {
       return;
     }
     if (present !== undefined) throw new HsmError('IRQFD', E.EBUSY, { what: `fd ${fd}` });
-    const byEngine = this.#engine?.irqfd(fd, message);
+    const [byEngine] = this.#engine?.irqfds([{ fd, message }]) ?? [];
     if (typeof byEngine === 'number') throw new HsmError('IRQFD', byEngine, { what: `fd ${fd}` });
     this.#irqfds.set(fd, byEngine ?? this.#eventfds.watch(fd, () => this.#msi.signal(message)));
   }

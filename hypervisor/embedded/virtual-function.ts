@@ -1,8 +1,9 @@
 /** A PCI function the hypervisor itself emulates, as the rest of the hypervisor sees it, and what it may ask for. */
 import type { AccessSize, Bdf, Gpa } from '../../devicemodel/core/address.ts';
-import type { IoRegion, MsiMessage, MsiSink } from '../../devicemodel/core/device.ts';
+import type { IoRegion, MsiSink } from '../../devicemodel/core/device.ts';
 import type { HvVdev } from '../../devicemodel/core/hsm/vdev.ts';
 import type { Log } from '../../devicemodel/core/log.ts';
+import type { Irqfd } from './cpu-engine.ts';
 
 export interface VirtualFunction {
   readonly bdf: Bdf;
@@ -26,8 +27,8 @@ export interface VirtualFunction {
 export interface FunctionEventfds {
   /** A write of these 4 bytes to the address rings the eventfd and comes to nobody else. @returns undefined: it cannot be had. */
   ring(address: Gpa, value: number, fd: number): { dispose(): void } | undefined;
-  /** The eventfd interrupts the guest. @returns undefined: it cannot be had. */
-  interrupt(fd: number, message: MsiMessage): { dispose(): void } | undefined;
+  /** The eventfds interrupt the guest. @returns for each how to stop; undefined: it cannot be had. */
+  interrupts(wanted: readonly Irqfd[]): readonly ({ dispose(): void } | undefined)[];
   /** The eventfd calls back. */
   watch(fd: number, onSignal: () => void): { dispose(): void };
 }

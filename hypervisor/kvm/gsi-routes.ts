@@ -3,16 +3,19 @@
  * irqfd sends.
  */
 import { hex } from '../../devicemodel/core/address.ts';
-import type { MsiMessage } from '../../devicemodel/core/device.ts';
 import { HostError } from '../../devicemodel/core/errors.ts';
+import { Errno } from '../../devicemodel/core/host/errno.ts';
 import type { KvmVm } from '../../devicemodel/core/host/kvm.ts';
 import type { GsiRoute } from '../../devicemodel/core/host/kvm-abi.ts';
 import type { Log } from '../../devicemodel/core/log.ts';
+import type { Irqfd } from '../embedded/cpu-engine.ts';
 import { isMsiAddress } from '../embedded/msi-address.ts';
 
 /** Of KVM's IOAPIC; ACRN's has 48. */
 export const IOAPIC_PINS = 24;
 const PIC_PINS = 8;
+/** KVM_MAX_IRQ_ROUTES. */
+const MAX_ROUTES = 4096;
 /** They have the first pins. */
 export const ISA_LINES = 16;
 /** ACRN (hcall_set_irqline): the 8254's line is at pin 2 of the IOAPIC and pin 0 of the PIC. */
@@ -43,31 +46,32 @@ export class GsiRoutes {
     this.#apply();
   }
 
-  /** The message is sent whenever the eventfd is signalled, by the kernel alone. @returns 0 or an errno. */
-  attach(fd: number, { address, data }: MsiMessage): number {
-    if (!isMsiAddress(address)) {
-      // KVM would interrupt by the other bits of it.
-      this.#log.guest(() => `MSI to ${hex(address)}, which is no interrupt address: dropped`);
-      return 0;
-    }
+  /**
+   * The messages are sent whenever the eventfds are signalled, by the kernel alone. KVM takes its table as a whole: it is
+   * set once for all of them, since a guest has 2048 of them connected by one write. @returns for each 0 or an errno.
+   */
+  attach(wanted: readonly Irqfd[]): number[] {
     const used = new Set([...this.#messages.values()].map((route) => route.gsi));
     let gsi = IOAPIC_PINS;
-    while (used.has(gsi)) gsi++;
-    this.#messages.set(fd, { gsi, address, data });
-    let result: number;
-    try {
-      this.#apply();
-      result = this.#vm.irqfd(fd, gsi, true);
-    } catch (error) {
-      // Guests decide how many there are; KVM takes 4096.
-      if (!(error instanceof HostError)) throw error;
-      result = -error.errno;
-    }
-    if (result < 0) {
-      this.#messages.delete(fd);
-      this.#apply();
-    }
-    return Math.max(0, -result);
+    const results = wanted.map(({ fd, message: { address, data } }): number => {
+      if (!isMsiAddress(address)) {
+        // KVM would interrupt by the other bits of it.
+        this.#log.guest(() => `MSI to ${hex(address)}, which is no interrupt address: dropped`);
+        return 0;
+      }
+      if (this.#lines.length + this.#messages.size >= MAX_ROUTES) return Errno.ENOSPC;
+      while (used.has(gsi)) gsi++;
+      this.#messages.set(fd, { gsi: gsi++, address, data });
+      return 0;
+    });
+    const failed = this.#tryApply();
+    return wanted.map(({ fd }, i) => {
+      const route = this.#messages.get(fd);
+      if (route === undefined) return results[i] ?? 0;
+      const errno = failed || Math.max(0, -this.#vm.irqfd(fd, route.gsi, true));
+      if (errno !== 0) this.#messages.delete(fd);
+      return errno;
+    });
   }
 
   /** As {@link attach}, for a line: the guest's end of interrupt takes it back and rings `resampleFd`. */
@@ -82,9 +86,20 @@ export class GsiRoutes {
   detach(fd: number): void {
     const route = this.#messages.get(fd);
     if (route === undefined) return;
+    // Its route stays until the next ones are set: without an irqfd nothing is sent by it.
     this.#vm.irqfd(fd, route.gsi, false);
     this.#messages.delete(fd);
-    this.#apply();
+  }
+
+  /** Guests decide how many there are. @returns 0 or an errno. */
+  #tryApply(): number {
+    try {
+      this.#apply();
+      return 0;
+    } catch (error) {
+      if (!(error instanceof HostError)) throw error;
+      return error.errno;
+    }
   }
 
   #apply(): void {

@@ -87,11 +87,13 @@ export class KvmEngine implements CpuEngine {
     this.#options = options;
     this.eventfds = {
       ioeventfd: (spec, assign) => this.#ioeventfd(spec, assign),
-      irqfd: (fd, message) => {
-        const errno = this.#need().routes.attach(fd, message);
-        if (errno !== 0) return errno;
-        return { dispose: () => this.#machine?.routes.detach(fd) };
-      },
+      irqfds: (wanted) =>
+        this.#need()
+          .routes.attach(wanted)
+          .map((errno, i) => {
+            const fd = wanted[i]?.fd ?? -1;
+            return errno === 0 ? { dispose: () => this.#machine?.routes.detach(fd) } : errno;
+          }),
     };
   }
 

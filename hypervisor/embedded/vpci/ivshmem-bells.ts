@@ -99,7 +99,7 @@ export class KernelBells {
     const { message: before } = vector;
     if (message?.address === before?.address && message?.data === before?.data) return;
     vector.way.dispose();
-    const irqfd = message === undefined ? undefined : this.#parts.eventfds.interrupt(vector.fd, message);
+    const [irqfd] = message === undefined ? [] : this.#parts.eventfds.interrupts([{ fd: vector.fd, message }]);
     vector.message = irqfd === undefined ? undefined : message;
     vector.way = irqfd ?? this.#watch(vector.fd, index);
   }

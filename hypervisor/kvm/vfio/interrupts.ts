@@ -94,10 +94,10 @@ export class FunctionInterrupts {
     if (vectorsOfMsix === 0) this.#msix.resize(0);
     if (msi.isEnabled) {
       this.#msi.resize(msi.count);
-      for (let vector = 0; vector < this.#msi.count; vector++) this.#msi.update(vector);
+      this.#msi.updateAll();
     } else if (vectorsOfMsix > 0) {
       this.#growMsix(vectorsOfMsix);
-      for (let vector = 0; vector < this.#msix.count; vector++) this.#msix.update(vector);
+      this.#msix.updateAll();
     } else {
       this.#lineBack();
     }

@@ -68,7 +68,7 @@ export class Vectors {
       return;
     }
     this.#count = given;
-    for (let vector = 0; vector < given; vector++) this.update(vector);
+    this.updateAll();
   }
 
   /** A guest that asks for more than this process may open has none, and goes on. */
@@ -86,18 +86,35 @@ export class Vectors {
     }
   }
 
+  /** Messages or masks of all of them may have changed. */
+  updateAll(): void {
+    this.#connect(this.#vectors.slice(0, this.#count).map((vector, index) => ({ vector, index })));
+  }
+
   /** The vector's message or mask changed. */
   update(index: number): void {
     const vector = this.#vectors[index];
-    if (vector === undefined || index >= this.#count) return;
-    const message = this.#parts.message(index);
-    const { message: before } = vector;
-    if (message?.address === before?.address && message?.data === before?.data) return;
-    vector.way?.dispose();
-    vector.way = message === undefined ? undefined : this.#parts.eventfds.interrupt(vector.eventfd.fd, message);
-    vector.message = vector.way === undefined ? undefined : message;
-    if (message !== undefined && vector.way === undefined) {
-      this.#parts.log.guest(() => `interrupt ${index} cannot be had: KVM takes no further message`);
+    if (vector !== undefined && index < this.#count) this.#connect([{ vector, index }]);
+  }
+
+  #connect(indexed: readonly { readonly vector: Vector; readonly index: number }[]): void {
+    const changed = indexed.flatMap(({ vector, index }) => {
+      const message = this.#parts.message(index);
+      const { message: before } = vector;
+      if (message?.address === before?.address && message?.data === before?.data) return [];
+      vector.way?.dispose();
+      vector.way = undefined;
+      vector.message = undefined;
+      return message === undefined ? [] : [{ vector, index, message }];
+    });
+    if (changed.length === 0) return;
+    const ways = this.#parts.eventfds.interrupts(
+      changed.map(({ vector, message }) => ({ fd: vector.eventfd.fd, message })),
+    );
+    for (const [i, { vector, index, message }] of changed.entries()) {
+      vector.way = ways[i];
+      if (vector.way !== undefined) vector.message = message;
+      else this.#parts.log.guest(() => `interrupt ${index} cannot be had: KVM takes no further message`);
     }
   }
 

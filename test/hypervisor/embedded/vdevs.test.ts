@@ -51,7 +51,7 @@ async function machine() {
   const host = {
     vmid,
     log,
-    eventfds: { ring: hold, interrupt: hold, watch: vi.fn(hold) },
+    eventfds: { ring: hold, interrupts: (wanted) => wanted.map(hold), watch: vi.fn(hold) },
     signal: () => {},
     addRegisters: vi.fn(hold),
     addMemory: vi.fn(hold),

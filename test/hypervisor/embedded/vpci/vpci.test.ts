@@ -163,7 +163,7 @@ function kernelEventfds() {
   };
   const eventfds: FunctionEventfds = {
     ring: (address, value, fd) => put(rings, `${address.toString(16)} ${value.toString(16)}`, fd),
-    interrupt: (fd, message) => put(messages, fd, message),
+    interrupts: (wanted) => wanted.map(({ fd, message }) => put(messages, fd, message)),
     watch: (fd, onSignal) => put(watched, fd, onSignal),
   };
   return { eventfds, rings, messages, watched };
