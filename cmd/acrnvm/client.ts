@@ -1,11 +1,11 @@
 /** The running VMs of this user, and requests to their APIs. */
-import { readdirSync, readFileSync, statSync } from 'node:fs';
+import { lstatSync, readdirSync, readFileSync, statSync } from 'node:fs';
 import { request as httpRequest, type IncomingMessage } from 'node:http';
 import { join } from 'node:path';
 import { deadManagerSockets, type ManagerSocketFile, managerFolder } from '../../control/manager-folder.ts';
 import { defaultApiSocket, vmFoldersRoot } from '../../control/vm-paths.ts';
 import { DmError, type DmErrorOptions, ExitCode } from '../../devicemodel/core/errors.ts';
-import { regionFiles } from '../../devicemodel/core/host/region-files.ts';
+import { isOfThisUserAlone, regionFiles } from '../../devicemodel/core/host/region-files.ts';
 
 /** What went wrong, and the status acrnvm ends with: that of acrn-dm for the same. */
 export class ClientError extends DmError {
@@ -132,9 +132,12 @@ export async function deadSocketsOfAcrnctl(): Promise<ManagerSocketFile[]> {
   }
 }
 
-/** What killed VMs left of the memory that they shared with others, on the embedded hypervisor. */
+/** What killed VMs left of the memory that they shared with others, on the embedded hypervisor: to be told of, not to act on. */
 export function deadRegions(): string[] {
-  return regionFiles().filter((path) => !isLocked(path));
+  return regionFiles().filter((path) => {
+    const stat = lstatSync(path, { throwIfNoEntry: false });
+    return stat !== undefined && isOfThisUserAlone(stat) && !isLocked(path);
+  });
 }
 
 /** @throws ClientError: that nothing can be seen there does not mean that nothing runs. */

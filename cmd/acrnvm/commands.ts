@@ -7,7 +7,7 @@ import { fileURLToPath } from 'node:url';
 import { vmFoldersRoot } from '../../control/vm-paths.ts';
 import { ExitCode } from '../../devicemodel/core/errors.ts';
 import { parseBytes } from '../../devicemodel/core/units.ts';
-import { ClientError, call, deadRegions, deadSocketsOfAcrnctl, listVms, socketOf, type VmRow } from './client.ts';
+import { ClientError, call, deadSocketsOfAcrnctl, listVms, socketOf, type VmRow } from './client.ts';
 import { columns } from './columns.ts';
 import { completionScript, type Verb } from './completion.ts';
 import { attachConsole } from './console.ts';
@@ -216,8 +216,9 @@ export const commands: readonly Command[] = [
       for (const name of folders) rmSync(join(vmFoldersRoot(), name), { recursive: true, force: true });
       const sockets = await deadSocketsOfAcrnctl();
       for (const { path } of sockets) rmSync(path, { force: true });
-      const regions = deadRegions();
-      for (const path of regions) rmSync(path, { force: true });
+      // Locks need calls that Node does not have: they are loaded for this alone.
+      const { removeDeadRegions } = await import('../../devicemodel/core/host/dead-regions.ts');
+      const regions = removeDeadRegions();
       const names = [...new Set([...folders, ...sockets.map(({ vmName }) => vmName)])].sort();
       const dead = [...names, ...regions];
       if (isJson) printJson(dead);

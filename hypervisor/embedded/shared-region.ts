@@ -5,17 +5,15 @@
  * process that had it ends; a lock on the file says who has it. The first one finds it zeroed, the last one removes it.
  * What VMs that were killed left is taken over, or removed by the next VM that starts, whatever its regions.
  */
-import { constants, fstatSync, rmSync, statSync } from 'node:fs';
-import { HostError } from '../../devicemodel/core/errors.ts';
-import { Errno } from '../../devicemodel/core/host/errno.ts';
+import { constants, fstatSync } from 'node:fs';
+import { checkOurs, isSameFile, removeDeadRegions, removeIfUnused } from '../../devicemodel/core/host/dead-regions.ts';
 import { onProcessExit } from '../../devicemodel/core/host/exit-hooks.ts';
 import { lockWait, tryLock } from '../../devicemodel/core/host/file-lock.ts';
 import { closeFd, OpenFlag, openFile, setFileSize } from '../../devicemodel/core/host/files.ts';
-import { regionFiles, regionPath } from '../../devicemodel/core/host/region-files.ts';
+import { regionPath } from '../../devicemodel/core/host/region-files.ts';
 import { fillShared, mapShared, type SharedMapping } from '../../devicemodel/core/host/shared-memory.ts';
 
 const PRIVATE = constants.S_IRUSR | constants.S_IWUSR;
-const OTHERS = 0o077;
 
 interface Region {
   readonly fd: number;
@@ -78,20 +76,7 @@ export function forgetSharedRegions(): void {
 
 /** Give the host back what killed VMs of this user left, of any name. */
 export function sweepDeadRegions(): void {
-  for (const path of regionFiles()) {
-    if (regions.has(path)) continue;
-    try {
-      const fd = openFile(path, OpenFlag.ReadWrite | OpenFlag.NoFollow | OpenFlag.NonBlock | OpenFlag.CloseOnExec);
-      try {
-        checkOurs(fd, path);
-        removeIfUnused(fd, path);
-      } finally {
-        closeFd(fd);
-      }
-    } catch {
-      // Somebody else was quicker, or it is not ours to take away.
-    }
-  }
+  removeDeadRegions((path) => regions.has(path));
 }
 
 function mapRegion(path: string, regionName: string, sizeBytes: number): Region | undefined {
@@ -133,31 +118,9 @@ function mapRegion(path: string, regionName: string, sizeBytes: number): Region 
   }
 }
 
-/** Everybody may make files in /dev/shm: guests' memory goes into none that others can read. @throws HostError */
-function checkOurs(fd: number, path: string): void {
-  const stat = fstatSync(fd);
-  const isPrivate = stat.isFile() && stat.uid === process.geteuid?.() && (stat.mode & OTHERS) === 0;
-  if (isPrivate) return;
-  throw new HostError(`${path}: it is there, and is not a file of this user alone`, Errno.EPERM, { hint: 'remove it' });
-}
-
-function isSameFile(fd: number, path: string): boolean {
-  const stat = statSync(path, { throwIfNoEntry: false });
-  return stat !== undefined && stat.ino === fstatSync(fd).ino;
-}
-
 function forget(region: Region): void {
   regions.delete(region.path);
   region.mapping.dispose();
   removeIfUnused(region.fd, region.path);
   closeFd(region.fd);
-}
-
-/** What cannot be removed stays, and the next VM with such a region takes it over. */
-function removeIfUnused(fd: number, path: string): void {
-  try {
-    if (tryLock(fd, 'exclusive', path) && isSameFile(fd, path)) rmSync(path, { force: true });
-  } catch {
-    // The process may be ending: there is nobody to tell.
-  }
 }

@@ -1,8 +1,9 @@
 /** Where the memory of ivshmem regions is between the VMs of a host. Nothing but names: clients ask here, too. */
-import { readdirSync } from 'node:fs';
+import { readdirSync, type Stats } from 'node:fs';
 import { join } from 'node:path';
 
 const SHM_DIR = '/dev/shm';
+const OTHERS = 0o077;
 
 const prefix = () => `acrn-soft.${process.getuid?.() ?? 0}.`;
 
@@ -21,4 +22,9 @@ export function regionFiles(): string[] {
   } catch {
     return [];
   }
+}
+
+/** Everybody may make files there: guests' memory goes into none that others can read. */
+export function isOfThisUserAlone(stat: Stats): boolean {
+  return stat.isFile() && stat.uid === process.geteuid?.() && (stat.mode & OTHERS) === 0;
 }

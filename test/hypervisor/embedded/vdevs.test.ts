@@ -71,7 +71,7 @@ test.each<[string, (machine: Machine) => unknown]>([
   ],
   ['room for registers', ({ host }) => host.addRegisters.mockImplementation(fail)],
   ['room for memory', ({ host }) => host.addMemory.mockImplementation(fail)],
-])('a region for which there is no %s is let go of', async (_what, refuse) => {
+])('a region is let go of for which the host has no %s', async (_what, refuse) => {
   const vm = await machine();
   // Once, well: what is open for good from then on is open.
   vm.make(vdev, vm.host)?.dispose();
