@@ -2,6 +2,7 @@
 import type { VmConfig } from '../devicemodel/core/config.ts';
 import { HostError } from '../devicemodel/core/errors.ts';
 import { Errno } from '../devicemodel/core/host/errno.ts';
+import type { StubDriver } from '../devicemodel/core/host/sysfs-pci.ts';
 import type { Log } from '../devicemodel/core/log.ts';
 import type { Hypervisor } from './hypervisor.ts';
 
@@ -44,7 +45,7 @@ export async function chooseHypervisor(
 }
 
 /** The driver of this host that a function has to be bound to before a VM can have it. */
-export async function stubDriverHere(): Promise<'pci-stub' | 'vfio-pci'> {
+export async function stubDriverHere(): Promise<StubDriver> {
   return (await load.acrn(false)).isPresent() ? 'pci-stub' : 'vfio-pci';
 }
 

@@ -8,6 +8,7 @@ import { closeFd, OpenFlag, openFile } from './files.ts';
 import { ioctlBytes, ioctlNumber } from './ioctl.ts';
 import { hostCall, must } from './libc.ts';
 import { mapDevice } from './mapping.ts';
+import { sysfsPciName } from './sysfs-pci.ts';
 import {
   DeviceFlag,
   DmaFlag,
@@ -285,7 +286,9 @@ class RealDevice implements VfioDevice {
     const view = new DataView(bytes.buffer);
     return Array.from({ length: VfioHotResetInfo.decode(bytes).count }, (_, i) => {
       const entry = VfioDependentDevice.read(view, VfioHotResetInfo.size + i * VfioDependentDevice.size);
-      return { group: entry.groupId, name: nameOf(entry) };
+      const { segment, bus, devfn } = entry;
+      const name = sysfsPciName({ bus, device: devfn >>> 3, function: devfn & 7 }, segment);
+      return { group: entry.groupId, name };
     });
   }
 
@@ -320,9 +323,4 @@ function sparseAreas(bytes: Uint8Array, at: number): VfioArea[] {
   return Array.from({ length: areaCount }, (_, i) =>
     VfioSparseArea.read(view, at + VfioSparseMmap.size + i * VfioSparseArea.size),
   );
-}
-
-function nameOf({ segment, bus, devfn }: ReturnType<typeof VfioDependentDevice.decode>): string {
-  const hex = (value: number, digits: number) => value.toString(16).padStart(digits, '0');
-  return `${hex(segment, 4)}:${hex(bus, 2)}:${hex(devfn >>> 3, 2)}.${devfn & 7}`;
 }

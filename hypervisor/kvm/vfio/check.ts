@@ -6,7 +6,8 @@ import { accessSync, constants, existsSync } from 'node:fs';
 import { join } from 'node:path';
 import type { WantedHostFunction } from '../../../devicemodel/core/config.ts';
 import { ConfigError, ExitCode } from '../../../devicemodel/core/errors.ts';
-import { bindCommand, HostTreeOfVfio, VFIO_DRIVER } from './host-tree.ts';
+import { bindCommand } from '../../../devicemodel/core/host/sysfs-pci.ts';
+import { HostTreeOfVfio, VFIO_DRIVER } from './host-tree.ts';
 
 /**
  * @param savedRoot where `sys` of another host is: rights to its device nodes are not known. Missing: this host.
@@ -53,7 +54,7 @@ function checkFunction(tree: HostTreeOfVfio, name: string, isManaged: boolean, m
     const now = driver === undefined ? 'has no driver' : `is bound to ${driver}`;
     throw refused(
       `${name} ${now}, not to ${VFIO_DRIVER}`,
-      `add managed, or: ${bindCommand(name, driver !== undefined)}`,
+      `add managed, or: ${bindCommand(name, VFIO_DRIVER, driver !== undefined)}`,
     );
   }
   const strangers = tree.strangersOf(name).filter((other) => !managed.has(other.name));
@@ -89,7 +90,7 @@ export function notViable(
   const [first] = strangers;
   return [
     `IOMMU group ${group} of ${name} cannot be given away: the host uses ${who} of it`,
-    first === undefined ? 'free all of its functions' : bindCommand(first.name, true),
+    first === undefined ? 'free all of its functions' : bindCommand(first.name, VFIO_DRIVER, true),
   ];
 }
 

@@ -1,7 +1,6 @@
 /** What sysfs says of functions and their IOMMU groups, as far as VFIO needs it. */
 import { readdirSync, readlinkSync } from 'node:fs';
 import { basename, join } from 'node:path';
-import type { Bdf } from '../../../devicemodel/core/address.ts';
 
 const DEVICES = 'sys/bus/pci/devices';
 
@@ -9,19 +8,6 @@ const DEVICES = 'sys/bus/pci/devices';
 const HARMLESS_DRIVERS: readonly string[] = ['vfio-pci', 'pci-stub', 'pcieport'];
 /** What a function has to be bound to. */
 export const VFIO_DRIVER = 'vfio-pci';
-
-/** `0000:02:00.0`. */
-export function sysfsName({ bus, device, function: fn }: Bdf): string {
-  const hex = (value: number) => value.toString(16).padStart(2, '0');
-  return `0000:${hex(bus)}:${hex(device)}.${fn}`;
-}
-
-/** The commands that bind a function to VFIO's driver. */
-export function bindCommand(name: string, isBound: boolean): string {
-  const at = `/sys/bus/pci/devices/${name}`;
-  const unbind = isBound ? `echo ${name} > ${at}/driver/unbind; ` : '';
-  return `modprobe vfio-pci; echo vfio-pci > ${at}/driver_override; ${unbind}echo ${name} > /sys/bus/pci/drivers_probe`;
-}
 
 /** @param root where `sys` is; a directory of its own in tests. */
 export class HostTreeOfVfio {

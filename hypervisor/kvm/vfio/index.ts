@@ -1,12 +1,13 @@
 /** Functions of the host for a VM on KVM, by VFIO. Loaded for a VM that asks for one. */
 import { HostError } from '../../../devicemodel/core/errors.ts';
 import { describeErrno } from '../../../devicemodel/core/host/errno.ts';
+import { sysfsPciName } from '../../../devicemodel/core/host/sysfs-pci.ts';
 import { hostVfio, type Vfio, type VfioDevice } from '../../../devicemodel/core/host/vfio.ts';
 import type { PcidevAssignment, RamMapping } from '../../../devicemodel/core/hsm/hsm.ts';
 import type { Log } from '../../../devicemodel/core/log.ts';
 import type { HostFunction, HostFunctionHost, HostFunctionProvider } from '../../embedded/host-functions.ts';
 import { VfioFunction } from './function.ts';
-import { HostTreeOfVfio, sysfsName, VFIO_DRIVER } from './host-tree.ts';
+import { HostTreeOfVfio, VFIO_DRIVER } from './host-tree.ts';
 import { DmaSpace } from './space.ts';
 
 export interface VfioOptions {
@@ -31,7 +32,7 @@ class VfioFunctions implements HostFunctionProvider {
   }
 
   assign(assignment: PcidevAssignment, host: HostFunctionHost): HostFunction {
-    const name = sysfsName(assignment.physicalBdf);
+    const name = sysfsPciName(assignment.physicalBdf);
     const { device, release } = this.#space.open(name, host);
     try {
       this.#reset(device, name);

@@ -8,12 +8,13 @@
 import { hex } from '../../../devicemodel/core/address.ts';
 import { HostError } from '../../../devicemodel/core/errors.ts';
 import { describeErrno, Errno } from '../../../devicemodel/core/host/errno.ts';
+import { bindCommand } from '../../../devicemodel/core/host/sysfs-pci.ts';
 import type { Vfio, VfioContainer, VfioDevice, VfioGroup } from '../../../devicemodel/core/host/vfio.ts';
 import type { RamMapping } from '../../../devicemodel/core/hsm/hsm.ts';
 import type { Log } from '../../../devicemodel/core/log.ts';
 import type { HostFunctionHost } from '../../embedded/host-functions.ts';
 import { notViable } from './check.ts';
-import { bindCommand, type HostTreeOfVfio } from './host-tree.ts';
+import { type HostTreeOfVfio, VFIO_DRIVER } from './host-tree.ts';
 
 interface HeldGroup {
   readonly group: VfioGroup;
@@ -130,7 +131,7 @@ export class DmaSpace {
         `IOMMU group ${id} of ${name} is in use by another process`,
         `fuser -v /dev/vfio/${id} says which`,
       );
-      throw explained(busy, Errno.ENOENT, `${name} is not bound to vfio-pci`, bindCommand(name, true));
+      throw explained(busy, Errno.ENOENT, `${name} is not bound to vfio-pci`, bindCommand(name, VFIO_DRIVER, true));
     }
   }
 

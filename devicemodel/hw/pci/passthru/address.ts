@@ -1,6 +1,7 @@
 /** The address of a PCI function of the host: domain, bus, device, function, as sysfs names it. */
 import type { Bdf } from '../../../core/address.ts';
 import { ConfigError } from '../../../core/errors.ts';
+import { sysfsPciName } from '../../../core/host/sysfs-pci.ts';
 
 export interface HostAddress extends Bdf {
   /** PCI segment group; 0 on most machines, 0x10000 and up behind an Intel VMD. */
@@ -15,8 +16,7 @@ const hint = 'write it in hexadecimal as BUS/DEVICE/FUNCTION, DEVICE/FUNCTION or
 
 /** `0000:02:00.0`, the name of its directory in /sys/bus/pci/devices. */
 export function formatHostAddress(at: HostAddress): string {
-  const hex = (value: number, digits: number) => value.toString(16).padStart(digits, '0');
-  return `${hex(at.domain, 4)}:${hex(at.bus, 2)}:${hex(at.device, 2)}.${at.function}`;
+  return sysfsPciName(at, at.domain);
 }
 
 /** The address without a domain of 0, for messages. */

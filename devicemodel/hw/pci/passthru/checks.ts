@@ -4,6 +4,7 @@
  */
 import type { PciSlotConfig } from '../../../core/config.ts';
 import { ConfigError } from '../../../core/errors.ts';
+import { bindCommand, type StubDriver } from '../../../core/host/sysfs-pci.ts';
 import { silentLog } from '../../../core/log.ts';
 import type { CheckContext, HostFindings, HostTree } from '../driver.ts';
 import { GraphicsMemory, igdLpcSource } from './gvt-d.ts';
@@ -25,7 +26,8 @@ export function checkPassthrough(slots: readonly PciSlotConfig[], context: Check
   const passed = new Map<string, string>();
   const others = hostFunctions(root);
   let ports = 0;
-  const stub = context.hypervisor === 'kvm' ? 'vfio-pci' : undefined;
+  // What KVM does without is a problem that it names itself, with the command.
+  const stub = context.hypervisor === 'kvm' ? 'named' : context.hypervisor === 'acrn' ? 'pci-stub' : undefined;
   for (const slot of slots) {
     const options = slot.options as PassthruOptions;
     const where = `-s ${slot.bdf.device}${slot.bdf.function === 0 ? '' : `:${slot.bdf.function}`},passthru,${slot.text}`;
@@ -70,22 +72,22 @@ function refuseGraphics(found: Inspection, { isRtvm, hostTree }: CheckContext): 
 
 /**
  * @param passed physical addresses of all functions of the VM.
- * @param stub the driver that is to have them instead.
+ * @param stub the driver that is to have them instead; undefined: that is not known; `named`: somebody else says so.
  */
 export function warningsFor(
   found: Inspection,
   options: Pick<PassthruOptions, 'physical' | 'managed' | 'd3hotReset' | 'irq'>,
   others: readonly HostFunction[],
   passed: ReadonlySet<string>,
-  stub = 'pci-stub',
+  stub?: StubDriver | 'named',
 ): string[] {
   const { fn } = found;
   const warnings: string[] = [];
   const { driver } = fn;
-  if (driver !== undefined && !STUB_DRIVERS.includes(driver) && !options.managed) {
-    warnings.push(
-      `${fn.name} is in use by ${driver}: add managed, or free it first: ${unbindCommand(options.physical, stub)}`,
-    );
+  if (driver !== undefined && !STUB_DRIVERS.includes(driver) && !options.managed && stub !== 'named') {
+    const free = bindCommand(options.physical, stub ?? 'pci-stub', true);
+    const onKvm = stub === undefined ? ' (on KVM vfio-pci in place of pci-stub)' : '';
+    warnings.push(`${fn.name} is in use by ${driver}: add managed, or free it first: ${free}${onKvm}`);
   }
   const companions = fn.iommuGroupMembers.filter((name) => name !== options.physical && !passed.has(name));
   const strangers = companions.filter((name) => others.some((o) => o.path.endsWith(name) && !o.isBridge));
@@ -129,9 +131,4 @@ function lineWarnings(
 
 function nameOf(fn: HostFunction): string {
   return fn.path.slice(fn.path.lastIndexOf('/') + 1);
-}
-
-function unbindCommand(physical: string, stub: string): string {
-  const device = `/sys/bus/pci/devices/${physical}`;
-  return `echo ${stub} > ${device}/driver_override; echo ${physical} > ${device}/driver/unbind; echo ${physical} > /sys/bus/pci/drivers_probe`;
 }

@@ -1,5 +1,6 @@
 /** Which functions of the host can be passed through, and why others cannot: for `--list-passthru`. */
 import { ConfigError } from '../../../core/errors.ts';
+import type { StubDriver } from '../../../core/host/sysfs-pci.ts';
 import type { PassthroughReport } from '../function.ts';
 import { formatHostAddress } from './address.ts';
 import { warningsFor } from './checks.ts';
@@ -29,7 +30,7 @@ export interface ListedFunction {
  * Every function of the host, by address.
  * @param stub the driver that is to have a function before a VM can. @throws ConfigError if the host shows none.
  */
-export function listPassthrough(root: string, stub?: string): ListedFunction[] {
+export function listPassthrough(root: string, stub?: StubDriver): ListedFunction[] {
   const functions = hostFunctions(root);
   if (functions.length === 0) {
     throw unavailable(
@@ -39,7 +40,7 @@ export function listPassthrough(root: string, stub?: string): ListedFunction[] {
   return functions.map((fn) => describe(fn, functions, stub));
 }
 
-function describe(fn: HostFunction, others: readonly HostFunction[], stub?: string): ListedFunction {
+function describe(fn: HostFunction, others: readonly HostFunction[], stub?: StubDriver): ListedFunction {
   const physical = formatHostAddress(fn.address);
   const options = {
     physical,

@@ -19,14 +19,18 @@ const plain: FakeHostFunction = {
   hasMsi: true,
 };
 
-function check(texts: readonly string[], isRtvm = false) {
+function check(texts: readonly string[], isRtvm = false, hypervisor?: string) {
   const slots = texts.map((text, i) => ({
     bdf: { bus: 0, device: 6 + i, function: 0 },
     driver: 'passthru',
     options: checkOptions(PassthruOptions, parsePassthruText(text)),
     text,
   }));
-  const { problems, warnings } = checkPassthrough(slots, { isRtvm, hostTree: { root: host.root, isPlan: false } });
+  const { problems, warnings } = checkPassthrough(slots, {
+    isRtvm,
+    hostTree: { root: host.root, isPlan: false },
+    ...(hypervisor === undefined ? {} : { hypervisor }),
+  });
   return { problems: problems.map((problem) => problem.message), warnings };
 }
 
@@ -73,6 +77,10 @@ describe('one warning each', () => {
     expect(warnings).toHaveLength(1);
     expect(warnings[0]).toMatch(/02:00.0 is in use by igb: add managed, .*echo 0000:02:00.0 > .*\/driver\/unbind/);
     expect(check(['02/00/0,managed']).warnings).toEqual([]);
+    // Which driver is right is the hypervisor's matter, and KVM's own error has the command.
+    expect(warnings[0]).toMatch(/on KVM vfio-pci in place of pci-stub/);
+    expect(check(['02/00/0'], false, 'acrn').warnings).toEqual([expect.stringMatching(/drivers_probe$/)]);
+    expect(check(['02/00/0'], false, 'kvm').warnings).toEqual([]);
   });
 
   test('capabilities that this user may not read', () => {
