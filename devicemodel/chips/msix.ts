@@ -3,17 +3,13 @@ import { type AccessSize, allOnes } from '../core/address.ts';
 import type { IoRegion, MsiMessage, MsiSink } from '../core/device.ts';
 import { BugError } from '../core/errors.ts';
 import { alignUp, KiB } from '../core/units.ts';
+import { clearMsixTable, isMsixVectorMasked, loadMsixMessage, MsixEntry } from './msix-table.ts';
 import type { BarIndex } from './pci-config-space.ts';
 import { CapId, type ConfigHook, type ConfigSpace } from './pci-config-space.ts';
 
 /** Message Control bits (§6.8.2.3). */
 const Control = { Enable: 1 << 15, FunctionMask: 1 << 14 } as const;
-/** Table entry (§6.8.2.6 to 9). */
-const Entry = { Size: 16, AddressLow: 0, AddressHigh: 4, Data: 8, VectorControl: 12 } as const;
-const VECTOR_MASKED = 1 << 0;
 const MAX_VECTORS = 2048;
-/** Addresses beyond 2^52 are not exact as numbers. */
-const MAX_ADDRESS_HIGH = 0xfffff;
 
 /**
  * The table sits at offset 0 of `bar`, the pending bits at the next 4 KiB boundary, as the C device model lays them
@@ -36,11 +32,11 @@ export class Msix implements IoRegion {
   onVectorChanged: ((vector: number) => void) | undefined;
 
   /** @param pbaOffset behind the table, a multiple of 8. */
-  constructor(vectors: number, bar: BarIndex, sink: MsiSink, pbaOffset = alignUp(vectors * Entry.Size, 4 * KiB)) {
+  constructor(vectors: number, bar: BarIndex, sink: MsiSink, pbaOffset = alignUp(vectors * MsixEntry.Size, 4 * KiB)) {
     if (!Number.isInteger(vectors) || vectors < 1 || vectors > MAX_VECTORS) {
       throw new BugError(`MSI-X: ${vectors} vectors is not 1..${MAX_VECTORS}`);
     }
-    if (pbaOffset < vectors * Entry.Size || pbaOffset % 8 !== 0) {
+    if (pbaOffset < vectors * MsixEntry.Size || pbaOffset % 8 !== 0) {
       throw new BugError(`MSI-X: the pending bits cannot be at ${pbaOffset}`);
     }
     this.vectors = vectors;
@@ -50,7 +46,7 @@ export class Msix implements IoRegion {
     // §6.8.2.10: pending bits come in whole qwords.
     this.#pending = new Uint32Array(Math.ceil(vectors / 64) * 2);
     this.barBytes = this.pbaOffset + this.#pending.byteLength;
-    this.#table = new DataView(new ArrayBuffer(vectors * Entry.Size));
+    this.#table = new DataView(new ArrayBuffer(vectors * MsixEntry.Size));
     this.reset();
   }
 
@@ -78,9 +74,7 @@ export class Msix implements IoRegion {
   /** Table masked and zero, nothing pending. The control register is the configuration space's to reset. */
   reset(): void {
     this.#pending.fill(0);
-    for (let offset = 0; offset < this.#table.byteLength; offset += 4) {
-      this.#table.setUint32(offset, offset % Entry.Size === Entry.VectorControl ? VECTOR_MASKED : 0, true);
-    }
+    clearMsixTable(this.#table);
   }
 
   /** MSI wins where a guest enables both, as in the C device model. */
@@ -97,11 +91,7 @@ export class Msix implements IoRegion {
   /** Whether the vector would only become pending. A vector that does not exist is masked. */
   isMasked(vector: number): boolean {
     if (!(vector >= 0 && vector < this.vectors)) return true;
-    return this.#isFunctionMasked || this.#isVectorMasked(vector);
-  }
-
-  #isVectorMasked(vector: number): boolean {
-    return (this.#table.getUint32(vector * Entry.Size + Entry.VectorControl, true) & VECTOR_MASKED) !== 0;
+    return this.#isFunctionMasked || isMsixVectorMasked(this.#table, vector);
   }
 
   /**
@@ -133,12 +123,7 @@ export class Msix implements IoRegion {
 
   /** @returns false for an address no interrupt controller can have. */
   #load(vector: number): boolean {
-    const entry = vector * Entry.Size;
-    const high = this.#table.getUint32(entry + Entry.AddressHigh, true);
-    if (high > MAX_ADDRESS_HIGH) return false;
-    this.#message.address = high * 0x1_0000_0000 + this.#table.getUint32(entry + Entry.AddressLow, true);
-    this.#message.data = this.#table.getUint32(entry + Entry.Data, true);
-    return true;
+    return loadMsixMessage(this.#table, vector, this.#message);
   }
 
   #isPending(vector: number): boolean {
@@ -178,8 +163,8 @@ export class Msix implements IoRegion {
   write(offset: number, size: AccessSize, value: number): void {
     if (size !== 4 || (offset & 3) !== 0 || offset >= this.#table.byteLength) return;
     this.#table.setUint32(offset, value, true);
-    const vector = Math.floor(offset / Entry.Size);
-    if (offset % Entry.Size === Entry.VectorControl) this.#deliverIfPending(vector);
+    const vector = Math.floor(offset / MsixEntry.Size);
+    if (offset % MsixEntry.Size === MsixEntry.VectorControl) this.#deliverIfPending(vector);
     this.onVectorChanged?.(vector);
   }
 }
