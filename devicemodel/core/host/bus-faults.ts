@@ -5,11 +5,14 @@
  * file cannot have it, what is missing becomes memory of this process alone. The access is then made again.
  *
  * Any other SIGBUS ends the process as ever; one that somebody sends is ignored (signals.ts).
+ *
+ * A process has one handler for all of its threads, and JavaScript has variables for each: the first thread of
+ * JavaScript that guards something makes the table, others find it by the handler that is there.
  */
 import { createEventfd, takeEventfd } from './eventfd.ts';
 import { watchFd } from './fd-watch.ts';
-import { addressOf, type Mapping, map, mapCode } from './mapping.ts';
-import { handleFaults } from './signals.ts';
+import { addressOf, type Mapping, map, mapCode, viewOf } from './mapping.ts';
+import { faultHandler, handleFaults } from './signals.ts';
 
 /** What became of a file that was cut. */
 export type CutOutcome = 'restored' | 'replaced';
@@ -17,20 +20,25 @@ export type CutOutcome = 'restored' | 'replaced';
 /** The table that the instructions read: a header, then a row for each mapping. Times 64 bytes. */
 const ROW_BYTES = 64;
 const ROWS = 1023;
-const Header = { eventfd: 0x08, one: 0x10, defaultAction: 0x20 } as const;
+const TABLE_BYTES = ROW_BYTES * (1 + ROWS);
+const Header = { one: 0x10, defaultAction: 0x20 } as const;
 const Row = {
   start: 0x00,
   end: 0x08,
   fileBytes: 0x10,
   fd: 0x18,
+  eventfd: 0x1c,
   faultsOfWholeFile: 0x20,
   lock: 0x24,
   restored: 0x28,
   replaced: 0x2c,
   privateFrom: 0x30,
+  isTaken: 0x38,
 } as const;
 const NO_FD = 0xffff_ffff;
 const PAGE_BYTES = 4096;
+/** In the handler: the address of the first row. */
+const FIRST_ROW_AT = 0x14;
 
 /** A file that has its length and faults all the same this often, with no cut in between, cannot be read back. */
 const MAX_FAULTS_OF_WHOLE_FILE = 64;
@@ -131,7 +139,7 @@ function handlerCode(tableAddress: bigint): Uint8Array {
       'eb03', //                 jmp tell
       'ff4328', //     restored: inc dword [rbx+restored]
       `48be${at(Header.one)}`, // tell: mov rsi, one
-      '8b7ef8', //               mov edi, [rsi-8]       eventfd
+      '8b7b1c', //               mov edi, [rbx+eventfd]
       'ba08000000', //           mov edx, 8
       'b801000000', //           mov eax, SYS_write
       '0f05', //                 syscall
@@ -153,9 +161,7 @@ interface Guarded {
 let table: DataView | undefined;
 let isInstalled = false;
 const guarded = new Set<Guarded>();
-const free: number[] = [];
-let rowsUsed = 0;
-/** Written to by the handler. Made once: its number must never be another descriptor's while a thread may fault. */
+/** Written to by the handler. Made once a thread: its number must never be another descriptor's while one may fault. */
 let noticeFd = -1;
 let stopWatching: (() => void) | undefined;
 
@@ -176,13 +182,14 @@ export interface FaultGuard {
 /** @param fd a regular file, mapped from its beginning; it stays open as long as the guard. @throws HostError */
 export function guardMapping(mapping: Mapping, fd: number): FaultGuard {
   const rows = install();
-  const row = free.pop() ?? ROW_BYTES * (1 + rowsUsed++);
+  const row = takeRow(rows);
   const sizeBytes = mapping.bytes.length;
   const guard: Guarded = { row, bytes: mapping.bytes, listeners: new Set() };
-  const isRow = row < ROW_BYTES * (1 + ROWS);
+  const isRow = row < TABLE_BYTES;
   if (isRow) {
-    for (let at = 0; at < ROW_BYTES; at += 8) rows.setBigUint64(row + at, 0n, true);
+    for (let at = 0; at < Row.isTaken; at += 8) rows.setBigUint64(row + at, 0n, true);
     rows.setUint32(row + Row.fd, fd, true);
+    rows.setUint32(row + Row.eventfd, noticeFd < 0 ? NO_FD : noticeFd, true);
     rows.setBigUint64(row + Row.fileBytes, BigInt(sizeBytes), true);
     rows.setBigUint64(row + Row.start, mapping.address, true);
     rows.setBigUint64(row + Row.privateFrom, mapping.address + BigInt(sizeBytes), true);
@@ -208,9 +215,21 @@ export function guardMapping(mapping: Mapping, fd: number): FaultGuard {
       unwatch();
       if (!guarded.delete(guard)) return;
       rows.setBigUint64(row + Row.end, 0n, true);
-      free.push(row);
+      Atomics.store(wordsOf(rows), (row + Row.isTaken) / 4, 0);
     },
   };
+}
+
+/** @returns where it is; the end of the table if there is none left. */
+function takeRow(rows: DataView): number {
+  const words = wordsOf(rows);
+  let row = ROW_BYTES;
+  while (row < TABLE_BYTES && Atomics.compareExchange(words, (row + Row.isTaken) / 4, 0, 1) !== 0) row += ROW_BYTES;
+  return row;
+}
+
+function wordsOf({ buffer, byteOffset, byteLength }: DataView): Int32Array {
+  return new Int32Array(buffer, byteOffset, byteLength / 4);
 }
 
 /**
@@ -237,23 +256,37 @@ function touch(bytes: Uint8Array): void {
   for (let at = 0; at < bytes.length; at += PAGE_BYTES) Atomics.load(bytes, at);
 }
 
-/** Once for the process: nothing of it can be given back while other threads may be in it. */
+/** Once for the process: nothing of it can be given back while other threads may be in it. @throws HostError */
 function install(): DataView {
   if (table !== undefined) return table;
-  const memory = map(ROW_BYTES * (1 + ROWS), 'table of shared memory').bytes;
+  const present = faultHandler('SIGBUS');
+  const ofOtherThread = present === undefined ? undefined : tableOf(present);
+  const memory = ofOtherThread ?? map(TABLE_BYTES, 'table of shared memory').bytes;
   const view = new DataView(memory.buffer, memory.byteOffset, memory.byteLength);
-  view.setUint32(Header.eventfd, NO_FD, true);
-  view.setBigUint64(Header.one, 1n, true);
+  if (ofOtherThread === undefined) {
+    view.setBigUint64(Header.one, 1n, true);
+    isInstalled = handleFaults('SIGBUS', mapCode(handlerCode(addressOf(memory)), 'handler of SIGBUS'));
+  } else {
+    isInstalled = true;
+  }
   table = view;
-  isInstalled = handleFaults('SIGBUS', mapCode(handlerCode(addressOf(memory)), 'handler of SIGBUS'));
   return view;
+}
+
+/** The table of a handler, if it is this code: then it is alone in its pages. */
+function tableOf(handler: bigint): Uint8Array<ArrayBuffer> | undefined {
+  if (handler % BigInt(PAGE_BYTES) !== 0n) return undefined;
+  const code = Buffer.from(viewOf(handler, handlerCode(0n).length));
+  const address = code.readBigUInt64LE(FIRST_ROW_AT) - BigInt(ROW_BYTES);
+  if (address < 0n || !code.equals(handlerCode(address))) return undefined;
+  return viewOf(address, TABLE_BYTES);
 }
 
 function watch(): void {
   if (stopWatching !== undefined) return;
   if (noticeFd < 0) {
     noticeFd = createEventfd();
-    table?.setUint32(Header.eventfd, noticeFd, true);
+    for (const { row } of guarded) table?.setUint32(row + Row.eventfd, noticeFd, true);
   }
   stopWatching = watchFd(noticeFd, () => {
     takeEventfd(noticeFd);

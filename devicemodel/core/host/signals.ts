@@ -52,15 +52,20 @@ export function ignoreOtherSignals(): void {
  */
 export function handleFaults(name: (typeof FAULTS)[number], handler: bigint): boolean {
   const signal = constants.signals[name];
-  const old = new Uint8Array(KERNEL_ACTION.size);
-  if (rtSigaction(SYS_RT_SIGACTION, signal, null, old, MASK_BYTES) < 0) return false;
-  const present = new DataView(old.buffer).getBigUint64(KERNEL_ACTION.handler, true);
-  if (present !== SIG_DFL && present !== SIG_IGN) return false;
+  if (faultHandler(name) !== undefined) return false;
   const action = new DataView(new ArrayBuffer(LIBC_ACTION.size));
   action.setBigUint64(LIBC_ACTION.handler, handler, true);
   action.setBigUint64(LIBC_ACTION.mask, 0xffff_ffff_ffff_ffffn, true);
   action.setUint32(LIBC_ACTION.flags, SA_SIGINFO | SA_RESTART, true);
   return sigaction(signal, new Uint8Array(action.buffer), null) === 0;
+}
+
+/** Address of the code that handles a fault in this process, whoever put it there; undefined: none does. */
+export function faultHandler(name: (typeof FAULTS)[number]): bigint | undefined {
+  const action = new Uint8Array(KERNEL_ACTION.size);
+  must(rtSigaction(SYS_RT_SIGACTION, constants.signals[name], null, action, MASK_BYTES), 'sigaction', name);
+  const handler = new DataView(action.buffer).getBigUint64(KERNEL_ACTION.handler, true);
+  return handler === SIG_DFL || handler === SIG_IGN ? undefined : handler;
 }
 
 /** Unless somebody handles it. */

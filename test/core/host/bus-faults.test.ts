@@ -20,6 +20,7 @@ const module = (file: string) => pathToFileURL(join(root, file)).href;
 /** `told` has what listeners were told; `play` is a case: its value and what was told, as a line. */
 const prelude = `
   import { execFileSync, spawn } from 'node:child_process';
+  import { once } from 'node:events';
   import { existsSync, openSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs';
   import { setTimeout as sleep } from 'node:timers/promises';
   import { Worker } from 'node:worker_threads';
@@ -117,6 +118,22 @@ const writeAtOnce = (cut: string, rounds: number, step: number, look: string) =>
     for (let done; (done = Atomics.load(words, 1)) < ${THREADS} * round; ) Atomics.wait(words, 1, done, 1000);
   }
   ${look}`;
+/** A thread of JavaScript with memory, variables and an event loop of its own: cut, written, and what it was told. */
+const guardian = `const { parentPort } = require('node:worker_threads');
+  const { readFileSync, rmSync, truncateSync } = require('node:fs');
+  const path = '/dev/shm/${tag}-guardian';
+  const shared = '${module('devicemodel/core/host/shared-memory.ts')}';
+  import('tsx/esm/api').then(({ tsImport }) => tsImport(shared, shared)).then(({ openSharedMemory }) => {
+    const m = openSharedMemory('/${tag}-guardian', ${SIZE});
+    const stop = m.onCut((line) => {
+      parentPort.postMessage([m.bytes[8192], readFileSync(path)[8192], m.isReplaced(), line.includes('has its size again')]);
+      stop();
+      m.dispose();
+      rmSync(path);
+    });
+    truncateSync(path, 0);
+    m.bytes[8192] = 7;
+  });`;
 const filler = `const { workerData } = require('node:worker_threads');
   new Uint8Array(require('koffi').view(workerData, ${SIZE})).fill(9);`;
 
@@ -169,6 +186,14 @@ describe('a file that another process cuts has its size again, with zeros, and i
         `const file = readFileSync(path); return ids.map((id) => file[SIZE - 4096 + id])`,
       ),
       says: [[50, 50, 50, 50], 'restored'],
+    },
+    // Mutation: without tableOf the second thread has a table that no handler reads: the fault ends the process.
+    'of another thread of JavaScript, which is told, and nobody else; then of this one': {
+      code: `const thread = new Worker(${JSON.stringify(guardian)}, { eval: true, execArgv: ['--input-type=commonjs'] });
+             const [said] = await once(thread, 'message'); await once(thread, 'exit');
+             const toldBefore = told.length; ${cut('truncate -s 0 "$1"')} bytes[8192] = 8;
+             return [...said, toldBefore, readFileSync(path)[8192]]`,
+      says: [[7, 7, false, true, 0, 8], 'restored'],
     },
     'under a thread': {
       code: `${cut('truncate -s 0 "$1"')} const thread = new Worker(${JSON.stringify(filler)}, { eval: true, execArgv: ['--input-type=commonjs'], workerData: m.address });
