@@ -84,7 +84,21 @@ export const Status = { InterruptStatus: 1 << 3, CapabilitiesList: 1 << 4 } as c
 export const CapId = { PowerManagement: 0x01, Msi: 0x05, Vendor: 0x09, PciExpress: 0x10, Msix: 0x11 } as const;
 
 /** Low bits of a BAR register (PCI 3.0 §6.2.5.1). */
-const BarFlag = { Io: 1 << 0, Mem64: 2 << 1, Prefetchable: 1 << 3 } as const;
+const BarFlag = { Io: 1 << 0, TypeMask: 3 << 1, Mem64: 2 << 1, Prefetchable: 1 << 3 } as const;
+
+/** What a BAR register that is in use says. @param high the register behind it, for one of 64 bits. */
+export function decodeBar(
+  low: number,
+  high: number,
+): { readonly kind: BarSpec['kind']; readonly address: Gpa | Port; readonly prefetchable: boolean } {
+  if ((low & BarFlag.Io) !== 0) return { kind: 'io', address: (low & ~3) >>> 0, prefetchable: false };
+  const isWide = (low & BarFlag.TypeMask) === BarFlag.Mem64;
+  return {
+    kind: isWide ? 'mem64' : 'mem32',
+    address: (isWide ? high * 0x1_0000_0000 : 0) + ((low & ~0xf) >>> 0),
+    prefetchable: (low & BarFlag.Prefetchable) !== 0,
+  };
+}
 
 /** First capability; also the end of the type 0 header. */
 const FIRST_CAPABILITY = 0x40;

@@ -5,7 +5,13 @@
  * Nothing is mapped while the function does not decode (memory space off, D3hot): the host would answer an access by a
  * signal. It reads as all ones then, as on a bus where nobody answers.
  */
-import { type BarIndex, type BarSpec, Cfg, type ConfigSpace } from '../../../devicemodel/chips/pci-config-space.ts';
+import {
+  type BarIndex,
+  type BarSpec,
+  Cfg,
+  type ConfigSpace,
+  decodeBar,
+} from '../../../devicemodel/chips/pci-config-space.ts';
 import { type AccessSize, allOnes } from '../../../devicemodel/core/address.ts';
 import type { IoRegion } from '../../../devicemodel/core/device.ts';
 import type { VfioArea, VfioDevice, VfioRegion } from '../../../devicemodel/core/host/vfio.ts';
@@ -15,8 +21,6 @@ import type { HostFunctionHost } from '../../embedded/host-functions.ts';
 
 const PAGE = 4 * KiB;
 const BAR_REGISTERS = 6;
-/** Low bits of a BAR register (PCI 3.0 §6.2.5.1). */
-const BarFlag = { io: 1, typeMask: 6, mem64: 4, prefetchable: 8 } as const;
 
 /** Part of a BAR that is answered here: MSI-X table and pending bits. */
 export interface OwnRegisters {
@@ -87,17 +91,15 @@ export class FunctionBars {
   #add(index: BarIndex): BarSpec['kind'] | undefined {
     const { device, config, initial, own, log } = this.#parts;
     const low = initial[index] ?? 0;
-    const isWide = (low & BarFlag.typeMask) === BarFlag.mem64;
-    const kind: BarSpec['kind'] = (low & BarFlag.io) !== 0 ? 'io' : isWide ? 'mem64' : 'mem32';
+    const { kind, address, prefetchable } = decodeBar(low, initial[index + 1] ?? 0);
     const region = device.region(index);
     if (region === undefined) {
       if (low !== 0) log.warn(`it has no BAR ${index}: vmsix_on_msi means nothing here`);
       return undefined;
     }
     const sizeBytes = kind === 'io' ? region.sizeBytes : alignUp(region.sizeBytes, PAGE);
-    const spec = { index, kind, sizeBytes, prefetchable: (low & BarFlag.prefetchable) !== 0 };
-    const high = kind === 'mem64' ? (initial[index + 1] ?? 0) : 0;
-    config.defineBar(spec, high * 0x1_0000_0000 + (kind === 'io' ? (low & ~3) >>> 0 : (low & ~0xf) >>> 0));
+    const spec = { index, kind, sizeBytes, prefetchable };
+    config.defineBar(spec, address);
     const owned = own.filter(({ bar }) => bar === index);
     const mapped = kind === 'io' ? [] : this.#map(region, owned);
     this.#bars.push({ spec, registers: new Registers(device, region, owned), mapped, base: undefined, ways: [] });

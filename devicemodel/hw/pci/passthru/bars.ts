@@ -2,15 +2,13 @@
  * Base address registers of a host function, and what they become in the guest. Kind and place are in the register, the
  * size is the kernel's (`resource`): sizing a BAR would disturb a driver that still has the function.
  */
-import { type BarIndex, type BarSpec, Cfg } from '../../../chips/pci-config-space.ts';
+import { type BarIndex, type BarSpec, Cfg, decodeBar } from '../../../chips/pci-config-space.ts';
 import { hex } from '../../../core/address.ts';
 import { ConfigError, ExitCode } from '../../../core/errors.ts';
 import { alignUp, KiB } from '../../../core/units.ts';
 import type { ConfigCopy } from './capabilities.ts';
 import { type HostFunction, type HostResource, ResourceFlag } from './host-function.ts';
 
-/** Low bits of a BAR register (PCI 3.0 §6.2.5.1). */
-const BarFlag = { Io: 1 << 0, TypeMask: 3 << 1, Mem64: 2 << 1, Prefetchable: 1 << 3 } as const;
 const LAST_BAR = 5;
 /** The hypervisor maps pages. */
 const PAGE = 4 * KiB;
@@ -61,18 +59,7 @@ function hostBar(index: BarIndex, register: number, resource: HostResource, uppe
     const kind = (flags & ResourceFlag.Io) !== 0 ? 'io' : (flags & ResourceFlag.Mem64) !== 0 ? 'mem64' : 'mem32';
     return { index, kind, address: resource.base, sizeBytes, prefetchable: (flags & ResourceFlag.Prefetch) !== 0 };
   }
-  if ((register & BarFlag.Io) !== 0) {
-    return { index, kind: 'io', address: (register & ~3) >>> 0, sizeBytes, prefetchable: false };
-  }
-  const is64 = (register & BarFlag.TypeMask) === BarFlag.Mem64;
-  const low = (register & ~0xf) >>> 0;
-  return {
-    index,
-    kind: is64 ? 'mem64' : 'mem32',
-    address: is64 ? upper * 0x1_0000_0000 + low : low,
-    sizeBytes,
-    prefetchable: (register & BarFlag.Prefetchable) !== 0,
-  };
+  return { index, sizeBytes, ...decodeBar(register, upper) };
 }
 
 /**
