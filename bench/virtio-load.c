@@ -1,6 +1,6 @@
 /*
- * Plays a guest's virtio driver on the rings of a device model that runs under the recorder (../tools/bench-virtio.mjs),
- * from outside: it maps the guest's RAM, kicks, and measures how long requests take until they are in the used ring.
+ * Plays a guest's virtio driver on the rings of a device model that runs under the recorder (virtio.mjs), from
+ * outside: it maps the guest's RAM, kicks, and measures how long requests take until they are in the used ring.
  *
  *   virtio-load blk OUT SECONDS DISK_BYTES ROW...     ROW: {r,w}{r,s}SIZE@DEPTH, e.g. rr4096@1 = random read
  *   virtio-load net OUT SECONDS TAP KICKS ROW...      ROW: rtt, tx, rx; KICKS: how many the script can carry out
@@ -8,36 +8,19 @@
  * Started by the recorder: its parent. The rings are where the script put them (legacy layout). The driver polls: it asks
  * for no interrupts, so that how the recorder delivers them is not in the figures. One line of JSON a row goes to OUT.
  */
-#define _GNU_SOURCE
+#include "guest-load.h"
 #include <arpa/inet.h>
 #include <dirent.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <linux/if_packet.h>
 #include <net/ethernet.h>
 #include <net/if.h>
-#include <sched.h>
-#include <stdarg.h>
-#include <stdatomic.h>
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
-#include <time.h>
-#include <unistd.h>
 
 /* Where the script puts things, guest-physical. */
-#define MARK_GPA 0x3ff0000ull
 #define RING_GPA 0x4000000ull /* queue n: + n * RING_STRIDE */
 #define RING_STRIDE 0x20000ull
 #define SMALL_GPA 0x4100000ull /* headers, status bytes, indirect tables: one page a slot */
-#define DATA_GPA 0x5000000ull
-static const char mark[] = "virtio-load: guest RAM begins 0x3ff0000 below";
 
 enum { NEXT = 1, WRITE = 2, INDIRECT = 4, NO_INTERRUPT = 1, NO_NOTIFY = 1 };
 
@@ -50,75 +33,6 @@ struct ring {
 	int kick_fd; /* -1: by the script */
 	unsigned index;
 };
-
-static uint8_t *ram;
-static pid_t recorder, target;
-static FILE *out, *results; /* rows go to out, which is nothing while warming up */
-static double row_seconds;
-
-static void release_script(void);
-static void die(const char *format, ...)
-{
-	va_list args;
-	va_start(args, format);
-	fprintf(stderr, "virtio-load: ");
-	vfprintf(stderr, format, args);
-	fprintf(stderr, "\n");
-	va_end(args);
-	if (results) {
-		va_start(args, format);
-		fprintf(results, "{\"error\":\"");
-		vfprintf(results, format, args);
-		fprintf(results, "\"}\n");
-		va_end(args);
-		fclose(results);
-	}
-	release_script();
-	exit(1);
-}
-
-static uint64_t now_ns(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1000000000ull + t.tv_nsec;
-}
-
-/* The recorder's other child is the device model. */
-static void find_target(void)
-{
-	char path[64], line[256];
-	recorder = getppid();
-	snprintf(path, sizeof path, "/proc/%d/task/%d/children", recorder, recorder);
-	FILE *f = fopen(path, "r");
-	if (!f || !fgets(line, sizeof line, f)) die("no children of %d", recorder);
-	fclose(f);
-	for (char *p = strtok(line, " "); p; p = strtok(NULL, " ")) if (atoi(p) != getpid()) { target = atoi(p); return; }
-	die("no device model");
-}
-
-/* The mapping that has the mark at its place is guest RAM from address 0. */
-static void map_ram(void)
-{
-	char path[96], line[512], found[sizeof mark];
-	snprintf(path, sizeof path, "/proc/%d/maps", target);
-	FILE *f = fopen(path, "r");
-	if (!f) die("%s: %s", path, strerror(errno));
-	while (fgets(line, sizeof line, f)) {
-		unsigned long from, to, offset;
-		if (sscanf(line, "%lx-%lx rw-s %lx", &from, &to, &offset) != 3 || to - from < DATA_GPA) continue;
-		struct iovec here = { found, sizeof found }, there = { (void *)(from + MARK_GPA), sizeof found };
-		if (process_vm_readv(target, &here, 1, &there, 1, 0) != sizeof found || memcmp(found, mark, sizeof mark - 1)) continue;
-		snprintf(path, sizeof path, "/proc/%d/map_files/%lx-%lx", target, from, to);
-		int fd = open(path, O_RDWR);
-		if (fd < 0) die("%s: %s", path, strerror(errno));
-		ram = mmap(NULL, to - from, PROT_READ | PROT_WRITE, MAP_SHARED, fd, offset);
-		if (ram == MAP_FAILED) die("mmap of guest RAM: %s", strerror(errno));
-		fclose(f);
-		return;
-	}
-	die("guest RAM not found");
-}
 
 static void ring_init(struct ring *r, unsigned index, unsigned size)
 {
@@ -136,28 +50,6 @@ static void offer(struct ring *r, unsigned head) { r->avail[2 + r->available++ %
 static uint16_t used_index(const struct ring *r) { return atomic_load_explicit(&r->used[1], memory_order_acquire); }
 static uint32_t used_id(const struct ring *r, uint16_t at) { return *(uint32_t *)((uint8_t *)r->used + 4 + 8 * (at % r->size)); }
 
-/*
- * Kicks that the script carries out: it waits for these words on the device model's standard output. The first is for
- * the receive queue, all others for the transmit queue: no driver kicks a receive queue that is never empty.
- */
-static int script_fd = -1;
-static unsigned script_kicks, script_kicks_left;
-static void script_kick(void)
-{
-	char word[32];
-	if (script_kicks_left == 0) return;
-	script_kicks_left--;
-	int n = snprintf(word, sizeof word, "#%u;", script_kicks++);
-	if (write(script_fd, word, n) != n) script_kicks_left = 0;
-}
-
-/* The script goes on when every kick it waits for has come. */
-static void release_script(void)
-{
-	while (script_kicks_left > 0) script_kick();
-}
-
-static uint64_t kicks;
 static void publish(struct ring *r)
 {
 	static const uint64_t one = 1;
@@ -166,13 +58,6 @@ static void publish(struct ring *r)
 	kicks++;
 	if (r->kick_fd < 0) script_kick();
 	else if (write(r->kick_fd, &one, 8) != 8) die("kick: %s", strerror(errno));
-}
-
-/* Look for a while, then let others have the CPU: there may be no more of them than of us. */
-static void relax(unsigned *turns)
-{
-	if (++*turns % 64 == 0) sched_yield();
-	else __builtin_ia32_pause();
 }
 
 static bool wait_used(struct ring *r, uint64_t timeout_ns)
@@ -209,26 +94,7 @@ static bool find_kick(struct ring *r)
 	return false;
 }
 
-/* Figures of a row. */
-#define MAX_SAMPLES (8u << 20)
-static uint32_t *samples;
-static unsigned sample_count;
-static void sample(uint64_t ns) { if (sample_count < MAX_SAMPLES) samples[sample_count++] = ns > UINT32_MAX ? UINT32_MAX : ns; }
-static int compare(const void *a, const void *b) { uint32_t x = *(uint32_t *)a, y = *(uint32_t *)b; return (x > y) - (x < y); }
-static void report(const char *row, uint64_t count, uint64_t bytes, uint64_t ns)
-{
-	if (ns == 0) ns = 1;
-	qsort(samples, sample_count, sizeof *samples, compare);
-	fprintf(out, "{\"row\":\"%s\",\"count\":%lu,\"perSecond\":%.1f,\"mibPerSecond\":%.2f,\"kicks\":%lu", row, count, count * 1e9 / ns,
-		bytes * 1e9 / ns / 1048576, kicks);
-	if (sample_count)
-		fprintf(out, ",\"p50Us\":%.2f,\"p99Us\":%.2f", samples[sample_count / 2] / 1e3, samples[sample_count * 99ull / 100] / 1e3);
-	fprintf(out, "}\n");
-	fflush(out);
-}
-
 /* Disks. */
-#define MAX_DEPTH 64
 static struct ring disk;
 static uint64_t disk_bytes, sent_ns[MAX_DEPTH];
 
@@ -254,16 +120,14 @@ static void disk_send(unsigned slot, uint64_t offset)
 
 static void disk_row(const char *row, double seconds, bool counts)
 {
-	bool is_write = row[0] == 'w', is_random = row[1] == 'r';
-	unsigned size, depth;
-	if (sscanf(row + 2, "%u@%u", &size, &depth) != 2 || depth > MAX_DEPTH) die("row %s", row);
-	uint64_t places = disk_bytes / size, next = 0, seed = 88172645463325252ull, done = 0;
+	struct traffic traffic = traffic_of(row, disk_bytes);
+	unsigned size = traffic.size, depth = traffic.depth;
+	uint64_t done = 0;
 	sample_count = 0;
 	kicks = 0;
-#define PLACE() (is_random ? (seed ^= seed << 13, seed ^= seed >> 7, seed ^= seed << 17, seed % places) : next++ % places)
 	for (unsigned slot = 0; slot < depth; slot++) {
-		disk_slot(slot, is_write, size);
-		disk_send(slot, PLACE() * size);
+		disk_slot(slot, traffic.is_write, size);
+		disk_send(slot, next_place(&traffic));
 	}
 	uint64_t begin = now_ns(), end = begin + seconds * 1e9, last = begin;
 	unsigned in_flight = depth;
@@ -277,7 +141,7 @@ static void disk_row(const char *row, double seconds, bool counts)
 			sample(last - sent_ns[slot]);
 			done++;
 			in_flight--;
-			if (last < end) { disk_send(slot, PLACE() * size); in_flight++; }
+			if (last < end) { disk_send(slot, next_place(&traffic)); in_flight++; }
 		}
 		if (disk.available != disk.avail[1]) publish(&disk);
 	}
@@ -307,6 +171,8 @@ static void run_disk(char **rows)
 #define SMALL_FRAME 64
 #define BULK_FRAME 1514
 #define FRAME_STRIDE 2048
+/* Of the kicks that the script carries out the first is for the receive queue, all others for the transmit queue: no
+ * driver kicks a receive queue that is never empty. */
 static struct ring receive, transmit;
 static int peer;
 
@@ -418,7 +284,6 @@ static void net_rx(const char *row, double seconds)
 
 static void run_net(const char *tap, unsigned budget, char **rows)
 {
-	char path[64];
 	ring_init(&receive, 0, NET_QUEUE);
 	ring_init(&transmit, 1, NET_QUEUE);
 	struct sockaddr_ll address = { .sll_family = AF_PACKET, .sll_protocol = htons(0x88b5), .sll_ifindex = if_nametoindex(tap) };
@@ -429,12 +294,7 @@ static void run_net(const char *tap, unsigned budget, char **rows)
 	if (peer < 0 || bind(peer, (void *)&address, sizeof address)) die("peer on %s: %s", tap, strerror(errno));
 	int ignore = 1;
 	setsockopt(peer, SOL_PACKET, PACKET_IGNORE_OUTGOING, &ignore, sizeof ignore);
-	snprintf(path, sizeof path, "/proc/%d/fd/1", target);
-	script_fd = open(path, O_WRONLY);
-	if (script_fd < 0) die("%s: %s", path, strerror(errno));
-	unsigned share = 0;
-	for (char **row = rows; *row; row++) share++;
-	script_kicks_left = budget;
+	open_script(budget);
 	buffers(NET_QUEUE - 1);
 	for (; *rows; rows++) {
 		for (int warm = 1; warm >= 0; warm--) {
@@ -463,12 +323,7 @@ static void run_net(const char *tap, unsigned budget, char **rows)
 int main(int argc, char **argv)
 {
 	if (argc < 6) die("virtio-load blk|net OUT SECONDS ...");
-	out = results = fopen(argv[2], "w");
-	if (!results) die("%s: %s", argv[2], strerror(errno));
-	row_seconds = atof(argv[3]);
-	samples = malloc(MAX_SAMPLES * sizeof *samples);
-	find_target();
-	map_ram();
+	begin_load(argv[2], argv[3]);
 	if (!strcmp(argv[1], "blk")) {
 		disk_bytes = strtoull(argv[4], NULL, 0);
 		run_disk(argv + 5);

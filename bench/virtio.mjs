@@ -3,29 +3,20 @@
  * (ACRN_DM_REFERENCE=PATH, else figures recorded with it on another day). virtio-load.c plays the driver; see there what
  * is measured. As root, with gcc.
  *
- *   BENCH_ROUNDS=5        rounds; both programs run in turns, and a ratio is the median of the rounds' ratios
- *   BENCH_SECONDS=0.6     a row's time
- *   BENCH_CONFIG=TEXT     only configurations that begin like this, or heap
+ *   BENCH_ROUNDS, BENCH_SECONDS, BENCH_CONFIG  as in recorded-load.mjs; a configuration is also `heap`
  *   BENCH_RECORD=FILE     write the reference's figures there
  */
-import { spawnSync } from 'node:child_process';
-import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { makeScratch } from '../tools/scratch.mjs';
+import { chosen, compare, DISK_BYTES, markRam, measure, median, ROUNDS, SECONDS, withTools } from './recorded-load.mjs';
 
 const here = import.meta.dirname;
 const RECORDED = join(here, 'virtio-reference.json');
-const DISK_BYTES = 256 * 1024 * 1024;
 const TAP = 'vload0';
 /** Kicks the script carries out for the networks, which the C device model has no eventfd for. */
 const SCRIPT_KICKS = 24_000;
-const MARK_GPA = 0x3ff0000;
-const MARK = 'virtio-load: guest RAM begins 0x3ff0000 below';
 const RING_GPA = 0x4000000;
 const RING_STRIDE = 0x20000;
-
-const ROUNDS = Number(process.env.BENCH_ROUNDS ?? 5);
-const SECONDS = Number(process.env.BENCH_SECONDS ?? 0.6);
 
 const cachedRows = [
   'rr4096@1',
@@ -85,15 +76,14 @@ function bringUp(queues, dropFeatures) {
     write(0x08, 4, gpa / 4096);
   }
   write(0x12, 1, 7);
-  steps.push({ op: 'mem_write', gpa: String(MARK_GPA), hex: Buffer.from(MARK).toString('hex') });
+  steps.push(markRam);
   return steps;
 }
 
-function script(config, load, work) {
+function script(config, load, result) {
   const isNet = config.slot.startsWith('virtio-net');
   // VIRTIO_F_NOTIFY_ON_EMPTY would interrupt a driver that asked for none.
   const actions = bringUp(isNet ? 2 : 1, 1 << 24);
-  const result = join(work, 'result');
   const seconds = config.seconds ?? SECONDS;
   if (isNet) {
     const cmd = `exec ${load} net ${result} ${seconds} ${TAP} ${SCRIPT_KICKS} ${config.rows.join(' ')}`;
@@ -106,78 +96,15 @@ function script(config, load, work) {
     const cmd = `exec ${load} blk ${result} ${seconds} ${DISK_BYTES} ${config.rows.join(' ')}`;
     actions.push({ op: 'exec', cmd, timeout_ms: 110000 });
   }
-  const timeouts = { timeout_ms: 120000, unstick_ms: 700 };
-  return { config: { stdin: 'null', ...timeouts, vfs: {} }, actions };
+  return actions;
 }
 
 /** Everything in the namespace is gone with it. */
 const inNamespace =
   `ip link set lo up; ip tuntap add dev ${TAP} mode tap && ip link set ${TAP} txqueuelen 2000 && ` +
   `sysctl -q net.ipv6.conf.${TAP}.disable_ipv6=1; ip link set ${TAP} up; exec "$@"`;
-
-/** One run of one program; another try when the recorder and the load did not get together. @returns figures by row. */
-function measure(command, config, tools) {
-  for (let tries = 3; ; tries--) {
-    try {
-      return measureOnce(command, config, tools);
-    } catch (error) {
-      if (tries === 1) throw error;
-      console.log(`${error.message.split('\n')[0]}: once more`);
-    }
-  }
-}
-
-function measureOnce(command, config, tools) {
-  const { work } = tools;
-  rmSync(join(work, 'result'), { force: true });
-  // Nobody is to wait for what the one before has written.
-  spawnSync('sync', [tools.disk]);
-  writeFileSync(join(work, 'script.json'), JSON.stringify(script(config, tools.load, work)));
-  const slot = config.slot.replace('@DISK@', tools.disk).replace('@MEMORY@', tools.memory);
-  const vm = ['-m', '256M', '-s', '0:0,hostbridge', '-s', '1:0,lpc', '-s', `3,${slot}`];
-  const boot = ['-k', tools.kernel, '-B', 'console=ttyS0', '--cpu_affinity', '0,1', 'bench'];
-  const recorder = [tools.recorder, '--script', join(work, 'script.json'), '--out', join(work, 'trace.jsonl')];
-  const streams = ['--stdout', join(work, 'stdout'), '--stderr', join(work, 'stderr')];
-  const run = [...recorder, ...streams, '--', ...command, ...vm, ...boot];
-  spawnSync('unshare', ['-n', 'sh', '-c', inNamespace, 'sh', ...run], { stdio: ['ignore', 'inherit', 'inherit'] });
-  const rows = new Map();
-  const lines = existsSync(join(work, 'result')) ? readFileSync(join(work, 'result'), 'utf8').split('\n') : [];
-  for (const line of lines.filter((each) => each.endsWith('}'))) {
-    const row = JSON.parse(line);
-    if (row.error !== undefined) throw new Error(`${command.join(' ')}: ${row.error}`);
-    rows.set(row.row, row);
-  }
-  if (rows.size < config.rows.length) {
-    const log = join(work, 'stderr');
-    const tail = existsSync(log) ? readFileSync(log, 'utf8').trimEnd().split('\n').slice(-6).join('\n') : '';
-    throw new Error(`${command.join(' ')}: ${rows.size} of ${config.rows.length} rows\n${tail}`);
-  }
-  return rows;
-}
-
-const median = (values) => [...values].sort((a, b) => a - b)[values.length >> 1];
-const column = (value, digits, width) => (value === undefined ? '-' : value.toFixed(digits)).padStart(width);
-
-function compare(config, ours, reference) {
-  console.log(
-    `\n${config.name.padEnd(22)}     per s   p50 us   p99 us | reference   p50 us   p99 us | throughput      p50`,
-  );
-  for (const name of config.rows) {
-    const of = (runs, field) => (runs.length === 0 ? undefined : median(runs.map((run) => run.get(name)?.[field])));
-    const ratio = (field) =>
-      reference.length === 0
-        ? undefined
-        : median(
-            ours.map((run, i) => run.get(name)[field] / reference[Math.min(i, reference.length - 1)].get(name)[field]),
-          );
-    const side = (runs) =>
-      `${column(of(runs, 'perSecond'), 0, 9)} ${column(of(runs, 'p50Us'), 1, 8)} ${column(of(runs, 'p99Us'), 1, 8)}`;
-    const p50 = ours[0].get(name).p50Us === undefined ? undefined : ratio('p50Us');
-    console.log(
-      `${name.padEnd(22)} ${side(ours)} | ${side(reference)} | ${column(ratio('perSecond'), 2, 10)} ${column(p50, 2, 8)}`,
-    );
-  }
-}
+const within = ['unshare', '-n', 'sh', '-c', inNamespace, 'sh'];
+const load = { source: 'virtio-load.c', script, within };
 
 /** JavaScript heap a request takes in steady state: what a longer run has collected more often than a short one. */
 function heapUse(command, tools) {
@@ -202,21 +129,12 @@ function heapUse(command, tools) {
  * @param recorder and kernel: paths.
  */
 export function benchVirtio({ dm, recorder, kernel }) {
-  const work = makeScratch('virtio');
-  const memory = join(makeScratch('virtio', '/dev/shm'), 'disk');
-  const tools = { work, recorder, kernel, memory, load: join(work, 'virtio-load'), disk: join(work, 'disk') };
-  try {
-    const gcc = spawnSync('gcc', ['-O2', '-o', tools.load, join(here, 'virtio-load.c')], { stdio: 'inherit' });
-    if (gcc.status !== 0) throw new Error('virtio-load.c could not be built');
-    // On the medium before anything is measured: a sync of the first row would wait for all of it.
-    writeFileSync(tools.disk, Buffer.alloc(DISK_BYTES, 7), { flush: true });
-    writeFileSync(memory, Buffer.alloc(DISK_BYTES, 7));
+  return withTools({ recorder, kernel, load }, (tools) => {
     const reference = process.env.ACRN_DM_REFERENCE;
     const recorded = JSON.parse(readFileSync(RECORDED, 'utf8'));
     console.log(reference === undefined ? `reference: ${recorded.about}` : `reference: ${reference}, in turns`);
     const record = {};
-    for (const config of configs) {
-      if (!config.name.startsWith(process.env.BENCH_CONFIG ?? '')) continue;
+    for (const config of chosen(configs)) {
       const ours = [];
       const theirs = [];
       for (let round = 0; round < ROUNDS; round++) {
@@ -236,7 +154,7 @@ export function benchVirtio({ dm, recorder, kernel }) {
         };
       });
     }
-    if ('heap'.startsWith(process.env.BENCH_CONFIG ?? '')) heapUse(dm, tools);
+    if (chosen([{ name: 'heap' }]).length > 0) heapUse(dm, tools);
     if (process.env.BENCH_RECORD !== undefined) {
       writeFileSync(
         process.env.BENCH_RECORD,
@@ -244,9 +162,5 @@ export function benchVirtio({ dm, recorder, kernel }) {
       );
     }
     return 0;
-  } finally {
-    rmSync(memory, { force: true });
-    if (process.env.BENCH_KEEP === undefined) rmSync(work, { recursive: true, force: true });
-    else console.log(work);
-  }
+  });
 }

@@ -1,18 +1,22 @@
 /**
- * npm run bench [-- PART...]
+ * npm run bench [-- [--reference PATH] PART...]
  *
  *   start     start-up times of the program beside those of a bare node
  *   micro     bench/*.bench.ts: parts of the device model inside this process (vitest bench)
  *   large-request  the console beside one disk request of 4 GiB
  *   virtio    disks and networks under load, in the same recorder, beside the C device model (bench/virtio.mjs)
+ *   ahci      disks of AHCI in the same way (bench/ahci.mjs)
  *   soft-boot  CPU time of Debian's start on the software engine beside QEMU's TCG (bench/soft-boot.mjs)
  *   pairs     this checkout beside another one, figure by figure (bench/pairs.mjs)
  *   hsmrec    round trips and start-up against a recorded hypervisor, when a recorder is there (as root, huge pages)
+ *
+ * --reference PATH (or ACRN_DM_REFERENCE=PATH): the C device model, for `virtio` and `ahci` to take turns with.
  */
 import './usage.mjs';
 import { spawnSync } from 'node:child_process';
 import { existsSync, readdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
+import { benchAhci } from '../bench/ahci.mjs';
 import { benchLargeRequest } from '../bench/large-request.mjs';
 import { benchPairs } from '../bench/pairs.mjs';
 import { benchSoftBoot } from '../bench/soft-boot.mjs';
@@ -87,6 +91,12 @@ const benchOfVirtio = () =>
     return benchVirtio({ dm, recorder: join(work, 'hsmrec'), kernel: join(work, 'fx/bzimage') });
   });
 
+const benchOfAhci = () =>
+  withRecorder('ahci', (_recorder, work) => {
+    const dm = [process.execPath, join(root, 'dist/acrn-dm.js')];
+    return benchAhci({ dm, recorder: join(work, 'hsmrec'), kernel: join(work, 'fx/bzimage') });
+  });
+
 const benchOfLargeRequest = () =>
   withRecorder('large-request', (_recorder, work) => {
     const dm = [process.execPath, join(root, 'dist/acrn-dm.js')];
@@ -102,14 +112,27 @@ const parts = {
   start: benchStart,
   micro: benchMicro,
   virtio: benchOfVirtio,
+  ahci: benchOfAhci,
   'large-request': benchOfLargeRequest,
   'soft-boot': () => benchSoftBoot(root),
   hsmrec: benchHsmrec,
   pairs: benchOfPairs,
 };
+
+/** @returns parts that are asked for. */
+function readArguments(argv) {
+  const at = argv.indexOf('--reference');
+  if (at === -1) return argv;
+  const path = argv[at + 1];
+  if (path === undefined || !existsSync(path)) throw new Error(`--reference: there is no ${path ?? 'path'}`);
+  process.env.ACRN_DM_REFERENCE = path;
+  return argv.toSpliced(at, 2);
+}
+
+const asked = readArguments(process.argv.slice(2));
 await prepare();
 let status = 0;
-for (const name of process.argv.length > 2 ? process.argv.slice(2) : Object.keys(parts)) {
+for (const name of asked.length > 0 ? asked : Object.keys(parts)) {
   const part = parts[name];
   if (part === undefined) throw new Error(`no bench part "${name}"; there are ${Object.keys(parts).join(', ')}`);
   console.log(`\n--- ${name}`);
