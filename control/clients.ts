@@ -1,6 +1,7 @@
 /**
  * The connections of a control socket. There is a place for the next manager whatever the others do: when all places are
- * taken, the connection gives way that has been idle longest, and a request that is begun and not finished is cut off.
+ * taken, the connection gives way that has been idle longest, or does not take its reply, and a request that is begun and
+ * not finished is cut off.
  */
 import type { Socket } from 'node:net';
 
@@ -26,6 +27,8 @@ interface Client {
   work: Promise<void>;
   /** Steps not done yet. */
   pending: number;
+  /** It does not read: what is waited for is the client itself. */
+  isOwed: boolean;
   timer: NodeJS.Timeout | undefined;
   /** Steps done since the last turn. */
   steps: number;
@@ -63,7 +66,7 @@ export class Clients {
   }
 
   #enter(socket: Socket): void {
-    this.#clients.set(socket, { work: Promise.resolve(), pending: 0, timer: undefined, steps: 0 });
+    this.#clients.set(socket, { work: Promise.resolve(), pending: 0, isOwed: false, timer: undefined, steps: 0 });
     socket.on('close', () => {
       clearTimeout(this.#clients.get(socket)?.timer);
       this.#clients.delete(socket);
@@ -82,8 +85,12 @@ export class Clients {
 
   #makeRoom(): boolean {
     for (const [socket, client] of this.#clients) {
-      if (client.pending > 0 || this.#options.isKept?.(socket) === true) continue;
-      this.#options.onCut('the client that was idle longest gave way to another');
+      if ((client.pending > 0 && !client.isOwed) || this.#options.isKept?.(socket) === true) continue;
+      this.#options.onCut(
+        client.isOwed
+          ? 'a client that did not take its reply gave way to another'
+          : 'the client that was idle longest gave way to another',
+      );
       this.#clients.delete(socket);
       clearTimeout(client.timer);
       socket.destroy();
@@ -105,6 +112,20 @@ export class Clients {
       client.pending--;
       if (this.#clients.delete(socket)) this.#clients.set(socket, client);
       this.#admitWaiting();
+    });
+  }
+
+  /** Part of a step: a reply. @returns when the client has taken it, or is gone. */
+  give(socket: Socket, bytes: Uint8Array): Promise<void> {
+    const client = this.#clients.get(socket);
+    if (client === undefined || socket.destroyed || socket.writableEnded) return Promise.resolve();
+    return new Promise((resolve) => {
+      socket.write(bytes, () => {
+        client.isOwed = false;
+        resolve();
+      });
+      client.isOwed = socket.writableLength > 0;
+      if (client.isOwed) this.#admitWaiting();
     });
   }
 

@@ -19,6 +19,8 @@ const MAX_REQUEST_BYTES = 4096;
 const MAX_ARGUMENT_BYTES = 319;
 /** Compat: the C device model serves one client at a time and lets the others wait. */
 const MAX_CLIENTS = 8;
+/** And so many more may wait for one of those to have nothing to do. */
+const MAX_WAITING = 24;
 /** Of a name that nobody knows. */
 const MAX_SHOWN_CHARS = 64;
 /** Replies and events a client has not read yet; a client that lets more pile up is cut off. */
@@ -167,6 +169,7 @@ export class CmdMonitor implements FrontDoor {
     this.#group = options.socketGroup;
     this.#clients = new Clients({
       maxClients: MAX_CLIENTS,
+      maxWaiting: MAX_WAITING,
       isKept: (socket) => socket === this.#eventClient,
       onCut: (why) => this.#log.rationed('warn', () => why),
     });

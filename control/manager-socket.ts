@@ -152,11 +152,7 @@ export class ManagerSocket implements FrontDoor {
   async #reply(socket: Socket, id: number, timestamp: bigint, result: number): Promise<void> {
     const reply = new Uint8Array(4);
     new DataView(reply.buffer).setInt32(0, result, true);
-    if (socket.destroyed || socket.writableEnded) return;
-    // Waits for a client that does not read.
-    await new Promise<void>((resolve) => {
-      socket.write(ManagerMessage.encode({ magic: MANAGER_MAGIC, id, timestamp, data: reply }), () => resolve());
-    });
+    await this.#clients.give(socket, ManagerMessage.encode({ magic: MANAGER_MAGIC, id, timestamp, data: reply }));
   }
 
   /** @returns `data.err` or `data.state` of the reply. */

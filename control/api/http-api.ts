@@ -108,7 +108,7 @@ const LINGER_MS = 300;
 
 /**
  * At most so many connections; one that is idle gives way to a new one, and so does one whose request has not come to its
- * end. Those that never end by themselves leave places for the others.
+ * end, or that does not take its answer. Those that never end by themselves leave places for the others.
  */
 class Connections {
   readonly #server: Server;
@@ -128,7 +128,8 @@ class Connections {
   accept(socket: Socket): void {
     socket.on('error', () => {});
     if (this.#busy.size >= this.#maximum) {
-      const idle = [...this.#busy].find(([other, requests]) => requests === 0 && !this.#streams.has(other))?.[0];
+      const others = [...this.#busy].filter(([other]) => !this.#streams.has(other));
+      const [idle] = others.find(([, requests]) => requests === 0) ?? others.find(([other]) => other.isOwed) ?? [];
       if (idle === undefined) {
         socket.end('HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n');
         return;

@@ -34,6 +34,11 @@ export class PacedSocket extends Duplex {
     socket.resume();
   }
 
+  /** The client does not read what it was sent. */
+  get isOwed(): boolean {
+    return this.#socket.writableNeedDrain;
+  }
+
   override _read(): void {
     this.#isWanted = true;
     this.#serve();

@@ -72,6 +72,26 @@ describe('when all places are taken', () => {
     for (const each of done) each();
   });
 
+  // Mutation: leave `isOwed` false.
+  test.each([0, 1, 4])('one that does not take its reply does, also for one of %i that wait', async (maxWaiting) => {
+    const clients = make({ maxWaiting });
+    await serve(clients, 3);
+    for (const socket of accepted) {
+      clients.queue(socket, () => clients.give(socket, new Uint8Array(4 << 20)));
+      clients.queue(socket, () => {});
+    }
+    await sleep(20);
+    await add();
+    expect(alive()).toEqual([1, 2, 3]);
+    expect(cut).toEqual(['a client that did not take its reply gave way to another']);
+    // Those that waited while all were at work come in as soon as one of these is not taken.
+    clients.queue(accepted[3] as Socket, () => clients.give(accepted[3] as Socket, new Uint8Array(4 << 20)));
+    await sleep(20);
+    for (let i = 0; i < 3; i++) await add();
+    expect(alive()).toHaveLength(3);
+    expect(accepted.at(-1)?.destroyed).toBe(false);
+  });
+
   test('one that is kept does not', async () => {
     const clients = make({ isKept: (socket) => socket === accepted[0] });
     await serve(clients, 3);

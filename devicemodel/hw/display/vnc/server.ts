@@ -58,13 +58,14 @@ export class VncServer {
   }
 
   #accept(socket: Socket): void {
-    const unknown = [...this.#connections].filter((connection) => !connection.hasJoined).length;
-    if (unknown >= MAX_UNKNOWN || this.#connections.size - unknown >= MAX_VIEWERS) {
+    const unknown = [...this.#connections].filter((connection) => !connection.hasJoined);
+    if (this.#connections.size - unknown.length >= MAX_VIEWERS) {
       socket.on('error', () => {});
       socket.destroy();
       this.#parts.log.rationed('warn', () => 'display: a viewer is turned away, there are too many');
       return;
     }
+    if (unknown.length >= MAX_UNKNOWN) unknown[0]?.close('one that did not finish its handshake gave way to another');
     const { display, name, log } = this.#parts;
     const connection = new Connection(socket, {
       display,

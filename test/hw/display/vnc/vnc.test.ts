@@ -388,15 +388,16 @@ describe('who may', () => {
     await expect.poll(() => first.isClosed && second.isClosed).toBe(true);
   });
 
-  test('no more than so many, and those that say nothing keep nobody else out for long', async () => {
+  // Mutation: turn the newcomer away.
+  test('no more than so many, and those that say nothing keep nobody else out', async () => {
     const { path, join, lines } = await serve();
-    const silent = await Promise.all(Array.from({ length: 4 }, () => RfbClient.connect({ path })));
+    const silent = await Promise.all(Array.from({ length: 6 }, () => RfbClient.connect({ path })));
+    await join();
+    expect(lines.join()).toContain('gave way to another');
+    await expect.poll(() => silent.filter(({ isClosed }) => isClosed).length).toBe(3);
+    for (let i = 0; i < 7; i++) await join();
     await expect(join()).rejects.toThrow();
     expect(lines.join()).toContain('too many');
-    for (const client of silent) client.close();
-    await later(30);
-    for (let i = 0; i < 8; i++) await join();
-    await expect(join()).rejects.toThrow();
   });
 });
 
