@@ -164,6 +164,8 @@ export class NvStore {
   /** Without symbolic links: what is replaced is the file, not a link to it. */
   readonly #path: string;
   #file: ImageFile;
+  /** A sync of the file failed: what it reads as now may be on no medium, and no later sync would tell. */
+  #lost: HostError | undefined;
 
   /** @throws ConfigError if the file cannot be written, or another User VM has it. */
   constructor(path: string, role: ImageRole, log: Log) {
@@ -186,6 +188,7 @@ export class NvStore {
 
   /** @param variables the first {@link sizeBytes} of the image as the guest left them. */
   save(variables: Uint8Array): void {
+    if (this.#lost !== undefined) throw this.#lost;
     const whole = new Uint8Array(this.#file.sizeBytes);
     this.#file.read(whole, 0);
     if (Buffer.compare(whole.subarray(0, variables.length), variables) === 0) return;
@@ -251,9 +254,14 @@ export class NvStore {
   #overwrite(variables: Uint8Array): void {
     try {
       writeAll(this.#file.fd, variables, 0);
-      fdatasyncSync(this.#file.fd);
     } catch (error) {
       throw this.#saveError(error);
+    }
+    try {
+      fdatasyncSync(this.#file.fd);
+    } catch (error) {
+      this.#lost = this.#saveError(error);
+      throw this.#lost;
     }
   }
 

@@ -1,4 +1,5 @@
 /** Block devices of the host (<linux/fs.h>, x86-64). */
+import { Errno } from './errno.ts';
 import { ioctlBytes } from './ioctl.ts';
 import { asyncCall, must } from './libc.ts';
 
@@ -32,6 +33,9 @@ const ioctlAside = asyncCall<[fd: number, request: number, argument: BigUint64Ar
 );
 
 /** As {@link discardBlocks}, on a thread of Node's. @returns 0 or a negative errno. */
-export function discardBlocksAside(fd: number, at: number, sizeBytes: number): Promise<number> {
-  return ioctlAside(fd, Request.Discard, new BigUint64Array([BigInt(at), BigInt(sizeBytes)]));
+export async function discardBlocksAside(fd: number, at: number, sizeBytes: number): Promise<number> {
+  for (;;) {
+    const result = await ioctlAside(fd, Request.Discard, new BigUint64Array([BigInt(at), BigInt(sizeBytes)]));
+    if (result !== -Errno.EINTR) return result;
+  }
 }

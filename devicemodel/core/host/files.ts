@@ -134,7 +134,10 @@ const openAside = asyncCall<[path: string, flags: number, mode: number]>('int op
 
 /** As {@link openFile}. @throws HostError, asynchronously */
 export async function openFileAside(path: string, flags: number, mode = 0o600): Promise<number> {
-  return must(await openAside(path, flags, mode), 'open', path);
+  for (;;) {
+    const result = await openAside(path, flags, mode);
+    if (result !== -Errno.EINTR) return must(result, 'open', path);
+  }
 }
 
 /** As {@link closeFd}: a file system may write back what it has of the file before it answers. */
@@ -155,8 +158,11 @@ const preallocateAside = asyncCall<[fd: number, mode: number, at: number, sizeBy
 );
 
 /** As {@link punchHole}. @returns 0 or a negative errno. */
-export function punchHoleAside(fd: number, at: number, sizeBytes: number): Promise<number> {
-  return preallocateAside(fd, PUNCH_HOLE_KEEP_SIZE, at, sizeBytes);
+export async function punchHoleAside(fd: number, at: number, sizeBytes: number): Promise<number> {
+  for (;;) {
+    const result = await preallocateAside(fd, PUNCH_HOLE_KEEP_SIZE, at, sizeBytes);
+    if (result !== -Errno.EINTR) return result;
+  }
 }
 
 /** <linux/magic.h>: file systems in memory. */

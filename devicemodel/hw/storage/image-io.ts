@@ -160,16 +160,14 @@ export class ImageIo {
       const span = alignUp(head + part, unit);
       // Writes keep what is around them in the first and the last sector.
       if (!isWrite || head !== 0 || span !== head + part) {
-        const got = readAt(this.image.fd, address, span, from);
+        const got = this.#whole(readAt, address, span, from);
         if (got < 0) return -got;
-        if (got < head + part) {
-          if (!isWrite && !this.image.hasRange) return Errno.EIO;
-          bytes.fill(0, got, span);
-        }
+        if (got < head + part && !isWrite && !this.image.hasRange) return Errno.EIO;
+        bytes.fill(0, got, span);
       }
       if (isWrite) {
         buffers.copyOut(bufferAt + done, bytes, head, part);
-        const put = writeAt(this.image.fd, address, span, from);
+        const put = this.#whole(writeAt, address, span, from);
         if (put < 0) return -put;
         if (put !== span) return Errno.EIO;
       } else {
@@ -178,6 +176,18 @@ export class ImageIo {
       done += part;
     }
     return 0;
+  }
+
+  /** All of it, or up to the end of the file. @returns bytes, or a negative errno. */
+  #whole(call: typeof readAt, address: bigint, sizeBytes: number, at: number): number {
+    let done = 0;
+    while (done < sizeBytes) {
+      const got = call(this.image.fd, address + BigInt(done), sizeBytes - done, at + done);
+      if (got < 0) return got;
+      if (got === 0) break;
+      done += got;
+    }
+    return done;
   }
 
   /**

@@ -168,14 +168,26 @@ export class RpmbFileStore implements RpmbStore {
 
 async function readAt(file: FileHandle, at: number, sizeBytes: number): Promise<Buffer> {
   const bytes = Buffer.alloc(sizeBytes);
-  const { bytesRead } = await file.read(bytes, 0, sizeBytes, at);
-  if (bytesRead !== sizeBytes) throw new Error('the file is too short');
+  for (let done = 0; done < sizeBytes; ) {
+    const { bytesRead } = await file.read(bytes, done, sizeBytes - done, at + done).catch(interrupted);
+    if (bytesRead === 0) throw new Error('the file is too short');
+    done += Math.max(bytesRead, 0);
+  }
   return bytes;
 }
 
+/** libuv makes every call again that a signal interrupted, but not a read. */
+function interrupted(error: NodeJS.ErrnoException): { bytesRead: number } {
+  if (error.code !== 'EINTR') throw error;
+  return { bytesRead: -1 };
+}
+
 async function writeAt(file: FileHandle, at: number, bytes: Uint8Array): Promise<void> {
-  const { bytesWritten } = await file.write(bytes, 0, bytes.length, at);
-  if (bytesWritten !== bytes.length) throw new Error('the file was written in part');
+  for (let done = 0; done < bytes.length; ) {
+    const { bytesWritten } = await file.write(bytes, done, bytes.length - done, at + done);
+    if (bytesWritten === 0) throw new Error('the file was written in part');
+    done += bytesWritten;
+  }
 }
 
 function withHash(bytes: Buffer, hashAt: number): Buffer {
