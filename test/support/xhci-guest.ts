@@ -116,6 +116,17 @@ export class XhciGuest {
     return this;
   }
 
+  /** Another driver of the same controller: a reset of it, empty rings, nothing known of what was. */
+  startAgain(): this {
+    this.write(Reg.command, 2);
+    this.ram.fill(0, 0x1000, 0x80000);
+    this.#commandIndex = 0;
+    this.#eventIndex = 0;
+    this.#eventCycle = 1;
+    this.#rings.clear();
+    return this.setUp();
+  }
+
   /** Events since the last call; the guest tells the controller that it has seen them. */
   events(): Event[] {
     const events: Event[] = [];

@@ -276,6 +276,62 @@ describe('stopping and resetting while storage does not answer', () => {
   });
 });
 
+describe('what a driver does between two set-ups, with commands in flight', () => {
+  const CLB = 0x1000;
+  const OTHER_CLB = 0x3000;
+  const hbaReset = (driver: AhciDriver) => driver.setHba(Reg.ghc, 1);
+  const stop = (driver: AhciDriver) => driver.set(0, 'cmd', 0x16);
+  const comreset = (driver: AhciDriver) => {
+    driver.set(0, 'sctl', 1);
+    driver.set(0, 'sctl', 0);
+  };
+  // Mutation: let `partDone` write the byte count of a command that is abandoned, or `#over` answer for it.
+  test.each<[string, (driver: AhciDriver) => void]>([
+    ['ST off', stop],
+    ['ST off and on, not waiting for CR', (d) => [stop(d), d.set(0, 'cmd', 0x17)]],
+    ['FRE off before ST', (d) => [d.set(0, 'cmd', 0x07), d.set(0, 'cmd', 0x06)]],
+    ['COMRESET', (d) => [stop(d), comreset(d)]],
+    ['COMRESET twice', (d) => [stop(d), comreset(d), comreset(d)]],
+    ['HBA reset', hbaReset],
+    ['HBA reset in the middle of a COMRESET', (d) => [stop(d), comreset(d), hbaReset(d)]],
+    ['COMRESET in the middle of an HBA reset', (d) => [hbaReset(d), comreset(d)]],
+    ['HBA reset twice', (d) => [hbaReset(d), hbaReset(d)]],
+    ['command list override', (d) => [stop(d), d.set(0, 'cmd', 0x1e)]],
+    ['another list, the old one used for something else', (d) => [stop(d), d.set(0, 'clb', OTHER_CLB)]],
+    ['a list outside RAM', (d) => [stop(d), d.set(0, 'clbu', 0x7fff), d.set(0, 'cmd', 0x17), stop(d)]],
+    ['power-on reset', (d) => d.fn.reset()],
+  ])('%s: nothing of theirs is written any more, and the next driver is served', async (_what, change) => {
+    const { driver, queue, machine } = await stalled();
+    for (const slot of [0, 5, 31])
+      driver.prepare(0, slot, { ...READ, command: 0x60, lba: slot, memory: [[DATA, 512]] });
+    driver.issueQueued(0, 0, 5, 31);
+    expect(queue.requests).toHaveLength(3);
+    change(driver);
+    // The guest uses the memory of list, frames and tables for something else.
+    const structures = [CLB, 0x2000, driver.tableAt(0, 0), driver.tableAt(0, 31)];
+    for (const at of structures) machine.memory.write(at, new Uint8Array(0x100).fill(0xee));
+    driver.set(0, 'fb', 0x5000);
+    driver.set(0, 'cmd', driver.get(0, 'cmd') & ~0x10);
+    queue.finish(0);
+    queue.finish(5);
+    queue.finish(0);
+    expect(queue.requests).toEqual([]);
+    for (const at of structures) expect(driver.read(at, 0x100)).toEqual(new Uint8Array(0x100).fill(0xee));
+    expect([driver.get(0, 'ci'), driver.get(0, 'sact'), driver.get(0, 'pis') & 0x40000008]).toEqual([0, 0, 0]);
+    expect(driver.hba(Reg.ghc) & 1).toBe(0);
+    // As it comes: list, frames, COMRESET, ST.
+    stop(driver);
+    expect(driver.get(0, 'cmd') & 0x8000).toBe(0);
+    driver.start(0);
+    driver.prepare(0, 4, { ...READ, lba: 9 });
+    driver.issue(0, 4);
+    expect(queue.requests[0]?.offset).toBe(9 * 512);
+    queue.finish(0);
+    expect([driver.get(0, 'ci'), driver.get(0, 'tfd')]).toEqual([0, 0x50]);
+    expect(machine.memory.readU32(driver.headerAt(0, 4) + 4)).toBe(512);
+  });
+});
+
 describe('interrupts', () => {
   const enable = (driver: AhciDriver, messages: number) => {
     driver.config.write(0x44, 4, 0xfee00000);

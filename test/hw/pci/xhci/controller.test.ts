@@ -459,6 +459,79 @@ describe('stop (§4.6.9)', () => {
   });
 });
 
+describe('what a driver does with transfers in flight', () => {
+  type World = ReturnType<typeof configured>;
+  const halt = ({ guest }: World) => guest.write(Reg.command, 4);
+  const restart = ({ guest }: World) => guest.write(Reg.command, 2);
+  // Mutation: let `letGoEndpoints` only forget them.
+  test.each<[string, (world: World) => void]>([
+    ['HCRST', restart],
+    ['HCRST while it is halted', (w) => [halt(w), restart(w)]],
+    ['HCRST twice', (w) => [restart(w), restart(w)]],
+    [
+      'HCRST while the endpoint stops',
+      (w) => [w.guest.command(Command.stop, 0, { slot: w.slot, endpoint: BULK_IN }), restart(w)],
+    ],
+    ['Disable Slot', (w) => w.guest.command(Command.disable, 0, { slot: w.slot })],
+    [
+      'Disable Slot while the endpoint stops',
+      (w) => [
+        w.guest.command(Command.stop, 0, { slot: w.slot, endpoint: BULK_IN }),
+        restart(w),
+        w.guest.command(Command.disable, 0, { slot: w.slot }),
+      ],
+    ],
+    ['Reset Device', (w) => w.guest.command(Command.resetDevice, 0, { slot: w.slot })],
+    ['power-on', (w) => w.guest.controller.reset()],
+    [
+      'the endpoint configured anew, its ring empty',
+      (w) => {
+        const ring = w.guest.ringOf(w.slot, BULK_IN);
+        w.guest.ram.fill(0, ring, ring + 0x400);
+        w.guest.configure(w.slot, { [BULK_IN]: 6 });
+      },
+    ],
+    [
+      'another context array',
+      (w) => [restart(w), w.guest.write(Reg.dcbaapLow, 0x7000), w.guest.write(Reg.dcbaapHigh, 0)],
+    ],
+  ])('%s: what comes back is nobody’s, and the next driver is served', async (_what, change) => {
+    const world = configured();
+    const { guest, device, slot, port } = world;
+    device.isSlow = true;
+    guest.queue(slot, BULK_IN, Type.normal, At.buffers, 512, IOC);
+    guest.queue(slot, BULK_IN, Type.normal, At.buffers + 0x1000, 512, IOC);
+    guest.ring(slot, BULK_IN);
+    const old = [...device.inFlight];
+    expect(old).toHaveLength(2);
+    change(world);
+    guest.events();
+    // Buffers and contexts are something else's by now.
+    guest.ram.fill(0xee, At.buffers, At.buffers + 0x2000);
+    const contexts = guest.memory.read(guest.contextOf(slot), 0x400);
+    for (const transfer of old) {
+      transfer.buffer.fill(9);
+      device.give(transfer, 'completed', 512);
+    }
+    await turn();
+    guest.clock.advance(1_000_000);
+    expect(guest.memory.read(At.buffers, 0x2000)).toEqual(new Uint8Array(0x2000).fill(0xee));
+    expect(guest.memory.read(guest.contextOf(slot), 0x400)).toEqual(contexts);
+    expect(guest.events()).toEqual([]);
+    expect(guest.controller.inFlight).toBe(0);
+    // A driver that begins from nothing.
+    device.isSlow = false;
+    const next = guest.startAgain();
+    const again = next.address(port);
+    expect(next.configure(again, { [BULK_IN]: 6 })?.code).toBe(Code.success);
+    next.queue(again, BULK_IN, Type.normal, At.buffers, 8, IOC);
+    next.ring(again, BULK_IN);
+    device.complete(Uint8Array.of(1, 2, 3, 4, 5, 6, 7, 8));
+    expect(next.events()).toMatchObject([{ type: 32, code: Code.success, slot: again }]);
+    expect([...next.memory.read(At.buffers, 8)]).toEqual([1, 2, 3, 4, 5, 6, 7, 8]);
+  });
+});
+
 describe('recall: a reset, S3 or the end of the VM', () => {
   test('resolves when everything is back', async () => {
     const { guest, device, slot } = configured();
