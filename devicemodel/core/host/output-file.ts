@@ -1,17 +1,60 @@
 /** Files that the program writes because the command line named them. */
-import { constants, openSync, statSync } from 'node:fs';
-import { open } from 'node:fs/promises';
+import {
+  closeSync,
+  constants,
+  fstatSync,
+  ftruncateSync,
+  openSync,
+  type Stats,
+  statSync,
+  writeFile as writeFileOf,
+} from 'node:fs';
+import { dirname, resolve } from 'node:path';
+import { promisify } from 'node:util';
 import { ExitCode, type HostError } from '../errors.ts';
 import { Errno } from './errno.ts';
 import { isInStickyFolder } from './folders.ts';
 import { errnoOf, pathFailure } from './path-failure.ts';
 
-const { O_WRONLY, O_CREAT, O_APPEND, O_TRUNC, O_NONBLOCK, O_NOCTTY, O_NOFOLLOW } = constants;
+const writeFile = promisify(writeFileOf);
+
+const { O_WRONLY, O_CREAT, O_APPEND, O_NONBLOCK, O_NOCTTY, O_NOFOLLOW } = constants;
 
 /** Where anybody may make files, a link of somebody else would choose what is written to. Nobody is waited for. */
 function flagsFor(path: string): number {
   const follow = isInStickyFolder(path) ? O_NOFOLLOW : 0;
   return O_WRONLY | O_CREAT | O_NONBLOCK | O_NOCTTY | follow;
+}
+
+/**
+ * Where anybody may make files, one that somebody else put there would have what we write: a file, a pipe, or another name
+ * of a file of ours. The kernel's own rule (fs.protected_regular, fs.protected_fifos) is off on some hosts.
+ * @throws Error as of openSync
+ */
+function checkOwner(path: string, fd: number): void {
+  const stat = fstatSync(fd);
+  if ((!stat.isFile() && !stat.isFIFO()) || !isInStickyFolder(path)) return;
+  const isOurs = stat.uid === (process.geteuid?.() ?? 0) || stat.uid === 0 || stat.uid === folderOwner(path);
+  if (isOurs && (!stat.isFile() || stat.nlink <= 1)) return;
+  throw Object.assign(new Error(FOREIGN), { code: 'EACCES', errno: -Errno.EACCES, isForeign: true });
+}
+
+const FOREIGN = 'in a folder where everybody may make files, one of somebody else is not written to';
+
+function folderOwner(path: string): number | undefined {
+  const stat: Stats | undefined = statSync(dirname(resolve(path)), { throwIfNoEntry: false });
+  return stat?.uid;
+}
+
+function openChecked(path: string, flags: number, mode: number): number {
+  const fd = openSync(path, flagsFor(path) | flags, mode);
+  try {
+    checkOwner(path, fd);
+  } catch (error) {
+    closeSync(fd);
+    throw error;
+  }
+  return fd;
 }
 
 function isPipe(path: string): boolean {
@@ -29,7 +72,9 @@ function openFailure(path: string, error: unknown): HostError {
       ? 'a named pipe needs its reader first'
       : errno === Errno.ELOOP && isInStickyFolder(path)
         ? 'links are not followed in a folder where everybody may make them'
-        : undefined;
+        : (error as { isForeign?: boolean }).isForeign === true
+          ? FOREIGN
+          : undefined;
   return pathFailure(`${path}: cannot be opened for output`, error, ExitCode.CannotCreate, hint);
 }
 
@@ -39,7 +84,7 @@ function openFailure(path: string, error: unknown): HostError {
  */
 export function openOutput(path: string, mode: number): number {
   try {
-    return openSync(path, flagsFor(path) | O_APPEND, mode);
+    return openChecked(path, O_APPEND, mode);
   } catch (error) {
     throw openFailure(path, error);
   }
@@ -47,14 +92,19 @@ export function openOutput(path: string, mode: number): number {
 
 /** Write all of a file anew. @param mode of a file that is made. @throws HostError (73, or 74 while it is written) */
 export async function writeOutput(path: string, text: string, mode: number): Promise<void> {
-  const file = await open(path, flagsFor(path) | O_TRUNC, mode).catch((error: Error) => {
-    throw openFailure(path, error);
-  });
+  let fd: number;
   try {
-    await file.writeFile(text);
+    fd = openChecked(path, 0, mode);
+  } catch (error) {
+    throw openFailure(path, error);
+  }
+  try {
+    // Not when it is opened: it may be somebody else's.
+    if (fstatSync(fd).isFile()) ftruncateSync(fd);
+    await writeFile(fd, text);
   } catch (error) {
     throw pathFailure(`${path}: cannot be written`, error, ExitCode.IoError);
   } finally {
-    await file.close();
+    closeSync(fd);
   }
 }
