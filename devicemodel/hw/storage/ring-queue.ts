@@ -31,8 +31,11 @@ const RWF_DSYNC = 0x02;
 const FSYNC_DATASYNC = 1;
 /** <linux/falloc.h>: the hole reads as zeros, the file keeps its length. */
 const PUNCH_HOLE_KEEP_SIZE = 0x03;
-/** Copied from and to the host's memory on this thread between two kicks; the rest is copied by the kernel's threads. */
-const MAX_COPY_BYTES = 1 * MiB;
+/**
+ * Copied from and to the host's memory on this thread between two kicks; the rest is copied by the kernel's threads. As
+ * much as 32 requests of 128 KiB, for which those threads take longer.
+ */
+const MAX_COPY_BYTES = 4 * MiB;
 /** And for how long. */
 const MAX_COPY_NS = 1_000_000;
 /** A larger request of an image in memory is the kernel's threads' in any case. */
