@@ -29,17 +29,20 @@ function flagsFor(path: string): number {
 /**
  * Where anybody may make files, one that somebody else put there would have what we write: a file, a pipe, or another name
  * of a file of ours. The kernel's own rule (fs.protected_regular, fs.protected_fifos) is off on some hosts.
- * @throws Error as of openSync
  */
-function checkOwner(path: string, fd: number): void {
-  const stat = fstatSync(fd);
-  if ((!stat.isFile() && !stat.isFIFO()) || !isInStickyFolder(path)) return;
+export function isForeign(path: string, stat: Stats): boolean {
+  if ((!stat.isFile() && !stat.isFIFO()) || !isInStickyFolder(path)) return false;
   const isOurs = stat.uid === (process.geteuid?.() ?? 0) || stat.uid === 0 || stat.uid === folderOwner(path);
-  if (isOurs && (!stat.isFile() || stat.nlink <= 1)) return;
+  return !isOurs || (stat.isFile() && stat.nlink > 1);
+}
+
+/** @throws Error as of openSync */
+function checkOwner(path: string, fd: number): void {
+  if (!isForeign(path, fstatSync(fd))) return;
   throw Object.assign(new Error(FOREIGN), { code: 'EACCES', errno: -Errno.EACCES, isForeign: true });
 }
 
-const FOREIGN = 'in a folder where everybody may make files, one of somebody else is not written to';
+export const FOREIGN = 'in a folder where everybody may make files, one of somebody else is not written to';
 
 function folderOwner(path: string): number | undefined {
   const stat: Stats | undefined = statSync(dirname(resolve(path)), { throwIfNoEntry: false });

@@ -18,6 +18,7 @@ import { ExitCode, HostError } from '../../../core/errors.ts';
 import { inspectCharDevice } from '../../../core/host/char-device.ts';
 import { Errno } from '../../../core/host/errno.ts';
 import { isInStickyFolder } from '../../../core/host/folders.ts';
+import { FOREIGN, isForeign } from '../../../core/host/output-file.ts';
 import { errnoOf, pathFailure } from '../../../core/host/path-failure.ts';
 import { inspectServedSocket } from '../../../core/host/socket-path.ts';
 import { type CharBackendSpec, describeCharBackend } from './spec.ts';
@@ -87,6 +88,7 @@ function inspectOutput(path: string, linksLeft = MAX_LINKS): void {
   const stat = statOf(path, ExitCode.CannotCreate);
   if (stat.isDirectory()) throw refusal(`${path}: cannot be written`, Errno.EISDIR, ExitCode.CannotCreate);
   if (stat.isSocket()) throw refusal(`${path}: cannot be written`, Errno.ENXIO, ExitCode.CannotCreate);
+  if (isForeign(path, stat)) throw refusal(`${path}: ${FOREIGN}`, Errno.EACCES, ExitCode.CannotCreate);
   if (stat.isFile() && (stat.mode & (S_IXUSR | S_IXGRP | S_IXOTH)) !== 0) inspectExecutable(path);
 }
 
