@@ -1,5 +1,6 @@
 /** What can be a socket's path. Apart from the listener, which needs the C library: a command line is checked without. */
-import { accessSync, constants, statSync } from 'node:fs';
+import { accessSync, constants, readFileSync, statSync } from 'node:fs';
+import { resolve } from 'node:path';
 import { ConfigError, ExitCode, HostError } from '../errors.ts';
 import { Errno } from './errno.ts';
 import { pathFailure } from './path-failure.ts';
@@ -38,6 +39,28 @@ export function inspectServedSocket(path: string, hint: string): void {
   } catch (error) {
     throw pathFailure(`${path}: cannot be connected to`, error);
   }
+}
+
+/** __SO_ACCEPTCON, <linux/net.h>: somebody listens. */
+const LISTENS = 0x10000;
+
+/**
+ * Whether somebody listens at this path, as the kernel lists it: without a connection, which a listener would notice.
+ * One that was bound by another spelling of the path is not found; it is when the socket is made.
+ */
+export function isListenedAt(path: string, table = '/proc/net/unix'): boolean {
+  let lines: string[];
+  try {
+    lines = readFileSync(table, 'utf8').split('\n');
+  } catch {
+    return false;
+  }
+  const wanted = [path, resolve(path)];
+  return lines.some((line) => {
+    // Num RefCount Protocol Flags Type St Inode Path
+    const [, flags, name] = /^\S+ \S+ \S+ ([0-9A-F]+) \S+ \S+ +\d+ (.*)$/.exec(line) ?? [];
+    return name !== undefined && (Number.parseInt(flags as string, 16) & LISTENS) !== 0 && wanted.includes(name);
+  });
 }
 
 /** The path as Node's listen() takes it: `5` and a blank are ports to it. */

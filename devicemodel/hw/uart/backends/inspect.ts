@@ -20,7 +20,7 @@ import { Errno } from '../../../core/host/errno.ts';
 import { isInStickyFolder } from '../../../core/host/folders.ts';
 import { FOREIGN, isForeign } from '../../../core/host/output-file.ts';
 import { errnoOf, pathFailure } from '../../../core/host/path-failure.ts';
-import { inspectServedSocket } from '../../../core/host/socket-path.ts';
+import { inspectServedSocket, isListenedAt } from '../../../core/host/socket-path.ts';
 import { type CharBackendSpec, describeCharBackend } from './spec.ts';
 
 const { O_APPEND, O_WRONLY, S_IXGRP, S_IXOTH, S_IXUSR, W_OK, X_OK } = constants;
@@ -41,7 +41,7 @@ export function inspectCharBackend(spec: CharBackendSpec): void {
     case 'unix':
       if (spec.role === 'client')
         inspectServedSocket(spec.path, 'start whoever listens there first, or let this program listen with :server');
-      else inspectPlace(spec.path, (stat) => stat.isSocket(), 'is no socket', describeCharBackend(spec));
+      else inspectListener(spec.path, describeCharBackend(spec));
       break;
     case 'pty':
       if (spec.linkPath !== undefined) {
@@ -124,6 +124,16 @@ function inspectPlace(path: string, isOfThisKind: (stat: Stats) => boolean, othe
     });
   }
   inspectFolder(existingAbove(resolve(path), what), what);
+}
+
+/** A dead socket is replaced; one that somebody serves is theirs. */
+function inspectListener(path: string, what: string): void {
+  inspectPlace(path, (stat) => stat.isSocket(), 'is no socket', what);
+  if (!isListenedAt(path)) return;
+  throw new HostError(`${what} is in use`, Errno.EADDRINUSE, {
+    exitCode: ExitCode.CannotCreate,
+    hint: 'is another VM running with the same path?',
+  });
 }
 
 /** The nearest folder above that is there. */
