@@ -37,9 +37,14 @@ test.each([
   expect(driver.buffer(1).some((b) => b !== 0)).toBe(true);
 });
 
-test.each(['kernel=on', 'kernel', 'bogus', 'x=y,kernel=on,a'])('option "%s" is passed over, as with C', (text) => {
-  expect(checkOptions(RngOptions, parseRngText(text))).toEqual({ transport: 'legacy' });
-  expect(checkOptions(RngOptions, parseRngText(`${text},transport=modern`))).toEqual({ transport: 'modern' });
+test.each([
+  ['kernel=on', ['kernel=on']],
+  ['kernel', ['kernel']],
+  ['bogus', ['bogus']],
+  ['x=y,kernel=on,a', ['x=y', 'kernel=on', 'a']],
+])('option "%s" is passed over, as with C, and named', (text, unknown) => {
+  expect(checkOptions(RngOptions, parseRngText(text))).toEqual({ transport: 'legacy', unknown });
+  expect(checkOptions(RngOptions, parseRngText(`${text},transport=modern`))).toEqual({ transport: 'modern', unknown });
 });
 
 test('a request of 2 MiB gets what the device gives at once', async () => {
