@@ -41,6 +41,14 @@ export function inspectServedSocket(path: string, hint: string): void {
   }
 }
 
+/** @param what `socket /run/x` */
+export function socketInUse(what: string): HostError {
+  return new HostError(`${what} is in use`, Errno.EADDRINUSE, {
+    exitCode: ExitCode.CannotCreate,
+    hint: 'is another VM running with the same path?',
+  });
+}
+
 /** __SO_ACCEPTCON, <linux/net.h>: somebody listens. */
 const LISTENS = 0x10000;
 

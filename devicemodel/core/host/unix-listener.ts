@@ -9,7 +9,7 @@ import { makeParents } from './folders.ts';
 import { groupId } from './groups.ts';
 import { isServed } from './is-served.ts';
 import { native } from './libc.ts';
-import { checkSocketPath, nodeSocketPath } from './socket-path.ts';
+import { checkSocketPath, nodeSocketPath, socketInUse } from './socket-path.ts';
 
 /** Who connects without waiting is refused when so many wait to be accepted (EAGAIN). */
 const BACKLOG = 128;
@@ -112,12 +112,7 @@ async function clearWay(path: string): Promise<void> {
       hint: 'choose another path, or remove it',
     });
   }
-  if (await isServed(path)) {
-    throw new HostError(`socket ${path} is in use`, constants.errno.EADDRINUSE, {
-      exitCode: ExitCode.CannotCreate,
-      hint: 'is another VM running with the same path?',
-    });
-  }
+  if (await isServed(path)) throw socketInUse(`socket ${path}`);
   // Another start may have replaced the dead one by now: that one is not ours to remove.
   const now = lstatSync(path, { throwIfNoEntry: false });
   if (now?.ino === existing.ino && now.ctimeMs === existing.ctimeMs) rmSync(path, { force: true });

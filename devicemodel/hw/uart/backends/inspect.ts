@@ -20,7 +20,7 @@ import { Errno } from '../../../core/host/errno.ts';
 import { isInStickyFolder } from '../../../core/host/folders.ts';
 import { FOREIGN, isForeign } from '../../../core/host/output-file.ts';
 import { errnoOf, pathFailure } from '../../../core/host/path-failure.ts';
-import { inspectServedSocket, isListenedAt } from '../../../core/host/socket-path.ts';
+import { inspectServedSocket, isListenedAt, socketInUse } from '../../../core/host/socket-path.ts';
 import { type CharBackendSpec, describeCharBackend } from './spec.ts';
 
 const { O_APPEND, O_WRONLY, S_IXGRP, S_IXOTH, S_IXUSR, W_OK, X_OK } = constants;
@@ -129,11 +129,7 @@ function inspectPlace(path: string, isOfThisKind: (stat: Stats) => boolean, othe
 /** A dead socket is replaced; one that somebody serves is theirs. */
 function inspectListener(path: string, what: string): void {
   inspectPlace(path, (stat) => stat.isSocket(), 'is no socket', what);
-  if (!isListenedAt(path)) return;
-  throw new HostError(`${what} is in use`, Errno.EADDRINUSE, {
-    exitCode: ExitCode.CannotCreate,
-    hint: 'is another VM running with the same path?',
-  });
+  if (isListenedAt(path)) throw socketInUse(what);
 }
 
 /** The nearest folder above that is there. */
