@@ -295,12 +295,17 @@ export class AcrnHsm implements Hsm {
     );
   }
 
-  /** C: vm_get_cpu_state. A hypervisor without P- or C-state data answers with an error: undefined here. */
+  /**
+   * C: vm_get_cpu_state. A hypervisor without P- or C-state data answers with an error: undefined here.
+   * @throws HsmError EINVAL without a VM, as every other call.
+   */
   getCpuState(query: CpuStateQuery): Uint8Array | undefined {
     const buffer = new Uint8Array(CPU_STATE_BYTES);
     const command = (this.#vmid << 24) | (query.vcpu << 16) | (query.state << 8) | CpuStateType[query.type];
     new DataView(buffer.buffer).setBigUint64(0, BigInt(command >>> 0), true);
-    return this.#try('PM_GET_CPU_STATE', buffer) === 0 ? buffer : undefined;
+    const errno = this.#try('PM_GET_CPU_STATE', buffer);
+    if (errno === Errno.EINVAL && this.#vmid === 0) throw new HsmError('PM_GET_CPU_STATE', errno);
+    return errno === 0 ? buffer : undefined;
   }
 
   close(): void {

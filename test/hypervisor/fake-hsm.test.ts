@@ -5,12 +5,14 @@ import { IoreqPage, IoreqType } from '../../devicemodel/core/ioreq-page.ts';
 import { FakeHsm, type FakeHsmOptions } from '../support/fake-hsm.ts';
 import { describeHsm } from '../support/hsm-conformance.ts';
 
-describeHsm('fake', async () => ({ hsm: new FakeHsm(), eventfd: 5, otherEventfd: 6 }));
-describeHsm('fake with two vCPUs', async () => ({
-  hsm: new FakeHsm({ vcpuCount: 2, serving: 'from-page' }),
-  eventfd: 5,
-  otherEventfd: 6,
-}));
+function fakeUnderTest(options: FakeHsmOptions = {}) {
+  const hsm = new FakeHsm(options);
+  hsm.eventfds.notEventfds.add(7);
+  return { hsm, eventfd: 5, otherEventfd: 6, notEventfd: 7 };
+}
+
+describeHsm('fake', async () => fakeUnderTest());
+describeHsm('fake with two vCPUs', async () => fakeUnderTest({ vcpuCount: 2, serving: 'from-page' }));
 
 async function running(options: FakeHsmOptions = {}) {
   const hsm = new FakeHsm(options);

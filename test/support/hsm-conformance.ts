@@ -18,6 +18,8 @@ export interface HsmUnderTest {
   /** An eventfd, if the back end takes real or pretended ones. */
   readonly eventfd?: number;
   readonly otherEventfd?: number;
+  /** A descriptor that is none. */
+  readonly notEventfd?: number;
   /** What must be given back besides `hsm.close()`. */
   dispose?(): void;
 }
@@ -107,7 +109,18 @@ export function describeHsm(name: string, open: () => Promise<HsmUnderTest>): vo
       expect(vmid).toBeGreaterThan(0);
       expect(vcpuCount).toBeGreaterThan(0);
       expect(hsm.ioreqPage).toHaveLength(4096);
+      hsm.pauseVm();
     });
+
+    test('a handle has one VM', async () => {
+      await hsm.createVm(spec);
+      const second = await hsm.createVm(spec).then(
+        () => 0,
+        (error) => (error instanceof HsmError ? error.errno : error),
+      );
+      expect(second).toBe(EINVAL);
+      hsm.pauseVm();
+    }, 20_000); // ACRN's asks ten times: one of that name may be going away
 
     test('a created VM starts once; what runs can be neither reset, destroyed nor given registers', async () => {
       await hsm.createVm(spec);
@@ -231,7 +244,7 @@ export function describeHsm(name: string, open: () => Promise<HsmUnderTest>): vo
     });
 
     test('ioeventfds: widths, descriptors, duplicates', async (context) => {
-      const { eventfd, otherEventfd } = under;
+      const { eventfd, otherEventfd, notEventfd } = under;
       if (eventfd === undefined || otherEventfd === undefined) return context.skip();
       await hsm.createVm(spec);
       const at = { fd: eventfd, address: 0xdf00_4000, space: 'mmio', sizeBytes: 2 } as const;
@@ -239,6 +252,7 @@ export function describeHsm(name: string, open: () => Promise<HsmUnderTest>): vo
       expect(errnoOf(() => hsm.ioeventfd({ ...at, sizeBytes: 0 as 4 }, true))).toBe(EINVAL);
       expect(errnoOf(() => hsm.ioeventfd({ ...at, address: Number.MAX_SAFE_INTEGER }, true))).toBe(EINVAL);
       expect(errnoOf(() => hsm.ioeventfd({ ...at, fd: -1 }, true))).toBe(EBADF);
+      if (notEventfd !== undefined) expect(errnoOf(() => hsm.ioeventfd({ ...at, fd: notEventfd }, true))).toBe(EINVAL);
       hsm.ioeventfd(at, true);
       expect(errnoOf(() => hsm.ioeventfd(at, true))).toBe(EEXIST);
       expect(errnoOf(() => hsm.ioeventfd({ ...at, dataMatch: 1n }, true))).toBe(EEXIST); // any value matches already
@@ -250,11 +264,12 @@ export function describeHsm(name: string, open: () => Promise<HsmUnderTest>): vo
     });
 
     test('irqfds: one message per descriptor', async (context) => {
-      const { eventfd } = under;
+      const { eventfd, notEventfd } = under;
       if (eventfd === undefined) return context.skip();
       await hsm.createVm(spec);
       const message = { address: 0xfee0_1000, data: 0x41 };
       expect(errnoOf(() => hsm.irqfd(-1, message, true))).toBe(EBADF);
+      if (notEventfd !== undefined) expect(errnoOf(() => hsm.irqfd(notEventfd, message, true))).toBe(EINVAL);
       hsm.irqfd(eventfd, message, true);
       expect(errnoOf(() => hsm.irqfd(eventfd, message, true))).toBe(EBUSY);
       hsm.irqfd(eventfd, message, false);

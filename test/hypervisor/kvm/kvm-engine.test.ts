@@ -83,13 +83,16 @@ async function machine(): Promise<Machine> {
 describeHsm('kvm', async () => {
   const runDirectory = mkdtempSync(join(tmpdir(), 'kvm-'));
   const fds = [new Eventfd(), new Eventfd()];
+  const notEventfd = openSync('/dev/null', 'r');
   const config = { name: 'conformance', scenarioPath: undefined, cpuAffinity: [] };
   return {
     hsm: await openKvmHsm({ config, log: silentLog, ownsThread: true, runDirectory, kvm: new FakeKvm() }),
     eventfd: fds[0]?.fd as number,
     otherEventfd: fds[1]?.fd as number,
+    notEventfd,
     dispose: () => {
       for (const fd of fds) fd.dispose();
+      closeSync(notEventfd);
       forgetSharedRegions();
       rmSync(runDirectory, { recursive: true, force: true });
     },

@@ -2,7 +2,7 @@
  * The engine on the KVM of this machine, by guests of a few instructions: with the vCPU on this thread, with threads while
  * this one blocks, and with threads while the event loop goes on. Skipped without /dev/kvm; the rig has one.
  */
-import { mkdtempSync, rmSync } from 'node:fs';
+import { closeSync, mkdtempSync, openSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeAll, describe, expect, test } from 'vitest';
@@ -236,12 +236,15 @@ describe.skipIf(!hasKvm).each([
 if (hasKvm) {
   describeHsm('kvm of this machine', async () => {
     const fds = [new Eventfd(), new Eventfd()];
+    const notEventfd = openSync('/dev/null', 'r');
     return {
       hsm: await open(2, true, 'conformance'),
       eventfd: fds[0]?.fd as number,
       otherEventfd: fds[1]?.fd as number,
+      notEventfd,
       dispose: () => {
         for (const fd of fds) fd.dispose();
+        closeSync(notEventfd);
         forgetSharedRegions();
       },
     };

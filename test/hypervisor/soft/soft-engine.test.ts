@@ -1,4 +1,5 @@
 /** The software engine, by guests of a few instructions. */
+import { closeSync, openSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, describe, expect, test } from 'vitest';
@@ -71,6 +72,7 @@ describeHsm('soft', async () => {
   const { mkdtempSync, rmSync } = await import('node:fs');
   const directory = mkdtempSync(join(tmpdir(), 'soft-conformance-'));
   const fds = [new Eventfd(), new Eventfd()];
+  const notEventfd = openSync('/dev/null', 'r');
   return {
     hsm: await openSoftHsm({
       config: { name: 'conformance', scenarioPath: undefined },
@@ -79,8 +81,10 @@ describeHsm('soft', async () => {
     }),
     eventfd: fds[0]?.fd as number,
     otherEventfd: fds[1]?.fd as number,
+    notEventfd,
     dispose: () => {
       for (const fd of fds) fd.dispose();
+      closeSync(notEventfd);
       forgetSharedRegions();
       rmSync(directory, { recursive: true, force: true });
     },
