@@ -71,14 +71,14 @@ reference() {
 
 # run NAME FILE VCPUS SECONDS WORDS
 run() {
-  local name=$1 file=$2 count=$3 seconds=$4 words=$5 status line
+  local name=$1 file=$2 count=$3 seconds=$4 words=$5 status line began=$SECONDS
   timeout -s KILL "$seconds" ${DM:-node "$repo/dist/acrn-dm.js"} --hypervisor "$hypervisor" -m 512M --cpu_affinity "$(cpus "$count")" \
     -s 0:0,hostbridge -s 1:0,lpc -l com1,stdio --testdev --fw_cfg -E "$build/$arch/x86/$file" -B "$file $words" "kut$$" \
     < /dev/null > "$scratch/log" 2>&1
   status=$?
   line=$(grep -a '^FAIL' "$scratch/log" | head -1 | tr -d '\r')
   case $status in
-    1) [ -z "$line" ] && { echo "PASS    $name"; passed=$((passed + 1)); return; } ;;
+    1) [ -z "$line" ] && { echo "PASS    $name ($((SECONDS - began)) s)"; passed=$((passed + 1)); return; } ;;
     77) echo "SKIP    $name"; skipped=$((skipped + 1)); return ;;
   esac
   [ $status != 137 ] || line="${line:+$line; }no end in $seconds s"
@@ -101,20 +101,29 @@ section() {
   case " $groups " in *" vmx "* | *" svm "* | *" pmu "* | *" hyperv "* | *" nested "* | *" nodefault "*) return ;; esac
   case $file in vmx.flat | svm*.flat | hyperv*.flat | pmu*.flat | intel-iommu.flat | "") return ;; esac
   case ${only:-$arch} in "$arch") ;; *) return ;; esac
+  local one
+  for one in ${need//\"/}; do
+    if [ "$(cat "${one%%=*}" 2> /dev/null)" != "${one#*=}" ]; then
+      echo "SKIP    $name: the host has not $one"
+      skipped=$((skipped + 1))
+      return
+    fi
+  done
   # vCPUs that the engine does not have.
   if [ "$hypervisor" = soft ] && [ "$count" -gt 1 ]; then return; fi
   run "$name" "$file" "$count" "${SECONDS_EACH:-$seconds}" "$words"
 }
 
-name='' file='' count=1 only='' seconds=90 words='' groups=''
+name='' file='' count=1 only='' seconds=90 words='' groups='' need=''
 while IFS= read -r line <&3; do
   case $line in
-    \[*\]) section; name=${line#\[}; name=${name%\]}; file='' count=1 only='' seconds=90 words='' groups='' ;;
+    \[*\]) section; name=${line#\[}; name=${name%\]}; file='' count=1 only='' seconds=90 words='' groups='' need='' ;;
     file\ =*) file=${line#*= } ;;
     smp\ =*) count=${line#*= } ;;
     arch\ =*) only=${line#*= } ;;
     timeout\ =*) seconds=${line#*= } ;;
     groups\ =*) groups=${line#*= } ;;
+    check\ =*) need=${line#*= } ;;
     test_args\ =*) words=$(eval echo "${line#*= }") ;;
   esac
 done 3< "$build/$arch/x86/unittests.cfg"

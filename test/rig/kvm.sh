@@ -1,10 +1,12 @@
 #!/bin/bash
 # Debian amd64 on the embedded hypervisor with the machine's own KVM: several vCPUs (CPUS=0,1,2,3: four), a disk used by
-# all of them, S3, a reboot, and the power button. HYPERVISOR=kvm test/rig/virtio.sh has the devices.
-export HYPERVISOR=kvm CPUS=${CPUS:-0,1} RIG_PASS="CPUS"
+# all of them, pauses, S3, a reboot, and the power button. HYPERVISOR=kvm test/rig/virtio.sh has the devices.
+# STEPS="cpus s3" runs some of the steps; the guest powers itself off then.
+export HYPERVISOR=kvm CPUS=${CPUS:-0,1} STEPS=${STEPS:-cpus pause s3 reboot button} RIG_PASS="CPUS STEPS"
 export RIG_TIMEOUT=${RIG_TIMEOUT:-290}
 . "$(dirname "$0")/lib.sh"
 
+wanted() { [[ " $STEPS " == *" $1 "* ]]; }
 count=$(echo "$CPUS" | tr ',' '\n' | wc -l)
 type_at_console
 guest_script
@@ -18,8 +20,10 @@ truncate -s 32M /run/disk.img
 WORDS="stay no_console_suspend" start_dm -s "3,virtio-blk,/run/disk.img,writeback"
 check "the guest is there" wait_for 200 GUEST-DONE
 sleep 1
+echo "        its shell after $SECONDS s, $(grep -ao 'GUEST-UP.*' "$guest_log" | head -1 | tr -d '\r')"
 check "with $count vCPUs" guest "test \$(grep -c ^processor /proc/cpuinfo) = $count"
-if [ "$count" -gt 1 ]; then
+
+if wanted cpus && [ "$count" -gt 1 ]; then
   check "a thread for each of them" test "$(cat /proc/"$dm"/task/*/comm | grep -c '^vcpu')" = "$count"
   check "each of them writes and reads the disk" guest "insmod /lib/virtio_blk.ko 2> /dev/null; ls /sys/block/vda > /dev/null && \
 for c in \$(seq 0 $((count - 1))); do taskset -p \$((1 << c)) \$\$ > /dev/null; \
@@ -27,43 +31,54 @@ dd if=/dev/urandom of=/tmp/d bs=1M count=1 2> /dev/null; dd if=/tmp/d of=/dev/vd
 dd if=/dev/vda of=/tmp/e skip=\$c bs=1M count=1 iflag=direct 2> /dev/null; cmp /tmp/d /tmp/e || bad=1; done; test -z \"\$bad\"" 60
 fi
 
-echo "-- pause"
-# acrnvm of the same build.
-of_vm() { node "$(dirname "${DM##* }")/acrnvm.js" "$@" vm1; }
-seconds() { grep -ac '^tick' "$guest_log"; }
-guest '(while :; do echo "ti""ck"; sleep 1; done) & echo $! > /tmp/ticker' || true
-check "the guest counts seconds" wait_for 30 '^tick'
-check "it is paused" of_vm pause
-sleep 1
-before=$(seconds)
-sleep 5
-check "and counts none meanwhile ($before)" test "$(seconds)" = "$before"
-check "it goes on" of_vm resume
-sleep 5
-check "and counts on ($before, then $(seconds))" test "$(seconds)" -gt "$before"
-check "with all of its CPUs" guest "kill \$(cat /tmp/ticker); bad=; for c in \$(seq 0 $((count - 1))); do taskset -p \$((1 << c)) \$\$ > /dev/null || bad=1; done; test -z \"\$bad\""
+if wanted pause; then
+  echo "-- pause"
+  # acrnvm of the same build.
+  of_vm() { node "$(dirname "${DM##* }")/acrnvm.js" "$@" vm1; }
+  seconds() { grep -ac '^tick' "$guest_log"; }
+  guest '(while :; do echo "ti""ck"; sleep 1; done) & echo $! > /tmp/ticker' || true
+  check "the guest counts seconds" wait_for 30 '^tick'
+  check "it is paused" of_vm pause
+  sleep 1
+  before=$(seconds)
+  sleep 5
+  check "and counts none meanwhile ($before)" test "$(seconds)" = "$before"
+  check "it goes on" of_vm resume
+  sleep 5
+  check "and counts on ($before, then $(seconds))" test "$(seconds)" -gt "$before"
+  check "with all of its CPUs" guest "kill \$(cat /tmp/ticker); bad=; for c in \$(seq 0 $((count - 1))); do taskset -p \$((1 << c)) \$\$ > /dev/null || bad=1; done; test -z \"\$bad\""
+fi
 
-echo "-- S3, woken by its RTC"
-check "the alarm is set" guest 'echo deep > /sys/power/mem_sleep; echo 0 > /sys/class/rtc/rtc0/wakealarm; echo +10 > /sys/class/rtc/rtc0/wakealarm'
-echo 'echo mem > /sys/power/state; echo "alarmed-$?"' >&8
-check "the guest goes on where it was" wait_for 100 alarmed-0
-check "with $count vCPUs" guest "test \$(cat /sys/devices/system/cpu/online) = 0$([ "$count" = 1 ] || echo "-$((count - 1))")"
+if wanted s3; then
+  echo "-- S3, woken by its RTC"
+  check "the alarm is set" guest 'echo deep > /sys/power/mem_sleep; echo 0 > /sys/class/rtc/rtc0/wakealarm; echo +10 > /sys/class/rtc/rtc0/wakealarm'
+  echo 'echo mem > /sys/power/state; echo "alarmed-$?"' >&8
+  check "the guest goes on where it was" wait_for 100 alarmed-0
+  check "with $count vCPUs" guest "test \$(cat /sys/devices/system/cpu/online) = 0$([ "$count" = 1 ] || echo "-$((count - 1))")"
+fi
 
-echo "-- reboot"
-echo 'reboot -f' >&8
-check "the guest comes up again" life 2 150
-sleep 1
-check "with $count vCPUs" guest "test \$(grep -c ^processor /proc/cpuinfo) = $count"
+if wanted reboot; then
+  echo "-- reboot"
+  echo 'reboot -f' >&8
+  check "the guest comes up again" life 2 150
+  sleep 1
+  check "with $count vCPUs" guest "test \$(grep -c ^processor /proc/cpuinfo) = $count"
+fi
 
-echo "-- SIGTERM"
-check "the power button has a driver" guest 'insmod /lib/button.ko && sleep 1 && grep -q "Power Button" /sys/class/input/event*/device/name'
-# What is typed is echoed: in two pieces there.
-echo 'f=$(grep -l "Power Button" /sys/class/input/event*/device/name); (head -c 24 /dev/input/$(echo $f | cut -d/ -f5) > /dev/null; echo button-""pressed; poweroff -f) &' >&8
-sleep 2
-kill -TERM "$dm"
-check "the guest hears of it" wait_for 60 button-pressed
+if wanted button; then
+  echo "-- SIGTERM"
+  check "the power button has a driver" guest 'insmod /lib/button.ko && sleep 1 && grep -q "Power Button" /sys/class/input/event*/device/name'
+  # What is typed is echoed: in two pieces there.
+  echo 'f=$(grep -l "Power Button" /sys/class/input/event*/device/name); (head -c 24 /dev/input/$(echo $f | cut -d/ -f5) > /dev/null; echo button-""pressed; poweroff -f) &' >&8
+  sleep 2
+  kill -TERM "$dm"
+  check "the guest hears of it" wait_for 60 button-pressed
+else
+  echo 'poweroff -f' >&8
+fi
 wait_dm 60
 check "status 0" test $? = 0
 check "ACPI S5" grep -q 'poweroff: guest entered ACPI S5' "$guest_log"
+echo "        over after $SECONDS s"
 [ "$failures" = 0 ] || tail -60 "$guest_log"
 finish
