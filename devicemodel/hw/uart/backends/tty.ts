@@ -97,8 +97,10 @@ export class PtyBackend extends StreamBackend {
   }
 
   protected override close(): void {
-    this.#forgetLink();
-    if (this.#linkPath !== undefined && this.#slavePath !== undefined) removeLink(this.#linkPath, this.#slavePath);
+    // What could not be removed is tried once more when the process ends.
+    if (this.#linkPath === undefined || this.#slavePath === undefined || removeLink(this.#linkPath, this.#slavePath)) {
+      this.#forgetLink();
+    }
     if (this.#slaveFd !== undefined) closeFd(this.#slaveFd);
     this.#slaveFd = undefined;
     this.#slavePath = undefined;
@@ -129,11 +131,14 @@ function placeLink(linkPath: string, slavePath: string): void {
   }
 }
 
-/** Remove the link if it still leads to our slave: a later VM may have taken the name over. */
-function removeLink(linkPath: string, slavePath: string): void {
+/** Remove the link if it still leads to our slave: a later VM may have taken the name over. Whether it is ours no more. */
+function removeLink(linkPath: string, slavePath: string): boolean {
   try {
     if (readlinkSync(linkPath) === slavePath) unlinkSync(linkPath);
-  } catch {
-    // Gone already.
+    return true;
+  } catch (error) {
+    const code = (error as NodeJS.ErrnoException).code;
+    // Gone, or a file by now.
+    return code === 'ENOENT' || code === 'EINVAL';
   }
 }
