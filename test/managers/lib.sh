@@ -42,6 +42,8 @@ for place in /usr/share /var/lib /var/log; do mount -t tmpfs managers $place; do
 ip link set lo up
 cp "$managers"/{acrnctl,acrnd,life_mngr} /run/bin
 printf '#!/bin/sh\nexec %s "$@"\n' "${DM:-node "$repo/dist/acrn-dm.js"}" > /run/bin/acrn-dm
+# To the example scripts it means a program's path.
+unset DM
 printf '#!/bin/sh\nexec node "%s" "$@"\n' "$repo/dist/acrnvm.js" > /run/bin/acrnvm
 # life_mngr ends the machine by this name.
 printf '#!/bin/sh\necho "$0" >> /run/t/poweroff\n' > /run/bin/poweroff
