@@ -33,7 +33,7 @@ export async function openApiDocument(routes: readonly Route[], version = '1'): 
       description: "On a Unix socket of the VM. /api/v1 speaks Cloud Hypervisor's dialect, /v1 has what that lacks.",
       license: { name: 'BSD-3-Clause', identifier: 'BSD-3-Clause' },
     },
-    servers: [{ url: 'http://localhost' }],
+    servers: [{ url: 'http://vm' }],
     security: [],
     paths,
     components: { schemas: { Problem: problemSchema } },
