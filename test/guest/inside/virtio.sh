@@ -1,5 +1,6 @@
 # In the guest: Linux's own virtio drivers at work. The host's part: ../virtio.sh.
-MIB=$(cat /proc/cmdline | tr ' ' '\n' | sed -n 's/^mib=//p')
+word() { tr ' ' '\n' < /proc/cmdline | sed -n "s/^$1=//p"; }
+MIB=$(word mib)
 stage() { read -r up _ < /proc/uptime; echo "STAGE $1 after $up s"; }
 disk=/dev/vda
 # The 35th character of each is VIRTIO_F_RING_PACKED.
@@ -50,7 +51,8 @@ stage network
 [ "$(cat /sys/class/net/eth0/address)" = 02:00:00:00:00:42 ] && ok "address" || bad "address"
 ip link set eth0 up && ip addr add 10.9.0.2/24 dev eth0
 ping -c 3 -W 5 -s 1400 10.9.0.1 > /tmp/ping 2>&1 && ok "$(grep received /tmp/ping)" || bad "$(tail -2 /tmp/ping)"
-data() { i=0; while [ $i -lt $MIB ]; do echo "part $i"; cat /tmp/seed; i=$((i + 1)); done; }
+net_mib=$(word net_mib)
+data() { i=0; while [ $i -lt $net_mib ]; do echo "part $i"; cat /tmp/seed; i=$((i + 1)); done; }
 sum=$(data | md5sum)
 data | nc 10.9.0.1 5001 && ok "sent, sum ${sum%% *}" || bad "send"
 sum=$(nc 10.9.0.1 5002 < /dev/null | md5sum)
