@@ -6,7 +6,7 @@
 import { optionsOfChVm } from '../config/cloud-hypervisor.ts';
 import { didYouMean } from '../config/suggest.ts';
 import { CH_VERSION } from '../control/api/ch-version.ts';
-import { ConfigError, RefusedError } from '../devicemodel/core/errors.ts';
+import { ConfigError } from '../devicemodel/core/errors.ts';
 import { parseBytes } from '../devicemodel/core/units.ts';
 import { pciDrivers } from '../devicemodel/hw/registry.ts';
 import { parseCommandLine, type VmOrder } from './cli.ts';
@@ -39,6 +39,11 @@ function bytesOf(option: string, text: string): number {
   const bytes = parseBytes(text, 'KMG');
   if (bytes === undefined) throw new ConfigError(`${option}: "${text}" is no size`);
   return bytes;
+}
+
+function countOf(option: string, text: string): number {
+  if (!/^[1-9]\d{0,8}$/.test(text)) throw new ConfigError(`${option}: "${text}" is no number of vCPUs`);
+  return Number(text);
 }
 
 const isOn = (text: string | undefined) => text === 'on' || text === 'true';
@@ -81,15 +86,12 @@ const options: Readonly<Record<string, Take>> = {
   net: listed('net', (parameters) => parameters),
   device: listed('devices', (parameters) => parameters),
   memory: (vm, value, option) => {
-    // shared=on and the like are about how the host has it.
-    const { size = '512M', shared: _, ...rest } = parametersOf(option, value);
-    const others = Object.keys(rest);
-    if (others.length > 0) throw new RefusedError('impossible', `${option}: ${others.join(', ')}: not here`);
-    vm['memory'] = { size: bytesOf(option, size) };
+    const { size = '512M', ...rest } = parametersOf(option, value);
+    vm['memory'] = { ...rest, size: bytesOf(option, size) };
   },
   cpus: (vm, value, option) => {
-    const { boot = '1', max = boot } = parametersOf(option, value);
-    vm['cpus'] = { boot_vcpus: Number(boot), max_vcpus: Number(max) };
+    const { boot = '1', max = boot, ...rest } = parametersOf(option, value);
+    vm['cpus'] = { ...rest, boot_vcpus: countOf(option, boot), max_vcpus: countOf(option, max) };
   },
   rng: (vm, value, option) => void (vm['rng'] = parametersOf(option, value)),
   console: (vm, value, option) => void (vm['console'] = consoleOf(option, value)),

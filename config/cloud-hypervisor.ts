@@ -7,26 +7,26 @@ import * as v from 'valibot';
 import { ConfigError, ExitCode, RefusedError } from '../devicemodel/core/errors.ts';
 import { KiB } from '../devicemodel/core/units.ts';
 
-const path = v.object({ path: v.optional(v.string()) });
-const consoleSchema = v.object({
+const path = v.looseObject({ path: v.optional(v.string()) });
+const consoleSchema = v.looseObject({
   mode: v.picklist(['Off', 'Pty', 'Tty', 'File', 'Socket', 'Null']),
   file: v.nullish(v.string()),
   socket: v.nullish(v.string()),
 });
 type ChConsole = v.InferOutput<typeof consoleSchema>;
 
-/** What is looked at. Members of other names come to {@link unknownMembers}. */
+/** What is looked at. Members of other names come to {@link refuseStrangers}. */
 const known = {
   cpus: v.optional(
-    v.object({
+    v.looseObject({
       boot_vcpus: v.optional(v.number(), 1),
       max_vcpus: v.optional(v.number()),
       affinity: v.nullish(v.array(v.object({ vcpu: v.number(), host_cpus: v.array(v.number()) }))),
     }),
   ),
-  memory: v.optional(v.object({ size: v.number() })),
+  memory: v.optional(v.looseObject({ size: v.number() })),
   payload: v.nullish(
-    v.object({
+    v.looseObject({
       kernel: v.nullish(v.string()),
       cmdline: v.nullish(v.string()),
       initramfs: v.nullish(v.string()),
@@ -34,21 +34,22 @@ const known = {
     }),
   ),
   kernel: v.nullish(path),
-  cmdline: v.nullish(v.object({ args: v.optional(v.string()) })),
+  cmdline: v.nullish(v.looseObject({ args: v.optional(v.string()) })),
   initramfs: v.nullish(path),
   disks: v.nullish(
     v.array(
-      v.object({ path: v.nullish(v.string()), readonly: v.nullish(v.boolean()), direct: v.nullish(v.boolean()) }),
+      v.looseObject({ path: v.nullish(v.string()), readonly: v.nullish(v.boolean()), direct: v.nullish(v.boolean()) }),
     ),
   ),
-  net: v.nullish(v.array(v.object({ tap: v.nullish(v.string()), mac: v.nullish(v.string()) }))),
-  devices: v.nullish(v.array(v.object({ path: v.string() }))),
-  rng: v.nullish(v.object({ src: v.optional(v.string()) })),
+  net: v.nullish(v.array(v.looseObject({ tap: v.nullish(v.string()), mac: v.nullish(v.string()) }))),
+  devices: v.nullish(v.array(v.looseObject({ path: v.string() }))),
+  rng: v.nullish(v.looseObject({ src: v.optional(v.string()) })),
   console: v.nullish(consoleSchema),
   serial: v.nullish(consoleSchema),
   watchdog: v.nullish(v.boolean()),
+  platform: v.nullish(v.looseObject({})),
   /** Ours: what the VM is called. */
-  acrn: v.optional(v.object({ name: v.optional(v.string()) })),
+  acrn: v.optional(v.looseObject({ name: v.optional(v.string()) })),
 } as const;
 
 const schema = v.looseObject(known);
@@ -56,8 +57,36 @@ const schema = v.looseObject(known);
 export const createSchema: v.GenericSchema = schema;
 type ChVm = v.InferOutput<typeof schema>;
 
-/** Members that say something for which there is no place here, and that a guest does not miss. */
-const ignored: ReadonlySet<string> = new Set(['platform']);
+const PLACE = ['id', 'pci_segment', 'pci_device_id'] as const;
+/** What firmware tables say the machine is called. */
+const PLATFORM = [
+  ...[
+    'num_pci_segments',
+    'iommu_segments',
+    'iommu_address_width',
+    'iommu_address_width_bits',
+    'oem_strings',
+    'iommufd',
+  ],
+  ...['serial_number', 'uuid', 'chassis_asset_tag', 'vfio_p2p_dma', 'system_serial_number', 'system_uuid'],
+  ...['system_manufacturer', 'system_product_name', 'system_version', 'system_family', 'system_sku_number'],
+];
+/** How the host goes about it, or a label: a guest does not miss what there is no place for here. */
+const harmless: Readonly<Record<string, readonly string[]>> = {
+  cpus: ['max_phys_bits', 'nested', 'core_scheduling'],
+  memory: ['mergeable', 'shared', 'hugepages', 'hugepage_size', 'prefault', 'reserve', 'thp', 'hotplug_method'],
+  disks: [
+    ...PLACE,
+    ...['num_queues', 'queue_size', 'queue_affinity', 'disable_io_uring', 'disable_aio', 'backing_files', 'sparse'],
+    ...['image_type', 'lock_granularity'],
+  ],
+  net: [...PLACE, 'num_queues', 'queue_size', 'vhost_mode', 'offload_tso', 'offload_ufo', 'offload_csum'],
+  devices: [...PLACE, 'x_exclude_mmap_bars'],
+  rng: PLACE,
+  console: PLACE,
+  serial: PLACE,
+  platform: PLATFORM,
+};
 
 /** @returns the words of our command line, without the name. @throws ConfigError, RefusedError. */
 export function optionsOfChVm(body: unknown): {
@@ -71,10 +100,13 @@ export function optionsOfChVm(body: unknown): {
     throw new ConfigError(`${v.getDotPath(issue) ?? 'the VM'}: ${issue.message}`, { exitCode: ExitCode.Config });
   }
   const vm = parsed.output;
-  for (const [name, value] of Object.entries(vm)) {
-    if (!(name in known) && !ignored.has(name) && !isOff(value)) {
-      throw new RefusedError('impossible', `${name}: there is nothing of that kind here`);
-    }
+  refuseStrangers('', vm, known);
+  for (const [name, part] of Object.entries(known)) {
+    const given = vm[name as keyof typeof known];
+    const entries = entriesOf(part);
+    if (Array.isArray(given))
+      for (const [i, each] of given.entries()) refuseStrangers(`${name}.${i}.`, each, entries, harmless[name]);
+    else if (typeof given === 'object' && given !== null) refuseStrangers(`${name}.`, given, entries, harmless[name]);
   }
   const argv = [
     '--memsize',
@@ -92,10 +124,27 @@ export function optionsOfChVm(body: unknown): {
 /** Of Cloud Hypervisor. */
 const DEFAULT_MEMORY_BYTES = 512 * 1024 * KiB;
 
+/** The members of an object, or of those in a list, whether it may be left out or not. */
+function entriesOf(part: object): object {
+  const { entries, wrapped, item } = part as { entries?: object; wrapped?: object; item?: object };
+  const inner = wrapped ?? item;
+  return entries ?? (inner === undefined ? {} : entriesOf(inner));
+}
+
+/** @throws RefusedError for a member that asks for what there is not. */
+function refuseStrangers(where: string, given: object, entries: object, passed: readonly string[] = []): void {
+  for (const [name, value] of Object.entries(given)) {
+    if (name in entries || passed.includes(name) || isOff(value)) continue;
+    throw new RefusedError('impossible', `${where}${name}: there is nothing of that kind here`);
+  }
+}
+
 function isOff(value: unknown): boolean {
+  if (value === 'off' || value === 'false' || value === '0') return true;
   if (value === null || value === false || value === undefined || value === 0) return true;
   if (Array.isArray(value)) return value.length === 0;
-  return typeof value === 'object' && 'mode' in value && (value.mode === 'Off' || value.mode === 'Null');
+  if (typeof value !== 'object') return false;
+  return 'mode' in value ? value.mode === 'Off' || value.mode === 'Null' : Object.values(value).every(isOff);
 }
 
 function cpuOptions({ cpus }: ChVm): string[] {

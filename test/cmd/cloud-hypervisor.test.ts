@@ -70,9 +70,29 @@ describe('the body of vm.create', () => {
     ['vsock', { vsock: { cid: 3 } }],
     ['cpus.boot_vcpus', { cpus: { boot_vcpus: 4, max_vcpus: 4 } }],
     ['net.0', { net: [{ mac: '52:54:00:00:00:01' }] }],
+    ['disks.1.vhost_user', { disks: [{ path: '/a' }, { path: '/b', vhost_user: true, vhost_socket: '/s' }] }],
+    ['disks.0.rate_limiter_config', { disks: [{ path: '/a', rate_limiter_config: { ops: { size: 1 } } }] }],
+    ['net.0.ip', { net: [{ tap: 'tap0', ip: '192.168.249.1' }] }],
+    ['cpus.topology', { cpus: { boot_vcpus: 1, topology: { threads_per_core: 2 } } }],
+    ['memory.hotplug_size', { memory: { size: 1 << 28, hotplug_size: 1 << 28 } }],
+    ['payload.igvm', { payload: { kernel: '/k', igvm: '/i' } }],
+    ['platform.tdx', { platform: { tdx: true } }],
+    ['console.iommu', { console: { mode: 'Pty', iommu: true } }],
+    ['acrn.vsock', { acrn: { name: 'vm1', vsock: 3 } }],
   ])('%s is refused, not passed over', (where, more) => {
     expect(() => orderOfChVm({ ...newer, ...more })).toThrow(RefusedError);
     expect(() => orderOfChVm({ ...newer, ...more })).toThrow(where);
+  });
+
+  test('may say how the host shall go about it, and does without what is off', () => {
+    const { order } = orderOfChVm({
+      ...newer,
+      cpus: { boot_vcpus: 1, max_vcpus: 1, features: { amx: false }, topology: null },
+      memory: { size: 1 << 28, shared: true, hugepages: false, hotplug_size: 0, zones: [] },
+      disks: [{ path: '/d.img', id: 'root', num_queues: 4, vhost_user: false, serial: null }],
+      platform: { uuid: 'u', tdx: false },
+    });
+    expect(order.config.pci.map(({ driver, text }) => `${driver} ${text}`)).toContain('virtio-blk /d.img');
   });
 
   test.each([
@@ -122,6 +142,24 @@ describe('the command line', () => {
       'virtio-blk /b,ro',
       'virtio-rnd ',
     ]);
+  });
+
+  test.each([
+    ['--cpus boot=two', ConfigError, '"two" is no number of vCPUs'],
+    ['--cpus boot=1,topology=2:1:1:1', RefusedError, 'cpus.topology'],
+    ['--memory size=1G,hotplug_size=1G', RefusedError, 'memory.hotplug_size'],
+    ['--disk path=/a,vhost_user=on,socket=/s', RefusedError, 'disks.0.vhost_user'],
+    ['--net tap=tap0,ip=10.0.0.1', RefusedError, 'net.0.ip'],
+    ['--rng src=/dev/urandom,iommu=on', RefusedError, 'rng.iommu'],
+  ])('%s is refused, not passed over', (line, kind, what) => {
+    expect(() => argvOf(`--kernel /k ${line}`)).toThrow(kind);
+    expect(() => argvOf(`--kernel /k ${line}`)).toThrow(what);
+  });
+
+  test('may say how the host shall go about it', () => {
+    const line =
+      '--kernel /k --memory size=1G,shared=on,hotplug_size=0 --disk path=/a,id=root,num_queues=2,vhost_user=off';
+    expect(configOf(line).memoryBytes).toBe(1 << 30);
   });
 
   test('that only listens, as libvirt gives it', () => {
