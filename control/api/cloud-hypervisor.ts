@@ -19,6 +19,12 @@ const BAD_CONFIG = 400;
 /** And for a device that is not named. */
 const NO_DEVICE = 404;
 
+/** How the host goes about a disk: a guest does not miss them. */
+const DISK_HINTS: ReadonlySet<string> = new Set([
+  ...['num_queues', 'queue_size', 'queue_affinity', 'pci_segment', 'pci_device_id', 'disable_io_uring', 'disable_aio'],
+  ...['direct', 'backing_files', 'sparse', 'image_type', 'lock_granularity'],
+]);
+
 /** What can be done to a configuration that is running, by its path, and why it is not possible. */
 const notHere: Readonly<Record<string, string>> = {
   'vm.nmi': 'an NMI cannot be sent to a guest',
@@ -258,7 +264,12 @@ function addDisk(vmm: Vmm): Route['run'] {
       throw new HttpProblem(501, 'impossible', 'a disk comes with vm.create, or once the VM is booted');
     }
     const { config, commands } = bootedGuest(vmm);
-    const { path, id: asked, readonly: isReadOnly = false } = parsed(Take.disk, body, BAD_CONFIG);
+    const { path, id: asked, readonly: isReadOnly = false, ...others } = parsed(Take.disk, body, BAD_CONFIG);
+    const strange = Object.keys(others).find(
+      (name) => !DISK_HINTS.has(name) && others[name] !== null && others[name] !== false,
+    );
+    if (strange !== undefined)
+      throw new HttpProblem(501, 'impossible', `${strange}: there is nothing of that kind here`);
     if (!existsSync(path)) throw new HttpProblem(BAD_CONFIG, 'no-file', `${path}: no such file`);
     if (path.includes(',')) throw new HttpProblem(BAD_CONFIG, 'member', `${path}: a path with a comma is not possible`);
     const empty = config.pci.filter(

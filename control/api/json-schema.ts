@@ -45,6 +45,8 @@ function convert(schema: Kind): Record<string, unknown> {
     case 'object':
     case 'loose_object':
       return objectOf(schema.entries ?? {});
+    case 'strict_object':
+      return { ...objectOf(schema.entries ?? {}), additionalProperties: false };
     default:
       throw new Error(`no JSON Schema for ${schema.type}`);
   }

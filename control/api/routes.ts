@@ -96,6 +96,7 @@ export function parsed<S extends v.GenericSchema>(schema: S, body: unknown, stat
   const [issue] = result.issues;
   const where = v.getDotPath(issue);
   if (where === null) throw new HttpProblem(status, 'member', 'the body is no object');
+  if (issue.expected === 'never') throw new HttpProblem(status, 'member', `${where}: there is no such member`);
   // valibot writes a choice as `("up" | "down")`.
   const expected = issue.expected?.replace(/[()"]/g, '').replaceAll(' | ', ', ');
   const what = issue.received === 'undefined' ? 'is missing' : `expected ${expected}, not ${issue.received}`;

@@ -11,16 +11,16 @@ export const logLevels = Object.keys(LogLevel) as LogLevelName[];
 
 /** Bodies of requests. */
 export const Take = {
-  power: v.object({ action: v.picklist(powerActions), force: v.optional(v.boolean()) }),
-  medium: v.object({ path: described('PATH[,OPTIONS]') }),
-  size: v.object({ sizeBytes: v.optional(v.pipe(v.number(), v.integer(), v.minValue(1))) }),
-  link: v.object({ up: v.boolean() }),
-  logLevel: v.object({
+  power: v.strictObject({ action: v.picklist(powerActions), force: v.optional(v.boolean()) }),
+  medium: v.strictObject({ path: described('PATH[,OPTIONS]') }),
+  size: v.strictObject({ sizeBytes: v.optional(v.pipe(v.number(), v.integer(), v.minValue(1))) }),
+  link: v.strictObject({ up: v.boolean() }),
+  logLevel: v.strictObject({
     level: v.picklist(logLevels),
     sink: v.optional(v.picklist(['console', 'kmsg', 'disk'])),
   }),
   // Of Cloud Hypervisor's dialect.
-  disk: v.object({ path: text, readonly: v.nullish(v.boolean()), id: v.nullish(text) }),
+  disk: v.looseObject({ path: text, readonly: v.nullish(v.boolean()), id: v.nullish(text) }),
   device: v.object({ id: text }),
   diskSize: v.object({ id: text, desired_size: whole }),
 } as const;

@@ -161,6 +161,17 @@ describe("Cloud Hypervisor's dialect", () => {
     expect((await ask(path, 'PUT', '/api/v1/vm.add-disk', {})).status).toBe(400);
   });
 
+  test('of a disk that is added, too, what there is not is refused, and how the host shall go about it is not', async () => {
+    const { path, vmm } = await serve();
+    expect(await ask(path, 'PUT', '/api/v1/vm.add-disk', { path: '/dev/null', vhost_user: true })).toMatchObject({
+      status: 501,
+      json: { detail: 'vhost_user: there is nothing of that kind here' },
+    });
+    expect(vmm.asked).toEqual([]);
+    const plain = { path: '/dev/null', num_queues: 4, vhost_user: false, rate_limiter_config: null };
+    expect((await ask(path, 'PUT', '/api/v1/vm.add-disk', plain)).status).toBe(200);
+  });
+
   test.each(['vm.add-net', 'vm.snapshot', 'vm.resize', 'vm.coredump', 'vm.send-migration'])(
     '%s is said not to be possible',
     async (name) => {
@@ -352,6 +363,21 @@ describe('resources of our own', () => {
     expect(refused.json).toMatchObject({ status: 501, detail: expect.stringContaining('virtio-blk') });
   });
 
+  test.each([
+    ['vm/power', { action: 'off', Force: true }, 'Force'],
+    ['devices/3/size', { sizebytes: 1 << 30 }, 'sizebytes'],
+    ['devices/5/disk', { path: '/cd.iso', readonly: true }, 'readonly'],
+    ['devices/4/link', { up: false, forS: 3 }, 'forS'],
+    ['log', { level: 'debug', sinks: 'console' }, 'sinks'],
+  ])('PUT %s with %j: a member that is not there is no word to pass over', async (what, body, member) => {
+    const { path, vmm } = await serve();
+    expect(await ask(path, 'PUT', `/v1/${what}`, body)).toMatchObject({
+      status: 422,
+      json: { type: 'urn:acrn-dm:member', detail: `${member}: there is no such member` },
+    });
+    expect(vmm.asked).toEqual([]);
+  });
+
   test('a cable comes out and goes in', async () => {
     const { path, vmm } = await serve();
     expect((await ask(path, 'PUT', '/v1/devices/4/link', { up: false })).status).toBe(204);
@@ -403,6 +429,7 @@ describe('resources of our own', () => {
     const bodyOf = (where: string) => json.paths[where].put.requestBody.content['application/json'].schema;
     expect(bodyOf('/v1/vm/power')).toEqual({
       type: 'object',
+      additionalProperties: false,
       required: ['action'],
       properties: {
         action: { enum: ['shutdown', 'off', 'reset', 'wake', 'button'] },
