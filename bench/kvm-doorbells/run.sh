@@ -17,7 +17,7 @@ build() {
 }
 build PING
 build PONG
-gcc -O2 -o "$work/vmm" "$here/../kvm-exits/vmm.c"
+gcc -O2 -pthread -o "$work/vmm" "$here/../kvm-exits/vmm.c"
 
 # vm IMAGE
 vm() {

@@ -2,18 +2,27 @@
  * vmm ELF: the least that runs guest.c on /dev/kvm, to compare with. One vCPU, interrupt controllers in the kernel as
  * acrn-dm has them, the image in memory, and a loop that answers port accesses. Ends with the guest's S5.
  *
+ * vmm -t ELF: the same with the loop in a second thread, each access handed over and back by a futex: what two changes of the
+ * thread cost by themselves.
+ *
  * vmm ELF ELF: two VMs in two processes that ring each other (../kvm-doorbells): a write to BARE_BELL rings an eventfd in
  * the kernel, which is a message to the other. The second starts when the first has said something.
  */
 #include <elf.h>
 #include <err.h>
 #include <fcntl.h>
+#include <linux/futex.h>
 #include <linux/kvm.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -55,8 +64,55 @@ static void connect(int vm, int rings, int rung) {
   call(vm, KVM_IRQFD, (unsigned long)&interrupt, "KVM_IRQFD");
 }
 
+/* A vCPU in KVM_RUN, and what its guest printed. */
+struct guest {
+  int vcpu;
+  struct kvm_run *run;
+  /* Gets a byte at the first thing the guest prints, or -1. */
+  int said;
+  /* Of -t: whose the vCPU is. Both threads sleep on it. */
+  atomic_uint turn;
+};
+enum { GUESTS, SERVERS };
+
+/* Until the guest leaves. */
+static void enter(struct guest *guest) {
+  call(guest->vcpu, KVM_RUN, 0, "KVM_RUN");
+  if (guest->run->exit_reason != KVM_EXIT_IO) errx(1, "exit reason %u", guest->run->exit_reason);
+}
+
+/* @return whether the guest goes on. */
+static bool serve(struct guest *guest) {
+  struct kvm_run *run = guest->run;
+  unsigned char *at = (unsigned char *)run + run->io.data_offset;
+  if (run->io.direction == KVM_EXIT_IO_IN) memset(at, run->io.port == 0x3fd ? 0x60 : 0xff, run->io.size);
+  else if (run->io.port == 0x3f8) {
+    putchar(*at);
+    if (guest->said >= 0 && write(guest->said, at, 1) == 1) close(guest->said), guest->said = -1;
+  }
+  return run->io.direction == KVM_EXIT_IO_IN || run->io.port != 0x404;
+}
+
+/* Give the vCPU to the other thread, and wait until it is back. */
+static void wait_for(struct guest *guest, unsigned turn) {
+  while (atomic_load(&guest->turn) != turn) syscall(SYS_futex, &guest->turn, FUTEX_WAIT_PRIVATE, !turn, 0);
+}
+static void give(struct guest *guest, unsigned to) {
+  atomic_store(&guest->turn, to);
+  syscall(SYS_futex, &guest->turn, FUTEX_WAKE_PRIVATE, 1);
+}
+static void *server(void *argument) {
+  struct guest *guest = argument;
+  for (bool goes_on = true; goes_on; give(guest, GUESTS)) {
+    wait_for(guest, SERVERS);
+    goes_on = serve(guest);
+    if (!goes_on) exit(fflush(stdout));
+  }
+  return 0;
+}
+
 /* @param rings, rung eventfds, or -1. @param said gets a byte at the first thing the guest prints, or -1. */
-static int run_vm(const char *image, int rings, int rung, int said) {
+static int run_vm(const char *image, int rings, int rung, int said, bool is_threaded) {
   int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
   if (kvm < 0) err(1, "/dev/kvm");
   int vm = call(kvm, KVM_CREATE_VM, 0, "KVM_CREATE_VM");
@@ -86,28 +142,30 @@ static int run_vm(const char *image, int rings, int rung, int said) {
   struct kvm_regs regs = {.rip = entry, .rflags = 2, .rax = 0x2badb002};
   call(vcpu, KVM_SET_REGS, (unsigned long)&regs, "KVM_SET_REGS");
 
-  for (;;) {
-    call(vcpu, KVM_RUN, 0, "KVM_RUN");
-    if (run->exit_reason != KVM_EXIT_IO) errx(1, "exit reason %u", run->exit_reason);
-    unsigned char *at = (unsigned char *)run + run->io.data_offset;
-    if (run->io.direction == KVM_EXIT_IO_IN) memset(at, run->io.port == 0x3fd ? 0x60 : 0xff, run->io.size);
-    else if (run->io.port == 0x3f8) {
-      putchar(*at);
-      if (said >= 0 && write(said, at, 1) == 1) close(said), said = -1;
-    } else if (run->io.port == 0x404) return fflush(stdout);
-  }
+  static struct guest guest;
+  guest = (struct guest){.vcpu = vcpu, .run = run, .said = said};
+  pthread_t thread;
+  if (is_threaded && pthread_create(&thread, 0, server, &guest) != 0) errx(1, "no thread");
+  do {
+    enter(&guest);
+    if (!is_threaded) continue;
+    give(&guest, SERVERS);
+    wait_for(&guest, GUESTS);
+  } while (is_threaded || serve(&guest));
+  return fflush(stdout);
 }
 
 int main(int argc, char **argv) {
-  if (argc == 2) return run_vm(argv[1], -1, -1, -1);
-  if (argc != 3) errx(2, "vmm ELF [ELF]");
+  if (argc == 2) return run_vm(argv[1], -1, -1, -1, false);
+  if (argc == 3 && strcmp(argv[1], "-t") == 0) return run_vm(argv[2], -1, -1, -1, true);
+  if (argc != 3) errx(2, "vmm [-t] ELF, or vmm ELF ELF");
   int bells[2] = {eventfd(0, 0), eventfd(0, 0)}, said[2], status;
   if (pipe(said) != 0) err(1, "pipe");
   pid_t first = fork();
-  if (first == 0) _exit(run_vm(argv[1], bells[0], bells[1], said[1]));
+  if (first == 0) _exit(run_vm(argv[1], bells[0], bells[1], said[1], false));
   close(said[1]);
   char byte;
   if (first < 0 || read(said[0], &byte, 1) != 1) errx(1, "the first VM did not start");
-  run_vm(argv[2], bells[1], bells[0], -1);
+  run_vm(argv[2], bells[1], bells[0], -1, false);
   return waitpid(first, &status, 0) == first ? status : 1;
 }
