@@ -1,6 +1,7 @@
 /**
  * A thread for each vCPU, see vcpu-thread.ts. The device thread sleeps on a doorbell that each exit rings: in a futex, or
- * in its event loop if it is not for one VM alone. Neither side goes through the other's event loop otherwise.
+ * in its event loop if it is not for one VM alone. Neither side goes through the other's event loop otherwise. Where it sleeps
+ * in a futex, its CPU follows the vCPU that keeps it busy.
  */
 import { createRequire } from 'node:module';
 import { ExitCode, HostError } from '../../devicemodel/core/errors.ts';
@@ -13,6 +14,7 @@ import { RunField } from '../../devicemodel/core/host/kvm-abi.ts';
 import { cpuMask, signalThread } from '../../devicemodel/core/host/scheduling.ts';
 import { installKickSignal, KICK_SIGNAL } from '../../devicemodel/core/host/signals.ts';
 import { startWorker } from '../../devicemodel/core/host/worker.ts';
+import { CpuFollower } from './cpu-follower.ts';
 import type { OnExit, VcpuRunner } from './runner.ts';
 import { THREAD_ENDED, Turn, type VcpuThreadData, VcpuWord, vcpuThread, WORDS_PER_VCPU } from './vcpu-thread.ts';
 
@@ -35,6 +37,7 @@ export class ThreadedRunner implements VcpuRunner {
   readonly #doorbell = new Int32Array(new SharedArrayBuffer(4));
   readonly #doorbellFd: Eventfd | undefined;
   readonly #unwatch: (() => void) | undefined;
+  readonly #follower: CpuFollower | undefined;
   /** Given to the guest, and not told of since. */
   readonly #isOut: boolean[];
   readonly #ended: Promise<unknown>[] = [];
@@ -55,6 +58,7 @@ export class ThreadedRunner implements VcpuRunner {
         this.#ring();
       });
     }
+    this.#follower = blocks ? new CpuFollower(cpus) : undefined;
     const koffiPath = createRequire(import.meta.url).resolve('koffi');
     const code = `(${thread.toString()})()`;
     for (const [index, vcpu] of vcpus.entries()) this.#startThread(code, index, vcpu.fd, koffiPath, cpus[index]);
@@ -73,6 +77,7 @@ export class ThreadedRunner implements VcpuRunner {
       isAny = true;
       this.#isOut[vcpu] = false;
       if (this.#word(vcpu, VcpuWord.result) === THREAD_ENDED) throw this.#lost(vcpu);
+      this.#follower?.onExit(vcpu);
       onExit(vcpu, this.#word(vcpu, VcpuWord.result));
     }
     return isAny;
@@ -83,6 +88,7 @@ export class ThreadedRunner implements VcpuRunner {
     if (this.tell(onExit)) return undefined;
     if (this.#doorbellFd === undefined) {
       futexWait(this.#doorbell, rung);
+      if (Atomics.load(this.#doorbell, 0) === rung) this.#follower?.onOther();
       this.tell(onExit);
       return undefined;
     }
@@ -139,6 +145,7 @@ export class ThreadedRunner implements VcpuRunner {
   /** Threads end by themselves after this; they use nothing that is given back meanwhile. */
   dispose(): void {
     this.#isOver = true;
+    this.#follower?.leave();
     this.recall();
     for (const vcpu of this.#vcpus.keys()) this.#setTurn(vcpu, Turn.over);
     this.#unwatch?.();

@@ -63,6 +63,11 @@ export function pinDeviceThread(cpu: number): number {
   return pinThread([cpu]);
 }
 
+/** Wherever it might run before {@link pinDeviceThread}. */
+export function unpinDeviceThread(): void {
+  if (cpusOfOthers.length > 0) pinThread(cpusOfOthers);
+}
+
 /** A thread has the CPUs of the one that started it, unless it is given these. Empty: as it is. */
 export function cpusOfOtherThreads(): readonly number[] {
   return cpusOfOthers;
