@@ -49,28 +49,38 @@ export function pinThread(cpus: readonly number[]): number {
   return setaffinity(threadId(), CPU_MASK_BYTES, cpuMask(cpus));
 }
 
-/** Where threads started by a pinned one may run; empty: anywhere. */
-let cpusOfOthers: readonly number[] = [];
+/** Where the device thread, and what it starts, may run when it is not pinned; empty: it never was. */
+let freeCpus: readonly number[] = [];
+let pinnedCpu: number | undefined;
 
-/** As {@link pinThread}, for the thread that starts all others: see {@link cpusOfOtherThreads}. */
+/** As {@link pinThread}, for the thread that starts all others, until {@link unpinDeviceThread}. */
 export function pinDeviceThread(cpu: number): number {
   const mask = new Uint8Array(CPU_MASK_BYTES);
-  if (cpusOfOthers.length === 0 && getaffinity(threadId(), CPU_MASK_BYTES, mask) === 0) {
-    cpusOfOthers = [...mask].flatMap((bits, i) =>
+  if (freeCpus.length === 0 && getaffinity(threadId(), CPU_MASK_BYTES, mask) === 0) {
+    freeCpus = [...mask].flatMap((bits, i) =>
       [0, 1, 2, 3, 4, 5, 6, 7].filter((n) => bits & (1 << n)).map((n) => 8 * i + n),
     );
   }
+  pinnedCpu = cpu;
   return pinThread([cpu]);
 }
 
-/** Wherever it might run before {@link pinDeviceThread}. */
+/** Safe twice. */
 export function unpinDeviceThread(): void {
-  if (cpusOfOthers.length > 0) pinThread(cpusOfOthers);
+  if (pinnedCpu === undefined) return;
+  pinnedCpu = undefined;
+  pinThread(freeCpus);
 }
 
-/** A thread has the CPUs of the one that started it, unless it is given these. Empty: as it is. */
-export function cpusOfOtherThreads(): readonly number[] {
-  return cpusOfOthers;
+/** A thread has the CPUs of the one that starts it: one that is started in here does not have the device thread's alone. */
+export function startUnpinned<T>(start: () => T): T {
+  const cpu = pinnedCpu;
+  unpinDeviceThread();
+  try {
+    return start();
+  } finally {
+    if (cpu !== undefined) pinDeviceThread(cpu);
+  }
 }
 
 /** A signal for one thread of this process. @returns 0 or a negative errno: ESRCH where there is no such thread. */

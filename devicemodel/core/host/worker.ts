@@ -2,15 +2,16 @@
 import { Worker, type WorkerOptions } from 'node:worker_threads';
 import { ExitCode, HostError } from '../errors.ts';
 import { Errno } from './errno.ts';
+import { startUnpinned } from './scheduling.ts';
 
 /**
- * A thread that begins to run.
+ * A thread that begins to run, on any CPU.
  * @param code where its code is, or with `eval` the code itself. @param what for the message: `data thread`.
  * @throws HostError when the host gives no more threads: pthread_create(3) has EAGAIN for all reasons, memory included.
  */
 export function startWorker(code: string | URL, options: WorkerOptions, what: string): Worker {
   try {
-    return new Worker(code, options);
+    return startUnpinned(() => new Worker(code, options));
   } catch (cause) {
     if ((cause as NodeJS.ErrnoException).code !== 'ERR_WORKER_INIT_FAILED') throw cause;
     throw new HostError(`${what}: the host gives this process no more threads`, Errno.EAGAIN, {

@@ -11,7 +11,6 @@ import { HostError, StorageHangError } from '../../../../core/errors.ts';
 import { Errno } from '../../../../core/host/errno.ts';
 import { Eventfd } from '../../../../core/host/eventfd.ts';
 import { leaveThreadBehind, onProcessEnd } from '../../../../core/host/exit-hooks.ts';
-import { cpusOfOtherThreads } from '../../../../core/host/scheduling.ts';
 import { startWorker } from '../../../../core/host/worker.ts';
 import type { Log } from '../../../../core/log.ts';
 import type { ThreadPulse } from '../../../../core/thread-pulses.ts';
@@ -150,7 +149,7 @@ export class DataThreads implements QueueOwner {
       chunks: this.#transport.ram.describeChunks(),
       service,
       counts: counters.ofThread(index),
-      cpus: cpus[index] ?? cpusOfOtherThreads(),
+      cpus: cpus[index] ?? [],
     };
     let worker: Worker;
     try {
