@@ -248,7 +248,6 @@ export class AcrnHsm implements Hsm {
 
   /** C: vm_notify_request_done. */
   notifyIoreqDone(vcpu: number): void {
-    this.#polledAttach?.served();
     this.#notifyView.setUint32(AcrnIoreqNotify.offsets.vcpu, vcpu, true);
     for (;;) {
       const result = ioctlBytesOnce(this.#fd, Ioctl.NOTIFY_REQUEST_FINISH, this.#scratch.bytes);

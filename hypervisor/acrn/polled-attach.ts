@@ -21,13 +21,10 @@ export interface PolledAttachParts {
 
 export class PolledAttach {
   readonly #parts: PolledAttachParts;
-  readonly #busy = new BusyGuest();
   readonly #linger = new Linger();
   /** The other thread's wait, while it is under way: also across a system reset, which keeps the client. */
   #attached: Promise<WaitResult> | undefined;
   #interrupt: (() => void) | undefined;
-  /** Only after a sleep: a request that was there at once gives nothing to gain by looking. */
-  #hasSlept = false;
 
   constructor(parts: PolledAttachParts) {
     this.#parts = parts;
@@ -35,12 +32,7 @@ export class PolledAttach {
 
   wait(): WaitResult | Promise<WaitResult> {
     // A thread that waits still, though nobody waits for it any more: two of them would take each other's requests.
-    if (this.#attached === undefined) {
-      if (this.#hasSlept && this.#linger.look(this.#hasPending)) return 'pending';
-      this.#hasSlept = false;
-      if (this.#busy.isBusy() && this.#look()) return 'pending';
-    }
-    this.#hasSlept = true;
+    if (this.#attached === undefined && this.#linger.look(this.#hasPending)) return 'pending';
     this.#linger.sleeping();
     const attached = (this.#attached ??= this.#start());
     return new Promise((resolve, reject) => {
@@ -52,11 +44,6 @@ export class PolledAttach {
   /** The wait under way ends; the other thread waits on, and what it finds is for the next wait. */
   interrupt(): void {
     this.#interrupt?.();
-  }
-
-  /** A request was answered. */
-  served(): void {
-    this.#busy.served();
   }
 
   #start(): Promise<WaitResult> {
@@ -72,90 +59,40 @@ export class PolledAttach {
     for (let vcpu = 0; vcpu < vcpuCount; vcpu++) if (page.isPending(vcpu)) return true;
     return false;
   };
-
-  /** @returns whether a request came within the time. */
-  #look(): boolean {
-    for (let untilMs = 0; untilMs === 0 || performance.now() < untilMs; ) {
-      for (let n = 0; n < Busy.looksPerClock; n++) {
-        if (this.#hasPending()) return true;
-        if (n % Busy.looksPerYield === 0) yieldCpu();
-      }
-      // Mostly it has come by now, without a look at the clock.
-      if (untilMs === 0) untilMs = performance.now() + Busy.lookMs;
-    }
-    return false;
-  }
 }
 
-/** A guest is busy that asked for this much in every such time, for that long. */
-const Busy = {
-  gapMs: 1,
-  requestsPerMs: 4,
-  forMs: 30,
-  /** And for that many requests: a burst of a guest that is set up or probes its devices is none. */
-  streakRequests: 1000,
-  /** Once it is, so many are served without a look at the clock. */
-  unseenRequests: 64,
-  /** How long this thread looks for the next request of such a guest, and how often between two looks at the clock. */
-  lookMs: 1,
-  looksPerClock: 256,
-  /** After so many looks whoever plays the guest has its turn, should it be on this CPU. */
-  looksPerYield: 16,
+/** How this thread looks at the request page. */
+const Look = {
+  /** For how long at most, and at first. */
+  maxNs: 200_000,
+  startNs: 20_000,
+  /** How often between two looks at the clock, each of which is time and a number on the heap. */
+  looksPerClock: 64,
+  /** After so many, whoever plays the guest has its turn, should it be on this CPU. */
+  looksPerYield: 8,
 } as const;
-
-/** Whether requests have come without a pause for so long that the next one will, too. */
-class BusyGuest {
-  #waitedMs = 0;
-  #sinceMs = 0;
-  /** Requests since then. */
-  #streak = 0;
-  #served = 0;
-  #isBusy = false;
-
-  served(): void {
-    this.#served++;
-  }
-
-  isBusy(): boolean {
-    // Each look at the clock is time and a number on the heap.
-    if (this.#isBusy && this.#served < Busy.unseenRequests) return true;
-    const now = performance.now();
-    const elapsedMs = now - this.#waitedMs;
-    // A short time says nothing: requests that were served without waiting count, too.
-    if (elapsedMs > Busy.gapMs) {
-      this.#streak += this.#served;
-      if (this.#served < elapsedMs * Busy.requestsPerMs) {
-        this.#sinceMs = now;
-        this.#streak = 0;
-      }
-      this.#waitedMs = now;
-      this.#served = 0;
-    }
-    this.#isBusy = now - this.#sinceMs > Busy.forMs && this.#streak >= Busy.streakRequests;
-    return this.#isBusy;
-  }
-}
-
-const LINGER_MAX_NS = 200_000;
-const LINGER_START_NS = 10_000;
 
 /**
  * After a request was served, the next one is often only microseconds away. How long to look for it is learnt as KVM
- * learns it for halted vCPUs (halt polling): longer when the guest came back soon, not at all when it did not, and never
- * on a single CPU, where looking would keep the guest from running.
+ * learns it for halted vCPUs (halt polling): longer when the guest came back soon, less when it did not and then not at
+ * all, and never on a single CPU, where looking would keep the guest from running.
  */
 class Linger {
-  readonly #maxNs = availableParallelism() > 1 ? LINGER_MAX_NS : 0;
+  readonly #maxNs = availableParallelism() > 1 ? Look.maxNs : 0;
   #budgetNs = 0;
   #waitingSinceNs = 0;
 
   /** Look until something is pending or the time is up. @returns whether something is. */
   look(hasPending: () => boolean): boolean {
     if (this.#budgetNs === 0) return false;
-    const untilMs = performance.now() + this.#budgetNs / 1e6;
-    do {
-      if (hasPending()) return true;
-    } while (performance.now() < untilMs);
+    for (let untilMs = 0; untilMs === 0 || performance.now() < untilMs; ) {
+      for (let n = 1; n <= Look.looksPerClock; n++) {
+        if (hasPending()) return true;
+        if (n % Look.looksPerYield === 0) yieldCpu();
+      }
+      // Mostly it has come by now, without a look at the clock.
+      if (untilMs === 0) untilMs = performance.now() + this.#budgetNs / 1e6;
+    }
     return false;
   }
 
@@ -167,6 +104,8 @@ class Linger {
   /** It woke, and there was something to serve: was it worth the sleep? */
   woken(): void {
     const sleptNs = performance.now() * 1e6 - this.#waitingSinceNs;
-    this.#budgetNs = sleptNs > this.#maxNs ? 0 : Math.min(this.#maxNs, Math.max(LINGER_START_NS, this.#budgetNs * 2));
+    // One late request, of a guest that was not run for a moment, is not the end of a busy time.
+    const half = this.#budgetNs / 2 < Look.startNs ? 0 : this.#budgetNs / 2;
+    this.#budgetNs = sleptNs > this.#maxNs ? half : Math.min(this.#maxNs, Math.max(Look.startNs, this.#budgetNs * 2));
   }
 }

@@ -69,14 +69,10 @@ function poll(hsm: FakeHsm): void {
   const page = new IoreqPage(hsm.ioreqPage);
   const attach = new PolledAttach({ fd, page, vcpuCount: 1, resultOf: () => 'pending' });
   pages.set(fd, page);
-  const [notify, close] = [hsm.notifyIoreqDone.bind(hsm), hsm.close.bind(hsm)];
+  const close = hsm.close.bind(hsm);
   Object.assign(hsm, {
     waitForIoreqs: () => attach.wait(),
     interruptWait: () => attach.interrupt(),
-    notifyIoreqDone: (vcpu: number) => {
-      notify(vcpu);
-      attach.served();
-    },
     close: () => {
       pages.delete(fd);
       close();
@@ -84,7 +80,7 @@ function poll(hsm: FakeHsm): void {
   });
 }
 
-// Mutation: keep `#attached`, `#busy` or `#linger` of PolledAttach in the module: one takes the other's requests.
+// Mutation: keep `#attached` or `#linger` of PolledAttach in the module: one takes the other's requests.
 test('both are served, each its own requests; one resets and ends, and the other does not notice', async () => {
   const [first, second] = [new Polled(), new Polled()];
   await Promise.all([first.isRunning(1), second.isRunning(1)]);
