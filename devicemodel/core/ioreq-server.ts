@@ -103,7 +103,7 @@ export class IoreqServer {
     if (page.isWrite(vcpu)) {
       tally(this.#counts, AccessCount.pioWrites, 1);
       if (!inRange || !this.#parts.pio.write(port, size, mask(page.value(vcpu), size))) {
-        this.#parts.log.debug(`nobody at port ${hex(port)} takes a write`);
+        this.#parts.log.debug(() => `nobody at port ${hex(port)} takes a write`);
       }
     } else {
       tally(this.#counts, AccessCount.pioReads, 1);

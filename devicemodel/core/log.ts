@@ -93,7 +93,8 @@ export class Log {
   info(text: string): void {
     this.#write('info', text);
   }
-  debug(text: string): void {
+  /** @param text a function where the line comes with an access of the guest: one that nobody takes costs nothing. */
+  debug(text: string | (() => string)): void {
     this.#write('debug', text);
   }
 
@@ -124,10 +125,12 @@ export class Log {
     this.#write(level, `${text()}${more}`);
   }
 
-  #write(level: LogLevelName, text: string): void {
+  #write(level: LogLevelName, text: string | (() => string)): void {
     const rank = LogLevel[level];
     for (const sink of this.#sinks) {
-      if (rank <= sink.maxLevel) sink.write(level, this.#scope === '' ? text : `${this.#scope}: ${text}`);
+      if (rank > sink.maxLevel) continue;
+      const line = typeof text === 'string' ? text : text();
+      sink.write(level, this.#scope === '' ? line : `${this.#scope}: ${line}`);
     }
   }
 }

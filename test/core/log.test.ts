@@ -65,3 +65,14 @@ test('every scope has its ration, and a guest that resets gets no new one', () =
   }
   expect(lines.length).toBe(10);
 });
+
+test('a line for nobody is not made', () => {
+  const lines: string[] = [];
+  const log = new Log([{ maxLevel: LogLevel.info, write: (_, line) => void lines.push(line) }], 'io');
+  const text = vi.fn(() => 'nobody there');
+  log.debug(text);
+  expect([text.mock.calls.length, lines]).toEqual([0, []]);
+  log.addSink({ maxLevel: LogLevel.debug, write: (_, line) => void lines.push(line) });
+  log.debug(text);
+  expect(lines).toEqual(['io: nobody there']);
+});
