@@ -4,6 +4,7 @@
  *
  * FAULTS, in the environment, is a {@link FaultOrder} as JSON.
  */
+import { createHash } from 'node:crypto';
 import fs from 'node:fs';
 import { createRequire, syncBuiltinESMExports } from 'node:module';
 import net from 'node:net';
@@ -17,8 +18,14 @@ export interface FaultOrder {
   readonly repository: string;
   /** Folder of this run; what happened stands in files of it. */
   readonly scratch: string;
-  readonly fault?: { readonly thread: string; readonly call: string; readonly nth: number; readonly errno: number };
-  /** Write down every call. */
+  /** Each fails once. Of those that did, `hit` has a line each: index and place. */
+  readonly faults?: readonly {
+    readonly thread: string;
+    readonly call: string;
+    readonly nth: number;
+    readonly errno: number;
+  }[];
+  /** Write down every call, and where in the program it is made. */
   readonly isCensus?: boolean;
   /** Play the HSM: with a wait that a signal ends, or one that another thread has to do. */
   readonly hsm?: 'blocking' | 'polled';
@@ -31,18 +38,35 @@ const thread = workers.isMainThread ? 'main' : 'tid' in (workers.workerData ?? {
 /** The functions as they were. */
 const real = { ...fs };
 let isInside = false;
-let hits = 0;
+/** How often this thread made each call. */
+const counts = new Map<string, number>();
 /** Every call, in order. */
 const census: string[] = [];
 
-/** @returns the errno with which this call is to fail, or 0. */
-function errnoOf(call: string): number {
+/** @param about a path, for one. @returns the errno with which this call is to fail, or 0. */
+function errnoOf(call: string, about?: unknown): number {
   if (isInside) return 0;
-  census.push(`${thread}\t${call}`);
-  const { fault } = order;
-  if (fault === undefined || fault.thread !== thread || fault.call !== call || ++hits !== fault.nth) return 0;
-  note('hit', call);
-  return fault.errno;
+  if (order.isCensus === true) census.push(`${thread}\t${call}\t${placeOf(about)}`);
+  const nth = (counts.get(call) ?? 0) + 1;
+  counts.set(call, nth);
+  const index = (order.faults ?? []).findIndex((f) => f.thread === thread && f.call === call && f.nth === nth);
+  if (index === -1) return 0;
+  note('hit', `${index}\t${placeOf(about)}`);
+  return order.faults?.[index]?.errno ?? 0;
+}
+
+const MAX_FRAMES = 40;
+
+/** The same for calls from the same lines of the program about the same kind of thing. */
+function placeOf(about: unknown): string {
+  return withoutFaults(() => {
+    const limit = Error.stackTraceLimit;
+    Error.stackTraceLimit = MAX_FRAMES;
+    const frames = (new Error().stack ?? '').split('\n').filter((line) => !line.includes('preload.cjs'));
+    Error.stackTraceLimit = limit;
+    const thing = typeof about === 'string' ? about.replace(order.scratch, '').replaceAll(/\d+/g, 'N') : '';
+    return createHash('sha1').update(frames.join()).update(thing).digest('hex').slice(0, 12);
+  });
 }
 
 function withoutFaults<T>(work: () => T): T {
@@ -105,7 +129,7 @@ function patchFs(): void {
     target[name] = (first: unknown, ...rest: unknown[]) => {
       if (isInside || isOwnFile(first)) return withoutFaults(() => original(first, ...rest));
       const path = elsewhere(first);
-      const errno = errnoOf(name);
+      const errno = errnoOf(name, first);
       const done = rest.at(-1);
       if (errno !== 0 && name.endsWith('Sync')) {
         if (name === 'closeSync') withoutFaults(() => original(path, ...rest));
@@ -132,7 +156,7 @@ function patchFs(): void {
   };
   const readFile = fs.promises.readFile as AnyFunction;
   (fs.promises as unknown as Record<string, AnyFunction>)['readFile'] = async (path: unknown, ...rest: unknown[]) => {
-    const errno = isOwnFile(path) ? 0 : errnoOf('readFile');
+    const errno = isOwnFile(path) ? 0 : errnoOf('readFile', path);
     if (errno !== 0) throw nodeError(errno, 'open', path);
     return readFile(path, ...rest);
   };
@@ -200,7 +224,7 @@ interface Koffi {
 const MAP_FAILED = 0xffff_ffff_ffff_ffffn;
 const MFD_HUGETLB = 4;
 const MFD_HUGE_SHIFT = 26;
-/** Calls that do not fail, or that the program must not be kept from. */
+/** Calls that do not fail if they are called rightly, or that the program must not be kept from. */
 const NEVER = new Set([
   '_exit',
   'gettid',
@@ -265,7 +289,7 @@ class NativeCalls {
     const before = (args: unknown[]): { result: unknown } | undefined => {
       this.#errno = 0;
       const call = callName(name, args);
-      const errno = errnoOf(call);
+      const errno = errnoOf(call, args[0]);
       if (errno !== 0) {
         if (name === 'close') original(...args);
         this.#errno = errno;
