@@ -9,6 +9,7 @@
 #   dm_was_killed         cleans up after kill -9
 #   host_modules NAME...  what the host's kernel needs for its part
 #   host_mke2fs IMAGE     makes ext4 where the guest has no mke2fs
+# SLOW=2 waits twice as long for everything, on a machine that has much else to do.
 set -u
 failures=0
 asked=0
@@ -28,10 +29,10 @@ check() {
 
 # wait_dm SECONDS: until the device model ends; its status.
 wait_dm() {
-  local end=$((SECONDS + $1))
+  local end=$((SECONDS + $1 * ${SLOW:-1}))
   while kill -0 "$dm" 2> /dev/null && [ $SECONDS -lt $end ]; do sleep 0.5; done
   if kill -0 "$dm" 2> /dev/null; then
-    echo "FAILED  the guest takes longer than $1 s"
+    echo "FAILED  the guest takes longer than $(($1 * ${SLOW:-1})) s"
     kill -KILL "$dm"
     failures=$((failures + 1))
   fi
@@ -40,7 +41,7 @@ wait_dm() {
 
 # wait_for SECONDS TEXT [FILE]: until the guest (or FILE) says so.
 wait_for() {
-  local end=$((SECONDS + $1))
+  local end=$((SECONDS + $1 * ${SLOW:-1}))
   while [ $SECONDS -lt $end ]; do
     grep -aq -- "$2" "${3:-$guest_log}" 2> /dev/null && return
     kill -0 "$dm" 2> /dev/null || break
@@ -76,7 +77,7 @@ guest() {
 
 # life NUMBER [SECONDS]: until the guest's shell is there for the so-manieth time.
 life() {
-  local end=$((SECONDS + ${2:-100}))
+  local end=$((SECONDS + ${2:-100} * ${SLOW:-1}))
   while [ $SECONDS -lt $end ]; do
     [ "$(grep -ac GUEST-DONE "$guest_log")" = "$1" ] && return
     kill -0 "$dm" || break

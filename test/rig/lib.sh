@@ -4,6 +4,7 @@
 #   DM="node DIR/acrn-dm.js" …         another device model than dist/acrn-dm.js
 #   TRANSPORT="legacy modern" …        virtio transports, one after the other
 #   HYPERVISOR=kvm …                   on the embedded hypervisor with the rig's own KVM, no ACRN in between
+#   SLOW=2 …                           waits twice as long for everything; RIG_TIMEOUT=SECONDS is for the whole
 #
 # A script sources this file first. Outside of the rig that call does not come back; inside it defines what follows.
 # Status: 0 passed, 1 failed, 125 the rig itself failed twice.
@@ -45,9 +46,9 @@ rig_outside() {
   fi
   "$rig/build.sh" > /dev/null || exit 125
   rig_build_guest "$build" || exit 125
-  export DM=${DM:-node $rig_repo/dist/acrn-dm.js} TRANSPORT=${TRANSPORT:-} HYPERVISOR=${HYPERVISOR:-acrn}
+  export DM=${DM:-node $rig_repo/dist/acrn-dm.js} TRANSPORT=${TRANSPORT:-} HYPERVISOR=${HYPERVISOR:-acrn} SLOW=${SLOW:-1}
   export RIG_TIMEOUT=${RIG_TIMEOUT:-280}
-  export RIG_PASS="DM TRANSPORT HYPERVISOR ${RIG_PASS:-}"
+  export RIG_PASS="DM TRANSPORT HYPERVISOR SLOW ${RIG_PASS:-}"
   RIG_OUT=${RIG_OUT:-$(mktemp -d)}
   export RIG_OUT
   for try in 1 2; do

@@ -38,7 +38,7 @@ refused() {
   local status=$1 text=$2
   shift 2
   start_dm "$@"
-  wait_dm 60
+  wait_dm 150
   check "$text: status $status" test $? = "$status"
   check "$text: said so" grep -q "$text" "$guest_log"
   check "$text: nothing is held" nobody_has_it
