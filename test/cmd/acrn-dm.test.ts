@@ -28,9 +28,9 @@ beforeAll(async () => {
 
 const DEMO = join(root, 'examples/guest/demo.bzimage');
 const SCRIPT = join(root, 'examples/launch/soft-demo.sh');
-/** Looks like firmware of 1 MiB. */
+/** Looks like firmware of 1 MiB: no-operation instructions. */
 const FIRMWARE = join(mkdtempSync(join(tmpdir(), 'acrn-dm-test-')), 'OVMF.fd');
-writeFileSync(FIRMWARE, new Uint8Array(1024 * 1024));
+writeFileSync(FIRMWARE, new Uint8Array(1024 * 1024).fill(0x90));
 afterAll(() => rmSync(dirname(FIRMWARE), { recursive: true }));
 
 function acrnDm(...args: string[]) {

@@ -146,7 +146,7 @@ describe('a path that is wrong', () => {
     writeFileSync(at('sticky/real'), 'x');
     symlinkSync('real', at('sticky/link'));
     writeFileSync(at('file'), 'x');
-    writeFileSync(at('code'), Buffer.alloc(1 << 20));
+    writeFileSync(at('code'), Buffer.alloc(1 << 20, 0x90));
     symlinkSync('loop', at('loop'));
     symlinkSync('gone/x', at('dangling'));
     execFileSync('mkfifo', [at('pipe')]);

@@ -160,7 +160,7 @@ function makeFolder(): void {
   ] as const) {
     writeFileSync(at(name), name === 'empty' ? '' : 'x', { mode });
   }
-  writeFileSync(at('code'), Buffer.alloc(1 << 20));
+  writeFileSync(at('code'), Buffer.alloc(1 << 20, 0x90));
   symlinkSync('loop', at('loop'));
   symlinkSync('gone/x', at('dangling'));
   execFileSync('mkfifo', [at('pipe')]);

@@ -41,7 +41,7 @@ export interface ElfSegment {
 /** A static 32-bit ELF file; with a Multiboot header at the start of the first segment if flags are given. */
 export function elf32({
   multibootFlags = undefined as number | undefined,
-  entry = 0x200_0010,
+  entry = undefined as number | undefined,
   segments = [{ base: 0x200_0000, fileBytes: 6000, memoryBytes: 8192 }] as readonly ElfSegment[],
 } = {}): Uint8Array {
   const head = new Uint8Array(4096);
@@ -52,7 +52,7 @@ export function elf32({
   half(16, 2); // ET_EXEC
   half(18, 3); // EM_386
   word(20, 1);
-  word(24, entry);
+  word(24, entry ?? (segments[0]?.base ?? 0) + 0x10);
   word(28, 52); // e_phoff
   half(40, 52);
   half(42, 32); // e_phentsize

@@ -9,7 +9,7 @@ import type { Log } from '../log.ts';
 import type { GuestMemory } from '../memory.ts';
 import { KiB, MiB } from '../units.ts';
 import { badImage, type ImageRole, withImage } from './image-file.ts';
-import { RESET_REGS } from './reset-vector.ts';
+import { checkFirmware, RESET_REGS } from './reset-vector.ts';
 
 type BiosConfig = Extract<BootConfig, { kind: 'bios' }>;
 
@@ -25,7 +25,9 @@ export const biosRegion = REGION;
 
 /** @throws ConfigError if the file is missing, or cannot be such firmware. */
 export function checkBios({ imagePath }: BiosConfig): void {
-  withImage(imagePath, ROLE, ({ sizeBytes }) => {
+  withImage(imagePath, ROLE, (file) => {
+    checkFirmware(file);
+    const { sizeBytes } = file;
     if (sizeBytes % BLOCK_BYTES !== 0) {
       throw badImage(ROLE, imagePath, `has ${sizeBytes} bytes, not a multiple of ${BLOCK_BYTES}`, 'take bios-256k.bin');
     }

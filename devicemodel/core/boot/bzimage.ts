@@ -20,7 +20,7 @@ import type { GuestMemory } from '../memory.ts';
 import { alignUp, formatSize, KiB } from '../units.ts';
 import { type ImageFile, type ImageRole, withImage } from './image-file.ts';
 import { FLAT_CODE, FLAT_DATA, flatSegments, writeGdt } from './protected-mode.ts';
-import { memoryOption, readSetupHeader, runsAt, Setup, type SetupHeader } from './setup-header.ts';
+import { atLeast, readSetupHeader, runsAt, Setup, type SetupHeader } from './setup-header.ts';
 
 type BzImageConfig = Extract<BootConfig, { kind: 'bzimage' }>;
 
@@ -57,10 +57,13 @@ export function encodeBootargs(bootargs: string): Uint8Array {
   return out;
 }
 
-function tooSmall(what: string, file: ImageFile, ram: E820Input): ConfigError {
+/** @param at where it insists on being. */
+function tooSmall(what: string, file: ImageFile, ram: E820Input, hint: string, at?: Gpa): ConfigError {
+  const place = at === undefined ? '' : ` at 0x${at.toString(16)}`;
   return new ConfigError(
-    `${file.role.option}: ${what} of ${file.sizeBytes} bytes does not fit ${formatSize(ram.lowRamBytes)} of guest memory`,
-    { hint: 'give the VM more memory with -m', exitCode: ExitCode.DataError },
+    `${file.role.option}: ${what} of ${file.sizeBytes} bytes${place} does not fit ` +
+      `${formatSize(ram.lowRamBytes)} of guest memory`,
+    { hint, exitCode: ExitCode.DataError },
   );
 }
 
@@ -84,25 +87,25 @@ function layOut(header: SetupHeader, kernel: ImageFile, ramdisk: ImageFile | und
   const top = usableLowRam(ram);
   const { demands, setupBytes } = header;
   const ramdiskBytes = ramdisk?.sizeBytes ?? 0;
-  const ramdiskEnd = Math.min(top - BOOTARGS_BELOW, (demands?.initrdAddrMax ?? top) + 1);
+  const initrdAddrMax = ramdisk === undefined ? undefined : demands?.initrdAddrMax;
+  const ramdiskEnd = Math.min(top - BOOTARGS_BELOW, (initrdAddrMax ?? top) + 1);
   const ramdiskAt = ramdiskEnd - alignUp(ramdiskBytes + (ramdiskEnd % (4 * KiB)), 4 * KiB);
   const gdtAt = ramdiskAt - GDT_BELOW_RAMDISK;
   const isFixed = demands?.loadAddress !== undefined;
   const kernelAt = demands?.loadAddress ?? Layout.kernelLoadBase;
   const fileOffset = isFixed ? setupBytes : 0;
   const entry = isFixed ? kernelAt : kernelAt + setupBytes;
-  if (ramdisk !== undefined && gdtAt <= kernelAt) throw tooSmall('a ramdisk', ramdisk, ram);
+  const kernelEnd = kernelAt + kernel.sizeBytes - fileOffset;
+  const advice = (endsAt: number) =>
+    ramdiskEnd < top - BOOTARGS_BELOW
+      ? `this kernel looks for a ramdisk below 0x${ramdiskEnd.toString(16)} only: take a smaller one`
+      : atLeast(endsAt + (top - gdtAt));
+  if (ramdisk !== undefined && gdtAt <= kernelAt) throw tooSmall('a ramdisk', ramdisk, ram, advice(kernelEnd));
   // Compat: C lets the kernel's last 2 KiB reach where the GDT is written over them.
-  if (kernelAt + kernel.sizeBytes - fileOffset > gdtAt) throw tooSmall('a kernel', kernel, ram);
+  if (kernelEnd > gdtAt) throw tooSmall('a kernel', kernel, ram, advice(kernelEnd), demands?.loadAddress);
   if (demands !== undefined && demands.initSizeBytes > 0) {
     const needed = runsAt(demands, entry) + demands.initSizeBytes;
-    if (needed > gdtAt) {
-      const isBelowTop = ramdisk !== undefined && ramdiskEnd < top - BOOTARGS_BELOW;
-      const hint = isBelowTop
-        ? `this kernel looks for a ramdisk below 0x${ramdiskEnd.toString(16)} only: take a smaller one`
-        : `give the VM at least -m ${memoryOption(needed + (top - gdtAt))}`;
-      throw unpacksOver(kernel, ramdisk, needed, hint);
-    }
+    if (needed > gdtAt) throw unpacksOver(kernel, ramdisk, needed, advice(needed));
   }
   return {
     kernelAt,

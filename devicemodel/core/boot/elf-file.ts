@@ -1,13 +1,40 @@
 /** What an ELF file of either class says: where its parts go, where it begins, its notes. System V gABI, chapters 4 and 5. */
 import type { Gpa } from '../address.ts';
 import { addr, type Field, struct, u32, u64 } from '../struct.ts';
+import { kindOf, OTHER_CPU } from './file-kind.ts';
 import { badImage, type ImageFile } from './image-file.ts';
 
 /** Offsets in the identification, the same in both classes. */
 const Ident = { class: 4, data: 5 } as const;
+const E_TYPE = 16;
+const E_MACHINE = 18;
 const ELF_MAGIC = 0x464c_457f; // "\x7fELF"
+const CLASS_32 = 1;
 const CLASS_64 = 2;
 const DATA_LITTLE_ENDIAN = 1;
+/** What an x86 CPU runs: i386, i486 (as old tools call it) and x86-64. */
+const X86_MACHINES: readonly number[] = [3, 6, 62];
+const OTHER_MACHINES: ReadonlyMap<number, string> = new Map([
+  [2, 'SPARC'],
+  [4, 'Motorola 68000'],
+  [8, 'MIPS'],
+  [20, 'PowerPC'],
+  [21, '64-bit PowerPC'],
+  [22, 'S/390'],
+  [40, 'Arm'],
+  [50, 'Itanium'],
+  [94, 'Xtensa'],
+  [183, 'AArch64'],
+  [195, 'ARC'],
+  [243, 'RISC-V'],
+  [258, 'LoongArch'],
+]);
+/** Files that no loader starts, executables and those that can be put anywhere aside. */
+const NOT_STARTED: ReadonlyMap<number, string> = new Map([
+  [0, 'without a type'],
+  [1, 'an object file'],
+  [4, 'a core dump'],
+]);
 const PT_LOAD = 1;
 const PT_NOTE = 4;
 /** More would not be notes that anybody reads before the start. */
@@ -79,10 +106,10 @@ export function isElfOf64Bits(head: Uint8Array): boolean {
 /** @param view the first bytes of the file. @throws ConfigError for what is no executable ELF file, or a damaged one. */
 export function readElf(file: ImageFile, view: DataView): ElfFile {
   if (view.byteLength < Class32.sizeBytes || view.getUint32(0, true) !== ELF_MAGIC) {
-    throw bad(file, 'is not an ELF file');
+    throw notElf(file, view);
   }
+  checkIdentity(file, view);
   const is64Bit = view.getUint8(Ident.class) === CLASS_64;
-  if (view.getUint8(Ident.data) !== DATA_LITTLE_ENDIAN) throw bad(file, 'is a big-endian ELF file');
   if (is64Bit && view.byteLength < Class64.sizeBytes) throw bad(file, 'is not an ELF file');
   const layout = is64Bit ? Class64 : Class32;
   const headers = programHeaders(file, view, layout);
@@ -106,11 +133,43 @@ export function readElf(file: ImageFile, view: DataView): ElfFile {
   if (entry === 0n && within < 0) {
     throw bad(file, 'has no entry point (e_entry is 0)', 'is it an object file or a library?');
   }
+  checkOverlap(file, segments);
   const home = loads[within];
   // The entry is a virtual address, paging is off: it moves with the segment it is in.
   const moved = home === undefined ? 0n : BigInt((segments[within] as ElfSegment).base) - home.vaddr;
   const notes = headers.filter((header) => header.type === PT_NOTE).flatMap((header) => notesIn(file, header));
   return { is64Bit, entry: Number(entry + moved), segments, notes };
+}
+
+function notElf(file: ImageFile, view: DataView) {
+  const kind = kindOf(new Uint8Array(view.buffer, view.byteOffset, view.byteLength));
+  // Of an ELF file there is too little.
+  if (kind === undefined || kind.name === 'an ELF file') return bad(file, 'is not an ELF file');
+  return bad(file, `is not an ELF file: it is ${kind.name}`, kind.hint);
+}
+
+/** @throws ConfigError for what no x86 CPU can be started with. */
+function checkIdentity(file: ImageFile, view: DataView): void {
+  const elfClass = view.getUint8(Ident.class);
+  if (view.getUint8(Ident.data) !== DATA_LITTLE_ENDIAN) throw bad(file, 'is a big-endian ELF file', OTHER_CPU);
+  const machine = view.getUint16(E_MACHINE, true);
+  if (!X86_MACHINES.includes(machine)) {
+    throw bad(file, `is for another CPU: ${OTHER_MACHINES.get(machine) ?? `machine ${machine}`}`, OTHER_CPU);
+  }
+  if (elfClass !== CLASS_32 && elfClass !== CLASS_64) throw bad(file, `is damaged: ELF class ${elfClass}`);
+  const type = NOT_STARTED.get(view.getUint16(E_TYPE, true));
+  if (type !== undefined) throw bad(file, `is ${type}, not an executable`, 'link it as an executable');
+}
+
+/** Of two parts at one place one is lost. @throws ConfigError */
+function checkOverlap(file: ImageFile, segments: readonly ElfSegment[]): void {
+  const sorted = segments.toSorted((a, b) => a.base - b.base);
+  for (const [i, { base, memoryBytes }] of sorted.entries()) {
+    const next = sorted[i + 1];
+    if (next !== undefined && base + memoryBytes > next.base) {
+      throw bad(file, `has two segments at one place, 0x${next.base.toString(16)} (p_paddr)`, 'link it anew');
+    }
+  }
 }
 
 function programHeaders(file: ImageFile, view: DataView, layout: typeof Class32 | typeof Class64) {

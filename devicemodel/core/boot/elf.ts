@@ -24,6 +24,7 @@ import {
 import { findMultiboot2Header, MULTIBOOT2_EAX, MULTIBOOT2_SEARCH_BYTES, writeMultiboot2Info } from './multiboot2.ts';
 import { FLAT_CODE, FLAT_DATA, flatSegments, writeGdt } from './protected-mode.ts';
 import { pvhEntry, writeStartInfo } from './pvh.ts';
+import { atLeast } from './setup-header.ts';
 
 type ElfConfig = Extract<BootConfig, { kind: 'elf' }>;
 
@@ -54,8 +55,13 @@ function parse(file: ImageFile, ram: E820Input): BootImage {
   file.read(head, 0);
   const view = new DataView(head.buffer);
   const image = multibootImage(file, view) ?? multiboot2Image(file, view) ?? plainImage(file, view);
-  for (const segment of image.segments) {
-    if (segment.base + segment.memoryBytes > ram.lowRamBytes) throw tooSmall(segment.base, segment.memoryBytes, ram);
+  for (const { base, fileBytes, memoryBytes } of image.segments) {
+    // The GDT comes over what the image has there.
+    const isUnderGdt = base + fileBytes > usableLowRam(ram) - GDT_BELOW;
+    if (isUnderGdt || base + memoryBytes > ram.lowRamBytes) throw tooSmall(base, memoryBytes, ram);
+  }
+  if (!image.segments.some((s) => image.entry >= s.base && image.entry < s.base + s.memoryBytes)) {
+    throw bad(file, `has its entry point, 0x${image.entry.toString(16)}, in none of its segments`);
   }
   if (image.start !== 'plain') checkInfoIsFree(file, image.segments);
   return image;
@@ -132,7 +138,7 @@ function tooSmall(base: number, sizeBytes: number, ram: E820Input): ConfigError 
   return new ConfigError(
     `-E: a segment of ${formatSize(sizeBytes)} at 0x${base.toString(16)} does not fit ` +
       `${formatSize(ram.lowRamBytes)} of guest memory`,
-    { hint: 'give the VM more memory with -m', exitCode: ExitCode.DataError },
+    { hint: atLeast(base + sizeBytes + GDT_BELOW), exitCode: ExitCode.DataError },
   );
 }
 
@@ -141,7 +147,14 @@ function moduleAddress(image: BootImage, module: ImageFile, ram: E820Input): Gpa
   const gdtAt = usableLowRam(ram) - GDT_BELOW;
   const at = gdtAt - alignUp(module.sizeBytes, PAGE_BYTES);
   const imageEnd = Math.max(...image.segments.map((s) => s.base + s.memoryBytes));
-  if (at < Math.max(imageEnd, MiB)) throw tooSmall(at, module.sizeBytes, ram);
+  const from = Math.max(imageEnd, MiB);
+  if (at < from) {
+    throw new ConfigError(
+      `-r: a module of ${formatSize(module.sizeBytes)} does not fit between the image, which ends at ` +
+        `0x${from.toString(16)}, and the end of memory`,
+      { hint: atLeast(from + alignUp(module.sizeBytes, PAGE_BYTES) + GDT_BELOW), exitCode: ExitCode.DataError },
+    );
+  }
   return at;
 }
 

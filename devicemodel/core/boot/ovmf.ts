@@ -28,7 +28,7 @@ import type { Log } from '../log.ts';
 import type { GuestMemory } from '../memory.ts';
 import { alignUp, KiB, MiB } from '../units.ts';
 import { badImage, fileError, ImageFile, type ImageRole, withImage } from './image-file.ts';
-import { RESET_REGS } from './reset-vector.ts';
+import { checkFirmware, RESET_REGS } from './reset-vector.ts';
 
 type OvmfConfig = Extract<BootConfig, { kind: 'ovmf' }>;
 
@@ -92,6 +92,8 @@ export class OvmfFirmware {
     }
     const [nv] = files;
     if (nv === undefined) throw new BugError('ovmf: no files');
+    const code = files.at(-1);
+    if (code !== undefined) withImage(code.path, code.role, checkFirmware);
     this.#store = boot.image.writeBack ? new NvStore(nv.path, nv.role, log) : undefined;
   }
 

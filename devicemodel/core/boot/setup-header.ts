@@ -2,11 +2,14 @@
  * The real-mode setup header of a Linux kernel image. Spec: Linux Documentation/arch/x86/boot.rst, "The Real-Mode Kernel
  * Header"; offsets are from the start of the image, and the same in the zero page.
  */
-import { GiB, MiB } from '../units.ts';
+import { Layout } from '../layout.ts';
+import { formatSize, GiB, MiB } from '../units.ts';
+import { KIND_BYTES, kindOf } from './file-kind.ts';
 import { badImage, type ImageFile } from './image-file.ts';
 
 export const Setup = {
   setupSects: 0x1f1,
+  sysSize: 0x1f4,
   bootFlag: 0x1fe,
   magic: 0x202,
   version: 0x206,
@@ -78,7 +81,7 @@ export function readSetupHeader(kernel: ImageFile): SetupHeader {
   const setupBytes = (setupSects + 1) * SECTOR_BYTES;
   const bytes = head.subarray(Setup.setupSects);
   if (view.getUint32(Setup.magic, true) !== MAGIC) {
-    if (view.getUint16(Setup.bootFlag, true) !== BOOT_SECTOR_SIGNATURE) throw notAKernel(kernel, head);
+    if (view.getUint16(Setup.bootFlag, true) !== BOOT_SECTOR_SIGNATURE) throw notAKernel(kernel);
     return { bytes, setupBytes, demands: undefined };
   }
   if (kernel.sizeBytes <= setupBytes) {
@@ -88,10 +91,10 @@ export function readSetupHeader(kernel: ImageFile): SetupHeader {
       `ends at ${kernel.sizeBytes}, within its ${setupBytes} bytes of setup code`,
     );
   }
-  return { bytes, setupBytes, demands: demandsOf(view, kernel) };
+  return { bytes, setupBytes, demands: demandsOf(view, kernel, setupBytes) };
 }
 
-function demandsOf(view: DataView, kernel: ImageFile): KernelDemands | undefined {
+function demandsOf(view: DataView, kernel: ImageFile, setupBytes: number): KernelDemands | undefined {
   const version = view.getUint16(Setup.version, true);
   const u32 = (at: number, since: number, otherwise: number) =>
     version >= since ? view.getUint32(at, true) : otherwise;
@@ -111,6 +114,16 @@ function demandsOf(view: DataView, kernel: ImageFile): KernelDemands | undefined
       'it is made for the real mode of a PC BIOS, as iPXE is',
     );
   }
+  // In units of 16 bytes, rounded up; two bytes of it, and not to be trusted, before protocol 2.04.
+  const wholeBytes = setupBytes + 16 * u32(Setup.sysSize, 0x204, 0);
+  if (kernel.sizeBytes <= wholeBytes - 16) {
+    throw badImage(
+      kernel.role,
+      kernel.path,
+      `is cut off: it has ${kernel.sizeBytes} bytes, its header says ${wholeBytes}`,
+      'copy it again',
+    );
+  }
   const prefAddress = version >= 0x20a ? Number(view.getBigUint64(Setup.prefAddress, true)) : 0;
   const fixedAddress = version < 0x205 ? DEFAULT_LOAD_ADDRESS : prefAddress || code32Start;
   return {
@@ -128,35 +141,21 @@ function isPowerOfTwo(value: number): boolean {
   return value > 0 && Number.isInteger(Math.log2(value));
 }
 
-const KNOWN_FORMS: readonly { readonly name: string; readonly magic: readonly number[]; readonly hint?: string }[] = [
-  {
-    name: 'an ELF file',
-    magic: [0x7f, 0x45, 0x4c, 0x46],
-    hint: 'give ELF images with -E, or the bzImage of this kernel',
-  },
-  { name: 'compressed by gzip', magic: [0x1f, 0x8b], hint: 'unpack it first' },
-  { name: 'compressed by xz', magic: [0xfd, 0x37, 0x7a, 0x58], hint: 'unpack it first' },
-  { name: 'compressed by zstd', magic: [0x28, 0xb5, 0x2f, 0xfd], hint: 'unpack it first' },
-  { name: 'a Windows or EFI program', magic: [0x4d, 0x5a], hint: 'EFI programs need firmware: --ovmf' },
-];
-
-function notAKernel(kernel: ImageFile, head: Uint8Array) {
-  const start = head.subarray(0, Math.min(64, kernel.sizeBytes));
-  const known = KNOWN_FORMS.find(({ magic }) => magic.every((byte, i) => start[i] === byte));
-  const isText = start.every((byte) => (byte >= 0x20 && byte < 0x7f) || (byte >= 9 && byte <= 13));
+function notAKernel(kernel: ImageFile) {
+  const start = new Uint8Array(Math.min(KIND_BYTES, kernel.sizeBytes));
+  kernel.read(start, 0);
+  const kind = kindOf(start);
   const found =
-    known?.name ??
-    (kernel.sizeBytes < SECTOR_BYTES
-      ? `only ${kernel.sizeBytes} bytes long`
-      : isText
-        ? 'a text file'
-        : 'without a boot sector signature at 510');
-  return badImage(kernel.role, kernel.path, `is no kernel image: it is ${found}`, known?.hint ?? 'give a bzImage');
+    kind?.name ??
+    (kernel.sizeBytes < SECTOR_BYTES ? 'shorter than a boot sector' : 'without a boot sector signature at 510');
+  return badImage(kernel.role, kernel.path, `is no kernel image: it is ${found}`, kind?.hint ?? 'give a bzImage');
 }
 
-/** For messages: memory sizes as `-m` takes them, rounded up. */
-export function memoryOption(bytes: number): string {
-  return `${Math.ceil(bytes / MiB)}M`;
+/** For hints: what to do about an image that needs memory from 0 to `bytes`. */
+export function atLeast(bytes: number): string {
+  return bytes > Layout.lowRamLimit
+    ? `no VM has memory there: below 4 GiB it ends at ${formatSize(Layout.lowRamLimit)}`
+    : `give the VM at least -m ${Math.ceil(bytes / MiB)}M`;
 }
 
 /** Where a kernel that was put at `loadedAt` will run: where it unpacks itself to. */

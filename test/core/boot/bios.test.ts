@@ -49,6 +49,46 @@ describe('refused', () => {
   });
 });
 
+// Mutation: check sizes alone. A CPU that finds nothing at its reset vector runs on for ever, and nobody hears why.
+describe('what is no firmware', () => {
+  const ended = (sizeBytes: number, fill: number) => noise('fw', sizeBytes).fill(fill, sizeBytes - 16);
+  const begun = (text: string) => {
+    const image = noise('fw', 128 * KiB);
+    image.set(Buffer.from(text, 'latin1'));
+    return image;
+  };
+  const kinds: [string, Uint8Array, RegExp][] = [
+    ['zeros', new Uint8Array(128 * KiB), /its last 16 bytes, the reset vector, are all 0x0/],
+    ['an erased chip', new Uint8Array(128 * KiB).fill(0xff), /are all 0xff/],
+    ['the file with the variables', ended(128 * KiB, 0xff), /nothing to start/],
+    ['nothing at its end', ended(128 * KiB, 0), /nothing to start/],
+    ['a packed image', begun('\x1f\x8b\x08'), /is no firmware: it is compressed by gzip/],
+    ['an EFI program', begun('MZ'), /is no firmware: it is a Windows or EFI program/],
+    ['an ELF file', begun('\x7fELF'), /is no firmware: it is an ELF file/],
+    ['a text', new TextEncoder().encode('0123456789abcde\n'.repeat(8 * KiB)), /is no firmware: it is a text file/],
+  ];
+  test.each(kinds)('--bios, --ovmf: %s', (_, image, words) => {
+    const path = file(temporaryDirectory(), 'fw', image);
+    const refused = expect.objectContaining({ message: expect.stringMatching(words), exitCode: 65 });
+    const ovmf = { form: 'single', path, writeBack: false } as const;
+    const apart = { form: 'split', varsPath: path, codePath: path, writeBack: false } as const;
+    expect(() => checkSoftware({ kind: 'bios', imagePath: path }, ram)).toThrow(refused);
+    expect(() => checkSoftware({ kind: 'ovmf', image: ovmf }, ram)).toThrow(refused);
+    expect(() => checkSoftware({ kind: 'ovmf', image: apart }, ram)).toThrow(refused);
+  });
+  test('variables may be an erased chip', () => {
+    const dir = temporaryDirectory();
+    const codePath = file(dir, 'code', noise('code', 128 * KiB));
+    const image = {
+      form: 'split',
+      varsPath: file(dir, 'vars', ended(64 * KiB, 0xff)),
+      codePath,
+      writeBack: false,
+    } as const;
+    expect(() => checkSoftware({ kind: 'ovmf', image }, ram)).not.toThrow();
+  });
+});
+
 test('after S3 firmware starts at its reset vector again, a kernel does not', () => {
   expect(isFirmware({ kind: 'bios', imagePath: '' })).toBe(true);
   expect(isFirmware({ kind: 'elf', imagePath: '', bootargs: undefined })).toBe(false);

@@ -186,9 +186,12 @@ function linux(fields: {
   initrdAddrMax?: number;
   cmdlineSize?: number;
   xloadFlags?: number;
+  /** What the header says of the file behind its setup code. */
+  bodyBytes?: number;
 }): Uint8Array {
   const image = bzImage({ bodyBytes: 5000 });
   const view = new DataView(image.buffer);
+  view.setUint32(0x1f4, Math.ceil((fields.bodyBytes ?? 5000) / 16), true);
   view.setUint16(0x206, fields.version ?? 0x20f, true);
   view.setUint8(0x211, fields.loadFlags ?? 1);
   view.setUint32(0x214, fields.code32Start ?? 0x10_0000, true);
@@ -284,6 +287,59 @@ describe('what the setup header asks for (boot.rst)', () => {
     ['cut within its setup code', linux({}).subarray(0, 3000), /ends at 3000/],
   ])('%s: status 65 with what was found', (_, kernel, words) => {
     expect(exitCode(() => boot({ kernel }))).toMatchObject({ status: 65, text: expect.stringMatching(words) });
+  });
+
+  // Mutation: look at the first bytes alone, and only at compressed ones: "without a boot sector signature" says nothing.
+  const beginning = (text: string, at = 0) => {
+    const image = new Uint8Array(9000);
+    image.set(Buffer.from(text, 'latin1'), at);
+    return image;
+  };
+  test.each([
+    ['bzip2', beginning('BZh9'), /compressed by bzip2; unpack/],
+    ['a kernel of arm64', beginning('ARM\x64', 56), /a kernel for arm64; take one for x86/],
+    ['a kernel of RISC-V', beginning('RSC\x05', 56), /a kernel for RISC-V; take one for x86/],
+    ['an image of U-Boot', beginning('\x27\x05\x19\x56'), /U-Boot/],
+    ['a ramdisk', beginning('070701'), /a ramdisk .*; .* -r/],
+    ['a tar archive', beginning('ustar', 257), /a tar archive/],
+    ['a disk with a file system', beginning('\x53\xef', 1080), /ext4 file system; disks are given .*virtio-blk/],
+    ['a qcow2 disk', beginning('QFI\xfb'), /a qcow2 disk; .*qemu-img/],
+    ['a package', beginning('!<arch>\n'), /a package/],
+    [
+      'half a download',
+      linux({ bodyBytes: 100_000 }),
+      /is cut off: it has 9096 bytes, its header says 104096; copy it again/,
+    ],
+    ['short by one unit', linux({ bodyBytes: 5000 + 16 }), /is cut off/],
+    [
+      'linked where no VM has memory',
+      linux({ relocatable: 0, prefAddress: 2 ** 40 }),
+      /at 0x10000000000 does not fit .*no VM/,
+    ],
+    ['linked above this VM', linux({ relocatable: 0, prefAddress: 200 * MiB }), /does not fit 20 MiB.*; .* -m 201M/],
+    [
+      'unpacks itself beyond any VM',
+      linux({ initSizeBytes: 0xffff_ffff }),
+      /unpacks itself .*; no VM has memory there/,
+    ],
+  ])('%s: status 65, what was found and what to do', (_, kernel, words) => {
+    expect(exitCode(() => boot({ kernel }))).toMatchObject({ status: 65, text: expect.stringMatching(words) });
+  });
+
+  test.each([
+    ['the size of the kernel rounded up (iPXE, memtest86+)', linux({ bodyBytes: 5000 + 8 })],
+    ['more behind the kernel (a signature, padding)', linux({ bodyBytes: 4000 })],
+    ['no size', linux({ bodyBytes: 0 })],
+    ['a protocol whose size has two bytes', linux({ bodyBytes: 0x7fff_0000, version: 0x203 })],
+    ['an address no ramdisk may have, and no ramdisk', linux({ initrdAddrMax: 0 })],
+  ])('%s: starts', (_, kernel) => {
+    expect(exitCode(() => boot({ kernel }))).toBeUndefined();
+  });
+
+  test('a ramdisk for which the kernel leaves no place: more memory is not the advice', () => {
+    const ramdisk = noise('r', 10_000);
+    const refused = exitCode(() => boot({ kernel: linux({ initrdAddrMax: 1 * MiB - 1 }), ramdisk }));
+    expect(refused?.text).toMatch(/^-r: .*; this kernel looks for a ramdisk below 0x100000 only/);
   });
 
   test.each([

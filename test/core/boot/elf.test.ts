@@ -9,7 +9,7 @@ import { ConfigError } from '../../../devicemodel/core/errors.ts';
 import { silentLog } from '../../../devicemodel/core/log.ts';
 import { GuestMemory } from '../../../devicemodel/core/memory.ts';
 import { KiB, MiB } from '../../../devicemodel/core/units.ts';
-import { elf32, elf64, file, noise, temporaryDirectory } from '../../support/images.ts';
+import { bzImage, elf32, elf64, file, noise, temporaryDirectory } from '../../support/images.ts';
 
 const RAM = 4 * MiB;
 const INFO = 0x2_0000;
@@ -378,6 +378,9 @@ describe('refused', () => {
     image[at] = value;
     return image;
   };
+  /** One segment of so many bytes, with the entry in it. */
+  const at = (base: number, bytes: number) =>
+    elf32({ entry: base, segments: [{ base, fileBytes: bytes, memoryBytes: bytes }] });
   test.each([
     ['not an ELF file', change(3, 0x58), /is not an ELF file/],
     ['shorter than a header', elf32({ segments }).subarray(0, 40), /is not an ELF file/],
@@ -394,9 +397,56 @@ describe('refused', () => {
       elf32({ segments: [{ base: 0xffff_f000, fileBytes: 10, memoryBytes: 0x2000 }] }),
       /does not fit/,
     ],
+    ['for Arm', change(18, 40), /is for another CPU: Arm/],
+    ['for MIPS', change(18, 8), /is for another CPU: MIPS/],
+    ['for RISC-V', change(18, 243), /is for another CPU: RISC-V/],
+    ['for a CPU nobody knows', change(18, 99), /is for another CPU: machine 99/],
+    ['of a class nobody knows', change(4, 3), /ELF class 3/],
+    ['an object file', change(16, 1), /is an object file/],
+    ['a core dump', change(16, 4), /is a core dump/],
+    ['an entry in no segment', elf32({ entry: 0x18_0000, segments }), /entry point, 0x180000, in none of its segments/],
+    [
+      'two segments at one place',
+      elf32({
+        entry: 0x10_0000,
+        segments: [
+          { base: 0x10_0000, fileBytes: 100, memoryBytes: 9000 },
+          { base: 0x10_1000, fileBytes: 100, memoryBytes: 100 },
+        ],
+      }),
+      /two segments at one place, 0x101000/,
+    ],
+    ['a bzImage', bzImage(), /is not an ELF file/],
+    ['a script', new TextEncoder().encode('#!/bin/sh\n'.repeat(20)), /is not an ELF file: it is a text file/],
+    ['packed', new Uint8Array(100).map((_, i) => [0x1f, 0x8b][i] ?? 0), /not an ELF file: it is compressed by gzip/],
+    ['where the GDT goes', at(RAM - 66_000, 2000), /does not fit 4 MiB/],
   ])('%s', (_, image, message) => {
     expect(() => boot(image)).toThrow(message);
     expect(() => boot(image)).toThrow(ConfigError);
+  });
+
+  test.each([
+    ['more than this VM has', 0x100_0000, 'give the VM at least -m 17M'],
+    ['where no VM has memory', 0xf000_0000, 'no VM has memory there: below 4 GiB it ends at 2 GiB'],
+  ])('%s: says what to do', (_, base, hint) => {
+    expect(() => boot(at(base, 100))).toThrow(expect.objectContaining({ hint, exitCode: 65 }));
+  });
+
+  test('a module that does not fit is named as one', () => {
+    const dir = temporaryDirectory();
+    const config = {
+      kind: 'elf',
+      imagePath: file(dir, 'image', elf32({ multibootFlags: 2, entry: 0x10_0020, segments })),
+      ramdiskPath: file(dir, 'module', new Uint8Array(3 * MiB)),
+      bootargs: undefined,
+    } as const;
+    // The image ends at 0x211170, and 64 KiB at the end are the GDT's.
+    expect(() => checkElf(config, splitRam(RAM))).toThrow(
+      expect.objectContaining({
+        message: expect.stringMatching(/^-r: a module of 3 MiB does not fit .* ends at 0x211170/),
+        hint: 'give the VM at least -m 6M',
+      }),
+    );
   });
 });
 

@@ -8,6 +8,7 @@ import { bzImage, elf32, elf64, file, temporaryDirectory } from '../../support/i
 function kernel(xloadFlags: number): BootConfig {
   const image = bzImage();
   const view = new DataView(image.buffer);
+  view.setUint32(0x1f4, 100_000 / 16, true);
   view.setUint32(0x230, 2 * MiB, true);
   view.setUint8(0x234, 1);
   view.setUint16(0x236, xloadFlags, true);
