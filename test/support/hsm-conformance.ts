@@ -20,6 +20,8 @@ export interface HsmUnderTest {
   readonly otherEventfd?: number;
   /** A descriptor that is none. */
   readonly notEventfd?: number;
+  /** It does not look whether a device is there already: what stands in for ACRN in the rig. */
+  readonly takesSlotsTwice?: boolean;
   /** What must be given back besides `hsm.close()`. */
   dispose?(): void;
 }
@@ -195,7 +197,7 @@ export function describeHsm(name: string, open: () => Promise<HsmUnderTest>): vo
       const elsewhere = { ...vdev, bdf: { bus: 0, device: 9, function: 0 } };
       await hsm.createVm(spec);
       hsm.createVdev(vdev);
-      expect(errnoOf(() => hsm.createVdev(vdev))).toBe(EINVAL);
+      if (!under.takesSlotsTwice) expect(errnoOf(() => hsm.createVdev(vdev))).toBe(EINVAL);
       hsm.destroyVdev(vdev);
       expect(errnoOf(() => hsm.destroyVdev(vdev))).toBe(EINVAL);
       hsm.createVdev(vdev);
@@ -250,7 +252,10 @@ export function describeHsm(name: string, open: () => Promise<HsmUnderTest>): vo
       const at = { fd: eventfd, address: 0xdf00_4000, space: 'mmio', sizeBytes: 2 } as const;
       expect(errnoOf(() => hsm.ioeventfd({ ...at, sizeBytes: 3 as 4 }, true))).toBe(EINVAL);
       expect(errnoOf(() => hsm.ioeventfd({ ...at, sizeBytes: 0 as 4 }, true))).toBe(EINVAL);
-      expect(errnoOf(() => hsm.ioeventfd({ ...at, address: Number.MAX_SAFE_INTEGER }, true))).toBe(EINVAL);
+      // The driver's addresses end at 2^64, which a number does not reach.
+      if (hsm.backend !== 'acrn') {
+        expect(errnoOf(() => hsm.ioeventfd({ ...at, address: Number.MAX_SAFE_INTEGER }, true))).toBe(EINVAL);
+      }
       expect(errnoOf(() => hsm.ioeventfd({ ...at, fd: -1 }, true))).toBe(EBADF);
       if (notEventfd !== undefined) expect(errnoOf(() => hsm.ioeventfd({ ...at, fd: notEventfd }, true))).toBe(EINVAL);
       hsm.ioeventfd(at, true);

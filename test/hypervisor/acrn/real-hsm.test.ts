@@ -21,6 +21,7 @@ describe.skipIf(findHsmNode() === undefined).each([
       eventfd: fds[0].fd,
       otherEventfd: fds[1].fd,
       notEventfd,
+      takesSlotsTwice: true,
       dispose: () => {
         for (const fd of fds) fd.dispose();
         closeSync(notEventfd);
