@@ -6,6 +6,7 @@ import { createRequire } from 'node:module';
 import type { Timer } from '../../devicemodel/core/clock.ts';
 import { BugError, HostError } from '../../devicemodel/core/errors.ts';
 import { checkNotClosed, type GuestLoop, type RequestServer } from '../../devicemodel/core/guest-loop.ts';
+import { threadCpuNs } from '../../devicemodel/core/host/scheduling.ts';
 import { installKickSignal } from '../../devicemodel/core/host/signals.ts';
 import type { Hsm } from '../../devicemodel/core/hsm/hsm.ts';
 import type { Log } from '../../devicemodel/core/log.ts';
@@ -16,17 +17,27 @@ import { Wakeups } from './wakeups.ts';
 /** The guest runs first; what it does not need at once (control sockets) is started this much later. */
 const AFTER_START_NS = 2_000_000;
 /**
- * Making the watcher's thread keeps this one for 4 to 9 ms: that begins when the guest has asked for nothing for
- * AFTER_START_NS, but no later than this.
+ * Making the watcher's thread keeps this one for 4 to 9 ms, and its start a CPU for 30: that begins when the guest has asked for
+ * nothing for AFTER_START_NS, but no later than this.
  */
 const WATCHER_BY_NS = 250_000_000;
+/** So much longer a guest is left alone that computes on this very thread, unless the host's side has much to do. */
+const WATCHER_BY_WHILE_COMPUTING_NS = 20_000_000_000;
+/** Looks at the event loop in a row that found something to do there. */
+const MUCH_HOST_WORK = 25;
+/** A guest that computes is looked at again after this time: a shorter pause is none. */
+const PAUSE_NS = 100_000_000;
 /**
  * Ticks have their turn within this time: a guest that prints leaves one for each byte, and a turn for each would cost
  * more than the byte.
  */
 const TICK_WITHIN_NS = 1_000_000;
-/** Until the watcher is up, which takes 30 ms, and seconds on a machine that is busy, the event loop has a turn this often. */
-const TURN_BEFORE_WATCHER_NS = 10_000_000;
+/**
+ * Until the watcher is up, which takes 30 ms, and seconds on a machine that is busy, the event loop is looked at this often; half as
+ * often after each look that found nothing, down to the second.
+ */
+const LOOK_NS = 10_000_000;
+const MAX_LOOK_NS = 80_000_000;
 /** A watcher that died is replaced after this time; so long it takes, too, until one that could not be had is tried again. */
 const WATCHER_AGAIN_NS = 1_000_000_000;
 /** A line about it that was said is said again after this time. */
@@ -45,6 +56,14 @@ export class BlockingLoop implements GuestLoop {
   #hasServed = false;
   /** When the watcher is made at the latest. */
   #watcherByNs = Number.POSITIVE_INFINITY;
+  /** The same for a guest that computes on this thread. */
+  #watcherByWhileComputingNs = Number.POSITIVE_INFINITY;
+  /** When it was last looked whether the guest has a pause, and the thread's CPU time then. */
+  #lookedNs = 0;
+  #cpuNs = 0;
+  /** Looks in a row that found the event loop with something to do, while nobody watched it. */
+  #hostWork = 0;
+  #lookInNs = LOOK_NS;
   /** By what there is to say of the watcher. */
   readonly #nextWarningNs = new Map<string, number>();
 
@@ -68,7 +87,7 @@ export class BlockingLoop implements GuestLoop {
       if (this.#tickTurn.dueNs === undefined) this.#tickTurn.arm(this.clock.nowNs() + TICK_WITHIN_NS);
     });
     this.#quiet = this.clock.createTimer(() => this.#lookForQuiet());
-    this.#beforeWatcher = this.clock.createTimer(() => this.#turnBeforeWatcher());
+    this.#beforeWatcher = this.clock.createTimer(() => this.#lookBeforeWatcher());
   }
 
   next(hsm: Hsm, server: RequestServer): undefined | Promise<void> {
@@ -86,10 +105,21 @@ export class BlockingLoop implements GuestLoop {
     this.#onQuiet();
     this.#onQuiet = () => {};
     const nowNs = this.clock.nowNs();
-    const isBusy = this.#hasServed && nowNs < this.#watcherByNs;
+    const isAsking = this.#hasServed && nowNs < this.#watcherByNs;
     this.#hasServed = false;
-    if (isBusy) this.#quiet.arm(nowNs + AFTER_START_NS);
+    const isComputing = this.#isComputing(nowNs);
+    if (isAsking) this.#quiet.arm(nowNs + AFTER_START_NS);
+    else if (isComputing) this.#quiet.arm(nowNs + PAUSE_NS);
     else this.#startWatcher(nowNs);
+  }
+
+  /** Whether this thread was on its CPU for most of the time since the last look, and is to be left there. */
+  #isComputing(nowNs: number): boolean {
+    const cpuNs = threadCpuNs();
+    const isBusy = cpuNs - this.#cpuNs > (nowNs - this.#lookedNs) / 2;
+    this.#lookedNs = nowNs;
+    this.#cpuNs = cpuNs;
+    return isBusy && nowNs < this.#watcherByWhileComputingNs && this.#hostWork < MUCH_HOST_WORK;
   }
 
   /** Turns come by the clock until there is one, however long that takes: it is no reason to end a VM. */
@@ -115,14 +145,23 @@ export class BlockingLoop implements GuestLoop {
   #replaceWatcher(): void {
     const nowNs = this.clock.nowNs();
     this.#watcherByNs = nowNs;
+    this.#watcherByWhileComputingNs = nowNs;
+    this.#lookInNs = LOOK_NS;
     this.#quiet.arm(nowNs + WATCHER_AGAIN_NS);
-    this.#beforeWatcher.arm(nowNs + TURN_BEFORE_WATCHER_NS);
+    this.#beforeWatcher.arm(nowNs + LOOK_NS);
   }
 
-  #turnBeforeWatcher(): void {
+  #lookBeforeWatcher(): void {
     if (this.#wakeups.isWatched) return;
-    this.#wakeups.requestTurn();
-    this.#beforeWatcher.arm(this.clock.nowNs() + TURN_BEFORE_WATCHER_NS);
+    if (this.#wakeups.look()) {
+      this.#hostWork++;
+      this.#lookInNs = LOOK_NS;
+      this.#wakeups.requestTurn();
+    } else {
+      this.#hostWork = 0;
+      this.#lookInNs = Math.min(2 * this.#lookInNs, MAX_LOOK_NS);
+    }
+    this.#beforeWatcher.arm(this.clock.nowNs() + this.#lookInNs);
   }
 
   requestTurn(): void {
@@ -133,9 +172,12 @@ export class BlockingLoop implements GuestLoop {
     const nowNs = this.clock.nowNs();
     this.#onQuiet = onQuiet;
     this.#watcherByNs = Math.min(this.#watcherByNs, nowNs + WATCHER_BY_NS);
+    this.#watcherByWhileComputingNs = Math.min(this.#watcherByWhileComputingNs, nowNs + WATCHER_BY_WHILE_COMPUTING_NS);
+    this.#lookedNs = nowNs;
+    this.#cpuNs = threadCpuNs();
     this.#quiet.arm(nowNs + AFTER_START_NS);
     // Not at once: the guest's first request does not wait for what the start has left to the event loop.
-    this.#beforeWatcher.arm(nowNs + TURN_BEFORE_WATCHER_NS);
+    this.#beforeWatcher.arm(nowNs + LOOK_NS);
   }
 
   async rest<T>(work: Promise<T>): Promise<T> {

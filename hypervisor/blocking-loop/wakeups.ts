@@ -10,10 +10,11 @@
  * signals again until this thread has copied it; a timer repeats until it was served.
  */
 import type { Worker } from 'node:worker_threads';
-import { eventLoopFd, eventLoopTimeoutMs } from '../../devicemodel/core/host/event-loop.ts';
+import { eventLoopFd, eventLoopTimeoutMs, freshEventLoopTimeoutMs } from '../../devicemodel/core/host/event-loop.ts';
 import { createEventfd, Eventfd, signalEventfd } from '../../devicemodel/core/host/eventfd.ts';
 import { onWatchAdded, watchFd } from '../../devicemodel/core/host/fd-watch.ts';
 import { closeFd } from '../../devicemodel/core/host/files.ts';
+import { PollSet } from '../../devicemodel/core/host/poll.ts';
 import { threadId } from '../../devicemodel/core/host/scheduling.ts';
 import { KICK_SIGNAL } from '../../devicemodel/core/host/signals.ts';
 import { startWorker } from '../../devicemodel/core/host/worker.ts';
@@ -33,6 +34,7 @@ export class Wakeups {
   #worker: Worker | undefined;
   #workerEnded: Promise<void> | undefined;
   #controlFd = -1;
+  readonly #look = new PollSet(1);
   /** Until when the watcher sleeps at most, as it was told. */
   #watchedUntilMs = Number.POSITIVE_INFINITY;
 
@@ -49,6 +51,7 @@ export class Wakeups {
     this.#onError = onError;
     this.#onTurnEnd = onTurnEnd;
     this.#onLost = onLost;
+    this.#look.watch(0, eventLoopFd());
     this.#unwatch = watchFd(this.#turnEnd.fd, () => {
       this.#turnEnd.take();
       this.#endTurn();
@@ -114,6 +117,11 @@ export class Wakeups {
   /** Whether the event loop should get a turn before this thread blocks again. Cheap enough for every request. */
   get pending(): boolean {
     return this.#turnRequested || Atomics.load(this.#words, Word.Kicked) !== Atomics.load(this.#words, Word.Answered);
+  }
+
+  /** Look for what the watcher would kick for, where there is none. */
+  look(): boolean {
+    return this.#look.wait(1, 0) > 0 || freshEventLoopTimeoutMs() === 0;
   }
 
   /** Something was handed to the event loop that its descriptor does not show yet, such as a stream that was resumed. */

@@ -4,6 +4,7 @@ import { hostCall, native } from './libc.ts';
 /** <sys/resource.h>: of one thread, if given its id. */
 const PRIO_PROCESS = 0;
 const SYS_TGKILL = 234;
+const CLOCK_THREAD_CPUTIME_ID = 3;
 /** CPUs a mask of this many bytes can name. */
 const CPU_MASK_BYTES = 128;
 
@@ -23,6 +24,15 @@ const tgkill = hostCall<[number: number, pid: number, tid: number, signal: numbe
 /** Id of the calling thread. */
 export function threadId(): number {
   return native('int gettid()')();
+}
+
+const timespec = new BigInt64Array(2);
+const NS_PER_S = 1_000_000_000;
+
+/** CPU time that the calling thread has had so far, that of a guest it ran included. */
+export function threadCpuNs(): number {
+  native('int clock_gettime(int, void *)')(CLOCK_THREAD_CPUTIME_ID, timespec);
+  return Number(timespec[0]) * NS_PER_S + Number(timespec[1]);
 }
 
 /** Let another thread have this CPU, if one waits for it. */

@@ -6,9 +6,10 @@ import { mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterEach, beforeEach, expect, test, vi } from 'vitest';
+import { afterEach, beforeEach, describe, expect, type MockInstance, test, vi } from 'vitest';
 import { HostError } from '../../../devicemodel/core/errors.ts';
 import { interruptibleCall } from '../../../devicemodel/core/host/libc.ts';
+import { threadCpuNs } from '../../../devicemodel/core/host/scheduling.ts';
 import type { Hsm } from '../../../devicemodel/core/hsm/hsm.ts';
 import { silentLog } from '../../../devicemodel/core/log.ts';
 import { BlockingLoop } from '../../../hypervisor/blocking-loop/loop.ts';
@@ -250,6 +251,64 @@ test('the watcher, whose thread takes milliseconds to make, waits until the gues
     start.mockRestore();
     await fresh.stop();
   }
+});
+
+describe('a guest that computes on this very thread', () => {
+  /** Has its CPU for a millisecond, and asks for nothing. */
+  const computing = {
+    waitForIoreqs: () => {
+      for (const from = threadCpuNs(); threadCpuNs() - from < 1e6; );
+      return 'idle';
+    },
+  } as unknown as Hsm;
+  let start: MockInstance<Wakeups['start']>;
+  let fresh: BlockingLoop;
+  beforeEach(() => {
+    start = vi.spyOn(Wakeups.prototype, 'start');
+    fresh = new BlockingLoop(silentLog);
+  });
+  afterEach(() => {
+    start.mockRestore();
+    return fresh.stop();
+  });
+
+  async function run(guest: Hsm, isOver: (ranMs: number) => boolean): Promise<void> {
+    for (const from = performance.now(); !isOver(performance.now() - from); ) {
+      const turn = fresh.next(guest, server);
+      if (turn !== undefined) await turn;
+    }
+  }
+
+  // Mutation: without #isComputing the thread that watches is made at once, and has half of a single CPU while it starts.
+  test('is left alone until it has a pause; what comes from outside is heard', async () => {
+    let isHeard = false;
+    const onSignal = () => {
+      isHeard = true;
+    };
+    process.on('SIGWINCH', onSignal);
+    const from = { ns: fresh.clock.nowNs(), cpuNs: threadCpuNs() };
+    try {
+      process.kill(process.pid, 'SIGWINCH');
+      fresh.started(() => {});
+      await run(computing, (ranMs) => isHeard && ranMs > 400);
+    } finally {
+      process.off('SIGWINCH', onSignal);
+    }
+    const share = (threadCpuNs() - from.cpuNs) / (fresh.clock.nowNs() - from.ns);
+    // On a machine that is busy itself it does not compute for most of each moment.
+    if (share > 0.9) expect(start).not.toHaveBeenCalled();
+    await run(hsm, () => start.mock.calls.length > 0 || starved);
+    expect(start).toHaveBeenCalledTimes(1);
+  });
+
+  // Mutation: without #hostWork, packets come by the clock until it has a pause.
+  test('is not, when the event loop has much to do', async () => {
+    const ticking = setInterval(() => {}, 2);
+    fresh.started(() => {});
+    await run(computing, (ranMs) => start.mock.calls.length > 0 || ranMs > 15_000);
+    clearInterval(ticking);
+    expect(start).toHaveBeenCalledTimes(1);
+  });
 });
 
 /** The package of native calls, for a thread whose call goes wrong. */
