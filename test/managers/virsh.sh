@@ -1,6 +1,6 @@
 #!/bin/bash
 # What users of virsh do beyond test/soft/libvirt.sh, with the demo guest: start twice, a console twice, what the driver cannot
-# tell, destroy of a paused VM. By hand.
+# tell, destroy of a paused VM.
 #   LIBVIRT_CH=DIR   where ../shared/tools/libvirt-ch/build.sh has built it (default /var/tmp/libvirt-ch)
 libvirt=${LIBVIRT_CH:-/var/tmp/libvirt-ch}
 if [ ! -x "$libvirt/virsh" ]; then echo "skipped: no libvirt with its Cloud Hypervisor driver in $libvirt"; exit 0; fi
