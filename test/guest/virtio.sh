@@ -57,7 +57,7 @@ acrnvm() { node "$soft_repo/dist/acrnvm.js" "$@"; }
 # Not by acrnvm: where the host is emulated, too, another node takes its half minute to start.
 ask_metrics() {
   printf 'GET /v1/metrics HTTP/1.1\r\nHost: vm\r\nConnection: close\r\n\r\n' |
-    socat -t 60 - "UNIX-CONNECT:$api_socket" | sed '1,/^\r*$/d'
+    socat -t 60 - "UNIX-CONNECT:$api_socket,shut-none" | sed '1,/^\r*$/d'
 }
 
 # counted METRIC VALUE: as at the moment when the guest counted.

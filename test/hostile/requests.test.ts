@@ -1,5 +1,6 @@
 /** What may stand in a request slot: every port, bad configuration addresses, slots that make no sense. */
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { AccessCount, newPage } from '../../devicemodel/core/counters.ts';
 import type { Hsm } from '../../devicemodel/core/hsm/hsm.ts';
 import { IOREQ_PAGE_BYTES, IoreqPage, IoreqState, IoreqType } from '../../devicemodel/core/ioreq-page.ts';
 import { IoreqServer } from '../../devicemodel/core/ioreq-server.ts';
@@ -22,6 +23,7 @@ class Bench {
   readonly words = new Int32Array(IOREQ_PAGE_BYTES / 4);
   readonly page = new IoreqPage(new Uint8Array(this.words.buffer));
   readonly notified: number[] = [];
+  readonly counts = newPage('accesses');
   #server: IoreqServer | undefined;
   #end: Promise<unknown> = Promise.resolve();
 
@@ -41,7 +43,7 @@ class Bench {
       this.page.setState(vcpu, IoreqState.Complete);
     };
     const hsm = { ioreqPage: this.page.bytes, notifyIoreqDone } as unknown as Hsm;
-    this.#server = new IoreqServer({ hsm, pio, mmio, pci, vcpuCount: VCPUS, log });
+    this.#server = new IoreqServer({ hsm, pio, mmio, pci, vcpuCount: VCPUS, counts: this.counts, log });
   }
 
   async stop(): Promise<void> {
@@ -159,6 +161,7 @@ describe('slots (§4.3 group 7)', () => {
     expect(bench.ask({ type, size: 4 })).toBe(ALL_ONES);
     expect(bench.notified).toEqual([0]);
     expect(bench.page.state(0)).toBe(IoreqState.Complete);
+    expect(bench.counts[AccessCount.unknown]).toBe(1);
   });
 
   test.each([0, 3, 5, 7, 9, 16, 64, -1])('memory by %i bytes is completed', (size) => {

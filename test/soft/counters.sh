@@ -1,7 +1,7 @@
 #!/bin/bash
 # What `acrnvm metrics` tells of a Debian i386, held against what others count: its own kernel, the tap's, and strace, which sees
 # each system call on the disk's image. Every figure is moved, those of failures too: disks on a full file system, a tap that is
-# down, frames that find no room. MIB: how much goes to and from the disk, and each way over the network.
+# down, frames that find no room (test/control/api/metrics-moved.test.ts has them all). MIB: how much goes to and from the disk, and each way over the network.
 MODULES="virtio_pci virtio_blk virtio_net virtio_console ahci sd_mod"
 MIB=${MIB:-16}
 . "$(dirname "$0")/lib.sh"
@@ -12,7 +12,12 @@ done
 
 vm=soft$$
 acrnvm() { node "$soft_repo/dist/acrnvm.js" "$@"; }
-look() { acrnvm metrics "$vm" > "$scratch/metrics"; }
+# look [SOCKET]: at the figures now; of every one, whether it was ever above 0. The parts of a histogram are one.
+look() {
+  acrnvm metrics "${1:-$vm}" > "$scratch/metrics" || return
+  sed -E '/^#/d; s/(device|console)="[^"]*",?//; s/le="[^"]*"//; s/,\}/}/; s/\{\}//; s/_(bucket|sum|count) / /' "$scratch/metrics" |
+    tee -a "$scratch/known" | grep -v ' 0$' >> "$scratch/moved"
+}
 # value METRIC: as of the last look.
 value() { sed -n "s/^$1 //p" "$scratch/metrics"; }
 counted() { check "$1 is ${2:-told by nobody}" test "$(value "$1")" = "$2"; }
@@ -25,6 +30,33 @@ of_tap() { ip netns exec "$peer" cat "/sys/class/net/$tap/statistics/$1"; }
 in_peer() { ip netns exec "$peer" "$@"; }
 
 guest_script
+echo "-- a VM that is made by the API"
+node "$soft_repo/dist/acrn-dm.js" --api-socket "$scratch/api.sock" > "$scratch/api.log" 2>&1 &
+served=$!
+# ch METHOD NAME [BODY]: what the API answers, to a client that stays until then.
+ch() {
+  local body=${3:-}
+  printf '%s /api/v1/%s HTTP/1.1\r\nHost: vm\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s' "$1" "$2" "${#body}" "$body" |
+    socat -t 60 - "UNIX-CONNECT:$scratch/api.sock,shut-none"
+}
+is_done() { ch "$@" | head -1 | grep -q ' 204 '; }
+# state_of NAME: of that VM.
+state_of() { look "$scratch/api.sock" && [ "$(value "acrn_vm_state{state=\"$1\"}")" = 1 ]; }
+check "the process is there" eval 'for i in {1..100}; do [ ! -S "$scratch/api.sock" ] || break; sleep 0.2; done; [ -S "$scratch/api.sock" ]'
+look "$scratch/api.sock"
+check "without a VM it is in no state" eval '! grep -q "^acrn_vm_state.* 1$" "$scratch/metrics"'
+check "vm.create" is_done PUT vm.create "{\"payload\": {\"kernel\": \"$debian/vmlinuz\", \"initramfs\": \"$scratch/base.gz\",
+  \"cmdline\": \"console=ttyS0 panic=-1 quiet mitigations=off\"}, \"memory\": {\"size\": 268435456},
+  \"serial\": {\"mode\": \"File\", \"file\": \"$scratch/serial\"}, \"acrn\": {\"name\": \"made$$\"}}"
+check "created" state_of created
+check "vm.boot" is_done PUT vm.boot
+check "running" state_of running
+dm=$served check "and Debian is there" wait_for 200 GUEST-UP "$scratch/serial"
+check "vm.delete" is_done PUT vm.delete
+check "then none again" eval 'look "$scratch/api.sock"; ! grep -q "^acrn_vm_state.* 1$" "$scratch/metrics"'
+kill "$served"
+wait "$served"
+
 truncate -s $((MIB + 8))M "$scratch/disk.img"
 mkdir "$scratch/mnt"
 mount -t tmpfs -o size=2m full "$scratch/mnt"
@@ -159,6 +191,28 @@ sleep 5
 compare_net
 moved "acrn_net_drops_total{$net,direction=\"rx\"}"
 
+echo "-- lag of the device thread"
+lag() { value "acrn_device_thread_lag_seconds_$1"; }
+look
+count=$(lag count) late=$(($(lag 'bucket{le="+Inf"}') - $(lag 'bucket{le="1"}')))
+from=$SECONDS
+sleep 3
+look
+check "it is looked at four times a second: $(lag count) after $count" \
+  test "$(lag count)" -gt "$count" -a "$(lag count)" -le $((count + 4 * (SECONDS - from) + 5))
+check "all looks are in the last bucket" test "$(lag 'bucket{le="+Inf"}')" = "$(lag count)"
+before=$(lag sum)
+# strace is what was started.
+program_pid=$(pgrep -P "$dm" | head -1)
+kill -STOP "$program_pid"
+sleep 3
+kill -CONT "$program_pid"
+sleep 1
+look
+check "three seconds of standing still are one look that was late" \
+  test $(($(lag 'bucket{le="+Inf"}') - $(lag 'bucket{le="1"}'))) -gt "$late"
+check "they are in the sum: $before, $(lag sum)" awk "BEGIN { exit !($(lag sum) >= $before + 2) }"
+
 echo "-- the rest"
 for type in pio mmio pci; do
   for op in read write; do moved "acrn_io_requests_total{type=\"$type\",op=\"$op\"}"; done
@@ -189,5 +243,11 @@ check "acrnvm stop says what is left" stop_says 'only the process'
 acrnvm stop -f "$vm"
 wait_dm 60
 check "status 0" test $? = 0
+# No guest here makes requests of other kinds, and this one has no tool to discard (../guest/virtio.sh's has).
+never='acrn_io_requests_total{type="unknown",op="unknown"}
+acrn_disk_ops_total{op="discard"}'
+sed -i 's/ [^ ]*$//' "$scratch/known" "$scratch/moved"
+comm -23 <(sort -u "$scratch/known") <(sort -u "$scratch/moved") | grep -vxF "$never" > "$scratch/still"
+check "every figure that was told was above 0 at some time" eval 'cat "$scratch/still"; [ ! -s "$scratch/still" ]'
 [ "$failures" = 0 ] || { tail -30 "$guest_log"; cat "$scratch/metrics"; }
 finish
