@@ -41,29 +41,35 @@ function node(what: string, path: string, ifMissing: Pick<Finding, 'verdict' | '
   };
 }
 
+/** Of 2 MiB, whatever the default size of this host is. */
+const HUGE_PAGES = '/sys/kernel/mm/hugepages/hugepages-2048kB';
+
 function hugePages(): Finding {
   const what = 'huge pages';
-  const free = Number(/HugePages_Free:\s+(\d+)/.exec(read('/proc/meminfo'))?.[1] ?? 0);
+  const free = Number(read(`${HUGE_PAGES}/free_hugepages`));
   const mib = free * 2;
   if (free > 0) return { what, verdict: 'ok', detail: `${free} of 2 MiB are free: enough for ${mib} MiB` };
   return {
     what,
     verdict: 'warn',
     detail: 'none are free; on ACRN they are asked for at a start, which fails when memory is in pieces',
-    mend: 'sudo sysctl vm.nr_hugepages=512',
+    mend: `echo 512 | sudo tee ${HUGE_PAGES}/nr_hugepages`,
   };
 }
 
-/** ACRN takes the CPUs of a User VM from the Service VM. */
+/** ACRN takes the CPUs of a User VM from the Service VM. The first one of a machine cannot be given away. */
 function offlineCpus(): Finding {
   const what = 'offline CPUs';
   const offline = read('/sys/devices/system/cpu/offline');
   if (offline !== '') return { what, verdict: 'ok', detail: offline };
+  if (!existsSync('/dev/acrn_hsm')) return { what, verdict: 'ok', detail: 'none: only ACRN needs them' };
+  const last = /\d+$/.exec(read('/sys/devices/system/cpu/online'))?.[0] ?? '0';
+  if (last === '0') return { what, verdict: 'ok', detail: 'there is one CPU, which all share' };
   return {
     what,
     verdict: 'warn',
     detail: 'all CPUs belong to the Service VM: a User VM with CPUs of its own shares them',
-    mend: 'echo 0 | sudo tee /sys/devices/system/cpu/cpu2/online',
+    mend: `echo 0 | sudo tee /sys/devices/system/cpu/cpu${last}/online`,
   };
 }
 
