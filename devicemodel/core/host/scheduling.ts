@@ -59,18 +59,14 @@ export function pinThread(cpus: readonly number[]): number {
   return setaffinity(threadId(), CPU_MASK_BYTES, cpuMask(cpus));
 }
 
-/** Where the device thread, and what it starts, may run when it is not pinned; empty: it never was. */
-let freeCpus: readonly number[] = [];
+/** Where the device thread, and what it starts, may run when it is not pinned. */
+const freeCpus = new Uint8Array(CPU_MASK_BYTES).fill(0xff);
 let pinnedCpu: number | undefined;
 
 /** As {@link pinThread}, for the thread that starts all others, until {@link unpinDeviceThread}. */
 export function pinDeviceThread(cpu: number): number {
-  const mask = new Uint8Array(CPU_MASK_BYTES);
-  if (freeCpus.length === 0 && getaffinity(threadId(), CPU_MASK_BYTES, mask) === 0) {
-    freeCpus = [...mask].flatMap((bits, i) =>
-      [0, 1, 2, 3, 4, 5, 6, 7].filter((n) => bits & (1 << n)).map((n) => 8 * i + n),
-    );
-  }
+  // Each time: whoever runs this may have moved it (taskset, a control group).
+  if (pinnedCpu === undefined) getaffinity(threadId(), CPU_MASK_BYTES, freeCpus);
   pinnedCpu = cpu;
   return pinThread([cpu]);
 }
@@ -79,7 +75,7 @@ export function pinDeviceThread(cpu: number): number {
 export function unpinDeviceThread(): void {
   if (pinnedCpu === undefined) return;
   pinnedCpu = undefined;
-  pinThread(freeCpus);
+  setaffinity(threadId(), CPU_MASK_BYTES, freeCpus);
 }
 
 /** A thread has the CPUs of the one that starts it: one that is started in here does not have the device thread's alone. */

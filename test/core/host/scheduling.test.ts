@@ -2,7 +2,12 @@
 import { readFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { afterEach, expect, test } from 'vitest';
-import { pinDeviceThread, startUnpinned, unpinDeviceThread } from '../../../devicemodel/core/host/scheduling.ts';
+import {
+  pinDeviceThread,
+  pinThread,
+  startUnpinned,
+  unpinDeviceThread,
+} from '../../../devicemodel/core/host/scheduling.ts';
 import { startWorker } from '../../../devicemodel/core/host/worker.ts';
 
 afterEach(() => unpinDeviceThread());
@@ -40,6 +45,21 @@ test.skipIf(availableParallelism() < 2)(
     expect(cpus()).toBe(before);
   },
 );
+
+// Mutation: look where it may run the first time only.
+test.skipIf(availableParallelism() < 2)('it goes back to where somebody has moved it meanwhile', () => {
+  const [first, second] = [/^\d+/, /\d+$/].map((at) => Number(at.exec(cpus())?.[0])) as [number, number];
+  try {
+    pinDeviceThread(first);
+    unpinDeviceThread();
+    expect(pinThread([second])).toBe(0);
+    pinDeviceThread(first);
+    unpinDeviceThread();
+    expect(cpus()).toBe(`${second}`);
+  } finally {
+    pinThread(Array.from({ length: 1024 }, (_, cpu) => cpu));
+  }
+});
 
 test('one that cannot be started leaves the device thread where it was', () => {
   const cpu = Number.parseInt(cpus(), 10);
