@@ -1,6 +1,7 @@
 import { describe, expect, test } from 'vitest';
 import { parseCommandLine, type VmOrder } from '../../cmd/cli.ts';
 import { describeVm, formatDryRun, type VmPlan } from '../../cmd/dry-run.ts';
+import { ExitCode } from '../../devicemodel/core/errors.ts';
 import { GiB, MiB } from '../../devicemodel/core/units.ts';
 import { pciDrivers } from '../../devicemodel/hw/registry.ts';
 import { decodeVdev } from '../support/decode-vdev.ts';
@@ -27,6 +28,14 @@ describe('plan', () => {
     ]);
     expect((await planOf('vm')).memory).toEqual([{ what: 'RAM', base: 0, sizeBytes: 256 * MiB }]);
   });
+  test.each(['255', '256', '0,300', '1000000', '65536'])(
+    "--cpu_affinity %s: the mistake is the user's",
+    async (ids) => {
+      await expect(planOf('-k', 'k', '--cpu_affinity', ids, 'vm')).rejects.toThrow(
+        expect.objectContaining({ message: expect.stringContaining('local APIC id'), exitCode: ExitCode.Unavailable }),
+      );
+    },
+  );
   test('BARs are where the PCI host places them', async () => {
     const { pci } = await planOf(...argv);
     const addresses = (bdf: string) => pci.find((fn) => fn.bdf === bdf)?.bars.map((bar) => bar.address);

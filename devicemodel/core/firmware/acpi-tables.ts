@@ -3,13 +3,14 @@
  * guest finds the same machine. Table layouts: ACPI 6.4 §5.2.
  */
 import type { Gpa, Gsi, Port } from '../address.ts';
-import { BugError, ConfigError } from '../errors.ts';
+import { ConfigError } from '../errors.ts';
 import { Layout } from '../layout.ts';
 import { addr, bytes, struct, u8, u16, u32 } from '../struct.ts';
 import { alignUp } from '../units.ts';
 import { AddressSpace } from './aml-resources.ts';
 import type { DeviceTable, InterruptOverride } from './contribution.ts';
 import { type DsdtInput, dsdtBody } from './dsdt.ts';
+import { checkLapicId } from './lapic-id.ts';
 import { AcpiHeader, ascii, checksum, Gas, GasAccess, table } from './tables.ts';
 
 /** ACPI fixed hardware, as the FADT tells of it; the registers are those of the devices that say so (hw/platform). */
@@ -122,7 +123,7 @@ export const Inti = { ActiveHighEdge: 0x5, ActiveHighLevel: 0xd } as const;
 
 function madt(input: AcpiInput): Uint8Array {
   const entries: Uint8Array[] = input.cpus.map((cpu, processor) => {
-    if (cpu.lapicId > 0xff) throw new BugError(`local APIC id ${cpu.lapicId} does not fit a local APIC entry`);
+    checkLapicId(cpu.lapicId);
     return LocalApic.encode({
       type: MadtType.LocalApic,
       length: LocalApic.size,

@@ -1,10 +1,10 @@
 /**
  * MultiProcessor Specification table, for guests that do not read ACPI. Spec: Intel MP 1.4 chapter 4.
  */
-import { ConfigError, ExitCode } from '../errors.ts';
 import { Layout } from '../layout.ts';
 import { bytes, struct, u8, u16, u32 } from '../struct.ts';
 import type { PlacedTable } from './acpi-tables.ts';
+import { checkLapicId } from './lapic-id.ts';
 import { ascii, checksum } from './tables.ts';
 
 /** An INTx pin in use. */
@@ -137,20 +137,9 @@ function localInterrupt(interruptType: number, lint: number): Uint8Array {
   });
 }
 
-/** Ids are one byte, and 255 is all of them (§4.3.1). */
-const MAX_LAPIC_ID = 254;
-
 function entries(input: MpInput): Uint8Array[] {
   const list = input.lapicIds.map((lapicId, cpu) => {
-    if (lapicId > MAX_LAPIC_ID) {
-      throw new ConfigError(
-        `a CPU with local APIC id ${lapicId} cannot be named in the VM's tables, which have 8 bits for it`,
-        {
-          hint: `give the VM CPUs with ids up to ${MAX_LAPIC_ID} by --cpu_affinity`,
-          exitCode: ExitCode.Unavailable,
-        },
-      );
-    }
+    checkLapicId(lapicId);
     return Processor.encode({
       type: EntryType.Processor,
       lapicId,
