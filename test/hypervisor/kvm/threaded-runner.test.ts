@@ -28,14 +28,14 @@ afterEach(() => {
   for (const step of cleanUp.splice(0).reverse()) step();
 });
 
-function threads(count: number, blocks: boolean, options: { fd?: number; thread?: () => void } = {}) {
+function threads(count: number, blocks: boolean, options: { fd?: number; thread?: () => void; cpu?: number } = {}) {
   const eventfd = new Eventfd();
   cleanUp.push(() => eventfd.dispose());
   const vcpus = Array.from({ length: count }, () => new NoVcpu(options.fd ?? eventfd.fd));
-  const { thread } = options;
+  const { thread, cpu } = options;
   const runner = new ThreadedRunner({
     vcpus,
-    cpus: vcpus.map(() => undefined),
+    cpus: vcpus.map(() => cpu),
     blocks,
     ...(thread === undefined ? {} : { thread }),
   });
@@ -84,6 +84,21 @@ test('a vCPU is recalled before its thread is up, and was not run', () => {
   expect(told).toHaveLength(1);
   expect([-EINTR, -ENOTTY]).toContain(told[0]?.[1]);
   expect(vcpus[0]?.run[RunField.immediateExit]).toBe(0);
+});
+
+// Mutation: without the votes in tell, or without leave in dispose.
+test('the device thread goes to the CPU of a vCPU that keeps it busy, and is free again at the end', async () => {
+  const cpus = () => /^Cpus_allowed_list:\s*(\S+)/m.exec(readFileSync('/proc/thread-self/status', 'utf8'))?.[1] ?? '';
+  const before = cpus();
+  const cpu = Number.parseInt(before, 10);
+  const { runner, told, collect } = threads(2, true, { cpu });
+  for (let exit = 1; exit <= 200; exit++) {
+    runner.resume(1);
+    while (told.length < exit) void collect();
+  }
+  expect(cpus()).toBe(`${cpu}`);
+  runner.dispose();
+  expect(cpus()).toBe(before);
 });
 
 test('what vCPUs came back for is not told once it is forgotten', async () => {
