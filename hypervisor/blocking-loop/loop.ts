@@ -77,11 +77,16 @@ export class BlockingLoop implements GuestLoop {
       this.#work.isStarted = false;
       this.#tickTurn.cancel();
     };
-    this.#wakeups = new Wakeups(
-      onTurnEnd,
-      () => this.#replaceWatcher(),
-      (error) => this.#warn(`the thread that watches descriptors ended: ${error.message}`),
-    );
+    try {
+      this.#wakeups = new Wakeups(
+        onTurnEnd,
+        () => this.#replaceWatcher(),
+        (error) => this.#warn(`the thread that watches descriptors ended: ${error.message}`),
+      );
+    } catch (error) {
+      this.clock.dispose();
+      throw error;
+    }
     this.#tickTurn = this.clock.createTimer(() => this.#wakeups.requestTurn());
     this.#work = new AsyncWork(() => {
       if (this.#tickTurn.dueNs === undefined) this.#tickTurn.arm(this.clock.nowNs() + TICK_WITHIN_NS);

@@ -42,6 +42,7 @@ export class Wakeups {
    * @param onTurnEnd called at the end of each turn, the last thing before what waits for it goes on.
    * @param onLost the watcher has ended by itself: nothing becomes pending until it is started again.
    * @param onError why, in a later turn.
+   * @throws HostError
    */
   constructor(
     onTurnEnd: () => void = () => {},
@@ -52,10 +53,15 @@ export class Wakeups {
     this.#onTurnEnd = onTurnEnd;
     this.#onLost = onLost;
     this.#look.watch(0, eventLoopFd());
-    this.#unwatch = watchFd(this.#turnEnd.fd, () => {
-      this.#turnEnd.take();
-      this.#endTurn();
-    });
+    try {
+      this.#unwatch = watchFd(this.#turnEnd.fd, () => {
+        this.#turnEnd.take();
+        this.#endTurn();
+      });
+    } catch (error) {
+      this.#turnEnd.dispose();
+      throw error;
+    }
     this.#unlisten = onWatchAdded(() => this.requestTurn());
   }
 

@@ -118,8 +118,17 @@ export class Doorbells {
     for (const eventfd of region?.own ?? []) eventfd.dispose();
   }
 
+  /** Of a VM whose descriptor cannot be watched the doorbells come by message, as of one that has none. */
   #adopt(fd: number): void {
-    const peer: Peer = { vmid: 0, fd, bells: new Map(), unwatch: watchFd(fd, () => this.#receive(peer)) };
+    let unwatch: () => void;
+    try {
+      unwatch = watchFd(fd, () => this.#receive(peer));
+    } catch (error) {
+      closeFd(fd);
+      this.#log.warn(`doorbells: ${(error as Error).message}; those of one VM come by message`);
+      return;
+    }
+    const peer: Peer = { vmid: 0, fd, bells: new Map(), unwatch };
     this.#peers.add(peer);
     send(peer, { kind: 'hello', vmid: this.#vmid });
     for (const [name, region] of this.#regions) this.#offer(peer, name, region);

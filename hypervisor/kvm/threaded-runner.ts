@@ -45,23 +45,30 @@ export class ThreadedRunner implements VcpuRunner {
   #failure: Error | undefined;
   #isOver = false;
 
+  /** @throws HostError when the host has no more threads or descriptors. */
   constructor({ vcpus, cpus, blocks, thread = vcpuThread }: ThreadedRunnerOptions) {
     installKickSignal();
     this.#vcpus = vcpus;
     this.#isOut = vcpus.map(() => false);
     this.#words = new Int32Array(new SharedArrayBuffer(4 * WORDS_PER_VCPU * vcpus.length));
-    if (!blocks) {
-      const eventfd = new Eventfd();
-      this.#doorbellFd = eventfd;
-      this.#unwatch = watchFd(eventfd.fd, () => {
-        eventfd.take();
-        this.#ring();
-      });
-    }
-    this.#follower = blocks ? new CpuFollower(cpus) : undefined;
     const koffiPath = createRequire(import.meta.url).resolve('koffi');
     const code = `(${thread.toString()})()`;
-    for (const [index, vcpu] of vcpus.entries()) this.#startThread(code, index, vcpu.fd, koffiPath, cpus[index]);
+    try {
+      if (!blocks) {
+        const eventfd = new Eventfd();
+        this.#doorbellFd = eventfd;
+        this.#unwatch = watchFd(eventfd.fd, () => {
+          eventfd.take();
+          this.#ring();
+        });
+      }
+      this.#follower = blocks ? new CpuFollower(cpus) : undefined;
+      for (const [index, vcpu] of vcpus.entries()) this.#startThread(code, index, vcpu.fd, koffiPath, cpus[index]);
+    } catch (error) {
+      // Those that run wait for their turn in the kernel, and the process would wait for them at its end.
+      this.dispose();
+      throw error;
+    }
   }
 
   resume(vcpu: number): void {

@@ -12,10 +12,15 @@ export class TimerfdClock extends TimerQueue {
   constructor() {
     super();
     this.#timer = new Timerfd();
-    this.#unwatch = watchFd(this.#timer.fd, () => {
-      this.#timer.acknowledge();
-      this.runDue();
-    });
+    try {
+      this.#unwatch = watchFd(this.#timer.fd, () => {
+        this.#timer.acknowledge();
+        this.runDue();
+      });
+    } catch (error) {
+      this.#timer.dispose();
+      throw error;
+    }
   }
 
   dispose(): void {

@@ -2,6 +2,7 @@
  * Unix sockets that carry descriptors: SOCK_SEQPACKET, one message a packet, with SCM_RIGHTS (unix(7)). Node's own sockets
  * cannot. Nothing here waits.
  */
+import { rmSync } from 'node:fs';
 import { Errno } from './errno.ts';
 import { closeFd } from './files.ts';
 import { hostCall, must } from './libc.ts';
@@ -76,12 +77,15 @@ function newSocket(what: string): number {
 /** A file of that name must not be there. @returns a descriptor that is readable when somebody connects. @throws HostError */
 export function listenForFds(path: string): number {
   const fd = newSocket(path);
+  let isBound = false;
   try {
     must(bind(fd, address(path), ADDRESS_BYTES), 'bind', path);
+    isBound = true;
     must(listen(fd, BACKLOG), 'listen', path);
     return fd;
   } catch (error) {
     closeFd(fd);
+    if (isBound) rmSync(path, { force: true });
     throw error;
   }
 }

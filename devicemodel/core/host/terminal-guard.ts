@@ -2,7 +2,7 @@
  * Restores a terminal when this process can no longer do it: killed with SIGKILL, or by a fault in native code. A shell
  * waits at the other end of a pipe; the pipe closing without a word means that we are gone.
  */
-import { spawn } from 'node:child_process';
+import { type ChildProcess, spawn } from 'node:child_process';
 
 /**
  * Standard input is the terminal, descriptor 3 our pipe, $1 the settings to restore, $2 those we left. If the user's
@@ -26,14 +26,22 @@ export function sttyText(termios: Uint8Array): string {
  * @returns dismiss: nothing is restored any more. Safe twice. Where no shell can be started, nobody watches.
  */
 export function guardTerminal(fd: number, saved: Uint8Array, raw: Uint8Array): () => void {
-  // A session of its own: what is sent to our process group must not reach it, and job control does not apply to it.
-  const guard = spawn('/bin/sh', ['-c', SCRIPT, 'sh', sttyText(saved), sttyText(raw)], {
-    stdio: [fd, 'ignore', 'ignore', 'pipe'],
-    detached: true,
-  });
+  let guard: ChildProcess;
+  try {
+    // A session of its own: what is sent to our process group must not reach it, and job control does not apply to it.
+    guard = spawn('/bin/sh', ['-c', SCRIPT, 'sh', sttyText(saved), sttyText(raw)], {
+      stdio: [fd, 'ignore', 'ignore', 'pipe'],
+      detached: true,
+    });
+  } catch {
+    // Node throws some errors of fork(2), such as ENOMEM, and tells of the others.
+    return () => {};
+  }
   guard.on('error', () => {});
   guard.unref();
-  const pipe = guard.stdio[3] as import('node:net').Socket | null | undefined;
+  // Without a descriptor left there is no list of pipes either.
+  const pipes = guard.stdio as ChildProcess['stdio'] | undefined;
+  const pipe = pipes?.[3] as import('node:net').Socket | null | undefined;
   pipe?.on('error', () => {});
   pipe?.unref();
   return () => {

@@ -34,12 +34,9 @@ export function watchUevents(subsystem: string, onChange: () => void): () => voi
   const address = new DataView(new ArrayBuffer(SOCKADDR_BYTES));
   address.setUint16(0, AF_NETLINK, true);
   address.setUint32(8, KERNEL_GROUP, true);
-  const bound = bind(fd, new Uint8Array(address.buffer), SOCKADDR_BYTES);
-  if (bound < 0) closeFd(fd);
-  must(bound, 'bind', what);
   const message = Buffer.alloc(MAX_MESSAGE_BYTES);
   const wanted = `\0SUBSYSTEM=${subsystem}\0`;
-  const stop = watchFd(fd, () => {
+  const listen = () => {
     let isOurs = false;
     for (let count = 0; count < MAX_MESSAGES; count++) {
       const sizeBytes = readBytes(fd, message, MAX_MESSAGE_BYTES);
@@ -52,9 +49,16 @@ export function watchUevents(subsystem: string, onChange: () => void): () => voi
       message.fill(0, 0, sizeBytes);
     }
     if (isOurs) onChange();
-  });
-  return () => {
-    stop();
-    closeFd(fd);
   };
+  try {
+    must(bind(fd, new Uint8Array(address.buffer), SOCKADDR_BYTES), 'bind', what);
+    const stop = watchFd(fd, listen);
+    return () => {
+      stop();
+      closeFd(fd);
+    };
+  } catch (error) {
+    closeFd(fd);
+    throw error;
+  }
 }

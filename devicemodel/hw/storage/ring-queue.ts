@@ -97,7 +97,13 @@ export class RingQueue implements ImageQueue {
     }));
     this.#free = this.#slots.map((_, index) => index);
     this.#copied = new SlicedQueue(io, clock, () => this.#reap());
-    this.#unwatch = watchFd(this.#uring.fd, () => this.#reap());
+    try {
+      this.#unwatch = watchFd(this.#uring.fd, () => this.#reap());
+    } catch (error) {
+      this.#uring.dispose();
+      this.#iovecs.dispose();
+      throw error;
+    }
   }
 
   get inFlight(): number {

@@ -415,7 +415,12 @@ export class VirtioNet implements VirtioDevice, NetFrameState {
   #listen(): void {
     if (this.fd === undefined || this.#lent.length > 0 || this.#unwatch !== undefined) return;
     if (this.#transport?.isDriverOk !== true) return;
-    this.#unwatch = watchFd(this.fd, () => this.#receive());
+    try {
+      this.#unwatch = watchFd(this.fd, () => this.#receive());
+    } catch (error) {
+      const why = (error as Error).message;
+      this.#log.rationed('warn', () => `tap ${this.#options.tap}: frames come only when the driver asks: ${why}`);
+    }
   }
 
   #pause(): void {

@@ -99,7 +99,12 @@ class Call {
     this.#host = host;
     this.queue = queue;
     this.eventfd = new Eventfd();
-    this.wire();
+    try {
+      this.wire();
+    } catch (error) {
+      this.eventfd.dispose();
+      throw error;
+    }
   }
 
   /** The vector may have another message now, or be masked. */
@@ -184,10 +189,7 @@ export class QueueLending {
           kick.dispose();
           continue;
         }
-        const unwatch = watchFd(kick.eventfd.fd, () => {
-          if (kick.eventfd.take() > 0) host.service(queue);
-        });
-        this.#kicks.push({ kick, unwatch });
+        this.#kicks.push({ kick, unwatch: watchKick(host, queue, kick) });
       } catch (error) {
         host.log.rationed('warn', () => `${host.name}: ${(error as Error).message}: kicks come by the request page`);
         return;
@@ -305,6 +307,18 @@ export class QueueLending {
       kick.dispose();
       call.dispose();
     }
+  }
+}
+
+/** @throws HostError; kicks then come by the request page again. */
+function watchKick(host: LendingHost, queue: Virtqueue, kick: Kick): () => void {
+  try {
+    return watchFd(kick.eventfd.fd, () => {
+      if (kick.eventfd.take() > 0) host.service(queue);
+    });
+  } catch (error) {
+    kick.dispose();
+    throw error;
   }
 }
 
