@@ -1,4 +1,5 @@
 """fake-mei.py FOLDER: a management engine interface at FOLDER/mei0, by FUSE: a file with the calls of /dev/meiN.
+fake-mei.py --cuse: a character device of the kernel's at /dev/mei0, by CUSE.
 
 A connection is an open file (IOCTL_MEI_CONNECT_CLIENT_VTAG), a message a read or a write. What is written comes back
 reversed; "later" comes a moment later, "busy" once refuses the next write, "reset" resets the engine: all that is open
@@ -18,6 +19,8 @@ UUID = bytes.fromhex('15676a8ebc9a434088ef9e39c6f63e0f')
 IN_HEADER, OUT_HEADER = struct.Struct('<IIQQIIII'), struct.Struct('<IiQ')
 (LOOKUP, FORGET, GETATTR, SETATTR, OPEN, READ, WRITE, RELEASE, FLUSH) = (1, 2, 3, 4, 14, 15, 16, 18, 25)
 (INIT, INTERRUPT, DESTROY, IOCTL, POLL, BATCH_FORGET) = (26, 36, 38, 39, 40, 42)
+# Of a character device the first request is another one.
+CUSE_INIT = 4096
 NOTIFY_POLL = 1
 DIRECT_IO = 1
 POLLIN, POLLOUT, POLLERR = 1, 4, 8
@@ -25,11 +28,15 @@ ROOT, FILE = 1, 2
 NAME = b'mei0'
 
 folder = sys.argv[1]
+is_cuse = folder == '--cuse'
 libc = ctypes.CDLL(None, use_errno=True)
-fuse = os.open('/dev/fuse', os.O_RDWR)
-options = f'fd={fuse},rootmode=40755,user_id=0,group_id=0'
-if libc.mount(b'fake-mei', folder.encode(), b'fuse.fake-mei', 0, options.encode()) != 0:
-    sys.exit(os.strerror(ctypes.get_errno()))
+if is_cuse:
+    fuse = os.open('/dev/cuse', os.O_RDWR)
+else:
+    fuse = os.open('/dev/fuse', os.O_RDWR)
+    options = f'fd={fuse},rootmode=40755,user_id=0,group_id=0'
+    if libc.mount(b'fake-mei', folder.encode(), b'fuse.fake-mei', 0, options.encode()) != 0:
+        sys.exit(os.strerror(ctypes.get_errno()))
 
 connections = {}
 due = []
@@ -100,6 +107,8 @@ def answer(opcode, node, body):
     global next_handle
     if opcode == INIT:
         return 0, struct.pack('<IIIIHHIIHHI7I', 7, 31, 65536, 0, 16, 12, 65536, 1, 0, 0, 0, *[0] * 7)
+    if opcode == CUSE_INIT:
+        return 0, struct.pack('<18I', 7, 31, 0, 0, 65536, 65536, 0, 0, *[0] * 10) + b'DEVNAME=' + NAME + b'\0'
     if opcode == LOOKUP:
         if body.rstrip(b'\0') != NAME:
             return -errno.ENOENT, b''
@@ -158,4 +167,5 @@ while True:
             continue
         error, body = answer(opcode, node, request[IN_HEADER.size :])
         send(unique, error, body)
-libc.umount2(folder.encode(), 2)
+if not is_cuse:
+    libc.umount2(folder.encode(), 2)
