@@ -1,9 +1,13 @@
 #!/bin/bash
-# USB devices of the host, by libusb and without udev: a memory stick on a real xHCI host, and another one that
-# is pulled out and plugged in while the guest writes to it (Linux's mass storage gadget on dummy_hcd). The guest writes
-# MIB MiB to the first one, and the host reads them there. By hand: five minutes with MIB=4, sixteen with 32 on a machine that
-# had much else to do. SLOW=4 gives everything four times as long.
-export MIB=${MIB:-32} SLOW=${SLOW:-1} RIG_PASS="MIB"
+# USB devices of the host, by libusb and without udev. STEPS (default: all three, in one guest):
+#
+#   stick    a memory stick on a real xHCI host: the guest writes MIB MiB, and the host reads them there
+#   gadget   another one (Linux's mass storage gadget on dummy_hcd) is pulled out and plugged in while the guest writes
+#   tablet   QEMU's tablet, which no reset survives: the guest's driver has it, and it stays
+#
+# By hand: five minutes with MIB=4, sixteen with 32 on a machine that had much else to do. SLOW=4 gives everything four
+# times as long.
+export MIB=${MIB:-32} SLOW=${SLOW:-1} STEPS=${STEPS:-stick gadget tablet} RIG_PASS="MIB STEPS"
 export RIG_TIMEOUT=${RIG_TIMEOUT:-$((SLOW * (200 + 5 * MIB)))}
 
 # Outside: the stick is a file, and which modules it all takes is known faster here.
@@ -21,11 +25,12 @@ if [ -z "${RIG:-}" ]; then
   }
   modules xhci_pci usb_storage sd_mod usbhid hid_generic dummy_hcd libcomposite usb_f_mass_storage ext4 crc32c_generic \
     > "$RIG_OUT/host-modules"
-  modules xhci_pci usb_storage sd_mod usbhid hid_generic > "$RIG_OUT/guest-modules"
+  modules xhci_pci usb_storage sd_mod usbhid hid_generic evdev > "$RIG_OUT/guest-modules"
   export RIG_QEMU="-device qemu-xhci,id=x -drive if=none,id=u,file=$RIG_OUT/stick,format=raw
-    -device usb-storage,bus=x.0,drive=u"
+    -device usb-storage,bus=x.0,drive=u -device usb-tablet,bus=x.0"
 fi
 . "$(dirname "$0")/lib.sh"
+has() { case " $STEPS " in *" $1 "*) ;; *) false ;; esac; }
 
 while read -r module; do insmod "$module" 2> /dev/null; done < "$OUT/host-modules"
 
@@ -49,31 +54,41 @@ port_of() {
   return 1
 }
 
-# The gadget: what it holds is a file here.
-mount -t configfs none /sys/kernel/config 2> /dev/null
-gadget=/sys/kernel/config/usb_gadget/rig
-mkdir -p $gadget/strings/0x409 $gadget/configs/c.1 $gadget/functions/mass_storage.0
-echo 0x0525 > $gadget/idVendor
-echo 0xa4a5 > $gadget/idProduct
-echo "Mass Storage Gadget" > $gadget/strings/0x409/product
-truncate -s 32M /run/gadget.img
-echo /run/gadget.img > $gadget/functions/mass_storage.0/lun.0/file
-ln -s $gadget/functions/mass_storage.0 $gadget/configs/c.1/
-udc=$(basename /sys/class/udc/*)
-# Not by soft_connect: what was disconnected that way does not answer dummy_hcd when it is connected again (error -71).
-plug_in() { echo "$udc" > $gadget/UDC; }
-pull_out() { echo > $gadget/UDC; }
-plug_in
-
-stick=$(port_of "QEMU USB HARDDRIVE")
-other=$(port_of "Mass Storage Gadget")
-echo "stick at $stick, gadget at $other: $SECONDS s"
+ports=
+if has stick; then
+  stick=$(port_of "QEMU USB HARDDRIVE")
+  ports=$stick
+fi
+if has gadget; then
+  # What it holds is a file here.
+  mount -t configfs none /sys/kernel/config 2> /dev/null
+  gadget=/sys/kernel/config/usb_gadget/rig
+  mkdir -p $gadget/strings/0x409 $gadget/configs/c.1 $gadget/functions/mass_storage.0
+  echo 0x0525 > $gadget/idVendor
+  echo 0xa4a5 > $gadget/idProduct
+  echo "Mass Storage Gadget" > $gadget/strings/0x409/product
+  truncate -s 32M /run/gadget.img
+  echo /run/gadget.img > $gadget/functions/mass_storage.0/lun.0/file
+  ln -s $gadget/functions/mass_storage.0 $gadget/configs/c.1/
+  udc=$(basename /sys/class/udc/*)
+  # Not by soft_connect: what was disconnected that way does not answer dummy_hcd when it is connected again (error -71).
+  plug_in() { echo "$udc" > $gadget/UDC; }
+  pull_out() { echo > $gadget/UDC; }
+  plug_in
+  ports=$ports${ports:+:}$(port_of "Mass Storage Gadget")
+fi
+if has tablet; then
+  tablet=$(port_of "QEMU USB Tablet")
+  ports=$ports${ports:+:}$tablet
+fi
+echo "$STEPS at $ports: $SECONDS s"
 check "the host has no udev" sh -c '! ls /run/udev/control'
 
-cat > /run/inside << END
+{
+  cat << END
 MIB=$MIB
 END
-cat >> /run/inside << 'END'
+  cat << 'END'
 while read -r module; do insmod /usb/$module 2> /dev/null; done < /usb/order
 # disk SECTORS: a USB disk of that size.
 disk() {
@@ -84,14 +99,30 @@ disk() {
     i=$((i + 1))
   done
 }
+END
+  ! has stick || cat << 'END'
 stick=$(disk 131072)
 [ -b "$stick" ] && ok "a stick is there" || { bad "no stick"; dmesg | grep -E 'usb|xhci|scsi|sd ' | tail -40; }
-other=$(disk 65536)
-[ -b "$other" ] && ok "another one is there" || bad "no gadget"
 /sbin/mke2fs -q -t ext4 -b 4096 -E lazy_itable_init=1 $stick && mount $stick /mnt && ok "a file system on the stick" || bad "no file system"
 dd if=/dev/urandom of=/mnt/data bs=64k count=$((MIB * 16)) 2> /dev/null
 echo "SUM $(sha1sum < /mnt/data)"
 umount /mnt && ok "written" || bad "not written"
+END
+  ! has tablet || cat << 'END'
+i=0
+while [ $i -lt 300 ] && ! grep -q 'QEMU USB Tablet' /proc/bus/input/devices; do sleep 0.3; i=$((i + 1)); done
+grep -q 'QEMU USB Tablet' /proc/bus/input/devices && ok "a tablet is there" || { bad "no tablet"; dmesg | grep -E 'usb|xhci|hid' | tail -40; }
+sleep 20
+dmesg > /tmp/log
+[ $(grep -c 'Product: QEMU USB Tablet' /tmp/log) = 1 ] && ok "it came once" || bad "it came $(grep -c 'Product: QEMU USB Tablet' /tmp/log) times"
+# Before it is there its driver may fail to read it: that is how it is learnt that no reset is to be.
+! sed '1,/Product: QEMU USB Tablet/d' /tmp/log | grep -E 'error -71|disconnect' && ok "it stayed" || bad "it went"
+grep -q 'QEMU USB Tablet' /proc/bus/input/devices && ok "the tablet is still there" || bad "the tablet is gone"
+echo TABLET
+END
+  ! has gadget || cat << 'END'
+other=$(disk 65536)
+[ -b "$other" ] && ok "another one is there" || { bad "no gadget"; dmesg | grep -E 'usb|xhci|scsi|sd ' | tail -40; }
 echo WRITING
 dd if=/dev/zero of=$other bs=64k count=512 oflag=direct 2> /dev/null && bad "the writer noticed nothing" || ok "the writer gets an error"
 i=0; while [ -e /sys/block/${other#/dev/} ] && [ $i -lt 60 ]; do sleep 0.5; i=$((i + 1)); done
@@ -102,6 +133,7 @@ dd if=/dev/urandom of=/tmp/piece bs=64k count=16 2> /dev/null
 dd if=/tmp/piece of=$again bs=64k oflag=direct 2> /dev/null && ok "written again" || bad "not written again"
 echo "PIECE $(sha1sum < /tmp/piece)"
 END
+} > /run/inside
 guest_script /run/inside
 mkdir -p /run/more/usb
 while read -r module; do
@@ -111,35 +143,51 @@ done < "$OUT/guest-modules"
 strip --strip-debug /run/more/usb/*.ko
 (cd /run/more && find usb | cpio -o -H newc --quiet | gzip -1) >> /run/initrd
 
-MEM=192M start_dm -s "8,xhci,$stick:$other"
-check "the guest is there" wait_for 600 "OK a stick is there"
-echo "-- $SECONDS s"
-check "the host's driver is away" test ! -e /sys/block/sda
-check "the guest writes to the stick" wait_for $((200 + 10 * MIB)) "OK written"
-echo "-- $SECONDS s: $MIB MiB written"
-check "and to the gadget" wait_for 200 WRITING
-sleep 3
-pull_out
-check "a device that is pulled out is gone for the guest" wait_for 200 GONE
-check "the device model goes on" kill -0 "$dm"
-plug_in
-check "and comes back" wait_for 200 "^PIECE"
+MEM=192M start_dm -s "8,xhci,$ports"
+if has stick; then
+  check "the guest is there" wait_for 600 "OK a stick is there"
+  echo "-- $SECONDS s"
+  check "the host's driver is away" test ! -e /sys/block/sda
+  check "the guest writes to the stick" wait_for $((200 + 10 * MIB)) "OK written"
+  echo "-- $SECONDS s: $MIB MiB written"
+fi
+if has tablet; then
+  check "the guest has the tablet" wait_for 600 "OK a tablet is there"
+  echo "-- $SECONDS s"
+  check "and it stays" wait_for 200 "^TABLET"
+fi
+if has gadget; then
+  check "the guest writes to the gadget" wait_for 600 WRITING
+  sleep 3
+  pull_out
+  check "a device that is pulled out is gone for the guest" wait_for 200 GONE
+  check "the device model goes on" kill -0 "$dm"
+  plug_in
+  check "and comes back" wait_for 200 "^PIECE"
+fi
 wait_dm 120
 check "device model ends with status 0" test "$?" = 0
 echo "-- $SECONDS s"
 guest_results
 
-sum=$(sed -n 's/^SUM \([0-9a-f]*\).*/\1/p' "$guest_log")
-piece=$(sed -n 's/^PIECE \([0-9a-f]*\).*/\1/p' "$guest_log")
-check "what was written to the gadget is in its file" \
-  test "$(head -c 1048576 /run/gadget.img | sha1sum | cut -c1-40)" = "${piece:-none}"
-# The stick is the host's again, with its driver.
-wait_file "/sys/bus/usb/devices/$stick/driver" && wait_file /sys/block/sda
-for _ in $(seq 50); do disk=$(grep -lx 131072 /sys/block/sd*/size 2> /dev/null) && break; sleep 0.2; done
-disk=${disk%/size}
-mkdir -p /run/mnt
-check "the stick is the host's again" mount -o ro "/dev/${disk##*/}" /run/mnt
-check "what the guest wrote is on the stick" test "$(sha1sum < /run/mnt/data | cut -c1-40)" = "${sum:-none}"
-umount /run/mnt
+if has gadget; then
+  piece=$(sed -n 's/^PIECE \([0-9a-f]*\).*/\1/p' "$guest_log")
+  check "what was written to the gadget is in its file" \
+    test "$(head -c 1048576 /run/gadget.img | sha1sum | cut -c1-40)" = "${piece:-none}"
+fi
+if has tablet; then
+  check "the tablet is the host's again" wait_file "/sys/bus/usb/devices/$tablet/driver"
+fi
+if has stick; then
+  sum=$(sed -n 's/^SUM \([0-9a-f]*\).*/\1/p' "$guest_log")
+  # The stick is the host's again, with its driver.
+  wait_file "/sys/bus/usb/devices/$stick/driver" && wait_file /sys/block/sda
+  for _ in $(seq 50); do disk=$(grep -lx 131072 /sys/block/sd*/size 2> /dev/null) && break; sleep 0.2; done
+  disk=${disk%/size}
+  mkdir -p /run/mnt
+  check "the stick is the host's again" mount -o ro "/dev/${disk##*/}" /run/mnt
+  check "what the guest wrote is on the stick" test "$(sha1sum < /run/mnt/data | cut -c1-40)" = "${sum:-none}"
+  umount /run/mnt
+fi
 echo "-- $SECONDS s"
 finish
