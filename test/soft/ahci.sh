@@ -56,14 +56,15 @@ answered() { monitor "$@" && grep -q '"ack":.0' "$scratch/manager.log"; }
 
 WORDS="mib=$MIB" start_dm --cmd_monitor "$scratch/manager" \
   -s "7,ahci,hd:$scratch/disk.img,discard,writeback,cd:$scratch/first.iso,hd:$scratch/second.img,sectorsize=4096"
-wait=$((200 + 8 * MIB))
+# What is written is read back, and a second disk and two discs are read: a guest of an interpreter takes seconds a MiB.
+wait=$((300 + 20 * MIB))
 check "the guest has read the first disc" wait_for $wait "STAGE eject"
 check "a disc cannot be put over another" test "$(monitor insert "7@1,$scratch/other.iso"; grep -c '"ack":.-1' "$scratch/manager.log")" = 1
 check "eject" answered eject 7@1
-check "the guest sees an empty drive" wait_for 60 "STAGE insert"
+check "the guest sees an empty drive" wait_for 120 "STAGE insert"
 check "insert" answered insert "7@1,$scratch/other.iso"
 check "a disk is not a drive" test "$(monitor eject 7@0; grep -c '"ack":.-1' "$scratch/manager.log")" = 1
-wait_dm $((100 + MIB))
+wait_dm $((200 + 4 * MIB))
 check "the device model ends with 0" test $? = 0
 guest_results
 check "fsck on the host" e2fsck -fn "$scratch/disk.img"

@@ -66,8 +66,8 @@ boot() {
     --fw_cfg "pci1af4,1050.rom,file=$rom" --bios "$bios" -s "3,virtio-blk,$scratch/grub.iso,ro" \
     -s "4,virtio-gpu,geometry=800x600" --display "vnc=unix:$socket" "soft$$" < "$STDIN" > "$guest_log" 2>&1 &
   dm=$!
-  check "$name: the guest shows a picture" wait_for "${BOOT_S:-240}" "SHOW first"
-  sleep 2
+  check "$name: the guest shows a picture" wait_for 240 "SHOW first"
+  sleep $((2 * ${SLOW:-1}))
 }
 # shown FILE: by a viewer.
 shown() {
