@@ -22,6 +22,8 @@ export interface SlotText {
   readonly driver: string;
   /** Everything behind `driver,`; empty if there is nothing. */
   readonly text: string;
+  /** There is a comma behind the driver, but nothing behind it. Compat: some drivers of C tell the two apart. */
+  readonly isTextEmpty?: true;
 }
 
 const slotHint = 'write -s [BUS:]SLOT[:FUNCTION],DRIVER[,OPTIONS] in decimal, as in -s 3,virtio-blk,disk.img';
@@ -50,7 +52,8 @@ export function parseSlotText(slotText: string): SlotText {
   if (driver === '') throw new ConfigError('the driver is missing', { hint: slotHint });
   const text = driverEnd < 0 ? '' : rest.slice(driverEnd + 1);
   // `b,` once marked the disk to boot from.
-  return { bdf, driver, text: text.startsWith('b,') ? text.slice(2) : text };
+  const options = text.startsWith('b,') ? text.slice(2) : text;
+  return { bdf, driver, text: options, ...(driverEnd >= 0 && options === '' ? { isTextEmpty: true } : {}) };
 }
 
 function slotNumber(what: string, text: string | undefined, max: number): number {
@@ -71,7 +74,7 @@ export function formatSlotText(slot: SlotText): string {
   const { bus, device, function: func } = slot.bdf;
   const where = bus !== 0 ? `${bus}:${device}:${func}` : func !== 0 ? `${device}:${func}` : `${device}`;
   const options = slot.text.startsWith('b,') ? `b,${slot.text}` : slot.text;
-  return options === '' ? `${where},${slot.driver}` : `${where},${slot.driver},${options}`;
+  return options === '' && slot.isTextEmpty !== true ? `${where},${slot.driver}` : `${where},${slot.driver},${options}`;
 }
 
 export interface SlotsResult {
@@ -150,15 +153,17 @@ function addSlot(
     );
     text = '';
   }
-  const options = parseDriverOptions(driver, text);
+  const options = parseDriverOptions(driver, text, slot.isTextEmpty === true);
   for (const what of driver.passedOver?.(options) ?? []) slots.ignored.push(`-s ${value}: ${what}`);
   slots.pci.push({ bdf: slot.bdf, driver: driver.name, options, text: slot.text });
 }
 
 /** Option text → checked options. @throws ConfigError with the driver's usage as hint. */
-function parseDriverOptions(driver: PciDriverEntry, text: string): unknown {
+function parseDriverOptions(driver: PciDriverEntry, text: string, isTextEmpty: boolean): unknown {
   try {
-    const raw = driver.parseText === undefined ? optionsFromText(driver.options, text) : driver.parseText(text);
+    const { parseText } = driver;
+    const raw =
+      parseText === undefined ? optionsFromText(driver.options, text) : parseText(text, text !== '' || isTextEmpty);
     return checkOptions(driver.options, raw);
   } catch (error) {
     if (!(error instanceof ConfigError) || error.hint !== undefined) throw error;

@@ -26,6 +26,11 @@ describe('-s grammar', () => {
     expect(parseSlotText('3,virtio-blk,b,/disk.img').text).toBe('/disk.img');
     expect(parseSlotText('3,virtio-blk,b').text).toBe('b');
   });
+  test('an empty text is another thing than none', () => {
+    expect(parseSlotText('8,xhci,')).toMatchObject({ text: '', isTextEmpty: true });
+    expect(parseSlotText('8,xhci')).not.toHaveProperty('isTextEmpty');
+    expect(formatSlotText(parseSlotText('8,xhci,'))).toBe('8,xhci,');
+  });
   test.each([
     ['no driver', '3', 'the driver is missing'],
     ['an empty driver', '3,', 'the driver is missing'],
@@ -93,6 +98,16 @@ describe('-s', () => {
   });
   test('a missing option is named', () => {
     expect(() => slotsOf('5,shm')).toThrow('-s 5,shm: name: is missing');
+  });
+  test('an empty text is none to some drivers, and to others a device with nothing, as in C', () => {
+    expect(parseSlots(['8,xhci,', '4,virtio-net,'], realDrivers).pci).toMatchObject([
+      { driver: 'xhci', options: { ports: [], tablet: false } },
+      { driver: 'virtio-net', options: { vhost: false } },
+    ]);
+    expect(parseSlots(['5,virtio-i2c'], realDrivers).pci).toHaveLength(1);
+    for (const value of ['8,xhci', '4,virtio-net', '5,virtio-i2c,']) {
+      expect(() => parseSlots([value], realDrivers), value).toThrow(ConfigError);
+    }
   });
   test('a slot can be taken once', () => {
     expect(() => slotsOf('3,virtio-rnd', '0:3:0,virtio-net')).toThrow(

@@ -60,6 +60,7 @@ export class XhciGuest {
   /** Level of the interrupt line, and how many messages went out. */
   line = false;
   messages = 0;
+  onLine: ((level: boolean) => void) | undefined;
   readonly eventTrbs: number;
   #commandIndex = 0;
   #eventIndex = 0;
@@ -78,6 +79,7 @@ export class XhciGuest {
         log,
         setLine: (level) => {
           this.line = level;
+          this.onLine?.(level);
         },
         sendMessage: () => this.messages++,
       },

@@ -150,8 +150,12 @@ export interface PciDriverInfo<S extends OptionSchema = OptionSchema> {
   readonly isBridge?: boolean;
   /** Its functions need I/O ports of the host: they are placed before all others of their bus. */
   readonly claimsHostPorts?: boolean;
-  /** For grammars the comma rule does not cover. Everything after `driver,`. */
-  parseText?(text: string): Record<string, unknown>;
+  /**
+   * For grammars the comma rule does not cover.
+   * @param text everything after `driver,`
+   * @param isGiven there was the comma; default: the text is not empty
+   */
+  parseText?(text: string, isGiven?: boolean): Record<string, unknown>;
   /** What of the options means nothing, or something else than is written: C does not say so. Lines for people. */
   passedOver?(options: v.InferOutput<S>): readonly string[];
   /** @throws ConfigError for a device that the hypervisor would have to offer and does not. */

@@ -8,9 +8,6 @@ import { BugError } from '../../core/errors.ts';
 /** Message Control bits (§6.8.1.3). */
 const Control = { Enable: 1 << 0, MultipleEnable: 7 << 4, Is64Bit: 1 << 7, PerVectorMasking: 1 << 8 } as const;
 
-/** Addresses beyond 2^52 are not exact as numbers. */
-const MAX_ADDRESS_HIGH = 0xfffff;
-
 export interface MsiOptions {
   /** Vectors the function asks for. */
   readonly vectors: 1 | 2 | 4 | 8 | 16 | 32;
@@ -18,15 +15,12 @@ export interface MsiOptions {
   readonly is64Bit?: boolean;
   /** Default true. */
   readonly perVectorMasking?: boolean;
-  /** Default true. Compat: false for devices whose guests the C device model let write anything into the upper half. */
-  readonly usesHighAddress?: boolean;
 }
 
 export class Msi {
   readonly vectors: number;
   readonly #is64Bit: boolean;
   readonly #hasMask: boolean;
-  readonly #usesHighAddress: boolean;
   readonly #sink: MsiSink;
   readonly #message = { address: 0, data: 0 };
   #config: ConfigSpace | undefined;
@@ -36,7 +30,6 @@ export class Msi {
     this.vectors = options.vectors;
     this.#is64Bit = options.is64Bit ?? true;
     this.#hasMask = options.perVectorMasking ?? true;
-    this.#usesHighAddress = this.#is64Bit && options.usesHighAddress !== false;
     this.#sink = sink;
     if (!Number.isInteger(Math.log2(options.vectors)) || options.vectors > 32) {
       throw new BugError(`MSI: ${options.vectors} vectors is not 1, 2, 4 … 32`);
@@ -96,14 +89,11 @@ export class Msi {
   }
 
   #send(config: ConfigSpace, vector: number): boolean {
-    const low = config.get32(this.#offset + 4);
-    const high = this.#usesHighAddress ? config.get32(this.#offset + 8) : 0;
-    // No interrupt controller is up there: the write is lost, as on a machine with that many address bits.
-    if (high > MAX_ADDRESS_HIGH) return false;
-    this.#message.address = high * 0x1_0000_0000 + low;
-    // §6.8.1.6: the function replaces the low bits of the data by the vector number.
-    const data = config.get16(this.#offset + this.#dataOffset);
-    this.#message.data = (data & ~(this.enabledVectors - 1)) | vector;
+    // Compat: C never looks at the upper half, whatever a guest wrote there. No interrupt controller is up there.
+    this.#message.address = config.get32(this.#offset + 4);
+    // §6.8.1.6: the number of the vector is in the low bits. Compat: added, which is the same for data as the guest has
+    // to give it, with those bits 0.
+    this.#message.data = (config.get16(this.#offset + this.#dataOffset) + vector) & 0xffff;
     this.#sink.signal(this.#message);
     return true;
   }

@@ -30,13 +30,13 @@ test('the capability offers its vectors, 64 bits and masking, and is off', () =>
   expect(msi.isEnabled).toBe(false);
 });
 
-test('nothing is sent while off; on, the vector number replaces the low data bits', () => {
+test('nothing is sent while off; on, the vector number is added to the data', () => {
   const made = makeMsi();
   expect(made.msi.signal(0)).toBe(false);
   enable(made);
   made.config.write(made.base + Cap.Data, 2, 0x43);
   expect(made.msi.signal(2)).toBe(true);
-  expect(made.sink.messages).toEqual([{ address: 0xfee01000, data: 0x42 }]);
+  expect(made.sink.messages).toEqual([{ address: 0xfee01000, data: 0x45 }]);
 });
 
 test('a vector that is not granted, or does not exist, is not sent', () => {
@@ -81,11 +81,13 @@ test('a byte write to the control register enables too', () => {
   expect(msi.isEnabled).toBe(true);
 });
 
-test('an address no interrupt controller can have sends nothing', () => {
+test('the upper half of the address is kept and means nothing, as in C', () => {
   const made = makeMsi();
   enable(made);
   made.config.write(made.base + Cap.AddressHigh, 4, 0xffffffff);
-  expect(made.msi.signal(0)).toBe(false);
+  expect(made.config.read(made.base + Cap.AddressHigh, 4)).toBe(0xffffffff);
+  expect(made.msi.signal(0)).toBe(true);
+  expect(made.sink.messages).toEqual([{ address: 0xfee01000, data: 0x40 }]);
 });
 
 test('32-bit without masking is the short form', () => {

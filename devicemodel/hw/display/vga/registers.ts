@@ -94,6 +94,7 @@ export const Attribute = { ModeControl: 16, ColorPlaneEnable: 18, ColorSelect: 2
 export const AttributeBit = { IsGraphics: 1 << 0, InternalPalette: 1 << 7 } as const;
 /** Bits of the attribute controller's index register; bit 5 gives the palette to the screen. */
 const ATTRIBUTE_INDEX_MASK = 0x1f;
+const ATTRIBUTE_PALETTE_ENTRIES = 16;
 
 export const PALETTE_ENTRIES = 256;
 /** The sixteen colours of text modes, as the palette has them after a reset: 6 bits of red, green and blue. */
@@ -202,10 +203,15 @@ export class VgaRegisters implements IoRegion {
     }
   }
 
+  /** Entries of the palette have six bits. */
+  #writeAttribute(index: number, value: number): void {
+    setIn(this.attribute, index, index < ATTRIBUTE_PALETTE_ENTRIES ? value & 0x3f : value);
+  }
+
   #writePort(port: number, value: number): void {
     switch (port) {
       case Port.AttributeIndex:
-        if (this.#isAttributeData) setIn(this.attribute, this.#attributeIndex & ATTRIBUTE_INDEX_MASK, value);
+        if (this.#isAttributeData) this.#writeAttribute(this.#attributeIndex & ATTRIBUTE_INDEX_MASK, value);
         else this.#attributeIndex = value & ATTRIBUTE_INDEX_MASK;
         this.#isAttributeData = !this.#isAttributeData;
         break;

@@ -92,7 +92,7 @@ export class Ahci implements EmulatedPciFunction, PortHost {
     this.#cap = capabilities(count);
     this.bars = [{ index: ABAR, kind: 'mem32', sizeBytes: powerOfTwoAtLeast(PORTS_OFFSET + count * PORT_BYTES) }];
     const vectors = powerOfTwoAtLeast(Math.min(count, MAX_VECTORS)) as MsiOptions['vectors'];
-    this.#msi = new Msi({ vectors, usesHighAddress: false }, env.msi);
+    this.#msi = new Msi({ vectors }, env.msi);
     this.#line = env.intx();
     this.#resetRegisters(true);
   }

@@ -26,6 +26,8 @@ const PAGE_SIZE_4K = 1;
 /** A microframe; the register has 14 bits (§5.5.1). */
 const MICROFRAME_NS = 125_000;
 const MFINDEX_MASK = 0x3fff;
+/** Compat: of endpoints there are 31; any target up to this one rings the command ring. */
+const MAX_DOORBELL_TARGET = 32;
 /** Between two slices of the work of a ring that has no end: the guest and other devices have their turn. */
 const PAUSE_NS = 50_000;
 /** Of all endpoints together. */
@@ -119,14 +121,15 @@ export class XhciController {
 
   /** Power-on; what is plugged in stays so. */
   reset(): void {
+    // First: a pending interrupt is none of the next guest's, neither as a level nor as a message.
+    this.#command = 0;
+    this.#status = UsbStatus.Halted;
+    this.#interrupter.reset();
     this.#restart();
     this.#isHeld = false;
-    this.#interrupter.reset();
     this.#commands.reset();
     this.#ports.reset();
     this.#extended.reset();
-    this.#command = 0;
-    this.#status = UsbStatus.Halted;
     this.#notification = 0;
     this.#contextsLow = 0;
     this.#contextsHigh = 0;
@@ -260,8 +263,10 @@ export class XhciController {
   /** §5.6: target in bits 7:0, stream in bits 31:16. */
   #ringDoorbell(slot: number, value: number): void {
     if (!this.#isRunning) return;
+    const target = value & 0xff;
+    if (target > MAX_DOORBELL_TARGET) return;
     if (slot === 0) this.#commands.ring();
-    else this.#slots.ringDoorbell(slot, value & 0xff, value >>> 16);
+    else this.#slots.ringDoorbell(slot, target, value >>> 16);
   }
 
   // What waits.

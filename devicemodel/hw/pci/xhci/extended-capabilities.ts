@@ -79,7 +79,8 @@ export class AplCapabilities implements ExtendedCapabilities {
   }
 
   read(offset: number): number | undefined {
-    if (offset < APL_START) return undefined;
+    // Compat: among the capability registers C has those of the plain controller, too.
+    if (offset < APL_START) return PLAIN_REGISTERS.get(offset);
     const at = offset & ~3;
     if (at === DrdReg.Config0) return this.#config0;
     if (at === DrdReg.Config1) return this.#config1;

@@ -60,6 +60,8 @@ export class Interrupter {
   #isSignalled = false;
   /** An event came while the guest was at the earlier ones: it is told when it is through. */
   #hasUntold = false;
+  /** What is pending is of before the ring was restarted. */
+  #isStale = false;
 
   constructor(memory: GuestMemory, wires: InterruptWires) {
     this.#memory = memory;
@@ -77,9 +79,13 @@ export class Interrupter {
     this.#dequeueHigh = 0;
     this.#table = 0;
     this.restartRing();
+    this.update();
   }
 
-  /** Compat: a reset of the controller leaves the registers as they are, and starts the ring anew. */
+  /**
+   * Compat: a reset of the controller leaves the registers as they are, and starts the ring anew. The pending bit may
+   * stand; nobody is told of it any more (with xHCI it would be cleared). Line: see {@link update}.
+   */
   restartRing(): void {
     this.#segment = 0;
     this.#index = 0;
@@ -87,7 +93,7 @@ export class Interrupter {
     this.#isFullReported = false;
     this.#isSignalled = false;
     this.#hasUntold = false;
-    this.update();
+    this.#isStale = true;
   }
 
   read(offset: number): number {
@@ -166,7 +172,7 @@ export class Interrupter {
     const isPending = (this.#management & Management.Pending) !== 0;
     const isOn = isPending && (this.#management & Management.Enable) !== 0 && this.#wires.isEnabled();
     this.#wires.setLine(isOn);
-    if (!isOn || this.#isSignalled) return;
+    if (!isOn || this.#isSignalled || this.#isStale) return;
     this.#isSignalled = true;
     this.#wires.sendMessage();
   }
@@ -174,6 +180,7 @@ export class Interrupter {
   #raise(): void {
     // §4.17.2: while the handler is busy it will see the event; if it does not, it is told when it is through.
     const isBusy = (this.#dequeueLow & EVENT_HANDLER_BUSY) !== 0 && this.#isSignalled;
+    this.#isStale = false;
     this.#dequeueLow |= EVENT_HANDLER_BUSY;
     this.#management |= Management.Pending;
     this.#wires.posted();

@@ -54,9 +54,10 @@ const HINT = 'as in -s 8,xhci,1-2:2-2:tablet:log=D:cap=apl';
  * Items are separated by `,` or `:`. Compat: C reports a `tablet`, `log` or `cap` that is not well formed and goes on
  * without, or crashes; here it is refused. @throws ConfigError
  */
-export function parseXhciText(text: string): Record<string, unknown> {
+export function parseXhciText(text: string, isGiven = text !== ''): Record<string, unknown> {
   const items = text.split(/[,:]/).filter((item) => item !== '');
-  if (items.length === 0) throw new ConfigError('which ports of the host, or a tablet?', { hint: HINT });
+  // Compat: an empty text (`-s 8,xhci,`) is a controller without devices, as in C.
+  if (!isGiven) throw new ConfigError('which ports of the host, or a tablet?', { hint: HINT });
   const ports: string[] = [];
   const out: Record<string, unknown> = {};
   for (const item of items) {

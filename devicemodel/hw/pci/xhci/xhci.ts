@@ -48,7 +48,7 @@ class Xhci implements EmulatedPciFunction {
     const isApl = options.cap === 'apl';
     this.identity = { ...(isApl ? Ids.apl : Ids.plain), classCode: CLASS_XHCI };
     this.bars = [{ index: 0, kind: 'mem32', sizeBytes: isApl ? 0x1_0000 : 0x1000 }];
-    this.#msi = new Msi({ vectors: 1, usesHighAddress: false }, env.msi);
+    this.#msi = new Msi({ vectors: 1 }, env.msi);
     const line = env.intx();
     const { memory, clock, log } = env;
     this.#controller = new XhciController(

@@ -181,6 +181,19 @@ describe('planes', () => {
   });
 });
 
+test('an entry of the attribute palette has six bits, other registers have eight', () => {
+  const { attribute, out, inb } = makeVga();
+  for (const [index, expected] of [
+    [0x0f, 0x3f],
+    [0x11, 0xff],
+  ] as const) {
+    attribute(index, 0xff);
+    inb(0x3da);
+    out(0x3c0, index);
+    expect(inb(0x3c1)).toBe(expected);
+  }
+});
+
 test('registers read as they were written, and the retrace comes and goes', () => {
   const { inb, out, indexed, attribute } = makeVga();
   indexed(0x3d4, 0x0f, 0x5a);

@@ -115,6 +115,15 @@ describe('ports (§4.19)', () => {
   });
 });
 
+test('a doorbell with a target that no slot has does nothing, not even for commands', () => {
+  const guest = new XhciGuest().setUp();
+  guest.queueCommand(Command.noOp);
+  guest.write(Reg.doorbell, 33);
+  expect(guest.events()).toEqual([]);
+  guest.write(Reg.doorbell, 32);
+  expect(guest.events()).toHaveLength(1);
+});
+
 describe('commands (§4.6)', () => {
   test('an address is the number of the slot', () => {
     const { guest, slot } = configured();
@@ -602,6 +611,31 @@ describe('event ring (§4.9.4)', () => {
     expect(guest.line).toBe(false);
     guest.write(Reg.command, 5);
     guest.write(Reg.iman, 3);
+    expect(guest.line).toBe(false);
+  });
+
+  test('a pending interrupt is not told again by a reset of the controller, and the next event is', () => {
+    const guest = new XhciGuest().setUp();
+    guest.queueCommand(Command.noOp);
+    guest.write(Reg.doorbell, 0);
+    expect([guest.messages, guest.line]).toEqual([1, true]);
+    const driver = guest.startAgain();
+    expect(driver.read(Reg.iman) & 1).toBe(1);
+    expect(guest.messages).toBe(1);
+    driver.queueCommand(Command.noOp);
+    driver.write(Reg.doorbell, 0);
+    expect(guest.messages).toBe(2);
+  });
+
+  test('nor by a power-on, where the line falls, too', () => {
+    const guest = new XhciGuest().setUp();
+    guest.queueCommand(Command.noOp);
+    guest.write(Reg.doorbell, 0);
+    const levels: boolean[] = [];
+    guest.onLine = (level) => levels.push(level);
+    guest.controller.reset();
+    expect(guest.messages).toBe(1);
+    expect(levels.includes(true)).toBe(false);
     expect(guest.line).toBe(false);
   });
 

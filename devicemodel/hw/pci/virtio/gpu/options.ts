@@ -73,7 +73,11 @@ function parseGeometry(value: string): GpuScreen {
   if (width === undefined || height === undefined) {
     throw new ConfigError(`virtio-gpu: geometry=${value} is no size`, { hint: 'geometry=1024x768+0+0, or fullscreen' });
   }
-  const size = { width: bounded(Number(width), 'width'), height: bounded(Number(height), 'height') };
+  // Compat: a side of 0 makes it the default, everything else is brought into the bounds.
+  const size =
+    Number(width) === 0 || Number(height) === 0
+      ? DEFAULT
+      : { width: bounded(Number(width), 'width'), height: bounded(Number(height), 'height') };
   const isAsWritten = size.width === Number(width) && size.height === Number(height);
   return {
     ...size,
@@ -84,9 +88,8 @@ function parseGeometry(value: string): GpuScreen {
   };
 }
 
-/** Compat: 0 is the default, everything else is brought into the bounds. */
 function bounded(value: number, side: 'width' | 'height'): number {
-  return value === 0 ? DEFAULT[side] : Math.max(MIN[side], Math.min(MAX[side], value));
+  return Math.max(MIN[side], Math.min(MAX[side], value));
 }
 
 export const gpuInfo = describePciDriver({

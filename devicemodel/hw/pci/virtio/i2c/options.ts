@@ -26,8 +26,8 @@ export const I2cOptions = v.strictObject({
 });
 
 /** As with C, no text is an adapter without clients. @throws ConfigError */
-export function parseI2cText(text: string): Record<string, unknown> {
-  if (text === '') return { buses: [] };
+export function parseI2cText(text: string, isGiven = text !== ''): Record<string, unknown> {
+  if (!isGiven) return { buses: [] };
   const buses = text.split(',').map((item) => {
     const [busText, ...clientTexts] = item.split(':') as [string, ...string[]];
     if (!/^\d{1,6}$/.test(busText)) throw new ConfigError(`virtio-i2c: "${item}": "${busText}" is not a bus number`);

@@ -59,19 +59,21 @@ export type NetOptions = v.InferOutput<typeof NetOptions>;
  * bare name is the form of old releases, which libvirt and Kata still write (`virtio-net,tap0_kata,mac=…`): it names the
  * tap; C 3.x starts such a VM without a link.
  */
-export function parseNetText(text: string): Record<string, unknown> {
-  if (text === '') throw new ConfigError('virtio-net: which interface? tap=NAME');
+export function parseNetText(text: string, isGiven = text !== ''): Record<string, unknown> {
+  if (!isGiven) throw new ConfigError('virtio-net: which interface? tap=NAME');
   const [first, ...items] = text.split(',') as [string, ...string[]];
   const options: Record<string, unknown> = {};
   if (first.startsWith('tap=')) options['tap'] = first.slice('tap='.length);
-  else if (!first.includes('=') && !FLAGS.has(first)) options['tap'] = first;
+  else if (first !== '' && !first.includes('=') && !FLAGS.has(first)) options['tap'] = first;
   const rest = first.startsWith('tap') ? text.slice(first.length + 1) : text;
   if (rest.startsWith('mac_seed') && rest.includes('=')) options['macSeed'] = rest.slice(rest.indexOf('=') + 1);
   if (options['tap'] === undefined) items.unshift(first);
   const unknown: string[] = [];
+  let isSeed = false;
   for (const item of items) {
-    // A seed takes the rest of the text, whatever it looks like.
-    if (item.startsWith('mac_seed=') && options['macSeed'] !== undefined) break;
+    isSeed ||= item.startsWith('mac_seed=') && options['macSeed'] !== undefined;
+    // Compat: the seed is the rest of the text, whatever it looks like; C takes these two out of it as well.
+    if (isSeed && item !== 'vhost' && !item.startsWith('mac=')) continue;
     const [, key, value] = /^(mac|transport|tap)=(.*)$/s.exec(item) ?? [];
     if (FLAGS.has(item)) options[item] = true;
     else if (key !== undefined && (key !== 'tap' || options['tap'] === undefined)) options[key] = value;

@@ -376,6 +376,8 @@ describe('a blob', () => {
 
 test.each([
   ['geometry=800x600+10+10', [{ width: 800, height: 600, x: 10, y: 10, isFullscreen: false }]],
+  ['geometry=0x600+0+0', [{ width: 1024, height: 768, x: 0, y: 0, isFullscreen: false, asked: '0x600' }]],
+  ['geometry=800x0+0+0', [{ width: 1024, height: 768, x: 0, y: 0, isFullscreen: false, asked: '800x0' }]],
   ['geometry=100x9999+0+0', [{ width: 640, height: 1080, x: 0, y: 0, isFullscreen: false, asked: '100x9999' }]],
   ['GEOMETRY=0x0', [{ width: 1024, height: 768, x: 0, y: 0, isFullscreen: false, asked: '0x0' }]],
   ['geometry=fullscreen', [{ width: 1920, height: 1080, x: 0, y: 0, isFullscreen: true }]],

@@ -312,6 +312,14 @@ describe('address', () => {
   test('a seed counts only right after the tap or first, and takes the rest of the text', () => {
     expect(optionsOf('tap=t,mac_seed=a,b').macSeed).toBe('a,b');
     expect(optionsOf('mac_seed=a,b').macSeed).toBe('a,b');
+    // As C: these two count behind the seed, and are part of it.
+    expect(optionsOf('tap=t,mac_seed=a,vhost,mac=02:00:00:00:00:01,offload,x=y')).toMatchObject({
+      macSeed: 'a,vhost,mac=02:00:00:00:00:01,offload,x=y',
+      vhost: true,
+      mac: [2, 0, 0, 0, 0, 1],
+      offload: false,
+      unknown: [],
+    });
     expect(optionsOf('tap=t,vhost,mac_seed=a').macSeed).toBeUndefined();
     expect(optionsOf('slirp,mac_seed=a').macSeed).toBeUndefined();
   });
