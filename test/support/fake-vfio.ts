@@ -29,6 +29,7 @@ export const BAR_BYTES: Readonly<Record<number, number>> = { 0: 0x8000, 1: 0x10_
 
 export class FakeVfioDevice implements VfioDevice {
   hasReset = true;
+  hotResetResult = 0;
   readonly config = new Uint8Array(4096);
   readonly view = new DataView(this.config.buffer);
   /** Accesses of BARs, in order: `w 0 10 4 abcd`. */
@@ -110,7 +111,7 @@ export class FakeVfioDevice implements VfioDevice {
   }
   hotReset(groups: readonly VfioGroup[]): number {
     this.resets.push(`bus with groups ${groups.map(({ id }) => id).join(', ')}`);
-    return 0;
+    return this.hotResetResult;
   }
   close(): void {
     this.isClosed = true;

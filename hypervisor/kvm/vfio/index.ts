@@ -75,7 +75,7 @@ class VfioFunctions implements HostFunctionProvider {
       return;
     }
     const result = device.hotReset(groups);
-    if (result < 0) why(describeErrno(-result));
+    if (result < 0) why(`that of its bus failed, the kernel's log may say why (${describeErrno(-result)})`);
     else this.#log.info(`${name}: reset with its bus`);
   }
 }

@@ -608,6 +608,16 @@ describe('reset', () => {
     expect(vm.vfio.device.resets).toEqual(['bus with groups 7']);
   });
 
+  // A root port whose link does not come up again is ENOTTY, which alone would read as "no such call".
+  test('where that fails, the line says that it was tried', async () => {
+    const vm = await machine();
+    vm.vfio.device.hasReset = false;
+    vm.vfio.device.dependentsNow = [{ group: 7, name: NAME }];
+    vm.vfio.device.hotResetResult = -constants.errno.ENOTTY;
+    vm.assign();
+    expect(vm.lines.join('\n')).toContain("is not reset: that of its bus failed, the kernel's log may say why (ENOTTY");
+  });
+
   test('and is not where others are on it, with a line', async () => {
     const vm = await machine();
     vm.vfio.device.hasReset = false;
