@@ -6,7 +6,8 @@
 #   KUT_DIR=DIR HYPERVISOR=kvm test/rig/kut.sh       KVM: in the rig (../shared/tools/hsmrig), or here if LOCAL=1
 #   NAMES="tsc msr" …                                these only
 #   SECONDS_EACH=120 …                               instead of what unittests.cfg says (90)
-#   REFERENCE=1 …                                    what fails on KVM is run under QEMU on the same KVM, too
+#   REFERENCE=1 …                                    what fails on KVM is run under QEMU on the same KVM, too; in the rig that
+#                                                    needs another QEMU than 7.2 outside (ovmf.sh says why)
 #
 # KUT_DIR is a checkout; it is built in $KUT_BUILD (/var/tmp/acrn-dm-kut) with gcc, i386 with gcc-multilib.
 # One line each: PASS, SKIP (the test says so), FAIL, and known (FAIL, but in kut-known.txt beside this, with the reason).
@@ -90,8 +91,8 @@ run() {
     echo "FAIL    $name: status $status, $line"
     failed=$((failed + 1))
   fi
-  if [ -n "${REFERENCE:-}" ] && [ "$hypervisor" = kvm ]; then echo "        QEMU: $(reference "$file" "$count" "$seconds" "$words")"; fi
   [ -z "${OUT:-}" ] || cp "$scratch/log" "$OUT/kut-$name.log"
+  if [ -n "${REFERENCE:-}" ] && [ "$hypervisor" = kvm ]; then echo "        QEMU: $(reference "$file" "$count" "$seconds" "$words")"; fi
 }
 
 # A section of unittests.cfg is over.
