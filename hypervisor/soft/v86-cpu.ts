@@ -14,6 +14,7 @@ import {
   codeImports,
   type Exports,
   Ioapic,
+  instantiationFailure,
   loadModule,
   PIC_BYTES,
   SEGMENT,
@@ -171,7 +172,7 @@ export class V86Cpu {
       const instance = await WebAssembly.instantiate(module, { env: imports });
       exports = instance.exports as unknown as Exports;
     } catch (cause) {
-      throw wrongVersion(cause);
+      throw instantiationFailure(cause);
     }
     if (typeof exports.main_loop !== 'function' || typeof exports.get_ioapic_addr !== 'function') throw wrongVersion();
     cpu = new V86Cpu(exports, table);

@@ -6,6 +6,7 @@
 import { readFile } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import { ExitCode, HostError } from '../../devicemodel/core/errors.ts';
+import { Errno } from '../../devicemodel/core/host/errno.ts';
 
 export type SegmentName = 'es' | 'cs' | 'ss' | 'ds' | 'fs' | 'gs' | 'tr' | 'ldtr';
 
@@ -121,6 +122,16 @@ export function codeImports(exports: Exports): WebAssembly.ModuleImports {
   for (const [name, value] of Object.entries(exports)) imports[name] = value as WebAssembly.ImportValue;
   imports['m'] = exports.memory;
   return imports;
+}
+
+/** Why the module did not come up: an engine that cannot have its address space (`ulimit -v`) says RangeError. */
+export function instantiationFailure(cause: unknown): HostError {
+  if (!(cause instanceof RangeError)) return wrongVersion(cause);
+  return new HostError('the memory of the software CPU cannot be had', Errno.ENOMEM, {
+    hint: '`ulimit -v` has to be unlimited: WebAssembly reserves address space, some 10 GiB, and uses little of it',
+    exitCode: ExitCode.OsError,
+    cause,
+  });
 }
 
 export function wrongVersion(cause?: unknown): HostError {

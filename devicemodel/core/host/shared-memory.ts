@@ -1,5 +1,6 @@
 /** Memory that processes share by a name: files of /dev/shm. Any of them may cut it while it is mapped here. */
-import { fstatSync } from 'node:fs';
+import { fstatSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
 import { HostError } from '../errors.ts';
 import { type CutOutcome, type FaultGuard, guardMapping } from './bus-faults.ts';
 import { Errno } from './errno.ts';
@@ -30,13 +31,17 @@ function describeCut(what: string, outcome: CutOutcome): string {
  */
 export function openSharedMemory(name: string, sizeBytes: number): SharedMapping {
   const what = `shared memory ${name}`;
-  const fd = must(shmOpen(name, OpenFlag.ReadWrite | OpenFlag.Create | OpenFlag.CloseOnExec, 0o600), 'shm_open', what);
+  const path = join('/dev/shm', name);
+  const flags = OpenFlag.ReadWrite | OpenFlag.Create | OpenFlag.CloseOnExec;
+  const made = shmOpen(name, flags | OpenFlag.Exclusive, 0o600);
+  const isNew = made !== -Errno.EEXIST;
+  const fd = must(isNew ? made : shmOpen(name, flags, 0o600), 'shm_open', what);
   let isOpen = true;
   try {
     const have = fstatSync(fd).size;
     if (have !== 0 && have !== sizeBytes) {
       throw new HostError(`${what} exists with ${have} bytes, ${sizeBytes} were asked for`, Errno.EEXIST, {
-        hint: `use the same size, or remove /dev/shm${name} when no VM uses it`,
+        hint: `use the same size, or remove ${path} when no VM uses it`,
       });
     }
     fillShared(fd, sizeBytes, what);
@@ -50,6 +55,8 @@ export function openSharedMemory(name: string, sizeBytes: number): SharedMapping
       },
     };
   } catch (error) {
+    // An object of somebody else's stays, and so does one that somebody found here and filled meanwhile.
+    if (isNew && fstatSync(fd).size === 0) rmSync(path, { force: true });
     closeFd(fd);
     throw error;
   }
