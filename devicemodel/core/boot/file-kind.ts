@@ -1,6 +1,6 @@
 /** What a file is that somebody took for a boot image, by its first bytes: for messages that say what was found. */
 
-export interface FileKind {
+interface FileKind {
   /** As in `it is …`. */
   readonly name: string;
   readonly hint?: string;
