@@ -66,7 +66,8 @@ export interface PcOptions {
   readonly counters?: CounterBook;
 }
 
-const RPMB_KEY_BYTES = 32;
+/** What firmware is given; virtio-rpmb signs with the first part of it. */
+const RPMB_KEY_BYTES = { made: 64, signing: 32 } as const;
 const THIS_HOST: HostTree = { root: '', isPlan: false };
 
 export function pcBoard(options: PcOptions): BoardFactory {
@@ -165,7 +166,7 @@ class Pc implements Board {
           return { ...shared, hostAddress: address };
         },
       },
-      rpmbKey: () => this.#rpmbKey(),
+      rpmbKey: () => this.#rpmbKey().subarray(0, RPMB_KEY_BYTES.signing),
       machine: {
         vmName: config.name,
         windows: config.windows,
@@ -207,7 +208,7 @@ class Pc implements Board {
 
   /** Made when it is asked for: most machines have nothing to protect. */
   #rpmbKey(): Uint8Array {
-    this.#madeRpmbKey ??= crypto.getRandomValues(new Uint8Array(RPMB_KEY_BYTES));
+    this.#madeRpmbKey ??= crypto.getRandomValues(new Uint8Array(RPMB_KEY_BYTES.made));
     return this.#madeRpmbKey;
   }
 

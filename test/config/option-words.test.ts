@@ -41,6 +41,11 @@ test.each([
   );
 });
 
+test.each(['log', 'cap'])('xhci,%s without a value, which C passes over, is a warning', (word) => {
+  const order = parseCommandLine(['-k', 'k', '-s', `3,xhci,${word}`, 'vm1'], pciDrivers) as VmOrder;
+  expect(order.notices.filter(({ text }) => text.endsWith(`"${word}" has no value and is ignored`))).toHaveLength(1);
+});
+
 test.each([
   ['virtio-rnd', 0],
   ['virtio-rnd,transport=modern', 0],

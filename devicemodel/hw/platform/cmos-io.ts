@@ -16,7 +16,7 @@ const RESERVED_PORTS = { base: 0x72, size: 6 };
 const Port = { Index: 0, Data: 1 } as const;
 const CMOS_IO_BYTES = 256;
 /** Key area: a byte that was read is gone. */
-const Key = { base: 0x20, end: 0xa0, sizeBytes: 32 } as const;
+const Key = { base: 0x20, end: 0xa0, sizeBytes: 64 } as const;
 
 export class CmosIo implements PlatformDevice, IoRegion {
   readonly #bytes = new Uint8Array(CMOS_IO_BYTES);
@@ -38,7 +38,10 @@ export class CmosIo implements PlatformDevice, IoRegion {
     this.#isDataNext = false;
   }
 
-  /** Put the RPMB key where the firmware looks for it, before the guest starts. At most 32 bytes count. */
+  /**
+   * Put the RPMB key where the firmware looks for it, before the guest starts. At most 64 bytes count.
+   * Compat: virtio-rpmb signs with the first 32, as in C.
+   */
   storeRpmbKey(key: Uint8Array): void {
     this.#bytes.set(key.subarray(0, Key.sizeBytes), Key.base);
   }

@@ -12,9 +12,9 @@ export const Vtpm2Options = v.strictObject({
   ),
 });
 
-/** Compat: C starts without a TPM when `sock_path=` is missing. */
+/** Compat: C starts without a TPM when `sock_path=` is missing. As in C the path ends at a comma; what follows is nothing. */
 function parseText(text: string): Record<string, unknown> {
-  const path = /^sock_path=(.*)$/s.exec(text)?.[1];
+  const path = /^sock_path=([^,]*)/.exec(text)?.[1];
   if (path === undefined) {
     throw new ConfigError(`sock_path= is missing in "${text}"`, { hint: 'write --vtpm2 sock_path=PATH' });
   }

@@ -34,6 +34,8 @@ describe('mmiodev_pt', () => {
 describe('vtpm2', () => {
   test('is a socket path', () => {
     expect(parse('vtpm2', 'sock_path=/run/tpm.sock')).toEqual({ socketPath: '/run/tpm.sock' });
+    // As C, which reads suboptions.
+    expect(parse('vtpm2', 'sock_path=/run/tpm.sock,foo')).toEqual({ socketPath: '/run/tpm.sock' });
   });
   test.each(['', '/run/tpm.sock', 'sock_path=', 'path=/x', `sock_path=/${'x'.repeat(107)}`])('refuses "%s"', (text) => {
     expect(() => parse('vtpm2', text)).toThrow(ConfigError);

@@ -77,11 +77,11 @@ describe('extended CMOS', () => {
 
   test('gives the RPMB key away once', () => {
     const { cmos, read } = makeCmos();
-    cmos.storeRpmbKey(Uint8Array.from({ length: 40 }, (_, i) => i + 1));
+    cmos.storeRpmbKey(Uint8Array.from({ length: 80 }, (_, i) => i + 1));
     expect(read(0x20)).toBe(1);
     expect(read(0x20)).toBe(0);
-    expect(read(0x3f)).toBe(32);
-    expect(read(0x40)).toBe(0);
+    expect(read(0x5f)).toBe(64);
+    expect(read(0x60)).toBe(0);
   });
 
   test('refuses accesses out of order and starts over', () => {

@@ -222,6 +222,9 @@ export class AtaDisk implements Drive {
   }
 
   transferred(command: Command, errno: number): void {
+    // Compat: C writes the byte count of a flush, too.
+    if (errno === 0 && (command.code === Ata.FlushCache || command.code === Ata.FlushCacheExt))
+      command.writeByteCount(0);
     if (errno === 0 && isTrim(command.code)) this.#trimNext(command);
     else this.#ended(command, errno === 0 ? 0 : AtaError.Abort);
   }
@@ -243,7 +246,6 @@ export class AtaDisk implements Drive {
 
   /** @param isRight a single block of ranges, and nothing else asked for. */
   #trim(command: Command, isRight: boolean): void {
-    const { io } = this;
     if (!isRight) {
       this.#abort(command);
       return;
@@ -254,7 +256,7 @@ export class AtaDisk implements Drive {
     command.entry = 0;
     command.moved = 0;
     if (isQueued(command.code)) this.#port.acceptQueued(command);
-    if (!this.#hasTrim || io === undefined || !this.#areInside(list)) {
+    if (!this.#canTrim(list)) {
       this.#ended(command, AtaError.Abort);
       return;
     }
@@ -266,11 +268,11 @@ export class AtaDisk implements Drive {
     return image?.discardLimits !== undefined && !image.isReadOnly;
   }
 
-  /** Before the first is carried out. */
-  #areInside(list: Uint8Array): boolean {
+  /** Before the first is carried out. Compat: a list of nothing is done anywhere, as in C. */
+  #canTrim(list: Uint8Array): boolean {
     for (let at = 0; at < DSM_BLOCK_BYTES; at += DSM_ENTRY_BYTES) {
       const { lba, sectors } = range(list, at);
-      if (sectors > 0 && !this.#isInside(lba, sectors)) return false;
+      if (sectors > 0 && !(this.#hasTrim && this.#isInside(lba, sectors))) return false;
     }
     return true;
   }

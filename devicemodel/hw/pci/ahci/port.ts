@@ -458,8 +458,11 @@ export class Port implements DrivePort, CommandOwner {
 
   #nextPart(command: Command): void {
     if (!command.gather(command.op === ImageOp.Read)) this.#over(command, Errno.EFAULT);
-    else if (command.count === 0) this.#over(command, 0);
-    else this.#submit(command);
+    else if (command.count === 0) {
+      // Compat: no descriptors at all, and success.
+      command.writeByteCount(command.moved);
+      this.#over(command, 0);
+    } else this.#submit(command);
   }
 
   #submit(command: Command): void {

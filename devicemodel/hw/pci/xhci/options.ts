@@ -45,6 +45,8 @@ export const XhciOptions = v.strictObject({
       }),
     ),
   ),
+  /** Words that are no option. */
+  unknown: v.optional(v.pipe(v.array(v.string()), v.metadata({ isHidden: true, named: true })), []),
 });
 export type XhciOptions = v.InferOutput<typeof XhciOptions>;
 
@@ -52,13 +54,15 @@ const HINT = 'as in -s 8,xhci,1-2:2-2:tablet:log=D:cap=apl';
 
 /**
  * Items are separated by `,` or `:`. Compat: C reports a `tablet`, `log` or `cap` that is not well formed and goes on
- * without, or crashes; here it is refused. @throws ConfigError
+ * without, or crashes; here it is refused, but for `log` and `cap` alone, and what begins with `apl`, which C takes.
+ * @throws ConfigError
  */
 export function parseXhciText(text: string, isGiven = text !== ''): Record<string, unknown> {
   const items = text.split(/[,:]/).filter((item) => item !== '');
   // Compat: an empty text (`-s 8,xhci,`) is a controller without devices, as in C.
   if (!isGiven) throw new ConfigError('which ports of the host, or a tablet?', { hint: HINT });
   const ports: string[] = [];
+  const unknown: string[] = [];
   const out: Record<string, unknown> = {};
   for (const item of items) {
     const [key, value] = item.split('=', 2) as [string, string | undefined];
@@ -71,13 +75,14 @@ export function parseXhciText(text: string, isGiven = text !== ''): Record<strin
       if (!ports.includes(item)) ports.push(item);
     } else if (item === 'tablet') {
       out['tablet'] = true;
-    } else if ((key === 'log' || key === 'cap') && value !== undefined) {
-      out[key] = value;
+    } else if (key === 'log' || key === 'cap') {
+      if (value === undefined) unknown.push(item);
+      else out[key] = key === 'cap' && value.startsWith('apl') ? 'apl' : value;
     } else {
       throw new UnknownOption(item);
     }
   }
-  return { ...out, ports };
+  return { ...out, ports, unknown };
 }
 
 /** @throws ConfigError for a port that no bus of this machine has. */
@@ -98,8 +103,10 @@ export const xhciInfo = describePciDriver({
   options: XhciOptions,
   isSingle: true,
   parseText: parseXhciText,
-  passedOver: ({ log }) =>
-    log === undefined || /^[fwidv]/i.test(log) ? [] : [`log=${log} is none of F, W, I, D and V and is ignored`],
+  passedOver: ({ log, unknown }) => [
+    ...(log === undefined || /^[fwidv]/i.test(log) ? [] : [`log=${log} is none of F, W, I, D and V and is ignored`]),
+    ...unknown.map((word) => `"${word}" has no value and is ignored`),
+  ],
   inspectHost: ({ ports }) => {
     for (const busPort of ports) checkPort(busPort);
   },

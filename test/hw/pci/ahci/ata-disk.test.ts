@@ -122,14 +122,30 @@ test('range: the guest sees its part, reads zeros where the file has become shor
   expect(readFileSync(path).length).toBe(246 * 512);
 });
 
+test('the byte count of a flush, and of a transfer without descriptors, is written, as in C', async () => {
+  const { driver, machine } = await diskMachine();
+  driver.start(0);
+  for (const command of [{ command: 0xe7 }, { command: 0xea }, { command: 0x25, count: 1 }]) {
+    driver.prepare(0, 0, command);
+    machine.memory.writeU32(driver.headerAt(0, 0) + 4, 0x55);
+    driver.issue(0, 0);
+    await driver.until(() => driver.get(0, 'ci') === 0);
+    expect(machine.memory.readU32(driver.headerAt(0, 0) + 4)).toBe(0);
+  }
+});
+
 test('ro: writes and TRIM are aborted, reads and flushes are not', async () => {
-  const { driver, path } = await diskMachine({ text: (p) => `hd:${p},ro,discard` });
+  const { driver, machine, path } = await diskMachine({ text: (p) => `hd:${p},ro,discard` });
   driver.start(0);
   for (const command of [0x35, 0x61]) {
     expect(await driver.run(0, { command, lba: 0, count: 1, memory: [[DATA, 512]] })).toMatchObject({ failed: true });
     await driver.restart(0);
   }
   const trim = { command: 0x06, features: 1, count: 1, memory: [[DATA, 512]] } as const;
+  // A list of nothing is done, as in C.
+  machine.memory.write(DATA, new Uint8Array(512));
+  expect(await driver.run(0, trim)).toMatchObject({ tfd: READY });
+  machine.memory.write(DATA, Uint8Array.from([0, 0, 0, 0, 0, 0, 1, 0]));
   expect(await driver.run(0, trim)).toMatchObject({ tfd: ABORTED });
   await driver.restart(0);
   expect(await driver.run(0, { command: 0xea })).toMatchObject({ tfd: READY });

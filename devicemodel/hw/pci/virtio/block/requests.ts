@@ -418,9 +418,10 @@ export class BlockRequests implements ChainServer {
     const limits = backend.image.discardLimits;
     if (limits === undefined) return this.#done(queue, chain, BlkStatus.Unsupported, 0);
     const segments = Math.floor(outBytes / DISCARD_SEGMENT_BYTES);
-    const isWhole = segments > 0 && segments <= limits.maxSegments && outBytes % DISCARD_SEGMENT_BYTES === 0;
+    // Compat: what is left over behind the last whole segment is nothing, as in C.
+    const isTaken = segments > 0 && segments <= limits.maxSegments;
     // All segments are looked at before the first is carried out.
-    const status = !isWhole
+    const status = !isTaken
       ? BlkStatus.IoError
       : chain.progress > 0
         ? BlkStatus.Ok

@@ -175,9 +175,14 @@ export class GpuCommands {
     // Compat: with C a resource that is not there switches the scanout off.
     if (resource === undefined) return this.#finish(chain, Answer.InvalidResource);
     const rect = this.#rect(24);
-    if (!(resource instanceof ImageResource) || !isShowable(rect, resource.size)) {
-      return this.#finish(chain, Answer.InvalidParameter);
+    if (!(resource instanceof ImageResource)) return this.#finish(chain, Answer.InvalidParameter);
+    if (isEmpty(rect) && isInBounds(rect, resource.size)) {
+      // Compat: an empty rectangle of the resource is taken; nothing is to be seen of it.
+      this.#state.onScanoutSet();
+      scanouts.hide(scanout);
+      return this.#finish(chain, Answer.Ok);
     }
+    if (!isShowable(rect, resource.size)) return this.#finish(chain, Answer.InvalidParameter);
     this.#state.onScanoutSet();
     scanouts.show(scanout, resource, rect, resource.picture(rect));
     return this.#finish(chain, Answer.Ok);
@@ -272,6 +277,10 @@ export class GpuCommands {
   #resource(at: number): Resource | undefined {
     return this.#state.resources.get(this.#u32(at));
   }
+}
+
+function isEmpty(rect: Rect): boolean {
+  return rect.width === 0 || rect.height === 0;
 }
 
 function isInBounds(rect: Rect, size: Size): boolean {

@@ -335,16 +335,15 @@ export class ModernWindow {
     const ring = this.ring;
     if (queue === undefined || ring === undefined || value !== 1 || !this.isQueueOpen) return;
     const address = (low: number, high: number) => high * 0x1_0000_0000 + low;
-    this.#enabled[queue.index] = true;
-    if (
-      !queue.enable(
-        address(ring.descLow, ring.descHigh),
-        address(ring.availLow, ring.availHigh),
-        address(ring.usedLow, ring.usedHigh),
-      )
-    ) {
-      this.pci.needsReset(`queue ${queue.index}: rings are not RAM or not aligned`);
-    }
+    const isPlaced = queue.enable(
+      address(ring.descLow, ring.descHigh),
+      address(ring.availLow, ring.availHigh),
+      address(ring.usedLow, ring.usedHigh),
+    );
+    // Compat: as in C the queue stays off, and the driver may try again.
+    if (isPlaced) this.#enabled[queue.index] = true;
+    else
+      this.pci.env.log.guest(() => `${this.pci.device.name}: queue ${queue.index}: rings are not RAM or not aligned`);
   }
 }
 

@@ -488,6 +488,15 @@ describe('discard', () => {
     expect(readFileSync(path).equals(before)).toBe(true);
   });
 
+  test('what is behind the last whole segment is nothing', async () => {
+    const path = makeImage(256);
+    const { driver } = await makeDisk(`${path},discard=100:2:8`);
+    driver.init();
+    expect(discard(driver, segment(8, 8), segment(64, 8).subarray(0, 8))).toBe(Ok);
+    const image = readFileSync(path);
+    expect([image[8 * 512], image[16 * 512], image[64 * 512]]).toEqual([0, 16, 64]);
+  });
+
   test('not offered: unsupported', async () => {
     const { driver } = await makeDisk(makeImage());
     driver.init();

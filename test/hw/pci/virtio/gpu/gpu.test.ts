@@ -183,6 +183,18 @@ describe('a picture', () => {
   });
 });
 
+test('an empty rectangle of a resource is taken, as in C', async () => {
+  const { ask, create } = await makeGpu();
+  expect(create(77, 10, 10)).toBe(Answer.Ok);
+  expect(ask(0x103, words(0, 0, 10, 10, 0, 77)).type).toBe(Answer.Ok);
+  for (const rect of [
+    [10, 0, 0, 10],
+    [0, 10, 10, 0],
+  ] as const) {
+    expect(ask(0x103, words(...rect, 0, 77)).type).toBe(Answer.Ok);
+  }
+});
+
 describe('what is wrong', () => {
   test.each([
     ['an unknown command', 0x1ff, words(), Answer.Unspecified],
@@ -202,7 +214,7 @@ describe('what is wrong', () => {
     ['no such resource to show', 0x103, words(0, 0, 10, 10, 0, 3), Answer.InvalidResource],
     ['a rectangle beyond the resource', 0x103, words(1, 0, 10, 10, 0, 77), Answer.InvalidParameter],
     ['a rectangle that wraps', 0x103, words(0xffff_fffe, 0, 4, 4, 0, 77), Answer.InvalidParameter],
-    ['an empty rectangle', 0x103, words(0, 0, 0, 10, 0, 77), Answer.InvalidParameter],
+    ['an empty rectangle beyond it', 0x103, words(11, 0, 0, 10, 0, 77), Answer.InvalidParameter],
     ['a transfer beyond the resource', 0x105, words(0, 5, 10, 10, 0, 0, 77, 0), Answer.InvalidParameter],
     ['no such resource to transfer', 0x105, words(0, 0, 1, 1, 0, 0, 3, 0), Answer.InvalidResource],
     ['no such resource to flush', 0x104, words(0, 0, 1, 1, 3, 0), Answer.InvalidResource],

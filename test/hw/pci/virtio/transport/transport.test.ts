@@ -306,6 +306,26 @@ describe('modern window', () => {
     expect(device.served).toBe(1);
   });
 
+  test('a queue whose rings are no RAM stays off, and the driver may try again, as in C', () => {
+    const { driver, device } = make('modern');
+    driver.init();
+    driver.status = 0;
+    driver.status = 3;
+    driver.out(8, 4, 1);
+    driver.out(12, 4, 1);
+    driver.status = 0xb;
+    driver.out(22, 2, 0);
+    driver.out(32, 4, 0xc000_0000);
+    driver.out(28, 2, 1);
+    expect([driver.in(28, 2), driver.in(32, 4), driver.status]).toEqual([0, 0xc000_0000, 0xb]);
+    expect(driver.needsReset).toBe(false);
+    driver.setUpQueue(0);
+    expect(driver.in(28, 2)).toBe(1);
+    driver.status = 0xf;
+    driver.request(0, [{ write: 4 }]);
+    expect(device.served).toBe(1);
+  });
+
   test('a queue of half the size, with its parts far apart and above 4 GiB', () => {
     const { driver, machine, device } = make('modern');
     driver.status = 3;
