@@ -310,7 +310,10 @@ function serveOrderOf({ vm, debug }: Collected): ServeOrder {
 function orderOf(c: Collected, names: readonly string[], drivers: readonly PciDriverEntry[]): VmOrder | ServeOrder {
   if (names.length > 1) {
     throw new ConfigError(`${names.length} VM names are given: ${names.map((n) => `"${n}"`).join(', ')}`, {
-      hint: 'give one; a value with spaces needs quotes',
+      hint:
+        names[0] === 'config'
+          ? 'give one; as a command, config has the words convert, argv, check, schema and help'
+          : 'give one; a value with spaces needs quotes',
     });
   }
   const [name] = names;

@@ -27,6 +27,9 @@ describe('a VM', () => {
   test('has exactly one name', () => {
     expect(() => parse()).toThrow('the name of the VM is missing');
     expect(() => parse('a', 'b')).toThrow('2 VM names are given: "a", "b"');
+    expect(() => parse('a', 'b')).toThrow(expect.objectContaining({ hint: expect.stringContaining('quotes') }));
+    const ofCommand = expect.objectContaining({ hint: expect.stringContaining('convert, argv, check') });
+    expect(() => parse('config', 'frob')).toThrow(ofCommand);
   });
   test('its name may stand anywhere, and behind --', () => {
     expect(config('vm1', '-m', '1g')).toMatchObject({ name: 'vm1', memoryBytes: GiB });

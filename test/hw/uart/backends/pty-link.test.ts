@@ -31,6 +31,11 @@ function obstruct(): void {
   symlinkSync(folder, folder);
 }
 
+function takeOver(): void {
+  unlinkSync(link);
+  symlinkSync('/dev/pts/other', link);
+}
+
 function clear(): void {
   unlinkSync(folder);
   renameSync(aside, folder);
@@ -53,7 +58,7 @@ describe('the link of a pty', () => {
   test.each([
     ['was removed', () => {}],
     ['was gone', () => unlinkSync(link)],
-    ['has become a link of somebody else', () => (unlinkSync(link), symlinkSync('/dev/pts/other', link))],
+    ['has become a link of somebody else', () => takeOver()],
     ['has lost its folder', () => renameSync(folder, aside)],
   ])('that %s is not looked at again', async (_what, happens) => {
     const backend = await started();
