@@ -66,6 +66,7 @@ while [ $((round += 1)) -le "$rounds" ]; do
   kill -INT "${!other}"
   wait "${!other}" || fail "$other ended with $?"
   victim=$one
+  [ $((round % 100)) != 0 ] || [ "$round" = "$rounds" ] || echo "   $round rounds so far"
 done
 kill -INT "$victim"
 wait "$victim" || fail "the last one ended with $?"
