@@ -290,14 +290,17 @@ export class Rtc implements PlatformDevice, IoRegion {
     this.#moveTo((this.#seconds as number) + passed);
   }
 
-  /** Time went forward to `seconds`, every second of it. */
+  /**
+   * It is `seconds` now, by the clock or by the guest. A step forward goes over every second in between, and so over an
+   * alarm; a step back, or one from no time at all, comes to its end only.
+   */
   #moveTo(seconds: number): void {
-    const from = this.#seconds as number;
+    const from = this.#seconds ?? seconds;
     this.#seconds = seconds;
     let flags = 0;
     if ((this.#regB & RegB.UpdateInterrupt) !== 0) flags |= RegC.Update;
     if ((this.#regB & RegB.AlarmInterrupt) !== 0) {
-      const alarm = this.#nextAlarm(from);
+      const alarm = this.#nextAlarm(Math.min(from, seconds - 1));
       if (alarm !== undefined && alarm <= seconds) flags |= RegC.Alarm;
     }
     if (flags === 0) return;
@@ -337,9 +340,10 @@ export class Rtc implements PlatformDevice, IoRegion {
     this.#cmos[Reg.B] = value;
     if (wasHeld && !this.#isHeld) {
       const seconds = this.#secondsFromRegisters();
-      this.#seconds = seconds;
       // SET stops updates, not the divider: the phase of the second stays.
       if (seconds !== undefined) {
+        // Compat: a time that is set counts as an update at once, as in the C device model.
+        this.#moveTo(seconds);
         this.#secondNs = now - phase(now - this.#secondNs);
         if (this.#heldSeconds !== undefined && seconds !== this.#heldSeconds) {
           this.#options.onTimeChanged?.({ lastS: this.#heldSeconds, deltaS: seconds - this.#heldSeconds });
@@ -363,7 +367,8 @@ export class Rtc implements PlatformDevice, IoRegion {
     if (this.#isHeld) return;
     const lastS = this.#seconds;
     const seconds = this.#secondsFromRegisters();
-    this.#seconds = seconds;
+    if (seconds === undefined) this.#seconds = undefined;
+    else if (seconds !== lastS) this.#moveTo(seconds);
     const now = this.#clock.nowNs();
     this.#secondNs = now - phase(now - this.#secondNs);
     this.#scheduleSeconds();

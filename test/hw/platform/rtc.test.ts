@@ -268,6 +268,48 @@ describe('interrupts', () => {
     expect(read(C)).toBe(0x90);
   });
 
+  test('a time written outside SET is an update at once, and goes over the alarm', () => {
+    const m = makeRtc();
+    m.write(Reg.HourAlarm, 0x13);
+    m.write(Reg.MinAlarm, 0x00);
+    m.write(Reg.SecAlarm, 0x30);
+    m.write(B, RegB.h24 | RegB.aie | RegB.uie);
+    m.write(Reg.Min, 0x34); // what it is
+    expect(m.irq.asserted).toBe(false);
+    m.write(Reg.Min, 0x33); // back
+    expect(m.irq.asserted).toBe(true);
+    expect(m.read(C)).toBe(0x90);
+    m.write(Reg.Hour, 0x13);
+    expect(m.irq.asserted).toBe(true);
+    expect(m.read(C)).toBe(0xb0);
+    expect(m.alarms()).toBe(1);
+    m.write(Reg.Sec, 0x57);
+    expect(m.read(C)).toBe(0x90);
+    m.clock.advance(S);
+    expect(m.read(C)).toBe(0x90);
+  });
+
+  test('the end of SET is an update at once, and an alarm if it is its time', () => {
+    const m = makeRtc();
+    m.write(Reg.HourAlarm, 0x13);
+    m.write(Reg.MinAlarm, 0x00);
+    m.write(Reg.SecAlarm, 0x30);
+    m.write(B, RegB.h24 | RegB.aie | RegB.set);
+    m.write(Reg.Hour, 0x14); // past the alarm
+    m.write(B, RegB.h24 | RegB.aie | RegB.uie);
+    expect(m.irq.asserted).toBe(true);
+    expect(m.read(C)).toBe(0x90);
+    m.write(B, RegB.h24 | RegB.aie | RegB.set);
+    for (const [reg, value] of [
+      [Reg.Hour, 0x13],
+      [Reg.Min, 0x00],
+      [Reg.Sec, 0x30],
+    ] as const)
+      m.write(reg, value);
+    m.write(B, RegB.h24 | RegB.aie);
+    expect(m.read(C)).toBe(0xa0);
+  });
+
   test('SET clears the update interrupt enable', () => {
     const { read, write } = makeRtc();
     write(B, RegB.h24 | RegB.uie | RegB.set);
