@@ -53,7 +53,7 @@ export interface Board {
    * @param isFlushed and what was written is on the medium. @throws StorageHangError
    */
   settle(isFlushed: boolean): Promise<void> | undefined;
-  /** First half of a reset, VM paused: devices back to power-on state, hypervisor devices taken away. */
+  /** First half of a reset, VM paused: devices and interrupt lines to power-on state, hypervisor devices taken away. */
   reset(): Promise<void>;
   /** Second half, VM created again: hypervisor devices registered anew. */
   restore(): void;

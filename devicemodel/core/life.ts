@@ -342,11 +342,11 @@ export class Life {
     await this.#parts.loop.rest(board.reset());
     this.#checkFailure();
     this.#power.checkWanted();
+    board.writeTables();
     // Compat: C re-creates its hypervisor devices while the VM is paused, which the hypervisor refuses: they are lost.
     // RESET_VM first brings the VM back to the state in which devices may be created.
     hsm.resetVm();
     board.restore();
-    board.writeTables();
     this.#startRegs = this.#parts.software.load(memory, board.reservedMemory);
     hsm.setVcpuRegs(0, this.#startRegs);
     (this.#server as IoreqServer).holdCompletions = false;

@@ -32,7 +32,7 @@ import { PciHost } from './pci/host.ts';
 import type { PciBusInput } from './pci/host-aml.ts';
 import { attachComPort, comResources } from './pci/lpc.ts';
 import type { ManagedFunctions } from './pci/passthru/managed.ts';
-import { CmosIo } from './platform/cmos-io.ts';
+import { CmosIo, CmosMemory } from './platform/cmos-io.ts';
 import { DebugExit } from './platform/debug-exit.ts';
 import { Hpet } from './platform/hpet.ts';
 import { I8042, I8042Irq } from './platform/i8042.ts';
@@ -66,8 +66,8 @@ export interface PcOptions {
   readonly counters?: CounterBook;
 }
 
-/** What firmware is given; virtio-rpmb signs with the first part of it. */
-const RPMB_KEY_BYTES = { made: 64, signing: 32 } as const;
+/** Of the key in CMOS, as much as virtio-rpmb signs with. */
+const RPMB_MAC_KEY_BYTES = 32;
 const THIS_HOST: HostTree = { root: '', isPlan: false };
 
 export function pcBoard(options: PcOptions): BoardFactory {
@@ -84,7 +84,8 @@ class Pc implements Board {
   readonly #options: PcOptions;
   readonly #pm: AcpiPm;
   readonly #rtc: Rtc;
-  readonly #cmosIo = new CmosIo();
+  readonly #cmosMemory: CmosMemory;
+  readonly #cmosIo: CmosIo;
   readonly #platform: PlatformDevice[];
   /** What tells the guest's tables of itself, beside PCI functions; their order is the order in the tables. */
   readonly #contributors: () => readonly TableContributor[];
@@ -95,7 +96,6 @@ class Pc implements Board {
   readonly #pirq = new PirqRouter();
   readonly #deviceMemory = new MmioWindow();
   #hasRun = false;
-  #madeRpmbKey: Uint8Array | undefined;
   readonly #pins = new IoapicPins();
 
   constructor(parts: BoardParts, options: PcOptions) {
@@ -103,6 +103,8 @@ class Pc implements Board {
     this.#parts = parts;
     this.#options = options;
     const wiring = new InterruptWiring(hsm, log.child('irq'));
+    this.#cmosMemory = options.kept?.keep('cmos-io', () => new CmosMemory()) ?? new CmosMemory();
+    this.#cmosIo = new CmosIo(this.#cmosMemory);
     this.#wiring = wiring;
 
     const pm = new AcpiPm({
@@ -166,7 +168,7 @@ class Pc implements Board {
           return { ...shared, hostAddress: address };
         },
       },
-      rpmbKey: () => this.#rpmbKey().subarray(0, RPMB_KEY_BYTES.signing),
+      rpmbKey: () => this.#cmosMemory.rpmbKey.subarray(0, RPMB_MAC_KEY_BYTES),
       machine: {
         vmName: config.name,
         windows: config.windows,
@@ -187,7 +189,7 @@ class Pc implements Board {
     for (const device of this.#platform) {
       for (const registration of device.attach(pio, mmio)) undo.add(registration);
     }
-    if (config.boot?.kind === 'ovmf') this.#cmosIo.storeRpmbKey(this.#rpmbKey());
+    this.#storeRpmbKey();
     this.#pirq.use(SCI_GSI);
     // The keyboard's and the clock's irqs are not ones a link may have; the mouse's is.
     this.#pirq.reserve(I8042Irq.aux);
@@ -206,10 +208,9 @@ class Pc implements Board {
     undo.defer(() => this.pciConfig.dispose());
   }
 
-  /** Made when it is asked for: most machines have nothing to protect. */
-  #rpmbKey(): Uint8Array {
-    this.#madeRpmbKey ??= crypto.getRandomValues(new Uint8Array(RPMB_KEY_BYTES.made));
-    return this.#madeRpmbKey;
+  /** Before each start: firmware takes it away as it reads it. */
+  #storeRpmbKey(): void {
+    if (this.#parts.config.boot?.kind === 'ovmf') this.#cmosIo.storeRpmbKey();
   }
 
   async #addPciFunctions(): Promise<void> {
@@ -349,10 +350,12 @@ class Pc implements Board {
     this.pciConfig.destroyVdevs();
     await this.pciConfig.resetHostFunctions();
     for (const device of this.#devices) device.reset();
+    this.#storeRpmbKey();
+    this.pciConfig.idlePins();
   }
 
   restore(): void {
-    this.pciConfig.createVdevs();
+    this.pciConfig.createVdevs(true);
   }
 
   suspend(): void {

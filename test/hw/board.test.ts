@@ -14,6 +14,7 @@ import { CharBackendPool } from '../../devicemodel/hw/uart/backends/pool.ts';
 import { FakeClock } from '../support/fake-clock.ts';
 import { FakeHsm } from '../support/fake-hsm.ts';
 import { FakePower } from '../support/fake-line.ts';
+import { makePc } from '../support/fake-pc.ts';
 import { memoryLog } from '../support/memory-log.ts';
 import { scratchDirectory } from '../support/pty.ts';
 import { bareVmConfig } from '../support/vm-config.ts';
@@ -100,5 +101,55 @@ describe('blkrescan', () => {
     expect(await board.rescanBlockDevice(argument(image))).toBe(false);
     expect(lines.slice(before)).toHaveLength(1);
     expect(await board.rescanBlockDevice(`4,${image}`)).toBe(true);
+  });
+});
+
+describe('a reset', () => {
+  test('lines are idle and tables written before RESET_VM, devices of the hypervisor made after it', async () => {
+    const pc = makePc(['-s', '3,virtio-rnd', '-s', '5,ivshmem,hv:/shm,2'], ({ guest }) => {
+      void guest.outb(0xcf9, 0x06);
+      void guest.pioWrite(0x404, 2, 0x3400);
+    });
+    cleanUp.push(pc.dispose);
+    await pc.vm.run();
+    const names = pc.lives.flatMap((hsm) => hsm.callNames);
+    const between = names.slice(names.indexOf('clearIoreqs'), names.lastIndexOf('startVm'));
+    const isOnce = (name: string, i: number) => between.indexOf(name as never) === i;
+    const order = ['clearIoreqs', 'destroyVdev', 'setIrqLine', 'getCpuState', 'resetVm', 'createVdev', 'setVcpuRegs'];
+    expect(between.filter(isOnce)).toEqual(order);
+    expect(between.filter((name) => name === 'setIrqLine')).toHaveLength(1);
+  });
+
+  test('of any kind: the firmware finds the same RPMB key again, the guest what it left in the extended CMOS', async () => {
+    const directory = scratchDirectory();
+    cleanUp.push(() => directory.remove());
+    const ovmf = directory.file('OVMF.fd');
+    writeFileSync(ovmf, new Uint8Array(4096));
+    const found: number[][] = [];
+    const pc = makePc(['--ovmf', ovmf], ({ guest }, life) => {
+      const take = async () => {
+        const bytes: number[] = [];
+        for (const index of [0x10, ...Array.from({ length: 64 }, (_, i) => 0x20 + i)]) {
+          await guest.outb(0x74, index);
+          bytes.push(await guest.inb(0x75));
+        }
+        found.push(bytes);
+        await guest.outb(0x74, 0x10);
+        await guest.outb(0x75, 0x42);
+      };
+      const live = async () => {
+        await take();
+        if (life > 1) return guest.pioWrite(0x404, 2, 0x3400);
+        void guest.outb(0xcf9, 0x06);
+        await take();
+        return guest.outb(0xcf9, 0x0e);
+      };
+      void live();
+    });
+    cleanUp.push(pc.dispose);
+    await pc.vm.run();
+    const [first = []] = found;
+    expect(first.some((byte) => byte !== 0)).toBe(true);
+    expect(found).toEqual([first, [0x42, ...first.slice(1)], [0x42, ...first.slice(1)]]);
   });
 });

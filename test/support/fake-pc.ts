@@ -11,6 +11,7 @@ import type { VmConfig } from '../../devicemodel/core/config.ts';
 import type { GuestLoop } from '../../devicemodel/core/guest-loop.ts';
 import { map } from '../../devicemodel/core/host/mapping.ts';
 import type { VcpuRegs } from '../../devicemodel/core/hsm/hsm.ts';
+import { KeptOverLives } from '../../devicemodel/core/kept-over-lives.ts';
 import { Log, LogLevel } from '../../devicemodel/core/log.ts';
 import { MiB } from '../../devicemodel/core/units.ts';
 import { Vm } from '../../devicemodel/core/vm.ts';
@@ -87,11 +88,13 @@ export function makePc(
   let parts: BoardParts | undefined;
   let ramOut = 0;
   const managed = new ManagedFunctions(log);
+  const kept = new KeptOverLives();
   const board = pcBoard({
     consoles,
     lapicIds: (count) => Array.from({ length: count }, (_, id) => id),
     ...(hostTree === undefined ? {} : { hostTree }),
     managed,
+    kept,
   });
   const vm: Vm = new Vm(config, {
     openHsm: async () => {
@@ -145,6 +148,7 @@ export function makePc(
     },
     dispose: async () => {
       await managed.giveBack();
+      await kept.close();
       await consoles.dispose();
       clock.dispose();
     },

@@ -154,9 +154,10 @@ export class PciHost implements Device, PciConfigAccess {
    * The hypervisor's part: CREATE_VDEV, ASSIGN_PCIDEV and memory of devices in device order, then every INTx pin to its
    * idle level and physical pins to theirs. ACRN takes devices only between CREATE_VM (or RESET_VM) and START_VM. Call it
    * again after `destroyVdevs`.
+   * @param arePinsIdle {@link idlePins} was called since.
    * @throws HsmError; what this call did is undone, last first.
    */
-  createVdevs(): void {
+  createVdevs(arePinsIdle = false): void {
     try {
       for (const slot of this.#order) {
         const fn = functionOf(slot);
@@ -172,7 +173,7 @@ export class PciHost implements Device, PciConfigAccess {
         }
       }
       for (const slot of this.#byAddress()) {
-        if (slot.line !== undefined) this.#drive(slot.line.slotPin);
+        if (slot.line !== undefined && !arePinsIdle) this.#drive(slot.line.slotPin);
         const fn = slot.function;
         if (fn?.backing !== 'passthrough') continue;
         this.#attached.push({ bdf: slot.bdf, undo: () => fn.disconnectInterrupt?.() });
@@ -181,6 +182,13 @@ export class PciHost implements Device, PciConfigAccess {
     } catch (error) {
       this.destroyVdevs(false);
       throw error;
+    }
+  }
+
+  /** Every INTx pin to its level after `reset`: in any state of the VM, unlike the rest of `createVdevs`. */
+  idlePins(): void {
+    for (const { line } of this.#byAddress()) {
+      if (line !== undefined) this.#drive(line.slotPin);
     }
   }
 

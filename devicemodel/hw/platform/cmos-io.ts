@@ -1,6 +1,6 @@
 /**
- * Extended CMOS at ports 0x74 (index) and 0x75 (data), 256 bytes. It survives a reset of the VM: an Android guest
- * leaves its reboot reason there, and firmware takes the RPMB key from it, once.
+ * Extended CMOS at ports 0x74 (index) and 0x75 (data), 256 bytes. It survives resets of the VM: an Android guest
+ * leaves its reboot reason there, and firmware takes the RPMB key from it, once at each start.
  */
 import { type AccessSize, allOnes } from '../../core/address.ts';
 import type { IoRegion } from '../../core/device.ts';
@@ -16,13 +16,34 @@ const RESERVED_PORTS = { base: 0x72, size: 6 };
 const Port = { Index: 0, Data: 1 } as const;
 const CMOS_IO_BYTES = 256;
 /** Key area: a byte that was read is gone. */
-const Key = { base: 0x20, end: 0xa0, sizeBytes: 64 } as const;
+const Key = { base: 0x20, end: 0xa0 } as const;
+const RPMB_KEY_BYTES = 64;
+
+/** What lasts as long as the VM, over its full resets. */
+export class CmosMemory {
+  readonly bytes = new Uint8Array(CMOS_IO_BYTES);
+  #rpmbKey: Uint8Array | undefined;
+
+  /** 64 bytes. Made when it is asked for: most machines have nothing to protect. */
+  get rpmbKey(): Uint8Array {
+    this.#rpmbKey ??= crypto.getRandomValues(new Uint8Array(RPMB_KEY_BYTES));
+    return this.#rpmbKey;
+  }
+
+  async close(): Promise<void> {}
+}
 
 export class CmosIo implements PlatformDevice, IoRegion {
-  readonly #bytes = new Uint8Array(CMOS_IO_BYTES);
+  readonly #memory: CmosMemory;
+  readonly #bytes: Uint8Array;
   #index = 0;
   /** Accesses come in pairs, index first; anything out of order is refused and starts over. */
   #isDataNext = false;
+
+  constructor(memory = new CmosMemory()) {
+    this.#memory = memory;
+    this.#bytes = memory.bytes;
+  }
 
   attach(pio: IoBus): Registration[] {
     return [pio.register({ base: CMOS_IO_PORT, size: 2, name: 'cmos-io' }, this)];
@@ -38,12 +59,9 @@ export class CmosIo implements PlatformDevice, IoRegion {
     this.#isDataNext = false;
   }
 
-  /**
-   * Put the RPMB key where the firmware looks for it, before the guest starts. At most 64 bytes count.
-   * Compat: virtio-rpmb signs with the first 32, as in C.
-   */
-  storeRpmbKey(key: Uint8Array): void {
-    this.#bytes.set(key.subarray(0, Key.sizeBytes), Key.base);
+  /** Put the RPMB key where the firmware looks for it, before each start of the guest. */
+  storeRpmbKey(): void {
+    this.#bytes.set(this.#memory.rpmbKey, Key.base);
   }
 
   read(offset: number, size: AccessSize): number {

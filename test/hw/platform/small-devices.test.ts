@@ -2,7 +2,7 @@
 import * as fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { PioBus } from '../../../devicemodel/core/io-bus.ts';
-import { CmosIo } from '../../../devicemodel/hw/platform/cmos-io.ts';
+import { CmosIo, CmosMemory } from '../../../devicemodel/hw/platform/cmos-io.ts';
 import { DebugExit } from '../../../devicemodel/hw/platform/debug-exit.ts';
 import { QuietPorts } from '../../../devicemodel/hw/platform/quiet-ports.ts';
 import { ResetRegister } from '../../../devicemodel/hw/platform/reset.ts';
@@ -56,7 +56,8 @@ test('debug exit ends the VM on any write', () => {
 
 describe('extended CMOS', () => {
   const makeCmos = () => {
-    const cmos = new CmosIo();
+    const memory = new CmosMemory();
+    const cmos = new CmosIo(memory);
     const read = (index: number) => {
       cmos.write(0, 1, index);
       return cmos.read(1, 1);
@@ -65,7 +66,7 @@ describe('extended CMOS', () => {
       cmos.write(0, 1, index);
       cmos.write(1, 1, value);
     };
-    return { cmos, read, write };
+    return { memory, cmos, read, write };
   };
 
   test('keeps the reboot reason over a reset', () => {
@@ -76,11 +77,13 @@ describe('extended CMOS', () => {
   });
 
   test('gives the RPMB key away once', () => {
-    const { cmos, read } = makeCmos();
-    cmos.storeRpmbKey(Uint8Array.from({ length: 80 }, (_, i) => i + 1));
-    expect(read(0x20)).toBe(1);
-    expect(read(0x20)).toBe(0);
-    expect(read(0x5f)).toBe(64);
+    const { memory, cmos, read } = makeCmos();
+    const key = [...memory.rpmbKey];
+    const readKey = () => key.map((_, i) => read(0x20 + i));
+    expect(key).toHaveLength(64);
+    cmos.storeRpmbKey();
+    expect(readKey()).toEqual(key);
+    expect(readKey()).toEqual(key.map(() => 0));
     expect(read(0x60)).toBe(0);
   });
 
