@@ -6,7 +6,9 @@ import * as v from 'valibot';
 import { Ns16550, UART_REGISTER_COUNT } from '../../chips/ns16550.ts';
 import type { BarIndex, BarSpec } from '../../chips/pci-config-space.ts';
 import type { AccessSize } from '../../core/address.ts';
+import { ConfigError } from '../../core/errors.ts';
 import type { HvVdev } from '../../core/hsm/vdev.ts';
+import { optionsFromText } from '../../core/options.ts';
 import { inspectCharBackend } from '../uart/backends/inspect.ts';
 import { parseCharBackend } from '../uart/backends/spec.ts';
 import { definePciDriver, type PciEnv } from './driver.ts';
@@ -68,6 +70,11 @@ class HypervisorUart implements HypervisorPciFunction {
     this.#index = index;
   }
 
+  /** Compat: what the hypervisor passes on is read as 0xff, not all ones. */
+  readBar(): number {
+    return 0xff;
+  }
+
   describe(at: PciPlacement): HvVdev {
     return {
       type: 'vuart',
@@ -111,10 +118,21 @@ class PciUart implements EmulatedPciFunction {
   }
 }
 
+/** Compat: `uart` is connected to nothing, `uart,` to a terminal without a name, which C does not find. */
+function parseText(text: string, isGiven?: boolean): Record<string, unknown> {
+  if (text === '' && isGiven === true) {
+    throw new ConfigError('the back end behind the comma is empty', {
+      hint: 'leave the comma out, or name one: stdio',
+    });
+  }
+  return optionsFromText(PciUartOptions, text);
+}
+
 export const pciUart = definePciDriver({
   name: 'uart',
   summary: 'PCI serial port, between VMs (vuart_idx) or to the host',
   options: PciUartOptions,
+  parseText,
   inspectHost: ({ backend }) => {
     if (backend !== undefined && vuartIndexOf(backend) === undefined) inspectCharBackend(parseCharBackend(backend));
   },

@@ -22,6 +22,17 @@ test('vuart_idx:N is the hypervisor’s, with its index and BARs', () => {
   ]);
 });
 
+test('what the hypervisor passes on is read as 0xff in any width', () => {
+  const machine = power('vuart_idx:7');
+  expect([1, 2, 4].map((size) => machine.mmio.read(0x80000000, size as 1 | 2 | 4))).toEqual([0xff, 0xff, 0xff]);
+  expect(machine.mmio.read(0x80001000, 4)).toBe(0xff);
+});
+
+test('a back end without a name is refused, no back end is not', () => {
+  expect(() => pciUart.parseText?.('', true)).toThrow('the back end behind the comma is empty');
+  expect([pciUart.parseText?.('', false), pciUart.parseText?.('stdio', true)]).toEqual([{}, { backend: 'stdio' }]);
+});
+
 test.each(['vuart_idx', 'vuart_idx:', 'vuart_idx:x', 'vuart_idx:65536', 'vuart_idx:-1', 'vuart_idx:1x', 'vuart_idx 1'])(
   '%s is refused and not taken for a file name',
   (text) => {

@@ -26,13 +26,14 @@ export function shortHostAddress(at: HostAddress): string {
 }
 
 /**
- * Numbers are hexadecimal and separated by `/`, `:` or `.`: device and function, with a bus, with a domain and a bus.
+ * Numbers are hexadecimal and separated by `/`, `:` or `.`: a device of bus 0, with a function, with a bus, with a domain.
  * Compat: C drops a fourth number, so that 0000:00:02.0 is bus 0 device 0 function 2 there.
  * @throws ConfigError
  */
 export function parseHostAddress(text: string): HostAddress {
   const words = text.trim().split(/[/:.]/);
-  if (words.length < 2 || words.length > 4 || !words.every((word) => /^(0x)?[0-9a-f]{1,8}$/i.test(word))) {
+  if (words.length === 1) words.push('0');
+  if (words.length > 4 || !words.every((word) => /^(0x)?[0-9a-f]{1,8}$/i.test(word))) {
     throw new ConfigError(`"${text}" is not the address of a PCI function`, { hint });
   }
   const numbers = words.map((word) => Number.parseInt(word, 16));
