@@ -159,7 +159,7 @@ export class Ps2Mouse {
       case Command.StatusRequest:
         this.#queue.pushAll([this.#status | this.#buttons, this.#resolution, this.#samplingRate]);
         break;
-      // Compat: the C device model acknowledges scaling and forgets it.
+      // Compat: in the C device model the status never tells of scaling.
       case Command.SetScaling11:
         this.#status &= ~Status.Scaling21;
         break;
