@@ -1,5 +1,5 @@
 /** Folders in which the program keeps its sockets: who may look into them, and whether one that exists can be trusted. */
-import { chmodSync, chownSync, lstatSync, mkdirSync, type Stats, statSync } from 'node:fs';
+import { chmodSync, chownSync, lstatSync, mkdirSync, rmdirSync, type Stats, statSync } from 'node:fs';
 import { dirname, resolve } from 'node:path';
 import { ExitCode, HostError } from '../errors.ts';
 import { Errno } from './errno.ts';
@@ -18,21 +18,40 @@ function cannotMake(path: string, cause: unknown): HostError {
   return pathFailure(`folder ${path}: cannot be made`, cause, ExitCode.CannotCreate);
 }
 
+/** @returns whether it was not there; another VM may have been quicker. @throws HostError */
+function makeFolder(path: string, mode: number, groupId: number | undefined): boolean {
+  try {
+    mkdirSync(path, { mode });
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'EEXIST') return false;
+    throw cannotMake(path, error);
+  }
+  try {
+    if (groupId !== undefined) chownSync(path, -1, groupId);
+    chmodSync(path, mode);
+  } catch (error) {
+    removeFolder(path);
+    throw cannotMake(path, error);
+  }
+  return true;
+}
+
+/** With a group or mode that was not asked for, the next VM would use it without a word. */
+function removeFolder(path: string): void {
+  try {
+    rmdirSync(path);
+  } catch {
+    // Somebody has put something into it meanwhile.
+  }
+}
+
 /**
  * A folder of the program's own, with exactly this mode if it has to be made, whatever the umask; its parent is there.
  * One that exists is used when root or we own it and nobody else may write to it: anybody could have put it into /tmp.
  * @throws HostError
  */
 export function ensureOwnFolder(path: string, mode: number, groupId?: number): void {
-  try {
-    mkdirSync(path, { mode });
-    if (groupId !== undefined) chownSync(path, -1, groupId);
-    chmodSync(path, mode);
-    return;
-  } catch (error) {
-    // Another VM may have been quicker.
-    if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw cannotMake(path, error);
-  }
+  if (makeFolder(path, mode, groupId)) return;
   const stat = lstatSync(path, { throwIfNoEntry: false });
   // The VM whose it was ended and took it away.
   if (stat === undefined) {
