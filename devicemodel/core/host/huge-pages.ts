@@ -144,8 +144,11 @@ export class HugePages {
 
   #forgetDebt(): void {
     if (this.#debtPath === undefined) return;
-    rmSync(this.#debtPath, { force: true });
-    this.#unlockDebt();
+    try {
+      rmSync(this.#debtPath, { force: true });
+    } finally {
+      this.#unlockDebt();
+    }
   }
 }
 
