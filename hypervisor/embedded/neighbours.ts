@@ -84,12 +84,20 @@ export class Neighbours {
   /** Who looks at which sockets are dead must not be disturbed: a fresh one of another process would look dead, too. */
   async #underLock(work: () => Promise<void>): Promise<void> {
     const lockPath = `${this.#directory}/lock`;
-    const lock = openFile(lockPath, OpenFlag.ReadWrite | OpenFlag.Create | OpenFlag.CloseOnExec, 0o600);
+    const lock = this.#openLock(lockPath);
     try {
       await lockWhenFree(lock, 'exclusive', lockPath);
       await work();
     } finally {
       closeFd(lock);
+    }
+  }
+
+  #openLock(path: string): number {
+    try {
+      return openFile(path, OpenFlag.ReadWrite | OpenFlag.Create | OpenFlag.CloseOnExec, 0o600);
+    } catch (error) {
+      throw pathFailure(`${path}, by which the VMs of this host find each other: cannot be opened`, error);
     }
   }
 

@@ -1,9 +1,19 @@
 /** VMs of one host finding each other, here several in one process, each with everything its own process would have. */
-import { existsSync, mkdtempSync, readdirSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  renameSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
+import { ExitCode } from '../../../devicemodel/core/errors.ts';
 import { silentLog } from '../../../devicemodel/core/log.ts';
 import { Neighbours } from '../../../hypervisor/embedded/neighbours.ts';
 import type { VuartAddress } from '../../../hypervisor/embedded/scenario.ts';
@@ -255,3 +265,22 @@ test('three starts at once beside VMs that were killed, a hundred times: each ha
     for (const socket of dead) rmSync(socket, { force: true });
   }
 }, 60_000);
+
+test.each([
+  [
+    'a folder is in its place',
+    () => mkdirSync(join(directory, 'lock')),
+    ExitCode.NoInput,
+    /\/lock, .*: cannot be opened: EISDIR/,
+  ],
+  [
+    'it is a link that leads round',
+    () => symlinkSync('lock', join(directory, 'lock')),
+    ExitCode.NoInput,
+    /\/lock, .*: cannot be opened: ELOOP/,
+  ],
+])('a lock that cannot be opened is said, with a status of its own: %s', async (_what, prepare, exitCode, said) => {
+  prepare();
+  await expect(join_('a')).rejects.toThrow(said);
+  await expect(join_('a')).rejects.toMatchObject({ exitCode });
+});
