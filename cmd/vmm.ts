@@ -249,7 +249,7 @@ export class ProcessVmm implements Vmm {
 
   async #openAskedFor(): Promise<void> {
     const { apiSocket, eventMonitor } = this.#options;
-    if (eventMonitor !== undefined) this.#doors.push(openEventMonitor(eventMonitor, this.events));
+    if (eventMonitor !== undefined) this.#doors.push(openEventMonitor(eventMonitor, this.events, this.#options.log));
     await this.#openServiceManager();
     if (apiSocket !== undefined && apiSocket.kind !== 'off') await this.#openApi(apiSocket);
   }

@@ -4,8 +4,10 @@ import { afterEach, beforeEach, expect, test } from 'vitest';
 import { openEventMonitor } from '../../control/event-monitor.ts';
 import { EventStream } from '../../control/event-stream.ts';
 import { HostError } from '../../devicemodel/core/errors.ts';
+import { memoryLog } from '../support/memory-log.ts';
 import { scratchDirectory } from '../support/pty.ts';
 
+const { log, lines } = memoryLog();
 let scratch: ReturnType<typeof scratchDirectory>;
 beforeEach(() => {
   scratch = scratchDirectory();
@@ -30,7 +32,7 @@ test('events are objects with an empty line behind each, those before it was ope
   writeFileSync(path, '');
   const events = new EventStream();
   events.emit('vmm', 'starting');
-  const monitor = openEventMonitor({ path }, events);
+  const monitor = openEventMonitor({ path }, events, log);
   events.emit('vm', 'created', { name: 'vm1' });
   monitor.close();
   events.emit('vm', 'deleted');
@@ -46,7 +48,7 @@ test('events are objects with an empty line behind each, those before it was ope
 test.each(['path', 'fd'])('nobody is waited for who does not read: %s', (how) => {
   const { path, fd } = pipe();
   const events = new EventStream();
-  const monitor = openEventMonitor(how === 'fd' ? { fd } : { path }, events);
+  const monitor = openEventMonitor(how === 'fd' ? { fd } : { path }, events, log);
   // More than a pipe takes.
   for (let i = 0; i < 2000; i++) events.emit('vm', 'resumed', { text: 'x'.repeat(100) });
   const seen = Buffer.alloc(1 << 20);
@@ -65,9 +67,19 @@ test.each(['path', 'fd'])('nobody is waited for who does not read: %s', (how) =>
 test('a pipe without a reader is said to be one', () => {
   const path = scratch.file('events');
   execFileSync('mkfifo', [path]);
-  expect(() => openEventMonitor({ path }, new EventStream())).toThrow(HostError);
+  expect(() => openEventMonitor({ path }, new EventStream(), log)).toThrow(HostError);
 });
 
 test('a descriptor that is not open is said to be none', () => {
-  expect(() => openEventMonitor({ fd: 9999 }, new EventStream())).toThrow('--event-monitor fd=9999');
+  expect(() => openEventMonitor({ fd: 9999 }, new EventStream(), log)).toThrow('--event-monitor fd=9999');
+});
+
+test('what a full disk does not take is said, once', () => {
+  lines.splice(0);
+  const events = new EventStream();
+  const monitor = openEventMonitor({ path: '/dev/full' }, events, log);
+  cleanUp.push(() => monitor.close());
+  for (let i = 0; i < 3; i++) events.emit('vm', 'created');
+  expect(lines).toHaveLength(1);
+  expect(lines[0]).toContain('--event-monitor: events are lost: ENOSPC');
 });
