@@ -129,7 +129,7 @@ export function readElf(file: ImageFile, view: DataView): ElfFile {
     memoryBytes: load.memsz,
   }));
   const entry = layout.address.read(view, layout.entry);
-  const within = loads.findIndex((load) => entry >= load.vaddr && entry < load.vaddr + BigInt(load.memsz));
+  const within = loads.findLastIndex((load) => entry >= load.vaddr && entry < load.vaddr + BigInt(load.memsz));
   if (entry === 0n && within < 0) {
     throw bad(file, 'has no entry point (e_entry is 0)', 'is it an object file or a library?');
   }
@@ -161,15 +161,28 @@ function checkIdentity(file: ImageFile, view: DataView): void {
   if (type !== undefined) throw bad(file, `is ${type}, not an executable`, 'link it as an executable');
 }
 
-/** Of two parts at one place one is lost. @throws ConfigError */
+/**
+ * Of two parts at one place one is lost, unless it is zeros: old linker scripts have a .bss that reaches into what is
+ * loaded after it.
+ * @param segments in the order they are loaded. @throws ConfigError
+ */
 function checkOverlap(file: ImageFile, segments: readonly ElfSegment[]): void {
-  const sorted = segments.toSorted((a, b) => a.base - b.base);
-  for (const [i, { base, memoryBytes }] of sorted.entries()) {
-    const next = sorted[i + 1];
-    if (next !== undefined && base + memoryBytes > next.base) {
-      throw bad(file, `has two segments at one place, 0x${next.base.toString(16)} (p_paddr)`, 'link it anew');
+  const sorted = [...segments.entries()].toSorted(([, a], [, b]) => a.base - b.base);
+  for (const [i, [order, low]] of sorted.entries()) {
+    for (let at = i + 1; at < sorted.length; at++) {
+      const [otherOrder, high] = sorted[at] as (typeof sorted)[number];
+      if (low.base + low.memoryBytes <= high.base) break;
+      if (order < otherOrder ? losesBytes(low, high) : losesBytes(high, low)) {
+        throw bad(file, `has two segments at one place, 0x${high.base.toString(16)} (p_paddr)`, 'link it anew');
+      }
     }
   }
+}
+
+/** Whether bytes of the file are overwritten by what is loaded after them. */
+function losesBytes(first: ElfSegment, then: ElfSegment): boolean {
+  const isBelowEnd = first.base < then.base + then.memoryBytes;
+  return first.fileBytes > 0 && isBelowEnd && then.base < first.base + first.fileBytes;
 }
 
 function programHeaders(file: ImageFile, view: DataView, layout: typeof Class32 | typeof Class64) {

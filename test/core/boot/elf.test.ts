@@ -38,6 +38,28 @@ test('segments go to their addresses, and what the file does not fill is zero', 
   expect(memory.readU8(0x20_0000 + 70_000)).toBe(0xee);
 });
 
+// Old linker scripts count a .bss up to where the next part begins, or beyond.
+test('what comes later may lie where an earlier segment has zeros', () => {
+  const overlapping = [
+    { base: 0x10_0000, fileBytes: 100, memoryBytes: 9000 },
+    { base: 0x10_1000, fileBytes: 200, memoryBytes: 8000 },
+  ];
+  const { memory } = boot(elf32({ entry: 0x10_1000, segments: overlapping }), ram(0xee));
+  expect(Buffer.from(memory.read(0x10_1000, 200)).equals(noise('elf1', 200))).toBe(true);
+  expect(memory.read(0x10_0064, 0x1000 - 100).every((byte) => byte === 0)).toBe(true);
+  expect(memory.read(0x10_1000 + 200, 7800).every((byte) => byte === 0)).toBe(true);
+  expect(memory.readU8(0x10_1000 + 8000)).toBe(0xee);
+});
+
+test('zeros that come first may be where all of a later segment goes', () => {
+  const overlapping = [
+    { base: 0x10_1000, fileBytes: 0, memoryBytes: 100 },
+    { base: 0x10_0000, fileBytes: 5000, memoryBytes: 5000 },
+  ];
+  const { memory } = boot(elf32({ entry: 0x10_0000, segments: overlapping }));
+  expect(Buffer.from(memory.read(0x10_0000, 5000)).equals(noise('elf1', 5000))).toBe(true);
+});
+
 test('the boot CPU starts at the entry point in flat protected mode', () => {
   const { memory, regs } = boot(elf32({ entry: 0x10_0020, segments }));
   expect(regs.rip).toBe(0x10_0020n);
@@ -410,11 +432,35 @@ describe('refused', () => {
       elf32({
         entry: 0x10_0000,
         segments: [
-          { base: 0x10_0000, fileBytes: 100, memoryBytes: 9000 },
+          { base: 0x10_0000, fileBytes: 5000, memoryBytes: 9000 },
           { base: 0x10_1000, fileBytes: 100, memoryBytes: 100 },
         ],
       }),
       /two segments at one place, 0x101000/,
+    ],
+    [
+      'zeros over what was loaded before',
+      elf32({
+        entry: 0x10_0000,
+        segments: [
+          { base: 0x10_1000, fileBytes: 100, memoryBytes: 100 },
+          { base: 0x10_0000, fileBytes: 100, memoryBytes: 9000 },
+        ],
+      }),
+      /two segments at one place, 0x101000/,
+    ],
+    [
+      'a large segment around a small one and another',
+      elf32({
+        entry: 0x10_0000,
+        segments: [
+          { base: 0x10_0000, fileBytes: 100, memoryBytes: 0x3000 },
+          { base: 0x10_1000, fileBytes: 100, memoryBytes: 100 },
+          { base: 0x10_2000, fileBytes: 0x100, memoryBytes: 0x100 },
+          { base: 0x10_2080, fileBytes: 0x100, memoryBytes: 0x100 },
+        ],
+      }),
+      /two segments at one place, 0x102080/,
     ],
     ['a bzImage', bzImage(), /is not an ELF file/],
     ['a script', new TextEncoder().encode('#!/bin/sh\n'.repeat(20)), /is not an ELF file: it is a text file/],
