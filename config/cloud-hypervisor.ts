@@ -77,8 +77,7 @@ const harmless: Readonly<Record<string, readonly string[]>> = {
   memory: ['mergeable', 'shared', 'hugepages', 'hugepage_size', 'prefault', 'reserve', 'thp', 'hotplug_method'],
   disks: [
     ...PLACE,
-    ...['num_queues', 'queue_size', 'queue_affinity', 'disable_io_uring', 'disable_aio', 'backing_files', 'sparse'],
-    ...['image_type', 'lock_granularity'],
+    ...['num_queues', 'queue_size', 'queue_affinity', 'disable_io_uring', 'disable_aio', 'sparse', 'lock_granularity'],
   ],
   net: [...PLACE, 'num_queues', 'queue_size', 'vhost_mode', 'offload_tso', 'offload_ufo', 'offload_csum'],
   devices: [...PLACE, 'x_exclude_mmap_bars'],
@@ -86,6 +85,11 @@ const harmless: Readonly<Record<string, readonly string[]>> = {
   console: PLACE,
   serial: PLACE,
   platform: PLATFORM,
+};
+
+/** What may be said since it is so, in small letters: a disk is a raw image, whatever is in it. */
+const harmlessValues: Readonly<Record<string, Readonly<Record<string, readonly string[]>>>> = {
+  disks: { image_type: ['raw', 'unknown'] },
 };
 
 /** @returns the words of our command line, without the name. @throws ConfigError, RefusedError. */
@@ -104,9 +108,12 @@ export function optionsOfChVm(body: unknown): {
   for (const [name, part] of Object.entries(known)) {
     const given = vm[name as keyof typeof known];
     const entries = entriesOf(part);
+    const isHarmless = (member: string, value: unknown) =>
+      harmless[name]?.includes(member) === true ||
+      (typeof value === 'string' && harmlessValues[name]?.[member]?.includes(value.toLowerCase()) === true);
     if (Array.isArray(given))
-      for (const [i, each] of given.entries()) refuseStrangers(`${name}.${i}.`, each, entries, harmless[name]);
-    else if (typeof given === 'object' && given !== null) refuseStrangers(`${name}.`, given, entries, harmless[name]);
+      for (const [i, each] of given.entries()) refuseStrangers(`${name}.${i}.`, each, entries, isHarmless);
+    else if (typeof given === 'object' && given !== null) refuseStrangers(`${name}.`, given, entries, isHarmless);
   }
   const argv = [
     '--memsize',
@@ -132,12 +139,21 @@ function entriesOf(part: object): object {
 }
 
 /** @throws RefusedError for a member that asks for what there is not. */
-function refuseStrangers(where: string, given: object, entries: object, passed: readonly string[] = []): void {
+function refuseStrangers(
+  where: string,
+  given: object,
+  entries: object,
+  isHarmless: (name: string, value: unknown) => boolean = () => false,
+): void {
   for (const [name, value] of Object.entries(given)) {
-    if (name in entries || passed.includes(name) || isOff(value)) continue;
-    throw new RefusedError('impossible', `${where}${name}: there is nothing of that kind here`);
+    if (name in entries || isOff(value) || isHarmless(name, value)) continue;
+    const hint = RAW_ONLY.has(name) ? { hint: 'disks are raw images: qemu-img convert -O raw' } : {};
+    throw new RefusedError('impossible', `${where}${name}: there is nothing of that kind here`, hint);
   }
 }
+
+/** Members of a disk that ask for another format. */
+const RAW_ONLY: ReadonlySet<string> = new Set(['image_type', 'backing_files']);
 
 function isOff(value: unknown): boolean {
   if (value === 'off' || value === 'false' || value === '0') return true;

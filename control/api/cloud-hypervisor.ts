@@ -22,8 +22,10 @@ const NO_DEVICE = 404;
 /** How the host goes about a disk: a guest does not miss them. */
 const DISK_HINTS: ReadonlySet<string> = new Set([
   ...['num_queues', 'queue_size', 'queue_affinity', 'pci_segment', 'pci_device_id', 'disable_io_uring', 'disable_aio'],
-  ...['direct', 'backing_files', 'sparse', 'image_type', 'lock_granularity'],
+  ...['sparse', 'lock_granularity'],
 ]);
+/** Every image is one. What is not known is not looked at. */
+const RAW_IMAGE = /^(raw|unknown)$/i;
 
 /** What can be done to a configuration that is running, by its path, and why it is not possible. */
 const notHere: Readonly<Record<string, string>> = {
@@ -258,27 +260,38 @@ const counterNames = {
   net: { rx_frames: 'rxFrames', rx_bytes: 'rxBytes', tx_frames: 'txFrames', tx_bytes: 'txBytes' },
 } as const;
 
+/** @throws HttpProblem 501 for a member of a disk that asks for what there is not. */
+function refuseStrangers(members: Readonly<Record<string, unknown>>): void {
+  for (const [name, value] of Object.entries(members)) {
+    if (DISK_HINTS.has(name) || value === null || value === false) continue;
+    if (name === 'image_type' && typeof value === 'string' && RAW_IMAGE.test(value)) continue;
+    const isFormat = name === 'image_type' || name === 'backing_files';
+    throw new HttpProblem(
+      501,
+      'impossible',
+      `${name}: there is nothing of that kind here`,
+      isFormat ? { hint: 'disks are raw images: qemu-img convert -O raw' } : {},
+    );
+  }
+}
+
 function addDisk(vmm: Vmm): Route['run'] {
   return async ({ body }): Promise<Answer> => {
     if (vmm.guest === undefined && vmm.config !== undefined) {
       throw new HttpProblem(501, 'impossible', 'a disk comes with vm.create, or once the VM is booted');
     }
     const { config, commands } = bootedGuest(vmm);
-    const { path, id: asked, readonly: isReadOnly = false, ...others } = parsed(Take.disk, body, BAD_CONFIG);
-    const strange = Object.keys(others).find(
-      (name) => !DISK_HINTS.has(name) && others[name] !== null && others[name] !== false,
-    );
-    if (strange !== undefined)
-      throw new HttpProblem(501, 'impossible', `${strange}: there is nothing of that kind here`);
+    const disk = parsed(Take.disk, body, BAD_CONFIG);
+    const { path, id: asked, readonly: isReadOnly, direct: isDirect, ...others } = disk;
+    refuseStrangers(others);
     if (!existsSync(path)) throw new HttpProblem(BAD_CONFIG, 'no-file', `${path}: no such file`);
     if (path.includes(',')) throw new HttpProblem(BAD_CONFIG, 'member', `${path}: a path with a comma is not possible`);
     const empty = config.pci.filter(
       ({ driver, options }) => driver === 'virtio-blk' && (options as { path?: unknown }).path === '',
     );
+    const medium = `${path}${isReadOnly === true ? ',ro' : ''}${isDirect === true ? ',nocache' : ''}`;
     for (const { bdf } of empty) {
-      const slot = formatSlot(bdf);
-      if (!(await commands.run('blkrescan', { medium: `${slot},${path}${isReadOnly === true ? ',ro' : ''}` })))
-        continue;
+      if (!(await commands.run('blkrescan', { medium: `${formatSlot(bdf)},${medium}` }))) continue;
       const id = asked ?? defaultDeviceId('virtio-blk', bdf);
       vmm.events.emit('disk', 'inserted', { id, path });
       return json({ id, bdf: `0000:${formatBdf(bdf)}` });

@@ -72,6 +72,10 @@ describe('the body of vm.create', () => {
     ['net.0', { net: [{ mac: '52:54:00:00:00:01' }] }],
     ['disks.1.vhost_user', { disks: [{ path: '/a' }, { path: '/b', vhost_user: true, vhost_socket: '/s' }] }],
     ['disks.0.rate_limiter_config', { disks: [{ path: '/a', rate_limiter_config: { ops: { size: 1 } } }] }],
+    ['disks.0.image_type', { disks: [{ path: '/a.qcow2', image_type: 'Qcow2' }] }],
+    ['disks.0.image_type', { disks: [{ path: '/a', image_type: 'FixedVhd' }] }],
+    ['disks.0.image_type', { disks: [{ path: '/a', image_type: ['Raw'] }] }],
+    ['disks.0.backing_files', { disks: [{ path: '/a', image_type: 'Raw', backing_files: true }] }],
     ['net.0.ip', { net: [{ tap: 'tap0', ip: '192.168.249.1' }] }],
     ['cpus.topology', { cpus: { boot_vcpus: 1, topology: { threads_per_core: 2 } } }],
     ['memory.hotplug_size', { memory: { size: 1 << 28, hotplug_size: 1 << 28 } }],
@@ -91,6 +95,15 @@ describe('the body of vm.create', () => {
       memory: { size: 1 << 28, shared: true, hugepages: false, hotplug_size: 0, zones: [] },
       disks: [{ path: '/d.img', id: 'root', num_queues: 4, vhost_user: false, serial: null }],
       platform: { uuid: 'u', tdx: false },
+    });
+    expect(order.config.pci.map(({ driver, text }) => `${driver} ${text}`)).toContain('virtio-blk /d.img');
+  });
+
+  // Raw is what every image is taken for; what is not known is not looked at.
+  test.each(['Raw', 'raw', 'Unknown', null])('a disk whose image type is %s is one', (imageType) => {
+    const { order } = orderOfChVm({
+      ...newer,
+      disks: [{ path: '/d.img', image_type: imageType, backing_files: false }],
     });
     expect(order.config.pci.map(({ driver, text }) => `${driver} ${text}`)).toContain('virtio-blk /d.img');
   });
@@ -149,6 +162,8 @@ describe('the command line', () => {
     ['--cpus boot=1,topology=2:1:1:1', RefusedError, 'cpus.topology'],
     ['--memory size=1G,hotplug_size=1G', RefusedError, 'memory.hotplug_size'],
     ['--disk path=/a,vhost_user=on,socket=/s', RefusedError, 'disks.0.vhost_user'],
+    ['--disk path=/a,image_type=qcow2', RefusedError, 'disks.0.image_type'],
+    ['--disk path=/a,backing_files=on', RefusedError, 'disks.0.backing_files'],
     ['--net tap=tap0,ip=10.0.0.1', RefusedError, 'net.0.ip'],
     ['--rng src=/dev/urandom,iommu=on', RefusedError, 'rng.iommu'],
   ])('%s is refused, not passed over', (line, kind, what) => {

@@ -172,6 +172,24 @@ describe("Cloud Hypervisor's dialect", () => {
     expect((await ask(path, 'PUT', '/api/v1/vm.add-disk', plain)).status).toBe(200);
   });
 
+  test('a disk that is added bypasses the page cache if it shall, and is a raw image', async () => {
+    const { path, vmm } = await serve();
+    for (const more of [{ image_type: 'Qcow2' }, { image_type: 'Vhdx' }, { image_type: 7 }, { backing_files: true }]) {
+      const [name] = Object.keys(more);
+      expect(await ask(path, 'PUT', '/api/v1/vm.add-disk', { path: '/dev/null', ...more })).toMatchObject({
+        status: 501,
+        json: { detail: expect.stringContaining(`${name}: `) },
+      });
+    }
+    expect(await ask(path, 'PUT', '/api/v1/vm.add-disk', { path: '/dev/null', direct: 'on' })).toMatchObject({
+      status: 400,
+    });
+    expect(vmm.asked).toEqual([]);
+    const raw = { path: '/dev/null', readonly: true, direct: true, image_type: 'Raw', backing_files: false };
+    expect((await ask(path, 'PUT', '/api/v1/vm.add-disk', raw)).status).toBe(200);
+    expect(vmm.asked).toEqual(['blkrescan 0:4:0,/dev/null,ro,nocache']);
+  });
+
   test.each(['vm.add-net', 'vm.snapshot', 'vm.resize', 'vm.coredump', 'vm.send-migration'])(
     '%s is said not to be possible',
     async (name) => {
