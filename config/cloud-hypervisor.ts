@@ -87,9 +87,13 @@ const harmless: Readonly<Record<string, readonly string[]>> = {
   platform: PLATFORM,
 };
 
-/** What may be said since it is so, in small letters: a disk is a raw image, whatever is in it. */
+/**
+ * What may be said since it is so, or is what a client made from the API's document sends unasked; in small letters. The
+ * tap has the address it was given. A disk is a raw image, whatever is in it.
+ */
 const harmlessValues: Readonly<Record<string, Readonly<Record<string, readonly string[]>>>> = {
   disks: { image_type: ['raw', 'unknown'] },
+  net: { ip: ['192.168.249.1'], mask: ['255.255.255.0'] },
 };
 
 /** @returns the words of our command line, without the name. @throws ConfigError, RefusedError. */

@@ -76,7 +76,8 @@ describe('the body of vm.create', () => {
     ['disks.0.image_type', { disks: [{ path: '/a', image_type: 'FixedVhd' }] }],
     ['disks.0.image_type', { disks: [{ path: '/a', image_type: ['Raw'] }] }],
     ['disks.0.backing_files', { disks: [{ path: '/a', image_type: 'Raw', backing_files: true }] }],
-    ['net.0.ip', { net: [{ tap: 'tap0', ip: '192.168.249.1' }] }],
+    ['net.0.ip', { net: [{ tap: 'tap0', ip: '192.168.249.2' }] }],
+    ['net.0.mask', { net: [{ tap: 'tap0', ip: '192.168.249.1', mask: '255.255.0.0' }] }],
     ['cpus.topology', { cpus: { boot_vcpus: 1, topology: { threads_per_core: 2 } } }],
     ['memory.hotplug_size', { memory: { size: 1 << 28, hotplug_size: 1 << 28 } }],
     ['payload.igvm', { payload: { kernel: '/k', igvm: '/i' } }],
@@ -97,6 +98,15 @@ describe('the body of vm.create', () => {
       platform: { uuid: 'u', tdx: false },
     });
     expect(order.config.pci.map(({ driver, text }) => `${driver} ${text}`)).toContain('virtio-blk /d.img');
+  });
+
+  // A client that a generator made of the document sends these, asked or not. Mutation: refuse net.ip whatever it is.
+  test('may say what the document has as default', () => {
+    const { order } = orderOfChVm({
+      ...newer,
+      net: [{ tap: 'tap0', ip: '192.168.249.1', mask: '255.255.255.0', num_queues: 2, vhost_mode: 'Client' }],
+    });
+    expect(order.config.pci.map(({ driver, text }) => `${driver} ${text}`)).toContain('virtio-net tap=tap0');
   });
 
   // Raw is what every image is taken for; what is not known is not looked at.

@@ -7,6 +7,7 @@ import { readFileSync } from 'node:fs';
 import { request as httpRequest } from 'node:http';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { parse } from 'yaml';
+import { optionsOfChVm } from '../../../config/cloud-hypervisor.ts';
 import { openApiDoor } from '../../../control/api-door.ts';
 import type { FrontDoor } from '../../../control/front-doors.ts';
 import { FakeVmm } from '../../support/fake-vmm.ts';
@@ -89,6 +90,14 @@ function sampleOf(schema: Schema): unknown {
   return schema.type === 'boolean' ? false : '/dev/null';
 }
 
+/** What a generated client sends of an object whose members nobody set: the defaults of the document. */
+function defaultsOf(name: string): Record<string, unknown> {
+  const properties = (document.components.schemas[name]?.properties ?? {}) as Record<string, { default?: unknown }>;
+  return Object.fromEntries(
+    Object.entries(properties).flatMap(([key, { default: value }]) => (value === undefined ? [] : [[key, value]])),
+  );
+}
+
 const base = new URL(document.servers[0]?.url ?? 'http://localhost').pathname;
 
 describe.skipIf(path === undefined)("Cloud Hypervisor's document", () => {
@@ -138,6 +147,23 @@ function clientFor(socketPath: string) {
 }
 
 describe.skipIf(path === undefined)('a client made from it', () => {
+  test('may send the defaults of it', () => {
+    const body = {
+      ...defaultsOf('VmConfig'),
+      cpus: { ...defaultsOf('CpusConfig'), boot_vcpus: 1, max_vcpus: 1 },
+      memory: { ...defaultsOf('MemoryConfig'), size: 1 << 28 },
+      payload: { kernel: '/k' },
+      disks: [{ ...defaultsOf('DiskConfig'), path: '/d.img' }],
+      net: [{ ...defaultsOf('NetConfig'), tap: 'tap0' }],
+      rng: { ...defaultsOf('RngConfig'), src: '/dev/urandom' },
+      console: { ...defaultsOf('ConsoleConfig'), mode: 'Off' },
+      serial: { ...defaultsOf('ConsoleConfig'), mode: 'Null' },
+      platform: defaultsOf('PlatformConfig'),
+    };
+    expect(body.net[0]).toHaveProperty('ip');
+    expect(optionsOfChVm(body).argv).toContain('3,virtio-net,tap=tap0');
+  });
+
   test('takes a VM through its life', async () => {
     const { vmm, socketPath } = await serve('none');
     const client = clientFor(socketPath) as Record<string, (body?: unknown) => Promise<unknown>>;
