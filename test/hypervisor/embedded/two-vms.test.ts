@@ -96,7 +96,8 @@ test('a serial line runs between their vUARTs of the same index', async () => {
   // Wait for data ready, store the byte: both ends poll.
   const receive = [0xa0, ...le(uart + 5), 0xa8, 0x01, 0x74, 0xf7, 0xa0, ...le(uart), 0xa2, ...le(RESULT)];
   right().start([...receive, ...halt]);
-  await new Promise((resolve) => setTimeout(resolve, 50)); // the ends find each other
+  // The ends find each other, which nothing tells; until then a byte goes nowhere.
+  await new Promise((resolve) => setTimeout(resolve, 1000));
   left().start([0xb0, 0x5a, 0xa2, ...le(uart), ...halt]); // mov al,5a; mov [THR],al
   await runBoth(() => right().word(RESULT) !== 0);
   expect(right().word(RESULT)).toBe(0x5a);
