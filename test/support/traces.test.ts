@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, expect, test } from 'vitest';
 import { sweepDead } from '../../tools/scratch.mjs';
-import { tracesSince } from './traces.ts';
+import { filesIn, tracesSince } from './traces.ts';
 
 const dead = spawnSync('true').pid;
 const made: string[] = [];
@@ -71,4 +71,16 @@ test.each([['SIGTERM'], ['SIGINT'], ['SIGHUP'], ['exit'], ['SIGKILL']])('a scrat
   } finally {
     rmSync(parent, { recursive: true });
   }
+});
+
+test('of the run directory of a plain user folders and locks stay, sockets do not', () => {
+  const scratch = mkdtempSync(join(tmpdir(), 'traces-'));
+  const run = join(scratch, `acrn-${process.getuid?.()}`);
+  for (const folder of ['soft', 'mngr', 'vm/vm1']) mkdirSync(join(run, folder), { recursive: true });
+  writeFileSync(join(run, 'soft/lock'), '');
+  expect(filesIn(scratch)).toEqual([]);
+  writeFileSync(join(run, 'soft/vm-1.sock'), '');
+  writeFileSync(join(scratch, 'else'), '');
+  expect(filesIn(scratch)).toEqual([join(scratch, 'else'), join(run, 'soft/vm-1.sock')]);
+  rmSync(scratch, { recursive: true });
 });

@@ -37,6 +37,20 @@ export function tracesSince(before: ReadonlySet<string>): string[] {
   return entries().filter((path) => !before.has(path) && !STAYS.has(path) && isOfTheDead(path));
 }
 
+/** In place of /run/acrn for whoever is not root and has no run directory of the session. */
+const ownRun = `acrn-${process.getuid?.()}`;
+
+/** What is in a scratch folder; tsx keeps what it compiled in one of its own, and of `ownRun` folders and locks stay. */
+export function filesIn(scratch: string): string[] {
+  const names = readdirSync(scratch).filter((name) => !name.startsWith('tsx-') && name !== ownRun);
+  const inRun = existsSync(join(scratch, ownRun))
+    ? readdirSync(join(scratch, ownRun), { recursive: true, withFileTypes: true })
+        .filter((entry) => !entry.isDirectory() && entry.name !== 'lock')
+        .map((entry) => join(entry.parentPath, entry.name))
+    : [];
+  return [...names.map((name) => join(scratch, name)), ...inRun];
+}
+
 export default function setup(): () => Promise<void> {
   const before = new Set(entries());
   const temporary = makeScratch('test');
@@ -44,12 +58,7 @@ export default function setup(): () => Promise<void> {
   const memory = isWritable('/dev/shm') ? makeScratch('test', '/dev/shm') : temporary;
   process.env[MEMORY_VARIABLE] = memory;
   return async () => {
-    // tsx keeps what it compiled in a folder of its own.
-    const files = (folder: string) =>
-      readdirSync(folder)
-        .filter((name) => !name.startsWith('tsx-'))
-        .map((name) => join(folder, name));
-    const left = () => [...tracesSince(before), ...new Set([temporary, memory].flatMap(files))];
+    const left = () => [...tracesSince(before), ...new Set([temporary, memory].flatMap(filesIn))];
     for (const endMs = Date.now() + PATIENCE_MS; left().length > 0 && Date.now() < endMs; ) {
       await new Promise((resolve) => setTimeout(resolve, 100));
     }
