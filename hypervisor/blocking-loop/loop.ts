@@ -46,6 +46,7 @@ const WARNING_AGAIN_NS = 60_000_000_000;
 export class BlockingLoop implements GuestLoop {
   readonly clock: SystemClock;
   readonly #log: Log;
+  readonly #runsGuest: () => boolean;
   readonly #work: AsyncWork;
   readonly #wakeups: Wakeups;
   readonly #tickTurn: Timer;
@@ -67,10 +68,14 @@ export class BlockingLoop implements GuestLoop {
   /** By what there is to say of the watcher. */
   readonly #nextWarningNs = new Map<string, number>();
 
-  /** @throws HostError */
-  constructor(log: Log) {
+  /**
+   * @param runsGuest whether the wait for the guest runs it, on this very thread: time that passes there is the guest's.
+   * @throws HostError
+   */
+  constructor(log: Log, runsGuest: () => boolean = () => false) {
     installKickSignal();
     this.#log = log;
+    this.#runsGuest = runsGuest;
     this.clock = new SystemClock();
     // What was started during a turn has run, or shows in the descriptor or in the time to sleep.
     const onTurnEnd = () => {
@@ -118,8 +123,10 @@ export class BlockingLoop implements GuestLoop {
     else this.#startWatcher(nowNs);
   }
 
-  /** Whether this thread was on its CPU for most of the time since the last look, and is to be left there. */
+  /** Whether the guest was on this thread's CPU for most of the time since the last look, and is to be left there. */
   #isComputing(nowNs: number): boolean {
+    // Elsewhere CPU time of this thread is its own work, of which a guest that asks for much makes much.
+    if (!this.#runsGuest()) return false;
     const cpuNs = threadCpuNs();
     const isBusy = cpuNs - this.#cpuNs > (nowNs - this.#lookedNs) / 2;
     this.#lookedNs = nowNs;

@@ -26,15 +26,20 @@ export function kvmObstacle(path: string = DEVICE_PATH, cpuinfo: string = readCp
 
 /** @param ownsThread whether the thread may block while it waits for the guest. */
 export function kvmHypervisor(ownsThread: boolean): Hypervisor {
+  /** The VM opened last has one vCPU, which runs on the thread that waits for it. */
+  let runsGuest = false;
   return {
     kind: 'kvm',
     ownRootPorts: true,
     givesHostFunctions: true,
     isPresent: () => kvmObstacle() === undefined,
-    open: async (config, log) => (await import('./open.ts')).openKvmHsm({ config, log, ownsThread }),
+    open: async (config, log) => {
+      runsGuest = ownsThread && config.cpuAffinity.length <= 1;
+      return (await import('./open.ts')).openKvmHsm({ config, log, ownsThread });
+    },
     loop: async (log) =>
       ownsThread
-        ? new (await import('../blocking-loop/loop.ts')).BlockingLoop(log)
+        ? new (await import('../blocking-loop/loop.ts')).BlockingLoop(log, () => runsGuest)
         : new (await import('../turn-loop/loop.ts')).TurnLoop({ hasSlices: false }),
     problems: async (config, hostRoot) => {
       const functions = wantedHostFunctions(config);

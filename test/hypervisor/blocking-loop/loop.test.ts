@@ -27,6 +27,13 @@ vi.mock('../../../devicemodel/core/host/worker.ts', async (original) => {
   return { ...real, startWorker };
 });
 
+/** As if this thread had a CPU to itself and never slept, on any machine. */
+let isAlwaysOnCpu = false;
+vi.mock('../../../devicemodel/core/host/scheduling.ts', async (original) => {
+  const real = await original<typeof import('../../../devicemodel/core/host/scheduling.ts')>();
+  return { ...real, threadCpuNs: () => (isAlwaysOnCpu ? performance.now() * 1e6 : real.threadCpuNs()) };
+});
+
 const WAIT_MS = 3000;
 
 let loop: BlockingLoop;
@@ -265,7 +272,7 @@ describe('a guest that computes on this very thread', () => {
   let fresh: BlockingLoop;
   beforeEach(() => {
     start = vi.spyOn(Wakeups.prototype, 'start');
-    fresh = new BlockingLoop(silentLog);
+    fresh = new BlockingLoop(silentLog, () => true);
   });
   afterEach(() => {
     start.mockRestore();
@@ -298,6 +305,23 @@ describe('a guest that computes on this very thread', () => {
     // On a machine that is busy itself it does not compute for most of each moment.
     if (share > 0.9) expect(start).not.toHaveBeenCalled();
     await run(hsm, () => start.mock.calls.length > 0 || starved);
+    expect(start).toHaveBeenCalledTimes(1);
+  });
+
+  // Mutation: without #runsGuest, a guest that keeps the device thread busy has its watcher after twenty seconds.
+  test('is another matter than one that runs elsewhere and asks for much', async () => {
+    const asking = {
+      waitForIoreqs: () => {
+        computing.waitForIoreqs(() => {});
+        return 'pending';
+      },
+    } as unknown as Hsm;
+    await fresh.stop();
+    isAlwaysOnCpu = true;
+    fresh = new BlockingLoop(silentLog);
+    fresh.started(() => {});
+    await run(asking, (ranMs) => start.mock.calls.length > 0 || ranMs > 5000);
+    isAlwaysOnCpu = false;
     expect(start).toHaveBeenCalledTimes(1);
   });
 
