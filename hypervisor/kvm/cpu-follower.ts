@@ -6,19 +6,22 @@
  * Which one it is, is a majority vote: exits of the candidate count for it, those of others and what else wanted the device
  * thread against it. So a vCPU that computes while the device thread has work for others gets its CPU back.
  */
-import { pinDeviceThread, unpinDeviceThread } from '../../devicemodel/core/host/scheduling.ts';
+import { keepDeviceThreadOn, unpinDeviceThread } from '../../devicemodel/core/host/scheduling.ts';
 
 /** So many votes ahead of everybody else; no vote counts beyond. */
 const MAJORITY = 64;
+/** Of an exit of another vCPU, which waits for one that computes meanwhile: only four of five exits make it worth that. */
+const OTHER_VCPU_WEIGHT = 4;
 /** A wake-up for something else is work of unknown length, which would take the vCPU's CPU. */
 const OTHER_WEIGHT = 8;
 
 export interface ThreadPlace {
-  pin(cpu: number): void;
-  unpin(): void;
+  /** @returns whether it is there: it may not be meant for it. */
+  pin(cpu: number): boolean;
+  unpin(): unknown;
 }
 
-const deviceThread: ThreadPlace = { pin: pinDeviceThread, unpin: unpinDeviceThread };
+const deviceThread: ThreadPlace = { pin: keepDeviceThreadOn, unpin: unpinDeviceThread };
 
 export class CpuFollower {
   readonly #cpus: readonly (number | undefined)[];
@@ -36,7 +39,7 @@ export class CpuFollower {
   /** The device thread has an exit of this vCPU before it. */
   onExit(vcpu: number): void {
     if (this.#votes === 0) this.#candidate = vcpu;
-    if (vcpu !== this.#candidate) this.#voteAgainst(1);
+    if (vcpu !== this.#candidate) this.#voteAgainst(OTHER_VCPU_WEIGHT);
     else if (this.#votes < MAJORITY && ++this.#votes === MAJORITY) this.#follow();
   }
 
@@ -61,7 +64,6 @@ export class CpuFollower {
   #follow(): void {
     const cpu = this.#cpus[this.#candidate];
     if (cpu === undefined || this.#isPinned) return;
-    this.#isPinned = true;
-    this.#place.pin(cpu);
+    this.#isPinned = this.#place.pin(cpu);
   }
 }

@@ -5,8 +5,12 @@ import { hostCall, native } from './libc.ts';
 const PRIO_PROCESS = 0;
 const SYS_TGKILL = 234;
 const CLOCK_THREAD_CPUTIME_ID = 3;
-/** CPUs a mask of this many bytes can name. */
-const CPU_MASK_BYTES = 128;
+/** Linux has at most 8192 CPUs, and tells of them only to whoever has room for all of this machine's. */
+const CPU_MASK_BYTES = 1024;
+/** <sched.h>: policies under which a thread leaves its CPU to another only if it wants to, or has none to leave. */
+const REALTIME_POLICIES: readonly number[] = [1 /* FIFO */, 2 /* RR */, 6 /* DEADLINE */];
+/** Beside the policy. */
+const SCHED_RESET_ON_FORK = 0x4000_0000;
 
 const setpriority = hostCall<[which: number, who: number, nice: number]>('int setpriority(int, unsigned int, int)');
 const setaffinity = hostCall<[tid: number, sizeBytes: number, mask: Uint8Array]>(
@@ -16,6 +20,8 @@ const setaffinity = hostCall<[tid: number, sizeBytes: number, mask: Uint8Array]>
 const getaffinity = hostCall<[tid: number, sizeBytes: number, mask: Uint8Array]>(
   'int sched_getaffinity(int, size_t, void *)',
 );
+
+const getscheduler = hostCall<[tid: number]>('int sched_getscheduler(int)');
 
 const tgkill = hostCall<[number: number, pid: number, tid: number, signal: number]>(
   'int64_t syscall(int64_t, int64_t, int64_t, int64_t)',
@@ -60,28 +66,58 @@ export function pinThread(cpus: readonly number[]): number {
 }
 
 /** Where the device thread, and what it starts, may run when it is not pinned. */
-const freeCpus = new Uint8Array(CPU_MASK_BYTES).fill(0xff);
+const freeCpus = new Uint8Array(CPU_MASK_BYTES);
 let pinnedCpu: number | undefined;
 
 /** As {@link pinThread}, for the thread that starts all others, until {@link unpinDeviceThread}. */
 export function pinDeviceThread(cpu: number): number {
-  // Each time: whoever runs this may have moved it (taskset, a control group).
-  if (pinnedCpu === undefined) getaffinity(threadId(), CPU_MASK_BYTES, freeCpus);
-  pinnedCpu = cpu;
-  return pinThread([cpu]);
+  // Each time: whoever runs this may have moved it (taskset, a control group). Unknown, it could not go back.
+  const result = pinnedCpu === undefined ? getaffinity(threadId(), CPU_MASK_BYTES, freeCpus) : 0;
+  return result < 0 ? result : pinTo(cpu);
 }
 
-/** Safe twice. */
-export function unpinDeviceThread(): void {
-  if (pinnedCpu === undefined) return;
+function pinTo(cpu: number): number {
+  const result = pinThread([cpu]);
+  if (result >= 0) pinnedCpu = cpu;
+  return result;
+}
+
+/**
+ * As {@link pinDeviceThread}, to a CPU that this thread may have anyhow, and shares: a real-time thread would wait there for
+ * another of its priority, or keep it waiting.
+ * @returns whether it is pinned.
+ */
+export function keepDeviceThreadOn(cpu: number): boolean {
+  if (REALTIME_POLICIES.includes(getscheduler(threadId()) & ~SCHED_RESET_ON_FORK)) return false;
+  if (getaffinity(threadId(), CPU_MASK_BYTES, freeCpus) < 0 || !isIn(freeCpus, cpu)) return false;
+  return pinTo(cpu) >= 0;
+}
+
+function isIn(mask: Uint8Array, cpu: number): boolean {
+  return (((mask[cpu >>> 3] ?? 0) >>> (cpu & 7)) & 1) !== 0;
+}
+
+/**
+ * Safe twice. Whoever has moved it meanwhile has decided where it runs from now on.
+ * @returns the CPU that it was on alone until now.
+ */
+export function unpinDeviceThread(): number | undefined {
+  const cpu = pinnedCpu;
+  if (cpu === undefined) return undefined;
   pinnedCpu = undefined;
+  const now = new Uint8Array(CPU_MASK_BYTES);
+  if (getaffinity(threadId(), CPU_MASK_BYTES, now) >= 0 && !isSame(now, cpuMask([cpu]))) return undefined;
   setaffinity(threadId(), CPU_MASK_BYTES, freeCpus);
+  return cpu;
+}
+
+function isSame(a: Uint8Array, b: Uint8Array): boolean {
+  return Buffer.compare(a, b) === 0;
 }
 
 /** A thread has the CPUs of the one that starts it: one that is started in here does not have the device thread's alone. */
 export function startUnpinned<T>(start: () => T): T {
-  const cpu = pinnedCpu;
-  unpinDeviceThread();
+  const cpu = unpinDeviceThread();
   try {
     return start();
   } finally {

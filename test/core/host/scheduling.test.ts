@@ -1,8 +1,10 @@
 /** The CPUs of the device thread, and of threads that it starts. */
 import { readFileSync } from 'node:fs';
-import { availableParallelism } from 'node:os';
-import { afterEach, expect, test } from 'vitest';
+import { availableParallelism, constants } from 'node:os';
+import { afterEach, describe, expect, test } from 'vitest';
+import { hostCall } from '../../../devicemodel/core/host/libc.ts';
 import {
+  keepDeviceThreadOn,
   pinDeviceThread,
   pinThread,
   startUnpinned,
@@ -10,7 +12,9 @@ import {
 } from '../../../devicemodel/core/host/scheduling.ts';
 import { startWorker } from '../../../devicemodel/core/host/worker.ts';
 
-afterEach(() => unpinDeviceThread());
+const { EINVAL } = constants.errno;
+
+afterEach(() => void unpinDeviceThread());
 
 /** Of the calling thread, as Linux lists them. */
 function cpus(): string {
@@ -59,6 +63,58 @@ test.skipIf(availableParallelism() < 2)('it goes back to where somebody has move
   } finally {
     pinThread(Array.from({ length: 1024 }, (_, cpu) => cpu));
   }
+});
+
+const setscheduler = hostCall<[tid: number, policy: number, priority: Int32Array]>(
+  'int sched_setscheduler(int, int, const void *)',
+);
+const Policy = { other: 0, fifo: 1, rr: 2 } as const;
+
+describe.skipIf(availableParallelism() < 2)('a thread that is kept where it may be', () => {
+  const everywhere = () => pinThread(Array.from({ length: 1024 }, (_, cpu) => cpu));
+  const [first, second] = [/^\d+/, /\d+$/].map((at) => Number(at.exec(cpus())?.[0])) as [number, number];
+  afterEach(everywhere);
+
+  test('is on that CPU alone, until it is not kept there', () => {
+    const before = cpus();
+    expect([keepDeviceThreadOn(second), cpus()]).toEqual([true, `${second}`]);
+    unpinDeviceThread();
+    expect(cpus()).toBe(before);
+  });
+
+  // Mutation: without isIn.
+  test('does not leave the CPUs that its user has given it', () => {
+    pinThread([first]);
+    expect([keepDeviceThreadOn(second), cpus()]).toEqual([false, `${first}`]);
+  });
+
+  // Mutation: without isSame.
+  test('stays where somebody moves it meanwhile, also when it starts another', () => {
+    expect(keepDeviceThreadOn(first)).toBe(true);
+    pinThread([second]);
+    expect([startUnpinned(cpus), cpus()]).toEqual([`${second}`, `${second}`]);
+    unpinDeviceThread();
+    expect(cpus()).toBe(`${second}`);
+  });
+
+  // Mutation: without REALTIME_POLICIES.
+  test.each(['fifo', 'rr'] as const)('is not kept anywhere under SCHED_%s', (policy) => {
+    const before = cpus();
+    // A user without the right to such a policy has no such thread either.
+    if (setscheduler(0, Policy[policy], Int32Array.of(1)) < 0) return;
+    try {
+      expect([keepDeviceThreadOn(first), cpus()]).toEqual([false, before]);
+    } finally {
+      setscheduler(0, Policy.other, Int32Array.of(0));
+    }
+  });
+});
+
+// Mutation: take it to be pinned, with CPUs to go back to that were never read.
+test('one that is sent to a CPU that does not exist is nowhere else afterwards', () => {
+  const before = cpus();
+  expect(pinDeviceThread(8000)).toBe(-EINVAL);
+  expect([startUnpinned(cpus), cpus()]).toEqual([before, before]);
 });
 
 test('one that cannot be started leaves the device thread where it was', () => {

@@ -2,10 +2,14 @@
 import { expect, test } from 'vitest';
 import { CpuFollower } from '../../../hypervisor/kvm/cpu-follower.ts';
 
+/** Not for the device thread. */
+const FORBIDDEN = 9;
+
 function follower(cpus: readonly (number | undefined)[]) {
   /** CPU numbers, and 'any'. */
   const moves: Array<number | 'any'> = [];
-  const it = new CpuFollower(cpus, { pin: (cpu) => void moves.push(cpu), unpin: () => void moves.push('any') });
+  const pin = (cpu: number) => cpu !== FORBIDDEN && moves.push(cpu) > 0;
+  const it = new CpuFollower(cpus, { pin, unpin: () => moves.push('any') });
   const exits = (vcpu: number, count: number) => {
     for (let i = 0; i < count; i++) it.onExit(vcpu);
   };
@@ -65,4 +69,24 @@ test('at the end it may run anywhere again', () => {
   exits(0, 1000);
   it.leave();
   expect(moves).toEqual([2, 'any']);
+});
+
+// Mutation: weigh an exit of another vCPU as one of the candidate's.
+test('of two that ask nearly as often neither is followed', () => {
+  const { moves, exits } = follower([2, 5]);
+  for (let i = 0; i < 1000; i++) {
+    exits(0, 11);
+    exits(1, 9);
+  }
+  expect(moves).toEqual([]);
+});
+
+// Mutation: `this.#isPinned = true` whatever became of it.
+test('where it may not go it is not taken to be, and nobody brings it back', () => {
+  const { it, moves, exits } = follower([FORBIDDEN, 5]);
+  exits(0, 1000);
+  it.leave();
+  expect(moves).toEqual([]);
+  exits(1, 1000);
+  expect(moves).toEqual([5]);
 });
