@@ -5,6 +5,7 @@
 import { Errno } from '../../devicemodel/core/host/errno.ts';
 import { futexWait } from '../../devicemodel/core/host/futex.ts';
 import type { KvmVcpu } from '../../devicemodel/core/host/kvm.ts';
+import { pinDeviceThread, unpinDeviceThread } from '../../devicemodel/core/host/scheduling.ts';
 import type { OnExit, VcpuRunner } from './runner.ts';
 
 export class InlineRunner implements VcpuRunner {
@@ -14,8 +15,10 @@ export class InlineRunner implements VcpuRunner {
   /** Taken back out of the guest, and not told of since. */
   #isRecalled = false;
 
-  constructor(vcpu: KvmVcpu) {
+  /** @param cpu where the vCPU runs, and the device thread with it; missing: anywhere. */
+  constructor(vcpu: KvmVcpu, cpu: number | undefined) {
     this.#vcpu = vcpu;
+    if (cpu !== undefined) pinDeviceThread(cpu);
   }
 
   resume(): void {
@@ -53,5 +56,8 @@ export class InlineRunner implements VcpuRunner {
 
   wake(): void {}
 
-  dispose(): void {}
+  /** The next VM on this thread may have another CPU, or any. */
+  dispose(): void {
+    unpinDeviceThread();
+  }
 }

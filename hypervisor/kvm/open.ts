@@ -4,7 +4,6 @@ import { ExitCode, HostError } from '../../devicemodel/core/errors.ts';
 import { Errno } from '../../devicemodel/core/host/errno.ts';
 import { KVM_DEVICE, type Kvm, openKvm } from '../../devicemodel/core/host/kvm.ts';
 import type { KvmCapName } from '../../devicemodel/core/host/kvm-abi.ts';
-import { pinDeviceThread } from '../../devicemodel/core/host/scheduling.ts';
 import type { Vfio } from '../../devicemodel/core/host/vfio.ts';
 import type { Hsm } from '../../devicemodel/core/hsm/hsm.ts';
 import type { Log } from '../../devicemodel/core/log.ts';
@@ -68,8 +67,7 @@ export async function openKvmHsm(options: KvmHsmOptions): Promise<Hsm> {
         if (!ownsThread || vcpus.length > 1 || first === undefined) {
           return new ThreadedRunner({ vcpus, cpus, blocks: ownsThread });
         }
-        if (cpus[0] !== undefined) pinDeviceThread(cpus[0]);
-        return new InlineRunner(first);
+        return new InlineRunner(first, cpus[0]);
       },
     });
     return new EmbeddedHsm({
