@@ -1,5 +1,5 @@
 /** Threads of this process as the kernel's scheduler sees them. */
-import { hostCall, native } from './libc.ts';
+import { asyncCall, hostCall, native } from './libc.ts';
 
 /** <sys/resource.h>: of one thread, if given its id. */
 const PRIO_PROCESS = 0;
@@ -76,7 +76,14 @@ export function pinDeviceThread(cpu: number): number {
   return result < 0 ? result : pinTo(cpu);
 }
 
+/** Any call has Node start all threads that it makes calls on. */
+const startPool = asyncCall<[]>('int sched_yield()');
+let hasPool = false;
+
 function pinTo(cpu: number): number {
+  // By the first read of a disk, while this thread is pinned, they would have its one CPU for good.
+  if (!hasPool) void startPool();
+  hasPool = true;
   const result = pinThread([cpu]);
   if (result >= 0) pinnedCpu = cpu;
   return result;

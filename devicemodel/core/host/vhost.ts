@@ -3,6 +3,7 @@ import { HostError } from '../errors.ts';
 import { describeErrno } from './errno.ts';
 import { closeFd, OpenFlag, openFile } from './files.ts';
 import { ioctlBytes, ioctlNumber } from './ioctl.ts';
+import { startUnpinned } from './scheduling.ts';
 
 export const VhostRequest = {
   VHOST_GET_FEATURES: 0x8008af00,
@@ -77,8 +78,9 @@ export class VhostFd {
     this.order('VHOST_SET_FEATURES', BigUint64Array.of(features));
   }
 
+  /** Makes the kernel's thread for this device: it has the CPUs of this one. */
   setOwner(): void {
-    this.order('VHOST_SET_OWNER', undefined);
+    startUnpinned(() => this.order('VHOST_SET_OWNER', undefined));
   }
 
   setMemoryTable(regions: readonly VhostRegion[]): void {

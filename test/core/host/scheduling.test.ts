@@ -1,7 +1,7 @@
 /** The CPUs of the device thread, and of threads that it starts. */
 import { readFileSync } from 'node:fs';
 import { availableParallelism, constants } from 'node:os';
-import { afterEach, describe, expect, test } from 'vitest';
+import { afterEach, describe, expect, test, vi } from 'vitest';
 import { hostCall } from '../../../devicemodel/core/host/libc.ts';
 import {
   keepDeviceThreadOn,
@@ -10,7 +10,22 @@ import {
   startUnpinned,
   unpinDeviceThread,
 } from '../../../devicemodel/core/host/scheduling.ts';
+import { VhostFd } from '../../../devicemodel/core/host/vhost.ts';
 import { startWorker } from '../../../devicemodel/core/host/worker.ts';
+
+/** Where this thread was at each call that another one makes. */
+const aside = vi.hoisted(() => ({ cpusAtCall: [] as string[], look: (): string => '' }));
+vi.mock('../../../devicemodel/core/host/libc.ts', async (original) => {
+  const real = await original<typeof import('../../../devicemodel/core/host/libc.ts')>();
+  const asyncCall: typeof real.asyncCall = (prototype) => {
+    const call = real.asyncCall(prototype);
+    return (...args) => {
+      aside.cpusAtCall.push(aside.look());
+      return call(...args);
+    };
+  };
+  return { ...real, asyncCall };
+});
 
 const { EINVAL } = constants.errno;
 
@@ -49,6 +64,35 @@ test.skipIf(availableParallelism() < 2)(
     expect(cpus()).toBe(before);
   },
 );
+
+// Mutation: without startPool, Node's threads are started by the first read of a disk, in there.
+test.skipIf(availableParallelism() < 2)('threads of the pool are there before it is pinned, once', async () => {
+  vi.resetModules();
+  const fresh = await import('../../../devicemodel/core/host/scheduling.ts');
+  const before = cpus();
+  aside.look = cpus;
+  aside.cpusAtCall.length = 0;
+  for (let i = 0; i < 2; i++) {
+    fresh.pinDeviceThread(Number.parseInt(before, 10));
+    fresh.unpinDeviceThread();
+  }
+  expect(aside.cpusAtCall).toEqual([before]);
+});
+
+// Mutation: without startUnpinned in setOwner.
+test.skipIf(availableParallelism() < 2)('a vhost device has its thread made where there are more CPUs', () => {
+  const before = cpus();
+  const seen: string[] = [];
+  class Vhost extends VhostFd {
+    protected override order(name: string): void {
+      seen.push(name, cpus());
+    }
+  }
+  const cpu = Number.parseInt(before, 10);
+  pinDeviceThread(cpu);
+  new Vhost('/dev/fake').setOwner();
+  expect([...seen, cpus()]).toEqual(['VHOST_SET_OWNER', before, `${cpu}`]);
+});
 
 // Mutation: look where it may run the first time only.
 test.skipIf(availableParallelism() < 2)('it goes back to where somebody has moved it meanwhile', () => {
