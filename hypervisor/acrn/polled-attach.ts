@@ -66,9 +66,10 @@ const Look = {
   /** For how long at most, and at first. */
   maxNs: 200_000,
   startNs: 20_000,
-  /** How often between two looks at the clock, each of which is time and a number on the heap. */
-  looksPerClock: 64,
-  /** After so many, whoever plays the guest has its turn, should it be on this CPU. */
+  /**
+   * After so many, whoever plays the guest has its turn, should it be on this CPU. That may take as long as the scheduler
+   * likes: then comes a look at the clock, which is time and a number on the heap.
+   */
   looksPerYield: 8,
 } as const;
 
@@ -85,15 +86,13 @@ class Linger {
   /** Look until something is pending or the time is up. @returns whether something is. */
   look(hasPending: () => boolean): boolean {
     if (this.#budgetNs === 0) return false;
-    for (let untilMs = 0; untilMs === 0 || performance.now() < untilMs; ) {
-      for (let n = 1; n <= Look.looksPerClock; n++) {
-        if (hasPending()) return true;
-        if (n % Look.looksPerYield === 0) yieldCpu();
-      }
+    for (let untilMs = 0; ; yieldCpu()) {
+      for (let n = 0; n < Look.looksPerYield; n++) if (hasPending()) return true;
       // Mostly it has come by now, without a look at the clock.
-      if (untilMs === 0) untilMs = performance.now() + this.#budgetNs / 1e6;
+      const nowMs = performance.now();
+      if (untilMs === 0) untilMs = nowMs + this.#budgetNs / 1e6;
+      else if (nowMs >= untilMs) return false;
     }
-    return false;
   }
 
   /** The thread goes to sleep. */
