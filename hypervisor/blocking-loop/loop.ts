@@ -23,7 +23,7 @@ const AFTER_START_NS = 2_000_000;
 const WATCHER_BY_NS = 250_000_000;
 /** So much longer a guest is left alone that computes on this very thread, unless the host's side has much to do. */
 const WATCHER_BY_WHILE_COMPUTING_NS = 20_000_000_000;
-/** Looks at the event loop in a row that found something to do there. */
+/** So many more looks at the event loop that found something to do there than such that did not. */
 const MUCH_HOST_WORK = 25;
 /** A guest that computes is looked at again after this time: a shorter pause is none. */
 const PAUSE_NS = 100_000_000;
@@ -62,7 +62,7 @@ export class BlockingLoop implements GuestLoop {
   /** When it was last looked whether the guest has a pause, and the thread's CPU time then. */
   #lookedNs = 0;
   #cpuNs = 0;
-  /** Looks in a row that found the event loop with something to do, while nobody watched it. */
+  /** Looks that found the event loop with something to do, while nobody watched it, less those that did not. */
   #hostWork = 0;
   #lookInNs = LOOK_NS;
   /** By what there is to say of the watcher. */
@@ -170,7 +170,7 @@ export class BlockingLoop implements GuestLoop {
       this.#lookInNs = LOOK_NS;
       this.#wakeups.requestTurn();
     } else {
-      this.#hostWork = 0;
+      this.#hostWork = Math.max(0, this.#hostWork - 1);
       this.#lookInNs = Math.min(2 * this.#lookInNs, MAX_LOOK_NS);
     }
     this.#beforeWatcher.arm(this.clock.nowNs() + this.#lookInNs);

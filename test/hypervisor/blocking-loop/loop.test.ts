@@ -325,6 +325,21 @@ describe('a guest that computes on this very thread', () => {
     expect(start).toHaveBeenCalledTimes(1);
   });
 
+  // Mutation: begin at nothing after each look that found nothing.
+  test('is not, when the event loop mostly has something to do', async () => {
+    let looks = 0;
+    const look = vi.spyOn(Wakeups.prototype, 'look').mockImplementation(() => ++looks % 3 !== 0);
+    isAlwaysOnCpu = true;
+    try {
+      fresh.started(() => {});
+      await run(computing, (ranMs) => start.mock.calls.length > 0 || ranMs > 15_000);
+    } finally {
+      isAlwaysOnCpu = false;
+      look.mockRestore();
+    }
+    expect(start).toHaveBeenCalledTimes(1);
+  });
+
   // Mutation: without #hostWork, packets come by the clock until it has a pause.
   test('is not, when the event loop has much to do', async () => {
     const ticking = setInterval(() => {}, 2);
