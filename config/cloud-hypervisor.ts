@@ -4,6 +4,7 @@
  * counterpart of is refused; a member that switches off what there is not says nothing.
  */
 import * as v from 'valibot';
+import { RAW_DISKS } from '../devicemodel/core/boot/file-kind.ts';
 import { ConfigError, ExitCode, RefusedError } from '../devicemodel/core/errors.ts';
 import { KiB } from '../devicemodel/core/units.ts';
 
@@ -151,7 +152,7 @@ function refuseStrangers(
 ): void {
   for (const [name, value] of Object.entries(given)) {
     if (name in entries || isOff(value) || isHarmless(name, value)) continue;
-    const hint = RAW_ONLY.has(name) ? { hint: 'disks are raw images: qemu-img convert -O raw' } : {};
+    const hint = RAW_ONLY.has(name) ? { hint: RAW_DISKS } : {};
     throw new RefusedError('impossible', `${where}${name}: there is nothing of that kind here`, hint);
   }
 }

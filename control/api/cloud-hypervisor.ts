@@ -4,6 +4,7 @@
  */
 import { existsSync } from 'node:fs';
 import { formatBdf, formatSlot } from '../../devicemodel/core/address.ts';
+import { RAW_DISKS } from '../../devicemodel/core/boot/file-kind.ts';
 import { CH_VERSION } from './ch-version.ts';
 import { defaultDeviceId, deviceIds } from './device-ids.ts';
 import { HttpProblem } from './problem.ts';
@@ -270,7 +271,7 @@ function refuseStrangers(members: Readonly<Record<string, unknown>>): void {
       501,
       'impossible',
       `${name}: there is nothing of that kind here`,
-      isFormat ? { hint: 'disks are raw images: qemu-img convert -O raw' } : {},
+      isFormat ? { hint: RAW_DISKS } : {},
     );
   }
 }

@@ -14,6 +14,8 @@ interface Magic extends FileKind {
 const UNPACK = 'unpack it first';
 /** What to do about an image for another CPU. */
 export const OTHER_CPU = 'take one for x86';
+/** What to do about an image of another format. */
+export const RAW_DISKS = 'disks are raw images: qemu-img convert -O raw';
 const DISK = 'disks are given to a device: -s SLOT,virtio-blk,FILE';
 
 /** Magic numbers as latin1 text; the first that fits is the answer. Linux Documentation/arch/*\/booting.rst has the kernels'. */
@@ -37,9 +39,9 @@ const MAGICS: readonly Magic[] = [
   { magic: '0707', name: 'a ramdisk (cpio archive)', hint: 'ramdisks are given with -r' },
   { magic: '\x7fELF', name: 'an ELF file', hint: 'give ELF images with -E, or the bzImage of this kernel' },
   { magic: 'MZ', name: 'a Windows or EFI program', hint: 'EFI programs need firmware: --ovmf' },
-  { magic: 'QFI\xfb', name: 'a qcow2 disk', hint: 'disks are raw images: qemu-img convert -O raw' },
-  { magic: 'KDMV', name: 'a VMDK disk', hint: 'disks are raw images: qemu-img convert -O raw' },
-  { magic: 'vhdxfile', name: 'a VHDX disk', hint: 'disks are raw images: qemu-img convert -O raw' },
+  { magic: 'QFI\xfb', name: 'a qcow2 disk', hint: RAW_DISKS },
+  { magic: 'KDMV', name: 'a VMDK disk', hint: RAW_DISKS },
+  { magic: 'vhdxfile', name: 'a VHDX disk', hint: RAW_DISKS },
   { magic: 'hsqs', name: 'a SquashFS file system', hint: DISK },
   { magic: '\x53\xef', at: 1080, name: 'an ext2, ext3 or ext4 file system', hint: DISK },
 ];
