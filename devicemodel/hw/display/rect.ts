@@ -20,7 +20,16 @@ export function intersection(a: Rect, b: Rect): Rect | undefined {
   return width > 0 && height > 0 ? { x, y, width, height } : undefined;
 }
 
+export function isEmpty(rect: Rect): boolean {
+  return rect.width <= 0 || rect.height <= 0;
+}
+
+/** Empty ones included. */
+export function isInBounds(rect: Rect, size: Size): boolean {
+  return rect.x + rect.width <= size.width && rect.y + rect.height <= size.height;
+}
+
 /** Whether a rectangle that a guest wrote is one, and all of it within `size`. */
 export function isWithin(rect: Rect, size: Size): boolean {
-  return rect.width > 0 && rect.height > 0 && rect.x + rect.width <= size.width && rect.y + rect.height <= size.height;
+  return !isEmpty(rect) && isInBounds(rect, size);
 }

@@ -1,7 +1,7 @@
 /** The control queue (Virtio 1.2 §5.7.6.8): one request, one answer. */
 
 import { PIXEL_BYTES } from '../../../display/display.ts';
-import { isWithin, type Rect, type Size } from '../../../display/rect.ts';
+import { isEmpty, isInBounds, isWithin, type Rect, type Size } from '../../../display/rect.ts';
 import type { Chain } from '../ring/chain.ts';
 import { Backing } from './backing.ts';
 import { EDID_BYTES, edidOf } from './edid.ts';
@@ -277,14 +277,6 @@ export class GpuCommands {
   #resource(at: number): Resource | undefined {
     return this.#state.resources.get(this.#u32(at));
   }
-}
-
-function isEmpty(rect: Rect): boolean {
-  return rect.width === 0 || rect.height === 0;
-}
-
-function isInBounds(rect: Rect, size: Size): boolean {
-  return rect.x + rect.width <= size.width && rect.y + rect.height <= size.height;
 }
 
 function isShowable(rect: Rect, size: Size): boolean {
