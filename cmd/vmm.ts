@@ -19,7 +19,7 @@ import { defaultApiSocket } from '../control/vm-paths.ts';
 import type { AfterEnd, ApiSocket, EventMonitorTarget, VmConfig } from '../devicemodel/core/config.ts';
 import type { PowerEvent } from '../devicemodel/core/device.ts';
 import { ExitCode, RefusedError } from '../devicemodel/core/errors.ts';
-import { leaveThreadBehind } from '../devicemodel/core/host/exit-hooks.ts';
+import { isObserved, leaveThreadBehind } from '../devicemodel/core/host/exit-hooks.ts';
 import { ignoreOtherSignals } from '../devicemodel/core/host/signals.ts';
 import { type Log, LogLevel } from '../devicemodel/core/log.ts';
 import { LogTail } from '../devicemodel/core/log-tail.ts';
@@ -336,9 +336,4 @@ function chConfigOf({ memoryBytes, boot, pci }: VmConfig): ChConfig {
     return driver === 'virtio-net' && tap !== undefined ? [{ tap, id: defaultDeviceId(driver, bdf) }] : [];
   });
   return { cpus: { boot_vcpus: 1, max_vcpus: 1 }, memory: { size: memoryBytes }, payload, disks, net };
-}
-
-/** Somebody wants what Node writes at its own end: a profile, coverage. */
-function isObserved(): boolean {
-  return process.env['NODE_V8_COVERAGE'] !== undefined || process.execArgv.some((option) => option.includes('prof'));
 }

@@ -34,6 +34,7 @@ const exitHooks = new Set<() => void>();
 let hearsExit = false;
 let hearsSignals = false;
 let isThreadLeft = false;
+let threadCount = 0;
 
 /**
  * A thread of this process sits in a system call that may never end, or is V8's and compiles what nobody will run. Node
@@ -45,14 +46,42 @@ export function leaveThreadBehind(): void {
   update();
 }
 
+/**
+ * A thread of this process runs JavaScript. Node stops such a thread at the process's end, and where it is just loading
+ * native code, or calling it, an exception can no longer be thrown there: the process aborts. So while there is one the
+ * process ends without Node, as with {@link leaveThreadBehind}.
+ * @returns to be called when the thread has ended.
+ */
+export function whileThreadRuns(): () => void {
+  threadCount++;
+  update();
+  let hasEnded = false;
+  return () => {
+    if (hasEnded) return;
+    hasEnded = true;
+    threadCount--;
+    update();
+  };
+}
+
+/** Somebody wants what Node writes at its own end: a profile, coverage. */
+export function isObserved(): boolean {
+  return process.env['NODE_V8_COVERAGE'] !== undefined || process.execArgv.some((option) => option.includes('prof'));
+}
+
 function onExit(status: number): void {
   runAll(exitHooks);
   runAll(hooks);
-  if (isThreadLeft) exitAtOnce(status);
+  if (!isThreadLeft && (threadCount === 0 || isObserved())) return;
+  // Node would not get to them: the listeners of a program that uses the library.
+  const listeners = process.rawListeners('exit');
+  const left = listeners.slice(listeners.indexOf(onExit) + 1).reverse();
+  runAll(left.map((listener) => () => listener.call(process, status)));
+  exitAtOnce(Number(process.exitCode ?? status));
 }
 
-function runAll(of: ReadonlySet<() => void>): void {
-  // Last in, first out, as every teardown here; a hook that fails must not keep the others from running.
+/** Last in, first out, as every teardown here; one that fails must not keep the others from running. */
+function runAll(of: Iterable<() => void>): void {
   for (const hook of [...of].reverse()) {
     try {
       hook();
@@ -73,7 +102,7 @@ function onSignal(signal: NodeJS.Signals): void {
 /** Handlers are there only while there is a hook. */
 function update(): void {
   const needsSignals = hooks.size > 0;
-  const needsExit = needsSignals || exitHooks.size > 0 || isThreadLeft;
+  const needsExit = needsSignals || exitHooks.size > 0 || isThreadLeft || threadCount > 0;
   if (needsExit !== hearsExit) {
     if (needsExit) process.on('exit', onExit);
     else process.removeListener('exit', onExit);

@@ -2,6 +2,7 @@
 import { Worker, type WorkerOptions } from 'node:worker_threads';
 import { ExitCode, HostError } from '../errors.ts';
 import { Errno } from './errno.ts';
+import { whileThreadRuns } from './exit-hooks.ts';
 import { startUnpinned } from './scheduling.ts';
 
 /**
@@ -11,7 +12,9 @@ import { startUnpinned } from './scheduling.ts';
  */
 export function startWorker(code: string | URL, options: WorkerOptions, what: string): Worker {
   try {
-    return startUnpinned(() => new Worker(code, options));
+    const worker = startUnpinned(() => new Worker(code, options));
+    worker.once('exit', whileThreadRuns());
+    return worker;
   } catch (cause) {
     if ((cause as NodeJS.ErrnoException).code !== 'ERR_WORKER_INIT_FAILED') throw cause;
     throw new HostError(`${what}: the host gives this process no more threads`, Errno.EAGAIN, {

@@ -34,3 +34,29 @@ test.each([
   rmSync(dir, { recursive: true });
   expect([child.status, child.stdout]).toEqual([3, output]);
 });
+
+/** The program of a process whose thread does nothing but load native code, and ends with `end` in the midst of that. */
+const threadProgram = (end: string) => `
+  import { createRequire } from 'node:module';
+  const { onProcessExit } = await import(${JSON.stringify(hooks)});
+  const { startWorker } = await import(${JSON.stringify(join(hooks, '../worker.ts'))});
+  const koffi = createRequire(${JSON.stringify(hooks)}).resolve('koffi');
+  const load = 'for (;;) { require(' + JSON.stringify(koffi) + '); for (const key in require.cache) delete require.cache[key]; }';
+  const worker = startWorker(load, { eval: true, execArgv: ['--input-type=commonjs'] }, 'thread');
+  process.on('exit', (status) => console.log('heard', status));
+  worker.once('online', () => setTimeout(() => { ${end} }, 50));
+`;
+
+// Without whileThreadRuns in startWorker, Node ends some of these processes by SIGABRT.
+test('a thread that is just loading native code does not abort the process, and all listeners are heard', () => {
+  const ends = ['process.exit(3)', 'process.exitCode = 3; process.exit()', `onProcessExit(() => {}); process.exit(3)`];
+  for (let i = 0; i < 12; i++) {
+    const end = ends[i % ends.length] as string;
+    const child = spawnSync(process.execPath, ['--import', 'tsx', '--input-type=module', '-e', threadProgram(end)], {
+      encoding: 'utf8',
+      timeout: 15_000,
+      killSignal: 'SIGKILL',
+    });
+    expect([child.status, child.signal, child.stdout, child.stderr]).toEqual([3, null, 'heard 3\n', '']);
+  }
+}, 120_000);
