@@ -31,6 +31,8 @@ type Message =
   | { readonly kind: 'bells'; readonly region: string }
   | { readonly kind: 'gone'; readonly region: string };
 
+/** A connection that there is no descriptor for is looked at again after this time. */
+const FULL_PAUSE_MS = 1000;
 /** Regions that another VM may have: what it gives for each is open here as long as it is there. */
 const MAX_REGIONS = 64;
 
@@ -54,6 +56,7 @@ export class Doorbells {
   #path = '';
   #listener = -1;
   #unwatch: (() => void) | undefined;
+  #pause: NodeJS.Timeout | undefined;
   #vmid = 0;
 
   constructor(log: Log) {
@@ -69,10 +72,7 @@ export class Doorbells {
     this.#path = pathOf(vmid);
     rmSync(this.#path, { force: true }); // of a VM that had this id and was killed
     this.#listener = listenForFds(this.#path);
-    this.#unwatch = watchFd(this.#listener, () => {
-      const fd = acceptFds(this.#listener);
-      if (fd !== undefined) this.#adopt(fd);
-    });
+    this.#listen();
     for (const other of others) {
       const fd = connectForFds(pathOf(other));
       // One that came up without: its doorbells go the other way, by message.
@@ -80,7 +80,34 @@ export class Doorbells {
     }
   }
 
+  #listen(): void {
+    this.#unwatch = watchFd(this.#listener, () => {
+      try {
+        const fd = acceptFds(this.#listener);
+        if (fd !== undefined) this.#adopt(fd);
+      } catch (error) {
+        this.#rest((error as Error).message);
+      }
+    });
+  }
+
+  /** Who cannot be let in stays readable, and would be looked at without end. */
+  #rest(why: string): void {
+    this.#log.rationed('warn', () => `doorbells: ${why}; those of one VM come by message until there is room`);
+    this.#unwatch?.();
+    this.#unwatch = undefined;
+    this.#pause = setTimeout(() => {
+      try {
+        this.#listen();
+      } catch (error) {
+        this.#rest((error as Error).message);
+      }
+    }, FULL_PAUSE_MS);
+    this.#pause.unref();
+  }
+
   leave(): void {
+    clearTimeout(this.#pause);
     for (const peer of this.#peers) this.#drop(peer);
     for (const name of [...this.#regions.keys()]) this.#forget(name);
     if (this.#listener < 0) return;

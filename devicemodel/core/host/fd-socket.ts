@@ -90,10 +90,16 @@ export function listenForFds(path: string): number {
   }
 }
 
-/** @returns a connection, or undefined when nobody waits for one. */
+/** Of accept(2): nobody waits, or who waited went away. */
+const NOBODY: ReadonlySet<number> = new Set([Errno.EAGAIN, Errno.ECONNABORTED]);
+
+/**
+ * @returns a connection, or undefined when nobody waits for one.
+ * @throws HostError when there is no room for one now: who waits goes on waiting, and the listener stays readable.
+ */
 export function acceptFds(listener: number): number | undefined {
   const fd = accept4(listener, null, null, SOCK_FLAGS);
-  return fd < 0 ? undefined : fd;
+  return NOBODY.has(-fd) ? undefined : must(fd, 'accept', 'a connection');
 }
 
 /** @returns a connection, or undefined when nobody listens there. @throws HostError without descriptors. */

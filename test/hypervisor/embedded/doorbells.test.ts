@@ -6,6 +6,7 @@ import { afterEach, beforeEach, expect, test } from 'vitest';
 import { signalEventfd, takeEventfd } from '../../../devicemodel/core/host/eventfd.ts';
 import { connectForFds, receiveFds, sendFds } from '../../../devicemodel/core/host/fd-socket.ts';
 import { closeFd } from '../../../devicemodel/core/host/files.ts';
+import { native } from '../../../devicemodel/core/host/libc.ts';
 import { silentLog } from '../../../devicemodel/core/log.ts';
 import { Neighbours } from '../../../hypervisor/embedded/neighbours.ts';
 import { memoryLog } from '../../support/memory-log.ts';
@@ -144,4 +145,38 @@ test('what was left by a VM that was killed is in nobody’s way', async () => {
   const again = await vm('a');
   const second = await vm('b');
   await until(() => again.peers.has(2) && second.peers.has(1));
+});
+
+/** <bits/resource.h>. */
+const RLIMIT_NOFILE = 7;
+
+/** How many descriptors this process may have. @returns how to take it back. */
+function limitDescriptors(count: bigint): () => void {
+  const prlimit = native('int prlimit(int, int, const void *, void *)');
+  const before = new BigUint64Array(2);
+  prlimit(0, RLIMIT_NOFILE, null, before);
+  prlimit(0, RLIMIT_NOFILE, new BigUint64Array([count, before[1] as bigint]), null);
+  return () => void prlimit(0, RLIMIT_NOFILE, before, null);
+}
+
+// Mutation: without #rest the event loop turns without end as long as somebody waits to be let in.
+test('who comes when there is no descriptor left is let in later, and costs nothing meanwhile', async () => {
+  const { log, lines } = memoryLog();
+  const first = await vm('a', { log });
+  const fd = connectForFds(join(directory, 'vm-1.bells')) as number;
+  cleanUp.push(() => closeFd(fd));
+  const said = () => lines.filter((line) => line.includes('EMFILE'));
+  const raise = limitDescriptors(3n);
+  try {
+    await until(() => said().length > 0);
+    const before = performance.eventLoopUtilization();
+    await new Promise((resolve) => setTimeout(resolve, 500));
+    expect(performance.eventLoopUtilization(before).utilization).toBeLessThan(0.5);
+    expect(said().length).toBe(1);
+  } finally {
+    raise();
+  }
+  sendFds(fd, JSON.stringify({ kind: 'hello', vmid: 9 }), []);
+  sendFds(fd, JSON.stringify({ kind: 'bells', region: REGION }), first.bells?.own ?? []);
+  await until(() => first.peers.has(9));
 });
