@@ -29,6 +29,8 @@ export interface GuestPlan {
   readonly endings: readonly Ending[];
   /** A disk has kept what was written to it: sector, of the n-th disk. */
   readonly onFlushed: (disk: number, sector: number) => void;
+  /** A disk has not answered for long: neither that it is done nor that it failed. */
+  readonly onSilent: (disk: number) => void;
 }
 
 const COM1 = 0x3f8;
@@ -48,8 +50,8 @@ const PAGE_BYTES = 4096;
 const RING_BASE = 0x200_0000;
 const DISK_STRIDE = 0x10_0000;
 const BUFFERS = 0x8_0000;
-/** Looks for a completion, 1 ms apart; a disk that was given up does not complete. */
-const MAX_LOOKS = 1500;
+/** Looks for a completion, 1 ms apart: a disk whose thread died has others, and one that was given up answers an error. */
+const MAX_LOOKS = 20_000;
 
 const out = (address: number, size: 1 | 2 | 4, value: number): Access => ({ kind: 'pio', address, size, value });
 
@@ -59,8 +61,10 @@ export function* runGuest(machine: GuestMachine, plan: GuestPlan, start: number)
     const disk = yield* setUpDisk(machine, device, index);
     for (let n = 0; n < 2; n++) {
       const sector = 2 * start + n;
-      if (!(yield* request(machine, disk, Blk.write, sector))) break;
-      if (!(yield* request(machine, disk, Blk.flush, 0))) break;
+      const write = yield* request(machine, disk, Blk.write, sector);
+      const flush = write === 'done' ? yield* request(machine, disk, Blk.flush, 0) : write;
+      if (flush === 'silent') plan.onSilent(index);
+      if (flush !== 'done') break;
       plan.onFlushed(index, sector);
     }
   }
@@ -105,15 +109,15 @@ function* setUpDisk(machine: GuestMachine, device: number, index: number): Gener
   return { bar, base, queueSize, usedAt, done: 0 };
 }
 
-/** One request in one chain, waited for. @returns whether the disk answered that it was done. */
+/** One request in one chain, waited for. @returns what the disk answered. */
 function* request(
   machine: GuestMachine,
   disk: Disk,
   type: number,
   sector: number,
-): Generator<Access | undefined, boolean, number> {
+): Generator<Access | undefined, 'done' | 'failed' | 'silent', number> {
   const { base, queueSize, usedAt, bar } = disk;
-  if (queueSize === 0) return false;
+  if (queueSize === 0) return 'failed';
   const buffers = base + BUFFERS;
   const header = machine.ram(buffers, 16);
   header.setUint32(0, type, true);
@@ -137,8 +141,8 @@ function* request(
   available.setUint16(2, disk.done, true);
   yield out(bar + Legacy.notify, 2, 0);
   for (let looks = 0; machine.ram(usedAt, 4).getUint16(2, true) !== disk.done; looks++) {
-    if (looks === MAX_LOOKS) return false;
+    if (looks === MAX_LOOKS) return 'silent';
     yield undefined;
   }
-  return machine.ram(buffers + 0x2000, 1).getUint8(0) === 0;
+  return machine.ram(buffers + 0x2000, 1).getUint8(0) === 0 ? 'done' : 'failed';
 }

@@ -265,6 +265,7 @@ class NativeCalls {
             disks: order.disks,
             endings: order.endings,
             onFlushed: (disk, sector) => note('flushed', `${disk} ${sector}`),
+            onSilent: (disk) => note('silent', String(disk)),
           },
           starts++,
         ),

@@ -197,6 +197,7 @@ export class Run {
     if (faults.some(isSignal) && status !== 0) problems.push('a signal was taken for an error');
     if (faults.length === 0 && status !== 0) problems.push(`status ${status} without a fault`);
     if (!isHung) problems.push(...this.#left(faults));
+    for (const disk of this.notes('silent')) problems.push(`disk ${disk} did not answer`);
     return [...problems, ...this.#lostData()];
   }
 
