@@ -44,7 +44,7 @@ truncate -s 64M "$scratch/esp.img"
 mformat -i "$scratch/esp.img" -F ::
 cat > "$scratch/startup.nsh" << END
 echo SHELL-IS-HERE
-vmlinuz.efi console=ttyS0 panic=-1 quiet tsc=reliable ${TSC_KHZ:+tsc_early_khz=$TSC_KHZ lpj=$((TSC_KHZ * 4))} initrd=\\initrd.gz
+vmlinuz.efi console=ttyS0 panic=-1 quiet no_timer_check nokaslr tsc=reliable ${TSC_KHZ:+tsc_early_khz=$TSC_KHZ lpj=$((TSC_KHZ * 4))} pci=lastbus=0,noearly random.trust_cpu=1 initrd=\\initrd.gz
 END
 mcopy -i "$scratch/esp.img" "$scratch/startup.nsh" ::startup.nsh
 mcopy -i "$scratch/esp.img" "$K" ::vmlinuz.efi
