@@ -353,7 +353,7 @@ export const optionTable = [
       value(
         'pm_notify_channel',
         'ioc|power_button|uart',
-        'the guest is told by its power button, or with uart by --pm_by_vuart',
+        'power_button: the power button of this machine presses the guest’s; uart: told by --pm_by_vuart',
       ),
     ),
     vm(

@@ -317,11 +317,9 @@ function slotsOf({ slots, wording }: VmDraft, drivers: readonly PciDriverEntry[]
 function pmByVuartOf(draft: VmDraft, warn: (text: string) => void): string | undefined {
   const { spell } = draft.wording;
   const channel = draft.pmNotifyChannel;
-  if (channel === 'power_button') {
-    warn(`${spell('pm_notify_channel')}: obsolete, power_button is what every VM has`);
-  } else if (channel === 'ioc') {
+  if (channel === 'ioc') {
     warn(`${spell('pm_notify_channel')}: obsolete, "ioc" is ignored: the guest is told by its ACPI power button`);
-  } else if (channel !== undefined && draft.pmByVuart === undefined) {
+  } else if (channel !== undefined && channel !== 'power_button' && draft.pmByVuart === undefined) {
     const line = spell('pm_by_vuart');
     warn(
       `${spell('pm_notify_channel')}: "${channel}" is ignored without ${line}: the guest is told by its power button`,

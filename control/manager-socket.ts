@@ -165,7 +165,7 @@ export class ManagerSocket implements FrontDoor {
         else commands.run('power-off', { reason: 'acrnctl stop --force', force: true });
         return 0;
       case ManagerMessageId.DmSuspend:
-        // As C with its default channel: what the guest's button is set to do is the guest's business.
+        // As C with its channel power_button: what the guest's button is set to do is the guest's business.
         commands.run('press-power-button', {});
         return 0;
       case ManagerMessageId.DmResume:

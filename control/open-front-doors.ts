@@ -34,6 +34,12 @@ export async function openFrontDoors(doors: FrontDoors, parts: DoorParts): Promi
       return manager;
     });
   }
+  if (pmNotifyChannel === 'power_button') {
+    await doors.add(async () => {
+      const { HostPowerButton } = await import('./host-power-button.ts');
+      return new HostPowerButton({ commands, log });
+    });
+  }
   if (cmdMonitorPath !== undefined) {
     await doors.add(async () => {
       const { CmdMonitor } = await import('./cmd-monitor.ts');

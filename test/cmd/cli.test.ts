@@ -161,7 +161,6 @@ describe('obsolete options', () => {
     [['--pm_by_vuart', 'tty,/dev/ttyS1']],
     [['--pm_notify_channel', 'uart']],
     [['--pm_notify_channel', 'uart,allow_trigger_s5']],
-    [['--pm_notify_channel', 'power_button']],
     [['--privil_vm']],
     [['-p', '0:2']],
     [['--pincpu=0:2']],

@@ -1,4 +1,4 @@
-/** An input device of the host (<linux/input.h>): opened for this process alone, its events and its description. */
+/** An input device of the host (<linux/input.h>): its events and its description. */
 import { HostError } from '../errors.ts';
 import { describeErrno, Errno } from './errno.ts';
 import { watchFd } from './fd-watch.ts';
@@ -46,12 +46,16 @@ export class Evdev implements InputSource {
   readonly #view = new DataView(this.#buffer.buffer);
   #open = true;
 
-  /** @throws HostError if it is no input device, or someone else has grabbed it. */
-  constructor(path: string) {
-    this.#fd = openFile(path, OpenFlag.ReadWrite | OpenFlag.NonBlock | OpenFlag.CloseOnExec);
+  /**
+   * @param use `alone`: nobody else hears of its events, and it can be written to. `shared`: others hear of them, too.
+   * @throws HostError if it is no input device, or cannot be had alone.
+   */
+  constructor(path: string, use: 'alone' | 'shared' = 'alone') {
+    const access = use === 'alone' ? OpenFlag.ReadWrite : OpenFlag.ReadOnly;
+    this.#fd = openFile(path, access | OpenFlag.NonBlock | OpenFlag.CloseOnExec);
     const version = ioctlBytes(this.#fd, readRequest(0x01, 4), new Uint8Array(4));
     const isInput = version >= 0;
-    const result = isInput ? ioctlNumber(this.#fd, GRAB, 1) : version;
+    const result = isInput && use === 'alone' ? ioctlNumber(this.#fd, GRAB, 1) : version;
     if (result >= 0) return;
     const errno = -result;
     closeFd(this.#fd);

@@ -393,6 +393,9 @@ test.each([
   ['geometry=100x9999+0+0', [{ width: 640, height: 1080, x: 0, y: 0, isFullscreen: false, asked: '100x9999' }]],
   ['GEOMETRY=0x0', [{ width: 1024, height: 768, x: 0, y: 0, isFullscreen: false, asked: '0x0' }]],
   ['geometry=fullscreen', [{ width: 1920, height: 1080, x: 0, y: 0, isFullscreen: true }]],
+  ['geometry=fullscreen:0', [{ width: 1920, height: 1080, x: 0, y: 0, isFullscreen: true }]],
+  // As the Configurator writes it for a second monitor.
+  ['geometry=fullscreen:1', [{ width: 1920, height: 1080, x: 0, y: 0, isFullscreen: true }]],
 ])('virtio-gpu,%s', (text, screens) => {
   expect(parseGpuText(text)).toEqual({ screens });
 });
@@ -401,7 +404,9 @@ test.each([
   '',
   'geometry=',
   'geometry=800',
-  'geometry=fullscreen:1',
+  'geometry=fullscreen:',
+  'geometry=fullscreen:1x',
+  'geometry=fullscreen:1000',
   'geometry=-1x5',
   'x=1',
   'geometry=1x1,geometry=1x1,geometry=1x1',
