@@ -52,6 +52,16 @@ wait_for() {
   return 1
 }
 
+# eventually SECONDS COMMAND...: until the command succeeds; what it said the last time.
+eventually() {
+  local end=$((SECONDS + $1 * ${SLOW:-1}))
+  shift
+  until "$@" > "$scratch/eventually.log" 2>&1; do
+    [ $SECONDS -lt $end ] || { cat "$scratch/eventually.log"; return 1; }
+    sleep 0.5
+  done
+}
+
 # pack_guest_script FILE: an initramfs with FILE as /test.
 pack_guest_script() {
   mkdir -p "$scratch/test"

@@ -68,8 +68,13 @@ guest pio w 0x404 2 0x3400 > /dev/null
 ended 0
 
 echo "-- an uncaught exception"
-echo 'setTimeout(() => { throw new Error("thrown by the test"); }, 3000)' > /run/throw.cjs
+cat > /run/throw.cjs << 'END'
+setInterval(() => {
+  if (require('node:fs').existsSync('/run/throw')) throw new Error('thrown by the test');
+}, 300);
+END
 NODE_WORDS="--require /run/throw.cjs" start
+touch /run/throw
 ended 70
 check "it is reported" grep -q "thrown by the test" $log
 

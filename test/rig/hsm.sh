@@ -13,12 +13,13 @@ if [ -z "${RIG:-}" ]; then
   fi
   "$repo/node_modules/.bin/esbuild" "$repo/test/hypervisor/acrn/real-hsm.test.ts" --bundle --platform=node --format=esm \
     --external:koffi --external:v86 --alias:vitest="$repo/test/support/small-vitest.mjs" --outfile="$bundle" --log-level=warning || exit 1
-  RIG_TIMEOUT=${RIG_TIMEOUT:-240} exec "$rig/run.sh" "$(readlink -f "$0")"
+  export RIG_TIMEOUT=${RIG_TIMEOUT:-240}
+  RIG_PASS=RIG_TIMEOUT exec "$rig/run.sh" "$(readlink -f "$0")"
 fi
 # One row of the table maps huge pages.
 echo 64 > /proc/sys/vm/nr_hugepages
 status=0
-timeout -s KILL 220 node "$bundle" || status=1
+timeout -s KILL $((RIG_TIMEOUT - 20)) node "$bundle" || status=1
 # Times and counters of the table are those of one run.
 rows() { grep '^|' | sort; }
 if diff <(rows < "$HSMRIG/t/ERRNO-TABLE.txt") <("$HSMRIG_BUILD/errtab" 2>&1 | rows); then

@@ -12,8 +12,9 @@ if [ -z "${RIG:-}" ]; then
   fi
   "$repo/node_modules/.bin/esbuild" "$repo/test/hypervisor/kvm/real-kvm.test.ts" --bundle --platform=node --format=esm \
     --external:koffi --external:v86 --alias:vitest="$repo/test/support/small-vitest.mjs" --outfile="$bundle" --log-level=warning || exit 1
-  RIG_TIMEOUT=${RIG_TIMEOUT:-240} exec "$rig/run.sh" "$(readlink -f "$0")"
+  export RIG_TIMEOUT=${RIG_TIMEOUT:-240}
+  RIG_PASS=RIG_TIMEOUT exec "$rig/run.sh" "$(readlink -f "$0")"
 fi
 mkdir -p /run/acrn
 echo 200 > /proc/sys/vm/nr_hugepages
-exec timeout -s KILL 220 node "$bundle"
+exec timeout -s KILL $((RIG_TIMEOUT - 20)) node "$bundle"

@@ -115,10 +115,14 @@ WORDS="vt.global_cursor_default=0" start_dm --display "$shown" -s 4,virtio-gpu,g
 check "the guest shows a picture" wait_for "${BOOT_S:-200}" "SHOW first"
 check "the guest listens" wait_for 60 LISTENING
 [ $kind != tigervnc ] || tigervnc_start
-# The last of it may be under way.
-sleep 2
-check "the viewer shows what was written to /dev/fb0" "${kind}_shot" "$scratch/shot1.ppm"
-check "the first picture, pixel by pixel" cmp "$scratch/first.ppm" "$scratch/shot1.ppm"
+# pictured FILE SHOT [WIDTH HEIGHT]: what the viewer shows. The last of it may be under way when the guest has written it.
+pictured() { eventually 20 is_pictured "$@"; }
+is_pictured() {
+  local wanted=$1
+  shift
+  "${kind}_shot" "$@" && cmp "$wanted" "$1"
+}
+check "the viewer shows what was written to /dev/fb0, pixel by pixel" pictured "$scratch/first.ppm" "$scratch/shot1.ppm"
 check "keys are pressed" "${kind}_keys"
 for code in 30 48 46; do
   check "key $code went down in the guest" wait_for 20 "KEY 1 $code 1"
@@ -131,9 +135,7 @@ check "the left button goes down in the guest" wait_for 20 "POINTER 1 272 1"
 check "and up" wait_for 20 "POINTER 1 272 0"
 check "another size is asked for" "${kind}_resize"
 check "the guest shows another picture" wait_for 60 "SHOW second"
-sleep 2
-check "the viewer shows it" "${kind}_shot" "$scratch/shot2.ppm" $NEW_WIDTH $NEW_HEIGHT
-check "the second picture, pixel by pixel" cmp "$scratch/second.ppm" "$scratch/shot2.ppm"
+check "the viewer shows it, pixel by pixel" pictured "$scratch/second.ppm" "$scratch/shot2.ppm" $NEW_WIDTH $NEW_HEIGHT
 kill -TERM "$dm"; sleep 1; kill -TERM "$dm" 2> /dev/null
 wait_dm 30
 check "the socket is gone" test ! -e "$socket"
