@@ -1,6 +1,7 @@
 /**
  * What CPUID shows: the host's CPU as far as KVM can give it, below ACRN's hypervisor leaves. A guest finds the frequency
- * of its TSC there and needs no timer to measure it. Leaves: Intel SDM vol. 2A, CPUID; ACRN arch/x86/guest/vcpuid.c.
+ * of its TSC there and needs no timer to measure it. Leaves: Intel SDM vol. 2A, CPUID; AMD APM vol. 3, appendix E; ACRN
+ * arch/x86/guest/vcpuid.c.
  */
 import type { CpuidEntry } from '../../devicemodel/core/host/kvm-abi.ts';
 
@@ -14,6 +15,7 @@ const Leaf = {
   hypervisorEnd: 0x4000_ffff,
   extendedFeatures: 0x8000_0001,
   svm: 0x8000_000a,
+  amdTopology: 0x8000_001e,
 } as const;
 /** Leaf 1, ECX. */
 const Feature = { monitor: 1 << 3, vmx: 1 << 5, smx: 1 << 6, tscDeadline: 1 << 24, hypervisor: 1 << 31 } as const;
@@ -66,6 +68,9 @@ function ofVcpu(entry: CpuidEntry, { apicId, vcpuCount, hasTscDeadline }: CpuidF
     case Leaf.extendedTopology:
     case Leaf.extendedTopologyV2:
       return { ...entry, edx: apicId };
+    case Leaf.amdTopology:
+      // Of KVM it has the id of whichever CPU was asked, or 0, for all: one core each, one thread a core, one node.
+      return { ...entry, eax: apicId, ebx: apicId, ecx: 0 };
     default:
       return entry;
   }

@@ -105,6 +105,19 @@ describe('CPUID', () => {
   });
 });
 
+describe('topology of an AMD CPU', () => {
+  // Mutation: the host's leaf passed on. Linux then has one APIC id for all vCPUs, and takes them for threads of one core.
+  test('each vCPU has its own APIC id and is a core of one thread', () => {
+    const host = { leaf: 0x8000_001e, subleaf: 0, flags: 0, eax: 5, ebx: 0x0102, ecx: 0x0301, edx: 0 };
+    const leafOf = (apicId: number) =>
+      guestCpuid({ supported: [host], apicId, vcpuCount: 4, tscKhz: 1, hasTscDeadline: false }).find(
+        ({ leaf }) => leaf === host.leaf,
+      );
+    expect(leafOf(0)).toEqual({ ...host, eax: 0, ebx: 0, ecx: 0 });
+    expect(leafOf(3)).toEqual({ ...host, eax: 3, ebx: 3, ecx: 0 });
+  });
+});
+
 describe('virtualization in the guest', () => {
   // Mutation: the host's bits passed on. KVM refuses the state of a vCPU that is to be reset while VMX is on.
   test('is not shown, whatever KVM would give', () => {
