@@ -100,7 +100,10 @@ export class ManagerSocket implements FrontDoor {
       const path = join(directory, `${vmName}.monitor.${process.pid}.socket`);
       this.#listener = await listenUnix(path, (socket) => this.#accept(socket), { group: socketGroup });
     } catch (error) {
-      log.debug(`acrnctl cannot reach this VM: ${(error as Error).message}`);
+      const line = `acrnctl cannot reach this VM: ${(error as Error).message}`;
+      // Nobody else can have a socket where acrnctl looks for it.
+      if (process.getuid?.() === 0) log.warn(line);
+      else log.debug(line);
     }
   }
 

@@ -1,7 +1,7 @@
 import { readdirSync, writeFileSync } from 'node:fs';
 import { connect, createServer } from 'node:net';
 import * as fc from 'fast-check';
-import { afterEach, describe, expect, test } from 'vitest';
+import { afterEach, describe, expect, test, vi } from 'vitest';
 import { ManagerMessageId as Id, MANAGER_MAGIC, ManagerMessage, ManagerSocket } from '../../control/manager-socket.ts';
 import { type FakeTargetOptions, fakeTarget } from '../support/fake-command-target.ts';
 import { memoryLog } from '../support/memory-log.ts';
@@ -9,6 +9,7 @@ import { scratchDirectory, until } from '../support/pty.ts';
 
 const cleanUp: Array<() => unknown> = [];
 afterEach(async () => {
+  vi.restoreAllMocks();
   for (const step of cleanUp.splice(0).reverse()) await step();
 });
 
@@ -66,6 +67,25 @@ test('the socket is where acrnctl looks, and gone after close', async () => {
   expect(readdirSync(directory)).toEqual([`vm1.monitor.${process.pid}.socket`]);
   await socket.close();
   expect(readdirSync(directory)).toEqual([]);
+});
+
+test.each<[string, number, string]>([
+  ['root', 0, 'warn'],
+  ['another user', 4242, 'debug'],
+])('for %s, no folder for it is a line for %s: %s', async (_who, uid, level) => {
+  vi.spyOn(process, 'getuid').mockReturnValue(uid);
+  const scratch = scratchDirectory();
+  cleanUp.push(() => scratch.remove());
+  writeFileSync(scratch.file('file'), '');
+  const directory = scratch.file('file/mngr');
+  const { commands } = fakeTarget();
+  const { log, lines } = memoryLog();
+  const socket = new ManagerSocket({ vmName: 'vm1', commands, log, directory });
+  await socket.start();
+  await socket.close();
+  expect(
+    lines.filter((line) => line.includes('acrnctl cannot reach this VM')).map((line) => line.split(':')[0]),
+  ).toEqual([level]);
 });
 
 describe('messages', () => {
@@ -211,15 +231,4 @@ test.each([
   const warnings = lines.filter((line) => line.startsWith('warn'));
   expect(warnings).toHaveLength(told.length);
   for (const [i, text] of told.entries()) expect(warnings[i]).toContain(text);
-});
-
-test('without the directory the VM runs on, with a debug line', async () => {
-  const { log, lines } = memoryLog();
-  const { commands } = fakeTarget();
-  const socket = new ManagerSocket({ vmName: 'vm1', directory: '/dev/null/mngr', log, commands });
-  await socket.start();
-  expect(socket.path).toBeUndefined();
-  expect(lines).toHaveLength(1);
-  expect(lines[0]).toMatch(/^debug: /);
-  await socket.close();
 });

@@ -169,11 +169,8 @@ function withImages<T>(boot: ElfConfig, use: (image: ImageFile, module: ImageFil
 
 function checkModule(image: BootImage, module: ImageFile | undefined, ram: E820Input): Gpa | undefined {
   if (module === undefined) return undefined;
-  if (image.start === 'plain') {
-    throw new ConfigError(`-r: ${module.path} is given to an image without a Multiboot header, which cannot find it`, {
-      hint: 'leave it out',
-    });
-  }
+  // As C: scripts have it left over.
+  if (image.start === 'plain') return undefined;
   return moduleAddress(image, module, ram);
 }
 
@@ -210,7 +207,11 @@ export function loadElf(boot: ElfConfig, memory: GuestMemory, ram: E820Input, lo
       rax: MULTIBOOT_EAX,
     };
     log.info(`ELF image ${boot.imagePath}: ${image.segments.length} segments, entry 0x${image.entry.toString(16)}`);
-    if (image.start === 'plain') return regs;
+    if (image.start === 'plain') {
+      if (module !== undefined)
+        log.warn(`-r ${module.path} is ignored: the image has no Multiboot header, and could not find it`);
+      return regs;
+    }
     const placed =
       module === undefined || moduleAt === undefined ? undefined : { at: moduleAt, sizeBytes: module.sizeBytes };
     if (placed !== undefined) module?.readToGuest(memory, placed.at, placed.sizeBytes);

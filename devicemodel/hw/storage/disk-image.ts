@@ -90,7 +90,8 @@ function discardLimits(
   log: Log,
 ): DiscardLimits | undefined {
   if (options.discard === undefined) return undefined;
-  if (image.isBlockDevice && !image.isReadOnly) {
+  if (image.isBlockDevice) {
+    if (image.isReadOnly) return undefined;
     // A discard of nothing tells whether the device knows the order.
     if (discardBlocks(image.fd, 0, 0) !== 0) {
       log.warn(`${image.path}: the device has no discard, it is not offered`);

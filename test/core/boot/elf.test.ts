@@ -10,6 +10,7 @@ import { silentLog } from '../../../devicemodel/core/log.ts';
 import { GuestMemory } from '../../../devicemodel/core/memory.ts';
 import { KiB, MiB } from '../../../devicemodel/core/units.ts';
 import { bzImage, elf32, elf64, file, noise, temporaryDirectory } from '../../support/images.ts';
+import { memoryLog } from '../../support/memory-log.ts';
 
 const RAM = 4 * MiB;
 const INFO = 0x2_0000;
@@ -143,7 +144,15 @@ describe('Multiboot', () => {
       ramdiskPath: file(dir, 'module', noise('m', 10)),
       bootargs: undefined,
     } as const;
-    expect(() => checkElf(config, splitRam(RAM))).toThrow(/^-r: .* without a Multiboot header/);
+    expect(() => checkElf(config, splitRam(RAM))).not.toThrow();
+    const { log, lines } = memoryLog();
+    const untouched = ram();
+    const { ramdiskPath: _, ...alone } = config;
+    loadElf(alone, untouched, splitRam(RAM), log);
+    expect(lines.filter((line) => line.includes('ignored'))).toEqual([]);
+    loadElf(config, memory, splitRam(RAM), log);
+    expect(lines.filter((line) => line.includes('ignored'))).toHaveLength(1);
+    expect(memory.readU32(INFO)).toBe(untouched.readU32(INFO));
   });
 
   // §3.1.2: bits 0 and 1 are served, 2..15 must be understood, 17..31 may be ignored.

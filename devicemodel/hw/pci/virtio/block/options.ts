@@ -48,7 +48,7 @@ export const BlockOptions = v.strictObject({
   ),
   transport: transportOption,
   /** What the serial number is a digest of. */
-  text: v.optional(v.string(), ''),
+  text: v.optional(v.pipe(v.string(), v.metadata({ isHidden: true })), ''),
 });
 
 export type BlockOptions = v.InferOutput<typeof BlockOptions>;
