@@ -3,6 +3,7 @@
  * something else. Entries are made in shared memory; one system call hands over all that were made.
  */
 import { HostError } from '../errors.ts';
+import { Errno } from './errno.ts';
 import { closeFd } from './files.ts';
 import { hostCall, must } from './libc.ts';
 import { type Mapping, mapPresent } from './mapping.ts';
@@ -119,13 +120,17 @@ export class IoUring {
     this.#prepared++;
   }
 
-  /** Hand over what was prepared, and wait for `completions` of them. @returns 0 or an errno. */
+  /** Hand over what was prepared, and wait for `completions` of them. @returns 0 or an errno: some of it is still to be handed over. */
   submit(completions = 0): number {
     if (this.#prepared === 0 && completions === 0) return 0;
     const flags = completions > 0 ? ENTER_GETEVENTS : 0;
-    const taken = enter(Syscall.enter, this.fd, this.#prepared, completions, flags, 0, 0);
-    if (taken < 0) return -taken;
-    this.#prepared -= taken;
+    // The kernel stops, without waiting, behind an entry it refuses, and where its memory is short.
+    do {
+      const taken = enter(Syscall.enter, this.fd, this.#prepared, completions, flags, 0, 0);
+      if (taken < 0) return -taken;
+      if (taken === 0 && this.#prepared > 0) return Errno.EAGAIN;
+      this.#prepared -= taken;
+    } while (this.#prepared > 0);
     return 0;
   }
 

@@ -64,6 +64,25 @@ describe.skipIf(!isAllowed)('io_uring', () => {
     expect(readFileSync(path)[2 * 256 + 255]).toBe(0xee);
   });
 
+  /** No operation of any kernel. */
+  const REFUSED = 0xff;
+  // Mutation: without the loop in `submit`, what is behind a refused entry is never begun, and nobody hears of it.
+  test.each([
+    ['first', [REFUSED, 1, 1]],
+    ['in the middle', [1, REFUSED, 1]],
+    ['last', [1, 1, REFUSED]],
+    ['every other one', [REFUSED, 1, REFUSED, 1]],
+    ['all but the last', [REFUSED, REFUSED, REFUSED, 1]],
+    ['all', [REFUSED, REFUSED]],
+  ])('each entry has its answer, also beside those that the kernel refuses: %s', (_which, ops) => {
+    const { fd, ring, iovec } = setUp(new Uint8Array(4096));
+    for (const [i, op] of ops.entries()) ring.prepare(op, fd, iovec(i, 4096 + 256 * i, 256), 1, 0, 0, i);
+    expect(ring.submit(ops.length)).toBe(0);
+    const results: number[] = [];
+    while (ring.next()) results[ring.userData] = ring.result;
+    expect(results).toEqual(ops.map((op) => (op === REFUSED ? -Errno.EINVAL : 256)));
+  });
+
   test('goes round the ring many times, in places beyond 4 GiB as well', () => {
     const { fd, memory, ring, iovec } = setUp(new Uint8Array(512));
     const far = 5 * 2 ** 30;

@@ -1,6 +1,6 @@
 /** Disk requests that are in flight in the kernel, by io_uring. Nothing here allocates per request. */
-
-import { Errno } from '../../../../core/host/errno.ts';
+import { HostError } from '../../../../core/errors.ts';
+import { describeErrno, Errno } from '../../../../core/host/errno.ts';
 import { IoUring, UringOp } from '../../../../core/host/io-uring.ts';
 import { map } from '../../../../core/host/mapping.ts';
 import type { Chain } from '../ring/chain.ts';
@@ -11,6 +11,10 @@ const SLOTS = 64;
 /** Pieces of memory one of them may have; requests in more pieces are served while the thread waits. */
 const MAX_PIECES = 64;
 const IOVEC_BYTES = 16;
+/** What the kernel does not take is handed over again after a pause, so often. */
+const MAX_TRIES = 100;
+const PAUSE_MS = 1;
+const pause = new Int32Array(new SharedArrayBuffer(4));
 /** <linux/fs.h>: the write is on the medium when it is complete. */
 const RWF_DSYNC = 0x02;
 
@@ -105,11 +109,18 @@ export class BlockRing {
     return true;
   }
 
-  /** Hand over what was begun. @param completions wait for this many. */
+  /**
+   * Hand over what was begun. @param completions wait for this many.
+   * @throws HostError when the kernel does not take it: nobody would ever hear of those requests again.
+   */
   submit(completions = 0): void {
-    // Short of memory for a moment, or interrupted: what was not taken is handed over with the next.
-    for (let errno = Errno.EINTR; errno === Errno.EINTR || errno === Errno.EAGAIN; )
-      errno = this.#uring.submit(completions);
+    for (let tries = 1; ; tries++) {
+      const errno = this.#uring.submit(completions);
+      if (errno === 0) return;
+      if (tries === MAX_TRIES) throw new HostError(`io_uring: ${describeErrno(errno)}`, errno);
+      // It is short of memory for a moment.
+      Atomics.wait(pause, 0, 0, PAUSE_MS);
+    }
   }
 
   /**
