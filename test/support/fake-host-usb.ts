@@ -50,11 +50,12 @@ export class FakeHostUsb implements HostUsb {
   readonly handles: FakeHandle[] = [];
   openFails = false;
   watchFails = false;
-  #devices: readonly HostUsbDevice[];
+  /** What is there; {@link change} tells of it. */
+  devices: readonly HostUsbDevice[];
   #onChange: (() => void) | undefined;
 
   constructor(devices: readonly HostUsbDevice[]) {
-    this.#devices = devices;
+    this.devices = devices;
   }
 
   get isWatched(): boolean {
@@ -63,12 +64,12 @@ export class FakeHostUsb implements HostUsb {
 
   /** Devices come and go, and the kernel says so. */
   change(devices: readonly HostUsbDevice[]): void {
-    this.#devices = devices;
+    this.devices = devices;
     this.#onChange?.();
   }
 
   list(): readonly HostUsbDevice[] {
-    return this.#devices;
+    return this.devices;
   }
   watch(onChange: () => void): () => void {
     if (this.watchFails) throw new Error('no such socket');

@@ -14,7 +14,7 @@ const DEVICE_DESCRIPTOR_BYTES = 18;
 export interface HostUsbDevice {
   /** `1-2.3`: bus, root hub port, ports of hubs. */
   readonly path: string;
-  /** A device that is plugged in again has another number. */
+  /** A device that is plugged in again has another number. 0 for the moment of a reset, which leaves the number as it was. */
   readonly deviceNumber: number;
   /** `/dev/bus/usb/001/004`. */
   readonly node: string;
@@ -49,12 +49,14 @@ export function listUsbDevices(folder = DEVICES): HostUsbDevice[] {
 function describe(folder: string, path: string): HostUsbDevice {
   const attribute = (name: string) => readFileSync(join(folder, path, name), 'utf8').trim();
   const number = (name: string, radix = 10) => Number.parseInt(attribute(name), radix);
-  const digits = (name: string) => attribute(name).padStart(3, '0');
+  const digits = (value: number) => String(value).padStart(3, '0');
+  // Once, as a reset may begin or end meanwhile.
+  const deviceNumber = number('devnum');
   const [major = '0', minor = '0'] = attribute('version').split('.');
   return {
     path,
-    deviceNumber: number('devnum'),
-    node: `/dev/bus/usb/${digits('busnum')}/${digits('devnum')}`,
+    deviceNumber,
+    node: `/dev/bus/usb/${digits(number('busnum'))}/${digits(deviceNumber)}`,
     speed: speedOf(Number(attribute('speed'))),
     release: Number.parseInt(major, 16) * 0x100 + Number.parseInt(minor, 16),
     id: `${attribute('idVendor')}:${attribute('idProduct')}`,

@@ -20,6 +20,10 @@ export interface HostUsb extends UsbHost {
   watch(onChange: () => void): () => void;
 }
 
+/** How long until what was just being reset is looked for again: nobody tells when it is over. */
+const RESET_POLL_MS = 100;
+
+const isBeingReset = ({ deviceNumber }: HostUsbDevice) => deviceNumber === 0;
 const kindOf = ({ path, id }: HostUsbDevice) => `${path} ${id}`;
 const keyOf = ({ path, deviceNumber }: HostUsbDevice) => `${path} ${deviceNumber}`;
 
@@ -36,6 +40,7 @@ export class PortMapper {
   /** Devices that were pulled out and are not closed yet. */
   readonly #leaving = new Set<Promise<void>>();
   #unwatch: (() => void) | undefined;
+  #lookLater: NodeJS.Timeout | undefined;
 
   /** @param assigned `1-2`: bus and port. */
   constructor(assigned: readonly string[], hub: RootHub, host: HostUsb, log: Log) {
@@ -58,6 +63,7 @@ export class PortMapper {
   async stop(): Promise<void> {
     this.#unwatch?.();
     this.#unwatch = undefined;
+    clearTimeout(this.#lookLater);
     const devices = [...this.#devices.values()];
     this.#devices.clear();
     for (const device of devices) this.#hub.disconnect(device);
@@ -65,11 +71,16 @@ export class PortMapper {
   }
 
   #look(): void {
-    const present = new Map(this.#host.list().map((device) => [keyOf(device), device]));
-    for (const [key, device] of this.#devices) if (!present.has(key)) this.#remove(key, device);
-    for (const [key, where] of present) {
-      if (!this.#devices.has(key) && !where.isHub && this.#isOurs(where.path)) this.#add(key, where);
+    const ours = this.#host.list().filter((where) => !where.isHub && this.#isOurs(where.path));
+    const inReset = new Set(ours.filter(isBeingReset).map(({ path }) => path));
+    const present = new Map(ours.filter((where) => !isBeingReset(where)).map((where) => [keyOf(where), where]));
+    for (const [key, device] of this.#devices) {
+      // One that does not come back from a reset leaves the tree, which the kernel tells.
+      if (!present.has(key) && !inReset.has(device.where.path)) this.#remove(key, device);
     }
+    for (const [key, where] of present) if (!this.#devices.has(key)) this.#add(key, where);
+    clearTimeout(this.#lookLater);
+    if (inReset.size > 0) this.#lookLater = setTimeout(() => this.#look(), RESET_POLL_MS);
   }
 
   #isOurs(path: string): boolean {

@@ -1,5 +1,5 @@
 /** Devices of the host: which are the guest's, who has them when, and what is passed on. */
-import { describe, expect, test } from 'vitest';
+import { describe, expect, onTestFinished, test, vi } from 'vitest';
 import { UsbSpeed, type UsbTransfer } from '../../../devicemodel/hw/usb/device.ts';
 import { HostDevice, hideUas } from '../../../devicemodel/hw/usb/host-device.ts';
 import { type HostUsbDevice, interfacesOf } from '../../../devicemodel/hw/usb/host-tree.ts';
@@ -91,6 +91,41 @@ describe('port mapper', () => {
     made.mapper.start();
     made.host.change([at('1-2', { deviceNumber: 9 })]);
     expect(made.events).toEqual(['+ 1-2', '- 1-2', '+ 1-2 at 11']);
+  });
+
+  test('a device without a number is being reset, and the same one afterwards', async () => {
+    const made = makeMapper(['1-2'], [at('1-2')]);
+    made.mapper.start();
+    expect(await made.plugged[0]?.open()).toBe(true);
+    made.host.change([at('1-2', { deviceNumber: 0 })]);
+    made.host.change([at('1-2')]);
+    expect(made.events).toEqual(['+ 1-2']);
+    made.host.change([at('1-2', { deviceNumber: 0 })]);
+    made.host.change([]);
+    expect(made.events).toEqual(['+ 1-2', '- 1-2']);
+    await made.mapper.stop();
+  });
+
+  test('one that the host resets when it is looked for is found afterwards, though nobody tells', async () => {
+    vi.useFakeTimers();
+    onTestFinished(() => void vi.useRealTimers());
+    const made = makeMapper(['1-2'], [at('1-2', { deviceNumber: 0 }), at('1-3', { deviceNumber: 0 })]);
+    made.mapper.start();
+    vi.advanceTimersByTime(1000);
+    expect(made.events).toEqual([]);
+    made.host.devices = [at('1-2'), at('1-3', { deviceNumber: 0 })];
+    vi.advanceTimersByTime(1000);
+    expect(made.events).toEqual(['+ 1-2']);
+    expect(vi.getTimerCount()).toBe(0);
+    // Another one took its place, and is reset when that is told.
+    made.host.change([at('1-2', { deviceNumber: 0 })]);
+    made.host.devices = [at('1-2', { deviceNumber: 3 })];
+    vi.advanceTimersByTime(1000);
+    expect(made.events).toEqual(['+ 1-2', '- 1-2', '+ 1-2 at 11']);
+    made.host.change([at('1-2', { deviceNumber: 0 })]);
+    expect(vi.getTimerCount()).toBe(1);
+    await made.mapper.stop();
+    expect(vi.getTimerCount()).toBe(0);
   });
 
   test('where the kernel tells nothing there is one line, and what is there is mapped', () => {
