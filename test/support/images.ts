@@ -44,7 +44,7 @@ export function elf32({
   entry = undefined as number | undefined,
   segments = [{ base: 0x200_0000, fileBytes: 6000, memoryBytes: 8192 }] as readonly ElfSegment[],
 } = {}): Uint8Array {
-  const head = new Uint8Array(4096);
+  const head = new Uint8Array(Math.ceil((52 + 32 * segments.length) / 4096) * 4096);
   const view = new DataView(head.buffer);
   head.set([0x7f, 0x45, 0x4c, 0x46, 1, 1, 1]);
   const half = (at: number, value: number) => view.setUint16(at, value, true);

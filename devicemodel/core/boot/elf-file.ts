@@ -163,26 +163,72 @@ function checkIdentity(file: ImageFile, view: DataView): void {
 
 /**
  * Of two parts at one place one is lost, unless it is zeros: old linker scripts have a .bss that reaches into what is
- * loaded after it.
+ * loaded after it. One sweep upwards through memory: a file may have 65,535 segments, and all of them at one place.
  * @param segments in the order they are loaded. @throws ConfigError
  */
 function checkOverlap(file: ImageFile, segments: readonly ElfSegment[]): void {
-  const sorted = [...segments.entries()].toSorted(([, a], [, b]) => a.base - b.base);
-  for (const [i, [order, low]] of sorted.entries()) {
-    for (let at = i + 1; at < sorted.length; at++) {
-      const [otherOrder, high] = sorted[at] as (typeof sorted)[number];
-      if (low.base + low.memoryBytes <= high.base) break;
-      if (order < otherOrder ? losesBytes(low, high) : losesBytes(high, low)) {
-        throw bad(file, `has two segments at one place, 0x${high.base.toString(16)} (p_paddr)`, 'link it anew');
-      }
+  /** Segments that reach up to where the sweep is: those with bytes of the file, first loaded first; and all, last loaded first. */
+  const withBytes = new Heap<LoadedSegment>((a, b) => a.order < b.order);
+  const all = new Heap<LoadedSegment>((a, b) => a.order > b.order);
+  const loaded = segments.map((segment, order): LoadedSegment => ({ ...segment, order }));
+  for (const segment of loaded.toSorted((a, b) => a.base - b.base)) {
+    const { base, order, fileBytes } = segment;
+    const first = withBytes.topWhile((other) => other.base + other.fileBytes > base);
+    const last = all.topWhile((other) => other.base + other.memoryBytes > base);
+    const losesOther = first !== undefined && first.order < order;
+    const isLost = fileBytes > 0 && last !== undefined && last.order > order;
+    if (losesOther || isLost) {
+      throw bad(file, `has two segments at one place, 0x${base.toString(16)} (p_paddr)`, 'link it anew');
     }
+    if (fileBytes > 0) withBytes.push(segment);
+    all.push(segment);
   }
 }
 
-/** Whether bytes of the file are overwritten by what is loaded after them. */
-function losesBytes(first: ElfSegment, then: ElfSegment): boolean {
-  const isBelowEnd = first.base < then.base + then.memoryBytes;
-  return first.fileBytes > 0 && isBelowEnd && then.base < first.base + first.fileBytes;
+interface LoadedSegment extends ElfSegment {
+  readonly order: number;
+}
+
+/** A binary heap that forgets what has gone by when it comes to the top. */
+class Heap<T> {
+  readonly #items: T[] = [];
+  readonly #isBefore: (a: T, b: T) => boolean;
+
+  constructor(isBefore: (a: T, b: T) => boolean) {
+    this.#isBefore = isBefore;
+  }
+
+  push(item: T): void {
+    const items = this.#items;
+    let at = items.length;
+    while (at > 0) {
+      const parent = (at - 1) >> 1;
+      if (!this.#isBefore(item, items[parent] as T)) break;
+      items[at] = items[parent] as T;
+      at = parent;
+    }
+    items[at] = item;
+  }
+
+  /** The first of those that are still there; what is not is dropped. */
+  topWhile(isThere: (item: T) => boolean): T | undefined {
+    while (this.#items.length > 0 && !isThere(this.#items[0] as T)) this.#dropTop();
+    return this.#items[0];
+  }
+
+  #dropTop(): void {
+    const items = this.#items;
+    const last = items.pop() as T;
+    if (items.length === 0) return;
+    let at = 0;
+    for (let child = 1; child < items.length; child = 2 * at + 1) {
+      if (child + 1 < items.length && this.#isBefore(items[child + 1] as T, items[child] as T)) child++;
+      if (!this.#isBefore(items[child] as T, last)) break;
+      items[at] = items[child] as T;
+      at = child;
+    }
+    items[at] = last;
+  }
 }
 
 function programHeaders(file: ImageFile, view: DataView, layout: typeof Class32 | typeof Class64) {

@@ -60,6 +60,7 @@ function parse(file: ImageFile, ram: E820Input): BootImage {
     const isUnderGdt = base + fileBytes > usableLowRam(ram) - GDT_BELOW;
     if (isUnderGdt || base + memoryBytes > ram.lowRamBytes) throw tooSmall(base, memoryBytes, ram);
   }
+  checkPlaces(file, image.segments, ram);
   if (!image.segments.some((s) => image.entry >= s.base && image.entry < s.base + s.memoryBytes)) {
     throw bad(file, `has its entry point, 0x${image.entry.toString(16)}, in none of its segments`);
   }
@@ -124,6 +125,34 @@ function plainImage(file: ImageFile, head: DataView): BootImage {
     );
   }
   return { entry, segments, start: 'plain' };
+}
+
+/** What every PC has there, and not RAM: zeros as well would go over the tables that are written for the guest. */
+const FIRMWARE_AREA = { base: 640 * KiB, end: MiB };
+/** Zeros may lie where a later segment goes; filled again and again they would be nothing but a long wait. */
+const MAX_FILLS = 2;
+
+/** @throws ConfigError for segments where no RAM is, or of which there are far more than RAM. */
+function checkPlaces(file: ImageFile, segments: readonly ElfSegment[], ram: E820Input): void {
+  const { base, end } = FIRMWARE_AREA;
+  const hidden = segments.find((s) => s.base < end && s.base + s.memoryBytes > base);
+  if (hidden !== undefined) {
+    throw bad(
+      file,
+      `has a segment at 0x${hidden.base.toString(16)} (${formatSize(hidden.memoryBytes)}) in video memory and firmware's ` +
+        `tables, 0x${base.toString(16)} to 0x${end.toString(16)}`,
+      'link it to lie below, or from 0x100000 on',
+    );
+  }
+  const totalBytes = segments.reduce((sum, { memoryBytes }) => sum + memoryBytes, 0);
+  if (totalBytes > MAX_FILLS * ram.lowRamBytes) {
+    throw bad(
+      file,
+      `has ${segments.length} segments of ${formatSize(totalBytes)} in all, one over another in ` +
+        `${formatSize(ram.lowRamBytes)} of memory`,
+      'link it anew',
+    );
+  }
 }
 
 function checkInfoIsFree(file: ImageFile, segments: readonly ElfSegment[]): void {

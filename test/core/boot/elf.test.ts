@@ -61,6 +61,31 @@ test('zeros that come first may be where all of a later segment goes', () => {
   expect(Buffer.from(memory.read(0x10_0000, 5000)).equals(noise('elf1', 5000))).toBe(true);
 });
 
+test('whatever lies over one another: it is refused, or every byte of the file is there', () => {
+  const anySegment = fc
+    .record({ page: fc.nat(12), fileBytes: fc.nat(3), moreBytes: fc.nat(6) })
+    .map(({ page, fileBytes, moreBytes }) => ({
+      base: 0x10_0000 + page,
+      fileBytes,
+      memoryBytes: Math.max(fileBytes + moreBytes, 1),
+    }));
+  fc.assert(
+    fc.property(fc.array(anySegment, { minLength: 1, maxLength: 7 }), (all) => {
+      // What loading one after the other would leave of each.
+      const owner = new Map<number, number>();
+      for (const [i, { base, memoryBytes }] of all.entries()) {
+        for (let byte = 0; byte < memoryBytes; byte++) owner.set(base + byte, i);
+      }
+      const isWhole = all.every(({ base, fileBytes }, i) =>
+        Array.from({ length: fileBytes }, (_, byte) => owner.get(base + byte)).every((last) => last === i),
+      );
+      const image = elf32({ entry: all[0]?.base, segments: all });
+      if (isWhole) boot(image);
+      else expect(() => boot(image)).toThrow(/two segments at one place/);
+    }),
+  );
+});
+
 test('the boot CPU starts at the entry point in flat protected mode', () => {
   const { memory, regs } = boot(elf32({ entry: 0x10_0020, segments }));
   expect(regs.rip).toBe(0x10_0020n);
@@ -409,6 +434,7 @@ describe('refused', () => {
     image[at] = value;
     return image;
   };
+  const many = <T>(count: number, segment: T): T[] => new Array<T>(count).fill(segment);
   /** One segment of so many bytes, with the entry in it. */
   const at = (base: number, bytes: number) =>
     elf32({ entry: base, segments: [{ base, fileBytes: bytes, memoryBytes: bytes }] });
@@ -470,6 +496,42 @@ describe('refused', () => {
         ],
       }),
       /two segments at one place, 0x102080/,
+    ],
+    ['over the VGA', at(0x9_f000, 0x2000), /a segment at 0x9f000 \(8 KiB\) in video memory and firmware's tables/],
+    ['under the VGA', at(0xa_0000, 16), /a segment at 0xa0000 .* in video memory/],
+    ["over firmware's tables", at(0xf_2400, 100), /a segment at 0xf2400 .* in video memory/],
+    ['up to 1 MiB', at(0xf_ffff, 1), /a segment at 0xfffff .* in video memory/],
+    [
+      'zeros down into it',
+      elf32({
+        entry: 0x10_0000,
+        segments: [
+          { base: 0x10_0000, fileBytes: 100, memoryBytes: 100 },
+          { base: 0x9_0000, fileBytes: 100, memoryBytes: 0x7_0000 },
+        ],
+      }),
+      /a segment at 0x90000 \(448 KiB\) in video memory/,
+    ],
+    [
+      'more zeros than memory, over one another',
+      elf32({ entry: 0x10_0000, segments: many(9, { base: 0x10_0000, fileBytes: 0, memoryBytes: MiB }) }),
+      /9 segments of 9 MiB in all, one over another in 4 MiB of memory/,
+    ],
+    [
+      'all the segments there can be, at one place',
+      elf32({ entry: 0x10_0000, segments: many(65_535, { base: 0x10_0000, fileBytes: 0, memoryBytes: MiB }) }),
+      /65535 segments of .* in all, one over another/,
+    ],
+    [
+      'all the segments there can be, and the last wipes the first',
+      elf32({
+        entry: 0x10_0000,
+        segments: [
+          { base: 0x10_0000, fileBytes: 32, memoryBytes: 32 },
+          ...many(65_534, { base: 0x10_0000, fileBytes: 0, memoryBytes: 32 }),
+        ],
+      }),
+      /two segments at one place, 0x100000/,
     ],
     ['a bzImage', bzImage(), /is not an ELF file/],
     ['a script', new TextEncoder().encode('#!/bin/sh\n'.repeat(20)), /is not an ELF file: it is a text file/],
