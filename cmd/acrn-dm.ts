@@ -6,7 +6,7 @@ import { DmError, ExitCode } from '../devicemodel/core/errors.ts';
 import { Log, LogLevel } from '../devicemodel/core/log.ts';
 import { pciDrivers } from '../devicemodel/hw/registry.ts';
 import { type BenchmarkOrder, mayNameConfig, parseCommandLine, type ServeOrder, type VmOrder } from './cli.ts';
-import { errorLines, exitCodeOf, fdSink, writeLines } from './report.ts';
+import { errorLines, exitCodeOf, fdSink, oneLine, writeLines } from './report.ts';
 import { disksOf, sizeThreadPool } from './thread-pool.ts';
 
 /** Width of help where there is no terminal to ask. */
@@ -83,16 +83,21 @@ async function main(): Promise<ExitCode> {
 }
 
 async function dryRun(order: VmOrder): Promise<ExitCode> {
-  const [{ describeVm, formatDryRun }, { checkHost, fileProblems, groupProblems, hostTreeProblems, problemsOf }] =
-    await Promise.all([import('./dry-run.ts'), import('../config/preflight.ts')]);
+  const [{ describeVm, formatDryRun }, preflight, { claimFindings }] = await Promise.all([
+    import('./dry-run.ts'),
+    import('../config/preflight.ts'),
+    import('../config/claims.ts'),
+  ]);
+  const { checkHost, fileProblems, groupProblems, hostTreeProblems, problemsOf } = preflight;
   const { config, hostRoot } = order;
   const found = await checkHost(config, { root: hostRoot ?? '', isPlan: true });
   // What another host lacks is what was asked; this one need not be where the VM will run.
   const obstacles = hostRoot === undefined ? [] : found.problems;
   const doubts = hostRoot === undefined ? found.problems.map((problem) => problem.message) : [];
+  const shared = hostRoot === undefined ? claimFindings(config).warnings : [];
   writeLines(standardError, [
-    ...order.notices.map((notice) => `acrn-dm: ${notice.level === 'warn' ? 'warning: ' : ''}${notice.text}`),
-    ...[...doubts, ...found.warnings].map((text) => `acrn-dm: warning: ${text}`),
+    ...order.notices.map((notice) => oneLine(`acrn-dm: ${notice.level === 'warn' ? 'warning: ' : ''}${notice.text}`)),
+    ...[...doubts, ...found.warnings, ...shared].map((text) => oneLine(`acrn-dm: warning: ${text}`)),
   ]);
   const plan = await describeVm(config, hostRoot);
   const written = print(order.format === 'json' ? [JSON.stringify(plan, undefined, 2)] : formatDryRun(plan));

@@ -11,8 +11,8 @@ import { applyOption, argvWording, type DraftedVm, emptyDraft, finishDraft, type
 import type { VmConfig } from '../devicemodel/core/config.ts';
 import { ConfigError, ExitCode } from '../devicemodel/core/errors.ts';
 import { MiB } from '../devicemodel/core/units.ts';
-import { lookupPciDriver, type PciDriverEntry } from '../devicemodel/hw/registry.ts';
-import { getoptLong } from './getopt.ts';
+import { lookupPciDriver, type PciDriverEntry, platformDrivers } from '../devicemodel/hw/registry.ts';
+import { type GetoptItem, getoptLong } from './getopt.ts';
 
 /** What `--help`, `-s help`, `-l help` or `-s DRIVER,help` asks for. */
 export type HelpTopic =
@@ -144,6 +144,7 @@ export function parseCommandLine(
     debug: false,
   };
   const names: string[] = [];
+  const given = new Map<OptionId, string>();
   /** As spelled: what means nothing to a benchmark. */
   const besideBenchmark: string[] = [];
   const files = configPaths(argv).map(readConfig);
@@ -162,6 +163,7 @@ export function parseCommandLine(
     if (topic !== undefined) return { action: 'help', topic };
     // There may be several -l, so the line says which one it means; parseSlots does the same for -s.
     const where = id === 'lpc' ? `${spelled} ${value}` : spelled;
+    noteRepetition(given, item, collected.vm);
     if (!benchmarkOptions.has(id)) besideBenchmark.push(spelled);
     try {
       if ('key' in item.option) applyOption(collected.vm, item.option.id, value ?? '', spelled);
@@ -190,6 +192,25 @@ export function parseCommandLine(
       error,
     );
   }
+}
+
+type GivenOption = Extract<GetoptItem<(typeof optionTable)[number]>, { readonly kind: 'option' }>;
+
+/** Options whose values add up, or where each is something of its own. */
+const isList = ({ id, shape }: VmOption): boolean =>
+  shape === 'texts' || id === 'cpu_affinity' || platformDrivers.some((d) => d.name === id && d.isList === true);
+
+/** Of two values of one option the last counts: who wrote both may have meant the other. */
+function noteRepetition(
+  given: Map<OptionId, string>,
+  { option, value, spelled }: GivenOption,
+  { notices }: VmDraft,
+): void {
+  if (!('key' in option) || value === undefined || isList(option)) return;
+  const before = given.get(option.id);
+  given.set(option.id, value);
+  if (before === undefined || before === value) return;
+  notices.push({ level: 'warn', text: `${spelled} ${value}: replaces "${before}" of an earlier ${spelled}` });
 }
 
 /** What goes with --benchmark: where its guest runs. */

@@ -188,6 +188,7 @@ export function parseLoggerSetting(
   const elements = bare.split(';').filter((element) => element !== '');
   if (elements.length === 0) throw new ConfigError('no log sink is given', { hint });
   const settings = [...earlier];
+  const named = new Set<string>();
   for (const element of elements) {
     const comma = element.indexOf(',');
     const name = comma < 0 ? element : element.slice(0, comma);
@@ -205,6 +206,8 @@ export function parseLoggerSetting(
       notify({ level: 'warn', text: `${sink}: level ${maxLevel} does not exist, taken as ${LogLevel.debug} (all)` });
       maxLevel = LogLevel.debug;
     }
+    if (named.has(sink)) notify({ level: 'warn', text: `${sink} is given twice in "${bare}", the last counts` });
+    named.add(sink);
     const known = settings.findIndex((s) => s.sink === sink);
     if (known >= 0) settings.splice(known, 1);
     settings.push({ sink, level: maxLevel });

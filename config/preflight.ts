@@ -10,6 +10,7 @@ import type { HostFindings, HostTree } from '../devicemodel/hw/pci/driver.ts';
 import { type PciDriverEntry, pciDrivers, platformDriver } from '../devicemodel/hw/registry.ts';
 import { inspectCharBackend } from '../devicemodel/hw/uart/backends/inspect.ts';
 import { parseCharBackend } from '../devicemodel/hw/uart/backends/spec.ts';
+import { claimFindings } from './claims.ts';
 import { formatSlotText, located } from './slot.ts';
 
 /** Reasons why this VM cannot be run, however the host looks. Empty: it can. */
@@ -172,6 +173,7 @@ export function fileProblems(config: VmConfig): DmError[] {
   const { boot } = config;
   if (boot !== undefined) collect(() => checkSoftware(boot, splitRam(config.memoryBytes)));
   collect(() => checkHostPaths(config));
+  problems.push(...claimFindings(config).problems);
   problems.push(...limitProblems(config));
   return problems;
 }
@@ -222,7 +224,9 @@ export async function checkStart(config: VmConfig, warn: (text: string) => void)
   const [problem] = [...problemsOf(config), ...limitProblems(config), ...(await groupProblems(config))];
   if (problem !== undefined) throw problem;
   checkHostPaths(config);
-  const { problems, warnings } = await checkHost(config, { root: '', isPlan: false });
-  for (const warning of warnings) warn(warning);
-  if (problems[0] !== undefined) throw problems[0];
+  const claims = claimFindings(config);
+  const found = await checkHost(config, { root: '', isPlan: false });
+  for (const warning of [...claims.warnings, ...found.warnings]) warn(warning);
+  const [other] = [...claims.problems, ...found.problems];
+  if (other !== undefined) throw other;
 }

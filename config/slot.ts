@@ -8,6 +8,7 @@ import {
   optionsFromText,
   optionUsage,
   optionWords,
+  repeatedOptions,
   UnknownOption,
 } from '../devicemodel/core/options.ts';
 import { type BusMember, checkBus, numberBuses } from '../devicemodel/hw/pci/buses.ts';
@@ -154,7 +155,11 @@ function addSlot(
     text = '';
   }
   const options = parseDriverOptions(driver, text, slot.isTextEmpty === true);
-  for (const what of driver.passedOver?.(options) ?? []) slots.ignored.push(`-s ${value}: ${what}`);
+  const passedOver = [
+    ...repeatedOptions(driver.options, text, driver.itemSeparator),
+    ...(driver.passedOver?.(options) ?? []),
+  ];
+  for (const what of passedOver) slots.ignored.push(`-s ${value}: ${what}`);
   slots.pci.push({ bdf: slot.bdf, driver: driver.name, options, text: slot.text });
 }
 

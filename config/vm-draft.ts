@@ -212,6 +212,7 @@ function addPlatformDevice(into: VmDraft, driver: AnyPlatformDriver, text: strin
   const options: unknown = checkOptions(driver.options, driver.parseText(text));
   const reason = driver.ignored?.(options);
   if (reason !== undefined) into.notices.push({ level: 'warn', text: `${spelled}: ignored, ${reason}` });
+  for (const what of driver.passedOver?.(text) ?? []) into.notices.push({ level: 'warn', text: `${spelled}: ${what}` });
   const earlier = into.platform.findIndex((device) => device.driver === driver.name);
   if (earlier >= 0 && driver.isList !== true) into.platform.splice(earlier, 1);
   for (const [i, device] of into.platform.entries()) {

@@ -12,6 +12,10 @@ export interface OptionMeta {
   readonly help?: string;
   /** Option is written `key=value` or as a bare word, never by position. */
   readonly named?: boolean;
+  /** Everything behind it is its value, commas too. */
+  readonly takesRest?: boolean;
+  /** Of several the first counts, and not the last. */
+  readonly firstCounts?: boolean;
   /** Not for people: neither shown nor written. */
   readonly isHidden?: boolean;
 }
@@ -47,13 +51,42 @@ export class UnknownOption extends ConfigError {
 function optionWordsOf(key: string, schema: unknown): string[] {
   const meta = optionMeta(schema);
   if (meta.named !== true || meta.isHidden === true) return [];
-  const words = (meta.arg ?? key).replace(/\[.*$/, '').split('=', 1)[0] ?? key;
+  const words = (meta.arg ?? key).replace(/\[.*$/, '').split(/[=,]/, 1)[0] ?? key;
   return words.split('|');
 }
 
 /** All words that options of the schema begin with. */
 export function optionWords(schema: OptionSchema): string[] {
   return Object.entries(schema.entries).flatMap(([key, entry]) => optionWordsOf(key, entry));
+}
+
+/**
+ * Options that stand in the text more than once, one line each: one of them counts, and who wrote both may have meant the
+ * other. @param separator between two options.
+ */
+export function repeatedOptions(schema: OptionSchema, text: string, separator: RegExp = /,/): string[] {
+  const words = optionWords(schema);
+  const wordsWith = (mark: 'takesRest' | 'firstCounts') =>
+    Object.entries(schema.entries).flatMap(([key, entry]) =>
+      optionMeta(entry)[mark] === true ? optionWordsOf(key, entry) : [],
+    );
+  const restWords = wordsWith('takesRest');
+  const firstWords = wordsWith('firstCounts');
+  const items = new Map<string, string[]>();
+  for (const item of text.split(separator)) {
+    const word = item.split('=', 1)[0] as string;
+    if (restWords.includes(word)) break;
+    if (words.includes(word)) items.set(word, [...(items.get(word) ?? []), item]);
+  }
+  return [...items.entries()]
+    .filter(([, same]) => same.length > 1)
+    .map(([word, same]) => repetition(same, firstWords.includes(word) ? same[0] : same.at(-1)));
+}
+
+function repetition(items: readonly string[], counting: string | undefined): string {
+  const [first, ...more] = [...new Set(items)];
+  if (more.length === 0) return `"${first}" is given ${items.length === 2 ? 'twice' : `${items.length} times`}`;
+  return `"${counting}" counts, of ${items.map((item) => `"${item}"`).join(' and ')}`;
 }
 
 function isOptional(schema: unknown): boolean {

@@ -8,6 +8,7 @@ import type { CounterKind, Counters } from '../../core/counters.ts';
 import type { InterruptLine, MsiSink, PowerControl } from '../../core/device.ts';
 import type { ConfigError } from '../../core/errors.ts';
 import type { Aml } from '../../core/firmware/aml.ts';
+import type { HostClaim } from '../../core/host-claims.ts';
 import type { Hsm, HypervisorOffers } from '../../core/hsm/hsm.ts';
 import type { IoBus } from '../../core/io-bus.ts';
 import type { Log } from '../../core/log.ts';
@@ -156,6 +157,8 @@ export interface PciDriverInfo<S extends OptionSchema = OptionSchema> {
    * @param isGiven there was the comma; default: the text is not empty
    */
   parseText?(text: string, isGiven?: boolean): Record<string, unknown>;
+  /** Between two options; default: a comma. */
+  readonly itemSeparator?: RegExp;
   /** What of the options means nothing, or something else than is written: C does not say so. Lines for people. */
   passedOver?(options: v.InferOutput<S>): readonly string[];
   /** @throws ConfigError for a device that the hypervisor would have to offer and does not. */
@@ -167,6 +170,8 @@ export interface PciDriverInfo<S extends OptionSchema = OptionSchema> {
   hostPaths?(options: v.InferOutput<S>): readonly string[];
   /** The same for what those paths have to be. Reads only. @throws ConfigError */
   inspectHost?(options: v.InferOutput<S>): void;
+  /** What of the host two functions of one VM cannot both have. Looks at files by their names only. */
+  claims?(options: v.InferOutput<S>): readonly HostClaim[];
   /** As `hostPaths`, for all functions of the driver in one VM, and for what is more than a path. Reads only. */
   checkHost?(slots: readonly PciSlotConfig[], context: CheckContext): Promise<HostFindings>;
 }

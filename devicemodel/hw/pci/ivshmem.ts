@@ -255,11 +255,26 @@ export const ivshmem = definePciDriver({
     if (rest.length < 2 || text.includes('=')) return optionsFromText(IvshmemOptions, text);
     return { name, size, regionId: rest.join(',') };
   },
+  passedOver: ({ regionId: raw }) => {
+    const regionId = regionIdOf(raw);
+    if (String(raw) === String(regionId)) return [];
+    return [`region id "${raw}" is not 0 to ${MAX_REGION_ID}, ${regionId} is used`];
+  },
+  claims: ({ name, size }) => {
+    if (name.startsWith('hv:')) return [{ what: `the region ${name}`, key: `region ${name}` }];
+    return [
+      {
+        what: `the shared memory ${name}`,
+        key: `shm ${name}`,
+        consequence: 'both show the same memory',
+        // Memory that is there with another size is refused.
+        variant: `${size} MiB`,
+        hint: 'give both the same size, or each a name of its own',
+      },
+    ];
+  },
   create(options: Options, env) {
     const regionId = regionIdOf(options.regionId);
-    if (String(options.regionId) !== String(regionId)) {
-      env.log.warn(`region id "${options.regionId}" is not 0 to ${MAX_REGION_ID}, ${regionId} is used`);
-    }
     if (options.name.startsWith('hv:') && Buffer.byteLength(options.name) > MAX_REGION_NAME_BYTES) {
       env.log.warn(`region "${options.name}": the hypervisor compares the first ${MAX_REGION_NAME_BYTES} bytes only`);
     }

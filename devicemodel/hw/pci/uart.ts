@@ -9,6 +9,7 @@ import type { AccessSize } from '../../core/address.ts';
 import { ConfigError } from '../../core/errors.ts';
 import type { HvVdev } from '../../core/hsm/vdev.ts';
 import { optionsFromText } from '../../core/options.ts';
+import { charBackendClaims } from '../uart/backends/claims.ts';
 import { inspectCharBackend } from '../uart/backends/inspect.ts';
 import { parseCharBackend } from '../uart/backends/spec.ts';
 import { definePciDriver, type PciEnv } from './driver.ts';
@@ -133,6 +134,12 @@ export const pciUart = definePciDriver({
   summary: 'PCI serial port, between VMs (vuart_idx) or to the host',
   options: PciUartOptions,
   parseText,
+  claims: ({ backend }) => {
+    if (backend === undefined) return [];
+    const index = vuartIndexOf(backend);
+    if (index === undefined) return charBackendClaims(parseCharBackend(backend));
+    return [{ what: `vUART ${index} of this VM`, key: `vuart ${index}` }];
+  },
   inspectHost: ({ backend }) => {
     if (backend !== undefined && vuartIndexOf(backend) === undefined) inspectCharBackend(parseCharBackend(backend));
   },

@@ -6,6 +6,7 @@ import type * as v from 'valibot';
 import type { Gpa, Port } from '../../core/address.ts';
 import type { PlatformDeviceConfig } from '../../core/config.ts';
 import type { PowerControl } from '../../core/device.ts';
+import type { HostClaim } from '../../core/host-claims.ts';
 import type { Hsm } from '../../core/hsm/hsm.ts';
 import type { KeptOverLives } from '../../core/kept-over-lives.ts';
 import type { Log } from '../../core/log.ts';
@@ -58,6 +59,8 @@ export interface PlatformDriver<Name extends string = string, S extends OptionSc
   parseText(text: string): Record<string, unknown>;
   /** Why these options mean no device at all, if they do. */
   ignored?(options: v.InferOutput<S>): string | undefined;
+  /** What of the text means nothing, lines for people: C does not say so. */
+  passedOver?(text: string): readonly string[];
   /** For a list: the device of an earlier option with what this one adds to it, or undefined if it is another device. */
   merge?(earlier: v.InferOutput<S>, added: v.InferOutput<S>): v.InferOutput<S> | undefined;
   /** What cannot be together in one machine. Asked once for every device of this driver. @throws ConfigError */
@@ -67,6 +70,8 @@ export interface PlatformDriver<Name extends string = string, S extends OptionSc
    * @throws ConfigError; its message goes on after `--name: `.
    */
   inspectHost?(options: v.InferOutput<S>): void;
+  /** What of the host two devices of one VM cannot both have. Looks at files by their names only. */
+  claims?(options: v.InferOutput<S>): readonly HostClaim[];
   /** Nothing on the host is touched here: that is for `start`. */
   create(options: v.InferOutput<S>, env: PlatformEnv): PlatformDevice | Promise<PlatformDevice>;
 }

@@ -51,6 +51,9 @@ export const mmiodevPt = definePlatformDriver({
   isList: true,
   parseText,
   check: assertRoomForHostDevices,
+  claims: ({ base, sizeBytes }) => [
+    { what: `device memory at ${hex(base)}`, key: 'device memory', range: { base, sizeBytes }, hint: 'give it once' },
+  ],
   create: ({ base, sizeBytes }, { hsm, window }) => {
     const gpa = window.allocate(sizeBytes, `--mmiodev_pt ${hex(base)}`);
     return new HostMmio(hsm, { name: '', resources: [{ gpa, hostPhysical: base, sizeBytes }] });

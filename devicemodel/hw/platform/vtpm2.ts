@@ -2,6 +2,7 @@
 import * as v from 'valibot';
 import { ConfigError } from '../../core/errors.ts';
 import { inspectServedSocket } from '../../core/host/socket-path.ts';
+import { placeKey } from '../../core/host-claims.ts';
 import { parseSocketPath } from '../../core/options.ts';
 import { definePlatformDriver } from './driver.ts';
 
@@ -28,6 +29,11 @@ export const vtpm2 = definePlatformDriver({
   summary: 'TPM 2.0 backed by swtpm',
   options: Vtpm2Options,
   parseText,
+  claims: ({ socketPath }) => [{ what: `the TPM at ${socketPath}`, key: placeKey(socketPath) }],
+  passedOver: (text) => {
+    const comma = text.indexOf(',');
+    return comma < 0 ? [] : [`the path ends at the comma, "${text.slice(comma + 1)}" is ignored`];
+  },
   check: (all) => {
     if (!all.some(({ driver }) => driver === 'acpidev_pt')) return;
     throw new ConfigError('--vtpm2 and --acpidev_pt: a VM has one TPM', { hint: 'give one of the two' });

@@ -1,6 +1,7 @@
 /** What can be a disk image, by kind and size. Small: looked at before a VM is asked for, too. */
 import { type Stats, statSync } from 'node:fs';
 import { ConfigError, ExitCode } from '../../core/errors.ts';
+import { fileKey, type HostClaim } from '../../core/host-claims.ts';
 import { alignUp } from '../../core/units.ts';
 import { type ImageOptions, SECTOR_BYTES } from './image-options.ts';
 
@@ -54,4 +55,17 @@ export function diskPart(
 export function inspectImage(path: string, options: Pick<ImageOptions, 'range' | 'sectorSize'> = {}): void {
   const stat = statSync(path, { throwIfNoEntry: false });
   if (stat !== undefined && !stat.isBlockDevice()) diskPart(path, imageFileSize(stat, path), options);
+}
+
+/** An image is one disk's alone, unless all only read it or have parts that do not overlap: as the locks on it say. */
+export function imageClaim(path: string, { ro, range, sectorSize }: Partial<ImageOptions>): HostClaim {
+  const sectorBytes = sectorSize?.logical ?? SECTOR_BYTES;
+  const part = range && { base: range.startLba * sectorBytes, sizeBytes: range.sectors * sectorBytes };
+  return {
+    what: `the image ${path}`,
+    key: fileKey(path),
+    isShared: ro === true,
+    ...(part === undefined ? {} : { range: part }),
+    hint: 'give both the image with ro, or parts that do not overlap with range=',
+  };
 }

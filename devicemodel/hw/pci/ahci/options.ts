@@ -1,9 +1,9 @@
 /** Options of ahci, ahci-hd and ahci-cd: the C device model's grammar, checked before anything on the host is touched. */
 import * as v from 'valibot';
 import { ConfigError } from '../../../core/errors.ts';
-import { optionWords, UnknownOption } from '../../../core/options.ts';
+import { optionWords, repeatedOptions, UnknownOption } from '../../../core/options.ts';
 import { imageOptions, parseImageItem, refuseItem } from '../../storage/image-options.ts';
-import { inspectImage } from '../../storage/image-size.ts';
+import { imageClaim, inspectImage } from '../../storage/image-size.ts';
 import { describePciDriver } from '../driver.ts';
 import { MAX_PORTS } from './registers.ts';
 
@@ -95,6 +95,12 @@ function describe(name: string, first: DriveKind, summary: string, aliases: read
     options: AhciOptions,
     parseText: (text) => parseAhciText(name, first, text),
     hostPaths: (options) => images(options).map(({ path }) => path),
+    // A CD is only read, as its lock says.
+    claims: ({ ports }) =>
+      ports.flatMap(({ drive, image }) =>
+        image === undefined ? [] : [imageClaim(image.path, { ...image, ro: image.ro || drive === 'cd' })],
+      ),
+    passedOver: ({ ports }) => ports.flatMap(({ text }) => repeatedOptions(imageOnly, text)),
     inspectHost: (options) => {
       for (const image of images(options)) inspectImage(image.path, image);
     },

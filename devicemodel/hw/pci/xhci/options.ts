@@ -45,7 +45,7 @@ export const XhciOptions = v.strictObject({
       }),
     ),
   ),
-  /** Words that are no option. */
+  /** What means nothing, one line each. */
   unknown: v.optional(v.pipe(v.array(v.string()), v.metadata({ isHidden: true, named: true })), []),
 });
 export type XhciOptions = v.InferOutput<typeof XhciOptions>;
@@ -72,11 +72,12 @@ export function parseXhciText(text: string, isGiven = text !== ''): Record<strin
           hint: 'lsusb -t shows buses and ports',
         });
       }
-      if (!ports.includes(item)) ports.push(item);
+      if (ports.includes(item)) unknown.push(`"${item}" is given twice`);
+      else ports.push(item);
     } else if (item === 'tablet') {
       out['tablet'] = true;
     } else if (key === 'log' || key === 'cap') {
-      if (value === undefined) unknown.push(item);
+      if (value === undefined) unknown.push(`"${item}" has no value and is ignored`);
       else out[key] = key === 'cap' && value.startsWith('apl') ? 'apl' : value;
     } else {
       throw new UnknownOption(item);
@@ -103,9 +104,10 @@ export const xhciInfo = describePciDriver({
   options: XhciOptions,
   isSingle: true,
   parseText: parseXhciText,
+  itemSeparator: /[,:]/,
   passedOver: ({ log, unknown }) => [
     ...(log === undefined || /^[fwidv]/i.test(log) ? [] : [`log=${log} is none of F, W, I, D and V and is ignored`]),
-    ...unknown.map((word) => `"${word}" has no value and is ignored`),
+    ...unknown,
   ],
   inspectHost: ({ ports }) => {
     for (const busPort of ports) checkPort(busPort);

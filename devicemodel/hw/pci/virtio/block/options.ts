@@ -3,7 +3,7 @@ import * as v from 'valibot';
 import { ConfigError } from '../../../../core/errors.ts';
 import { UnknownOption } from '../../../../core/options.ts';
 import { imageOptions, parseCount, parseImageItem, refuseItem, splitItem } from '../../../storage/image-options.ts';
-import { inspectImage } from '../../../storage/image-size.ts';
+import { imageClaim, inspectImage } from '../../../storage/image-size.ts';
 import { describePciDriver } from '../../driver.ts';
 import { transportOption } from '../transport/options.ts';
 
@@ -133,6 +133,7 @@ export const blockInfo = describePciDriver({
   parseText: parseBlockText,
   passedOver: meaningless,
   hostPaths: ({ path }) => (path === '' ? [] : [path]),
+  claims: (options) => (options.path === '' ? [] : [imageClaim(options.path, options)]),
   inspectHost: (options) => {
     if (options.path !== '') inspectImage(options.path, options);
   },

@@ -1,6 +1,7 @@
 /** Options of virtio-console: the C device model's grammar. */
 import * as v from 'valibot';
 import { ConfigError } from '../../../../core/errors.ts';
+import { charBackendClaims } from '../../../uart/backends/claims.ts';
 import { inspectCharBackend } from '../../../uart/backends/inspect.ts';
 import type { CharBackendSpec } from '../../../uart/backends/spec.ts';
 import { describePciDriver } from '../../driver.ts';
@@ -83,6 +84,12 @@ export const consoleInfo = describePciDriver({
   summary: 'consoles and serial ports',
   options: ConsoleOptions,
   parseText: parseConsoleText,
+  claims: ({ ports }) => ports.flatMap(({ backend }) => charBackendClaims(backend)),
+  passedOver: ({ ports }) => {
+    const names = ports.map(({ name }) => name).filter((name) => name !== '');
+    const twice = new Set(names.filter((name, i) => names.indexOf(name) !== i));
+    return [...twice].map((name) => `two ports are named "${name}": the guest finds one of them by its name`);
+  },
   inspectHost: ({ ports }) => {
     for (const { backend } of ports) inspectCharBackend(backend);
   },

@@ -90,6 +90,11 @@ export const gpioInfo = describePciDriver({
   options: GpioOptions,
   parseText: parseGpioText,
   isSingle: true,
+  passedOver: ({ chips }) => {
+    const lines = chips.flatMap(({ chip, lines: ofChip }) => ofChip.map(({ line }) => `${line} of ${chip}`));
+    const twice = new Set(lines.filter((line, i) => lines.indexOf(line) !== i));
+    return [...twice].map((line) => `line ${line} is given twice: the guest gets it once, the other does nothing`);
+  },
   // A chip that is missing is one of several that can be left out.
   hostPaths: ({ chips }) => (chips.length === 1 ? chips.map(({ chip }) => `/dev/${chip}`) : []),
 });

@@ -49,5 +49,13 @@ export const i2cInfo = describePciDriver({
   summary: 'clients of the I2C buses of the host',
   options: I2cOptions,
   parseText: parseI2cText,
+  claims: ({ buses }) =>
+    buses.flatMap(({ bus, clients }) =>
+      clients.map(({ address }) => ({
+        what: `address ${address.toString(16)} of /dev/i2c-${bus}`,
+        key: `i2c ${bus} ${address}`,
+        consequence: 'the guest sees the client twice',
+      })),
+    ),
   hostPaths: ({ buses }) => buses.map(({ bus }) => `/dev/i2c-${bus}`),
 });

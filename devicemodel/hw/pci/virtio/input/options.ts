@@ -2,6 +2,7 @@
 import * as v from 'valibot';
 import { ConfigError } from '../../../../core/errors.ts';
 import { inspectCharDevice } from '../../../../core/host/char-device.ts';
+import { fileKey } from '../../../../core/host-claims.ts';
 import { describePciDriver } from '../../driver.ts';
 
 export const InputOptions = v.strictObject({
@@ -48,6 +49,7 @@ export const inputInfo = describePciDriver({
   options: InputOptions,
   parseText: parseInputText,
   hostPaths: ({ path }) => (displayKindOf(path) === undefined ? [path] : []),
+  claims: ({ path }) => (displayKindOf(path) === undefined ? [{ what: path, key: fileKey(path) }] : []),
   inspectHost: ({ path }) => {
     if (displayKindOf(path) === undefined) inspectCharDevice(path, 'input', 'not an input device');
   },

@@ -22,7 +22,12 @@ export const NetOptions = v.strictObject({
       v.string(),
       v.minLength(1, 'the name is missing'),
       v.check(isInterfaceName, `must be an interface name: at most ${MAX_NAME_BYTES} bytes, without / : and blanks`),
-      v.metadata({ arg: 'tap=NAME', help: 'tap or macvtap interface; a tap is made if there is none', named: true }),
+      v.metadata({
+        arg: 'tap=NAME',
+        help: 'tap or macvtap interface; a tap is made if there is none',
+        named: true,
+        firstCounts: true,
+      }),
     ),
   ),
   vhost: v.optional(
@@ -39,7 +44,15 @@ export const NetOptions = v.strictObject({
     ),
   ),
   macSeed: v.optional(
-    v.pipe(v.string(), v.metadata({ arg: 'mac_seed=TEXT', help: 'right after tap=NAME, up to the end', named: true })),
+    v.pipe(
+      v.string(),
+      v.metadata({
+        arg: 'mac_seed=TEXT',
+        help: 'right after tap=NAME, up to the end',
+        named: true,
+        takesRest: true,
+      }),
+    ),
   ),
   offload: v.optional(
     v.pipe(v.boolean(), v.metadata({ arg: 'offload', help: 'checksum and segmentation offloads', named: true })),
@@ -77,7 +90,8 @@ export function parseNetText(text: string, isGiven = text !== ''): Record<string
     const [, key, value] = /^(mac|transport|tap)=(.*)$/s.exec(item) ?? [];
     if (FLAGS.has(item)) options[item] = true;
     else if (key !== undefined && (key !== 'tap' || options['tap'] === undefined)) options[key] = value;
-    else if (item !== '') unknown.push(item);
+    // A second interface is told from what is no option at all.
+    else if (key !== 'tap' && item !== '') unknown.push(item);
   }
   return { ...options, unknown };
 }
@@ -87,6 +101,20 @@ export const netInfo = describePciDriver({
   summary: 'network interface on a tap or macvtap',
   options: NetOptions,
   parseText: parseNetText,
+  claims: ({ tap, mac }) => [
+    ...(tap === undefined
+      ? []
+      : [{ what: `the interface ${tap}`, key: `tap ${tap}`, consequence: 'only one of them has a link' }]),
+    ...(mac === undefined
+      ? []
+      : [
+          {
+            what: `the address ${mac.map((byte) => byte.toString(16).padStart(2, '0')).join(':')}`,
+            key: `mac ${mac.join(':')}`,
+            consequence: 'in one network frames reach only one of them',
+          },
+        ]),
+  ],
   passedOver: ({ tap, macSeed, unknown }) => [
     ...unknown.map((word) => `"${word}" is no option of virtio-net and is ignored`),
     ...(tap === undefined && macSeed === undefined ? ['without tap=NAME the guest has no link'] : []),

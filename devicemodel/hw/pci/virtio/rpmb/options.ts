@@ -2,6 +2,7 @@
 import { statSync } from 'node:fs';
 import * as v from 'valibot';
 import { ConfigError, ExitCode } from '../../../../core/errors.ts';
+import { outputClaim } from '../../../../core/host-claims.ts';
 import { UnknownOption } from '../../../../core/options.ts';
 import { MiB } from '../../../../core/units.ts';
 import { inspectCharBackend } from '../../../uart/backends/inspect.ts';
@@ -63,6 +64,10 @@ export const rpmbInfo = describePciDriver({
   options: RpmbOptions,
   isSingle: true,
   parseText: parseRpmbText,
+  claims: ({ isPhysical, path }) => {
+    const { what, key } = outputClaim(path);
+    return isPhysical ? [] : [{ what, key }];
+  },
   inspectHost: ({ isPhysical, path }) => {
     if (isPhysical || path === DEFAULT_PATH) return;
     inspectCharBackend({ kind: 'file', path });

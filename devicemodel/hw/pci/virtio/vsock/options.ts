@@ -26,4 +26,5 @@ export const vsockInfo = describePciDriver({
   summary: 'sockets between host and guest, by the kernel',
   options: VsockOptions,
   parseText: parseVsockText,
+  claims: ({ cid }) => [{ what: `cid ${cid}`, key: `cid ${cid}` }],
 });
