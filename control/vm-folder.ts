@@ -5,6 +5,7 @@
 import {
   closeSync,
   constants,
+  existsSync,
   fchmodSync,
   fstatSync,
   ftruncateSync,
@@ -21,6 +22,7 @@ import { ExitCode, HostError } from '../devicemodel/core/errors.ts';
 import { Errno } from '../devicemodel/core/host/errno.ts';
 import { tryLock } from '../devicemodel/core/host/file-lock.ts';
 import { ensureOwnFolder, FolderMode } from '../devicemodel/core/host/folders.ts';
+import { isListenedAt } from '../devicemodel/core/host/socket-path.ts';
 import type { Log } from '../devicemodel/core/log.ts';
 import { vmFoldersRoot } from './vm-paths.ts';
 
@@ -33,12 +35,17 @@ export function ensureVmFolder(name: string): string {
   return folder;
 }
 
+/** Nobody else may open it: who can read a file can lock it, and a name would be taken as long as he likes. */
+const LOCK_MODE = 0o600;
 /** How often somebody who takes the folder of a dead VM away is waited for, and how long. */
 const SWEEP_TRIES = 100;
 const SWEEP_WAIT_MS = 5;
+/** How often where a process has the number that is in the lock: another one may have got it since. */
+const ALIVE_TRIES = 3;
 
-/** Whether a process with the number that a lock names is there; what is no number is nobody's yet. */
-function isAlive(pidText: string): boolean {
+/** Whether a process with the number that a lock names is there. No number: whoever has the lock is about to say who it is. */
+function isAlive(pidText: string | undefined): boolean {
+  if (pidText === undefined || pidText === '') return false;
   if (!/^\d{1,9}$/.test(pidText)) return true;
   try {
     process.kill(Number(pidText), 0);
@@ -65,26 +72,34 @@ function namesIn(folder: string): string[] {
   }
 }
 
-/** Take away what VMs that were killed left, whatever their names: as a VM that ends does. */
-function sweepDeadFolders(): void {
+/**
+ * Take away what VMs that were killed left, whatever their names: as a VM that ends does. Only the lock says that a VM is
+ * gone: the number in it may be another process's by now, or not be there yet. @returns their names.
+ */
+export function sweepDeadFolders(): string[] {
   const root = vmFoldersRoot();
-  for (const name of namesIn(root)) {
+  return namesIn(root).filter((name) => removeIfDead(join(root, name)));
+}
+
+function removeIfDead(folder: string): boolean {
+  const path = join(folder, 'lock');
+  const socket = join(folder, 'api.sock');
+  try {
+    // A VM that was started without the lock.
+    if (!lstatSync(folder).isDirectory() || (!existsSync(path) && isListenedAt(socket))) return false;
+    const fd = openSync(path, constants.O_RDWR | constants.O_CREAT | constants.O_NOFOLLOW, LOCK_MODE);
     try {
-      const path = join(root, name, 'lock');
-      const pid = readPid(path);
-      if (pid === undefined || isAlive(pid)) continue;
-      const fd = openSync(path, constants.O_RDWR | constants.O_NOFOLLOW);
-      try {
-        if (!tryLock(fd, 'exclusive', path) || lstatSync(path).ino !== fstatSync(fd).ino) continue;
-        rmSync(join(root, name, 'api.sock'), { force: true });
-        rmSync(path);
-        rmdirSync(join(root, name));
-      } finally {
-        closeSync(fd);
-      }
-    } catch {
-      // Another VM was quicker, or it is not ours to take away.
+      if (!tryLock(fd, 'exclusive', path) || lstatSync(path).ino !== fstatSync(fd).ino) return false;
+      rmSync(socket, { force: true });
+      rmSync(path);
+      rmdirSync(folder);
+      return true;
+    } finally {
+      closeSync(fd);
     }
+  } catch {
+    // Another VM was quicker, or it is not ours to take away.
+    return false;
   }
 }
 
@@ -103,10 +118,10 @@ function claim(name: string, log: Log, tries: number): () => void {
   let isFree: boolean;
   try {
     path = join(ensureVmFolder(name), 'lock');
-    fd = openSync(path, constants.O_RDWR | constants.O_CREAT | constants.O_NOFOLLOW, 0o644);
+    fd = openSync(path, constants.O_RDWR | constants.O_CREAT | constants.O_NOFOLLOW, LOCK_MODE);
     isFree = tryLock(fd, 'exclusive', path);
     // Whatever the umask: the next VM of the name has to open it.
-    if (isFree) fchmodSync(fd, 0o644);
+    if (isFree) fchmodSync(fd, LOCK_MODE);
   } catch (error) {
     if (fd >= 0) closeSync(fd);
     // Between our making the folder and looking into it, its former owner took it away.
@@ -117,7 +132,7 @@ function claim(name: string, log: Log, tries: number): () => void {
   if (!isFree) {
     closeSync(fd);
     const pid = readPid(path);
-    if (tries > 0 && (pid === undefined || !isAlive(pid))) {
+    if (tries > (isAlive(pid) ? SWEEP_TRIES - ALIVE_TRIES : 0)) {
       Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, SWEEP_WAIT_MS);
       return claim(name, log, tries - 1);
     }

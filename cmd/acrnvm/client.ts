@@ -141,7 +141,7 @@ export function deadRegions(): string[] {
 }
 
 /** @throws ClientError: that nothing can be seen there does not mean that nothing runs. */
-function foldersIn(path: string): string[] {
+export function foldersIn(path: string): string[] {
   try {
     return readdirSync(path).sort();
   } catch (error) {
@@ -162,7 +162,8 @@ function isHeld(name: string): boolean {
     // Nobody's yet, or of a process that was killed before it wrote its number: number 0 would be ourselves.
     if (pid > 0) process.kill(pid, 0);
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'EPERM') return false;
+    // The lock of another user's VM is not for us to read, and the process not for us to ask.
+    if (!['EPERM', 'EACCES'].includes((error as NodeJS.ErrnoException).code ?? '')) return false;
   }
   // The number may be another process's by now; the lock is not.
   return isLocked(lock);

@@ -1,13 +1,12 @@
 /** What acrnvm can be told, a word each. */
 import { spawn } from 'node:child_process';
 import { rmSync } from 'node:fs';
-import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { vmFoldersRoot } from '../../control/vm-paths.ts';
 import { ExitCode } from '../../devicemodel/core/errors.ts';
 import { parseBytes } from '../../devicemodel/core/units.ts';
-import { ClientError, call, deadSocketsOfAcrnctl, listVms, socketOf, type VmRow } from './client.ts';
+import { ClientError, call, deadSocketsOfAcrnctl, foldersIn, listVms, socketOf, type VmRow } from './client.ts';
 import { columns } from './columns.ts';
 import { completionScript, type Verb } from './completion.ts';
 import { attachConsole } from './console.ts';
@@ -212,12 +211,16 @@ export const commands: readonly Command[] = [
     takesVm: false,
     words: 0,
     run: async ({ isJson }) => {
-      const folders = (await listVms()).filter(({ state }) => state === 'dead').map(({ name }) => name);
-      for (const name of folders) rmSync(join(vmFoldersRoot(), name), { recursive: true, force: true });
+      // Locks need calls that Node does not have: they are loaded for this alone.
+      const [{ sweepDeadFolders }, { removeDeadRegions }] = await Promise.all([
+        import('../../control/vm-folder.ts'),
+        import('../../devicemodel/core/host/dead-regions.ts'),
+      ]);
+      // What may not be looked into is said.
+      foldersIn(vmFoldersRoot());
+      const folders = sweepDeadFolders();
       const sockets = await deadSocketsOfAcrnctl();
       for (const { path } of sockets) rmSync(path, { force: true });
-      // Locks need calls that Node does not have: they are loaded for this alone.
-      const { removeDeadRegions } = await import('../../devicemodel/core/host/dead-regions.ts');
       const regions = removeDeadRegions();
       const names = [...new Set([...folders, ...sockets.map(({ vmName }) => vmName)])].sort();
       const dead = [...names, ...regions];

@@ -94,6 +94,8 @@ test('ls and info, for people and for programs', async () => {
 });
 
 test('a VM is there as long as its lock is, whoever has its number', async () => {
+  // Before the others are left: who takes a name clears them away.
+  const release = claimName('deaf', memoryLog().log);
   for (const [name, pid] of [
     ['number-of-another', process.pid],
     ['killed-at-once', ''],
@@ -101,7 +103,6 @@ test('a VM is there as long as its lock is, whoever has its number', async () =>
     mkdirSync(vmFolder(String(name)), { recursive: true });
     writeFileSync(join(vmFolder(String(name)), 'lock'), `${pid}`);
   }
-  const release = claimName('deaf', memoryLog().log);
   try {
     expect(JSON.parse((await acrnvm('ls', '--json')).stdout)).toMatchObject([
       { name: 'deaf', state: 'without an API' },

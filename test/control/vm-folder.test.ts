@@ -5,6 +5,7 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { claimName } from '../../control/vm-folder.ts';
 import { defaultApiSocket, vmFoldersRoot } from '../../control/vm-paths.ts';
 import { ExitCode, HostError } from '../../devicemodel/core/errors.ts';
+import { listenUnix } from '../../devicemodel/core/host/unix-listener.ts';
 import { memoryLog } from '../support/memory-log.ts';
 import { scratchDirectory } from '../support/pty.ts';
 
@@ -59,30 +60,57 @@ describe('a name', () => {
     claimName('vm1', memoryLog().log)();
   });
 
-  test.each([
-    ['a lock alone', () => {}],
-    ['the socket of its API, too', (folder: string) => writeFileSync(join(folder, 'api.sock'), '')],
-  ])('what a dead VM of another name left goes: %s', (_what, leave) => {
-    const folder = scratch.file('run/vm/dead');
+  /** By name of the file, what is in it. */
+  const leftovers: Array<[string, Readonly<Record<string, string>>]> = [
+    ['a folder alone: killed before it made the lock', {}],
+    ['a lock without a number: killed before it wrote it', { lock: '' }],
+    ['a lock', { lock: '4194305\n' }],
+    ['a lock and the socket of its API', { lock: '4194305\n', 'api.sock': '' }],
+    ['a socket alone: killed at its end', { 'api.sock': '' }],
+    ['a lock with a number that another process has by now', { lock: `${process.pid}\n`, 'api.sock': '' }],
+    ['a lock with what is no number', { lock: 'x\n' }],
+  ];
+  function leave(name: string, files: Readonly<Record<string, string>>): string {
+    const folder = scratch.file(`run/vm/${name}`);
     mkdirSync(folder, { recursive: true, mode: 0o755 });
-    writeFileSync(join(folder, 'lock'), '4194305\n');
-    leave(folder);
+    for (const [file, text] of Object.entries(files)) writeFileSync(join(folder, file), text);
+    return folder;
+  }
+
+  test.each(leftovers)('what a dead VM of another name left goes: %s', (_what, files) => {
+    leave('dead', files);
     const release = claimName('vm1', memoryLog().log);
     expect(readdirSync(scratch.file('run/vm'))).toEqual(['vm1']);
     release();
   });
 
-  test.each([
+  test.each(leftovers)('what a dead VM of this name left is in nobody’s way: %s', (_what, files) => {
+    leave('vm1', files);
+    const release = claimName('vm1', memoryLog().log);
+    expect(readFileSync(scratch.file('run/vm/vm1/lock'), 'utf8')).toBe(`${process.pid}\n`);
+    release();
+  });
+
+  test.each<[string, string | undefined, string]>([
     ['its process lives', `${process.pid}\n`, 'api.sock'],
     ['its process has not said which it is', '', 'api.sock'],
+    ['its process has the number of one that is gone', '4194305\n', 'api.sock'],
     ['something else is in it', '4194305\n', 'notes'],
   ])('what is another VM’s stays: %s', (_what, pid, file) => {
-    const folder = scratch.file('run/vm/other');
-    mkdirSync(folder, { recursive: true, mode: 0o755 });
-    writeFileSync(join(folder, 'lock'), pid);
-    writeFileSync(join(folder, file), '');
+    const folder = leave('other', { [file]: '' });
+    const release = file === 'notes' ? () => {} : claimName('other', memoryLog().log);
+    writeFileSync(join(folder, 'lock'), pid ?? '');
     claimName('vm1', memoryLog().log)();
     expect(existsSync(join(folder, file))).toBe(true);
+    release();
+  });
+
+  test('the socket of a VM that has no lock stays while somebody listens', async () => {
+    const folder = leave('other', {});
+    const listener = await listenUnix(join(folder, 'api.sock'), () => {});
+    claimName('vm1', memoryLog().log)();
+    expect(readdirSync(folder)).toEqual(['api.sock']);
+    listener.close();
   });
 
   test('is not guarded where there is no place for it, and the VM runs', () => {
@@ -93,11 +121,11 @@ describe('a name', () => {
     expect(lines.join()).toContain('is not guarded');
   });
 
-  test.each([0, 0o022, 0o077, 0o777])('under umask %i its lock can be read by all, and written by us', (umask) => {
+  test.each([0, 0o022, 0o077, 0o777])('under umask %i nobody else can open its lock, and hold it', (umask) => {
     const before = process.umask(umask);
     try {
       const release = claimName('vm1', memoryLog().log);
-      expect(statSync(scratch.file('run/vm/vm1/lock')).mode & 0o777).toBe(0o644);
+      expect(statSync(scratch.file('run/vm/vm1/lock')).mode & 0o777).toBe(0o600);
       expect(statSync(scratch.file('run/vm')).mode & 0o777).toBe(0o755);
       release();
     } finally {
