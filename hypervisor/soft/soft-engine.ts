@@ -153,8 +153,10 @@ export class SoftEngine implements CpuEngine {
 
   mapMemory(gpa: Gpa, bytes: Uint8Array, _hostAddress: bigint | undefined, writable: boolean): MemoryWindow {
     const end = gpa + bytes.length;
-    if (end > FOUR_GIB) this.#log.warn(`memory at ${hex(gpa)} is out of reach of a 32-bit CPU`);
-    else if (gpa < this.#need().memorySizeBytes) this.#log.warn(`memory at ${hex(gpa)} is hidden by RAM`);
+    // A guest may move its BAR without end.
+    const warn = (what: string) => this.#log.rationed('warn', () => `memory at ${hex(gpa)} ${what}`);
+    if (end > FOUR_GIB) warn('is out of reach of a 32-bit CPU');
+    else if (gpa < this.#need().memorySizeBytes) warn('is hidden by RAM');
     const window: Window = {
       base: gpa,
       end,
