@@ -135,7 +135,7 @@ export class FunctionInterrupts {
    * A table may have 2048, which no host has interrupts for.
    */
   #growMsix(count: number): void {
-    if (count <= this.#msix.count) return;
+    if (count <= this.#msix.asked) return;
     const inStore = Math.max(STORE_VECTORS, 2 ** Math.ceil(Math.log2(count)));
     this.#msix.resize(Math.min(this.table.vectors, inStore));
   }

@@ -32,25 +32,29 @@ export class Vectors {
   readonly #parts: VectorsParts;
   readonly #vectors: Vector[] = [];
   readonly #poll = new PollSet(1);
-  /** Those that the device may signal. */
+  /** Those that the device may signal: fewer than were asked for where the host has no more. */
   #count = 0;
+  #asked = 0;
 
   constructor(parts: VectorsParts) {
     this.#parts = parts;
   }
 
-  get count(): number {
-    return this.#count;
+  /** So many were asked for, and some are on; asked again, the host would give no others. */
+  get asked(): number {
+    return this.#asked;
   }
 
   /** The device signals so many vectors from now on; 0: none. What was pending is gone where none was before. */
   resize(count: number): void {
     const { device, kind, log } = this.#parts;
-    if (count === this.#count) return;
+    // Turned off and on again, signals between are lost.
+    if (count === this.#asked) return;
     // VFIO takes no further vectors while some are on.
     if (this.#count > 0) device.disableInterrupts(kind);
     const isFirst = this.#count === 0;
     this.#count = 0;
+    this.#asked = 0;
     if (count === 0) {
       this.dispose();
       return;
@@ -68,6 +72,7 @@ export class Vectors {
       return;
     }
     this.#count = given;
+    this.#asked = count;
     this.updateAll();
   }
 
