@@ -7,7 +7,7 @@
 import { type Gpa, type Gsi, hex } from '../../devicemodel/core/address.ts';
 import type { MsiMessage } from '../../devicemodel/core/device.ts';
 import { BugError, ExitCode, HostError } from '../../devicemodel/core/errors.ts';
-import { mendAll } from '../../devicemodel/core/host/bus-faults.ts';
+import { hasGuardedMappings, mendAll } from '../../devicemodel/core/host/bus-faults.ts';
 import { describeErrno, Errno } from '../../devicemodel/core/host/errno.ts';
 import type { Kvm, KvmVcpu, KvmVm } from '../../devicemodel/core/host/kvm.ts';
 import { KvmExit, RunField, type VcpuBlob, vcpuBlobs } from '../../devicemodel/core/host/kvm-abi.ts';
@@ -26,6 +26,8 @@ import { describeRegisters, restore, setStart, snapshotOf, type VcpuSnapshot } f
 /** Three pages and one that Intel's CPUs need for real mode: in the gap below the firmware, where nothing else is. */
 const IntelPages = { identityMap: 0xfeff_c000, tss: 0xfeff_d000 } as const;
 const IRQCHIPS = ['pic', 'pic-slave', 'ioapic'] as const;
+/** Another process may cut shared memory and give it back all the time; an access that can be made is made by then. */
+const MAX_FAULTS_OF_WHOLE_MEMORY = 256;
 
 export interface KvmEngineOptions {
   readonly kvm: Kvm;
@@ -77,8 +79,8 @@ export class KvmEngine implements CpuEngine {
   /** By vCPU: its request waits for the device model. */
   readonly #isWaiting = new Uint8Array(IOREQ_SLOTS);
   #waiting = 0;
-  /** By vCPU: its last exit was EFAULT, and nothing was missing that could be mended. */
-  readonly #hasFaulted = new Uint8Array(IOREQ_SLOTS);
+  /** By vCPU: so many times in a row its exit was EFAULT, and nothing was missing that could be mended. */
+  readonly #faultsOfWhole = new Uint16Array(IOREQ_SLOTS);
   /** Exits of vCPUs that came back while somebody wants them to stand still; undefined: nobody does. */
   #held: { readonly vcpu: number; readonly result: number }[] | undefined;
   #isClosed = false;
@@ -158,7 +160,7 @@ export class KvmEngine implements CpuEngine {
     runner.forget();
     this.#held = undefined;
     this.#isWaiting.fill(0);
-    this.#hasFaulted.fill(0);
+    this.#faultsOfWhole.fill(0);
     this.#waiting = 0;
     for (const vcpu of vcpus) restore(vcpu.kvm, vcpu.initial);
     for (const chip of chips) vm.setIrqchip(chip);
@@ -252,7 +254,7 @@ export class KvmEngine implements CpuEngine {
       machine.runner.resume(vcpu);
       return;
     }
-    this.#hasFaulted[vcpu] = 0;
+    this.#faultsOfWhole[vcpu] = 0;
     switch (view.getUint32(RunField.exitReason, true)) {
       case KvmExit.Io:
         access.beginIo();
@@ -277,12 +279,14 @@ export class KvmEngine implements CpuEngine {
   /**
    * Memory that the guest shares was cut by another process: with its pages back, the access is made again. Nothing is
    * missing, too, when somebody was quicker: another vCPU's exit, another VM with that memory. Only an access that fails
-   * again then is one that KVM cannot make.
+   * again and again then is one that KVM cannot make.
    */
   #mendAfterFault(vcpu: number): void {
     const isMended = mendAll();
-    if (!isMended && this.#hasFaulted[vcpu] !== 0) throw this.#runFailure(vcpu, -Errno.EFAULT);
-    this.#hasFaulted[vcpu] = isMended ? 0 : 1;
+    const faults = this.#faultsOfWhole[vcpu] as number;
+    const most = hasGuardedMappings() ? MAX_FAULTS_OF_WHOLE_MEMORY : 1;
+    if (!isMended && faults >= most) throw this.#runFailure(vcpu, -Errno.EFAULT);
+    this.#faultsOfWhole[vcpu] = isMended ? 0 : faults + 1;
   }
 
   /** Carry the access on until all of it is done, or the device model is asked. */

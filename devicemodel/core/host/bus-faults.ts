@@ -251,6 +251,11 @@ export function mendAll(): boolean {
   return isCut;
 }
 
+/** Whether any memory is there that another process may cut, and give back, at any time. */
+export function hasGuardedMappings(): boolean {
+  return guarded.size > 0;
+}
+
 /** Every page is read once: one that is missing faults here, where the handler sees it. */
 function touch(bytes: Uint8Array): void {
   for (let at = 0; at < bytes.length; at += PAGE_BYTES) Atomics.load(bytes, at);

@@ -162,10 +162,30 @@ describe('shared memory that another process cut', () => {
   test('nothing was cut, and the access fails again: KVM cannot go on', async () => {
     shared();
     const vm = await machine();
+    for (let i = 0; i < 1000; i++) vm.vcpu.script.push(exits.fails(EFAULT));
+    vm.hsm.startVm();
+    expect(() => {
+      for (let i = 0; i < 1000; i++) vm.step();
+    }).toThrow(/KVM cannot go on with vCPU 0: KVM_RUN failed/);
+  });
+
+  test('no memory is shared, and the access fails again: KVM cannot go on', async () => {
+    const vm = await machine();
     vm.vcpu.script.push(exits.fails(EFAULT), exits.fails(EFAULT));
     vm.hsm.startVm();
     vm.step();
     expect(() => vm.step()).toThrow(/KVM cannot go on with vCPU 0: KVM_RUN failed/);
+  });
+
+  // Mutation: give up at the second fault, as without shared memory.
+  test('another process cuts it and gives it back all the time, always between the fault and the look: the vCPU goes on', async () => {
+    shared();
+    const vm = await machine();
+    for (let i = 0; i < 100; i++) vm.vcpu.script.push(exits.fails(EFAULT));
+    vm.vcpu.script.push(exits.out(0x3f8, 1, 0x41));
+    vm.hsm.startVm();
+    for (let i = 0; i < 101; i++) vm.step();
+    expect(vm.accesses).toHaveLength(1);
   });
 });
 
