@@ -23,6 +23,7 @@ import { isServed } from '../../../devicemodel/core/host/is-served.ts';
 import { listenUnix, type UnixListener } from '../../../devicemodel/core/host/unix-listener.ts';
 import { Log } from '../../../devicemodel/core/log.ts';
 import { FileBackend } from '../../../devicemodel/hw/uart/backends/file.ts';
+import { stuckListener } from '../../support/stuck-listener.ts';
 
 let root: string;
 const open: UnixListener[] = [];
@@ -122,6 +123,22 @@ describe('what is in the way', () => {
     await listen(join(root, 's'));
     await expect(listen(join(root, 's'))).rejects.toThrow('in use');
     expect(existsSync(join(root, 's'))).toBe(true);
+  });
+
+  // Mutation: any error of connect(2) counts as nobody. It says EAGAIN to the 130th of a VM that stands still.
+  test('a socket whose owner stands still, and is connected to no more, stays', async () => {
+    const path = join(root, 's');
+    const end = await stuckListener(path);
+    try {
+      expect(await isServed(path)).toBe(true);
+      await expect(listen(path)).rejects.toThrow('in use');
+      expect(existsSync(path)).toBe(true);
+    } finally {
+      end();
+    }
+    // Killed, it is in nobody's way.
+    expect(await isServed(path)).toBe(false);
+    await listen(path);
   });
 
   test('one that nobody serves is replaced, also by several starts at once', async () => {
