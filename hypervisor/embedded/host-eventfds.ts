@@ -1,7 +1,7 @@
 /** Real eventfds, watched by Node's event loop. */
 import { readlinkSync } from 'node:fs';
 import { Errno } from '../../devicemodel/core/host/errno.ts';
-import { signalEventfd, takeEventfd } from '../../devicemodel/core/host/eventfd.ts';
+import { signalEventfd, takeSharedEventfd } from '../../devicemodel/core/host/eventfd.ts';
 import { watchFd } from '../../devicemodel/core/host/fd-watch.ts';
 import type { EventfdHost } from './eventfd-host.ts';
 
@@ -20,7 +20,8 @@ export const hostEventfds: EventfdHost = {
 
   watch(fd, onSignal) {
     const stop = watchFd(fd, () => {
-      if (takeEventfd(fd) !== 0) onSignal();
+      // Those of doorbells are other VMs', too.
+      if (takeSharedEventfd(fd) !== 0) onSignal();
     });
     return { dispose: stop };
   },

@@ -1,6 +1,8 @@
 /** eventfd(2): a counter in a descriptor. */
-import { closeFd, readBytes, writeBytes } from './files.ts';
+import { Errno } from './errno.ts';
+import { closeFd, readBytes, readNow, writeBytes } from './files.ts';
 import { hostCall, must } from './libc.ts';
+import { map } from './mapping.ts';
 
 const EFD_NONBLOCK = 0o4000;
 const EFD_CLOEXEC = 0o2000000;
@@ -25,6 +27,26 @@ export function signalEventfd(fd: number): void {
 export function takeEventfd(fd: number): number {
   if (readBytes(fd, count, COUNT_BYTES) !== COUNT_BYTES) return 0;
   return countView.getUint32(0, true) + countView.getUint32(4, true) * 0x1_0000_0000;
+}
+
+/** Memory that does not move: an iovec that points at the count behind it. Made at first use. */
+let sharedCount: { readonly iovec: Uint8Array; readonly view: DataView } | undefined;
+const COUNT_AT = 16;
+
+/** As {@link takeEventfd}, never waiting: another process that has it may have made it blocking, and may take the count first. */
+export function takeSharedEventfd(fd: number): number {
+  if (sharedCount === undefined) {
+    const { address, bytes } = map(4096, 'count of eventfds');
+    const view = new DataView(bytes.buffer, bytes.byteOffset, COUNT_AT + COUNT_BYTES);
+    view.setBigUint64(0, address + BigInt(COUNT_AT), true);
+    view.setBigUint64(8, BigInt(COUNT_BYTES), true);
+    sharedCount = { iovec: bytes, view };
+  }
+  const { iovec, view } = sharedCount;
+  const result = readNow(fd, iovec, 1);
+  // Before Linux 5.8.
+  if (result === -Errno.EOPNOTSUPP) return takeEventfd(fd);
+  return result === COUNT_BYTES ? Number(view.getBigUint64(COUNT_AT, true)) : 0;
 }
 
 /** A non-blocking one that is closed by `dispose`. */

@@ -118,6 +118,11 @@ export function readCachedAt(fd: number, iovecs: Uint8Array, count: number, at: 
   return preadv2(fd, iovecs, count, at, RWF_NOWAIT);
 }
 
+/** What there is now, also from an open file that somebody else made blocking. @returns bytes, or a negative errno: EAGAIN for none. */
+export function readNow(fd: number, iovecs: Uint8Array, count: number): number {
+  return preadv2(fd, iovecs, count, -1, RWF_NOWAIT);
+}
+
 /** @returns 0 when everything written is on the medium, or a negative errno. */
 export const syncData = hostCall<[fd: number]>('int fdatasync(int)');
 
