@@ -35,6 +35,8 @@ type Message =
 const FULL_PAUSE_MS = 1000;
 /** Regions that another VM may have: what it gives for each is open here as long as it is there. */
 const MAX_REGIONS = 64;
+/** Connections: one for each VM there can be. */
+const MAX_PEERS = 255;
 
 interface Peer {
   vmid: number;
@@ -84,7 +86,9 @@ export class Doorbells {
     this.#unwatch = watchFd(this.#listener, () => {
       try {
         const fd = acceptFds(this.#listener);
-        if (fd !== undefined) this.#adopt(fd);
+        if (fd === undefined) return;
+        if (this.#peers.size < MAX_PEERS) this.#adopt(fd);
+        else closeFd(fd);
       } catch (error) {
         this.#rest((error as Error).message);
       }
@@ -141,7 +145,7 @@ export class Doorbells {
   #forget(name: string): void {
     const region = this.#regions.get(name);
     this.#regions.delete(name);
-    for (const peer of this.#peers) send(peer, { kind: 'gone', region: name });
+    for (const peer of this.#peers) this.#send(peer, { kind: 'gone', region: name });
     for (const eventfd of region?.own ?? []) eventfd.dispose();
   }
 
@@ -157,16 +161,23 @@ export class Doorbells {
     }
     const peer: Peer = { vmid: 0, fd, bells: new Map(), unwatch };
     this.#peers.add(peer);
-    send(peer, { kind: 'hello', vmid: this.#vmid });
+    this.#send(peer, { kind: 'hello', vmid: this.#vmid });
     for (const [name, region] of this.#regions) this.#offer(peer, name, region);
   }
 
   #offer(peer: Peer, name: string, { own }: Region): void {
-    send(
+    this.#send(
       peer,
       { kind: 'bells', region: name },
       own.map(({ fd }) => fd),
     );
+  }
+
+  /** Who does not read would ring eventfds that are gone: told nothing any more, its doorbells come by message. */
+  #send(peer: Peer, message: Message, fds: readonly number[] = []): void {
+    if (!this.#peers.has(peer) || sendFds(peer.fd, JSON.stringify(message), fds)) return;
+    this.#log.rationed('warn', () => `doorbells: VM ${peer.vmid} cannot be told of them; they come by message`);
+    this.#drop(peer);
   }
 
   #receive(peer: Peer): void {
@@ -236,10 +247,6 @@ function makeEventfds(count: number): Eventfd[] {
     for (const eventfd of made) eventfd.dispose();
     throw error;
   }
-}
-
-function send(peer: Peer, message: Message, fds: readonly number[] = []): void {
-  sendFds(peer.fd, JSON.stringify(message), fds);
 }
 
 function parse(text: string): Message | undefined {

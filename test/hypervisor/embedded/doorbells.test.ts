@@ -180,3 +180,46 @@ test('who comes when there is no descriptor left is let in later, and costs noth
   sendFds(fd, JSON.stringify({ kind: 'bells', region: REGION }), first.bells?.own ?? []);
   await until(() => first.peers.has(9));
 });
+
+// Mutation: what is sent to it and does not go out is forgotten: a `gone` that is lost leaves it with eventfds that nobody hears.
+test('who does not read what it is told is told nothing any more, and knows it', async () => {
+  const neighbours = new Neighbours(directory, silentLog, { hasBells: true });
+  const { release } = await neighbours.join('a');
+  cleanUp.push(release);
+  const own = neighbours.bells(REGION, 8);
+  const peers = new Set<number>();
+  own?.onPeers((peer, fds) => void (fds === undefined ? peers.delete(peer) : peers.add(peer)));
+  const fd = connectForFds(join(directory, 'vm-1.bells')) as number;
+  cleanUp.push(() => closeFd(fd));
+  sendFds(fd, JSON.stringify({ kind: 'hello', vmid: 9 }), []);
+  sendFds(fd, JSON.stringify({ kind: 'bells', region: REGION }), own?.own ?? []);
+  await until(() => peers.has(9));
+  for (let i = 0; i < 1000; i++) neighbours.bells('hv:/again', 1)?.dispose();
+  expect([...peers]).toEqual([]);
+  await until(() => {
+    const received = receiveFds(fd);
+    if (received === 'ended') return true;
+    for (const each of received?.fds ?? []) closeFd(each);
+    return false;
+  });
+});
+
+// Mutation: without a limit each of them costs this VM a descriptor, and one for each of its vectors that it is given.
+test('no more are let in than there can be VMs', async () => {
+  await vm('a');
+  const path = join(directory, 'vm-1.bells');
+  const fds: number[] = [];
+  cleanUp.push(() => {
+    for (const fd of fds) closeFd(fd);
+  });
+  await until(() => {
+    for (let i = 0; i < 32 && fds.length < 260; i++) {
+      const fd = connectForFds(path);
+      if (fd !== undefined) fds.push(fd);
+    }
+    return fds.length === 260;
+  });
+  await until(() => fds.slice(255).every((fd) => receiveFds(fd) === 'ended'));
+  const first = receiveFds(fds[254] as number);
+  expect(first).toMatchObject({ text: '{"kind":"hello","vmid":1}' });
+});
