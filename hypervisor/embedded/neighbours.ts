@@ -4,7 +4,7 @@
  * bytes, one JSON object a line.
  */
 import { existsSync, readdirSync, rmSync } from 'node:fs';
-import { connect, createServer, type Server, type Socket } from 'node:net';
+import { createServer, type Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { basename, dirname } from 'node:path';
 import { DmError, ExitCode, HostError } from '../../devicemodel/core/errors.ts';
@@ -12,33 +12,22 @@ import { onProcessExit } from '../../devicemodel/core/host/exit-hooks.ts';
 import { lockWhenFree } from '../../devicemodel/core/host/file-lock.ts';
 import { closeFd, OpenFlag, openFile } from '../../devicemodel/core/host/files.ts';
 import { ensureOwnFolder, FolderMode, makeParents } from '../../devicemodel/core/host/folders.ts';
+import { connectUnix } from '../../devicemodel/core/host/is-served.ts';
 import { pathFailure } from '../../devicemodel/core/host/path-failure.ts';
 import type { Log } from '../../devicemodel/core/log.ts';
 import { Doorbells, type RegionBells } from './doorbells.ts';
+import { LocalVuart } from './local-vuart.ts';
+import { MAX_VMID, type Message } from './neighbour-messages.ts';
+import { Peer } from './neighbour-peer.ts';
 import type { VuartAddress } from './scenario.ts';
 import { sweepDeadRegions } from './shared-region.ts';
-import { VUART_FIFO_BYTES, VUART_FIFO_RESERVE, type VuartWire } from './vpci/vuart.ts';
+import type { VuartWire } from './vpci/vuart.ts';
 
-/** Ids a User VM can have; ACRN counts them from the Service VM's 0. */
-const MAX_VMID = 255;
 const SOCKET_NAME = /^vm-(\d+)\.sock$/;
-/** A line longer than this is no message of ours. */
-const MAX_LINE_BYTES = 64 * 1024;
-/** So much waits for a VM that does not read; further doorbells become one of each kind. */
-const MAX_UNREAD_BYTES = 64 * 1024;
-
-/** What VMs tell each other. */
-type Message =
-  | { readonly kind: 'hello'; readonly vmid: number; readonly name: string }
-  | { readonly kind: 'doorbell'; readonly region: string; readonly vector: number }
-  /** A vUART is here, and whom it is wired to, if that is fixed. */
-  | { readonly kind: 'vuart'; readonly index: number; readonly wants: VuartAddress | null }
-  | { readonly kind: 'vuart-gone'; readonly index: number }
-  /** Be my peer; answered by `paired` or `busy`. `to` is the receiver's index. */
-  | { readonly kind: 'pair' | 'paired' | 'busy'; readonly from: number; readonly to: number }
-  | { readonly kind: 'data'; readonly to: number; readonly bytes: readonly number[] }
-  /** The guest took so many bytes. */
-  | { readonly kind: 'taken'; readonly to: number; readonly count: number };
+/** vUARTs of another VM that count; ACRN gives a VM eight. */
+const MAX_VUARTS = 64;
+/** After this time a lost connection is made anew: by the VM with the lower id, or else by the other. */
+const AGAIN_MS = { lower: 1000, higher: 3000 } as const;
 
 const ROOT_DIRECTORY = '/run/acrn/soft';
 
@@ -59,6 +48,8 @@ export class Neighbours {
   readonly #doorbells = new Map<string, (vector: number) => void>();
   readonly #vuarts = new Map<number, LocalVuart>();
   readonly #bells: Doorbells | undefined;
+  /** By VM: when it is connected to anew. */
+  readonly #again = new Map<number, NodeJS.Timeout>();
 
   /** @param hasBells the engine can ring and be rung by eventfds: doorbells need not come this way. */
   constructor(directory: string, log: Log, { hasBells = false }: { readonly hasBells?: boolean } = {}) {
@@ -105,15 +96,43 @@ export class Neighbours {
     return `${this.#directory}/vm-${vmid}.${kind}`;
   }
 
-  /** A VM that was killed leaves its sockets behind; the others clear them away. */
-  #clearAfter(vmid: number): void {
+  /**
+   * The connection to a VM was lost, or could not be made. One that was killed leaves its sockets behind; the others clear
+   * them away. With one that goes on, or another that has its id now, there is a connection again after a while.
+   */
+  #lookAfter(vmid: number, isAgain = false): void {
     const files = [this.#pathOf(vmid), this.#pathOf(vmid, 'bells')];
-    if (this.#server === undefined || !files.some((file) => existsSync(file))) return;
+    const isDone = () => this.#server === undefined || [...this.#peers].some((peer) => peer.vmid === vmid);
+    if (isDone() || !files.some((file) => existsSync(file))) return;
     this.#underLock(async () => {
-      const successor = await tryConnect(this.#pathOf(vmid));
-      if (successor === undefined) for (const file of files) rmSync(file, { force: true });
-      successor?.destroy();
-    }).catch((error) => this.#log.debug(`sockets of VM ${vmid} stay until the next VM comes: ${error}`));
+      const found = await connectUnix(this.#pathOf(vmid));
+      if (found === 'nobody') {
+        for (const file of files) rmSync(file, { force: true });
+      } else if (found !== 'unreachable' && isAgain && !isDone()) {
+        this.#adopt(found, vmid);
+      } else {
+        if (found !== 'unreachable') found.destroy();
+        this.#lookAgain(vmid);
+      }
+    }).catch((error) => {
+      this.#log.debug(`sockets of VM ${vmid} cannot be looked at yet: ${error}`);
+      this.#lookAgain(vmid);
+    });
+  }
+
+  /** Whoever has its id now connects to this VM by itself, and has time to. */
+  #lookAgain(vmid: number): void {
+    if (this.#server === undefined) return;
+    clearTimeout(this.#again.get(vmid));
+    const timer = setTimeout(
+      () => {
+        this.#again.delete(vmid);
+        this.#lookAfter(vmid, true);
+      },
+      this.#vmid < vmid ? AGAIN_MS.lower : AGAIN_MS.higher,
+    );
+    timer.unref();
+    this.#again.set(vmid, timer);
   }
 
   /** @throws HostError when it cannot be made, or is not ours alone. */
@@ -174,15 +193,19 @@ export class Neighbours {
       const match = SOCKET_NAME.exec(file);
       if (match !== null) sockets.set(Number(match[1]), `${this.#directory}/${file}`);
     }
+    // They stand still, or this process has no descriptor left: their ids are taken all the same.
+    const unreachable: number[] = [];
     for (const [vmid, path] of sockets) {
-      const socket = await tryConnect(path);
-      if (socket === undefined) {
-        rmSync(path, { force: true }); // nobody listens any more
+      const found = await connectUnix(path);
+      if (found === 'nobody') {
+        rmSync(path, { force: true });
         rmSync(this.#pathOf(vmid, 'bells'), { force: true });
         sockets.delete(vmid);
+      } else if (found === 'unreachable') {
+        unreachable.push(vmid);
       } else {
         // Whose socket it is, is known before the other side has time to say hello: its guest may be rung at once.
-        this.#adopt(socket, vmid);
+        this.#adopt(found, vmid);
       }
     }
     for (let vmid = 1; vmid <= MAX_VMID; vmid++) {
@@ -190,6 +213,7 @@ export class Neighbours {
       this.#vmid = vmid;
       this.#server = await listen(this.#pathOf(vmid), (socket) => this.#adopt(socket));
       for (const peer of this.#peers) this.#introduce(peer);
+      for (const other of unreachable) this.#lookAgain(other);
       this.#bells?.join(vmid, sockets.keys(), (id) => this.#pathOf(id, 'bells'));
       return;
     }
@@ -199,6 +223,8 @@ export class Neighbours {
   #leave(): void {
     this.#server?.close(); // removes the socket
     this.#server = undefined;
+    for (const timer of this.#again.values()) clearTimeout(timer);
+    this.#again.clear();
     for (const peer of this.#peers) peer.close();
     this.#peers.clear();
     this.#doorbells.clear();
@@ -212,10 +238,10 @@ export class Neighbours {
       socket,
       (message) => this.#take(peer, message),
       (why) => {
-        if (why !== undefined) this.#log.warn(`connection to "${peer.name}" dropped: ${why}`);
+        if (why !== undefined) this.#log.rationed('warn', () => `connection to "${peer.name}" dropped: ${why}`);
         this.#peers.delete(peer);
         for (const vuart of this.#vuarts.values()) this.#lost(vuart, peer, undefined);
-        if (peer.vmid !== 0) this.#clearAfter(peer.vmid);
+        if (peer.vmid !== 0) this.#lookAfter(peer.vmid);
       },
     );
     peer.vmid = vmid;
@@ -230,9 +256,15 @@ export class Neighbours {
     }
   }
 
+  /** @throws Error for what no VM says. */
   #take(peer: Peer, message: Message): void {
+    if (!peer.hasIntroduced && message.kind !== 'hello') throw new Error('it does not say first who it is');
     switch (message.kind) {
       case 'hello':
+        if (peer.hasIntroduced || message.vmid === this.#vmid || ![0, message.vmid].includes(peer.vmid)) {
+          throw new Error(`it cannot be VM ${message.vmid}`);
+        }
+        peer.hasIntroduced = true;
         peer.vmid = message.vmid;
         peer.name = message.name;
         this.#log.debug(`VM ${message.vmid} "${message.name}" is there`);
@@ -244,6 +276,10 @@ export class Neighbours {
         return;
       }
       case 'vuart': {
+        if (!peer.vuarts.has(message.index) && peer.vuarts.size >= MAX_VUARTS) {
+          this.#log.rationed('warn', () => `VM ${peer.vmid} "${peer.name}": vUART ${message.index} is one too many`);
+          return;
+        }
         peer.vuarts.set(message.index, message.wants ?? undefined);
         for (const vuart of this.#vuarts.values()) vuart.refused.delete(`${peer.vmid}:${message.index}`);
         for (const vuart of this.#vuarts.values()) this.#findPeerFor(vuart);
@@ -251,7 +287,10 @@ export class Neighbours {
       }
       case 'vuart-gone':
         peer.vuarts.delete(message.index);
-        for (const vuart of this.#vuarts.values()) this.#lost(vuart, peer, message.index);
+        for (const vuart of this.#vuarts.values()) {
+          vuart.refused.delete(`${peer.vmid}:${message.index}`);
+          this.#lost(vuart, peer, message.index);
+        }
         return;
       case 'pair': {
         const vuart = this.#vuarts.get(message.to);
@@ -330,208 +369,18 @@ export class Neighbours {
   }
 }
 
-/** Another VM. */
-class Peer {
-  vmid = 0;
-  name = '';
-  /** Its vUARTs by index, and whom they want. */
-  readonly vuarts = new Map<number, VuartAddress | undefined>();
-  readonly #socket: Socket;
-  #rest = '';
-  /** Doorbells that wait until it reads; rung again, they are still one, as an interrupt that is pending. */
-  readonly #pending = new Set<string>();
-
-  constructor(socket: Socket, onMessage: (message: Message) => void, onClose: (why: string | undefined) => void) {
-    this.#socket = socket;
-    let why: string | undefined;
-    socket.setEncoding('utf8');
-    socket.unref(); // it is the VM that keeps the process
-    socket.on('data', (text: string) => {
-      const lines = (this.#rest + text).split('\n');
-      this.#rest = lines.pop() ?? '';
-      try {
-        if (this.#rest.length > MAX_LINE_BYTES) throw new Error('line too long');
-        for (const line of lines) onMessage(parseMessage(line));
-      } catch (error) {
-        why = (error as Error).message;
-        socket.destroy();
-      }
-    });
-    socket.on('drain', () => {
-      for (const line of this.#pending) socket.write(line);
-      this.#pending.clear();
-    });
-    socket.on('error', () => {}); // 'close' follows
-    socket.on('close', () => onClose(why));
-  }
-
-  send(message: Message): void {
-    if (this.#socket.writable) this.#socket.write(`${JSON.stringify(message)}\n`);
-  }
-
-  /** As `send`; a VM that does not read makes this one keep no more than a doorbell of each kind. */
-  ring(message: Message & { readonly kind: 'doorbell' }): void {
-    if (this.#socket.writableLength < MAX_UNREAD_BYTES) this.send(message);
-    else this.#pending.add(`${JSON.stringify(message)}\n`);
-  }
-
-  close(): void {
-    this.#socket.destroy();
-  }
-}
-
-/** This VM's end of a wire. */
-class LocalVuart implements VuartWire {
-  readonly index: number;
-  readonly wants: VuartAddress | undefined;
-  peer: Peer | undefined;
-  peerIndex = 0;
-  /** Who was asked to be the peer and has not answered. */
-  asked: { readonly peer: Peer; readonly index: number } | undefined;
-  /** Who had a peer already. */
-  readonly refused = new Set<string>();
-  readonly #gone: () => void;
-  #handlers: { receive(byte: number): void; changed(): void } | undefined;
-  /** Bytes sent that the other guest has not taken. */
-  #inFlight = 0;
-  /** Bytes collected in this turn of the event loop, one message for all. */
-  #outgoing: number[] = [];
-  #taken = 0;
-  #isFlushDue = false;
-
-  constructor(index: number, wants: VuartAddress | undefined, gone: () => void) {
-    this.index = index;
-    this.wants = wants;
-    this.#gone = gone;
-  }
-
-  get isConnected(): boolean {
-    return this.peer !== undefined;
-  }
-  get hasRoom(): boolean {
-    return this.#inFlight <= VUART_FIFO_BYTES - VUART_FIFO_RESERVE;
-  }
-
-  attach(handlers: { receive(byte: number): void; changed(): void }): void {
-    this.#handlers = handlers;
-  }
-
-  send(byte: number): void {
-    this.#outgoing.push(byte);
-    this.#inFlight++;
-    this.#flushSoon();
-  }
-
-  consumed(): void {
-    if (this.peer === undefined) return;
-    this.#taken++;
-    this.#flushSoon();
-  }
-
-  dispose(): void {
-    this.disconnect();
-    this.#handlers = undefined;
-    this.#gone();
-  }
-
-  connect(peer: Peer, index: number): void {
-    this.peer = peer;
-    this.peerIndex = index;
-    this.asked = undefined;
-    this.#inFlight = 0;
-    this.#taken = 0;
-    this.#outgoing = [];
-    this.#handlers?.changed();
-  }
-
-  disconnect(): void {
-    this.peer = undefined;
-    this.asked = undefined;
-    this.#inFlight = 0;
-    this.#handlers?.changed();
-  }
-
-  receive(peer: Peer, bytes: readonly number[]): void {
-    if (peer !== this.peer) return;
-    for (const byte of bytes) this.#handlers?.receive(byte & 0xff);
-  }
-
-  acknowledge(peer: Peer, count: number): void {
-    if (peer !== this.peer) return;
-    const hadRoom = this.hasRoom;
-    this.#inFlight = Math.max(0, this.#inFlight - count);
-    if (!hadRoom && this.hasRoom) this.#handlers?.changed();
-  }
-
-  #flushSoon(): void {
-    if (this.#isFlushDue) return;
-    this.#isFlushDue = true;
-    setImmediate(() => {
-      this.#isFlushDue = false;
-      if (this.#outgoing.length > 0) this.peer?.send({ kind: 'data', to: this.peerIndex, bytes: this.#outgoing });
-      if (this.#taken > 0) this.peer?.send({ kind: 'taken', to: this.peerIndex, count: this.#taken });
-      this.#outgoing = [];
-      this.#taken = 0;
-    });
-  }
-}
-
-/** @throws Error for anything that is not a message of ours. */
-function parseMessage(line: string): Message {
-  const message = JSON.parse(line) as Record<string, unknown>;
-  const isIndex = (value: unknown) => Number.isInteger(value) && (value as number) >= 0 && (value as number) <= 0xffff;
-  const isAddress = (value: unknown) =>
-    value === null ||
-    (typeof value === 'object' &&
-      typeof (value as { vm?: unknown }).vm === 'string' &&
-      isIndex((value as { index?: unknown }).index));
-  const isRight = () => {
-    switch (message['kind']) {
-      case 'hello':
-        return isIndex(message['vmid']) && typeof message['name'] === 'string';
-      case 'doorbell':
-        return typeof message['region'] === 'string' && isIndex(message['vector']);
-      case 'vuart':
-        return isIndex(message['index']) && isAddress(message['wants']);
-      case 'vuart-gone':
-        return isIndex(message['index']);
-      case 'pair':
-      case 'paired':
-      case 'busy':
-        return isIndex(message['from']) && isIndex(message['to']);
-      case 'data':
-        return isIndex(message['to']) && Array.isArray(message['bytes']) && message['bytes'].every(isIndex);
-      case 'taken':
-        return isIndex(message['to']) && isIndex(message['count']);
-      default:
-        return false;
-    }
-  };
-  if (typeof message !== 'object' || message === null || !isRight()) throw new Error('not a message of a User VM');
-  return message as unknown as Message;
-}
-
-/** @returns undefined when nobody listens there. */
-function tryConnect(path: string): Promise<Socket | undefined> {
-  return new Promise((resolve) => {
-    const socket = connect(path);
-    socket.once('connect', () => {
-      socket.removeAllListeners('error');
-      resolve(socket);
-    });
-    socket.once('error', () => resolve(undefined));
-  });
-}
-
 /** @throws HostError */
 function listen(path: string, onConnection: (socket: Socket) => void): Promise<Server> {
   return new Promise((resolve, reject) => {
     const server = createServer(onConnection);
+    server.maxConnections = MAX_VMID;
     server.once('error', (cause) => {
       reject(new HostError(`${path}: ${cause.message}`, 0, { exitCode: ExitCode.CannotCreate, cause }));
     });
     server.listen(path, () => {
       server.unref();
+      // An accept that fails (no descriptor left) must not end the VM.
+      server.on('error', () => {});
       // Closed, it removes its file itself.
       server.once(
         'close',

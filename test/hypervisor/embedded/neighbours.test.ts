@@ -9,15 +9,16 @@ import {
   symlinkSync,
   writeFileSync,
 } from 'node:fs';
-import { createServer } from 'node:net';
+import { connect, createServer, Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterEach, beforeEach, expect, test } from 'vitest';
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { ExitCode } from '../../../devicemodel/core/errors.ts';
 import { silentLog } from '../../../devicemodel/core/log.ts';
 import { Neighbours } from '../../../hypervisor/embedded/neighbours.ts';
 import type { VuartAddress } from '../../../hypervisor/embedded/scenario.ts';
 import { VUART_FIFO_BYTES } from '../../../hypervisor/embedded/vpci/vuart.ts';
+import { stuckListener } from '../../support/stuck-listener.ts';
 
 let directory: string;
 const releases: Array<() => void> = [];
@@ -169,7 +170,6 @@ test('when a VM goes, its vUART peer is alone again', async () => {
 test('who speaks anything else is dropped, and the others stay', async () => {
   const a = await join_('a');
   const b = await join_('b');
-  const { connect } = await import('node:net');
   for (const text of ['nonsense\n', '{"kind":"data","to":-1}\n', 'null\n', `${'x'.repeat(100_000)}`]) {
     const intruder = connect(join(directory, 'vm-1.sock'));
     intruder.on('error', () => {});
@@ -200,7 +200,6 @@ async function deadSocket(path: string): Promise<void> {
 // Mutation: without #clearAfter the files stay until a VM comes that takes this id.
 test('the sockets of a VM that was killed are cleared away by the others, those of a successor are not', async () => {
   await join_('a');
-  const { connect } = await import('node:net');
   const files = [join(directory, 'vm-2.sock'), join(directory, 'vm-2.bells')];
   const killed = async () => {
     const socket = connect(join(directory, 'vm-1.sock'));
@@ -227,7 +226,6 @@ test('the sockets of a VM that was killed are cleared away by the others, those 
 // Mutation: with `send` in place of `ring` all 100,000 lines wait in memory.
 test('a VM that does not read is rung once for each of its vectors when it does again', async () => {
   const a = await join_('a');
-  const { connect } = await import('node:net');
   const stuck = connect(join(directory, 'vm-1.sock'));
   stuck.write('{"kind":"hello","vmid":9,"name":"stuck"}\n');
   await until(() => a.neighbours.ring('hv:/x', 9, 0));
@@ -283,4 +281,181 @@ test.each([
   prepare();
   await expect(join_('a')).rejects.toThrow(said);
   await expect(join_('a')).rejects.toMatchObject({ exitCode });
+});
+
+describe('a process beside the VMs, or a VM of another version', () => {
+  interface Said {
+    readonly kind: string;
+    readonly vmid?: number;
+    readonly bytes?: readonly number[];
+    readonly count?: number;
+  }
+
+  /** Speaks by hand. */
+  function speaker(socket: Socket) {
+    const said: Said[] = [];
+    let rest = '';
+    socket.on('error', () => {});
+    socket.setEncoding('utf8').on('data', (chunk: string) => {
+      const lines = (rest + chunk).split('\n');
+      rest = lines.pop() as string;
+      for (const line of lines) said.push(JSON.parse(line) as Said);
+    });
+    return {
+      socket,
+      said,
+      say: (...messages: readonly object[]) =>
+        socket.write(messages.map((message) => `${JSON.stringify(message)}\n`).join('')),
+    };
+  }
+
+  const stranger = () => {
+    const made = speaker(connect(join(directory, 'vm-1.sock')));
+    releases.push(() => made.socket.destroy());
+    return made;
+  };
+
+  const hello = { kind: 'hello', vmid: 9, name: 'other' };
+
+  /** Its vUART 1 and that of the VM are the two ends of a wire. */
+  async function wired() {
+    const a = await join_('a');
+    const left = attach(a.neighbours, 1);
+    const other = stranger();
+    other.say(hello, { kind: 'vuart', index: 1, wants: null });
+    await until(() => other.said.some(({ kind }) => kind === 'pair'));
+    other.say({ kind: 'paired', from: 1, to: 1 });
+    await until(() => left.wire.isConnected);
+    return { a, left, other };
+  }
+
+  // Mutation: without a limit in LocalVuart.send all of it is kept until the other process reads.
+  test('it does not read, and the guest does not look whether there is room: a few FIFOs are kept, no more', async () => {
+    const { left, other } = await wired();
+    other.socket.pause();
+    for (let turn = 0; turn < 100; turn++) {
+      for (let i = 0; i < 1000; i++) left.wire.send(turn);
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+    other.socket.resume();
+    const bytes = () => other.said.flatMap((message) => message.bytes ?? []);
+    await until(() => bytes().length >= VUART_FIFO_BYTES);
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    expect(bytes().length).toBeLessThanOrEqual(16 * VUART_FIFO_BYTES);
+    // Once they are taken, it goes on.
+    other.say({ kind: 'taken', to: 1, count: bytes().length });
+    await until(() => left.wire.hasRoom);
+    const before = bytes().length;
+    left.wire.send(7);
+    await until(() => bytes().length === before + 1);
+  });
+
+  // Mutation: without the limit in Peer.send the answers are kept without end.
+  test('it asks without end and does not read the answers: its connection is closed', async () => {
+    await join_('a');
+    const other = stranger();
+    other.say(hello);
+    other.socket.pause();
+    const asks = `${JSON.stringify({ kind: 'pair', from: 1, to: 7 })}\n`.repeat(1000);
+    let written = 0;
+    const ask = (error?: Error | null) => {
+      if (error != null || written >= 64 * 1024 * 1024) return;
+      written += asks.length;
+      other.socket.write(asks, ask);
+    };
+    ask();
+    await until(() => other.socket.destroyed || written >= 64 * 1024 * 1024);
+    expect(written).toBeLessThan(64 * 1024 * 1024);
+  });
+
+  // Mutation: one message for all that was taken: 70,000 is no count, and the other side closes the connection.
+  test('more than 65,535 bytes of it are taken at once: said in parts that it understands', async () => {
+    const { left, other } = await wired();
+    const { wire } = left;
+    wire.attach({ receive: () => wire.consumed(), changed: () => {} });
+    const data = { kind: 'data', to: 1, bytes: new Array(1000).fill(0) };
+    other.say(...new Array(70).fill(data));
+    const counts = () => other.said.flatMap(({ count }) => count ?? []);
+    await until(() => counts().reduce((sum, count) => sum + count, 0) === 70_000);
+    expect(Math.max(...counts())).toBeLessThanOrEqual(0xffff);
+  });
+
+  test.each([
+    ['first something else', [{ kind: 'vuart', index: 1, wants: null }]],
+    ['that it is another VM now', [hello, { ...hello, vmid: 8 }]],
+    ['twice who it is', [hello, hello]],
+    ['that it is this VM', [{ ...hello, vmid: 1 }]],
+    ['that it is the Service VM', [{ ...hello, vmid: 0 }]],
+    ['that it is a VM that cannot be', [{ ...hello, vmid: 256 }]],
+  ])('it says %s: its connection is closed', async (_what, messages) => {
+    const a = await join_('a');
+    const other = stranger();
+    other.say(...messages);
+    await new Promise((resolve) => other.socket.once('close', resolve));
+    for (const vmid of [8, 9, 256]) await until(() => !a.neighbours.ring('hv:/x', vmid, 0));
+  });
+
+  // Mutation: without a limit, each vUART that is said to be there is gone over for each that follows.
+  test('it says that it has very many vUARTs: the first of them count, and nothing is slow', async () => {
+    const a = await join_('a');
+    const other = stranger();
+    other.say(hello, ...Array.from({ length: 30_000 }, (_, i) => ({ kind: 'vuart', index: 1000 + i, wants: null })));
+    other.say({ kind: 'doorbell', region: 'hv:/x', vector: 0 });
+    const wires = Array.from({ length: 16 }, (_, i) => attach(a.neighbours, 1 + i));
+    let rung = 0;
+    a.neighbours.onDoorbell('hv:/x', () => rung++);
+    await until(() => rung > 0);
+    const first = attach(a.neighbours, 1000);
+    const last = attach(a.neighbours, 30_999);
+    await until(() => other.said.some(({ kind }) => kind === 'pair'));
+    other.say({ kind: 'paired', from: 1000, to: 1000 });
+    await until(() => first.wire.isConnected);
+    expect([last.wire.isConnected, wires.some(({ wire }) => wire.isConnected)]).toEqual([false, false]);
+    expect(other.said.filter(({ kind }) => kind === 'pair')).toHaveLength(1);
+  });
+
+  // Mutation: without #lookAgain the two do not hear of each other any more.
+  test('the connection to a VM that goes on is made anew', async () => {
+    const a = await join_('a');
+    const server = createServer();
+    releases.push(() => server.close());
+    const met: ReturnType<typeof speaker>[] = [];
+    server.on('connection', (socket) => met.push(speaker(socket)));
+    await new Promise<void>((resolve) => server.listen(join(directory, 'vm-2.sock'), resolve));
+    const other = stranger();
+    other.say({ ...hello, vmid: 2 });
+    await until(() => a.neighbours.ring('hv:/x', 2, 0));
+    other.socket.destroy();
+    await until(() => met.some(({ said }) => said.some(({ kind, vmid }) => kind === 'hello' && vmid === 1)));
+    expect(a.neighbours.ring('hv:/x', 2, 0)).toBe(true);
+    const again = met.find(({ said }) => said.length > 0);
+    await until(() => again?.said.some(({ kind }) => kind === 'doorbell') === true);
+    for (const { socket } of met) socket.destroy();
+  });
+
+  // Mutation: any error of connect(2) means that nobody is there: its socket is removed, and its id given again.
+  test('a VM that stands still keeps its id and its socket, and is met when it goes on', async () => {
+    const path = join(directory, 'vm-1.sock');
+    const end = await stuckListener(path);
+    const second = await join_('b');
+    expect([second.vmid, existsSync(path)]).toEqual([2, true]);
+    expect(second.neighbours.ring('hv:/x', 1, 0)).toBe(false);
+    end();
+    rmSync(path);
+    const met: ReturnType<typeof speaker>[] = [];
+    const server = createServer((socket) => met.push(speaker(socket)));
+    releases.push(() => server.close());
+    await new Promise<void>((resolve) => server.listen(path, resolve));
+    await until(() => met.some(({ said }) => said.some(({ kind, vmid }) => kind === 'hello' && vmid === 2)));
+    for (const { socket } of met) socket.destroy();
+  });
+
+  // Mutation: `once('error')` alone: the second accept that fails is an error that nobody handles, and ends the VM.
+  test('who cannot be accepted does not end the VM, however often', async () => {
+    const listen = vi.spyOn(Server.prototype, 'listen');
+    await join_('a');
+    const server = listen.mock.contexts[0] as Server;
+    listen.mockRestore();
+    for (let i = 0; i < 3; i++) expect(server.emit('error', new Error('accept ENFILE'))).toBe(true);
+  });
 });
