@@ -181,7 +181,7 @@ async function serve(order: ServeOrder): Promise<ExitCode> {
   const log = await openLog(order, order.options, `api-${process.pid}`);
   const { abandonVm, serveApi } = await import('./run.ts');
   abandon = abandonVm;
-  return serveApi(order.options, log, (vm) => checkOrder(vm, log));
+  return serveApi(order, log, (vm) => checkOrder(vm, log));
 }
 
 /** Undo of last resort, once there may be a VM. */

@@ -34,6 +34,8 @@ export interface VmOrder extends DraftedVm {
 export interface ServeOrder {
   readonly action: 'serve';
   readonly options: Pick<VmConfig, 'apiSocket' | 'eventMonitor' | 'socketGroup' | 'afterEnd' | 'logger' | 'logFormat'>;
+  /** What was said at the start counts for each VM that the API brings, unless that says otherwise. */
+  readonly argv: readonly string[];
   readonly notices: readonly Notice[];
   readonly debug: boolean;
 }
@@ -185,7 +187,7 @@ export function parseCommandLine(
   }
   if (names.length === 0 && nameInFile !== undefined) names.push(nameInFile);
   try {
-    return orderOf(collected, names, drivers);
+    return orderOf(collected, names, drivers, argv);
   } catch (error) {
     throw placedInFile(
       files.flatMap((file) => file.items),
@@ -315,7 +317,7 @@ function isServeOrder({ vm }: Collected): boolean {
   );
 }
 
-function serveOrderOf({ vm, debug }: Collected): ServeOrder {
+function serveOrderOf({ vm, debug }: Collected, argv: readonly string[]): ServeOrder {
   const { apiSocket, eventMonitor, socketGroup, afterEnd, logger, logFormat, notices } = vm;
   const options = {
     logger,
@@ -325,10 +327,15 @@ function serveOrderOf({ vm, debug }: Collected): ServeOrder {
     ...(eventMonitor === undefined ? {} : { eventMonitor }),
     ...(socketGroup === undefined ? {} : { socketGroup }),
   };
-  return { action: 'serve', options, notices, debug };
+  return { action: 'serve', options, argv, notices, debug };
 }
 
-function orderOf(c: Collected, names: readonly string[], drivers: readonly PciDriverEntry[]): VmOrder | ServeOrder {
+function orderOf(
+  c: Collected,
+  names: readonly string[],
+  drivers: readonly PciDriverEntry[],
+  argv: readonly string[],
+): VmOrder | ServeOrder {
   if (names.length > 1) {
     throw new ConfigError(`${names.length} VM names are given: ${names.map((n) => `"${n}"`).join(', ')}`, {
       hint:
@@ -338,7 +345,7 @@ function orderOf(c: Collected, names: readonly string[], drivers: readonly PciDr
     });
   }
   const [name] = names;
-  if (name === undefined && c.dryRun === undefined && isServeOrder(c)) return serveOrderOf(c);
+  if (name === undefined && c.dryRun === undefined && isServeOrder(c)) return serveOrderOf(c, argv);
   if (name === undefined) {
     throw new ConfigError('the name of the VM is missing', {
       hint: 'usage: acrn-dm [OPTIONS] NAME; acrn-dm --help lists the options',

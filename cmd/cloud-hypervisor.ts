@@ -4,6 +4,7 @@
  */
 
 import { optionsOfChVm } from '../config/cloud-hypervisor.ts';
+import { readConfigFile } from '../config/config-file.ts';
 import { didYouMean } from '../config/suggest.ts';
 import { CH_VERSION } from '../control/api/ch-version.ts';
 import { ConfigError } from '../devicemodel/core/errors.ts';
@@ -14,10 +15,13 @@ import { parseCommandLine, type VmOrder } from './cli.ts';
 /** Until a client names it otherwise, a VM is called after its process. */
 const nameOf = (asked: string | undefined) => asked ?? `ch-${process.pid}`;
 
-/** @throws ConfigError, RefusedError. */
-export function orderOfChVm(body: unknown): { readonly order: VmOrder; readonly config: Record<string, unknown> } {
+/** @param defaults words of our command line that the body may change. @throws ConfigError, RefusedError. */
+export function orderOfChVm(
+  body: unknown,
+  defaults: readonly string[] = [],
+): { readonly order: VmOrder; readonly config: Record<string, unknown> } {
   const { argv, name, config } = optionsOfChVm(body);
-  const order = parseCommandLine([...argv, nameOf(name)], pciDrivers);
+  const order = parseCommandLine([...defaults, ...argv, nameOf(name)], pciDrivers, readConfigFile);
   if (order.action !== 'run') throw new ConfigError('this describes no VM');
   return { order, config };
 }

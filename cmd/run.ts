@@ -2,7 +2,7 @@
 import type { VmConfig } from '../devicemodel/core/config.ts';
 import type { ExitCode } from '../devicemodel/core/errors.ts';
 import type { Log } from '../devicemodel/core/log.ts';
-import type { VmOrder } from './cli.ts';
+import type { ServeOrder, VmOrder } from './cli.ts';
 import { ProcessVmm, type VmmOptions } from './vmm.ts';
 
 let running: ProcessVmm | undefined;
@@ -26,18 +26,24 @@ export function runVm(config: VmConfig, log: Log, check: (order: VmOrder) => Pro
 
 /** Without a VM: `vm.create` and `vm.boot` bring one. */
 export function serveApi(
-  options: ProcessOptions,
+  { options, argv }: Pick<ServeOrder, 'options' | 'argv'>,
   log: Log,
   check: (order: VmOrder) => Promise<void>,
 ): Promise<ExitCode> {
-  return newVmm(options, log, check).serve();
+  return newVmm(options, log, check, argv).serve();
 }
 
-function newVmm(options: ProcessOptions, log: Log, check: (order: VmOrder) => Promise<void>): ProcessVmm {
+/** @param defaults words of the command line that count for VMs of the API, too. */
+function newVmm(
+  options: ProcessOptions,
+  log: Log,
+  check: (order: VmOrder) => Promise<void>,
+  defaults: readonly string[] = [],
+): ProcessVmm {
   const { apiSocket, eventMonitor, socketGroup, afterEnd } = options;
   const checkedVm: VmmOptions['checkedVm'] = async (body) => {
     const { orderOfChVm } = await import('./cloud-hypervisor.ts');
-    const { order, config } = orderOfChVm(body);
+    const { order, config } = orderOfChVm(body, defaults);
     await check(order);
     return { vm: order.config, ch: config };
   };

@@ -64,6 +64,10 @@ export class ProcessVmm implements Vmm {
   #writing: Promise<void> = Promise.resolve();
   #ended: Promise<PowerEvent> | undefined;
   #isQuitting = false;
+  /** It was started without a VM: it goes on after each that the API brings. */
+  #isServing = false;
+  /** Whose folder has the API; one process does not answer under two names. */
+  #nameOfDoor: string | undefined;
   /** Ends the process. */
   #finish: (code: ExitCode) => void = () => {};
   readonly #finished = new Promise<ExitCode>((resolve) => {
@@ -99,9 +103,11 @@ export class ProcessVmm implements Vmm {
   /** No VM yet: vm.create and vm.boot bring one. */
   async serve(): Promise<ExitCode> {
     this.events.emit('vmm', 'starting');
+    this.#isServing = true;
     this.#connectSignals();
     try {
       await this.#openAskedFor();
+      this.#service?.ready();
       return await this.#finished;
     } finally {
       await this.#close();
@@ -136,6 +142,11 @@ export class ProcessVmm implements Vmm {
       throw new RefusedError('wrong-state', 'there is a VM already', { hint: 'vm.delete takes it away' });
     }
     const { vm, ch } = await this.#options.checkedVm(body);
+    if (this.#nameOfDoor !== undefined && vm.name !== this.#nameOfDoor) {
+      throw new RefusedError('impossible', `the API of this process is the one of "${this.#nameOfDoor}"`, {
+        hint: `give the VM that name, or start a process of its own: acrn-dm --api-socket PATH`,
+      });
+    }
     this.#vm = vm;
     this.#config = ch;
     this.hasRun = false;
@@ -196,6 +207,7 @@ export class ProcessVmm implements Vmm {
       launch.vm.once('started', () => this.#openDefaultDoor(vm));
       const event = await launch.run();
       this.events.emit('vmm', 'stopped', { kind: event.kind, reason: event.reason });
+      this.#service?.ended(this.#stays(event));
       return event;
     } catch (error) {
       this.events.emit('vmm', 'error', { message: (error as Error).message });
@@ -225,8 +237,10 @@ export class ProcessVmm implements Vmm {
   #stays(event: PowerEvent): boolean {
     const { onPoweroff = 'exit', onReboot = 'restart', onCrash = 'exit' } = this.#options.afterEnd ?? {};
     if (this.#isQuitting || !this.#hasApi) return false;
-    if (event.kind === 'poweroff' && event.by === 'triple-fault') return onCrash === 'stay';
-    return (event.reason.startsWith('--on-reboot') ? onReboot : onPoweroff) === 'stay';
+    if (this.#isServing) return true;
+    if (event.kind !== 'poweroff') return false;
+    if (event.by === 'triple-fault' || event.by === 'watchdog') return onCrash === 'stay';
+    return (event.instead === 'reset' ? onReboot : onPoweroff) === 'stay';
   }
 
   // ---- doors
@@ -235,10 +249,11 @@ export class ProcessVmm implements Vmm {
     this.#signals ??= connectSignals(this.#signalCommands);
   }
 
-  /** For signals: of the VM there is; where there is none they end the process. */
+  /** For signals, which are for the process: it ends with the VM there is, or at once where there is none. */
   readonly #signalCommands: VmCommands = {
     run: <N extends VmCommandName>(name: N, args: VmCommandArgs<N>) => {
       if (name === 'shutdown') this.#service?.stopping(this.#vm?.shutdownTimeoutMs ?? DEFAULT_SHUTDOWN_TIMEOUT_MS);
+      if (name === 'shutdown' || name === 'power-off') this.#isQuitting = true;
       const commands = this.#launch?.commands ?? this.#commandsOfNobody;
       return commands.run(name, args);
     },
@@ -270,6 +285,7 @@ export class ProcessVmm implements Vmm {
   #openDefaultDoor(vm: VmConfig): void {
     if (this.#options.apiSocket !== undefined) return;
     const opened = this.#openApi({ kind: 'path', path: defaultApiSocket(vm.name) });
+    this.#nameOfDoor = vm.name;
     this.#opening = opened.catch((error: Error) => {
       this.#options.log.debug(`the API of this VM is not there: ${error.message}`);
     });

@@ -48,6 +48,17 @@ export class ServiceManager implements FrontDoor {
     this.#socket.send(`STOPPING=1\nEXTEND_TIMEOUT_USEC=${extendUs}\nSTATUS=${this.#vmName}: shutting down`);
   }
 
+  /** The process is up, and waits for a VM to be described. */
+  ready(): void {
+    this.#socket.send('READY=1\nSTATUS=waiting for a VM');
+  }
+
+  /** The guest is gone. @param stays the process is not: it waits for orders. */
+  ended(stays: boolean): void {
+    const more = stays ? '' : `STOPPING=1\nEXTEND_TIMEOUT_USEC=${END_TIMEOUT_MS * US_PER_MS}\n`;
+    this.#socket.send(`${more}STATUS=${this.#vmName}: ended${stays ? ', waiting for orders' : ''}`);
+  }
+
   #feed(): void {
     const threads = this.#threads();
     const silent = threads?.silent ?? [];
@@ -68,10 +79,6 @@ export class ServiceManager implements FrontDoor {
   }
 
   #tell({ source, event }: StreamEvent): void {
-    if (source === 'vmm' && event === 'stopped') {
-      this.#socket.send(`STOPPING=1\nEXTEND_TIMEOUT_USEC=${END_TIMEOUT_MS * US_PER_MS}\nSTATUS=${this.#vmName}: ended`);
-      return;
-    }
     if (source !== 'vm') return;
     const isUp = event === 'booted' || event === 'resumed';
     this.#socket.send(`${isUp ? 'READY=1\n' : ''}STATUS=${this.#vmName}: ${isUp ? 'running' : event}`);

@@ -65,10 +65,12 @@ export type PowerEvent =
       /** Now, and without waiting for storage. May follow an event without it. */
       readonly isForced?: boolean;
       /**
-       * Who wrote sleep type 5: the guest; or, after a `triple-fault` event, the hypervisor in its name. Absent: someone
-       * outside asked.
+       * Who wrote sleep type 5: the guest; or, after a `triple-fault` event, the hypervisor in its name. `watchdog`: the
+       * guest went astray. Absent: someone outside asked.
        */
-      readonly by?: 'guest' | 'triple-fault';
+      readonly by?: 'guest' | 'triple-fault' | 'watchdog';
+      /** What was asked for, where nobody wants the guest to start anew. */
+      readonly instead?: 'reset';
       /** Exit status that the guest asked for. Absent: what follows from the rest. */
       readonly status?: number;
     }

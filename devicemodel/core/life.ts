@@ -245,6 +245,7 @@ export class Life {
 
   /** A guest that shut down by a triple fault is powered off by the hypervisor, in its name; the event says so. */
   #withCause(event: PowerEvent): PowerEvent {
+    if (event.kind === 'poweroff' && event.by === 'watchdog') this.#tellCrash('watchdog');
     if (event.kind !== 'poweroff' || event.by !== 'guest') return event;
     this.#hypervisorEvents.poll();
     if (!this.#hasTripleFault) return event;

@@ -29,6 +29,8 @@ export class PowerState implements PowerControl, EndSignals {
   isGuestRunning = false;
   /** Why the guest was asked to shut down: then it need not come up again, and a reset of its own accord is the end. */
   shutdownReason: string | undefined;
+  /** `--on-reboot`: nobody wants the guest to start anew. */
+  endsAtReset = false;
   /** Called after every request that counts. */
   onRequest: ((event: PowerEvent) => void) | undefined;
   /** The end is not to wait for storage; called once. */
@@ -53,9 +55,12 @@ export class PowerState implements PowerControl, EndSignals {
   }
 
   #inShutdown(event: PowerEvent): PowerEvent {
-    const isReset = event.kind === 'full-reset' || event.kind === 'system-reset';
-    if (this.shutdownReason === undefined || !isReset) return event;
-    return { kind: 'poweroff', reason: `${this.shutdownReason}, and the guest reset itself` };
+    if (event.kind !== 'full-reset' && event.kind !== 'system-reset') return event;
+    const by = event.kind === 'system-reset' && event.by === 'watchdog' ? { by: event.by } : {};
+    if (this.shutdownReason !== undefined)
+      return { kind: 'poweroff', reason: `${this.shutdownReason}, and the guest reset itself`, ...by };
+    if (!this.endsAtReset) return event;
+    return { kind: 'poweroff', reason: `${event.reason}, which --on-reboot makes the end`, instead: 'reset', ...by };
   }
 
   /** What is to be done next. */

@@ -60,7 +60,7 @@ export class Vm extends EventEmitter<VmEventMap> {
     this.#parts = parts;
     this.#log = parts.log.child('vm');
     // Whoever does not want it to start anew takes a reset for the end, as after a shutdown that was asked for.
-    if ((config.afterEnd?.onReboot ?? 'restart') !== 'restart') this.#power.shutdownReason = '--on-reboot';
+    if ((config.afterEnd?.onReboot ?? 'restart') !== 'restart') this.#power.endsAtReset = true;
   }
 
   get state(): VmState {
@@ -93,6 +93,8 @@ export class Vm extends EventEmitter<VmEventMap> {
       this.#log.notice(`${reason}: the guest is suspended, and stays so`);
       return;
     }
+    // Asked while it stands still it would not hear of it.
+    if (this.#isFrozen) this.resume();
     const isUp = this.#state === 'running';
     const isAsked = isUp && (this.#patience === undefined || isPatient);
     const isHeard = isAsked && this.#ask(agent, isPatient);
@@ -142,7 +144,8 @@ export class Vm extends EventEmitter<VmEventMap> {
   /** After {@link pause}. @throws RefusedError when the VM is not paused. */
   resume(): void {
     if (!this.#isFrozen || this.#life === undefined) {
-      throw new RefusedError('wrong-state', `VM "${this.config.name}" is ${this.#state}, not paused`);
+      const state = this.#state === 'paused' ? 'being reset' : this.#state;
+      throw new RefusedError('wrong-state', `VM "${this.config.name}" is ${state}, not paused`);
     }
     this.#isFrozen = false;
     this.#life.thaw();
@@ -152,6 +155,8 @@ export class Vm extends EventEmitter<VmEventMap> {
   /** Start the guest anew, as its reset button would. @throws RefusedError when it does not run. */
   reset(reason: string): void {
     if (this.#state !== 'running' && !this.#isFrozen) throw this.#notRunning('reset');
+    // What is rebuilt is not what was paused.
+    if (this.#isFrozen) this.resume();
     this.#power.request({ kind: 'full-reset', reason });
   }
 

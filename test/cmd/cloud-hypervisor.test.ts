@@ -118,6 +118,22 @@ describe('the body of vm.create', () => {
     expect(order.config.pci.map(({ driver, text }) => `${driver} ${text}`)).toContain('virtio-blk /d.img');
   });
 
+  // Mutation: without the defaults in orderOfChVm they are dropped in silence.
+  test('what the process was started with counts, unless the body says otherwise', () => {
+    const words =
+      '--api-socket /s --shutdown-timeout 60 --hypervisor soft --crash-dump /c --rtvm -m 1G --on-reboot exit';
+    const order = parseCommandLine(words.split(' '), pciDrivers);
+    if (order.action !== 'serve') throw new Error(order.action);
+    expect(orderOfChVm({ ...newer, memory: { size: 256 << 20 } }, order.argv).order.config).toMatchObject({
+      shutdownTimeoutMs: 60_000,
+      hypervisor: 'soft',
+      crashDumpPath: '/c',
+      rtvm: true,
+      memoryBytes: 256 << 20,
+      afterEnd: { onReboot: 'exit' },
+    });
+  });
+
   test.each([
     ['memory.size', { memory: { size: '1G' } }],
     ['disks.0.path', { disks: [{ path: 'a,b' }] }],

@@ -55,6 +55,17 @@ test('systemd hears when the guest runs, that it is asked to shut down, and how 
   expect(heard()).toEqual([]);
 });
 
+test.each([
+  [false, 'STOPPING=1\nEXTEND_TIMEOUT_USEC=10000000\nSTATUS=vm1: ended'],
+  [true, 'STATUS=vm1: ended, waiting for orders'],
+])('a guest that ended is not the end of a process that stays (%s)', (stays, message) => {
+  const service = new ServiceManager({ events: new EventStream(), vmName: 'vm1', env: { NOTIFY_SOCKET: path } });
+  service.ready();
+  service.ended(stays);
+  service.close();
+  expect(heard()).toEqual(['READY=1\nSTATUS=waiting for a VM', message]);
+});
+
 test('the watchdog is fed while the thread has its turns, if it is ours', async () => {
   const service = new ServiceManager({
     events: new EventStream(),

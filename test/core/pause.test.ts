@@ -68,3 +68,61 @@ test.each([
   const calls = methods(machine.lives[0]);
   expect(calls.indexOf('pauseVm')).toBeLessThan(calls.indexOf('resetVm'));
 });
+
+describe('a guest that stands still', () => {
+  /** A VM that is paused once it runs, on a hypervisor that can do it. */
+  function paused(then: (machine: SmallVm) => void) {
+    const calls: string[] = [];
+    const machine: SmallVm = makeVm(() => {}, { onPowerButton: () => calls.push('button') > 0 });
+    machine.vm.on('started', () => {
+      if (machine.lives.length > 1) return end(machine);
+      const freezing = { freeze: () => void calls.push('freeze'), thaw: () => void calls.push('thaw') };
+      Object.defineProperty(machine.lives[0], 'freezing', { value: freezing });
+      machine.vm.pause();
+      then(machine);
+    });
+    return { machine, calls };
+  }
+
+  test.each([
+    ['by a manager', { isPatient: true }],
+    ['by a signal', {}],
+  ])('goes on to hear that it is to shut down: %s', async (_who, manner) => {
+    const { machine, calls } = paused(({ vm }) => {
+      vm.shutDown('asked', manner);
+      expect(vm.state).toBe('running');
+      setTimeout(() => vm.power.request({ kind: 'poweroff', reason: 'the guest', by: 'guest' }), 5);
+    });
+    expect((await machine.vm.run()).reason).toBe('the guest');
+    expect(calls).toEqual(['freeze', 'thaw', 'button']);
+  });
+
+  test('is not what a reset brings: it cannot be resumed meanwhile', async () => {
+    const { machine, calls } = paused(({ vm }) => {
+      vm.reset('asked');
+      expect(refusal(() => vm.resume())).toMatchObject({ kind: 'wrong-state' });
+    });
+    await machine.vm.run();
+    expect(machine.lives).toHaveLength(2);
+    expect(calls).toEqual(['freeze', 'thaw']);
+  });
+});
+
+test.each([
+  ['the guest', { kind: 'full-reset', reason: 'reset register' }, undefined, 0],
+  ['the guest, in part', { kind: 'system-reset', reason: 'reset register' }, undefined, 0],
+  ['its watchdog', { kind: 'system-reset', reason: 'watchdog', by: 'watchdog' }, 'watchdog', 1],
+] as const)(
+  'where nobody wants a new start, a reset by %s is the end, and says so',
+  async (_who, reset, by, crashes) => {
+    const afterEnd = { onPoweroff: 'exit', onReboot: 'stay', onCrash: 'exit' } as const;
+    const machine: SmallVm = makeVm(() => {}, {}, { afterEnd });
+    let told = 0;
+    machine.vm.on('crash', () => told++);
+    machine.vm.on('started', () => machine.vm.power.request(reset));
+    const event = await machine.vm.run();
+    expect(event).toMatchObject({ kind: 'poweroff', instead: 'reset', reason: expect.stringContaining(reset.reason) });
+    expect((event as { by?: string }).by).toBe(by);
+    expect(told).toBe(crashes);
+  },
+);

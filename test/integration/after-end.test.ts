@@ -1,10 +1,12 @@
 /** What becomes of the process once its guest is gone, by `--on-poweroff`, `--on-reboot` and `--on-crash`; and what is told of a crash. */
 import { existsSync, readFileSync } from 'node:fs';
 import { request } from 'node:http';
+import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { defaultApiSocket } from '../../control/vm-paths.ts';
 import { ExitCode } from '../../devicemodel/core/errors.ts';
-import { Program, softVm, whyNoSoftHypervisor } from '../support/program.ts';
+import { Program, repository, softVm, whyNoSoftHypervisor } from '../support/program.ts';
 import { scratchDirectory, until } from '../support/pty.ts';
 
 let scratch: ReturnType<typeof scratchDirectory>;
@@ -23,9 +25,10 @@ interface Told {
   readonly json: any;
 }
 
-function ask(method: string, path: string): Promise<Told> {
+function ask(method: string, path: string, body?: object, socketPath = scratch.file('api')): Promise<Told> {
   return new Promise((resolve, reject) => {
-    const asked = request({ socketPath: scratch.file('api'), method, path, agent: false }, (answer) => {
+    const headers = { 'content-type': 'application/json' };
+    const asked = request({ socketPath, method, path, headers, agent: false }, (answer) => {
       let text = '';
       answer.setEncoding('utf8').on('data', (part: string) => {
         text += part;
@@ -35,7 +38,7 @@ function ask(method: string, path: string): Promise<Told> {
       );
     });
     asked.on('error', reject);
-    asked.end();
+    asked.end(body === undefined ? undefined : JSON.stringify(body));
   });
 }
 
@@ -45,10 +48,10 @@ function start(words: string, ...options: string[]): Program {
   return program;
 }
 
-async function hasEnded(): Promise<void> {
+async function hasEnded(socketPath?: string): Promise<void> {
   const deadlineMs = Date.now() + 40_000;
   for (;;) {
-    const told = await ask('GET', '/v1/vm').catch(() => undefined);
+    const told = await ask('GET', '/v1/vm', undefined, socketPath).catch(() => undefined);
     if (told?.json.state === 'ended') return;
     if (Date.now() > deadlineMs) throw new Error(`the guest is still ${told?.json.state}`);
     await sleep(100);
@@ -80,6 +83,26 @@ describe.skipIf(whyNoSoftHypervisor() !== undefined)('once the guest is gone', {
     expect(JSON.parse(readFileSync(dump, 'utf8'))).toEqual(json);
     expect((await ask('PUT', '/api/v1/vmm.shutdown')).status).toBe(204);
     expect((await exited).code).toBe(ExitCode.Ok);
+  });
+
+  test.each(['SIGTERM', 'SIGINT'] as const)('%s is for the process, which ends with its guest', async (signal) => {
+    const vm = start('demo=button', '--on-poweroff', 'stay');
+    await vm.console('button: waiting');
+    vm.signal(signal);
+    expect((await vm.exited).code).toBe(ExitCode.Ok);
+  });
+
+  test('an API in the folder of one name is not that of another', async () => {
+    const name = `ae${process.pid % 100_000}`;
+    program = new Program(softVm(name, 'demo=idle,0', '--on-poweroff', 'stay'));
+    const at = defaultApiSocket(name);
+    await until(() => existsSync(at), 'the API');
+    await hasEnded(at);
+    expect((await ask('PUT', '/api/v1/vm.delete', undefined, at)).status).toBe(204);
+    const payload = { kernel: join(repository, 'examples/guest/demo.bzimage'), cmdline: 'demo=idle,0' };
+    const create = (acrn: object) => ask('PUT', '/api/v1/vm.create', { payload, acrn }, at);
+    expect(await create({ name: `${name}-other` })).toMatchObject({ status: 501, json: { type: 'urn:acrn-dm:impossible' } });
+    expect(await create({ name })).toMatchObject({ status: 204 });
   });
 
   test('without a crash there is nothing to tell', async () => {
