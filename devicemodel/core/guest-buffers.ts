@@ -101,6 +101,9 @@ export class GuestRam {
       : this.readU8(at) | (this.readU8(at + 1) << 8);
   }
   readU32(at: Gpa): number {
+    const chunk = this.chunkAt(at);
+    if (chunk >= 0 && at + 4 <= this.endOf(chunk))
+      return (this.views[chunk] as DataView).getUint32(at - this.baseOf(chunk), true);
     return (this.readU16(at) | (this.readU16(at + 2) << 16)) >>> 0;
   }
   writeU16(at: Gpa, value: number): void {

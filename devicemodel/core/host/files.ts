@@ -75,6 +75,17 @@ export function setNonBlocking(fd: number, on: boolean, what: string): boolean {
   return (flags & OpenFlag.NonBlock) !== 0;
 }
 
+/**
+ * Let io_uring read and write a file in memory while a call is handed over. It hands to a thread of its own what a file
+ * system does not promise not to wait for, but takes O_NONBLOCK's and O_DIRECT's word for that; a file system in memory
+ * heeds neither.
+ * @returns false where the host does not take these flags for it.
+ */
+export function letSubmitTransfer(fd: number): boolean {
+  const flags = fcntl(fd, F_GETFL, 0);
+  return flags >= 0 && fcntl(fd, F_SETFL, flags | OpenFlag.NonBlock | OpenFlag.Direct) >= 0;
+}
+
 /** Another descriptor of the same open file. @throws HostError */
 export function duplicate(fd: number, what: string): number {
   return must(fcntl(fd, F_DUPFD_CLOEXEC, 3), 'fcntl', what);

@@ -1,15 +1,18 @@
 /**
  * An {@link ImageQueue} whose requests the kernel carries out beside this thread, by io_uring. What the host has in its
  * cache is read at once; everything that could wait for a medium, or copies much, is the kernel's.
+ *
+ * Requests are held until the kick, so that it is known how many there are: one that is alone and cannot wait is a system
+ * call, several are handed over with one, which carries out those that cannot wait, and neighbours in the file are one.
  */
 import type { Clock } from '../../core/clock.ts';
 import { BugError } from '../../core/errors.ts';
 import { Errno } from '../../core/host/errno.ts';
 import { watchFd } from '../../core/host/fd-watch.ts';
+import { letSubmitTransfer } from '../../core/host/files.ts';
 import { IoUring, UringFlag, UringOp } from '../../core/host/io-uring.ts';
 import { type Mapping, map } from '../../core/host/mapping.ts';
 import { KiB, MiB } from '../../core/units.ts';
-import { NOW_BYTES } from './image-aside.ts';
 import type { ImageIo } from './image-io.ts';
 import {
   DrainWaiters,
@@ -38,13 +41,26 @@ const PUNCH_HOLE_KEEP_SIZE = 0x03;
 const MAX_COPY_BYTES = 4 * MiB;
 /** And for how long. */
 const MAX_COPY_NS = 1_000_000;
-/** A larger request of an image in memory is the kernel's threads' in any case. */
+/** A larger request of an image in memory is the kernel's threads' in any case; so much is copied between two looks at the clock. */
 const MAX_MEMORY_BYTES = 256 * KiB;
+/**
+ * A larger read of a file system is the kernel's threads' in any case: as much as Linux reads ahead, which is what a guest
+ * that reads on and on asks for.
+ */
+const MAX_CACHED_BYTES = 128 * KiB;
+/** Neighbours are one call up to this size, where the kernel's threads carry it out. */
+const MAX_JOINED_BYTES = 1 * MiB;
 /** A request the kernel had no memory for is made this often. */
 const MAX_TRIES = 16;
 
 interface Slot {
+  readonly index: number;
   request: ImageRequest | undefined;
+  /** The next of the neighbours that the call carries out as well. */
+  next: Slot | undefined;
+  /** Of the call: pieces of memory, and whether it is carried out while it is handed over. */
+  pieces: number;
+  isNow: boolean;
   /** Bytes that are done, and bytes of the call under way. */
   doneBytes: number;
   askedBytes: number;
@@ -62,7 +78,11 @@ export class RingQueue implements ImageQueue {
   readonly #iov: DataView;
   readonly #iovAddress: number;
   readonly #slots: Slot[];
-  readonly #free: number[];
+  readonly #free: Slot[];
+  /** Requests that are not begun: until the next kick. */
+  readonly #held: ImageRequest[] = [];
+  /** Whether a call on this image in memory is carried out while it is handed over. */
+  readonly #transfersAtOnce: boolean;
   readonly #waiters = new DrainWaiters();
   /** For what has to be copied, and for discards of block devices. */
   readonly #copied: SlicedQueue;
@@ -72,7 +92,7 @@ export class RingQueue implements ImageQueue {
   #copiedBytes = 0;
   #copyUntilNs = 0;
   readonly #clock: Clock;
-  #again: NodeJS.Immediate | undefined;
+  #retry: NodeJS.Immediate | undefined;
 
   /** @throws HostError where the kernel has no io_uring or does not let us. */
   constructor(io: ImageIo, clock: Clock) {
@@ -87,15 +107,20 @@ export class RingQueue implements ImageQueue {
     }
     this.#iov = new DataView(this.#iovecs.bytes.buffer);
     this.#iovAddress = Number(this.#iovecs.address);
-    this.#slots = Array.from({ length: QUEUE_CAPACITY }, () => ({
+    this.#slots = Array.from({ length: QUEUE_CAPACITY }, (_, index) => ({
+      index,
       request: undefined,
+      next: undefined,
+      pieces: 0,
+      isNow: false,
       doneBytes: 0,
       askedBytes: 0,
       tries: 0,
       isDsync: false,
       syncErrno: 0,
     }));
-    this.#free = this.#slots.map((_, index) => index);
+    this.#free = [...this.#slots];
+    this.#transfersAtOnce = io.image.neverWaits && letSubmitTransfer(io.image.fd);
     this.#copied = new SlicedQueue(io, clock, () => this.#reap());
     try {
       this.#unwatch = watchFd(this.#uring.fd, () => this.#reap());
@@ -107,7 +132,7 @@ export class RingQueue implements ImageQueue {
   }
 
   get inFlight(): number {
-    return QUEUE_CAPACITY - this.#free.length + this.#copied.inFlight;
+    return QUEUE_CAPACITY - this.#free.length + this.#held.length + this.#copied.inFlight;
   }
 
   submit(request: ImageRequest): void {
@@ -115,26 +140,15 @@ export class RingQueue implements ImageQueue {
     const { op, buffers, count, offset } = request;
     if (op === ImageOp.Flush) {
       const answer = flushAnswer(io);
-      if (answer !== undefined) {
-        request.done(answer);
-        return;
-      }
-    } else if (op === ImageOp.Discard) {
-      if (io.image.isBlockDevice) {
-        this.#copied.submit(request);
-        return;
-      }
-    } else if (!io.isDirectlyUsable(buffers, 0, count, offset, op === ImageOp.Write)) {
+      if (answer === undefined) this.#held.push(request);
+      else request.done(answer);
+    } else if (
+      op === ImageOp.Discard ? !io.image.isBlockDevice : io.isDirectlyUsable(buffers, 0, count, offset, isWrite(op))
+    ) {
+      this.#held.push(request);
+    } else {
       this.#copied.submit(request);
-      return;
-    } else if (io.image.neverWaits && count <= MAX_MEMORY_BYTES && this.#mayCopy(count)) {
-      request.done(io.transfer(buffers, 0, count, offset, op === ImageOp.Write));
-      return;
-    } else if (op === ImageOp.Read && this.#isCached(request)) {
-      request.done(0);
-      return;
     }
-    this.#begin(request);
   }
 
   /** Whether so much may be copied by this thread. */
@@ -147,51 +161,135 @@ export class RingQueue implements ImageQueue {
     return true;
   }
 
-  /** Read what the host has in its cache, without waiting. @returns whether that was all of it. */
-  #isCached({ buffers, count, offset }: ImageRequest): boolean {
-    const io = this.#io;
-    if (io.image.isDirect || !io.knowsCached || count > NOW_BYTES || !this.#mayCopy(count)) return false;
-    return io.readCached(buffers, 0, count, offset);
+  /** Whether the request cannot wait, as far as is known, and this thread may copy it: then that is of its share. */
+  #isForNow({ op, count }: ImageRequest): boolean {
+    const { image, knowsCached } = this.#io;
+    if (image.neverWaits) return isTransfer(op) && count <= MAX_MEMORY_BYTES && this.#mayCopy(count);
+    if (op !== ImageOp.Read || image.isDirect || !knowsCached || count > MAX_CACHED_BYTES) return false;
+    return this.#mayCopy(count);
   }
 
-  #begin(request: ImageRequest): void {
-    const index = this.#free.pop();
-    if (index === undefined) throw new BugError('more disk requests than a queue holds');
-    const slot = this.#slots[index] as Slot;
+  /** Begin what is held, in its order. */
+  #beginHeld(): void {
+    const held = this.#held;
+    const isAlone = held.length === 1;
+    /** The latest call, which may get more requests. */
+    let call: Slot | undefined;
+    let nowBytes = 0;
+    // What is done here may submit others, which are then the last of the list.
+    for (let i = 0; i < held.length; i++) {
+      const request = held[i] as ImageRequest;
+      const isNow = this.#isForNow(request);
+      if (isNow && (isAlone || !this.#canSubmitTransfer) && this.#transfer(request)) continue;
+      if (call === undefined || !this.#join(call, request, isNow)) {
+        if (call !== undefined) this.#handOver(call);
+        call = this.#describeCall(this.#take(request), request, isNow);
+      }
+      if (isNow) nowBytes += request.count;
+      if (nowBytes < MAX_MEMORY_BYTES) continue;
+      this.#handOver(call);
+      this.#submitPrepared();
+      call = undefined;
+      nowBytes = 0;
+    }
+    if (call !== undefined) this.#handOver(call);
+    held.length = 0;
+  }
+
+  /** Whether io_uring carries out what is for now while it is handed over. */
+  get #canSubmitTransfer(): boolean {
+    return this.#transfersAtOnce || !this.#io.image.neverWaits;
+  }
+
+  /** A request that is for now, by a system call of its own. @returns false: it would wait. */
+  #transfer(request: ImageRequest): boolean {
+    const io = this.#io;
+    const { op, buffers, count, offset } = request;
+    if (io.image.neverWaits) request.done(io.transfer(buffers, 0, count, offset, isWrite(op)));
+    else if (io.readCached(buffers, 0, count, offset)) request.done(0);
+    else return false;
+    return true;
+  }
+
+  #take(request: ImageRequest): Slot {
+    const slot = this.#free.pop();
+    if (slot === undefined) throw new BugError('more disk requests than a queue holds');
     slot.request = request;
+    slot.next = undefined;
+    slot.isNow = false;
     slot.doneBytes = 0;
     slot.tries = 0;
     slot.syncErrno = 0;
     slot.isDsync = request.isDurable && request.op === ImageOp.Write;
-    this.#prepare(index, slot, request);
+    return slot;
   }
 
-  /** The next call for what is left of a request. */
-  #prepare(index: number, slot: Slot, request: ImageRequest): void {
-    const { op, buffers, count, offset } = request;
+  /** The call for what is left of a request. @param isNow it is carried out while it is handed over. */
+  #describeCall(slot: Slot, request: ImageRequest, isNow: boolean): Slot {
+    slot.isNow = isNow;
+    slot.pieces = 0;
+    slot.askedBytes = 0;
+    if (isTransfer(request.op)) this.#addPieces(slot, request, slot.doneBytes);
+    return slot;
+  }
+
+  /** @returns whether there was room for all pieces of the request, from this byte of it on. */
+  #addPieces(call: Slot, { op, buffers, count }: ImageRequest, from: number): boolean {
+    const first = call.index * MAX_PIECES;
+    const left = count - from;
+    const pieces = buffers.toIovecs(from, left, !isWrite(op), this.#iov, first + call.pieces, first + MAX_PIECES);
+    const { iovBytes } = buffers;
+    if (call.pieces > 0 && iovBytes < left) return false;
+    call.pieces += pieces;
+    call.askedBytes += iovBytes;
+    return true;
+  }
+
+  /**
+   * Let a call that is not handed over carry out the neighbour in the file, too. @returns false where it is none, or there
+   * is no room: so for a call that has not even all of its first request.
+   */
+  #join(call: Slot, request: ImageRequest, isNow: boolean): boolean {
+    const first = call.request as ImageRequest;
+    const bytes = call.askedBytes;
+    if (
+      request.op !== first.op ||
+      request.offset !== first.offset + bytes ||
+      request.isDurable !== first.isDurable ||
+      isNow !== call.isNow ||
+      !isTransfer(request.op) ||
+      this.#io.image.isDirect ||
+      bytes + request.count > (isNow ? MAX_MEMORY_BYTES : MAX_JOINED_BYTES) ||
+      !this.#addPieces(call, request, 0)
+    )
+      return false;
+    let last = call;
+    while (last.next !== undefined) last = last.next;
+    last.next = this.#take(request);
+    return true;
+  }
+
+  /** Make the entry of a call whose pieces are described. */
+  #handOver(slot: Slot): void {
+    const { op, count, offset } = slot.request as ImageRequest;
     const { image } = this.#io;
-    const uring = this.#uring;
     this.#isPrepared = true;
     if (op === ImageOp.Flush) {
-      uring.prepare(UringOp.Fsync, image.fd, 0, 0, 0, FSYNC_DATASYNC, index);
+      this.#uring.prepare(UringOp.Fsync, image.fd, 0, 0, 0, FSYNC_DATASYNC, slot.index);
       return;
     }
     if (op === ImageOp.Discard) {
       // The length is where others have an address (io_uring_enter(2), IORING_OP_FALLOCATE).
-      uring.prepare(UringOp.Fallocate, image.fd, count, PUNCH_HOLE_KEEP_SIZE, image.base + offset, 0, index);
+      this.#uring.prepare(UringOp.Fallocate, image.fd, count, PUNCH_HOLE_KEEP_SIZE, image.base + offset, 0, slot.index);
       return;
     }
-    const isWrite = op === ImageOp.Write;
-    const first = index * MAX_PIECES;
-    const at = slot.doneBytes;
-    const pieces = buffers.toIovecs(at, count - at, !isWrite, this.#iov, first, first + MAX_PIECES);
-    slot.askedBytes = buffers.iovBytes;
     // Where the host's cache is between, a thread of the kernel copies: some file systems would wait in the call itself,
     // and what is read ahead is (image-aside.ts).
-    const aside = !image.isDirect && (isWrite || count > NOW_BYTES) ? UringFlag.Async : 0;
-    const address = this.#iovAddress + first * IOVEC_BYTES;
-    const code = (isWrite ? UringOp.Writev : UringOp.Readv) | (aside << 8);
-    uring.prepare(code, image.fd, address, pieces, image.base + offset + at, slot.isDsync ? RWF_DSYNC : 0, index);
+    const aside = !image.isDirect && !slot.isNow ? UringFlag.Async : 0;
+    const code = (isWrite(op) ? UringOp.Writev : UringOp.Readv) | (aside << 8);
+    const address = this.#iovAddress + slot.index * MAX_PIECES * IOVEC_BYTES;
+    const at = image.base + offset + slot.doneBytes;
+    this.#uring.prepare(code, image.fd, address, slot.pieces, at, slot.isDsync ? RWF_DSYNC : 0, slot.index);
   }
 
   kick(): void {
@@ -206,12 +304,13 @@ export class RingQueue implements ImageQueue {
     if (this.#isReaping) return;
     this.#isReaping = true;
     do {
+      this.#beginHeld();
       this.#submitPrepared();
       while (this.#uring.next()) this.#complete(this.#uring.userData, this.#uring.result);
-    } while (this.#isPrepared);
+    } while (this.#isPrepared || this.#held.length > 0);
     this.#isReaping = false;
     if (this.#copied.inFlight > 0) this.#copied.kick();
-    if (this.#free.length === QUEUE_CAPACITY) this.#waiters.wake();
+    if (this.#free.length === QUEUE_CAPACITY && this.#held.length === 0) this.#waiters.wake();
   }
 
   #submitPrepared(): void {
@@ -219,8 +318,8 @@ export class RingQueue implements ImageQueue {
     this.#isPrepared = false;
     if (this.#uring.submit() === 0) return;
     // The kernel is short of memory for a moment: what it did not take is handed over again, and nobody waits for that.
-    this.#again ??= setImmediate(() => {
-      this.#again = undefined;
+    this.#retry ??= setImmediate(() => {
+      this.#retry = undefined;
       this.#isPrepared = true;
       this.#reap();
     });
@@ -229,16 +328,38 @@ export class RingQueue implements ImageQueue {
   /** @param result bytes, or a negative errno. */
   #complete(index: number, result: number): void {
     const slot = this.#slots[index] as Slot;
+    if (slot.next !== undefined) {
+      this.#completeJoined(slot, result);
+      return;
+    }
     const request = slot.request as ImageRequest;
-    const isTransfer = request.op === ImageOp.Read || request.op === ImageOp.Write;
-    if (result < 0) this.#failed(index, slot, request, -result);
-    else if (!isTransfer) this.#over(index, slot, request, request.op === ImageOp.Flush ? this.#io.syncFailure : 0);
-    else if (result === 0) this.#endOfFile(index, slot, request);
+    if (result < 0) this.#failed(slot, request, -result);
+    else if (!isTransfer(request.op))
+      this.#over(slot, request, request.op === ImageOp.Flush ? this.#io.syncFailure : 0);
+    else if (result === 0) this.#endOfFile(slot, request);
     else {
       slot.doneBytes += result;
-      if (slot.doneBytes < request.count) this.#prepare(index, slot, request);
-      else this.#over(index, slot, request, this.#syncErrno(slot));
+      if (slot.doneBytes < request.count) this.#again(slot, request);
+      else this.#over(slot, request, this.#syncErrno(slot));
     }
+  }
+
+  /** All of it, or each request is made once more by itself, to see which of them has what. */
+  #completeJoined(first: Slot, result: number): void {
+    const isWhole = result === first.askedBytes;
+    for (let slot: Slot | undefined = first; slot !== undefined; ) {
+      const { next }: Slot = slot;
+      slot.next = undefined;
+      const request = slot.request as ImageRequest;
+      if (isWhole) this.#over(slot, request, this.#syncErrno(slot));
+      else this.#again(slot, request);
+      slot = next;
+    }
+  }
+
+  /** What is left of a request that was begun: by a thread of the kernel, whatever kept it. */
+  #again(slot: Slot, request: ImageRequest): void {
+    this.#handOver(this.#describeCall(slot, request, false));
   }
 
   /** What a write that is done to its last byte ends with. */
@@ -251,33 +372,33 @@ export class RingQueue implements ImageQueue {
     return isDsync && request?.op === ImageOp.Write ? this.#io.syncFailure : 0;
   }
 
-  #failed(index: number, slot: Slot, request: ImageRequest, errno: number): void {
+  #failed(slot: Slot, request: ImageRequest, errno: number): void {
     const isTransient = errno === Errno.EINTR || errno === Errno.EAGAIN;
     if (isTransient && ++slot.tries < MAX_TRIES) {
-      this.#prepare(index, slot, request);
+      this.#again(slot, request);
     } else if (slot.isDsync && slot.syncErrno === 0) {
       slot.isDsync = false;
       slot.syncErrno = errno;
-      this.#prepare(index, slot, request);
+      this.#again(slot, request);
     } else {
       if (request.op === ImageOp.Flush && !isTransient) this.#io.syncFailed(errno);
-      this.#over(index, slot, request, errno);
+      this.#over(slot, request, errno);
     }
   }
 
   /** Nothing more to read: the file shrank, or a range was given beyond its end. */
-  #endOfFile(index: number, slot: Slot, request: ImageRequest): void {
+  #endOfFile(slot: Slot, request: ImageRequest): void {
     const isHole = request.op === ImageOp.Read && this.#io.image.hasRange;
     if (isHole) request.buffers.fillIn(slot.doneBytes, request.count - slot.doneBytes, 0);
-    this.#over(index, slot, request, isHole ? 0 : Errno.EIO);
+    this.#over(slot, request, isHole ? 0 : Errno.EIO);
   }
 
-  #over(index: number, slot: Slot, request: ImageRequest, errno: number): void {
+  #over(slot: Slot, request: ImageRequest, errno: number): void {
     slot.request = undefined;
-    this.#free.push(index);
+    this.#free.push(slot);
     if (errno === 0 && request.op === ImageOp.Discard && request.isDurable) {
       // What was given back stays so: as after a write.
-      this.#begin({ ...flushOf(request), done: (flushErrno) => request.done(flushErrno) });
+      this.#held.push({ ...flushOf(request), done: (flushErrno) => request.done(flushErrno) });
       return;
     }
     request.done(errno);
@@ -286,19 +407,20 @@ export class RingQueue implements ImageQueue {
   drained(): Promise<void> | undefined {
     if (this.inFlight === 0) return undefined;
     const copied = this.#copied.drained();
-    const ring = QUEUE_CAPACITY - this.#free.length > 0 ? this.#waiters.wait() : undefined;
+    const isBusy = this.#free.length < QUEUE_CAPACITY || this.#held.length > 0;
+    const ring = isBusy ? this.#waiters.wait() : undefined;
     return Promise.all([copied, ring]).then(() => this.drained());
   }
 
   describeWork(): string | undefined {
-    const busy = this.#slots.find((slot) => slot.request !== undefined)?.request;
+    const busy = this.#slots.find((slot) => slot.request !== undefined)?.request ?? this.#held[0];
     return busy === undefined ? this.#copied.describeWork() : describeRequest(busy);
   }
 
   dispose(): void {
     this.#unwatch?.();
     this.#unwatch = undefined;
-    clearImmediate(this.#again);
+    clearImmediate(this.#retry);
     this.#copied.dispose();
     this.#uring.dispose();
     this.#iovecs.dispose();
@@ -307,4 +429,12 @@ export class RingQueue implements ImageQueue {
 
 function flushOf({ buffers }: ImageRequest): Omit<ImageRequest, 'done'> {
   return { op: ImageOp.Flush, buffers, count: 0, offset: 0, isDurable: false };
+}
+
+function isWrite(op: ImageOp): boolean {
+  return op === ImageOp.Write;
+}
+
+function isTransfer(op: ImageOp): boolean {
+  return op === ImageOp.Read || op === ImageOp.Write;
 }

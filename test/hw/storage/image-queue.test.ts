@@ -6,6 +6,7 @@ import { describe, expect, onTestFinished, test, vi } from 'vitest';
 import { HostError } from '../../../devicemodel/core/errors.ts';
 import { GuestBuffers, GuestRam } from '../../../devicemodel/core/guest-buffers.ts';
 import { Errno } from '../../../devicemodel/core/host/errno.ts';
+import { IoUring, UringFlag } from '../../../devicemodel/core/host/io-uring.ts';
 import type * as Mapping from '../../../devicemodel/core/host/mapping.ts';
 import { map } from '../../../devicemodel/core/host/mapping.ts';
 import { silentLog } from '../../../devicemodel/core/log.ts';
@@ -46,10 +47,15 @@ function pattern(length: number, from = 0): Uint8Array {
 interface Choices {
   readonly nocache?: boolean;
   readonly ro?: boolean;
+  /** The image is on a file system in memory, and known to be. */
+  readonly inMemory?: boolean;
 }
 
-async function setUp(kind: 'ring' | 'sliced', { nocache = false, ro = false }: Choices = {}) {
-  const dir = mkdtempSync(join(tmpdir(), 'image-queue-'));
+/** A transfer: operation, first byte in the disk, pieces of memory as address and bytes. */
+type Transfer = readonly [op: ImageOp, offset: number, pieces: ReadonlyArray<readonly [number, number]>];
+
+async function setUp(kind: 'ring' | 'sliced', { nocache = false, ro = false, inMemory = false }: Choices = {}) {
+  const dir = mkdtempSync(join(inMemory ? '/dev/shm' : tmpdir(), 'image-queue-'));
   const path = join(dir, 'image');
   writeFileSync(path, pattern(IMAGE_BYTES));
   const ram = map(RAM_BYTES, 'test');
@@ -57,7 +63,7 @@ async function setUp(kind: 'ring' | 'sliced', { nocache = false, ro = false }: C
   const clock = new FakeClock();
   const image = await openDiskImage(path, { ro, writeback: false, nocache, discard: {} }, silentLog);
   // As on a file system of a disk, wherever the test runs.
-  const io = new ImageIo({ ...image, neverWaits: false });
+  const io = new ImageIo({ ...image, neverWaits: inMemory });
   const queue: ImageQueue = kind === 'ring' ? new RingQueue(io, clock) : new SlicedQueue(io, clock);
   onTestFinished(async () => {
     await queue.drained();
@@ -68,8 +74,7 @@ async function setUp(kind: 'ring' | 'sliced', { nocache = false, ro = false }: C
     rmSync(dir, { recursive: true });
   });
   const guest = new GuestRam([chunk]);
-  /** @param pieces of memory: address, bytes. */
-  const run = (op: ImageOp, offset: number, pieces: ReadonlyArray<readonly [number, number]>, isDurable = false) => {
+  const submit = (op: ImageOp, offset: number, pieces: ReadonlyArray<readonly [number, number]>, isDurable = false) => {
     const buffers = new GuestBuffers(guest);
     let count = 0;
     for (const [at, length] of pieces) {
@@ -79,15 +84,26 @@ async function setUp(kind: 'ring' | 'sliced', { nocache = false, ro = false }: C
     return new Promise<number>((done) => {
       const request: ImageRequest = { op, buffers, count, offset, isDurable, done };
       queue.submit(request);
-      queue.kick();
     });
+  };
+  /** @param pieces of memory: address, bytes. */
+  const run: typeof submit = (...request) => {
+    const result = submit(...request);
+    queue.kick();
+    return result;
+  };
+  /** All of them before one kick. */
+  const runAll = (transfers: readonly Transfer[], isDurable = false) => {
+    const results = transfers.map(([op, offset, pieces]) => submit(op, offset, pieces, isDurable));
+    queue.kick();
+    return Promise.all(results);
   };
   const order = (op: ImageOp, offset = 0, count = 0) =>
     new Promise<number>((done) => {
       queue.submit({ op, buffers: new GuestBuffers(guest), count, offset, isDurable: false, done });
       queue.kick();
     });
-  return { path, ram, clock, io, queue, run, order };
+  return { path, ram, clock, io, queue, submit, run, runAll, order };
 }
 
 describe.each(['ring', 'sliced'] as const)('%s', (kind) => {
@@ -180,6 +196,99 @@ describe.each(['ring', 'sliced'] as const)('%s', (kind) => {
     expect(queue.describeWork()).toBe('write of 4096 bytes at sector 1');
     await write;
     expect(queue.describeWork()).toBeUndefined();
+  });
+});
+
+describe.each([
+  ['ring', false],
+  ['ring', true],
+  ['sliced', false],
+  ['sliced', true],
+] as const)('several before one kick: %s, in memory %s', (kind, inMemory) => {
+  const zeros = (count: number) => new Array<number>(count).fill(0);
+
+  test('neighbours in the file, whose memory lies elsewhere', async () => {
+    const { runAll, ram, path } = await setUp(kind, { inMemory });
+    const at = (i: number) => ((i * 7) % QUEUE_CAPACITY) * 12288;
+    const all = (op: ImageOp, from: number) =>
+      Array.from({ length: QUEUE_CAPACITY }, (_, i): Transfer => [op, from + i * 8192, [[at(i), 8192]]]);
+    expect(await runAll(all(ImageOp.Read, 16384))).toEqual(zeros(QUEUE_CAPACITY));
+    for (let i = 0; i < QUEUE_CAPACITY; i++)
+      expect(Buffer.compare(ram.bytes.subarray(at(i), at(i) + 8192), pattern(8192, 16384 + i * 8192))).toBe(0);
+    expect(await runAll(all(ImageOp.Write, 0), true)).toEqual(zeros(QUEUE_CAPACITY));
+    expect(
+      Buffer.compare(readFileSync(path).subarray(0, 8192 * QUEUE_CAPACITY), pattern(8192 * QUEUE_CAPACITY, 16384)),
+    ).toBe(0);
+  });
+
+  // Mutation: give all of a call one answer.
+  test('each has its own answer where the file ends among them', async () => {
+    const { runAll, ram, path } = await setUp(kind, { inMemory });
+    truncateSync(path, 10240);
+    const reads = Array.from({ length: 4 }, (_, i): Transfer => [ImageOp.Read, i * 4096, [[i * 4096, 4096]]]);
+    expect(await runAll(reads)).toEqual([0, 0, Errno.EIO, Errno.EIO]);
+    expect(Buffer.compare(ram.bytes.subarray(0, 8192), pattern(8192))).toBe(0);
+  });
+
+  // Mutation: join it without a look at whether there was room.
+  test('one of more pieces than a call has, and one that begins where that call ends', async () => {
+    const { runAll, ram } = await setUp(kind, { inMemory });
+    const pieces = Array.from({ length: 300 }, (_, i) => [3 * i, 2] as const);
+    const reads: Transfer[] = [
+      [ImageOp.Read, 4096, pieces],
+      [ImageOp.Read, 4096 + 2 * 256, [[65536, 512]]],
+    ];
+    expect(await runAll(reads)).toEqual([0, 0]);
+    const got = pieces.flatMap(([at]) => [ram.bytes[at] as number, ram.bytes[at + 1] as number]);
+    expect(Uint8Array.from(got)).toEqual(pattern(600, 4096));
+    expect(ram.bytes.slice(65536, 66048)).toEqual(pattern(512, 4096 + 512));
+  });
+
+  test('reads, writes and a flush, and what an answer submits', async () => {
+    const { submit, queue, order, ram, path } = await setUp(kind, { inMemory });
+    ram.bytes.fill(0xa5, 0, 4096);
+    const write = submit(ImageOp.Write, 0, [[0, 4096]]);
+    const buffers = new GuestBuffers(new GuestRam([{ base: 0, bytes: ram.bytes, hostAddress: ram.address }]));
+    const read = (at: number, offset: number, then: (errno: number) => void) => {
+      const own = new GuestBuffers(buffers.ram);
+      own.append(0, at, 4096, true);
+      queue.submit({ op: ImageOp.Read, buffers: own, count: 4096, offset, isDurable: false, done: then });
+    };
+    const chained = new Promise<number>((resolve, reject) => {
+      read(8192, 8192, (errno) => (errno === 0 ? read(12288, 12288, resolve) : reject(new Error(`errno ${errno}`))));
+    });
+    expect(await Promise.all([write, chained, order(ImageOp.Flush)])).toEqual([0, 0, 0]);
+    expect(Buffer.compare(ram.bytes.subarray(8192, 16384), pattern(8192, 8192))).toBe(0);
+    expect(readFileSync(path).subarray(0, 4096)).toEqual(Buffer.alloc(4096, 0xa5));
+    expect(queue.inFlight).toBe(0);
+  });
+});
+
+describe('an image in memory, by io_uring', () => {
+  const MIB = 1 << 20;
+  const many = (count: number, bytes: number): Transfer[] =>
+    Array.from({ length: count }, (_, i) => [
+      i % 2 === 0 ? ImageOp.Read : ImageOp.Write,
+      (i * bytes) % MIB,
+      [[0, bytes]],
+    ]);
+
+  test('is read and written before the kick is over', async () => {
+    const { runAll, queue } = await setUp('ring', { inMemory: true });
+    const results = runAll(many(QUEUE_CAPACITY, 4096));
+    expect(queue.inFlight).toBe(0);
+    expect(await results).toEqual(new Array(QUEUE_CAPACITY).fill(0));
+  });
+
+  // Mutation: no limit; whoever kicks waits for all of it.
+  test('more than is copied between two kicks is for the threads of the kernel', async () => {
+    const { runAll } = await setUp('ring', { inMemory: true });
+    const prepare = vi.spyOn(IoUring.prototype, 'prepare');
+    onTestFinished(() => prepare.mockRestore());
+    expect(await runAll(many(QUEUE_CAPACITY, MIB / 4))).toEqual(new Array(QUEUE_CAPACITY).fill(0));
+    const isAside = prepare.mock.calls.map(([op]) => op >> 8 === UringFlag.Async);
+    // 4 MiB of the 8.
+    expect(isAside.filter(Boolean).length).toBe(QUEUE_CAPACITY / 2);
   });
 });
 
