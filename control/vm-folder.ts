@@ -21,7 +21,7 @@ import { dirname, join } from 'node:path';
 import { ExitCode, HostError } from '../devicemodel/core/errors.ts';
 import { Errno } from '../devicemodel/core/host/errno.ts';
 import { tryLock } from '../devicemodel/core/host/file-lock.ts';
-import { ensureOwnFolder, FolderMode } from '../devicemodel/core/host/folders.ts';
+import { ensureOwnFolder, FolderMode, makeParents } from '../devicemodel/core/host/folders.ts';
 import { isListenedAt } from '../devicemodel/core/host/socket-path.ts';
 import type { Log } from '../devicemodel/core/log.ts';
 import { vmFoldersRoot } from './vm-paths.ts';
@@ -29,6 +29,7 @@ import { vmFoldersRoot } from './vm-paths.ts';
 /** Made with its parents, which everybody may look into: acrnctl's sockets are in one of them. @throws HostError */
 export function ensureVmFolder(name: string): string {
   const root = vmFoldersRoot();
+  makeParents(dirname(root));
   for (const folder of [dirname(root), root]) ensureOwnFolder(folder, FolderMode.public);
   const folder = join(root, name);
   ensureOwnFolder(folder, FolderMode.public);

@@ -1,5 +1,6 @@
 /** `acrnvm doctor`: what of this host a User VM may miss, and the command that mends it. Reads only. */
 import { accessSync, constants, existsSync, readdirSync, readFileSync, statSync } from 'node:fs';
+import { isAbsolute } from 'node:path';
 import { deadRegions, deadSocketsOfAcrnctl, listVms } from './client.ts';
 
 export interface Finding {
@@ -121,7 +122,7 @@ function runFolder(): Finding {
   const path = existsSync('/run/acrn') ? '/run/acrn' : '/run';
   if (process.geteuid?.() !== 0) {
     const own = process.env['XDG_RUNTIME_DIR'];
-    return own !== undefined && can(own)
+    return own !== undefined && isAbsolute(own) && can(own)
       ? { what, verdict: 'ok', detail: `${own}/acrn` }
       : {
           what,

@@ -5,15 +5,17 @@
  */
 import { existsSync, readdirSync, rmSync } from 'node:fs';
 import { createServer, type Server, type Socket } from 'node:net';
-import { tmpdir } from 'node:os';
 import { basename, dirname } from 'node:path';
 import { DmError, ExitCode, HostError } from '../../devicemodel/core/errors.ts';
+import { Errno } from '../../devicemodel/core/host/errno.ts';
 import { onProcessExit } from '../../devicemodel/core/host/exit-hooks.ts';
 import { lockWhenFree } from '../../devicemodel/core/host/file-lock.ts';
 import { closeFd, OpenFlag, openFile } from '../../devicemodel/core/host/files.ts';
 import { ensureOwnFolder, FolderMode, makeParents } from '../../devicemodel/core/host/folders.ts';
 import { connectUnix } from '../../devicemodel/core/host/is-served.ts';
 import { pathFailure } from '../../devicemodel/core/host/path-failure.ts';
+import { userRunFolder } from '../../devicemodel/core/host/run-folder.ts';
+import { checkSocketPath } from '../../devicemodel/core/host/socket-path.ts';
 import type { Log } from '../../devicemodel/core/log.ts';
 import { Doorbells, type RegionBells } from './doorbells.ts';
 import { LocalVuart } from './local-vuart.ts';
@@ -34,8 +36,7 @@ const ROOT_DIRECTORY = '/run/acrn/soft';
 /** The directory VMs of this user meet in: /run for root, else the user's own. */
 export function defaultRunDirectory(): string {
   if (process.getuid?.() === 0) return ROOT_DIRECTORY;
-  const user = process.env['XDG_RUNTIME_DIR'];
-  return user === undefined || user === '' ? `${tmpdir()}/acrn-${process.getuid?.()}/soft` : `${user}/acrn/soft`;
+  return `${userRunFolder(process.env['XDG_RUNTIME_DIR'], process.getuid?.() ?? 0)}/soft`;
 }
 
 export class Neighbours {
@@ -135,8 +136,17 @@ export class Neighbours {
     this.#again.set(vmid, timer);
   }
 
-  /** @throws HostError when it cannot be made, or is not ours alone. */
+  /** @throws HostError when it cannot be made, is not ours alone, or has too long a path for sockets in it. */
   #makeDirectory(): void {
+    try {
+      checkSocketPath(this.#pathOf(MAX_VMID, 'bells'));
+    } catch (cause) {
+      // The system would cut it, and VMs would meet elsewhere, or not at all.
+      throw new HostError(`folder ${this.#directory}: ${(cause as Error).message}`, Errno.ENAMETOOLONG, {
+        exitCode: ExitCode.CannotCreate,
+        hint: 'a shorter XDG_RUNTIME_DIR (or TMPDIR, where that is not set) will do',
+      });
+    }
     const parent = dirname(this.#directory);
     makeParents(parent);
     // Below /run there are folders of other programs' sockets beside ours.
@@ -374,7 +384,8 @@ function listen(path: string, onConnection: (socket: Socket) => void): Promise<S
   return new Promise((resolve, reject) => {
     const server = createServer(onConnection);
     server.maxConnections = MAX_VMID;
-    server.once('error', (cause) => {
+    // Also of an accept that fails later, which nobody waits for.
+    server.on('error', (cause) => {
       reject(new HostError(`${path}: ${cause.message}`, 0, { exitCode: ExitCode.CannotCreate, cause }));
     });
     server.listen(path, () => {

@@ -26,6 +26,8 @@ describe('where the folders of VMs are', () => {
     ['root, whatever the session says', { XDG_RUNTIME_DIR: '/run/user/0' }, 0, '/run/acrn/vm'],
     ['a user', { XDG_RUNTIME_DIR: '/run/user/7' }, 7, '/run/user/7/acrn/vm'],
     ['a user without a session', { XDG_RUNTIME_DIR: '' }, 7, `${tmpdir()}/acrn-7/vm`],
+    ['a user whose session says what is no path', { XDG_RUNTIME_DIR: 'run/user/7' }, 7, `${tmpdir()}/acrn-7/vm`],
+    ['a user whose session says here', { XDG_RUNTIME_DIR: '.' }, 7, `${tmpdir()}/acrn-7/vm`],
     ['asked for', { ACRN_RUN_DIR: '/x', XDG_RUNTIME_DIR: '/run/user/7' }, 7, '/x/vm'],
   ])('%s', (_who, env, uid, expected) => {
     expect(vmFoldersRoot(env, uid)).toBe(expected);
@@ -112,6 +114,18 @@ describe('a name', () => {
     expect(readdirSync(folder)).toEqual(['api.sock']);
     listener.close();
   });
+
+  test.each(['a', 'a/b', 'a/b/c d', 'ä/ö', 'a/./b'])(
+    'is taken once also below folders that are not there: %s',
+    (below) => {
+      process.env['ACRN_RUN_DIR'] = scratch.file(below);
+      const { log } = memoryLog();
+      const release = claimName('vm1', log);
+      expect(() => claimName('vm1', log)).toThrow('runs already');
+      release();
+      expect(readdirSync(scratch.file(`${below}/vm`))).toEqual([]);
+    },
+  );
 
   test('is not guarded where there is no place for it, and the VM runs', () => {
     writeFileSync(scratch.file('file'), '');

@@ -459,3 +459,28 @@ describe('a process beside the VMs, or a VM of another version', () => {
     for (let i = 0; i < 3; i++) expect(server.emit('error', new Error('accept ENFILE'))).toBe(true);
   });
 });
+
+/** Bytes of sun_path with its end [unix(7)], and of the longest name of a socket. */
+const SUN_PATH_BYTES = 108;
+const NAME_BYTES = '/vm-255.bells'.length;
+
+// Mutation: without the check libuv cuts the path, and the socket is another file, or the folder itself is "in use".
+test.each([0, 1, 4, 13, 40])(
+  'a folder whose path is %i bytes too long for sockets is refused, and nothing is made',
+  async (more) => {
+    const top = directory;
+    directory = join(top, 'x'.repeat(SUN_PATH_BYTES - NAME_BYTES - top.length - 1 + more));
+    try {
+      await expect(join_('a')).rejects.toMatchObject({
+        message: expect.stringMatching(/^folder .*: socket path has \d+ bytes, at most 107 /),
+        exitCode: ExitCode.CannotCreate,
+      });
+      expect(readdirSync(top)).toEqual([]);
+      directory = directory.slice(0, -1 - more);
+      expect((await join_('a')).vmid).toBe(1);
+    } finally {
+      for (const release of releases.splice(0)) release();
+      directory = top;
+    }
+  },
+);
