@@ -16,7 +16,7 @@ guest() {
     -o "$work/$1" "$here/guest.c"
 }
 guest guest 0
-guest warm $((${WARM_S:-10} * 2000000000))
+guest warm $((${WARM_S:-15} * 2000000000))
 gcc -O2 -pthread -o "$work/vmm" "$here/vmm.c"
 
 # of NAME FILE: ticks of one access.
