@@ -28,6 +28,7 @@ const ours = {
   owner: '`listenUnix`, `ensureOwnFolder`',
   test: 'test/core/host/unix-listener.test.ts',
 };
+const thread = { contract: 'the thread', owner: '`GuestLoop`; `Vm` says when' };
 const signals = { contract: 'signals', owner: '`process-signals.ts`, `Launch`' };
 
 /** `from` stands once in `file`; with `to` in its place the owner is gone. */
@@ -205,6 +206,22 @@ export const contracts = [
     file: 'devicemodel/core/host/folders.ts',
     from: '(stat.mode & WRITABLE_BY_OTHERS) !== 0',
     to: 'false',
+  },
+  {
+    ...thread,
+    mutation: "it stays the guest's when the guest has ended",
+    file: 'devicemodel/core/vm.ts',
+    from: '      loop.ended();\n',
+    to: '',
+    test: 'test/core/vm.test.ts',
+  },
+  {
+    ...thread,
+    mutation: "it is the guest's before there is one",
+    file: 'hypervisor/blocking-loop/loop.ts',
+    from: 'this.#lookBeforeWatcher());\n    this.#giveThread();',
+    to: 'this.#lookBeforeWatcher());',
+    test: 'test/hypervisor/blocking-loop/loop.test.ts',
   },
   {
     ...signals,

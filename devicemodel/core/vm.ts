@@ -233,8 +233,7 @@ export class Vm extends EventEmitter<VmEventMap> {
     try {
       await life.configure();
       life.start();
-      this.#parts.loop.started(() => this.emit('started'));
-      event = await life.run();
+      event = await this.#serve(life);
     } catch (thrown) {
       const error = withOurKind(thrown);
       if (error instanceof DmError && life.hasAskedForVm) {
@@ -257,6 +256,17 @@ export class Vm extends EventEmitter<VmEventMap> {
     const instead = await this.#end(life, event.kind === 'full-reset');
     // What was asked for meanwhile comes first.
     return instead ?? (event.kind === 'poweroff' ? event : (this.#power.event ?? event));
+  }
+
+  /** The thread is the guest's in here, and in no other moment of a life. */
+  async #serve(life: Life): Promise<PowerEvent> {
+    const { loop } = this.#parts;
+    loop.started(() => this.emit('started'));
+    try {
+      return await life.run();
+    } finally {
+      loop.ended();
+    }
   }
 
   /** @returns the event that took the place of the one that ended this life. @throws StorageHangError */

@@ -65,6 +65,10 @@ export class BlockingLoop implements GuestLoop {
   /** Looks that found the event loop with something to do, while nobody watched it, less those that did not. */
   #hostWork = 0;
   #lookInNs = LOOK_NS;
+  /** Between {@link started} and {@link ended}. */
+  #hasGuest = false;
+  /** Who has given the thread to the event loop: each {@link rest}, and whoever has no guest for it. */
+  #givers = 0;
   /** By what there is to say of the watcher. */
   readonly #nextWarningNs = new Map<string, number>();
 
@@ -94,10 +98,12 @@ export class BlockingLoop implements GuestLoop {
     }
     this.#tickTurn = this.clock.createTimer(() => this.#wakeups.requestTurn());
     this.#work = new AsyncWork(() => {
-      if (this.#tickTurn.dueNs === undefined) this.#tickTurn.arm(this.clock.nowNs() + TICK_WITHIN_NS);
+      if (this.#givers === 0 && this.#tickTurn.dueNs === undefined)
+        this.#tickTurn.arm(this.clock.nowNs() + TICK_WITHIN_NS);
     });
     this.#quiet = this.clock.createTimer(() => this.#lookForQuiet());
     this.#beforeWatcher = this.clock.createTimer(() => this.#lookBeforeWatcher());
+    this.#giveThread();
   }
 
   next(hsm: Hsm, server: RequestServer): undefined | Promise<void> {
@@ -181,6 +187,8 @@ export class BlockingLoop implements GuestLoop {
   }
 
   started(onQuiet: () => void): void {
+    if (!this.#hasGuest) this.#takeThread();
+    this.#hasGuest = true;
     const nowNs = this.clock.nowNs();
     this.#onQuiet = onQuiet;
     this.#watcherByNs = Math.min(this.#watcherByNs, nowNs + WATCHER_BY_NS);
@@ -192,15 +200,34 @@ export class BlockingLoop implements GuestLoop {
     this.#beforeWatcher.arm(nowNs + LOOK_NS);
   }
 
+  ended(): void {
+    if (!this.#hasGuest) return;
+    this.#hasGuest = false;
+    this.#giveThread();
+    // Made for a guest that is gone; the next one has its own.
+    this.#quiet.cancel();
+    this.#beforeWatcher.cancel();
+  }
+
   async rest<T>(work: Promise<T>): Promise<T> {
-    this.#wakeups.rest();
-    this.clock.rest();
+    this.#giveThread();
     try {
       return await work;
     } finally {
-      this.clock.endRest();
-      this.#wakeups.endRest();
+      this.#takeThread();
     }
+  }
+
+  #giveThread(): void {
+    if (this.#givers++ > 0) return;
+    this.#wakeups.rest();
+    this.clock.rest();
+  }
+
+  #takeThread(): void {
+    if (--this.#givers > 0) return;
+    this.clock.endRest();
+    this.#wakeups.endRest();
   }
 
   stopNow(): void {

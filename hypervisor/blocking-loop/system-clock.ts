@@ -15,6 +15,7 @@ export class SystemClock extends TimerQueue {
   readonly #timer = new ThreadTimer(KICK_SIGNAL);
 
   #isResting = false;
+  #isDisposed = false;
   #timeout: NodeJS.Timeout | undefined;
 
   /** The event loop has the thread, which a signal does not bring back to it: it keeps the time until {@link endRest}. */
@@ -31,6 +32,7 @@ export class SystemClock extends TimerQueue {
   }
 
   dispose(): void {
+    this.#isDisposed = true;
     clearTimeout(this.#timeout);
     this.#timer.dispose();
   }
@@ -42,7 +44,7 @@ export class SystemClock extends TimerQueue {
 
   #timeoutIn(delayNs: number | undefined): void {
     clearTimeout(this.#timeout);
-    if (delayNs === undefined) return;
+    if (delayNs === undefined || this.#isDisposed) return;
     const onTimeout = () => {
       this.runDue();
       // It may have come a little early.

@@ -53,7 +53,9 @@ export class TurnLoop implements GuestLoop {
     this.#quiet.arm(this.clock.nowNs() + AFTER_START_NS);
   }
 
-  /** The timers are the event loop's already. */
+  /** The event loop has the thread whenever the guest is not served, and the timers are its own already. */
+  ended(): void {}
+
   rest<T>(work: Promise<T>): Promise<T> {
     return work;
   }

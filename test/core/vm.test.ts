@@ -27,6 +27,33 @@ describe('order of calls', () => {
     expect(ramOut()).toBe(0);
   });
 
+  // Mutation: without `loop.ended()` in Vm.#serve, signals for the guest's thread cut short what the next life is built with.
+  test("the thread is the guest's while one is served, and not while a life is built or taken down", async () => {
+    const whose: string[] = [];
+    const note = (when: string) => void whose.push(`${when}: ${made.loop.hasGuest ? 'guest' : 'event loop'}`);
+    const made = makeVm(
+      (hsm, life) => {
+        const { createVm, destroyVm } = hsm;
+        hsm.createVm = (...args) => {
+          note('createVm');
+          return createVm.apply(hsm, args);
+        };
+        hsm.destroyVm = () => {
+          note('destroyVm');
+          destroyVm.apply(hsm);
+        };
+        if (life === 1) void hsm.guest.outb(0x11, 1);
+        if (life < 3) void hsm.guest.outb(0x12, 1);
+        else hsm.fail('startVm', 1, constants.errno.EIO);
+      },
+      { onStart: () => note('start'), onReset: () => note('reset') },
+    );
+    await expect(made.vm.run()).rejects.toBeInstanceOf(HsmError);
+    const life = ['createVm', 'start', 'destroyVm'].map((when) => `${when}: event loop`);
+    expect(whose).toEqual([...life.slice(0, 2), 'reset: guest', ...life.slice(2), ...life, ...life]);
+    expect(made.loop.hasGuest).toBe(false);
+  });
+
   test('a system reset creates vdevs again where the hypervisor accepts it: after RESET_VM', async () => {
     const { vm, trace, lives } = makeVm((hsm) => {
       void hsm.guest.outb(0x11, 1);

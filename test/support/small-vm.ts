@@ -93,6 +93,7 @@ export function makeVm(
   const errors: string[] = [];
   const lives: FakeHsm[] = [];
   let ramOut = 0;
+  const loop = new TestLoop();
   const vm = new Vm(
     { ...config, ...changed },
     {
@@ -132,11 +133,11 @@ export function makeVm(
           dispose: () => void ramOut--,
         };
       },
-      loop: new TestLoop(),
+      loop,
       log: new Log([{ maxLevel: 1, write: (_level, line) => void errors.push(line) }]),
     },
   );
-  return { vm, trace, errors, lives, ramOut: () => ramOut };
+  return { vm, loop, trace, errors, lives, ramOut: () => ramOut };
 }
 
 /** What was asked of the hypervisor, in order. */

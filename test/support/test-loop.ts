@@ -40,6 +40,8 @@ export class TestLoop implements GuestLoop {
   readonly #hasTurns: boolean;
   /** What was given to the event loop for the time of a reset or S3, and is not over. */
   resting = 0;
+  /** Between {@link started} and {@link ended}. */
+  hasGuest = false;
 
   constructor({ clock = new EventLoopClock(), hasTurns = true }: TestLoopOptions = {}) {
     this.clock = clock;
@@ -56,7 +58,12 @@ export class TestLoop implements GuestLoop {
   requestTurn(): void {}
 
   started(onQuiet: () => void): void {
+    this.hasGuest = true;
     onQuiet();
+  }
+
+  ended(): void {
+    this.hasGuest = false;
   }
 
   async rest<T>(work: Promise<T>): Promise<T> {

@@ -8,12 +8,16 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, type MockInstance, test, vi } from 'vitest';
 import { HostError } from '../../../devicemodel/core/errors.ts';
+import { Errno } from '../../../devicemodel/core/host/errno.ts';
+import { Eventfd } from '../../../devicemodel/core/host/eventfd.ts';
+import { watchFd } from '../../../devicemodel/core/host/fd-watch.ts';
 import { interruptibleCall } from '../../../devicemodel/core/host/libc.ts';
 import { threadCpuNs } from '../../../devicemodel/core/host/scheduling.ts';
 import type { Hsm } from '../../../devicemodel/core/hsm/hsm.ts';
 import { silentLog } from '../../../devicemodel/core/log.ts';
 import { BlockingLoop } from '../../../hypervisor/blocking-loop/loop.ts';
 import { Wakeups } from '../../../hypervisor/blocking-loop/wakeups.ts';
+import { makePc } from '../../support/fake-pc.ts';
 import { memoryLog } from '../../support/memory-log.ts';
 
 /** The host gives no more threads: what is tried is real otherwise. */
@@ -219,6 +223,131 @@ test('timers go on while the guest stands still, also one that is armed meanwhil
   let ran = false;
   loop.clock.createTimer(() => (ran = true)).arm(loop.clock.nowNs() + 5e6);
   await runUntil(() => ran);
+});
+
+/** Signals to this thread within some 40 ms. */
+function interruptions(): number {
+  let count = 0;
+  for (let i = 0; i < 20; i++) if (poll(null, 0, 2) === -Errno.EINTR) count++;
+  return count;
+}
+
+describe('while no guest is served', () => {
+  let event: Eventfd;
+  let unwatch: () => void;
+  let heard: string[];
+  beforeEach(() => {
+    heard = [];
+    event = new Eventfd();
+    unwatch = watchFd(event.fd, () => {
+      event.take();
+      heard.push('descriptor');
+    });
+  });
+  afterEach(() => {
+    unwatch();
+    event.dispose();
+  });
+  /** What makes kicks: a timer of a device that is due, a tick, a descriptor. */
+  function stir(of: BlockingLoop): void {
+    of.clock.createTimer(() => heard.push('timer')).arm(of.clock.nowNs());
+    process.nextTick(() => heard.push('tick'));
+    event.signal();
+  }
+  const ALL = ['descriptor', 'tick', 'timer'];
+  async function allHeard(): Promise<void> {
+    for (let i = 0; heard.length < ALL.length && i < 1000; i++) await new Promise((resolve) => setTimeout(resolve, 5));
+    expect(heard.toSorted()).toEqual(ALL);
+  }
+
+  // Mutation: without `#giveThread` in the constructor, the tick's turn is a signal each 200 us, which nobody answers.
+  test('before the first one, no signal cuts a call of this thread short; the event loop does what there is', async () => {
+    // It has a guest, and the same event loop.
+    await loop.stop();
+    const fresh = new BlockingLoop(silentLog);
+    try {
+      stir(fresh);
+      expect(interruptions()).toBe(0);
+      await allHeard();
+      expect(interruptions()).toBe(0);
+    } finally {
+      await fresh.stop();
+    }
+  });
+
+  // Mutation: without `#giveThread` in `ended`.
+  test('between two, no signal cuts a call of this thread short; and a thread that blocks wakes up again for the next', async () => {
+    await quiet();
+    stir(loop);
+    expect(interruptions()).toBeGreaterThan(0);
+    loop.ended();
+    loop.ended();
+    await allHeard();
+    heard = [];
+    stir(loop);
+    expect(interruptions()).toBe(0);
+    await allHeard();
+    heard = [];
+    loop.started(() => {});
+    stir(loop);
+    await runUntil(() => heard.length === ALL.length);
+  });
+
+  // Mutation: `#takeThread` without the count.
+  test('in a rest, neither after one within it', async () => {
+    await quiet();
+    const inner = Promise.resolve();
+    await loop.rest(
+      loop.rest(inner).then(async () => {
+        stir(loop);
+        expect(interruptions()).toBe(0);
+        await allHeard();
+      }),
+    );
+    heard = [];
+    stir(loop);
+    await runUntil(() => heard.length === ALL.length);
+  });
+
+  // Mutation: without `loop.ended()` in Vm.#serve.
+  test('nothing cuts short what the lives of a VM are built with that resets itself', async () => {
+    await loop.stop();
+    const fresh = new BlockingLoop(silentLog);
+    const cuts: number[] = [];
+    const pc = makePc(
+      [],
+      (hsm, life) => {
+        stir(fresh);
+        cuts.push(interruptions());
+        if (life < 4) void hsm.guest.outb(0xcf9, 0x0e);
+        else pc.vm.power.request({ kind: 'poweroff', reason: 'end of test' });
+      },
+      { loop: fresh },
+    );
+    try {
+      expect((await pc.vm.run()).kind).toBe('poweroff');
+      expect(cuts).toEqual([0, 0, 0, 0]);
+    } finally {
+      await pc.dispose();
+      await fresh.stop();
+    }
+  });
+
+  // Mutation: without the cancels in `ended`, the watcher is made in the middle of the end.
+  test('what waits for the first moments of a guest that is gone waits for the next guest', async () => {
+    const start = vi.spyOn(Wakeups.prototype, 'start');
+    const fresh = new BlockingLoop(silentLog);
+    try {
+      let quiets = 0;
+      fresh.started(() => quiets++);
+      fresh.ended();
+      await new Promise((resolve) => setTimeout(resolve, 50));
+      expect({ quiets, starts: start.mock.calls.length }).toEqual({ quiets: 0, starts: 0 });
+    } finally {
+      start.mockRestore();
+      await fresh.stop();
+    }
+  });
 });
 
 // Mutation: make the watcher's thread in `started`, or at its first look whatever the guest does.
@@ -430,6 +559,8 @@ test('a guest that never pauses has its watcher all the same', async () => {
 
 // Mutation: without the catch in startWatcher the VM ends; without the one in Wakeups.start each try leaves a descriptor.
 test('a watcher that the host has no thread for is tried again, said once; the event loop has its turns meanwhile', async () => {
+  // Its watcher comes up when it likes, and has descriptors.
+  await loop.stop();
   const { log, lines } = memoryLog();
   const fresh = new BlockingLoop(log);
   const start = vi.spyOn(Wakeups.prototype, 'start');
