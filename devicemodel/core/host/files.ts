@@ -26,8 +26,15 @@ const F_SETFL = 4;
 const F_DUPFD_CLOEXEC = 1030;
 /** <linux/fs.h>: fail rather than wait for the medium. */
 const RWF_NOWAIT = 0x08;
-/** <linux/falloc.h>: the hole reads as zeros, the file keeps its length. */
-const PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01;
+/** <linux/falloc.h>: the file keeps its length. */
+const KEEP_SIZE = 0x01;
+/** The hole reads as zeros. */
+const PUNCH_HOLE_KEEP_SIZE = 0x02 | KEEP_SIZE;
+/**
+ * Room that is asked for at once. A file system in memory (Linux before 6.10) gives up at a signal, having undone what
+ * it did: asked for as a whole, a large file is never done while signals come, however often it is tried.
+ */
+const RESERVE_BYTES = 0x2_0000;
 
 const open = hostCall<[path: string, flags: number, mode: number]>('int open(const char *, int, unsigned int)');
 const truncate = hostCall<[fd: number, sizeBytes: number]>('int ftruncate(int, int64_t)');
@@ -55,11 +62,14 @@ export function setFileSize(fd: number, sizeBytes: number, what: string): void {
 }
 
 /**
- * Let the file have the room it claims, so that no later access finds the medium full.
- * @throws HostError, ENOSPC above all.
+ * Let the file have the room for so many bytes, so that no later access finds the medium full. Its length stays: whoever
+ * looks meanwhile sees no half of a file.
+ * @throws HostError, ENOSPC above all; what there was room for stays reserved until the file's size is set.
  */
 export function reserveSpace(fd: number, sizeBytes: number, what: string): void {
-  must(preallocate(fd, 0, 0, sizeBytes), 'fallocate', what);
+  for (let at = 0; at < sizeBytes; at += RESERVE_BYTES) {
+    must(preallocate(fd, KEEP_SIZE, at, Math.min(RESERVE_BYTES, sizeBytes - at)), 'fallocate', what);
+  }
 }
 
 /** @returns 0 or a negative errno. */

@@ -67,6 +67,7 @@ export function fillShared(fd: number, sizeBytes: number, what: string): void {
   const before = fstatSync(fd).size;
   try {
     reserveSpace(fd, sizeBytes, what);
+    if (before < sizeBytes) setFileSize(fd, sizeBytes, what);
   } catch (error) {
     setFileSize(fd, before, what);
     if (!(error instanceof HostError) || error.errno !== Errno.ENOSPC) throw error;
