@@ -93,14 +93,14 @@ function growInSteps(pool: PagePool, pages: number, onGrown: () => void): void {
   const step = Math.max(1, STEP_BYTES / pool.pageBytes);
   const progress = pages > step ? new Progress('huge pages', pages * pool.pageBytes) : undefined;
   const before = pool.added;
-  for (let left = pages; left !== 0; ) {
-    const wanted = Math.min(left, step);
+  for (let left = pages; left > 0; ) {
     const had = pool.added;
-    pool.grow(wanted);
+    pool.grow(Math.min(left, step));
     onGrown();
-    // The kernel has no more.
-    if (pool.added - had < wanted) break;
-    left -= wanted;
+    const got = pool.added - had;
+    // The kernel has no more only where a step adds nothing: it ends one, with success, at any signal to this thread, too.
+    if (got <= 0) break;
+    left -= got;
     progress?.at((pool.added - before) * pool.pageBytes);
   }
   progress?.end();
@@ -131,7 +131,8 @@ export function planHugePages(regions: readonly RamRequest[], pages: HugePages):
   const neededGigabytes = plan.reduce((sum, b) => sum + b.gigabyteBytes / HUGE_1G, 0);
   while (wantMegabytes > megabytes.available && gigabytes.available > neededGigabytes) {
     const before = gigabytes.available;
-    grow(gigabytes, -1);
+    gigabytes.grow(-1);
+    pages.noteDebt();
     grow(megabytes, wantMegabytes - megabytes.available);
     if (gigabytes.available >= before) break;
   }
