@@ -20,6 +20,9 @@ import { KICK_SIGNAL } from '../../devicemodel/core/host/signals.ts';
 import { startWorker } from '../../devicemodel/core/host/worker.ts';
 import { Watcher, type WatcherData, Word, watcherThread } from './watcher-thread.ts';
 
+/** The event loop counts in milliseconds: a timer seems to move by as much from turn to turn. */
+const SAME_TIMER_MS = 2;
+
 export class Wakeups {
   readonly #words = new Int32Array(new SharedArrayBuffer(Word.Count * Int32Array.BYTES_PER_ELEMENT));
   /** Brings a turn of the event loop to its end: readable as soon as the loop polls. */
@@ -35,7 +38,7 @@ export class Wakeups {
   #workerEnded: Promise<void> | undefined;
   #controlFd = -1;
   readonly #look = new PollSet(1);
-  /** Until when the watcher sleeps at most, as it was told. */
+  /** Until when the watcher may sleep: the latest that it was told since it last kicked, as a later one reaches it by chance. */
   #watchedUntilMs = Number.POSITIVE_INFINITY;
 
   /**
@@ -215,15 +218,18 @@ export class Wakeups {
    */
   #publishTimeout(kick: number): void {
     const words = this.#words;
+    const nowMs = performance.now();
     const timeoutMs = eventLoopTimeoutMs();
-    const dueMs = timeoutMs < 0 ? Number.POSITIVE_INFINITY : performance.now() + timeoutMs;
+    const dueMs = timeoutMs < 0 ? Number.POSITIVE_INFINITY : nowMs + timeoutMs;
     Atomics.store(words, Word.TimeoutMs, timeoutMs);
     if (Atomics.exchange(words, Word.Answered, kick) !== kick) {
       Atomics.notify(words, Word.Answered);
       this.#watchedUntilMs = dueMs;
-    } else if (dueMs < this.#watchedUntilMs) {
+    } else if (dueMs < this.#watchedUntilMs - SAME_TIMER_MS) {
       this.#wakeWatcher();
       this.#watchedUntilMs = dueMs;
+    } else {
+      this.#watchedUntilMs = Math.max(this.#watchedUntilMs, dueMs);
     }
   }
 

@@ -67,4 +67,25 @@ test('a later deadline leaves it asleep', async () => {
   timeoutMs = 120_000;
   await wakeups.turn();
   expect(signals).toBe(before);
+  // Mutation: keep the earliest that it was told: it sleeps on by the later one, which the end of that turn told it.
+  timeoutMs = 90_000;
+  await wakeups.turn();
+  expect(signals).toBe(before + 1);
+});
+
+// Mutation: without SAME_TIMER_MS, half of the turns wake it for the same timer.
+test('a timer whose time to go is rounded leaves it asleep', async () => {
+  vi.spyOn(performance, 'now').mockReturnValue(0);
+  try {
+    timeoutMs = 60_000;
+    await settle();
+    const before = signals;
+    for (let i = 0; i < 20; i++) {
+      timeoutMs = 60_000 - (i % 2);
+      await wakeups.turn();
+    }
+    expect(signals).toBe(before);
+  } finally {
+    vi.restoreAllMocks();
+  }
 });
