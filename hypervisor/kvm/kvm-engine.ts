@@ -83,6 +83,8 @@ export class KvmEngine implements CpuEngine {
   readonly #faultsOfWhole = new Uint16Array(IOREQ_SLOTS);
   /** Exits of vCPUs that came back while somebody wants them to stand still; undefined: nobody does. */
   #held: { readonly vcpu: number; readonly result: number }[] | undefined;
+  /** Of an exit that was held: whoever let the vCPUs go on is not the one to hear that one of them cannot. */
+  #thawFailure: { readonly error: unknown } | undefined;
   #isClosed = false;
 
   constructor(options: KvmEngineOptions) {
@@ -159,6 +161,7 @@ export class KvmEngine implements CpuEngine {
     const { vm, vcpus, chips, runner } = this.#need();
     runner.forget();
     this.#held = undefined;
+    this.#thawFailure = undefined;
     this.#isWaiting.fill(0);
     this.#faultsOfWhole.fill(0);
     this.#waiting = 0;
@@ -196,8 +199,10 @@ export class KvmEngine implements CpuEngine {
     this.#machine?.vm.signalMsi(address, data);
   }
 
+  /** @throws HostError where KVM cannot go on with a vCPU. */
   run(): undefined | Promise<void> {
     const machine = this.#need();
+    if (this.#thawFailure !== undefined) throw this.#thawFailure.error;
     // Answered late, after all: a device had made them wait.
     if (this.#waiting > 0 && this.#answerWaiting(machine)) return undefined;
     // Frozen: nobody is in the guest, and a wake-up or a signal is all there is to come.
@@ -234,7 +239,13 @@ export class KvmEngine implements CpuEngine {
   #thaw(): void {
     const held = this.#held;
     this.#held = undefined;
-    for (const { vcpu, result } of held ?? []) this.#onExit(vcpu, result);
+    for (const { vcpu, result } of held ?? []) {
+      try {
+        this.#onExit(vcpu, result);
+      } catch (error) {
+        this.#thawFailure ??= { error };
+      }
+    }
     this.wake();
   }
 

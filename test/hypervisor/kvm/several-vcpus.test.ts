@@ -141,6 +141,20 @@ test('what a vCPU left the guest for while all were to stand still is seen to wh
   expect([got(0), got(1), runner.inGuest.size]).toEqual([0x40n, 0x41n, 2]);
 });
 
+// Mutation: without the catch in #thaw, who resumes the VM is told, the other vCPUs stay where they are, and it never ends.
+test('a vCPU that cannot go on, found while all stood still, ends the VM and not the command that lets them go on', async () => {
+  const { engine, runner, answered, asked, leave } = await machine(3);
+  answered.add(2);
+  engine.freezing.freeze();
+  leave(0, exits.in(0x60, 1));
+  leave(1, exits.fails(constants.errno.EIO));
+  leave(2, exits.in(0x62, 1));
+  engine.run();
+  engine.freezing.thaw();
+  expect([asked, runner.inGuest.has(1)]).toEqual([[0, 2], false]);
+  expect(() => engine.run()).toThrow(/KVM cannot go on with vCPU 1/);
+});
+
 test('an answer that comes while they stand still is given when they go on', async () => {
   const { engine, runner, page, leave, got } = await machine(1);
   leave(0, exits.in(0x60, 1));
@@ -185,6 +199,7 @@ test('a reset lets go of what was held', async () => {
   const { engine, asked, leave } = await machine(1);
   engine.freezing.freeze();
   leave(0, exits.in(0x60, 1));
+  leave(0, exits.fails(constants.errno.EIO));
   engine.run();
   engine.stop();
   engine.reset();
