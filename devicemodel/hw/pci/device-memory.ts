@@ -54,15 +54,17 @@ export class DeviceMemory {
   moveTo(address: Gpa | undefined): void {
     const { hsm, log } = this.#env;
     const mapping = this.#mapping;
-    if (address === undefined || mapping === undefined || address === mapping.gpa) return;
-    if (hsm.unmapRam === undefined) {
+    const memory = this.#memory;
+    if (address === undefined || memory === undefined || address === mapping?.gpa) return;
+    if (mapping !== undefined && hsm.unmapRam === undefined) {
       log.guest(() => `${this.#what} stays mapped at ${hex(mapping.gpa)}, at ${hex(address)} it is served slowly`);
       return;
     }
     try {
-      hsm.unmapRam(mapping);
+      // None, where the hypervisor did not take the place before this one.
+      if (mapping !== undefined) hsm.unmapRam?.(mapping);
       this.#mapping = undefined;
-      if (this.#memory !== undefined) this.#mapAt(address, this.#memory);
+      this.#mapAt(address, memory);
     } catch (error) {
       log.guest(() => `${this.#what} cannot move to ${hex(address)}: ${(error as Error).message}`);
     }

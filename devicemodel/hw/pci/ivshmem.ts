@@ -200,15 +200,17 @@ class HostIvshmem implements EmulatedPciFunction {
   barMoved(index: BarIndex, address: Gpa | undefined): void {
     const { hsm, log } = this.#env;
     const mapping = this.#mapping;
-    if (index !== Bar.Memory || address === undefined || mapping === undefined || address === mapping.gpa) return;
-    if (hsm.unmapRam === undefined) {
+    const shared = this.#shared;
+    if (index !== Bar.Memory || address === undefined || shared === undefined || address === mapping?.gpa) return;
+    if (mapping !== undefined && hsm.unmapRam === undefined) {
       log.guest(() => `shared memory stays mapped at ${hex(mapping.gpa)}, BAR2 at ${hex(address)} is served slowly`);
       return;
     }
     try {
-      hsm.unmapRam(mapping);
+      // None, where the hypervisor did not take the place before this one.
+      if (mapping !== undefined) hsm.unmapRam?.(mapping);
       this.#mapping = undefined;
-      if (this.#shared !== undefined) this.#mapAt(address, this.#shared);
+      this.#mapAt(address, shared);
     } catch (error) {
       log.guest(
         () => `shared memory cannot move to ${hex(address)}: ${error instanceof Error ? error.message : error}`,

@@ -190,6 +190,10 @@ describe('dm:/', () => {
     expect(machine.lines.some((line) => line.includes('cannot move to 0xa0000000'))).toBe(true);
     machine.mmioWrite(0xa0000000, 5);
     expect(machine.shared.get('chat')?.bytes[0]).toBe(5);
+    // Mutation: take a memory that is mapped nowhere for one that is not attached: it is served slowly for good.
+    machine.cfgWrite('0:6.0', MEMORY_BAR, 0x80200000);
+    expect(machine.hsm.calls.at(-1)).toMatchObject({ name: 'SET_MEMSEG', mapping: { gpa: 0x80200000 } });
+    expect(machine.hsm.names.filter((name) => name === 'UNSET_MEMSEG')).toHaveLength(1);
   });
 
   test('a size probe of BAR2 moves nothing', () => {
