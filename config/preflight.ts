@@ -41,6 +41,15 @@ export function checkHostPaths(config: VmConfig, drivers: readonly PciDriverEntr
       throw located(`-s ${formatSlotText(slot)}`, error);
     }
   }
+  for (const { name, inspectAll } of drivers) {
+    const slots = config.pci.filter(({ driver }) => driver === name);
+    if (slots.length === 0) continue;
+    try {
+      inspectAll?.(slots.map(({ options }) => options));
+    } catch (error) {
+      throw located(slots.map((slot) => `-s ${formatSlotText(slot)}`).join(' '), error);
+    }
+  }
   for (const { index, backend } of config.com) {
     try {
       if (backend !== EVENTS_BACKEND) inspectCharBackend(parseCharBackend(backend));

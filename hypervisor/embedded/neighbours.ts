@@ -14,13 +14,13 @@ import { closeFd, OpenFlag, openFile } from '../../devicemodel/core/host/files.t
 import { ensureOwnFolder, FolderMode, makeParents } from '../../devicemodel/core/host/folders.ts';
 import { connectUnix } from '../../devicemodel/core/host/is-served.ts';
 import { pathFailure } from '../../devicemodel/core/host/path-failure.ts';
-import { userRunFolder } from '../../devicemodel/core/host/run-folder.ts';
 import { checkSocketPath } from '../../devicemodel/core/host/socket-path.ts';
 import type { Log } from '../../devicemodel/core/log.ts';
 import { Doorbells, type RegionBells } from './doorbells.ts';
 import { LocalVuart } from './local-vuart.ts';
 import { MAX_VMID, type Message } from './neighbour-messages.ts';
 import { Peer } from './neighbour-peer.ts';
+import { ROOT_DIRECTORY } from './run-directory.ts';
 import type { VuartAddress } from './scenario.ts';
 import { sweepDeadRegions } from './shared-region.ts';
 import type { VuartWire } from './vpci/vuart.ts';
@@ -30,14 +30,6 @@ const SOCKET_NAME = /^vm-(\d+)\.sock$/;
 const MAX_VUARTS = 64;
 /** After this time a lost connection is made anew: by the VM with the lower id, or else by the other. */
 const AGAIN_MS = { lower: 1000, higher: 3000 } as const;
-
-const ROOT_DIRECTORY = '/run/acrn/soft';
-
-/** The directory VMs of this user meet in: /run for root, else the user's own. */
-export function defaultRunDirectory(): string {
-  if (process.getuid?.() === 0) return ROOT_DIRECTORY;
-  return `${userRunFolder(process.env['XDG_RUNTIME_DIR'], process.getuid?.() ?? 0)}/soft`;
-}
 
 export class Neighbours {
   readonly #directory: string;

@@ -7,6 +7,7 @@ import { Errno } from './errno.ts';
 import { closeFd, OpenFlag, reserveSpace, setFileSize } from './files.ts';
 import { hostCall, must } from './libc.ts';
 import { type Mapping, map } from './mapping.ts';
+import { otherSize } from './shm-room.ts';
 
 const shmOpen = hostCall<[name: string, flags: number, mode: number]>('int shm_open(const char *, int, unsigned int)');
 
@@ -40,9 +41,8 @@ export function openSharedMemory(name: string, sizeBytes: number): SharedMapping
   try {
     const have = fstatSync(fd).size;
     if (have !== 0 && have !== sizeBytes) {
-      throw new HostError(`${what} exists with ${have} bytes, ${sizeBytes} were asked for`, Errno.EEXIST, {
-        hint: `use the same size, or remove ${path} when no VM uses it`,
-      });
+      const { message, hint } = otherSize(what, path, have, sizeBytes);
+      throw new HostError(message, Errno.EEXIST, { hint });
     }
     fillShared(fd, sizeBytes, what);
     const shared = mapShared(fd, sizeBytes, what);

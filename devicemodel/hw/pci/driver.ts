@@ -170,6 +170,8 @@ export interface PciDriverInfo<S extends OptionSchema = OptionSchema> {
   hostPaths?(options: v.InferOutput<S>): readonly string[];
   /** The same for what those paths have to be. Reads only. @throws ConfigError */
   inspectHost?(options: v.InferOutput<S>): void;
+  /** The same for all functions of the driver in one VM together. @throws ConfigError */
+  inspectAll?(all: readonly v.InferOutput<S>[]): void;
   /** What of the host two functions of one VM cannot both have. Looks at files by their names only. */
   claims?(options: v.InferOutput<S>): readonly HostClaim[];
   /** As `hostPaths`, for all functions of the driver in one VM, and for what is more than a path. Reads only. */

@@ -8,6 +8,7 @@ import * as v from 'valibot';
 import type { BarIndex, BarSpec, ConfigSpace } from '../../chips/pci-config-space.ts';
 import { type AccessSize, allOnes, type Gpa, hex } from '../../core/address.ts';
 import { ConfigError } from '../../core/errors.ts';
+import { checkShmRoom, inspectShm } from '../../core/host/shm-room.ts';
 import type { RamMapping } from '../../core/hsm/hsm.ts';
 import type { HvVdev } from '../../core/hsm/vdev.ts';
 import { integer, optionsFromText } from '../../core/options.ts';
@@ -81,6 +82,11 @@ export function regionIdOf(raw: string | number): number {
 function shmName(name: string): string {
   return name.slice('dm:/'.length);
 }
+
+const shmFile = ({ name, size }: Pick<Options, 'name' | 'size'>) => ({
+  path: `/dev/shm/${shmName(name)}`,
+  sizeBytes: size * MiB,
+});
 
 function isShmName(name: string): boolean {
   return name !== '.' && name !== '..' && !/[/\0]/.test(name) && Buffer.byteLength(name) <= MAX_SHM_NAME_BYTES;
@@ -262,6 +268,10 @@ export const ivshmem = definePciDriver({
     if (String(raw) === String(regionId)) return [];
     return [`region id "${raw}" is not 0 to ${MAX_REGION_ID}, ${regionId} is used`];
   },
+  inspectHost: ({ name, size }) => {
+    if (name.startsWith('dm:')) inspectShm(`shared memory ${shmName(name)}`, shmFile({ name, size }));
+  },
+  inspectAll: (all) => checkShmRoom(all.filter(({ name }) => name.startsWith('dm:')).map(shmFile)),
   claims: ({ name, size }) => {
     if (name.startsWith('hv:')) return [{ what: `the region ${name}`, key: `region ${name}` }];
     return [
