@@ -1,6 +1,6 @@
 /** What can be found wrong with an order as a whole before a VM is asked for. */
 import { accessSync, constants, fstatSync, readFileSync, statSync } from 'node:fs';
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
 import { checkSoftware, splitRam } from '../devicemodel/core/boot/loader.ts';
 import { EVENTS_BACKEND, type VmConfig } from '../devicemodel/core/config.ts';
 import { attributed, ConfigError, DmError, ExitCode } from '../devicemodel/core/errors.ts';
@@ -52,7 +52,9 @@ export function checkHostPaths(config: VmConfig, drivers: readonly PciDriverEntr
   }
   for (const { index, backend } of config.com) {
     try {
-      if (backend !== EVENTS_BACKEND) inspectCharBackend(parseCharBackend(backend));
+      if (backend !== EVENTS_BACKEND && !isLifeManagerLine(backend, config)) {
+        inspectCharBackend(parseCharBackend(backend));
+      }
     } catch (error) {
       throw attributed(`com${index}`, error);
     }
@@ -65,6 +67,20 @@ export function checkHostPaths(config: VmConfig, drivers: readonly PciDriverEntr
       throw located(`--${driver} ${text}`, error);
     }
   }
+}
+
+/**
+ * Launch scripts of ACRN 2.x connect a serial port of the guest to its life manager by the link that `--pm_by_vuart` is
+ * told to make: it is there when the port is opened.
+ */
+function isLifeManagerLine(backend: string, { pmByVuart }: Pick<VmConfig, 'pmByVuart'>): boolean {
+  const [port, line] = [parseCharBackend(backend), parseCharBackend(pmByVuart)];
+  return (
+    port.kind === 'tty' &&
+    line.kind === 'pty' &&
+    line.linkPath !== undefined &&
+    resolve(port.path) === resolve(line.linkPath)
+  );
 }
 
 /**
@@ -116,7 +132,7 @@ function checkDescriptor(fd: number): void {
   try {
     fstatSync(fd);
   } catch (cause) {
-    throw new ConfigError(`fd=${fd}: this process has no such descriptor`, {
+    throw new ConfigError(`fd=${fd}: this process has no such descriptor (${(cause as NodeJS.ErrnoException).code})`, {
       cause,
       hint: 'the parent process opens it and leaves it open, without close-on-exec',
     });
@@ -133,10 +149,17 @@ function checkPath(path: string, option: string): void {
     const isForbidden = code === 'EACCES' || code === 'EPERM';
     const why = `${WORDS[code ?? ''] ?? 'cannot be looked at'} (${code})`;
     throw new ConfigError(`${option}: ${path}: ${why}`, {
+      ...pathHint(path),
       exitCode: isForbidden ? ExitCode.NoPermission : ExitCode.NoInput,
       cause,
     });
   }
+}
+
+/** As other programs have it: `file=disk.img`. */
+function pathHint(path: string): { readonly hint?: string } {
+  const [, word, rest] = /^(file|path|filename|image|img|disk|dev|drive)[=:](.+)$/.exec(path) ?? [];
+  return word === undefined ? {} : { hint: `the path stands alone, without "${word}" before it: ${rest}` };
 }
 
 const WORDS: Readonly<Record<string, string>> = {

@@ -159,7 +159,7 @@ function addSlot(
     ...repeatedOptions(driver.options, text, driver.itemSeparator),
     ...(driver.passedOver?.(options) ?? []),
   ];
-  for (const what of passedOver) slots.ignored.push(`-s ${value}: ${what}`);
+  for (const what of passedOver) slots.ignored.push(`-s ${value}: ${what}${guessIn(what, driver.options)}`);
   slots.pci.push({ bdf: slot.bdf, driver: driver.name, options, text: slot.text });
 }
 
@@ -178,12 +178,36 @@ function parseDriverOptions(driver: PciDriverEntry, text: string, isTextEmpty: b
   }
 }
 
+/** The same for a word that is passed over with a line of its own. */
+function guessIn(line: string, schema: OptionSchema): string {
+  const [, word] = /^(?:unknown option )?"([^"]+)" is (?:no option|ignored)/.exec(line) ?? [];
+  const guess = word === undefined ? undefined : guessOption(new UnknownOption(word), schema);
+  return guess === undefined ? '' : ` (${guess.replace(/\.$/, '')})`;
+}
+
+/** What other programs call it. */
+const OTHER_WORDS: Readonly<Record<string, string>> = {
+  readonly: 'ro',
+  'read-only': 'ro',
+  direct: 'nocache',
+  'cache=none': 'nocache',
+  'cache=writeback': 'writeback',
+  'cache=writethrough': 'writethru',
+  queues: 'mq',
+  num_queues: 'mq',
+  'num-queues': 'mq',
+  ifname: 'tap',
+  if: 'tap',
+  macaddr: 'mac',
+};
+
 /** What somebody may have meant by a word that is no option of the device. */
 function guessOption({ word, known }: UnknownOption, schema: OptionSchema): string | undefined {
   const words = known ?? optionWords(schema);
   const [key, ...value] = word.split('=') as [string, ...string[]];
   if (value.length > 0 && words.includes(key)) return `${key} takes no value.`;
-  const guess = didYouMean(key, words);
+  const otherWord = OTHER_WORDS[word] ?? OTHER_WORDS[key];
+  const guess = otherWord !== undefined && words.includes(otherWord) ? otherWord : didYouMean(key, words);
   return guess === undefined ? undefined : `did you mean "${guess}"?`;
 }
 

@@ -198,9 +198,15 @@ function nameTraps(directory: string, vmName: string): string[] {
     return [`acrnctl does not see a VM with a dot in its name: "${vmName}" cannot be stopped or listed by it`];
   }
   const others = managerSockets(directory).map((socket) => socket.vmName);
-  if (ACRND.startsWith(vmName)) others.push(ACRND);
   const confusing = new Set(others.filter((o) => o !== vmName && (o.startsWith(vmName) || vmName.startsWith(o))));
-  return [...confusing].map(
+  const lines = [...confusing].map(
     (other) => `acrnctl may take "${vmName}" and "${other}" for each other: one name is the beginning of the other`,
   );
+  // Its clients look for it in the same way.
+  if (ACRND.startsWith(vmName)) {
+    lines.push(
+      `messages for ${ACRND} may come to this VM instead: "${vmName}" is the beginning of its name, choose another`,
+    );
+  }
+  return lines;
 }

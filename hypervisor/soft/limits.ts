@@ -47,7 +47,15 @@ export function softProblems(config: Pick<VmConfig, 'memoryBytes' | 'boot'>): Co
 }
 
 /** What the engine does differently from what was asked, for one line each. */
-export function softNotes(config: Pick<VmConfig, 'cpuAffinity'>): string[] {
-  const asked = config.cpuAffinity.length;
-  return asked > 1 ? [`--cpu_affinity names ${asked} CPUs; the software engine gives the VM one vCPU`] : [];
+export function softNotes({
+  cpuAffinity,
+  rtvm,
+  trusty,
+}: Pick<VmConfig, 'cpuAffinity'> & Partial<Pick<VmConfig, 'rtvm' | 'trusty'>>): string[] {
+  const asked = cpuAffinity.length;
+  return [
+    ...(asked > 1 ? [`--cpu_affinity names ${asked} CPUs; the software engine gives the VM one vCPU`] : []),
+    ...(rtvm === true ? ['--rtvm: the software engine has no real time, the VM runs as any other'] : []),
+    ...(trusty === true ? ['--enable_trusty: the software engine has no secure world, the guest finds none'] : []),
+  ];
 }

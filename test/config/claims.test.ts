@@ -133,6 +133,10 @@ test.each<[string, string[]]>([
   ['ports of two addresses', ['-l', 'com1,tcp:127.0.0.1:5', '-l', 'com2,tcp:127.0.0.2:5']],
   ['drives without a medium', slots('ahci-cd,nodisk', 'virtio-blk,nodisk', 'virtio-blk,nodisk')],
   ['ports of the display', slots('virtio-input,display:tablet', 'virtio-input,display:tablet')],
+  [
+    'the line of a life manager and its port',
+    ['-l', `com2,${at('line')}`, '--pm_notify_channel', 'uart', '--pm_by_vuart', `pty,${at('line')}`],
+  ],
   ['taps', slots('virtio-net,tap=a', 'virtio-net,tap=b', 'virtio-net,,')],
 ])('%s that are not the same', (_, args) => {
   expect(findings(...args)).toEqual({ problems: [], warnings: [] });
@@ -170,6 +174,30 @@ describe('an option that is given twice', () => {
     ['ivshmem,dm:/a,2,1,2', 'region id "1,2" is not 0 to 65535, 1 is used'],
   ])('of -s 3,%s', (slot, line) => {
     expect(notices('-s', `3,${slot}`)).toContainEqual(expect.stringContaining(`-s 3,${slot}: ${line}`));
+  });
+
+  test.each<[slot: string, guess: string]>([
+    ['virtio-net,tap0,vhsot', '(did you mean "vhost"?)'],
+    ['virtio-net,tap0,vhost=on', '(vhost takes no value)'],
+    ['virtio-net,tap0,macc=02:00:00:00:00:01', '(did you mean "mac"?)'],
+    ['virtio-net,ifname=tap0', '(did you mean "tap"?)'],
+    ['virtio-net,tap0,ofload', '(did you mean "offload"?)'],
+  ])('a word that is passed over in -s 3,%s has a guess', (slot, guess) => {
+    expect(notices('-s', `3,${slot}`).join('\n')).toContain(guess);
+  });
+
+  test.each<[slot: string, guess: string]>([
+    ['virtio-blk,x.img,readonly', 'did you mean "ro"?'],
+    ['virtio-blk,x.img,read-only=on', 'did you mean "ro"?'],
+    ['virtio-blk,x.img,cache=writeback', 'did you mean "writeback"?'],
+    ['virtio-blk,x.img,cache=writethrough', 'did you mean "writethru"?'],
+    ['virtio-blk,x.img,cache=none', 'did you mean "nocache"?'],
+    ['virtio-blk,x.img,num_queues=2', 'did you mean "mq"?'],
+    ['ahci,hd:x.img,readonly', 'did you mean "ro"?'],
+  ])('a word of other programs in -s 3,%s is refused with ours', (slot, guess) => {
+    expect(() => notices('-s', `3,${slot}`)).toThrow(
+      expect.objectContaining({ hint: expect.stringContaining(guess), exitCode: 64 }),
+    );
   });
 
   test.each([

@@ -103,6 +103,27 @@ describe('sockets and files of the program', () => {
     expect(refused(...argv)).toBeUndefined();
   });
 
+  const life = (backend: string, link: string) =>
+    refused('-l', backend, '--pm_notify_channel', 'uart', '--pm_by_vuart', link);
+  test.each([
+    [`com2,${at('line')}`, `pty,${at('line')}`],
+    [`com1,${at('line')}`, `pty,${at('folder/../line')}`],
+    [`com2,tty:${at('line')}`, `PTY,${at('line')}`],
+  ])('a port at the link that is made for the life manager, -l %s --pm_by_vuart %s, is fine', (...argv) => {
+    expect(life(...argv)).toBeUndefined();
+  });
+  test.each([
+    [`com2,${at('line')}`, `pty,${at('other')}`],
+    [`com2,${at('line')}`, `tty,${at('line')}`],
+  ])('a port at what nobody makes, -l %s --pm_by_vuart %s, is not', (...argv) => {
+    expect(life(...argv)?.exitCode).toBe(NoInput);
+  });
+
+  test.each(['file=', 'path=', 'disk=', 'drive:'])('%sPATH for a disk: the path stands alone', (word) => {
+    const error = refused('-s', `3,virtio-blk,${word}${at('file')}`);
+    expect([error?.hint, error?.exitCode]).toEqual([expect.stringContaining(`: ${at('file')}`), NoInput]);
+  });
+
   test.each(['fd=x', 'fd=', 'fd=-1', 'fd=1x', 'fd=0x3'])('--api-socket %s is no path either', (text) => {
     expect(() => refused('--api-socket', text)).toThrow(`"${text}" is not fd=N`);
   });

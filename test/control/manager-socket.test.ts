@@ -218,7 +218,11 @@ test.each([
   ['vm1', ['vm10'], ['"vm1" and "vm10"']],
   ['vm10', ['vm1', 'other'], ['"vm10" and "vm1"']],
   ['my.vm', ['my'], ['a dot in its name']],
-  ['ac', [], ['"ac" and "acrnd"']],
+  ['a', [], ['messages for acrnd may come to this VM instead: "a"']],
+  ['ac', [], ['messages for acrnd may come to this VM instead: "ac"']],
+  ['acrn', ['ac'], ['"acrn" and "ac"', 'messages for acrnd may come to this VM instead: "acrn"']],
+  ['acrnd', [], ['messages for acrnd may come to this VM instead: "acrnd"']],
+  ['acrnd1', [], []],
   ['vm1', ['vm1', 'vm2'], []],
 ])('names that acrnctl takes for each other are told: %s beside %s', async (vmName, others, told) => {
   const scratch = scratchDirectory();

@@ -6,7 +6,13 @@ import type { CharBackendSpec } from './spec.ts';
 export function charBackendClaims(spec: CharBackendSpec): readonly HostClaim[] {
   switch (spec.kind) {
     case 'tty':
-      return [{ what: spec.path, key: fileKey(spec.path), consequence: 'each gets a part of what is typed there' }];
+      return [
+        {
+          what: spec.path,
+          key: `terminal ${fileKey(spec.path)}`,
+          consequence: 'each gets a part of what is typed there',
+        },
+      ];
     case 'file':
       return [outputClaim(spec.path)];
     case 'unix':
