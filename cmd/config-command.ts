@@ -66,14 +66,13 @@ export function membersOf(argv: readonly string[], drivers: readonly PciDriverEn
     throw new ConfigError('config convert: this command line starts no VM', { hint: usage.convert });
   }
   const members: ConfigMembers = { name: order.config.name };
-  for (const item of getoptLong(argv, optionTable)) {
-    if (item.kind === 'positional') continue;
-    const { option, value } = item;
-    if ('key' in option) addMember(members, option, value ?? '');
-    else if (option.id === 'config') {
-      for (const { option: inFile, text } of readConfigFile(value ?? '').items) addMember(members, inFile, text);
-    }
+  const given = [...getoptLong(argv, optionTable)].flatMap((item) => (item.kind === 'positional' ? [] : [item]));
+  // As at a start: files first, wherever they stand.
+  for (const { option, value } of given) {
+    if (option.id !== 'config') continue;
+    for (const { option: inFile, text } of readConfigFile(value ?? '').items) addMember(members, inFile, text);
   }
+  for (const { option, value } of given) if ('key' in option) addMember(members, option, value ?? '');
   return members;
 }
 

@@ -35,14 +35,24 @@ const STRING = /"(?:[^"\\\p{Cc}]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*"/uy;
 const WORD = /[A-Za-z]+/y;
 const BLANK = /[ \t\r\n]*/y;
 
+function lineEndFrom(text: string, at: number): number {
+  const end = text.indexOf('\n', at);
+  return end < 0 ? text.length : end;
+}
+
 class JsonReader {
   readonly #path: string;
   readonly #text: string;
   #at = 0;
+  /** Where the newest value that was placed stands: places only go on, so that no text is counted twice. */
+  #line = 1;
+  #lineStart = 0;
+  #lineEnd: number;
 
   constructor(path: string, text: string) {
     this.#path = path;
     this.#text = text;
+    this.#lineEnd = lineEndFrom(text, 0);
   }
 
   document(): TreeNode {
@@ -136,10 +146,13 @@ class JsonReader {
     this.#match(BLANK);
   }
 
-  #place(at = this.#at): Place {
-    const before = this.#text.slice(0, at);
-    const lineStart = before.lastIndexOf('\n') + 1;
-    return { line: before.split('\n').length, column: at - lineStart + 1 };
+  #place(): Place {
+    while (this.#lineEnd < this.#at) {
+      this.#line++;
+      this.#lineStart = this.#lineEnd + 1;
+      this.#lineEnd = lineEndFrom(this.#text, this.#lineStart);
+    }
+    return { line: this.#line, column: this.#at - this.#lineStart + 1 };
   }
 
   #fail(what: string): never {

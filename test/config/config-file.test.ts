@@ -96,6 +96,19 @@ describe('JSON with places', () => {
   });
 });
 
+// Mutation: count the lines before a value from the beginning of the text. Both took minutes, deaf to every signal.
+test.each([
+  ['on one line', ' '],
+  ['on a line each', '\n'],
+])('sixty thousand values %s are read in their places, and soon', (_how, separator) => {
+  const text = `[${Array.from({ length: 60_000 }, () => '"0:3,virtio-rnd"').join(`,${separator}`)}]`;
+  const startedMs = performance.now();
+  const tree = parseJsonTree('f', text);
+  expect(performance.now() - startedMs).toBeLessThan(10_000);
+  const last = tree.kind === 'list' ? tree.items.at(-1)?.place : undefined;
+  expect(last).toEqual(separator === ' ' ? { line: 1, column: 2 + 59_999 * 18 } : { line: 60_000, column: 1 });
+});
+
 describe('YAML with places', () => {
   test('is the same tree', () => {
     const tree = parseYamlTree('f', yaml);
@@ -218,6 +231,19 @@ describe('acrn-dm config', () => {
     const members = JSON.parse(run('convert', '--', '--dry-run', '-A', '-k', 'k', '--ssram', 'vm').join('\n'));
     expect(members).toEqual({ name: 'vm', kernel: 'k', ssram: '' });
     expect(() => run('convert', '--help')).toThrow('starts no VM');
+  });
+  // Mutation: take the options of files where `--config` stands.
+  test('convert says the VM that the line starts, wherever --config stands', () => {
+    const path = written('o.json', '{"memory": "512M", "cpuAffinity": [3, 1], "pci": ["3,virtio-rnd"]}');
+    const options = ['-m', '1g', '--cpu_affinity', '5', '-s', '4,virtio-rnd'];
+    const expected = { name: 'vm', memory: '1g', cpuAffinity: [3, 1, 5], pci: ['3,virtio-rnd', '4,virtio-rnd'] };
+    for (const line of [
+      [...options, '--config', path, 'vm'],
+      ['--config', path, ...options, 'vm'],
+    ]) {
+      expect(JSON.parse(run('convert', '--', ...line).join('\n'))).toEqual(expected);
+      expect(orderOf(line).config).toMatchObject({ memoryBytes: 1 << 30, cpuAffinity: [3, 1, 5] });
+    }
   });
   test('check says ok, or what is wrong', () => {
     expect(run('check', written('ok.json', '{"kernel": "k"}'))).toEqual([`${scratch.file('ok.json')}: ok`]);
