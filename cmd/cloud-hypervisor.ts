@@ -50,11 +50,16 @@ function countOf(option: string, text: string): number {
   return Number(text);
 }
 
-const isOn = (text: string | undefined) => text === 'on' || text === 'true';
+/** @throws ConfigError: a disk that shall not be written to must not be for a word's sake. */
+function isOn(option: string, name: string, text: string): boolean {
+  if (text === 'on' || text === 'true') return true;
+  if (text === 'off' || text === 'false') return false;
+  throw new ConfigError(`${option}: ${name}=${text} is not on, off, true or false`);
+}
 
 /** `off`, `null`, `pty`, `tty`, `file=PATH`, `socket=PATH`. */
 function consoleOf(option: string, text: string): object {
-  const [word, path] = text.split('=', 2) as [string, string?];
+  const [, word = '', path] = /^([^=]*)(?:=(.*))?$/s.exec(text) ?? [];
   const mode = { off: 'Off', null: 'Null', pty: 'Pty', tty: 'Tty', file: 'File', socket: 'Socket' }[word];
   if (mode === undefined)
     throw new ConfigError(`${option}: "${text}" is not off, null, pty, tty, file=PATH or socket=PATH`);
@@ -70,9 +75,13 @@ const payload =
     vm['payload'] = { ...(vm['payload'] as Members | undefined), [member]: value };
   };
 const listed =
-  (member: string, make: (parameters: Parameters_) => object): Take =>
+  (member: string, switches: readonly string[] = []): Take =>
   (vm, value, option) => {
-    vm[member] = [...((vm[member] as object[] | undefined) ?? []), make(parametersOf(option, value))];
+    const entries = Object.entries(parametersOf(option, value)).map(([name, text]) => [
+      name,
+      switches.includes(name) ? isOn(option, name, text) : text,
+    ]);
+    vm[member] = [...((vm[member] as object[] | undefined) ?? []), Object.fromEntries(entries)];
   };
 /** Is as it is asked for, or makes no difference to a guest. */
 const nothing: Take = () => {};
@@ -82,13 +91,9 @@ const options: Readonly<Record<string, Take>> = {
   cmdline: payload('cmdline'),
   initramfs: payload('initramfs'),
   firmware: payload('firmware'),
-  disk: listed('disks', ({ readonly, direct, ...rest }) => ({
-    ...rest,
-    readonly: isOn(readonly),
-    direct: isOn(direct),
-  })),
-  net: listed('net', (parameters) => parameters),
-  device: listed('devices', (parameters) => parameters),
+  disk: listed('disks', ['readonly', 'direct']),
+  net: listed('net'),
+  device: listed('devices'),
   memory: (vm, value, option) => {
     const { size = '512M', ...rest } = parametersOf(option, value);
     vm['memory'] = { ...rest, size: bytesOf(option, size) };

@@ -170,8 +170,23 @@ function isOff(value: unknown): boolean {
 
 function cpuOptions({ cpus }: ChVm): string[] {
   if (cpus === undefined) return [];
-  const ids = cpus.affinity?.toSorted((a, b) => a.vcpu - b.vcpu).map(({ host_cpus: [first] }) => first) ?? [];
-  if (ids.length > 0) return ['--cpu_affinity', ids.join(',')];
+  const affinity = cpus.affinity?.toSorted((a, b) => a.vcpu - b.vcpu) ?? [];
+  for (const { vcpu, host_cpus } of affinity) {
+    if (host_cpus.length === 1) continue;
+    throw new RefusedError('impossible', `cpus.affinity: vCPU ${vcpu} has ${host_cpus.length} host CPUs, not one`, {
+      hint: 'a vCPU stays on the host CPU that it is given',
+    });
+  }
+  if (affinity.length > 0) {
+    if (affinity.some(({ vcpu }, i) => vcpu !== i) || affinity.length !== cpus.boot_vcpus) {
+      throw new RefusedError(
+        'impossible',
+        `cpus.affinity: it is of vCPU ${affinity.map(({ vcpu }) => vcpu).join(', ')}, and boot_vcpus is ${cpus.boot_vcpus}`,
+        { hint: 'give each vCPU from 0 up one host CPU' },
+      );
+    }
+    return ['--cpu_affinity', affinity.map(({ host_cpus: [first] }) => first).join(',')];
+  }
   if (cpus.boot_vcpus > 1) {
     throw new RefusedError('impossible', `cpus.boot_vcpus: ${cpus.boot_vcpus} vCPUs are not made by their number`, {
       hint: 'give cpus.affinity one host CPU for each',
@@ -219,7 +234,7 @@ function deviceOptions(vm: ChVm): string[] {
       if (tap === undefined || tap === null) {
         throw new RefusedError('impossible', `net.${i}: name the tap, none is made up`, { hint: 'tap=NAME' });
       }
-      return `virtio-net,tap=${word(`net.${i}.tap`, tap)}${mac === undefined || mac === null ? '' : `,mac=${mac}`}`;
+      return `virtio-net,tap=${word(`net.${i}.tap`, tap)}${mac === undefined || mac === null ? '' : `,mac=${word(`net.${i}.mac`, mac)}`}`;
     }),
     ...(vm.devices ?? []).map(({ path: of }, i) => `passthru,${functionOf(of, i)}`),
     ...(vm.rng === undefined || vm.rng === null ? [] : ['virtio-rnd']),

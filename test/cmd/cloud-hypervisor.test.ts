@@ -140,6 +140,7 @@ describe('the body of vm.create', () => {
     ['console.mode', { console: { mode: 'Spy' } }],
     ['serial.file', { serial: { mode: 'File' } }],
     ['devices.0.path', { devices: [{ path: '/etc/passwd' }] }],
+    ['net.0.mac', { net: [{ tap: 'tap0', mac: '52:54:00:00:00:01,vhost' }] }],
     ['42 devices', { disks: Array.from({ length: 40 }, () => ({ path: '/disk' })), rng: null }],
   ])('%s of another form is an error that names it', (where, more) => {
     expect(() => orderOfChVm({ ...newer, ...more })).toThrow(ConfigError);
@@ -163,6 +164,24 @@ describe('the body of vm.create', () => {
     expect(order.config.cpuAffinity).toEqual([4, 6]);
     expect(order.config.pci.at(-1)).toMatchObject({ driver: 'passthru', text: '01/00/1' });
   });
+});
+
+test.each([
+  ['fewer than vCPUs', 4, [{ vcpu: 0, host_cpus: [4] }], 'boot_vcpus is 4'],
+  [
+    'one vCPU twice',
+    2,
+    [
+      { vcpu: 0, host_cpus: [4] },
+      { vcpu: 0, host_cpus: [5] },
+    ],
+    'vCPU 0, 0',
+  ],
+  ['several host CPUs', 1, [{ vcpu: 0, host_cpus: [4, 5] }], 'vCPU 0 has 2 host CPUs'],
+  ['no host CPU', 1, [{ vcpu: 0, host_cpus: [] }], 'vCPU 0 has 0 host CPUs'],
+])('an affinity of %s is refused', (_what, boot_vcpus, affinity, message) => {
+  expect(() => orderOfChVm({ ...newer, cpus: { boot_vcpus, affinity } })).toThrow(RefusedError);
+  expect(() => orderOfChVm({ ...newer, cpus: { boot_vcpus, affinity } })).toThrow(message);
 });
 
 describe('the command line', () => {
@@ -192,9 +211,28 @@ describe('the command line', () => {
     ['--disk path=/a,backing_files=on', RefusedError, 'disks.0.backing_files'],
     ['--net tap=tap0,ip=10.0.0.1', RefusedError, 'net.0.ip'],
     ['--rng src=/dev/urandom,iommu=on', RefusedError, 'rng.iommu'],
+    // Opened for writing, in silence, until now.
+    ['--disk path=/a,readonly=yes', ConfigError, 'readonly=yes is not on, off, true or false'],
+    ['--disk path=/a,readonly=1', ConfigError, 'readonly=1'],
+    ['--disk path=/a,readonly=On', ConfigError, 'readonly=On'],
+    ['--disk path=/a,direct=yes', ConfigError, 'direct=yes'],
+    ['--net tap=tap0,mac=a --net tap=tap0,mac=52:54:00:00:00:01,mac2=x', RefusedError, 'net.1.mac2'],
   ])('%s is refused, not passed over', (line, kind, what) => {
     expect(() => argvOf(`--kernel /k ${line}`)).toThrow(kind);
     expect(() => argvOf(`--kernel /k ${line}`)).toThrow(what);
+  });
+
+  test.each([
+    ['readonly=on,direct=true', '/a,ro,nocache'],
+    ['readonly=true', '/a,ro'],
+    ['readonly=off,direct=false', '/a'],
+  ])('a disk with %s', (words, text) => {
+    const { pci } = configOf(`--kernel /k --disk path=/a,${words}`);
+    expect(pci.find(({ driver }) => driver === 'virtio-blk')?.text).toBe(text);
+  });
+
+  test('a file of a serial port may have an equals sign in its name', () => {
+    expect(argvOf('--kernel /k --serial file=/a=b')).toContain('com1,file:/a=b');
   });
 
   test('may say how the host shall go about it', () => {
