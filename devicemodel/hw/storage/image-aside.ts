@@ -23,7 +23,7 @@ import type { ImageIo } from './image-io.ts';
 /** Bytes of one piece of work. */
 export const MAX_ASIDE_BYTES = 256 * KiB;
 /** Bytes copied between two looks at the clock, and when that is over. */
-export const NOW_BYTES = 64 * KiB;
+const NOW_BYTES = 64 * KiB;
 const NOW_NS = 1_000_000;
 /** What `transferNow` answers for work that could wait. */
 export const WOULD_WAIT = 0;
