@@ -101,7 +101,10 @@ describe.skipIf(whyNoSoftHypervisor() !== undefined)('once the guest is gone', {
     expect((await ask('PUT', '/api/v1/vm.delete', undefined, at)).status).toBe(204);
     const payload = { kernel: join(repository, 'examples/guest/demo.bzimage'), cmdline: 'demo=idle,0' };
     const create = (acrn: object) => ask('PUT', '/api/v1/vm.create', { payload, acrn }, at);
-    expect(await create({ name: `${name}-other` })).toMatchObject({ status: 501, json: { type: 'urn:acrn-dm:impossible' } });
+    expect(await create({ name: `${name}-other` })).toMatchObject({
+      status: 501,
+      json: { type: 'urn:acrn-dm:impossible' },
+    });
     expect(await create({ name })).toMatchObject({ status: 204 });
   });
 
