@@ -278,9 +278,10 @@ function startVm(argv: readonly string[]): Promise<ExitCode> {
   return new Promise((resolve, reject) => {
     const { NODE_OPTIONS: _ours, ...env } = process.env;
     const program = fileURLToPath(new URL('acrn-dm.js', import.meta.url));
-    const child = spawn(process.execPath, [NO_DEBUGGER, program, ...argv], { stdio: 'inherit', env });
-    // The terminal sends its signals to both; what a script sends to us is meant for the VM.
+    // The terminal sends its signals to both; what a script sends to us is meant for the VM. From before there is one: this
+    // process must not end while it makes the other.
     for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => child.kill(signal));
+    const child = spawn(process.execPath, [NO_DEBUGGER, program, ...argv], { stdio: 'inherit', env });
     child.once('error', reject);
     child.once('exit', (code) => resolve((code ?? ExitCode.VmFailed) as ExitCode));
   });
