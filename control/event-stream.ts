@@ -40,8 +40,17 @@ export class EventStream {
     return this.#seq;
   }
 
-  /** @returns the events behind `seq`, or undefined when some of them are not kept any more. */
+  /** As far back as they are kept. */
+  get kept(): readonly StreamEvent[] {
+    return this.#kept;
+  }
+
+  /**
+   * @returns the events behind `seq`, or undefined when some of them are not kept any more, or `seq` is not of this stream:
+   *   it was told by a process before this one.
+   */
   since(seq: number): readonly StreamEvent[] | undefined {
+    if (seq > this.#seq) return undefined;
     const first = this.#kept[0]?.seq ?? this.#seq + 1;
     if (seq + 1 < first) return undefined;
     return this.#kept.filter((event) => event.seq > seq);

@@ -17,8 +17,20 @@ export class ClientError extends DmError {
 
 /** How long a VM may take to answer. It may be busy: it shares its thread with its guest. */
 const ANSWER_TIMEOUT_MS = 30_000;
+/** The same where many VMs are asked, and one of them must not keep the others from being shown. */
+const GLANCE_TIMEOUT_MS = 2000;
 
-type Headers = Readonly<Record<string, string>>;
+/** What is asked beside method, path and body. */
+export interface AskOptions {
+  readonly headers?: Readonly<Record<string, string>>;
+  /** Until the answer begins. */
+  readonly timeoutMs?: number;
+}
+
+/** Why nobody answered, by the error number's name: `ETIMEDOUT` for somebody who is there and says nothing. */
+export function causeCode(error: unknown): string | undefined {
+  return error instanceof ClientError ? (error.cause as NodeJS.ErrnoException | undefined)?.code : undefined;
+}
 
 export interface Reply {
   readonly status: number;
@@ -31,9 +43,9 @@ export async function ask(
   method: string,
   path: string,
   body?: object,
-  headers: Headers = {},
+  options: AskOptions = {},
 ): Promise<Reply> {
-  const response = await open(socketPath, method, path, body, headers);
+  const response = await open(socketPath, method, path, body, options);
   let text = '';
   for await (const part of response.setEncoding('utf8') as AsyncIterable<string>) text += part;
   return { status: response.statusCode ?? 0, text };
@@ -45,11 +57,12 @@ export function open(
   method: string,
   path: string,
   body?: object,
-  headers: Headers = {},
+  { headers = {}, timeoutMs = ANSWER_TIMEOUT_MS }: AskOptions = {},
 ): Promise<IncomingMessage> {
   return new Promise((resolve, reject) => {
     const request = httpRequest({ socketPath, method, path, headers, agent: false }, resolve);
-    const timer = setTimeout(() => request.destroy(new Error('no answer')), ANSWER_TIMEOUT_MS);
+    const noAnswer = Object.assign(new Error(`no answer within ${timeoutMs / 1000} s`), { code: 'ETIMEDOUT' });
+    const timer = setTimeout(() => request.destroy(noAnswer), timeoutMs);
     request.once('response', () => clearTimeout(timer));
     request.once('error', (cause: NodeJS.ErrnoException) => {
       clearTimeout(timer);
@@ -73,15 +86,31 @@ export async function call(
   method: string,
   path: string,
   body?: object,
-  headers: Headers = {},
+  options: AskOptions = {},
 ): Promise<unknown> {
-  const { status, text } = await ask(socketPath, method, path, body, headers);
-  const value: unknown = /^\s*[{[]/.test(text) ? JSON.parse(text) : text;
-  if (status < 400) return value;
-  throw problemError(status, value);
+  const { status, text } = await ask(socketPath, method, path, body, options);
+  if (status >= 400) throw problemError(status, text);
+  return jsonOrText(text);
 }
 
-export function problemError(status: number, value: unknown): ClientError {
+function jsonOrText(text: string): unknown {
+  return /^\s*[{[]/.test(text) ? JSON.parse(text) : text;
+}
+
+/** The refusal that a stream's beginning may be, once it is read. */
+export async function refusalOf(response: IncomingMessage): Promise<ClientError> {
+  let text = '';
+  try {
+    for await (const part of response.setEncoding('utf8') as AsyncIterable<string>) text += part;
+  } catch {
+    // Its status says enough.
+  }
+  return problemError(response.statusCode ?? 0, text);
+}
+
+/** @param text the answer's body. */
+function problemError(status: number, text: string): ClientError {
+  const value = jsonOrText(text);
   const { detail, hint, exitStatus } = (typeof value === 'object' && value !== null ? value : {}) as {
     detail?: string;
     hint?: string;
@@ -107,16 +136,22 @@ export interface VmRow {
   readonly uptimeS?: number;
 }
 
+/** What a VM says of itself, soon. @throws ClientError */
+export async function glanceAt(socketPath: string): Promise<VmRow> {
+  return (await call(socketPath, 'GET', '/v1/vm', undefined, { timeoutMs: GLANCE_TIMEOUT_MS })) as VmRow;
+}
+
 /** Every VM that has a folder; `dead` for what a killed one left. @throws ClientError when they cannot be looked for. */
 export async function listVms(): Promise<VmRow[]> {
   const names = foldersIn(vmFoldersRoot());
   return Promise.all(
     names.map(async (name): Promise<VmRow> => {
       try {
-        return { ...((await call(defaultApiSocket(name), 'GET', '/v1/vm')) as VmRow), name };
+        return { ...(await glanceAt(defaultApiSocket(name))), name };
       } catch (error) {
-        const cause = (error as Error).cause as NodeJS.ErrnoException | undefined;
-        if (cause?.code === 'EACCES') return { name, state: 'not ours' };
+        const code = causeCode(error);
+        if (code === 'EACCES') return { name, state: 'not ours' };
+        if (code === 'ETIMEDOUT') return { name, state: 'unresponsive' };
         return isHeld(name) ? { name, state: 'without an API' } : { name, state: 'dead' };
       }
     }),

@@ -6,7 +6,16 @@ import { fileURLToPath } from 'node:url';
 import { vmFoldersRoot } from '../../control/vm-paths.ts';
 import { ExitCode } from '../../devicemodel/core/errors.ts';
 import { parseBytes } from '../../devicemodel/core/units.ts';
-import { ClientError, call, deadSocketsOfAcrnctl, foldersIn, listVms, socketOf, type VmRow } from './client.ts';
+import {
+  ClientError,
+  call,
+  causeCode,
+  deadSocketsOfAcrnctl,
+  foldersIn,
+  listVms,
+  socketOf,
+  type VmRow,
+} from './client.ts';
 import { columns } from './columns.ts';
 import { completionScript, type Verb } from './completion.ts';
 import { attachConsole } from './console.ts';
@@ -188,7 +197,7 @@ export const commands: readonly Command[] = [
   ofVm('metrics VM', "figures in Prometheus' text format", async (invocation) => {
     const at = socket(invocation);
     if (invocation.isJson) {
-      printJson(await call(at, 'GET', '/v1/metrics', undefined, { accept: 'application/json' }));
+      printJson(await call(at, 'GET', '/v1/metrics', undefined, { headers: { accept: 'application/json' } }));
     } else print(String(await call(at, 'GET', '/v1/metrics')));
     return undefined;
   }),
@@ -223,9 +232,9 @@ export const commands: readonly Command[] = [
       for (const { path } of sockets) rmSync(path, { force: true });
       const regions = removeDeadRegions();
       const names = [...new Set([...folders, ...sockets.map(({ vmName }) => vmName)])].sort();
-      const dead = [...names, ...regions];
-      if (isJson) printJson(dead);
-      else print(dead.length === 0 ? 'nothing was left' : `removed: ${dead.join(', ')}`);
+      const gone = [...names, ...regions];
+      if (isJson) printJson(gone);
+      else print(gone.length === 0 ? 'nothing was left' : `removed: ${gone.join(', ')}`);
       return undefined;
     },
   },
@@ -287,6 +296,9 @@ function startVm(argv: readonly string[]): Promise<ExitCode> {
   });
 }
 
+/** A busy VM is given this long for an answer, however little of the deadline is left. */
+const MIN_ANSWER_MS = 1000;
+
 /** How often it is looked whether a VM is gone. */
 const POLL_MS = 100;
 
@@ -302,29 +314,34 @@ interface VmThere {
   readonly name?: string;
 }
 
-/** @returns undefined when the process is gone. */
-async function vmAt(at: string): Promise<VmThere | undefined> {
+/** What a socket says of a process that is gone. Anything else is said by, or of, one that is there. */
+const GONE: ReadonlySet<string | undefined> = new Set(['ENOENT', 'ECONNREFUSED', 'ECONNRESET', 'EPIPE']);
+
+/** @returns undefined when the process is gone. @throws ClientError */
+async function vmAt(at: string, timeoutMs: number): Promise<VmThere | undefined> {
   try {
-    return (await call(at, 'GET', '/v1/vm')) as VmThere;
+    return (await call(at, 'GET', '/v1/vm', undefined, { timeoutMs })) as VmThere;
   } catch (error) {
-    if (error instanceof ClientError && error.cause !== undefined) return undefined;
+    if (GONE.has(causeCode(error))) return undefined;
     throw error;
   }
 }
 
 /** @returns once the VM is gone. @throws ClientError */
 async function stopAndWait(at: string, { force, timeoutS }: Invocation): Promise<void> {
+  const deadlineMs = Date.now() + timeoutS * 1000;
+  const leftMs = () => Math.max(MIN_ANSWER_MS, deadlineMs - Date.now());
   // A process that stays after its guest has nothing left to ask: it is what is stopped.
-  const there = await vmAt(at);
+  const there = await vmAt(at, leftMs());
   const isProcessOnly = there !== undefined && there.name === undefined;
   if (isProcessOnly && !force) {
     throw new ClientError('no guest runs here, only the process is there', { hint: 'acrnvm stop -f ends it' });
   }
-  if (isProcessOnly) await call(at, 'PUT', '/api/v1/vmm.shutdown');
-  else await call(at, 'PUT', '/v1/vm/power', force ? { action: 'off', force: true } : { action: 'shutdown' });
-  const deadlineMs = Date.now() + timeoutS * 1000;
+  const bound = { timeoutMs: leftMs() };
+  if (isProcessOnly) await call(at, 'PUT', '/api/v1/vmm.shutdown', undefined, bound);
+  else await call(at, 'PUT', '/v1/vm/power', force ? { action: 'off', force: true } : { action: 'shutdown' }, bound);
   for (;;) {
-    const now = await vmAt(at);
+    const now = await vmAt(at, leftMs());
     if (now === undefined || (!isProcessOnly && (now.state === 'ended' || now.state === 'none'))) return;
     if (Date.now() > deadlineMs) {
       if (isProcessOnly) throw new ClientError(`the process did not end within ${timeoutS} s`);
@@ -350,7 +367,7 @@ function eventText({ time, source, event, data }: ShownEvent): string {
 
 async function events(invocation: Invocation): Promise<ExitCode | undefined> {
   const at = socket(invocation);
-  const { isJson, isFollowing, since = '0' } = invocation;
+  const { isJson, isFollowing, since = 'oldest' } = invocation;
   const show = (event: ShownEvent) => print(isJson ? JSON.stringify(event) : eventText(event));
   if (!isFollowing) {
     for (const event of (await call(at, 'GET', `/v1/events?since=${encodeURIComponent(since)}&wait=0`)) as ShownEvent[])
@@ -383,10 +400,12 @@ async function log(invocation: Invocation): Promise<ExitCode | undefined> {
     else print(levels.map((each) => `${each.sink}: level ${each.level}`).join('\n'));
     if (!isFollowing) return undefined;
   }
-  // The stream first: no line between the two is missed.
+  if (isFollowing) {
+    await follow(at, '/v1/log/stream?since=oldest', (line) => show(line as LogLine));
+    return undefined;
+  }
   const { lines } = (await call(at, 'GET', '/v1/log')) as { readonly lines: readonly LogLine[] };
   for (const line of lines) show(line);
-  if (isFollowing) await follow(at, '/v1/log/stream', (line) => show(line as LogLine));
   return undefined;
 }
 

@@ -1,9 +1,12 @@
 /** `acrnvm console`: this terminal as the console of a VM. Ctrl-] leaves. */
 import { request as httpRequest } from 'node:http';
 import type { Socket } from 'node:net';
-import { ClientError, call, problemError } from './client.ts';
+import { ClientError, call, refusalOf } from './client.ts';
 
 const CTRL_RIGHT_BRACKET = 0x1d;
+
+/** A script that is read to its end has nothing more to say, but wants to see what comes of it: until this long nothing does. */
+const QUIET_MS = 1000;
 
 /** @param id of the console; undefined: the first there is. @returns once somebody ended it. */
 export async function attachConsole(socketPath: string, id: string | undefined): Promise<void> {
@@ -16,16 +19,26 @@ export async function attachConsole(socketPath: string, id: string | undefined):
   const isTerminal = stdin.isTTY === true;
   if (isTerminal) stdin.setRawMode(true);
   await new Promise<void>((resolve) => {
-    const leave = () => resolve();
-    socket.on('data', (data) => stdout.write(data));
+    let quiet: NodeJS.Timeout | undefined;
+    const leave = () => {
+      clearTimeout(quiet);
+      resolve();
+    };
+    socket.on('data', (data) => {
+      stdout.write(data);
+      quiet?.refresh();
+    });
     socket.on('close', leave).on('error', leave).on('end', leave);
     stdin.on('data', (data: Buffer) => {
       const end = isTerminal ? data.indexOf(CTRL_RIGHT_BRACKET) : -1;
       if (end !== 0) socket.write(end < 0 ? data : data.subarray(0, end));
       if (end >= 0) leave();
     });
-    // A script that is read to its end has nothing more to say, but may want to see what comes of it.
-    stdin.on('end', () => (isTerminal ? leave() : socket.end()));
+    stdin.on('end', () => {
+      if (isTerminal) leave();
+      // The VM takes what it was sent as its guest reads it.
+      else socket.write('', () => (quiet = setTimeout(leave, QUIET_MS)));
+    });
   });
   if (isTerminal) stdin.setRawMode(false);
   stdin.pause();
@@ -41,7 +54,7 @@ function upgrade(socketPath: string, path: string): Promise<Socket> {
       if (head.length > 0) socket.unshift(head);
       resolve(socket);
     });
-    request.on('response', (response) => reject(problemError(response.statusCode ?? 0, undefined)));
+    request.on('response', (response) => void refusalOf(response).then(reject));
     request.on('error', (cause) => reject(new ClientError(`${socketPath}: ${cause.message}`, { cause })));
     request.end();
   });

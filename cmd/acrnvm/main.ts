@@ -23,6 +23,16 @@ function above0(option: string, text: string, what: string): number {
   throw new ClientError(`${option} ${text}: not ${what}`, { exitCode: ExitCode.Usage });
 }
 
+/** Longer than any timer waits. */
+const MAX_INTERVAL_S = 24 * 3600;
+
+/** @throws ClientError */
+function intervalOf(text: string): number {
+  const seconds = above0('--interval', text, 'a time in seconds');
+  if (seconds <= MAX_INTERVAL_S) return seconds;
+  throw new ClientError(`--interval ${text}: at most ${MAX_INTERVAL_S} seconds, a day`, { exitCode: ExitCode.Usage });
+}
+
 function parse(argv: readonly string[]): Invocation {
   const dashes = argv.indexOf('--');
   const own = dashes < 0 ? argv : argv.slice(0, dashes);
@@ -52,7 +62,7 @@ function parse(argv: readonly string[]): Invocation {
       since: values.since,
       level: values.level,
       sink: values.sink,
-      intervalS: above0('--interval', values.interval, 'a time in seconds'),
+      intervalS: intervalOf(values.interval),
       count: values.count === undefined ? undefined : above0('-n', values.count, 'a number above 0'),
       rest: dashes < 0 ? [] : argv.slice(dashes + 1),
     };
@@ -110,10 +120,15 @@ async function main(argv: readonly string[]): Promise<ExitCode> {
   return (await command.run(invocation)) ?? ExitCode.Ok;
 }
 
-// Who reads only the first lines is not a failure.
-process.stdout.on('error', () => process.exit(ExitCode.Ok));
+process.stdout.on('error', ({ code, message }: NodeJS.ErrnoException) => {
+  // Who reads only the first lines is not a failure; what could not be written is.
+  if (code === 'EPIPE') process.exit(ExitCode.Ok);
+  process.stderr.write(`acrnvm: standard output: ${message}\n`);
+  process.exit(ExitCode.IoError);
+});
 main(process.argv.slice(2)).then(
-  (code) => process.exit(code),
+  // Behind everything that was printed: what went wrong with that ends the process otherwise.
+  (code) => process.stdout.write('', (error) => error instanceof Error || process.exit(code)),
   (error: unknown) => {
     const { message, hint } = error as DmError;
     process.stderr.write(`acrnvm: ${message}\n${hint === undefined ? '' : `hint: ${hint}\n`}`);

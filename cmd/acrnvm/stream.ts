@@ -1,10 +1,10 @@
 /** Server-sent events of a VM, one after the other. */
-import { open, problemError } from './client.ts';
+import { open, refusalOf } from './client.ts';
 
 /** Until the VM, and its stream with it, is gone. @throws ClientError when there is none. */
 export async function follow(socketPath: string, path: string, show: (event: unknown) => void): Promise<void> {
   const response = await open(socketPath, 'GET', path);
-  if (response.statusCode !== 200) throw problemError(response.statusCode ?? 0, undefined);
+  if (response.statusCode !== 200) throw await refusalOf(response);
   let rest = '';
   try {
     for await (const part of response.setEncoding('utf8') as AsyncIterable<string>) {

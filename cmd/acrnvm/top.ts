@@ -1,5 +1,5 @@
 /** `acrnvm top`: what each VM does now: processor, memory, disks, networks, accesses that were served. */
-import { call, listVms, socketOf } from './client.ts';
+import { call, glanceAt, listVms, socketOf } from './client.ts';
 
 interface Counter {
   readonly kind: string;
@@ -45,7 +45,9 @@ async function sampleOf(name: string): Promise<Sample | undefined> {
   try {
     const at = socketOf(name);
     const counters = (await call(at, 'GET', '/v1/counters')) as readonly Counter[];
-    const metrics = (await call(at, 'GET', '/v1/metrics', undefined, { accept: 'application/json' })) as Metric[];
+    const metrics = (await call(at, 'GET', '/v1/metrics', undefined, {
+      headers: { accept: 'application/json' },
+    })) as Metric[];
     const metric = (wanted: string) => metrics.find((each) => each.name === wanted)?.samples[0]?.value ?? 0;
     const lag = (suffix: string) =>
       metrics
@@ -76,16 +78,23 @@ export class Top {
   readonly #before = new Map<string, Sample>();
   readonly #names: readonly string[];
 
-  /** @param names of VMs; none: all that run. */
+  /** @param names of VMs, or the paths of their sockets; none: all that run. */
   constructor(names: readonly string[]) {
     this.#names = names;
   }
 
+  async #meant(): Promise<readonly Pick<Load, 'name' | 'state'>[]> {
+    const names = this.#names;
+    if (names.length === 0) return listVms();
+    const paths = names.filter((name) => name.includes('/'));
+    const byName = paths.length === names.length ? [] : await listVms();
+    const atPaths = await Promise.all(paths.map(vmAtPath));
+    return [...byName.filter(({ name }) => names.includes(name)), ...atPaths.flat()];
+  }
+
   async look(): Promise<Load[]> {
-    const all = await listVms();
-    const meant = this.#names.length === 0 ? all : all.filter(({ name }) => this.#names.includes(name));
     return Promise.all(
-      meant.map(async ({ name, state }) => {
+      (await this.#meant()).map(async ({ name, state }) => {
         const now = await sampleOf(name);
         const before = this.#before.get(name);
         if (now === undefined) return { name, state };
@@ -93,6 +102,14 @@ export class Top {
         return { name, state, residentBytes: now.residentBytes, ...ratesOf(now, before) };
       }),
     );
+  }
+}
+
+async function vmAtPath(path: string): Promise<Pick<Load, 'name' | 'state'>[]> {
+  try {
+    return [{ name: path, state: (await glanceAt(path)).state }];
+  } catch {
+    return [];
   }
 }
 

@@ -8,8 +8,8 @@ import type { Duplex } from 'node:stream';
 import { cloudHypervisorRoutes } from './cloud-hypervisor.ts';
 import { openApiDocument } from './open-api.ts';
 import { PacedSocket } from './paced-socket.ts';
-import { HttpProblem, problemOf } from './problem.ts';
-import { attachConsole, ownRoutes } from './resources.ts';
+import { HttpProblem, problemAnswer, problemOf } from './problem.ts';
+import { attachConsole, isForConsole, ownRoutes } from './resources.ts';
 import { type Answer, matchRoute, type Route, targetOf } from './routes.ts';
 import { ThreadLag } from './thread-lag.ts';
 import type { Vmm } from './vmm.ts';
@@ -88,11 +88,18 @@ export function createApi({ vmm, log, limits: changed = {} }: ApiOptions): HttpA
     void serve(request, response);
   });
   server.on('upgrade', (request, socket: Duplex, head: Buffer) => {
-    attachConsole(vmm, { request, socket, head, becomeStream: () => connections.markStream(socket) });
+    if (isForConsole(request)) {
+      attachConsole(vmm, { request, socket, head, becomeStream: () => connections.markStream(socket) });
+      return;
+    }
+    // RFC 9110 7.8: an Upgrade that is not wanted is ignored. Node has taken its parser away: the request comes anew.
+    socket.unshift(Buffer.concat([headWithoutUpgrade(request), head]));
+    server.emit('connection', socket);
   });
-  server.on('clientError', (_error, socket) => {
-    if (socket.writable) socket.end('HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n');
-    else socket.destroy();
+  server.on('clientError', (error: NodeJS.ErrnoException, socket) => {
+    // Into an answer that is under way nothing can be said.
+    if (!socket.writable || connections.isBusy(socket)) socket.destroy();
+    else socket.end(problemAnswer(problemOf(refusalOf(error, limits.headerBytes))));
   });
   return {
     accept: (socket) => connections.accept(socket),
@@ -101,6 +108,28 @@ export function createApi({ vmm, log, limits: changed = {} }: ApiOptions): HttpA
       return connections.close();
     },
   };
+}
+
+/** What Node's parser, or its clock, refused. */
+function refusalOf({ code, message }: NodeJS.ErrnoException, headerBytes: number): HttpProblem {
+  switch (code) {
+    case 'HPE_HEADER_OVERFLOW':
+      return new HttpProblem(431, 'header-too-large', `the head of a request has at most ${headerBytes} bytes`);
+    case 'ERR_HTTP_REQUEST_TIMEOUT':
+      return new HttpProblem(408, 'too-slow', 'the request did not come to its end in time');
+    default:
+      return new HttpProblem(400, 'not-http', message);
+  }
+}
+
+/** The last of its connection, which has Node's marks of this one on it. */
+function headWithoutUpgrade({ method, url, httpVersion, rawHeaders }: IncomingMessage): Buffer {
+  const lines = [`${method} ${url} HTTP/${httpVersion}`];
+  for (let i = 0; i < rawHeaders.length; i += 2) {
+    const [name, value] = rawHeaders.slice(i, i + 2) as [string, string];
+    if (!/^(upgrade|connection|http2-settings)$/i.test(name)) lines.push(`${name}: ${value}`);
+  }
+  return Buffer.from(`${lines.join('\r\n')}\r\nConnection: close\r\n\r\n`, 'latin1');
 }
 
 /** How long a client may take its last answer. */
@@ -150,6 +179,11 @@ class Connections {
   begin(socket: Duplex, response: ServerResponse): void {
     this.#change(socket, 1);
     response.once('close', () => this.#change(socket, -1));
+  }
+
+  /** Whether an answer is under way. */
+  isBusy(socket: Duplex): boolean {
+    return socket instanceof PacedSocket && (this.#busy.get(socket) ?? 0) > 0;
   }
 
   /** Has no end of its own. @throws HttpProblem 503 when there are enough of them. */

@@ -2,7 +2,7 @@
 import { LogLevel } from '../../devicemodel/core/log.ts';
 import type { LogLine } from '../../devicemodel/core/log-tail.ts';
 import { HttpProblem } from './problem.ts';
-import { json, parsed, type Route } from './routes.ts';
+import { json, OLDEST, parsed, type Route, sinceOf } from './routes.ts';
 import { serveEvents } from './server-sent.ts';
 import { Give, Take } from './shapes.ts';
 import type { Vmm } from './vmm.ts';
@@ -36,11 +36,15 @@ export function logRoutes({ log }: Vmm): Route[] {
     {
       method: 'GET',
       path: '/v1/log/stream',
-      summary: 'Lines as they come (server-sent).',
+      summary: 'Lines as they come (server-sent); ?since=N: those that are kept behind it first, ?since=oldest: all.',
       type: 'text/event-stream',
-      run: ({ response, becomeStream }) => {
+      run: ({ query, request, response, becomeStream }) => {
+        const since = sinceOf(query.get('since') ?? request.headers['last-event-id']);
+        const kept = since === undefined ? [] : log.tail.lines.filter(({ seq }) => since === OLDEST || seq > since);
         const write = serveEvents({ response, becomeStream });
-        const stop = log.tail.listen((line) => write(line.seq, shown(line)));
+        const tell = (line: LogLine) => write(line.seq, shown(line));
+        for (const line of kept) tell(line);
+        const stop = log.tail.listen(tell);
         response.once('close', stop);
         return 'streams';
       },

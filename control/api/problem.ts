@@ -37,9 +37,11 @@ const TITLES: Readonly<Record<number, string>> = {
   404: 'Not found',
   405: 'Not allowed now',
   409: 'Conflict with the state of the VM',
-  413: 'Request too large',
+  408: 'Too slow',
   410: 'Not kept any more',
+  413: 'Request too large',
   422: 'Cannot be',
+  431: 'Header too large',
   500: 'Failed',
   501: 'Not possible here',
   503: 'Busy',
@@ -90,6 +92,19 @@ export function problemOf(error: unknown, statusOfWrongState = 409): ProblemDocu
       ...(typeof known.errno === 'number' && known.errno !== 0 ? { errno: known.errno } : {}),
     },
   );
+}
+
+/** What goes to a client whose connection Node's server has nothing to do with any more. */
+export function problemAnswer(problem: ProblemDocument): string {
+  const body = `${JSON.stringify(problem)}\n`;
+  return [
+    `HTTP/1.1 ${problem.status} ${problem.title}`,
+    'Connection: close',
+    'Content-Type: application/problem+json',
+    `Content-Length: ${Buffer.byteLength(body)}`,
+    '',
+    body,
+  ].join('\r\n');
 }
 
 function document(status: number, code: string, detail: string, more: Partial<ProblemDocument>): ProblemDocument {

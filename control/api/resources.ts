@@ -6,8 +6,8 @@ import { formatSlot } from '../../devicemodel/core/address.ts';
 import type { StreamEvent } from '../event-stream.ts';
 import { logRoutes } from './log-routes.ts';
 import { metricsOf, metricsText } from './metrics.ts';
-import { HttpProblem, problemOf } from './problem.ts';
-import { type Answer, decoded, done, json, parsed, type Route, targetOf } from './routes.ts';
+import { HttpProblem, problemAnswer, problemOf } from './problem.ts';
+import { type Answer, decoded, done, json, OLDEST, parsed, type Route, sinceOf, targetOf } from './routes.ts';
 import { bounded, serveEvents } from './server-sent.ts';
 import { Give, Take } from './shapes.ts';
 import type { ThreadLag } from './thread-lag.ts';
@@ -59,7 +59,7 @@ export function ownRoutes(vmm: Vmm, lag: Pick<ThreadLag, 'ask'>, openApi: () => 
     route(
       'GET',
       '/v1/events',
-      'Events as they come (server-sent); ?since=N: those behind it first; ?wait=0: no more.',
+      'Events as they come (server-sent); ?since=N: those behind it first, ?since=oldest: all that are kept; ?wait=0: no more.',
       events(vmm),
       { type: 'text/event-stream' },
     ),
@@ -274,13 +274,21 @@ function lineOf({ lines }: RunningGuest, id: string | undefined): RunningGuest['
 
 function events(vmm: Vmm): Route['run'] {
   return ({ query, request, response, becomeStream }): Answer | 'streams' => {
-    const asked = query.get('since') ?? request.headers['last-event-id'];
-    const since = asked === null || asked === undefined ? vmm.events.seq : Number(asked);
-    if (!Number.isSafeInteger(since) || since < 0)
-      throw new HttpProblem(422, 'member', `since: "${asked}" is no number`);
-    const kept = vmm.events.since(since);
-    if (kept === undefined) throw new HttpProblem(410, 'too-old', `events behind ${since} are not kept any more`);
-    if (query.get('wait') === '0') return json(kept.map(shown));
+    const isWaiting = query.get('wait') !== '0';
+    const since =
+      sinceOf(query.get('since') ?? request.headers['last-event-id']) ?? (isWaiting ? vmm.events.seq : OLDEST);
+    const kept = since === OLDEST ? [...vmm.events.kept] : vmm.events.since(since);
+    if (kept === undefined) {
+      throw new HttpProblem(
+        410,
+        'too-old',
+        Number(since) > vmm.events.seq
+          ? `event ${since} is of a process before this one, whose newest is ${vmm.events.seq}`
+          : `events behind ${since} are not kept any more`,
+        { hint: 'since=oldest: all that are kept' },
+      );
+    }
+    if (!isWaiting) return json(kept.map(shown));
     const write = serveEvents({ response, becomeStream });
     const tell = (event: StreamEvent) => write(event.seq, shown(event));
     for (const event of kept) tell(event);
@@ -303,14 +311,17 @@ export interface AskedUpgrade {
   readonly becomeStream: () => void;
 }
 
+/** Any other Upgrade is none that is known here. */
+export function isForConsole({ headers }: IncomingMessage): boolean {
+  return headers.upgrade?.split(',').some((each) => each.trim().toLowerCase() === 'acrn-console') === true;
+}
+
 /** @throws HttpProblem */
 function askedLine(vmm: Vmm, { request, becomeStream }: AskedUpgrade) {
   const { pathname, searchParams } = targetOf(request.url ?? '/');
-  const id = decoded(/^\/v1\/consoles\/([^/]+)\/stream$/.exec(pathname)?.[1] ?? '');
-  const line = vmm.guest?.lines.find((candidate) => candidate.id === id);
-  if (request.headers.upgrade !== 'acrn-console' || line === undefined) {
-    throw new HttpProblem(404, 'no-such-console', `there is no console ${id}`);
-  }
+  const id = /^\/v1\/consoles\/([^/]+)\/stream$/.exec(pathname)?.[1];
+  if (id === undefined) throw new HttpProblem(404, 'no-such-path', `there is no console at ${pathname}`);
+  const line = lineOf(needGuest(vmm), decoded(id));
   becomeStream();
   return { line, withHistory: searchParams.get('history') === '1' };
 }
@@ -323,10 +334,7 @@ export function attachConsole(vmm: Vmm, asked: AskedUpgrade): void {
   try {
     found = askedLine(vmm, asked);
   } catch (error) {
-    const { status, title, detail } = problemOf(error);
-    const why = `${detail}\n`;
-    const lines = [`HTTP/1.1 ${status} ${title}`, 'Connection: close', `Content-Length: ${Buffer.byteLength(why)}`];
-    socket.end(`${lines.join('\r\n')}\r\n\r\n${why}`);
+    socket.end(problemAnswer(problemOf(error)));
     return;
   }
   const { line, withHistory } = found;

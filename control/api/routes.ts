@@ -89,6 +89,18 @@ export function decoded(word: string): string {
   }
 }
 
+/** As far back as there is anything. */
+export const OLDEST = 'oldest';
+
+/** What a stream begins behind. @returns undefined when nobody said. @throws HttpProblem 422 */
+export function sinceOf(asked: string | string[] | null | undefined): number | typeof OLDEST | undefined {
+  if (asked === null || asked === undefined) return undefined;
+  if (asked === OLDEST) return OLDEST;
+  const since = Number(asked);
+  if (asked !== '' && Number.isSafeInteger(since) && since >= 0) return since;
+  throw new HttpProblem(422, 'member', `since: "${asked}" is no number, and not ${OLDEST}`);
+}
+
 /** The body of a request, checked. @throws HttpProblem 422, or another status, with the member that is wrong. */
 export function parsed<S extends v.GenericSchema>(schema: S, body: unknown, status = 422): v.InferOutput<S> {
   const result = v.safeParse(schema, body ?? {});

@@ -1,6 +1,7 @@
 /** The client as a process, against the API of a VM that notes what is asked of it. */
 import { execFile, spawn } from 'node:child_process';
-import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { closeSync, existsSync, mkdirSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { createServer } from 'node:http';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { build } from 'esbuild';
@@ -206,16 +207,16 @@ test('log: the newest lines, and more of them from now on', async () => {
 });
 
 test('log -f: lines as they come', async () => {
+  vmm.logTail.write('info', 'a line before');
   const child = spawn(process.execPath, [program, 'log', '-f', 'vm1'], { stdio: ['ignore', 'pipe', 'inherit'] });
   let seen = '';
   child.stdout.on('data', (data: Buffer) => {
     seen += data.toString();
   });
-  // Whatever the moment at which the client listens.
-  await until(() => {
-    vmm.logTail.write('info', 'a line');
-    return seen.includes('a line');
-  }, 'a line of the log');
+  await until(() => seen.includes('a line before\n'), 'what was there');
+  vmm.logTail.write('info', 'a line behind');
+  await until(() => seen.includes('a line behind\n'), 'a line of the log');
+  expect(seen.match(/a line/g)).toHaveLength(2);
   child.kill();
 });
 
@@ -230,6 +231,10 @@ test('top: rates between two looks', async () => {
   expect(load).toMatchObject({ name: 'vm1', state: 'running', netBytesPerS: 0 });
   expect(load.diskOpsPerS).toBeGreaterThan(0);
   expect(load.diskBytesPerS / load.diskOpsPerS).toBeCloseTo(100, -1);
+  const [byPath] = JSON.parse(
+    (await acrnvm('top', '-n', '1', '--interval', '0.1', '--json', defaultApiSocket('vm1'))).stdout,
+  );
+  expect(byPath).toMatchObject({ name: defaultApiSocket('vm1'), state: 'running' });
   expect((await acrnvm('top', '-n', '1', '--interval', '0.1')).stdout).toMatch(
     /^NAME +STATE +CPU .*\nvm1 +running +\d+ %/,
   );
@@ -248,6 +253,25 @@ test('doctor: whatever is not well has the command that mends it', async () => {
   // A machine of two CPUs has no third to take offline.
   const files = findings.flatMap(({ mend = '' }) => mend.match(/\/sys\/\S+/g) ?? []);
   expect(files.filter((path) => !existsSync(path))).toEqual([]);
+});
+
+// Mutation: every error of standard output is a reader that has gone.
+test.each(['ls', 'metrics', 'events'])('%s that cannot be written is a failure', async (verb) => {
+  vmm.events.emit('vm', 'booted');
+  const full = openSync('/dev/full', 'w');
+  const child = spawn(process.execPath, [program, verb, ...(verb === 'ls' ? [] : ['vm1'])], {
+    stdio: ['ignore', full, 'pipe'],
+  });
+  let stderr = '';
+  child.stderr?.on('data', (data) => {
+    stderr += data;
+  });
+  const status = await new Promise((resolve) => child.on('close', resolve));
+  closeSync(full);
+  expect([status, stderr]).toEqual([
+    ExitCode.IoError,
+    expect.stringMatching(/^acrnvm: standard output: .*ENOSPC.*\n$/),
+  ]);
 });
 
 test('metrics as JSON', async () => {
@@ -281,6 +305,18 @@ describe('stop', () => {
     vmm.config = undefined;
     expect(await stopped).toMatchObject({ status: 0 });
   });
+  // Mutation: whoever does not answer is gone.
+  test('a VM that does not answer any more is not gone', async () => {
+    const hung = createServer((request, response) => {
+      if (request.method === 'PUT') response.writeHead(204).end();
+    });
+    const path = scratch.file('hung.sock');
+    await new Promise<void>((resolve) => hung.listen(path, resolve));
+    const result = await acrnvm('stop', '-t', '0.2', path);
+    hung.closeAllConnections();
+    await new Promise((resolve) => hung.close(resolve));
+    expect(result).toMatchObject({ status: ExitCode.Unavailable, stderr: expect.stringContaining('no answer within') });
+  });
   test('a process that stayed after its guest ends by -f only', async () => {
     Object.assign(vmm, { isBooted: false, hasRun: true });
     expect(await acrnvm('stop', 'vm1')).toMatchObject({
@@ -309,6 +345,32 @@ test('events, those there were and those that come', async () => {
   const exited = new Promise((resolve) => child.on('exit', resolve));
   await close();
   expect(await exited).toBe(0);
+});
+
+test('more events than are kept: those that are, and a number that is too old is one', async () => {
+  for (let i = 1; i <= 300; i++) vmm.events.emit('vm', `e${i}`);
+  const { status, stdout } = await acrnvm('events', 'vm1');
+  expect([status, stdout.split('\n').length - 1]).toEqual([0, 256]);
+  for (const argv of [['events'], ['events', '-f']]) {
+    expect(await acrnvm(...argv, '--since', '3', 'vm1')).toMatchObject({
+      status: ExitCode.Unavailable,
+      stderr: expect.stringContaining('events behind 3 are not kept any more'),
+    });
+  }
+});
+
+test('a console whose input ends is read until it is quiet', async () => {
+  const child = spawn(process.execPath, [program, 'console', 'vm1']);
+  let seen = '';
+  child.stdout.on('data', (data) => {
+    seen += data;
+  });
+  const exited = new Promise((resolve) => child.on('exit', resolve));
+  child.stdin.end('ls\n');
+  await until(() => vmm.typed === 'ls\n', 'typed');
+  for (const tell of vmm.listeners) tell(Buffer.from('bin etc'));
+  expect(await exited).toBe(0);
+  expect(seen).toBe('login: bin etc');
 });
 
 test('a console is the standard input and output of the client', async () => {
@@ -356,7 +418,7 @@ describe('mistakes', () => {
     [['stop'], ExitCode.Usage, 'the name of the VM is missing'],
     [['stop', '--frob', 'vm1'], ExitCode.Usage, '--frob'],
     [['info', 'nobody'], ExitCode.Unavailable, 'acrnvm ls lists'],
-    [['console', 'vm1', 'com9'], ExitCode.Unavailable, ''],
+    [['console', 'vm1', 'com9'], ExitCode.Unavailable, 'there is no console "com9"'],
     [['completion', 'csh'], ExitCode.Usage, 'csh'],
     [['completion'], ExitCode.Usage, 'the shell is missing'],
     [['info', ''], ExitCode.Usage, 'the name of the VM is missing'],
@@ -369,6 +431,8 @@ describe('mistakes', () => {
     [['stop', '-t'], ExitCode.Usage, 'option --timeout needs a value'],
     [['ls', '--json=x'], ExitCode.Usage, 'option --json takes no value'],
     [['top', 'nobody'], ExitCode.Unavailable, 'no VM "nobody" runs here'],
+    [['top', '/nobody.sock'], ExitCode.Unavailable, 'no VM "/nobody.sock" runs here'],
+    [['top', '--interval', '3000000'], ExitCode.Usage, '--interval 3000000'],
     [['run'], ExitCode.Usage, 'the file is missing'],
     [['config'], ExitCode.Usage, 'convert, argv, check or schema is missing'],
     [['config', 'frob'], ExitCode.Usage, 'config frob'],

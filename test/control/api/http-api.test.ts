@@ -514,11 +514,20 @@ describe('events', () => {
     expect(client.seen()).not.toContain('"booted"');
   });
 
-  test('that are too old are gone, and said to be', async () => {
+  test('that are too old are gone, and said to be, and so are those of a process before', async () => {
     const { path, vmm } = await serve();
     for (let i = 0; i < 300; i++) vmm.events.emit('vm', `e${i}`);
     expect((await ask(path, 'GET', '/v1/events?since=3')).status).toBe(410);
-    expect((await ask(path, 'GET', '/v1/events?since=x')).status).toBe(422);
+    expect((await ask(path, 'GET', '/v1/events', undefined, { 'last-event-id': '301' })).status).toBe(410);
+    expect((await ask(path, 'GET', '/v1/events?since=300&wait=0')).json).toEqual([]);
+    for (const since of ['x', '', '-1']) expect((await ask(path, 'GET', `/v1/events?since=${since}`)).status).toBe(422);
+  });
+
+  test.each(['?since=oldest&wait=0', '?wait=0'])('all that are kept: %s', async (query) => {
+    const { path, vmm } = await serve();
+    for (let i = 0; i < 300; i++) vmm.events.emit('vm', `e${i}`);
+    const kept = (await ask(path, 'GET', `/v1/events${query}`)).json as { seq: number }[];
+    expect([kept.length, kept[0]?.seq, kept.at(-1)?.seq]).toEqual([256, 45, 300]);
   });
 
   test('a reader that does not read is cut off, and costs nobody memory', async () => {
@@ -575,12 +584,39 @@ describe('a console', () => {
     await until(() => vmm.typed === 'abcdefgh', 'the rest');
   });
 
-  test('that there is not is a 404', async () => {
+  test('that there is not is a 404, and says which there are', async () => {
     const { path } = await serve();
     const client = raw(path);
     client.socket.write(upgrade('com9'));
     await until(() => client.isClosed(), 'refused');
     expect(client.seen()).toMatch(/^HTTP\/1.1 404/);
+    expect(client.seen()).toContain('Content-Type: application/problem+json');
+    expect(JSON.parse(client.seen().split('\r\n\r\n')[1] as string)).toMatchObject({
+      detail: 'there is no console "com9"',
+      hint: 'there are com1',
+    });
+  });
+
+  test('is asked for in any spelling', async () => {
+    const { path, vmm } = await serve();
+    const client = raw(path);
+    client.socket.write(upgrade('com1').replace('Upgrade: acrn', 'Upgrade: ACRN'));
+    await until(() => vmm.listeners.size === 1, 'attached');
+  });
+});
+
+describe('an Upgrade that there is not is ignored, as RFC 9110 has it', () => {
+  const h2c = { Connection: 'Upgrade, HTTP2-Settings', Upgrade: 'h2c', 'HTTP2-Settings': 'AAMAAABkAAQCAAAAAAIAAAAA' };
+
+  test.each([
+    ['GET', '/v1/vm', undefined, 200],
+    ['PUT', '/v1/vm/power', { action: 'button' }, 204],
+    ['GET', '/v1/consoles/com1/stream', undefined, 400],
+    ['GET', '/nowhere', undefined, 404],
+  ])('%s %s', async (method, resource, body, status) => {
+    const { path, vmm } = await serve();
+    expect(await ask(path, method, resource, body, h2c)).toMatchObject({ status });
+    expect(vmm.asked).toEqual(body === undefined ? [] : ['power button']);
   });
 });
 
@@ -626,13 +662,34 @@ describe('a hostile client', () => {
     'GET /v1/consoles/%E0%A4%A HTTP/1.1\r\nHost: vm\r\n\r\n',
     'GET // HTTP/1.1\r\nHost: vm\r\nConnection: Upgrade\r\nUpgrade: acrn-console\r\n\r\n',
     'GET /v1/consoles/%E0%A4%A/stream HTTP/1.1\r\nHost: vm\r\nConnection: Upgrade\r\nUpgrade: acrn-console\r\n\r\n',
-    'GET /v1/vm HTTP/1.1\r\nHost: vm\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n',
   ])('%j is refused, and ends nothing', async (text) => {
     const { path } = await serve();
     const client = raw(path);
     client.socket.write(text);
     await until(() => /^HTTP\/1.1 4\d\d/.test(client.seen()), 'refused');
     expect((await ask(path, 'GET', '/v1/vm')).status).toBe(200);
+  });
+
+  test.each([
+    ['a head that is too large', `GET /v1/vm HTTP/1.1\r\nHost: vm\r\nX: ${'x'.repeat(20_000)}\r\n\r\n`, 431],
+    ['no HTTP', 'nonsense\r\n\r\n', 400],
+  ])('%s is told so as everything is', async (_what, request, status) => {
+    const { path } = await serve();
+    const client = raw(path);
+    client.socket.write(request);
+    await until(() => client.isClosed(), 'refused');
+    expect(client.seen()).toMatch(new RegExp(`^HTTP/1.1 ${status} `));
+    expect(JSON.parse(client.seen().split('\r\n\r\n')[1] as string)).toMatchObject({ status });
+  });
+
+  test('garbage behind a request for a stream ends it, and is not answered within', async () => {
+    const { path } = await serve();
+    const client = raw(path);
+    client.socket.write('GET /v1/events HTTP/1.1\r\nHost: vm\r\n\r\n');
+    await until(() => client.seen().includes('text/event-stream'), 'the stream');
+    client.socket.write('nonsense\r\n\r\n');
+    await until(() => client.isClosed(), 'ended');
+    expect(client.seen()).not.toContain('400 Bad');
   });
 
   test('a body that is broken off is no failure of ours', async () => {
