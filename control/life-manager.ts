@@ -22,6 +22,8 @@ export interface PmLine {
 const LIFE_MANAGER_PORT = 0x2000;
 /** A message ends with one of these, or at this length [CMD_LEN]. */
 const MAX_MESSAGE_BYTES = 16;
+/** Of what a guest said and the life manager has not read: more would be the guest's way to all memory. */
+const MAX_UNREAD_BYTES = 64 * 1024;
 const NUL = 0x00;
 const NEWLINE = 0x0a;
 /** What life managers before release 3 know. */
@@ -93,7 +95,8 @@ export class PmVuart implements FrontDoor {
     });
     this.#listen((message) => {
       log.rationed('info', () => `life manager: the guest says ${shown(message)}`);
-      manager.write(message);
+      if (manager.writableLength < MAX_UNREAD_BYTES) manager.write(message);
+      else log.rationed('info', () => 'life manager: it does not read, what the guest says is lost');
     });
     manager.on('data', (chunk) => {
       for (const byte of chunk) toGuest.push(byte);

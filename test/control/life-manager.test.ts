@@ -53,15 +53,16 @@ async function lifeManager() {
 function pmVuart(relay: boolean, port?: number) {
   const line = new FakeLineBackend();
   const { commands, calls: powerOffs } = fakeTarget();
+  const { log, lines } = memoryLog();
   const pm = new PmVuart({
     line,
     relay,
-    log: memoryLog().log,
+    log,
     commands,
     ...(port === undefined ? {} : { port }),
   });
   cleanUp.push(() => pm.close());
-  return { pm, line, powerOffs };
+  return { pm, line, powerOffs, lines };
 }
 
 test('a stop request is the word shutdown with its terminating zero', async () => {
@@ -126,6 +127,26 @@ describe('relay', () => {
     second.pm.close();
     await new Promise((resolve) => setImmediate(resolve));
     expect(second.powerOffs).toEqual([]);
+  });
+
+  // Mutation: write whatever the guest says.
+  test('keeps so much of what is not read, and no more, and goes on afterwards', async () => {
+    const manager = await lifeManager();
+    const { pm, line, lines } = pmVuart(true, manager.port);
+    await pm.start();
+    await until(() => manager.peer() !== undefined, 'connected');
+    manager.peer().pause();
+    const lost = () => lines.some((text) => text.includes('is lost'));
+    // What the kernel takes comes first: some megabytes.
+    let saidBytes = 0;
+    for (; saidBytes < 64 << 20 && !lost(); saidBytes += 16 * 1024) line.guestSays('0123456789abcdef'.repeat(1024));
+    expect(lost()).toBe(true);
+    manager.peer().resume();
+    await until(() => {
+      line.guestSays('the end\n');
+      return manager.heard().endsWith('the end\n');
+    }, 'what came later');
+    expect(manager.heard().length).toBeLessThan(saidBytes);
   });
 
   test('no life manager is a HostError', async () => {
