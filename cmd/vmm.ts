@@ -52,6 +52,7 @@ export class ProcessVmm implements Vmm {
   #signals: FrontDoor | undefined;
   #launch: Launch | undefined;
   #launchedMs = 0;
+  readonly #addedIds = new Map<string, string>();
   #vm: VmConfig | undefined;
   #config: ChConfig | undefined;
   /** The name is taken as long as the API, which is in its folder, is there. */
@@ -130,7 +131,9 @@ export class ProcessVmm implements Vmm {
     const launch = this.#launch;
     if (launch === undefined) return undefined;
     const { vm, commands, hypervisor, lines, counters } = launch;
-    return { config: vm.config, hypervisor, state: vm.state, commands, lines, counters, launchedMs: this.#launchedMs };
+    const { state, config } = vm;
+    const launchedMs = this.#launchedMs;
+    return { config, hypervisor, state, commands, lines, counters, launchedMs, addedIds: this.#addedIds };
   }
 
   createSchema(): Promise<GenericSchema> {
@@ -198,6 +201,7 @@ export class ProcessVmm implements Vmm {
     let stopFollowing: (() => void) | undefined;
     try {
       this.#launchedMs = performance.now();
+      this.#addedIds.clear();
       const launch = await Launch.prepare(vm, { log, ownsThread: true, onCommands: () => this.#connectSignals() });
       this.#launch = launch;
       // Its guest's code is compiled aside, for seconds on a busy machine, and is of no use once the VM is gone.

@@ -23,8 +23,8 @@ type BoardMembers = { readonly [K in BoardKey]?: string | readonly string[] };
 interface VmMembers {
   /** Its name in the hypervisor scenario, at most 15 bytes. */
   readonly name: string;
-  /** `auto`: ACRN where there is one, else the embedded software hypervisor, which needs the package v86. Default `auto`. */
-  readonly hypervisor?: 'auto' | 'acrn' | 'soft';
+  /** `auto`: ACRN where there is one, else /dev/kvm, else a software CPU, which needs the package v86. Default `auto`. */
+  readonly hypervisor?: VmConfig['hypervisor'];
   /** With a unit, as in `512M`. Default `256M`. */
   readonly memory?: string;
   /** A bzImage. */

@@ -197,8 +197,8 @@ function withConsoles(config: NonNullable<Vmm['config']>, { lines }: RunningGues
 }
 
 /** @throws HttpProblem 404 */
-function deviceOf({ config }: RunningGuest, vmm: Vmm, id: string) {
-  const ids = deviceIds(config.pci, vmm.config);
+function deviceOf({ config, addedIds }: RunningGuest, vmm: Vmm, id: string) {
+  const ids = deviceIds(config.pci, vmm.config, addedIds);
   const slot = ids.get(id);
   if (slot !== undefined) return { ...slot, at: formatSlot(slot.bdf) };
   throw new HttpProblem(404, 'no-such-device', `there is no device "${id}"`, {
@@ -234,8 +234,8 @@ function removeDevice(vmm: Vmm): Route['run'] {
 }
 
 /** Of disks and networks, by the dialect's names of devices and counters. */
-function countersOf({ config, counters }: RunningGuest, asCreated: ChConfig | undefined): object {
-  const ids = [...deviceIds(config.pci, asCreated)];
+function countersOf({ config, counters, addedIds }: RunningGuest, asCreated: ChConfig | undefined): object {
+  const ids = [...deviceIds(config.pci, asCreated, addedIds)];
   const idAt = (at: string) => ids.find(([, { bdf }]) => formatBdf(bdf) === at)?.[0] ?? at;
   return Object.fromEntries(
     counters.all.flatMap((each) => {
@@ -281,11 +281,14 @@ function addDisk(vmm: Vmm): Route['run'] {
     if (vmm.guest === undefined && vmm.config !== undefined) {
       throw new HttpProblem(501, 'impossible', 'a disk comes with vm.create, or once the VM is booted');
     }
-    const { config, commands } = bootedGuest(vmm);
+    const { config, commands, addedIds } = bootedGuest(vmm);
     const disk = parsed(Take.disk, body, BAD_CONFIG);
     const { path, id: asked, readonly: isReadOnly, direct: isDirect, ...others } = disk;
     refuseStrangers(others);
     if (!existsSync(path)) throw new HttpProblem(BAD_CONFIG, 'no-file', `${path}: no such file`);
+    if (typeof asked === 'string' && deviceIds(config.pci, vmm.config, addedIds).has(asked)) {
+      throw new HttpProblem(BAD_CONFIG, 'member', `id: another device is called "${asked}"`);
+    }
     if (path.includes(',')) throw new HttpProblem(BAD_CONFIG, 'member', `${path}: a path with a comma is not possible`);
     const empty = config.pci.filter(
       ({ driver, options }) => driver === 'virtio-blk' && (options as { path?: unknown }).path === '',
@@ -294,6 +297,7 @@ function addDisk(vmm: Vmm): Route['run'] {
     for (const { bdf } of empty) {
       if (!(await commands.run('blkrescan', { medium: `${formatSlot(bdf)},${medium}` }))) continue;
       const id = asked ?? defaultDeviceId('virtio-blk', bdf);
+      addedIds.set(formatBdf(bdf), id);
       vmm.events.emit('disk', 'inserted', { id, path });
       return json({ id, bdf: `0000:${formatBdf(bdf)}` });
     }

@@ -1,5 +1,5 @@
 /** The names that Cloud Hypervisor's dialect has for devices: `_disk3` for that in slot 3, or what vm.create called them. */
-import type { Bdf } from '../../devicemodel/core/address.ts';
+import { type Bdf, formatBdf } from '../../devicemodel/core/address.ts';
 import type { VmConfig } from '../../devicemodel/core/config.ts';
 import type { ChConfig } from './vmm.ts';
 
@@ -16,8 +16,15 @@ export function defaultDeviceId(driver: string, { bus, device, function: fn }: B
   return `_${words[driver] ?? driver.replace(/^virtio-/, '').replaceAll('-', '_')}${at}`;
 }
 
-/** Every device with its id. A list of the client's with as many devices as there are of the driver names them in order. */
-export function deviceIds(slots: readonly Slot[], config: ChConfig | undefined): ReadonlyMap<string, Slot> {
+/**
+ * Every device with its id. A list of the client's with as many devices as there are of the driver names them in order.
+ * @param added ids that came with vm.add-disk, by slot.
+ */
+export function deviceIds(
+  slots: readonly Slot[],
+  config: ChConfig | undefined,
+  added: ReadonlyMap<string, string>,
+): ReadonlyMap<string, Slot> {
   const given = new Map<Slot, string>();
   for (const [member, driver] of Object.entries(lists)) {
     const listed = config?.[member];
@@ -28,5 +35,7 @@ export function deviceIds(slots: readonly Slot[], config: ChConfig | undefined):
       if (typeof id === 'string' && id !== '') given.set(slot, id);
     }
   }
-  return new Map(slots.map((slot) => [given.get(slot) ?? defaultDeviceId(slot.driver, slot.bdf), slot]));
+  const idOf = (slot: Slot) =>
+    added.get(formatBdf(slot.bdf)) ?? given.get(slot) ?? defaultDeviceId(slot.driver, slot.bdf);
+  return new Map(slots.map((slot) => [idOf(slot), slot]));
 }

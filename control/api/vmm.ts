@@ -20,6 +20,8 @@ export interface RunningGuest {
   readonly counters: Pick<CounterBook, 'all'>;
   /** `performance.now()` when it was launched. */
   readonly launchedMs: number;
+  /** What vm.add-disk called the devices that got a medium, by the slot `bb:dd.f`. */
+  readonly addedIds: Map<string, string>;
 }
 
 /** The log of the process. */

@@ -2,6 +2,8 @@
 import { accessSync, constants, statSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { wantedHostFunctions } from '../../devicemodel/core/config.ts';
+import { regionProblems } from '../embedded/region-problems.ts';
+import { runDirectoryProblems } from '../embedded/run-directory.ts';
 import { scenarioProblems } from '../embedded/scenario-problems.ts';
 import type { Hypervisor } from '../hypervisor.ts';
 import { hasVirtualization, readCpuinfo, vcpuCpus, vcpuProblems } from './placement.ts';
@@ -46,6 +48,8 @@ export function kvmHypervisor(ownsThread: boolean): Hypervisor {
       return [
         ...vcpuProblems(config),
         ...scenarioProblems(config.scenarioPath),
+        ...regionProblems(config),
+        ...runDirectoryProblems(),
         ...(functions.length === 0 ? [] : (await import('./vfio/check.ts')).hostFunctionProblems(functions, hostRoot)),
       ];
     },

@@ -33,6 +33,7 @@ export class FakeVmm implements Vmm {
   typed = '';
   room = 1000;
   readonly listeners = new Set<(data: Uint8Array) => void>();
+  readonly #addedIds = new Map<string, string>();
   readonly #target = fakeTarget({ blkrescan: (medium) => medium.startsWith('0:4:0,') && this.asked.length === 1 });
 
   get guest(): RunningGuest | undefined {
@@ -60,6 +61,7 @@ export class FakeVmm implements Vmm {
       lines: [this.line],
       counters: this.counters,
       launchedMs: performance.now(),
+      addedIds: this.#addedIds,
     };
   }
 

@@ -161,6 +161,21 @@ describe("Cloud Hypervisor's dialect", () => {
     expect((await ask(path, 'PUT', '/api/v1/vm.add-disk', {})).status).toBe(400);
   });
 
+  // Mutation: without addedIds the name is answered once, and known to nobody afterwards.
+  test('a disk keeps the name it was added by', async () => {
+    const { path, vmm } = await serve();
+    const add = (id: string) => ask(path, 'PUT', '/api/v1/vm.add-disk', { path: '/dev/null', id });
+    expect(await add('_disk3')).toMatchObject({
+      status: 400,
+      json: { detail: 'id: another device is called "_disk3"' },
+    });
+    expect(await add('data0')).toMatchObject({ status: 200, json: { id: 'data0' } });
+    const resize = (id: string) => ask(path, 'PUT', '/api/v1/vm.resize-disk', { id, desired_size: 4096 });
+    expect((await resize('data0')).status).toBe(204);
+    expect((await resize('_disk4')).status).toBe(404);
+    expect(vmm.asked).toEqual(['blkrescan 0:4:0,/dev/null', 'size of 0:4:0: 4096']);
+  });
+
   test('of a disk that is added, too, what there is not is refused, and how the host shall go about it is not', async () => {
     const { path, vmm } = await serve();
     expect(await ask(path, 'PUT', '/api/v1/vm.add-disk', { path: '/dev/null', vhost_user: true })).toMatchObject({
