@@ -44,10 +44,16 @@ function newVmm(
   const checkedVm: VmmOptions['checkedVm'] = async (body) => {
     const { orderOfChVm } = await import('./cloud-hypervisor.ts');
     const { order, config } = orderOfChVm(body, defaults);
-    await check(order);
-    return { vm: order.config, ch: config };
+    // These are the process's own, and in use: by it.
+    const { apiSocket: _api, eventMonitor: _events, ...vm } = order.config;
+    await check({ ...order, config: vm });
+    return { vm, ch: config };
   };
   const createSchema = async () => (await import('../config/cloud-hypervisor.ts')).createSchema;
-  running = new ProcessVmm({ log, apiSocket, eventMonitor, socketGroup, afterEnd, createSchema, checkedVm });
+  const disks = async () => {
+    const { addedDiskSchema: schema, mediumOf } = await import('../config/cloud-hypervisor.ts');
+    return { schema, mediumOf };
+  };
+  running = new ProcessVmm({ log, apiSocket, eventMonitor, socketGroup, afterEnd, createSchema, disks, checkedVm });
   return running;
 }

@@ -5,7 +5,7 @@
 
 import type { GenericSchema } from 'valibot';
 import { defaultDeviceId } from '../control/api/device-ids.ts';
-import type { ChConfig, LogControl, RunningGuest, Vmm } from '../control/api/vmm.ts';
+import type { ChConfig, DiskWords, LogControl, RunningGuest, Vmm } from '../control/api/vmm.ts';
 import { openApiDoor } from '../control/api-door.ts';
 import { type CrashReport, crashReport, writeCrashReport } from '../control/crash-report.ts';
 import { openEventMonitor } from '../control/event-monitor.ts';
@@ -36,6 +36,7 @@ export interface VmmOptions {
   readonly afterEnd?: AfterEnd | undefined;
   /** What the body of vm.create may be. */
   readonly createSchema: () => Promise<GenericSchema>;
+  readonly disks: () => Promise<DiskWords>;
   /** The body of vm.create as a VM that was checked. @throws ConfigError, RefusedError. */
   readonly checkedVm: (body: unknown) => Promise<{ readonly vm: VmConfig; readonly ch: ChConfig }>;
 }
@@ -138,6 +139,10 @@ export class ProcessVmm implements Vmm {
 
   createSchema(): Promise<GenericSchema> {
     return this.#options.createSchema();
+  }
+
+  disks(): Promise<DiskWords> {
+    return this.#options.disks();
   }
 
   async create(body: unknown): Promise<void> {

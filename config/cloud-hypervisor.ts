@@ -16,6 +16,17 @@ const consoleSchema = v.looseObject({
 });
 type ChConsole = v.InferOutput<typeof consoleSchema>;
 
+/** In vm.create, and as vm.add-disk has it. */
+const diskEntries = {
+  path: v.nullish(v.string()),
+  id: v.nullish(v.string()),
+  readonly: v.nullish(v.boolean()),
+  direct: v.nullish(v.boolean()),
+} as const;
+const diskSchema = v.looseObject(diskEntries);
+/** The body of vm.add-disk. */
+export const addedDiskSchema = v.looseObject({ ...diskEntries, path: v.string() });
+
 /** What is looked at. Members of other names come to {@link refuseStrangers}. */
 const known = {
   cpus: v.optional(
@@ -37,11 +48,7 @@ const known = {
   kernel: v.nullish(path),
   cmdline: v.nullish(v.looseObject({ args: v.optional(v.string()) })),
   initramfs: v.nullish(path),
-  disks: v.nullish(
-    v.array(
-      v.looseObject({ path: v.nullish(v.string()), readonly: v.nullish(v.boolean()), direct: v.nullish(v.boolean()) }),
-    ),
-  ),
+  disks: v.nullish(v.array(diskSchema)),
   net: v.nullish(v.array(v.looseObject({ tap: v.nullish(v.string()), mac: v.nullish(v.string()) }))),
   devices: v.nullish(v.array(v.looseObject({ path: v.string() }))),
   rng: v.nullish(v.looseObject({ src: v.optional(v.string()) })),
@@ -113,9 +120,7 @@ export function optionsOfChVm(body: unknown): {
   for (const [name, part] of Object.entries(known)) {
     const given = vm[name as keyof typeof known];
     const entries = entriesOf(part);
-    const isHarmless = (member: string, value: unknown) =>
-      harmless[name]?.includes(member) === true ||
-      (typeof value === 'string' && harmlessValues[name]?.[member]?.includes(value.toLowerCase()) === true);
+    const isHarmless = harmlessIn(name);
     if (Array.isArray(given))
       for (const [i, each] of given.entries()) refuseStrangers(`${name}.${i}.`, each, entries, isHarmless);
     else if (typeof given === 'object' && given !== null) refuseStrangers(`${name}.`, given, entries, isHarmless);
@@ -131,6 +136,25 @@ export function optionsOfChVm(body: unknown): {
     name: vm.acrn?.name,
     config: { ...(body as object), ...payloadOf(vm) },
   };
+}
+
+/**
+ * @param disk of {@link addedDiskSchema}. @returns the medium as blkrescan takes it: `PATH[,ro][,nocache]`.
+ * @throws ConfigError, RefusedError.
+ */
+export function mediumOf(disk: v.InferOutput<typeof addedDiskSchema>): string {
+  refuseStrangers('', disk, diskEntries, harmlessIn('disks'));
+  return mediumWords('path', disk.path, disk);
+}
+
+function mediumWords(where: string, path: string, { readonly, direct }: v.InferOutput<typeof diskSchema>): string {
+  return `${word(where, path)}${readonly === true ? ',ro' : ''}${direct === true ? ',nocache' : ''}`;
+}
+
+function harmlessIn(part: string): (member: string, value: unknown) => boolean {
+  return (member, value) =>
+    harmless[part]?.includes(member) === true ||
+    (typeof value === 'string' && harmlessValues[part]?.[member]?.includes(value.toLowerCase()) === true);
 }
 
 /** Of Cloud Hypervisor. */
@@ -227,8 +251,7 @@ function deviceOptions(vm: ChVm): string[] {
   const devices = [
     ...consoleDevice(vm.console),
     ...(vm.disks ?? []).map((disk, i) => {
-      const name = disk.path === undefined || disk.path === null ? 'nodisk' : word(`disks.${i}.path`, disk.path);
-      return `virtio-blk,${name}${disk.readonly === true ? ',ro' : ''}${disk.direct === true ? ',nocache' : ''}`;
+      return `virtio-blk,${mediumWords(`disks.${i}.path`, disk.path ?? 'nodisk', disk)}`;
     }),
     ...(vm.net ?? []).map(({ tap, mac }, i) => {
       if (tap === undefined || tap === null) {

@@ -4,7 +4,6 @@
  */
 import { existsSync } from 'node:fs';
 import { formatBdf, formatSlot } from '../../devicemodel/core/address.ts';
-import { RAW_DISKS } from '../../devicemodel/core/boot/file-kind.ts';
 import { CH_VERSION } from './ch-version.ts';
 import { defaultDeviceId, deviceIds } from './device-ids.ts';
 import { HttpProblem } from './problem.ts';
@@ -19,14 +18,6 @@ const REASON = 'asked by the API';
 const BAD_CONFIG = 400;
 /** And for a device that is not named. */
 const NO_DEVICE = 404;
-
-/** How the host goes about a disk: a guest does not miss them. */
-const DISK_HINTS: ReadonlySet<string> = new Set([
-  ...['num_queues', 'queue_size', 'queue_affinity', 'pci_segment', 'pci_device_id', 'disable_io_uring', 'disable_aio'],
-  ...['sparse', 'lock_granularity'],
-]);
-/** Every image is one. What is not known is not looked at. */
-const RAW_IMAGE = /^(raw|unknown)$/i;
 
 /** What can be done to a configuration that is running, by its path, and why it is not possible. */
 const notHere: Readonly<Record<string, string>> = {
@@ -111,7 +102,7 @@ export function cloudHypervisorRoutes(vmm: Vmm): Route[] {
     order('vm.reboot', 'Start the guest anew.', ({ commands }) => commands.run('reset', { reason: REASON })),
     order('vm.power-button', 'Press the power button.', ({ commands }) => commands.run('press-power-button', {})),
     put('vm.add-disk', 'Give a virtio-blk that was started with nodisk its medium.', addDisk(vmm), {
-      body: Take.disk,
+      body: async () => (await vmm.disks()).schema,
       answer: Give.device,
     }),
     put('vm.resize-disk', 'Make the image of a disk larger.', resizeDisk(vmm), { body: Take.diskSize }),
@@ -261,39 +252,23 @@ const counterNames = {
   net: { rx_frames: 'rxFrames', rx_bytes: 'rxBytes', tx_frames: 'txFrames', tx_bytes: 'txBytes' },
 } as const;
 
-/** @throws HttpProblem 501 for a member of a disk that asks for what there is not. */
-function refuseStrangers(members: Readonly<Record<string, unknown>>): void {
-  for (const [name, value] of Object.entries(members)) {
-    if (DISK_HINTS.has(name) || value === null || value === false) continue;
-    if (name === 'image_type' && typeof value === 'string' && RAW_IMAGE.test(value)) continue;
-    const isFormat = name === 'image_type' || name === 'backing_files';
-    throw new HttpProblem(
-      501,
-      'impossible',
-      `${name}: there is nothing of that kind here`,
-      isFormat ? { hint: RAW_DISKS } : {},
-    );
-  }
-}
-
 function addDisk(vmm: Vmm): Route['run'] {
   return async ({ body }): Promise<Answer> => {
     if (vmm.guest === undefined && vmm.config !== undefined) {
       throw new HttpProblem(501, 'impossible', 'a disk comes with vm.create, or once the VM is booted');
     }
     const { config, commands, addedIds } = bootedGuest(vmm);
-    const disk = parsed(Take.disk, body, BAD_CONFIG);
-    const { path, id: asked, readonly: isReadOnly, direct: isDirect, ...others } = disk;
-    refuseStrangers(others);
+    const { schema, mediumOf } = await vmm.disks();
+    const disk = parsed(schema, body, BAD_CONFIG);
+    const { path, id: asked } = disk;
+    const medium = mediumOf(disk);
     if (!existsSync(path)) throw new HttpProblem(BAD_CONFIG, 'no-file', `${path}: no such file`);
     if (typeof asked === 'string' && deviceIds(config.pci, vmm.config, addedIds).has(asked)) {
       throw new HttpProblem(BAD_CONFIG, 'member', `id: another device is called "${asked}"`);
     }
-    if (path.includes(',')) throw new HttpProblem(BAD_CONFIG, 'member', `${path}: a path with a comma is not possible`);
     const empty = config.pci.filter(
       ({ driver, options }) => driver === 'virtio-blk' && (options as { path?: unknown }).path === '',
     );
-    const medium = `${path}${isReadOnly === true ? ',ro' : ''}${isDirect === true ? ',nocache' : ''}`;
     for (const { bdf } of empty) {
       if (!(await commands.run('blkrescan', { medium: `${formatSlot(bdf)},${medium}` }))) continue;
       const id = asked ?? defaultDeviceId('virtio-blk', bdf);

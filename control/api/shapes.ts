@@ -20,12 +20,6 @@ export const Take = {
     sink: v.optional(v.picklist(['console', 'kmsg', 'disk'])),
   }),
   // Of Cloud Hypervisor's dialect.
-  disk: v.looseObject({
-    path: text,
-    readonly: v.nullish(v.boolean()),
-    direct: v.nullish(v.boolean()),
-    id: v.nullish(text),
-  }),
   device: v.object({ id: text }),
   diskSize: v.object({ id: text, desired_size: whole }),
 } as const;

@@ -35,6 +35,18 @@ export interface LogControl {
 /** As Cloud Hypervisor writes a VM; whatever members its client gave. */
 export type ChConfig = Readonly<Record<string, unknown>>;
 
+/** The disk of vm.create and vm.add-disk, in the dialect's words. */
+export interface DiskWords {
+  readonly schema: GenericSchema<unknown, AddedDisk>;
+  /** @returns `PATH[,ro][,nocache]`. @throws ConfigError, RefusedError for what there is not. */
+  mediumOf(disk: AddedDisk): string;
+}
+
+export interface AddedDisk {
+  readonly path: string;
+  readonly id?: string | null | undefined;
+}
+
 export interface Vmm {
   readonly version: string;
   readonly events: EventStream;
@@ -49,6 +61,8 @@ export interface Vmm {
   readonly crash: CrashReport | undefined;
   /** What {@link create} takes, for the API's document. */
   createSchema(): Promise<GenericSchema>;
+  /** What a disk is that comes while the guest runs. */
+  disks(): Promise<DiskWords>;
   /** @throws ConfigError for a configuration that cannot be, RefusedError when there is a VM. */
   create(config: unknown): Promise<void>;
   /** @returns once the guest runs. @throws RefusedError, ConfigError, HostError. */

@@ -1,6 +1,6 @@
 /** The process of a VM as the API sees it, with a guest that notes what is asked of it. */
 
-import { createSchema } from '../../config/cloud-hypervisor.ts';
+import { addedDiskSchema, createSchema, mediumOf } from '../../config/cloud-hypervisor.ts';
 import type { RunningGuest, Vmm } from '../../control/api/vmm.ts';
 import { EventStream } from '../../control/event-stream.ts';
 import type { TappableLine } from '../../devicemodel/core/char-backend.ts';
@@ -87,6 +87,9 @@ export class FakeVmm implements Vmm {
     },
   };
 
+  async disks() {
+    return { schema: addedDiskSchema, mediumOf };
+  }
   async createSchema() {
     return createSchema;
   }

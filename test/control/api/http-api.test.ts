@@ -187,6 +187,18 @@ describe("Cloud Hypervisor's dialect", () => {
     expect((await ask(path, 'PUT', '/api/v1/vm.add-disk', plain)).status).toBe(200);
   });
 
+  // vm.create takes them, and one vocabulary is both's.
+  test.each([
+    { backing_files: [] },
+    { backing_files: 'off' },
+    { vhost_user: 0 },
+    { rate_limiter_config: { bandwidth: { size: 0, refill_time: 0 } } },
+    { vhost_socket: null, iommu: false },
+  ])('what a disk that is added says of what there is not, to switch it off, is nothing: %j', async (more) => {
+    const { path } = await serve();
+    expect((await ask(path, 'PUT', '/api/v1/vm.add-disk', { path: '/dev/null', ...more })).status).toBe(200);
+  });
+
   test('a disk that is added bypasses the page cache if it shall, and is a raw image', async () => {
     const { path, vmm } = await serve();
     for (const more of [{ image_type: 'Qcow2' }, { image_type: 'Vhdx' }, { image_type: 7 }, { backing_files: true }]) {
