@@ -1,6 +1,7 @@
 /** What acrnvm can be told, a word each. */
 import { spawn } from 'node:child_process';
 import { rmSync } from 'node:fs';
+import { constants } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { vmFoldersRoot } from '../../control/vm-paths.ts';
@@ -292,7 +293,8 @@ function startVm(argv: readonly string[]): Promise<ExitCode> {
     for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => child.kill(signal));
     const child = spawn(process.execPath, [NO_DEBUGGER, program, ...argv], { stdio: 'inherit', env });
     child.once('error', reject);
-    child.once('exit', (code) => resolve((code ?? ExitCode.VmFailed) as ExitCode));
+    // A signal's status is that of a shell.
+    child.once('exit', (code, signal) => resolve((code ?? 128 + constants.signals[signal ?? 'SIGKILL']) as ExitCode));
   });
 }
 

@@ -7,7 +7,18 @@ import type { StreamEvent } from '../event-stream.ts';
 import { logRoutes } from './log-routes.ts';
 import { metricsOf, metricsText } from './metrics.ts';
 import { HttpProblem, problemAnswer, problemOf } from './problem.ts';
-import { type Answer, decoded, done, json, OLDEST, parsed, type Route, sinceOf, targetOf } from './routes.ts';
+import {
+  type Answer,
+  decoded,
+  done,
+  json,
+  OLDEST,
+  parsed,
+  type Route,
+  STREAM_TYPE,
+  sinceOf,
+  targetOf,
+} from './routes.ts';
 import { bounded, serveEvents } from './server-sent.ts';
 import { Give, Take } from './shapes.ts';
 import type { ThreadLag } from './thread-lag.ts';
@@ -61,7 +72,7 @@ export function ownRoutes(vmm: Vmm, lag: Pick<ThreadLag, 'ask'>, openApi: () => 
       '/v1/events',
       'Events as they come (server-sent); ?since=N: those behind it first, ?since=oldest: all that are kept; ?wait=0: no more.',
       events(vmm),
-      { type: 'text/event-stream' },
+      { type: STREAM_TYPE },
     ),
     route(
       'GET',

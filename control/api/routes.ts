@@ -35,6 +35,9 @@ export interface Route {
   run(asked: Asked): Answer | 'streams' | Promise<Answer | 'streams'>;
 }
 
+/** Server-sent events. */
+export const STREAM_TYPE = 'text/event-stream';
+
 export const done: Answer = { status: 204 };
 
 export function json(body: unknown): Answer {
@@ -51,14 +54,19 @@ export function targetOf(url: string): Pick<URL, 'pathname' | 'searchParams'> {
   }
 }
 
-/** @throws HttpProblem 404, or 405 for a path that has other methods. */
+/**
+ * HEAD (RFC 9110 9.1) is GET of which Node sends no body; of a stream, which has no end, there is none.
+ * @throws HttpProblem 404, or 405 for a path that has other methods.
+ */
 export function matchRoute(routes: readonly Route[], method: string, pathname: string) {
   const words = pathname.split('/');
   const matching = routes.flatMap((route) => {
     const parameters = parametersOf(route.path.split('/'), words);
     return parameters === undefined ? [] : [{ route, parameters }];
   });
-  const found = matching.find(({ route }) => route.method === method);
+  const found = matching.find(({ route }) =>
+    method === 'HEAD' ? route.method === 'GET' && route.type !== STREAM_TYPE : route.method === method,
+  );
   if (found !== undefined) return found;
   if (matching.length === 0) {
     throw new HttpProblem(404, 'no-such-path', `there is nothing at ${pathname}`, {

@@ -1,7 +1,7 @@
 /** Streams that a client reads as they come. Nobody waits for one that does not read: it is cut off. */
 import type { ServerResponse } from 'node:http';
 import type { Duplex } from 'node:stream';
-import type { Asked } from './routes.ts';
+import { type Asked, STREAM_TYPE } from './routes.ts';
 
 /** What a client of a stream has not read; a client that lets more pile up is cut off. */
 const MAX_UNREAD_BYTES = 256 * 1024;
@@ -21,7 +21,7 @@ export function serveEvents({
   becomeStream,
 }: Pick<Asked, 'response' | 'becomeStream'>): (id: number, data: object) => void {
   becomeStream();
-  response.writeHead(200, { 'content-type': 'text/event-stream', 'cache-control': 'no-store' });
+  response.writeHead(200, { 'content-type': STREAM_TYPE, 'cache-control': 'no-store' });
   response.flushHeaders();
   const write = bounded(response, () => response.destroy());
   return (id, data) => write(`id: ${id}\ndata: ${JSON.stringify(data)}\n\n`);

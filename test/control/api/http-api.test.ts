@@ -68,7 +68,7 @@ function ask(socketPath: string, method: string, path: string, body?: unknown, h
       });
       response.on('end', () => {
         const type = response.headers['content-type'] ?? '';
-        const json = type.includes('json') ? JSON.parse(text) : undefined;
+        const json = text !== '' && type.includes('json') ? JSON.parse(text) : undefined;
         resolve({ status: response.statusCode ?? 0, type, text, json, headers: response.headers });
       });
     });
@@ -131,6 +131,21 @@ describe("Cloud Hypervisor's dialect", () => {
     expect((await ask(path, 'GET', '/api/v1/vm.info')).json.state).toBe('Paused');
     await ask(path, 'PUT', '/api/v1/vm.resume');
     expect(vmm.asked).toEqual(['wake']);
+  });
+
+  test.each([
+    ['/api/v1/vmm.ping', 200],
+    ['/v1/vm', 200],
+    ['/v1/metrics', 200],
+    ['/v1/openapi.json', 200],
+    ['/v1/nothing', 404],
+    ['/api/v1/vm.boot', 405],
+    ['/v1/log/stream', 405],
+  ])('HEAD %s is %i, as GET without a body', async (of, status) => {
+    const { path } = await serve();
+    const head = await ask(path, 'HEAD', of);
+    expect(head).toMatchObject({ status, text: '' });
+    if (status === 200) expect(head.type).toBe((await ask(path, 'GET', of)).type);
   });
 
   test('a VM is created, booted, deleted, and the process ended', async () => {
