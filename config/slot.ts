@@ -206,6 +206,7 @@ function guessOption({ word, known }: UnknownOption, schema: OptionSchema): stri
   const words = known ?? optionWords(schema);
   const [key, ...value] = word.split('=') as [string, ...string[]];
   if (value.length > 0 && words.includes(key)) return `${key} takes no value.`;
+  if (words.includes(word)) return `${key} takes a value.`;
   const otherWord = OTHER_WORDS[word] ?? OTHER_WORDS[key];
   const guess = otherWord !== undefined && words.includes(otherWord) ? otherWord : didYouMean(key, words);
   return guess === undefined ? undefined : `did you mean "${guess}"?`;
