@@ -5,7 +5,7 @@
 import { existsSync } from 'node:fs';
 import { formatBdf, formatSlot } from '../../devicemodel/core/address.ts';
 import { CH_VERSION } from './ch-version.ts';
-import { defaultDeviceId, deviceIds } from './device-ids.ts';
+import { deviceIds } from './device-ids.ts';
 import { HttpProblem } from './problem.ts';
 import { resized } from './resources.ts';
 import { type Answer, done, json, parsed, type Route } from './routes.ts';
@@ -263,15 +263,18 @@ function addDisk(vmm: Vmm): Route['run'] {
     const { path, id: asked } = disk;
     const medium = mediumOf(disk);
     if (!existsSync(path)) throw new HttpProblem(BAD_CONFIG, 'no-file', `${path}: no such file`);
-    if (typeof asked === 'string' && deviceIds(config.pci, vmm.config, addedIds).has(asked)) {
+    const ids = [...deviceIds(config.pci, vmm.config, addedIds)];
+    const empty = ids.filter(
+      ([, { driver, options }]) => driver === 'virtio-blk' && (options as { path?: unknown }).path === '',
+    );
+    // One that vm.create left empty by that name is the one that is meant.
+    const meant = ids.find(([id]) => id === asked);
+    if (meant !== undefined && !empty.includes(meant)) {
       throw new HttpProblem(BAD_CONFIG, 'member', `id: another device is called "${asked}"`);
     }
-    const empty = config.pci.filter(
-      ({ driver, options }) => driver === 'virtio-blk' && (options as { path?: unknown }).path === '',
-    );
-    for (const { bdf } of empty) {
+    for (const [given, { bdf }] of meant === undefined ? empty : [meant]) {
       if (!(await commands.run('blkrescan', { medium: `${formatSlot(bdf)},${medium}` }))) continue;
-      const id = asked ?? defaultDeviceId('virtio-blk', bdf);
+      const id = asked ?? given;
       addedIds.set(formatBdf(bdf), id);
       vmm.events.emit('disk', 'inserted', { id, path });
       return json({ id, bdf: `0000:${formatBdf(bdf)}` });

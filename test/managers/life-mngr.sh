@@ -51,10 +51,11 @@ wait "$manager"
 echo "-- S5 of the whole machine, asked by a guest"
 # The life_mngr of release 3 listens on no TCP port: the bridge that the integrators have.
 socat PTY,link=/run/t/service-line,rawer,wait-slave TCP-LISTEN:8192,reuseaddr &
+within 20 test -e /run/t/service-line
 life_mngr /run/t/service VM_TYPE=service_vm VM_NAME=service_vm DEV_NAME=tty:/run/t/service-line ALLOW_TRIGGER_S5=/run/t/service-line
 service=$manager
-within 5 grep -q 'Open tty device' service/log/life_mngr.log
-within 5 grep -q ':2000 ' /proc/net/tcp
+within 20 grep -q 'Open tty device' service/log/life_mngr.log
+within 20 grep -q ':2000 ' /proc/net/tcp
 launch_script vm2.sh vm2 demo=echo '--pm_notify_channel uart,allow_trigger_s5' '--pm_by_vuart pty,/run/t/line2'
 acrnctl add vm2.sh > add.out
 mkfifo typed2

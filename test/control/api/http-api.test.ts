@@ -204,6 +204,18 @@ describe("Cloud Hypervisor's dialect", () => {
 
   // vm.create takes them, and one vocabulary is both's.
   test.each([
+    [{ id: 'later' }, 'the one of that name'],
+    [{}, 'whichever is empty'],
+  ])('a disk that was left empty by a name has it: %j, %s', async (id, _which) => {
+    const { path, vmm } = await serve();
+    vmm.config = { disks: [{ id: 'root', path: '/a' }, { id: 'later' }] };
+    const added = await ask(path, 'PUT', '/api/v1/vm.add-disk', { path: '/dev/null', ...id });
+    expect(added).toMatchObject({ status: 200, json: { id: 'later', bdf: '0000:00:04.0' } });
+    const taken = await ask(path, 'PUT', '/api/v1/vm.add-disk', { path: '/dev/null', id: 'root' });
+    expect(taken).toMatchObject({ status: 400 });
+  });
+
+  test.each([
     { backing_files: [] },
     { backing_files: 'off' },
     { vhost_user: 0 },
