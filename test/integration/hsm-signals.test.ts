@@ -124,7 +124,12 @@ async function inGoodOrder(vm: Recorded): Promise<void> {
     left: [],
   });
   expect(vm.calls).toContain('PAUSE_VM');
-  expect(vm.calls.at(-1)).toBe('DESTROY_VM');
+  expect(lastCall(vm)).toBe('DESTROY_VM');
+}
+
+/** Under a recorder a thread of its own waits: on a busy machine it may begin to when the VM is gone. */
+function lastCall({ calls }: Recorded): string | undefined {
+  return calls.filter((name) => name !== 'ATTACH_IOREQ_CLIENT').at(-1);
 }
 
 describe.skipIf(recorder === undefined)('on /dev/acrn_hsm', { timeout: TIMEOUT_MS }, () => {
@@ -175,7 +180,7 @@ describe.skipIf(recorder === undefined)('on /dev/acrn_hsm', { timeout: TIMEOUT_M
     const status = await vm.exited;
     expect({ status, left: left() }).toEqual({ status: 0, left: [] });
     // It was asked for, so it is given back; paused, if it ever ran.
-    expect(vm.calls.at(-1)).toBe('DESTROY_VM');
+    expect(lastCall(vm), vm.calls.join(' ')).toBe('DESTROY_VM');
     expect(vm.calls.includes('PAUSE_VM') || !vm.calls.includes('START_VM')).toBe(true);
   });
 

@@ -61,8 +61,17 @@ export function parseGpuText(text: string): Record<string, unknown> {
 }
 
 function parseGeometry(value: string): GpuScreen {
-  // Compat: the pictures are not on one of the monitors of this host, so that none of them is missing: C's may be.
-  if (/^fullscreen(?::\d{1,3})?$/i.test(value)) return { ...MAX, x: 0, y: 0, isFullscreen: true };
+  const fullscreen = /^fullscreen(?::(\d+))?$/i.exec(value);
+  if (fullscreen !== null) {
+    const monitor = Number(fullscreen[1] ?? 0);
+    // The pictures are not on a monitor of this host: there is one, of the largest size. C refuses those it has not.
+    if (monitor > 0) {
+      throw new ConfigError(`virtio-gpu: geometry=${value}: there is no monitor ${monitor}`, {
+        hint: 'the screen is shown by --display: geometry=fullscreen, or a size',
+      });
+    }
+    return { ...MAX, x: 0, y: 0, isFullscreen: true };
+  }
   const [, width, height, x = '0', y = '0'] =
     /^(\d{1,5})x(\d{1,5})(?:\+(-?\d{1,5}))?(?:\+(-?\d{1,5}))?$/.exec(value) ?? [];
   if (width === undefined || height === undefined) {

@@ -394,8 +394,6 @@ test.each([
   ['GEOMETRY=0x0', [{ width: 1024, height: 768, x: 0, y: 0, isFullscreen: false, asked: '0x0' }]],
   ['geometry=fullscreen', [{ width: 1920, height: 1080, x: 0, y: 0, isFullscreen: true }]],
   ['geometry=fullscreen:0', [{ width: 1920, height: 1080, x: 0, y: 0, isFullscreen: true }]],
-  // As the Configurator writes it for a second monitor.
-  ['geometry=fullscreen:1', [{ width: 1920, height: 1080, x: 0, y: 0, isFullscreen: true }]],
 ])('virtio-gpu,%s', (text, screens) => {
   expect(parseGpuText(text)).toEqual({ screens });
 });
@@ -406,6 +404,7 @@ test.each([
   'geometry=800',
   'geometry=fullscreen:',
   'geometry=fullscreen:1x',
+  'geometry=fullscreen:1',
   'geometry=fullscreen:1000',
   'geometry=-1x5',
   'x=1',
