@@ -4,20 +4,17 @@ import { dirname, join } from 'node:path';
 import { ConfigError, DmError, ExitCode } from '../../devicemodel/core/errors.ts';
 import { Errno } from '../../devicemodel/core/host/errno.ts';
 import { errnoOf, pathFailure } from '../../devicemodel/core/host/path-failure.ts';
-import { userRunFolder } from '../../devicemodel/core/host/run-folder.ts';
+import { ROOT_RUN_FOLDER, runRoot } from '../../devicemodel/core/host/run-folder.ts';
 import { checkSocketPath } from '../../devicemodel/core/host/socket-path.ts';
 
-export const ROOT_DIRECTORY = '/run/acrn/soft';
+export const ROOT_DIRECTORY = join(ROOT_RUN_FOLDER, 'soft');
 /** The longest name of a socket in it. */
 const LONGEST_NAME = 'vm-255.bells';
 const HINT = 'ACRN_RUN_DIR=FOLDER in the environment names another place than /run/acrn';
 
 /** The directory VMs of this user meet in: /run for root, else the user's own. `ACRN_RUN_DIR` stands for /run/acrn. */
 export function defaultRunDirectory(env: NodeJS.ProcessEnv = process.env, uid = process.getuid?.() ?? 0): string {
-  const { ACRN_RUN_DIR: asked, XDG_RUNTIME_DIR: ofUser } = env;
-  if (asked !== undefined && asked !== '') return join(asked, 'soft');
-  if (uid === 0) return ROOT_DIRECTORY;
-  return join(userRunFolder(ofUser, uid), 'soft');
+  return join(runRoot(env, uid), 'soft');
 }
 
 /** Whether it is there or can be made. Reads only. @param directory only tests name one. */
