@@ -66,7 +66,7 @@ export class ProcessVmm implements Vmm {
   #writing: Promise<void> = Promise.resolve();
   #ended: Promise<PowerEvent> | undefined;
   #isQuitting = false;
-  /** It was started without a VM: it goes on after each that the API brings. */
+  /** It was started without a VM, or stayed after its own: it goes on after each that the API brings. */
   #isServing = false;
   /** Whose folder has the API; one process does not answer under two names. */
   #nameOfDoor: string | undefined;
@@ -95,7 +95,10 @@ export class ProcessVmm implements Vmm {
       const ended = this.#run(vm);
       this.#ended = ended;
       const event = await ended;
-      if (this.#stays(event)) return await this.#finished;
+      if (this.#stays(event)) {
+        this.#isServing = true;
+        return await this.#finished;
+      }
       return exitCodeOf(event);
     } finally {
       await this.#close();
