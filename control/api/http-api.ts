@@ -53,7 +53,7 @@ export function createApi({ vmm, log, limits: changed = {} }: ApiOptions): HttpA
       keepAliveTimeout: limits.keepAliveTimeoutMs,
       connectionsCheckingInterval: Math.min(limits.headersTimeoutMs, 5000),
     },
-    (request, response) => void serve(request, response),
+    (request, response) => inOrder(request, response),
   );
   const connections = new Connections(server, limits.connections, limits.streams);
   // It is given its connections, and would only watch over their time limits once it listened itself.
@@ -82,10 +82,24 @@ export function createApi({ vmm, log, limits: changed = {} }: ApiOptions): HttpA
     log.rationed('debug', () => `${method} ${url}: ${response.statusCode}`);
   }
 
+  /** By connection: what the next of its requests waits for. */
+  const turns = new WeakMap<Duplex, Promise<void>>();
+
+  /** RFC 9112 9.3.2: vm.create and vm.boot in one packet are served one after the other. */
+  function inOrder(request: IncomingMessage, response: ServerResponse): void {
+    const { socket } = request;
+    const before = turns.get(socket);
+    const turn = before === undefined ? serve(request, response) : before.then(() => serve(request, response));
+    turns.set(socket, turn);
+    void turn.then(() => {
+      if (turns.get(socket) === turn) turns.delete(socket);
+    });
+  }
+
   server.on('checkContinue', (request, response) => {
     // A body that is refused anyhow is not asked for.
     if (!(Number(request.headers['content-length'] ?? 0) > limits.bodyBytes)) response.writeContinue();
-    void serve(request, response);
+    inOrder(request, response);
   });
   server.on('upgrade', (request, socket: Duplex, head: Buffer) => {
     if (isForConsole(request)) {
