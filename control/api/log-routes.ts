@@ -2,7 +2,7 @@
 import { LogLevel } from '../../devicemodel/core/log.ts';
 import type { LogLine } from '../../devicemodel/core/log-tail.ts';
 import { HttpProblem } from './problem.ts';
-import { json, OLDEST, parsed, type Route, STREAM_TYPE, sinceOf } from './routes.ts';
+import { json, OLDEST, parsed, type Route, STREAM_TYPE, sinceMembers, sinceOf } from './routes.ts';
 import { serveEvents } from './server-sent.ts';
 import { Give, Take } from './shapes.ts';
 import type { Vmm } from './vmm.ts';
@@ -36,8 +36,9 @@ export function logRoutes({ log }: Vmm): Route[] {
     {
       method: 'GET',
       path: '/v1/log/stream',
-      summary: 'Lines as they come (server-sent); ?since=N: those that are kept behind it first, ?since=oldest: all.',
+      summary: 'Lines as they come (server-sent).',
       type: STREAM_TYPE,
+      ...sinceMembers,
       run: ({ query, request, response, becomeStream }) => {
         const since = sinceOf(query.get('since') ?? request.headers['last-event-id']);
         const kept = since === undefined ? [] : log.tail.lines.filter(({ seq }) => since === OLDEST || seq > since);

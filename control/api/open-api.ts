@@ -5,21 +5,20 @@ import type { Route } from './routes.ts';
 
 export async function openApiDocument(routes: readonly Route[], version = '1'): Promise<object> {
   const paths: Record<string, Record<string, object>> = {};
-  for (const { method, path, summary, body, answer, type } of routes) {
-    const names = [...path.matchAll(/\{(\w+)\}/g)].map(([, name]) => name as string);
+  for (const route of routes) {
+    const { method, path, summary, body } = route;
+    const parameters = parametersOf(route);
     const taken = typeof body === 'function' ? await (body as () => Promise<GenericSchema>)() : body;
     const operations = (paths[path] ??= {});
     operations[method.toLowerCase()] = {
       operationId: `${method.toLowerCase()}${path.replace(/[^A-Za-z0-9]+(\w?)/g, (_, next: string) => next.toUpperCase())}`,
       summary,
-      ...(names.length === 0
-        ? {}
-        : { parameters: names.map((name) => ({ name, in: 'path', required: true, schema: { type: 'string' } })) }),
+      ...(parameters.length === 0 ? {} : { parameters }),
       ...(taken === undefined
         ? {}
         : { requestBody: { required: true, content: { 'application/json': { schema: jsonSchemaOf(taken) } } } }),
       responses: {
-        ...successOf(answer, type),
+        ...successOf(route),
         '4XX': problem,
         '5XX': problem,
       },
@@ -40,12 +39,23 @@ export async function openApiDocument(routes: readonly Route[], version = '1'): 
   };
 }
 
-function successOf(answer: GenericSchema | undefined, type: string | undefined): object {
+function parametersOf({ path, query = {}, headers = {} }: Route): object[] {
+  const schema = { type: 'string' };
+  const optional = (place: 'query' | 'header', members: Readonly<Record<string, string>>) =>
+    Object.entries(members).map(([name, description]) => ({ name, in: place, required: false, description, schema }));
+  return [
+    ...[...path.matchAll(/\{(\w+)\}/g)].map(([, name]) => ({ name, in: 'path', required: true, schema })),
+    ...optional('query', query),
+    ...optional('header', headers),
+  ];
+}
+
+function successOf({ answer, type }: Route): object {
   if (answer === undefined && type === undefined) return { 204: { description: 'Done.' } };
-  const content =
-    answer === undefined
-      ? { [type as string]: { schema: { type: 'string' } } }
-      : { 'application/json': { schema: jsonSchemaOf(answer) } };
+  const content = {
+    ...(type === undefined ? {} : { [type]: { schema: { type: 'string' } } }),
+    ...(answer === undefined ? {} : { 'application/json': { schema: jsonSchemaOf(answer) } }),
+  };
   return { 200: { description: 'Done.', content } };
 }
 

@@ -16,6 +16,7 @@ import {
   parsed,
   type Route,
   STREAM_TYPE,
+  sinceMembers,
   sinceOf,
   targetOf,
 } from './routes.ts';
@@ -67,13 +68,12 @@ export function ownRoutes(vmm: Vmm, lag: Pick<ThreadLag, 'ask'>, openApi: () => 
     }),
     ...deviceRoutes(vmm),
     ...consoleRoutes(vmm),
-    route(
-      'GET',
-      '/v1/events',
-      'Events as they come (server-sent); ?since=N: those behind it first, ?since=oldest: all that are kept; ?wait=0: no more.',
-      events(vmm),
-      { type: STREAM_TYPE },
-    ),
+    route('GET', '/v1/events', 'Events as they come (server-sent), or those that are kept.', events(vmm), {
+      type: STREAM_TYPE,
+      answer: Give.events,
+      query: { ...sinceMembers.query, wait: '0: no more than there are, as JSON' },
+      headers: sinceMembers.headers,
+    }),
     route(
       'GET',
       '/v1/metrics',
@@ -82,7 +82,7 @@ export function ownRoutes(vmm: Vmm, lag: Pick<ThreadLag, 'ask'>, openApi: () => 
         (request.headers.accept ?? '').includes('application/json')
           ? json(metricsOf(vmm, lag.ask()))
           : { status: 200, body: metricsText(vmm, lag.ask()), type: METRICS_TYPE },
-      { type: 'text/plain' },
+      { type: 'text/plain', answer: Give.metrics },
     ),
     ...logRoutes(vmm),
     route('GET', '/v1/openapi.json', 'This document.', async () => json(await openApi()), {
@@ -149,11 +149,11 @@ function consoleRoutes(vmm: Vmm): Route[] {
     route(
       'GET',
       '/v1/consoles/{id}/stream',
-      'With Upgrade: acrn-console, the bytes of a console both ways. ?history=1: what is kept comes first.',
+      'With Upgrade: acrn-console, the bytes of a console both ways.',
       () => {
         throw new HttpProblem(400, 'upgrade', 'a console is attached to by Upgrade: acrn-console');
       },
-      { type: 'application/octet-stream' },
+      { type: 'application/octet-stream', query: { history: '1: what is kept comes first' } },
     ),
   ];
 }

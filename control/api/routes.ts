@@ -30,8 +30,12 @@ export interface Route {
   readonly body?: v.GenericSchema | (() => Promise<v.GenericSchema>);
   /** The JSON it answers; absent: none, or what `type` says. */
   readonly answer?: v.GenericSchema;
-  /** Of an answer that is no JSON. */
+  /** Of an answer that is no JSON. With `answer`, too: the request says which. */
   readonly type?: string;
+  /** What may stand behind `?`, and what each member says. */
+  readonly query?: Readonly<Record<string, string>>;
+  /** Header lines it looks at, beside those of HTTP itself. */
+  readonly headers?: Readonly<Record<string, string>>;
   run(asked: Asked): Answer | 'streams' | Promise<Answer | 'streams'>;
 }
 
@@ -99,6 +103,12 @@ export function decoded(word: string): string {
 
 /** As far back as there is anything. */
 export const OLDEST = 'oldest';
+
+/** What a stream of numbered things is asked by ({@link sinceOf}). */
+export const sinceMembers = {
+  query: { since: `what came behind this number comes first; "${OLDEST}": all that is kept` },
+  headers: { 'Last-Event-ID': 'as since, from a client that connects again' },
+} as const;
 
 /** What a stream begins behind. @returns undefined when nobody said. @throws HttpProblem 422 */
 export function sinceOf(asked: string | string[] | null | undefined): number | typeof OLDEST | undefined {

@@ -26,6 +26,11 @@ export const Take = {
 
 const logLine = v.object({ seq: whole, time: text, level: v.picklist(logLevels), message: text });
 const counters = v.looseObject({ kind: text, id: text });
+const sample = v.object({
+  suffix: v.optional(text),
+  labels: v.optional(v.record(v.string(), v.string())),
+  value: v.number(),
+});
 
 /** Bodies of answers. */
 export const Give = {
@@ -43,6 +48,15 @@ export const Give = {
   consoles: v.array(v.object({ id: text, backend: text })),
   counters: v.array(counters),
   size: v.object({ sizeBytes: v.number() }),
+  events: v.array(v.object({ seq: whole, time: text, source: text, event: text, data: v.optional(v.looseObject({})) })),
+  metrics: v.array(
+    v.object({
+      name: text,
+      type: v.picklist(['gauge', 'counter', 'histogram']),
+      help: text,
+      samples: v.array(sample),
+    }),
+  ),
   log: v.object({ levels: v.array(v.object({ sink: text, level: whole })), lines: v.array(logLine) }),
   crash: v.object({
     cause: v.picklist(['triple-fault', 'watchdog']),

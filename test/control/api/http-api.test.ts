@@ -6,6 +6,7 @@ import { afterEach, describe, expect, test } from 'vitest';
 import { cloudHypervisorRoutes } from '../../../control/api/cloud-hypervisor.ts';
 import { type ApiOptions, createApi } from '../../../control/api/http-api.ts';
 import { ownRoutes } from '../../../control/api/resources.ts';
+import { STREAM_TYPE } from '../../../control/api/routes.ts';
 import { ThreadLag } from '../../../control/api/thread-lag.ts';
 import { openApiDoor } from '../../../control/api-door.ts';
 import { crashReport } from '../../../control/crash-report.ts';
@@ -495,6 +496,19 @@ describe('resources of our own', () => {
     expect(new Set(ids).size).toBe(ids.length);
   });
 
+  test('the document says what may stand behind a path, and what is taken for it', async () => {
+    const { path } = await serve();
+    const { json } = await ask(path, 'GET', '/v1/openapi.json');
+    const of = (where: string) =>
+      (json.paths[where].get.parameters as { in: string; name: string }[]).map((each) => `${each.in} ${each.name}`);
+    expect(of('/v1/events')).toEqual(['query since', 'query wait', 'header Last-Event-ID']);
+    expect(of('/v1/log/stream')).toEqual(['query since', 'header Last-Event-ID']);
+    expect(of('/v1/consoles/{id}/stream')).toEqual(['path id', 'query history']);
+    const kindsOf = (where: string) => Object.keys(json.paths[where].get.responses[200].content);
+    expect(kindsOf('/v1/events')).toEqual(['text/event-stream', 'application/json']);
+    expect(kindsOf('/v1/metrics')).toEqual(['text/plain', 'application/json']);
+  });
+
   test('the document says of bodies what they are checked by', async () => {
     const { path } = await serve();
     const { json } = await ask(path, 'GET', '/v1/openapi.json');
@@ -518,16 +532,18 @@ describe('resources of our own', () => {
     const { path, vmm } = await serve();
     const guest = vmm.guest as NonNullable<typeof vmm.guest>;
     tallyRead(vmm.counters.of('disk', '00:03.0').own, 512);
+    vmm.events.emit('vm', 'paused', { why: 'a test' });
     vmm.logTail.write('info', 'a line');
     vmm.crash = crashReport({ cause: 'triple-fault', vcpus: ['eip 0'] }, guest, vmm.logTail.lines);
     let looked = 0;
     for (const route of [...cloudHypervisorRoutes(vmm), ...ownRoutes(vmm, new ThreadLag(), async () => ({}))]) {
       if (route.method !== 'GET' || route.answer === undefined) continue;
-      const { json, status } = await ask(path, 'GET', route.path);
+      const at = route.type === STREAM_TYPE ? `${route.path}?wait=0` : route.path;
+      const { json, status } = await ask(path, 'GET', at, undefined, { accept: 'application/json' });
       expect([route.path, status, v.safeParse(route.answer, json).issues]).toEqual([route.path, 200, undefined]);
       looked++;
     }
-    expect(looked).toBeGreaterThan(8);
+    expect(looked).toBeGreaterThan(10);
   });
 
   test('every problem has what its description in the document asks for', async () => {
@@ -549,6 +565,42 @@ describe('resources of our own', () => {
         exitStatus: expect.any(Number),
       });
     }
+  });
+});
+
+describe('requests in one packet', () => {
+  const put = (where: string, body = '') =>
+    `PUT ${where} HTTP/1.1\r\nHost: vm\r\nContent-Length: ${body.length}\r\n\r\n${body}`;
+
+  test('are served in their order, however long the first one takes', async () => {
+    const { path, vmm } = await serve();
+    vmm.isBooted = false;
+    vmm.config = undefined;
+    const { create } = vmm;
+    let go = () => {};
+    vmm.create = async (config) => {
+      await new Promise<void>((resolve) => {
+        go = resolve;
+      });
+      await create.call(vmm, config);
+    };
+    const client = raw(path);
+    client.socket.write(put('/api/v1/vm.create', '{"payload":{"kernel":"k"}}') + put('/api/v1/vm.boot'));
+    // Somebody else is not behind them.
+    expect((await ask(path, 'PUT', '/api/v1/vm.boot')).status).toBe(404);
+    expect((await ask(path, 'GET', '/api/v1/vmm.ping')).status).toBe(200);
+    go();
+    await until(() => client.seen().split(' 204 ').length === 3, 'both answers');
+    expect(vmm.calls).toEqual(['create', 'boot']);
+  });
+
+  test('go on behind one that is refused', async () => {
+    const { path, vmm } = await serve();
+    const client = raw(path);
+    client.socket.write(put('/nowhere') + put('/v1/vm/power', '{') + put('/v1/vm/pause'));
+    await until(() => client.seen().includes(' 204 '), 'the last answer');
+    expect(client.seen().match(/ (404|400|204) /g)).toEqual([' 404 ', ' 400 ', ' 204 ']);
+    expect(vmm.asked).toEqual(['pause']);
   });
 });
 
