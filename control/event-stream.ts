@@ -2,7 +2,7 @@
  * What happened to a VM and its process, as one ordered stream: for the API's event streams, for `--event-monitor`, and
  * for whoever asks later, as far back as it is kept.
  */
-import type { VmEvents } from '../devicemodel/core/vm-events.ts';
+import type { GuestReset, VmEvents } from '../devicemodel/core/vm-events.ts';
 
 export interface StreamEvent {
   /** From 1 up, without gaps. */
@@ -65,16 +65,25 @@ export class EventStream {
   /** What a VM tells becomes part of the stream. @returns how to stop. */
   follow(vm: VmEvents): () => void {
     let isUp = false;
+    let isResetting = false;
     const onState = (state: string) => {
-      if (state === 'running') this.emit('vm', isUp ? 'resumed' : 'booted');
-      else if (state !== 'created') this.emit('vm', state === 'ended' ? 'shutdown' : state);
-      isUp ||= state === 'running';
+      if (state === 'running') {
+        this.emit('vm', isResetting ? 'rebooted' : isUp ? 'resumed' : 'booted');
+        isUp = true;
+        isResetting = false;
+      } else if (state === 'ended') this.emit('vm', 'shutdown');
+      // A guest that is being reset stands still, and nobody can make it go on.
+      else if (state !== 'created' && !(isResetting && state === 'paused')) this.emit('vm', state);
+    };
+    const onReset = (reset: GuestReset) => {
+      isResetting = true;
+      this.emit('vm', 'rebooting', { ...reset });
     };
     const onEvent = ({ type, ...data }: { readonly type: string }) => {
       if (type === 'rtc-change') this.emit('guest', 'rtc-changed', data);
       else this.emit('guest', type);
     };
-    vm.on('state', onState).on('event', onEvent);
-    return () => void vm.off('state', onState).off('event', onEvent);
+    vm.on('state', onState).on('reset', onReset).on('event', onEvent);
+    return () => void vm.off('state', onState).off('reset', onReset).off('event', onEvent);
   }
 }

@@ -80,7 +80,7 @@ export class ServiceManager implements FrontDoor {
 
   #tell({ source, event }: StreamEvent): void {
     if (source !== 'vm') return;
-    const isUp = event === 'booted' || event === 'resumed';
+    const isUp = ['booted', 'rebooted', 'resumed'].includes(event);
     this.#socket.send(`${isUp ? 'READY=1\n' : ''}STATUS=${this.#vmName}: ${isUp ? 'running' : event}`);
   }
 }

@@ -331,6 +331,7 @@ export class Life {
   /** CF9 = 6 and the like: same VM, same memory contents, devices and CPU from the start. */
   async #systemReset(reason: string, isByWatchdog: boolean): Promise<void> {
     this.#parts.log.rationed('notice', () => `system reset: ${reason}`);
+    this.#events.emit('reset', { kind: 'system-reset', reason });
     const hsm = this.#hsm as Hsm;
     const board = this.#board as Board;
     const memory = this.#memory as GuestMemory;

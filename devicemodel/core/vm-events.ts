@@ -16,6 +16,12 @@ export type VmEvent =
 
 export type VmState = 'created' | 'running' | 'paused' | 'suspended' | 'ended';
 
+/** A system reset keeps the contents of memory, a full one does not. */
+export interface GuestReset {
+  readonly kind: 'system-reset' | 'full-reset';
+  readonly reason: string;
+}
+
 /** What is known of a guest that was given up. */
 export interface GuestCrash {
   readonly cause: 'triple-fault' | 'watchdog';
@@ -30,6 +36,8 @@ export interface VmEventMap {
   /** Something wakes the guest from S3: a device, or a command. Means nothing in other states. */
   wake: [];
   state: [VmState];
+  /** The guest is about to start anew: `paused`, then `running`, and nobody's order is behind that. */
+  reset: [GuestReset];
   /** The guest shut down by a triple fault, or did not feed its watchdog; it stands still. */
   crash: [GuestCrash];
   /**

@@ -253,6 +253,7 @@ export class Vm extends EventEmitter<VmEventMap> {
     const line = `${event.kind}: ${event.reason}`;
     if (event.kind === 'poweroff') this.#log.notice(line);
     else this.#log.rationed('notice', () => line);
+    if (event.kind === 'full-reset') this.emit('reset', { kind: event.kind, reason: event.reason });
     const instead = await this.#end(life, event.kind === 'full-reset');
     // What was asked for meanwhile comes first.
     return instead ?? (event.kind === 'poweroff' ? event : (this.#power.event ?? event));
