@@ -150,7 +150,8 @@ export function parseCommandLine(
   /** As spelled: what means nothing to a benchmark. */
   const besideBenchmark: string[] = [];
   const files = configPaths(argv).map(readConfig);
-  for (const file of files) applyFile(collected.vm, file);
+  const inFiles = itemsInForce(files);
+  applyItems(collected.vm, inFiles);
   const nameInFile = files.findLast((file) => file.name !== undefined)?.name;
   for (const item of getoptLong(argv, optionTable)) {
     if (item.kind === 'positional') {
@@ -189,10 +190,7 @@ export function parseCommandLine(
   try {
     return orderOf(collected, names, drivers, argv);
   } catch (error) {
-    throw placedInFile(
-      files.flatMap((file) => file.items),
-      error,
-    );
+    throw placedInFile(inFiles, error);
   }
 }
 
@@ -272,7 +270,15 @@ function configPaths(argv: readonly string[]): string[] {
   }
 }
 
-function applyFile(into: VmDraft, { items }: ConfigFile): void {
+/** What all files together say, in their order: a flag that a later one takes back is not in it. */
+export function itemsInForce(files: readonly ConfigFile[]): readonly ConfigItem[] {
+  return files.reduce<readonly ConfigItem[]>(
+    (items, file) => [...items.filter(({ option }) => !file.unset.includes(option)), ...file.items],
+    [],
+  );
+}
+
+function applyItems(into: VmDraft, items: readonly ConfigItem[]): void {
   for (const { option, text, where } of items) {
     try {
       applyOption(into, option.id, text, `${where}: ${option.key}`);

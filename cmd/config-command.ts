@@ -10,7 +10,7 @@ import {
 import { optionTable } from '../config/option-table.ts';
 import { ConfigError } from '../devicemodel/core/errors.ts';
 import type { PciDriverEntry } from '../devicemodel/hw/registry.ts';
-import { parseCommandLine } from './cli.ts';
+import { itemsInForce, parseCommandLine } from './cli.ts';
 import { getoptLong } from './getopt.ts';
 
 const usage = {
@@ -68,10 +68,8 @@ export function membersOf(argv: readonly string[], drivers: readonly PciDriverEn
   const members: ConfigMembers = { name: order.config.name };
   const given = [...getoptLong(argv, optionTable)].flatMap((item) => (item.kind === 'positional' ? [] : [item]));
   // As at a start: files first, wherever they stand.
-  for (const { option, value } of given) {
-    if (option.id !== 'config') continue;
-    for (const { option: inFile, text } of readConfigFile(value ?? '').items) addMember(members, inFile, text);
-  }
+  const files = given.flatMap(({ option, value }) => (option.id === 'config' ? [readConfigFile(value ?? '')] : []));
+  for (const { option, text } of itemsInForce(files)) addMember(members, option, text);
   for (const { option, value } of given) if ('key' in option) addMember(members, option, value ?? '');
   return members;
 }

@@ -23,6 +23,8 @@ export interface ConfigFile {
   readonly name: string | undefined;
   /** In the order of the file. */
   readonly items: readonly ConfigItem[];
+  /** Flags that the file says are not set, whatever a file before it says. */
+  readonly unset: readonly VmOption[];
 }
 
 /** Members that are no options. */
@@ -55,18 +57,25 @@ export function parseConfigFile(path: string, text: string): ConfigFile {
   const seen = new Set<string>();
   let name: string | undefined;
   const items: ConfigItem[] = [];
+  const unset: VmOption[] = [];
   for (const entry of tree.entries) {
     const { key, value, place } = entry;
     if (seen.has(key)) throw fileError(path, place, `"${key}" is there twice`);
     seen.add(key);
     if (key === SCHEMA) continue;
     if (key === NAME) name = textOf(path, key, value);
-    else items.push(...itemsOf(path, entry));
+    else {
+      const option = optionOf(path, entry);
+      const given = itemsOf(path, option, value);
+      items.push(...given);
+      if (option.shape === 'flag' && given.length === 0) unset.push(option);
+    }
   }
-  return { name, items };
+  return { name, items, unset };
 }
 
-function itemsOf(path: string, { key, value, place }: MapEntry): ConfigItem[] {
+/** @throws ConfigError for a member that is none. */
+function optionOf(path: string, { key, place }: MapEntry): VmOption {
   const option = vmOptions.find((candidate) => candidate.key === key);
   if (option === undefined) {
     const known = [NAME, ...vmOptions.map((candidate) => candidate.key)];
@@ -75,6 +84,10 @@ function itemsOf(path: string, { key, value, place }: MapEntry): ConfigItem[] {
     const hint = guess === undefined ? `the members are ${known.join(', ')}` : `did you mean "${guess}"?`;
     throw fileError(path, place, `"${key}" is no member of a configuration`, hint);
   }
+  return option;
+}
+
+function itemsOf(path: string, option: VmOption, value: TreeNode): ConfigItem[] {
   return wordsOf(path, option, value).map(({ text, node }) => ({
     option,
     text,

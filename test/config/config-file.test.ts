@@ -245,6 +245,26 @@ describe('acrn-dm config', () => {
       expect(orderOf(line).config).toMatchObject({ memoryBytes: 1 << 30, cpuAffinity: [3, 1, 5] });
     }
   });
+  test('of several files the later one wins, also where it says that something is not so', () => {
+    const on = written('on.json', '{"rtvm": true, "lapicPt": true, "memory": "1g"}');
+    const off = written('off.yaml', 'rtvm: false\nlapicPt: false\n');
+    const isRtvm = (...paths: string[]) => {
+      const line = [...paths.flatMap((path) => ['--config', path]), 'vm'];
+      const { rtvm, lapicPt } = JSON.parse(run('convert', '--', ...line).join('\n'));
+      const { config } = orderOf(line);
+      expect([rtvm ?? false, lapicPt ?? false]).toEqual([config.rtvm, config.rtvm]);
+      return config.rtvm;
+    };
+    expect([isRtvm(on), isRtvm(on, off), isRtvm(off, on), isRtvm(on, off, on), isRtvm(off)]).toEqual([
+      true,
+      false,
+      true,
+      true,
+      false,
+    ]);
+    // A flag of the command line is one that nothing takes back.
+    expect(orderOf(['--rtvm', '--config', off, 'vm']).config.rtvm).toBe(true);
+  });
   test('check says ok, or what is wrong', () => {
     expect(run('check', written('ok.json', '{"kernel": "k"}'))).toEqual([`${scratch.file('ok.json')}: ok`]);
     expect(() => run('check', written('no.json', '{"memory": "1"}'))).toThrow('no.json:1:12: memory');
@@ -266,5 +286,5 @@ test('the JSON Schema has every option of a VM, and stands in docs/ (else: node 
 });
 
 test('a file is at most what a path and a text make of it', () => {
-  expect(parseConfigFile('x.json', '\ufeff{"name": "vm"}')).toEqual({ name: 'vm', items: [] });
+  expect(parseConfigFile('x.json', '\ufeff{"name": "vm"}')).toEqual({ name: 'vm', items: [], unset: [] });
 });
