@@ -203,9 +203,9 @@ export class ProcessVmm implements Vmm {
   // ---- one VM
 
   async #run(vm: VmConfig): Promise<PowerEvent> {
-    const { log } = this.#options;
+    const { log, apiSocket } = this.#options;
     this.#freeName();
-    this.#releaseName = claimName(vm.name, log);
+    this.#releaseName = claimName(vm.name, log, apiSocket?.kind === 'path' ? apiSocket.path : undefined);
     let stopFollowing: (() => void) | undefined;
     try {
       this.#launchedMs = performance.now();

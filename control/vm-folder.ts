@@ -12,7 +12,6 @@ import {
   lstatSync,
   openSync,
   readdirSync,
-  readFileSync,
   rmdirSync,
   rmSync,
   writeSync,
@@ -24,6 +23,7 @@ import { tryLock } from '../devicemodel/core/host/file-lock.ts';
 import { ensureOwnFolder, FolderMode, makeParents } from '../devicemodel/core/host/folders.ts';
 import { isListenedAt } from '../devicemodel/core/host/socket-path.ts';
 import type { Log } from '../devicemodel/core/log.ts';
+import { lockTextOf, readLockText } from './vm-lock-file.ts';
 import { vmFoldersRoot } from './vm-paths.ts';
 
 /** Made with its parents, which everybody may look into: acrnctl's sockets are in one of them. @throws HostError */
@@ -53,15 +53,6 @@ function isAlive(pidText: string | undefined): boolean {
     return true;
   } catch (error) {
     return (error as NodeJS.ErrnoException).code !== 'ESRCH';
-  }
-}
-
-/** @returns undefined when there is no lock, which its holder may have taken away. */
-function readPid(path: string): string | undefined {
-  try {
-    return readFileSync(path, 'utf8').trim();
-  } catch {
-    return undefined;
   }
 }
 
@@ -107,13 +98,14 @@ function removeIfDead(folder: string): boolean {
 /**
  * Take the name until the process ends, or `release`. Where the folder cannot be made (no rights, a file system that is
  * read only) the VM runs without: the name is then guarded by ACRN alone.
+ * @param apiSocket where its API is, if not in the folder.
  * @throws HostError when a VM of this name runs.
  */
-export function claimName(name: string, log: Log): () => void {
-  return claim(name, log, SWEEP_TRIES);
+export function claimName(name: string, log: Log, apiSocket?: string): () => void {
+  return claim(name, log, lockTextOf(process.pid, apiSocket), SWEEP_TRIES);
 }
 
-function claim(name: string, log: Log, tries: number): () => void {
+function claim(name: string, log: Log, text: string, tries: number): () => void {
   let fd = -1;
   let path: string;
   let isFree: boolean;
@@ -126,16 +118,16 @@ function claim(name: string, log: Log, tries: number): () => void {
   } catch (error) {
     if (fd >= 0) closeSync(fd);
     // Between our making the folder and looking into it, its former owner took it away.
-    if ((error as NodeJS.ErrnoException).code === 'ENOENT' && tries > 0) return claim(name, log, tries - 1);
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT' && tries > 0) return claim(name, log, text, tries - 1);
     log.debug(`the name "${name}" is not guarded: ${(error as Error).message}`);
     return () => {};
   }
   if (!isFree) {
     closeSync(fd);
-    const pid = readPid(path);
+    const pid = readLockText(path)?.pid;
     if (tries > (isAlive(pid) ? SWEEP_TRIES - ALIVE_TRIES : 0)) {
       Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, SWEEP_WAIT_MS);
-      return claim(name, log, tries - 1);
+      return claim(name, log, text, tries - 1);
     }
     throw new HostError(
       `a VM with the name "${name}" runs already${pid === undefined || pid === '' ? '' : `, as process ${pid}`}`,
@@ -149,11 +141,11 @@ function claim(name: string, log: Log, tries: number): () => void {
   // Whoever had it took it away when it ended, maybe between our opening and locking it: then it is nobody's lock.
   if (lstatSync(path, { throwIfNoEntry: false })?.ino !== fstatSync(fd).ino) {
     closeSync(fd);
-    return claim(name, log, tries);
+    return claim(name, log, text, tries);
   }
   try {
     ftruncateSync(fd);
-    writeSync(fd, `${process.pid}\n`);
+    writeSync(fd, text);
   } catch (error) {
     // The lock counts; whoever is refused does not hear by whom.
     log.debug(`${path}: ${(error as Error).message}`);

@@ -1,8 +1,9 @@
 /** The running VMs of this user, and requests to their APIs. */
-import { lstatSync, readdirSync, readFileSync, statSync } from 'node:fs';
+import { existsSync, lstatSync, readdirSync, readFileSync, statSync } from 'node:fs';
 import { request as httpRequest, type IncomingMessage } from 'node:http';
 import { join } from 'node:path';
 import { deadManagerSockets, type ManagerSocketFile, managerFolder } from '../../control/manager-folder.ts';
+import { readLockText } from '../../control/vm-lock-file.ts';
 import { defaultApiSocket, vmFoldersRoot } from '../../control/vm-paths.ts';
 import { DmError, type DmErrorOptions, ExitCode } from '../../devicemodel/core/errors.ts';
 import { isOfThisUserAlone, regionFiles } from '../../devicemodel/core/host/region-files.ts';
@@ -122,9 +123,14 @@ function problemError(status: number, text: string): ClientError {
   });
 }
 
-/** A name, or the path of a socket. */
+/** Where a VM of that name says that its API is; or the path of a socket, as it was written. */
 export function socketOf(name: string): string {
-  return name.includes('/') ? name : defaultApiSocket(name);
+  if (name.includes('/')) return name;
+  return readLockText(lockOf(name))?.apiSocket ?? defaultApiSocket(name);
+}
+
+function lockOf(name: string): string {
+  return join(vmFoldersRoot(), name, 'lock');
 }
 
 export interface VmRow {
@@ -147,7 +153,7 @@ export async function listVms(): Promise<VmRow[]> {
   return Promise.all(
     names.map(async (name): Promise<VmRow> => {
       try {
-        return { ...(await glanceAt(defaultApiSocket(name))), name };
+        return { ...(await glanceAt(socketOf(name))), name };
       } catch (error) {
         const code = causeCode(error);
         if (code === 'EACCES') return { name, state: 'not ours' };
@@ -191,14 +197,15 @@ export function foldersIn(path: string): string[] {
 
 /** Whether the process that took the name is there. */
 function isHeld(name: string): boolean {
-  const lock = join(vmFoldersRoot(), name, 'lock');
+  const lock = lockOf(name);
+  if (!existsSync(lock)) return false;
   try {
-    const pid = Number(readFileSync(lock, 'utf8'));
+    const pid = Number(readLockText(lock)?.pid);
     // Nobody's yet, or of a process that was killed before it wrote its number: number 0 would be ourselves.
     if (pid > 0) process.kill(pid, 0);
   } catch (error) {
-    // The lock of another user's VM is not for us to read, and the process not for us to ask.
-    if (!['EPERM', 'EACCES'].includes((error as NodeJS.ErrnoException).code ?? '')) return false;
+    // The process of another user's VM is not for us to ask.
+    if ((error as NodeJS.ErrnoException).code !== 'EPERM') return false;
   }
   // The number may be another process's by now; the lock is not.
   return isLocked(lock);

@@ -118,6 +118,32 @@ test('a VM is there as long as its lock is, whoever has its number', async () =>
   }
 });
 
+test('a VM whose API is elsewhere is found by its name', async () => {
+  const path = scratch.file('of-libvirt.sock');
+  const door = await openApiDoor({ at: { kind: 'path', path }, vmm, log: memoryLog().log });
+  const releases = [
+    claimName('elsewhere', memoryLog().log, path),
+    claimName('nowhere', memoryLog().log, scratch.file('nobody.sock')),
+  ];
+  try {
+    expect(JSON.parse((await acrnvm('info', 'elsewhere', '--json')).stdout)).toMatchObject({ state: 'running' });
+    expect(await acrnvm('reset', 'elsewhere')).toMatchObject({ status: 0 });
+    expect(vmm.asked).toEqual(['reset: asked by the API']);
+    expect(await acrnvm('info', 'nowhere')).toMatchObject({
+      status: ExitCode.Unavailable,
+      stderr: expect.stringContaining(`nobody is there (${scratch.file('nobody.sock')})`),
+    });
+    expect(JSON.parse((await acrnvm('ls', '--json')).stdout)).toMatchObject([
+      { name: 'elsewhere', state: 'running' },
+      { name: 'nowhere', state: 'without an API' },
+      { name: 'vm1', state: 'running' },
+    ]);
+  } finally {
+    for (const release of releases) release();
+    await door.close();
+  }
+});
+
 test('a place that cannot be looked into is not one where nothing runs', async () => {
   const place = process.env['ACRN_RUN_DIR'];
   const file = scratch.file('no-folder');
@@ -145,7 +171,7 @@ test('what is said of every command may stand before it', async () => {
   expect(await acrnvm('--version')).toMatchObject({ status: 0, stdout: expect.stringMatching(/^acrnvm \S+\n$/) });
 });
 
-// Any VM of the embedded hypervisor that starts on this machine meanwhile takes the first as well.
+// Any VM of the embedded hypervisor that starts on this machine meanwhile takes the first as well: then once more.
 // Mutation: remove what has no lock, whatever it is, without taking the lock.
 test('prune takes the memory of regions that nobody has any more, and of no other', async () => {
   const [left, used, others] = ['left', 'used', 'others'].map((name) => `hv:/prune-${name}-${process.pid}`) as [
@@ -153,13 +179,21 @@ test('prune takes the memory of regions that nobody has any more, and of no othe
     string,
     string,
   ];
-  writeFileSync(regionPath(left), 'left', { mode: 0o600 });
   const region = openSharedRegion(used, 4096);
   try {
     writeFileSync(regionPath(others), 'readable by others', { mode: 0o644 });
-    const doctor = (await acrnvm('doctor')).stdout;
+    let doctor = '';
+    let prune = '';
+    for (
+      let tries = 0;
+      tries < 5 && !(doctor.includes(regionPath(left)) && prune.includes(regionPath(left)));
+      tries++
+    ) {
+      writeFileSync(regionPath(left), 'left', { mode: 0o600 });
+      doctor = (await acrnvm('doctor')).stdout;
+      prune = (await acrnvm('prune')).stdout;
+    }
     expect([left, used, others].map((name) => doctor.includes(regionPath(name)))).toEqual([true, false, false]);
-    const prune = (await acrnvm('prune')).stdout;
     expect([left, used, others].map((name) => prune.includes(regionPath(name)))).toEqual([true, false, false]);
     expect([left, used, others].map((name) => existsSync(regionPath(name)))).toEqual([false, true, true]);
   } finally {
