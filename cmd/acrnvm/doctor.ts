@@ -1,6 +1,10 @@
 /** `acrnvm doctor`: what of this host a User VM may miss, and the command that mends it. Reads only. */
 import { accessSync, constants, existsSync, readdirSync, readFileSync, statSync } from 'node:fs';
-import { isAbsolute } from 'node:path';
+import { createRequire } from 'node:module';
+import { tmpdir } from 'node:os';
+import { managerFolder } from '../../control/manager-folder.ts';
+import { vmFoldersRoot } from '../../control/vm-paths.ts';
+import { runRoot } from '../../devicemodel/core/host/run-folder.ts';
 import { deadRegions, deadSocketsOfAcrnctl, listVms } from './client.ts';
 
 export interface Finding {
@@ -45,15 +49,18 @@ function node(what: string, path: string, ifMissing: Pick<Finding, 'verdict' | '
 /** Of 2 MiB, whatever the default size of this host is. */
 const HUGE_PAGES = '/sys/kernel/mm/hugepages/hugepages-2048kB';
 
+/** The least a VM can have: a kernel wants 128 MiB or so. */
+const FEWEST_PAGES = 64;
+
 function hugePages(): Finding {
   const what = 'huge pages';
   const free = Number(read(`${HUGE_PAGES}/free_hugepages`));
-  const mib = free * 2;
-  if (free > 0) return { what, verdict: 'ok', detail: `${free} of 2 MiB are free: enough for ${mib} MiB` };
+  const enough = `${free} of 2 MiB are free: enough for ${free * 2} MiB`;
+  if (free >= FEWEST_PAGES) return { what, verdict: 'ok', detail: enough };
   return {
     what,
     verdict: 'warn',
-    detail: 'none are free; on ACRN they are asked for at a start, which fails when memory is in pieces',
+    detail: `${free === 0 ? 'none are free' : enough}; on ACRN they are asked for at a start, which fails when memory is in pieces`,
     mend: `echo 512 | sudo tee ${HUGE_PAGES}/nr_hugepages`,
   };
 }
@@ -117,29 +124,77 @@ async function staleSockets(): Promise<Finding> {
   return { what, verdict: 'warn', detail: dead.join(', '), mend: 'acrnvm prune' };
 }
 
+/** Where VMs of this user meet, and what is below it: what others may write to is not used. */
 function runFolder(): Finding {
   const what = 'folder for sockets';
-  const path = existsSync('/run/acrn') ? '/run/acrn' : '/run';
-  if (process.geteuid?.() !== 0) {
-    const own = process.env['XDG_RUNTIME_DIR'];
-    return own !== undefined && isAbsolute(own) && can(own)
-      ? { what, verdict: 'ok', detail: `${own}/acrn` }
-      : {
-          what,
-          verdict: 'warn',
-          detail: 'XDG_RUNTIME_DIR is not set: /tmp is used',
-          mend: 'export XDG_RUNTIME_DIR=/run/user/$UID',
-        };
+  const root = runRoot(process.env, process.geteuid?.() ?? 0);
+  const folders = [root, vmFoldersRoot(), managerFolder()];
+  for (const folder of new Set(folders)) {
+    const stat = statSync(folder, { throwIfNoEntry: false });
+    if (stat === undefined) continue;
+    const isOurs = stat.uid === 0 || stat.uid === process.geteuid?.();
+    const sudo = process.geteuid?.() === 0 ? '' : 'sudo ';
+    if (!stat.isDirectory())
+      return { what, verdict: 'fail', detail: `${folder} is no folder`, mend: `${sudo}rm ${folder}` };
+    if (!isOurs) {
+      const detail = `${folder} belongs to user ${stat.uid}: it is not used`;
+      return { what, verdict: 'fail', detail, mend: `sudo chown ${process.geteuid?.()} ${folder}` };
+    }
+    if ((stat.mode & 0o022) !== 0) {
+      const detail = `${folder} may be written by others: it is not used`;
+      return { what, verdict: 'fail', detail, mend: `${sudo}chmod go-w ${folder}` };
+    }
   }
-  const isSafe = (statSync(path).mode & 0o022) === 0;
-  return isSafe
-    ? { what, verdict: 'ok', detail: path }
+  if (root.startsWith(`${tmpdir()}/`) && (process.env['ACRN_RUN_DIR'] ?? '') === '') {
+    return {
+      what,
+      verdict: 'warn',
+      detail: `XDG_RUNTIME_DIR is not set: ${root} is used`,
+      mend: 'export XDG_RUNTIME_DIR=/run/user/$UID',
+    };
+  }
+  return { what, verdict: 'ok', detail: root };
+}
+
+/** VFIO's mappings count against it. */
+function lockedMemory(): Finding {
+  const what = 'locked memory';
+  const limit = /Max locked memory\s+(\d+|unlimited)/.exec(read('/proc/self/limits'))?.[1] ?? 'unlimited';
+  const isEnough = limit === 'unlimited' || Number(limit) >= LOCKED_BYTES || process.geteuid?.() === 0;
+  return isEnough
+    ? { what, verdict: 'ok', detail: limit === 'unlimited' ? limit : `up to ${Number(limit) >> 20} MiB` }
     : {
         what,
-        verdict: 'fail',
-        detail: `${path} may be written by others: it is not used`,
-        mend: `sudo chmod go-w ${path}`,
+        verdict: 'warn',
+        detail: `up to ${Number(limit) >> 10} KiB: functions of the host cannot be passed through on KVM`,
+        mend: 'ulimit -l unlimited',
       };
+}
+
+/** What Linux gives by itself is 8 MiB since 5.16; VFIO locks all of a guest's RAM. */
+const LOCKED_BYTES = 64 << 20;
+
+/** An installation may lack these; what that costs. */
+const optionalPackages = { v86: 'no VM on the software CPU', yaml: '--config takes JSON only' } as const;
+
+function packages(): Finding {
+  const what = 'optional packages';
+  const { resolve } = createRequire(import.meta.url);
+  const missing = Object.entries(optionalPackages).filter(([name]) => {
+    try {
+      resolve(name);
+      return false;
+    } catch {
+      return true;
+    }
+  });
+  if (missing.length === 0) return { what, verdict: 'ok', detail: Object.keys(optionalPackages).join(', ') };
+  return {
+    what,
+    verdict: 'warn',
+    detail: missing.map(([name, cost]) => `without ${name}: ${cost}`).join('; '),
+    mend: `npm install ${missing.map(([name]) => name).join(' ')}`,
+  };
 }
 
 export async function examineHost(): Promise<Finding[]> {
@@ -174,6 +229,8 @@ export async function examineHost(): Promise<Finding[]> {
     }),
     stubDriver(),
     descriptorLimit(),
+    lockedMemory(),
+    packages(),
     runFolder(),
     await staleSockets(),
   ];

@@ -1,6 +1,16 @@
 /** The client as a process, against the API of a VM that notes what is asked of it. */
 import { execFile, spawn } from 'node:child_process';
-import { closeSync, existsSync, mkdirSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  closeSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { createServer } from 'node:http';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -288,6 +298,39 @@ test('doctor: whatever is not well has the command that mends it', async () => {
   const files = findings.flatMap(({ mend = '' }) => mend.match(/\/sys\/\S+/g) ?? []);
   expect(files.filter((path) => !existsSync(path))).toEqual([]);
 });
+
+// Mutation: look at /run/acrn alone, whatever ACRN_RUN_DIR says and whatever is below.
+test.each([
+  ['the folder of all', '.', (path: string) => chmodSync(path, 0o777), 'may be written by others'],
+  ['that of the VMs', 'vm', (path: string) => chmodSync(path, 0o775), 'may be written by others'],
+  ["that of acrnctl's sockets", 'mngr', (path: string) => chmodSync(path, 0o757), 'may be written by others'],
+  ['a file in its place', 'mngr', (path: string) => replaceByFile(path), 'is no folder'],
+  ['nothing of that', 'vm', () => {}, ''],
+])('doctor looks where VMs would refuse to start: %s', async (_what, name, spoil, detail) => {
+  const place = process.env['ACRN_RUN_DIR'];
+  const own = mkdtempSync(scratch.file('doctor-'));
+  for (const folder of ['vm', 'mngr']) mkdirSync(join(own, folder));
+  spoil(join(own, name));
+  process.env['ACRN_RUN_DIR'] = own;
+  try {
+    const findings = JSON.parse((await acrnvm('doctor', '--json')).stdout) as Record<string, string>[];
+    expect(findings.find(({ what }) => what === 'folder for sockets')).toMatchObject(
+      detail === ''
+        ? { verdict: 'ok', detail: own }
+        : {
+            verdict: 'fail',
+            detail: expect.stringContaining(`${join(own, name)} ${detail}`),
+            mend: expect.stringContaining(join(own, name)),
+          },
+    );
+  } finally {
+    process.env['ACRN_RUN_DIR'] = place;
+  }
+});
+function replaceByFile(path: string): void {
+  rmSync(path, { recursive: true });
+  writeFileSync(path, '');
+}
 
 // Mutation: every error of standard output is a reader that has gone.
 test.each(['ls', 'metrics', 'events'])('%s that cannot be written is a failure', async (verb) => {
