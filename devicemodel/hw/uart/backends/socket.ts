@@ -10,18 +10,24 @@ import { reason } from './tty.ts';
 /** What a guest printed before anybody connected, kept for the first client: boot messages, a panic. */
 const KEPT_FOR_FIRST_CLIENT_BYTES = 64 * 1024;
 
+/** A client whose machine is gone without a word frees the line after this and a few seconds. */
+const KEEP_ALIVE_MS = 60_000;
+
 /** A listening back end. Once a client has been there, output without one is dropped, as on a line nobody listens to. */
 abstract class ServerBackend extends StreamBackend {
   protected override keepForFirstBytes = KEPT_FOR_FIRST_CLIENT_BYTES;
 
   protected accept(client: Socket): void {
     if (this.isAttached) {
-      this.env.log.info(`${this.env.user}: ${this.name} has a client already, another one was turned away`);
+      this.env.log.rationed(
+        'info',
+        () => `${this.env.user}: ${this.name} has a client already, another one was turned away`,
+      );
       client.on('error', () => {});
       client.destroy();
       return;
     }
-    this.env.log.info(`${this.env.user}: client on ${this.name}`);
+    this.env.log.rationed('info', () => `${this.env.user}: client on ${this.name}`);
     this.attach(client);
   }
 
@@ -29,7 +35,7 @@ abstract class ServerBackend extends StreamBackend {
     if (!this.isAttached) return;
     // A client that sent its end is gone: the next one must not wait for it.
     this.detach();
-    this.env.log.info(`${this.env.user}: the client of ${this.name} left`);
+    this.env.log.rationed('info', () => `${this.env.user}: the client of ${this.name} left`);
   }
 }
 
@@ -56,8 +62,9 @@ export class TcpBackend extends ServerBackend {
   /** @throws HostError */
   async start(): Promise<void> {
     if (this.#server !== undefined) return;
-    const server = createServer({ allowHalfOpen: true, noDelay: true, keepAlive: true }, (client) =>
-      this.accept(client),
+    const server = createServer(
+      { allowHalfOpen: true, noDelay: true, keepAlive: true, keepAliveInitialDelay: KEEP_ALIVE_MS },
+      (client) => this.accept(client),
     );
     await new Promise<void>((resolve, reject) => {
       server.once('error', (error) => {
