@@ -41,6 +41,7 @@ export class Connection implements ClientMessages {
   #updates: Updates | undefined;
   #watching: Disposable | undefined;
   #isClosed = false;
+  #heardAtMs = performance.now();
   #onDrained: (() => void) | undefined;
 
   constructor(socket: Socket, parts: ConnectionParts) {
@@ -61,6 +62,11 @@ export class Connection implements ClientMessages {
       onDone: (isShared) => this.#join(isShared),
       onRefused: (reason) => this.close(reason),
     });
+  }
+
+  /** When it said something last. */
+  get heardAtMs(): number {
+    return this.#heardAtMs;
   }
 
   get hasJoined(): boolean {
@@ -91,6 +97,7 @@ export class Connection implements ClientMessages {
   }
 
   #received(bytes: Buffer): void {
+    this.#heardAtMs = performance.now();
     let data = this.#pending.length === 0 ? bytes : Buffer.concat([this.#pending, bytes]);
     try {
       while (!this.#isClosed) {

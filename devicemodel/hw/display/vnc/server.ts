@@ -59,12 +59,6 @@ export class VncServer {
 
   #accept(socket: Socket): void {
     const unknown = [...this.#connections].filter((connection) => !connection.hasJoined);
-    if (this.#connections.size - unknown.length >= MAX_VIEWERS) {
-      socket.on('error', () => {});
-      socket.destroy();
-      this.#parts.log.rationed('warn', () => 'display: a viewer is turned away, there are too many');
-      return;
-    }
     if (unknown.length >= MAX_UNKNOWN) unknown[0]?.close('one that did not finish its handshake gave way to another');
     const { display, name, log } = this.#parts;
     const connection = new Connection(socket, {
@@ -74,6 +68,7 @@ export class VncServer {
       onJoined: (joined, isShared) => {
         log.debug('display: a viewer came');
         if (!isShared) this.#dismissAllBut(joined);
+        this.#makeRoom(joined);
       },
       onClosed: (closed, reason) => {
         this.#connections.delete(closed);
@@ -81,6 +76,14 @@ export class VncServer {
       },
     });
     this.#connections.add(connection);
+  }
+
+  /** Only for one that knows the password: whoever can connect must not be able to send viewers away. */
+  #makeRoom(newest: Connection): void {
+    const others = [...this.#connections].filter((other) => other !== newest && other.hasJoined);
+    if (others.length < MAX_VIEWERS) return;
+    const silent = others.reduce((a, b) => (b.heardAtMs < a.heardAtMs ? b : a));
+    silent.close('the viewer that was silent longest gave way to another');
   }
 
   /** RFC 6143 §7.3.1: a viewer may want to be alone. */

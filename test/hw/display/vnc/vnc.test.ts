@@ -395,9 +395,26 @@ describe('who may', () => {
     await join();
     expect(lines.join()).toContain('gave way to another');
     await expect.poll(() => silent.filter(({ isClosed }) => isClosed).length).toBe(3);
-    for (let i = 0; i < 7; i++) await join();
-    await expect(join()).rejects.toThrow();
-    expect(lines.join()).toContain('too many');
+  });
+
+  // Mutation: turn the ninth away; or let one that has not said the password send another away.
+  test.each<[string, (client: RfbClient) => void]>([
+    ['say nothing', () => {}],
+    ['wait for a change that never comes', (client) => client.request(true)],
+    ['do not read', (client) => client.socket.pause()],
+    ['have said half a message', (client) => client.write([3, 1])],
+    ['have closed their half', (client) => void client.socket.end()],
+  ])('eight viewers that %s keep nobody out, and one that is busy stays', async (_what, attack) => {
+    const { path, join } = await serve();
+    const busy = await join();
+    for (let i = 0; i < 7; i++) attack(await join());
+    await busy.refresh();
+    const unknown = await RfbClient.connect({ path });
+    const ninth = await join();
+    await ninth.refresh();
+    await busy.refresh();
+    expect([busy.isClosed, ninth.isClosed]).toEqual([false, false]);
+    unknown.socket.destroy();
   });
 });
 
