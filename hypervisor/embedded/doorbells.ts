@@ -37,9 +37,14 @@ const FULL_PAUSE_MS = 1000;
 const MAX_REGIONS = 64;
 /** Connections: one for each VM there can be. */
 const MAX_PEERS = 255;
+/** More that have not said whose they are; another VM says so at once. */
+const MAX_STRANGERS = 16;
 
 interface Peer {
+  /** 0: it has not said who it is. */
   vmid: number;
+  /** It came to us; the others we went to. */
+  readonly isCaller: boolean;
   readonly fd: number;
   readonly unwatch: () => void;
   /** By region. The descriptors are ours. */
@@ -78,7 +83,7 @@ export class Doorbells {
     for (const other of others) {
       const fd = connectForFds(pathOf(other));
       // One that came up without: its doorbells go the other way, by message.
-      if (fd !== undefined) this.#adopt(fd);
+      if (fd !== undefined) this.#adopt(fd, false);
     }
   }
 
@@ -87,12 +92,21 @@ export class Doorbells {
       try {
         const fd = acceptFds(this.#listener);
         if (fd === undefined) return;
-        if (this.#peers.size < MAX_PEERS) this.#adopt(fd);
+        this.#makeRoom();
+        if (this.#peers.size < MAX_PEERS + MAX_STRANGERS) this.#adopt(fd, true);
         else closeFd(fd);
       } catch (error) {
         this.#rest((error as Error).message);
       }
     });
+  }
+
+  /** However many connect and say nothing, the next VM is let in. */
+  #makeRoom(): void {
+    const strangers = [...this.#peers].filter((peer) => peer.vmid === 0 && peer.isCaller);
+    if (strangers.length < MAX_STRANGERS) return;
+    this.#log.rationed('warn', () => 'doorbells: one that did not say who it is gave way to another');
+    this.#drop(strangers[0] as Peer);
   }
 
   /** Who cannot be let in stays readable, and would be looked at without end. */
@@ -150,7 +164,7 @@ export class Doorbells {
   }
 
   /** Of a VM whose descriptor cannot be watched the doorbells come by message, as of one that has none. */
-  #adopt(fd: number): void {
+  #adopt(fd: number, isCaller: boolean): void {
     let unwatch: () => void;
     try {
       unwatch = watchFd(fd, () => this.#receive(peer));
@@ -159,7 +173,7 @@ export class Doorbells {
       this.#log.warn(`doorbells: ${(error as Error).message}; those of one VM come by message`);
       return;
     }
-    const peer: Peer = { vmid: 0, fd, bells: new Map(), unwatch };
+    const peer: Peer = { vmid: 0, isCaller, fd, bells: new Map(), unwatch };
     this.#peers.add(peer);
     this.#send(peer, { kind: 'hello', vmid: this.#vmid });
     for (const [name, region] of this.#regions) this.#offer(peer, name, region);

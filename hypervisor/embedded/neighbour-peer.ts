@@ -37,7 +37,7 @@ export class Peer {
         if (this.#rest.length > MAX_LINE_BYTES) throw new Error('line too long');
         for (const line of lines) onMessage(parseMessage(line));
       } catch (error) {
-        this.#end((error as Error).message);
+        this.end((error as Error).message);
       }
     });
     socket.on('drain', () => {
@@ -50,7 +50,7 @@ export class Peer {
 
   send(message: Message): void {
     if (!this.#socket.writable) return;
-    if (this.#socket.writableLength > MAX_KEPT_BYTES) this.#end('it does not read');
+    if (this.#socket.writableLength > MAX_KEPT_BYTES) this.end('it does not read');
     else this.#socket.write(`${JSON.stringify(message)}\n`);
   }
 
@@ -64,7 +64,8 @@ export class Peer {
     this.#socket.destroy();
   }
 
-  #end(why: string): void {
+  /** @param why for the log. */
+  end(why: string): void {
     this.#why ??= why;
     this.#socket.destroy();
   }

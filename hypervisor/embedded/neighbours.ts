@@ -15,6 +15,7 @@ import { ensureOwnFolder, FolderMode, makeParents } from '../../devicemodel/core
 import { connectUnix } from '../../devicemodel/core/host/is-served.ts';
 import { pathFailure } from '../../devicemodel/core/host/path-failure.ts';
 import { checkSocketPath } from '../../devicemodel/core/host/socket-path.ts';
+import { OWNER_ONLY, withUmask } from '../../devicemodel/core/host/umask.ts';
 import type { Log } from '../../devicemodel/core/log.ts';
 import { Doorbells, type RegionBells } from './doorbells.ts';
 import { LocalVuart } from './local-vuart.ts';
@@ -28,6 +29,8 @@ import type { VuartWire } from './vpci/vuart.ts';
 const SOCKET_NAME = /^vm-(\d+)\.sock$/;
 /** vUARTs of another VM that count; ACRN gives a VM eight. */
 const MAX_VUARTS = 64;
+/** Connections that have not said whose they are; another VM says so at once. */
+const MAX_STRANGERS = 16;
 /** After this time a lost connection is made anew: by the VM with the lower id, or else by the other. */
 const AGAIN_MS = { lower: 1000, higher: 3000 } as const;
 
@@ -79,7 +82,9 @@ export class Neighbours {
 
   #openLock(path: string): number {
     try {
-      return openFile(path, OpenFlag.ReadWrite | OpenFlag.Create | OpenFlag.CloseOnExec, 0o600);
+      // This user's next VM has to open it, whatever the umask.
+      const flags = OpenFlag.ReadWrite | OpenFlag.Create | OpenFlag.CloseOnExec;
+      return withUmask(OWNER_ONLY, () => openFile(path, flags, 0o600));
     } catch (error) {
       throw pathFailure(`${path}, by which the VMs of this host find each other: cannot be opened`, error);
     }
@@ -247,8 +252,15 @@ export class Neighbours {
       },
     );
     peer.vmid = vmid;
+    if (vmid === 0) this.#makeRoom();
     this.#peers.add(peer);
     if (this.#vmid !== 0) this.#introduce(peer);
+  }
+
+  /** However many connect and say nothing, the next VM is met. */
+  #makeRoom(): void {
+    const strangers = [...this.#peers].filter((peer) => peer.vmid === 0);
+    if (strangers.length >= MAX_STRANGERS) strangers[0]?.end('it did not say who it is, and gave way to another');
   }
 
   #introduce(peer: Peer): void {
@@ -375,12 +387,12 @@ export class Neighbours {
 function listen(path: string, onConnection: (socket: Socket) => void): Promise<Server> {
   return new Promise((resolve, reject) => {
     const server = createServer(onConnection);
-    server.maxConnections = MAX_VMID;
+    server.maxConnections = MAX_VMID + MAX_STRANGERS;
     // Also of an accept that fails later, which nobody waits for.
     server.on('error', (cause) => {
       reject(new HostError(`${path}: ${cause.message}`, 0, { exitCode: ExitCode.CannotCreate, cause }));
     });
-    server.listen(path, () => {
+    const onListening = () => {
       server.unref();
       // An accept that fails (no descriptor left) must not end the VM.
       server.on('error', () => {});
@@ -390,6 +402,7 @@ function listen(path: string, onConnection: (socket: Socket) => void): Promise<S
         onProcessExit(() => rmSync(path, { force: true })),
       );
       resolve(server);
-    });
+    };
+    withUmask(OWNER_ONLY, () => server.listen(path, onListening));
   });
 }

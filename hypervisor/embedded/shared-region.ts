@@ -12,6 +12,7 @@ import { lockWait, tryLock } from '../../devicemodel/core/host/file-lock.ts';
 import { closeFd, OpenFlag, openFile, setFileSize } from '../../devicemodel/core/host/files.ts';
 import { regionPath } from '../../devicemodel/core/host/region-files.ts';
 import { fillShared, mapShared, type SharedMapping } from '../../devicemodel/core/host/shared-memory.ts';
+import { OWNER_ONLY, withUmask } from '../../devicemodel/core/host/umask.ts';
 
 const PRIVATE = constants.S_IRUSR | constants.S_IWUSR;
 
@@ -88,7 +89,7 @@ function mapRegion(path: string, regionName: string, sizeBytes: number): Region 
   }
   for (;;) {
     const flags = OpenFlag.ReadWrite | OpenFlag.Create | OpenFlag.NoFollow | OpenFlag.NonBlock | OpenFlag.CloseOnExec;
-    const fd = openFile(path, flags, PRIVATE);
+    const fd = withUmask(OWNER_ONLY, () => openFile(path, flags, PRIVATE));
     let isKept = false;
     /** Nobody else has the file that others will open. */
     let isOurs = false;

@@ -7,6 +7,7 @@ import { Errno } from './errno.ts';
 import { closeFd } from './files.ts';
 import { hostCall, must } from './libc.ts';
 import { type Mapping, map } from './mapping.ts';
+import { OWNER_ONLY, withUmask } from './umask.ts';
 
 const AF_UNIX = 1;
 const SOCK_SEQPACKET = 5;
@@ -74,12 +75,16 @@ function newSocket(what: string): number {
   return must(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_FLAGS, 0), 'socket', what);
 }
 
-/** A file of that name must not be there. @returns a descriptor that is readable when somebody connects. @throws HostError */
+/** For this user alone. A file of that name must not be there. @returns a descriptor that is readable when somebody connects. @throws HostError */
 export function listenForFds(path: string): number {
   const fd = newSocket(path);
   let isBound = false;
   try {
-    must(bind(fd, address(path), ADDRESS_BYTES), 'bind', path);
+    must(
+      withUmask(OWNER_ONLY, () => bind(fd, address(path), ADDRESS_BYTES)),
+      'bind',
+      path,
+    );
     isBound = true;
     must(listen(fd, BACKLOG), 'listen', path);
     return fd;

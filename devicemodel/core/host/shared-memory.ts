@@ -8,6 +8,7 @@ import { closeFd, OpenFlag, reserveSpace, setFileSize } from './files.ts';
 import { hostCall, must } from './libc.ts';
 import { type Mapping, map } from './mapping.ts';
 import { otherSize } from './shm-room.ts';
+import { OWNER_ONLY, withUmask } from './umask.ts';
 
 const shmOpen = hostCall<[name: string, flags: number, mode: number]>('int shm_open(const char *, int, unsigned int)');
 
@@ -34,7 +35,7 @@ export function openSharedMemory(name: string, sizeBytes: number): SharedMapping
   const what = `shared memory ${name}`;
   const path = join('/dev/shm', name);
   const flags = OpenFlag.ReadWrite | OpenFlag.Create | OpenFlag.CloseOnExec;
-  const made = shmOpen(name, flags | OpenFlag.Exclusive, 0o600);
+  const made = withUmask(OWNER_ONLY, () => shmOpen(name, flags | OpenFlag.Exclusive, 0o600));
   const isNew = made !== -Errno.EEXIST;
   const fd = must(isNew ? made : shmOpen(name, flags, 0o600), 'shm_open', what);
   let isOpen = true;

@@ -8,8 +8,8 @@ import { onProcessExit } from './exit-hooks.ts';
 import { makeParents } from './folders.ts';
 import { groupId } from './groups.ts';
 import { isServed } from './is-served.ts';
-import { native } from './libc.ts';
 import { checkSocketPath, nodeSocketPath, socketInUse } from './socket-path.ts';
+import { OWNER_ONLY, withUmask } from './umask.ts';
 
 /** Who connects without waiting is refused when so many wait to be accepted (EAGAIN). */
 const BACKLOG = 128;
@@ -34,17 +34,6 @@ export interface ListenOptions {
   readonly group?: string | undefined;
   /** Connections come paused, with nothing read: for whoever gives them to somebody else. */
   readonly isPaused?: boolean;
-}
-
-/** Run `work` with this umask; it is the whole process's, so for a call or two. */
-function withUmask<T>(mask: number, work: () => T): T {
-  const umask = native('unsigned int umask(unsigned int)');
-  const before = umask(mask);
-  try {
-    return work();
-  } finally {
-    umask(before);
-  }
 }
 
 /**
@@ -72,12 +61,11 @@ export async function listenUnix(
     await new Promise<void>((resolve, reject) => {
       server.once('error', reject);
       // The socket is bound within the call, so that it is never more open than it should be.
-      withUmask(0o177, () => server.listen({ path: nodeSocketPath(path), backlog: BACKLOG }, resolve));
+      withUmask(OWNER_ONLY, () => server.listen({ path: nodeSocketPath(path), backlog: BACKLOG }, resolve));
     });
-    if (group !== undefined) {
-      chownSync(path, -1, group);
-      chmodSync(path, 0o660);
-    }
+    if (group !== undefined) chownSync(path, -1, group);
+    // Also without a group: in a folder with a default ACL that takes the umask's place.
+    chmodSync(path, group === undefined ? 0o600 : 0o660);
     own = lstatSync(path).ino;
   } catch (error) {
     server.close();

@@ -204,6 +204,36 @@ test('who does not read what it is told is told nothing any more, and knows it',
   });
 });
 
+// Mutation: leave #makeRoom out: those that say nothing have all the places, and the next VM is not let in.
+test.each<[string, (fd: number) => void]>([
+  ['say nothing', () => {}],
+  ['say what no VM says first', (fd) => void sendFds(fd, '{"kind":"gone","region":"hv:/x"}', [])],
+  ['say garbage', (fd) => void sendFds(fd, '\0\xff', [])],
+  ['say that they are this VM', (fd) => void sendFds(fd, '{"kind":"hello","vmid":1}', [])],
+  ['are gone again', (fd) => closeFd(fd)],
+])('four hundred that %s: the next VM is let in', async (_what, attack) => {
+  const first = await vm('a');
+  const path = join(directory, 'vm-1.bells');
+  const before = openFds();
+  let made = 0;
+  const open: number[] = [];
+  await until(() => {
+    for (let i = 0; i < 32 && made < 400; i++) {
+      const fd = connectForFds(path);
+      if (fd === undefined) break;
+      made++;
+      attack(fd);
+      if (!_what.startsWith('are gone')) open.push(fd);
+    }
+    return made === 400;
+  });
+  const second = await vm('b');
+  await until(() => first.peers.has(2) && second.peers.has(1));
+  for (const fd of open) closeFd(fd);
+  second.release();
+  await until(() => openFds() <= before);
+});
+
 // Mutation: without a limit each of them costs this VM a descriptor, and one for each of its vectors that it is given.
 test('no more are let in than there can be VMs', async () => {
   await vm('a');
@@ -213,13 +243,15 @@ test('no more are let in than there can be VMs', async () => {
     for (const fd of fds) closeFd(fd);
   });
   await until(() => {
-    for (let i = 0; i < 32 && fds.length < 260; i++) {
+    for (let i = 0; i < 32 && fds.length < 280; i++) {
       const fd = connectForFds(path);
-      if (fd !== undefined) fds.push(fd);
+      if (fd === undefined) break;
+      sendFds(fd, `{"kind":"hello","vmid":${2 + fds.length}}`, []);
+      fds.push(fd);
     }
-    return fds.length === 260;
+    return fds.length === 280;
   });
-  await until(() => fds.slice(255).every((fd) => receiveFds(fd) === 'ended'));
+  await until(() => fds.slice(271).every((fd) => receiveFds(fd) === 'ended'));
   const first = receiveFds(fds[254] as number);
   expect(first).toMatchObject({ text: '{"kind":"hello","vmid":1}' });
 });

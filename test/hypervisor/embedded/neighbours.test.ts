@@ -6,6 +6,7 @@ import {
   readdirSync,
   renameSync,
   rmSync,
+  statSync,
   symlinkSync,
   writeFileSync,
 } from 'node:fs';
@@ -67,6 +68,19 @@ test('ids count from 1 and are free again after release', async () => {
   first.release();
   await until(() => !existsSync(join(directory, 'vm-1.sock')));
   expect((await join_('c')).vmid).toBe(1);
+});
+
+test.each([0, 0o022, 0o077, 0o177, 0o777])('with umask %o everything there is this user’s alone', async (mask) => {
+  const before = process.umask(mask);
+  try {
+    const neighbours = new Neighbours(directory, silentLog, { hasBells: true });
+    const { release } = await neighbours.join('a');
+    releases.push(release);
+  } finally {
+    process.umask(before);
+  }
+  const modes = readdirSync(directory).map((name) => [name, statSync(join(directory, name)).mode & 0o777]);
+  expect(Object.fromEntries(modes)).toEqual({ lock: 0o600, 'vm-1.sock': 0o600, 'vm-1.bells': 0o600 });
 });
 
 test('two that join at the same moment get different ids', async () => {
@@ -448,6 +462,34 @@ describe('a process beside the VMs, or a VM of another version', () => {
     await new Promise<void>((resolve) => server.listen(path, resolve));
     await until(() => met.some(({ said }) => said.some(({ kind, vmid }) => kind === 'hello' && vmid === 2)));
     for (const { socket } of met) socket.destroy();
+  });
+
+  // Mutation: leave #makeRoom out: those that say nothing have all the places, and two VMs never meet.
+  test.each<[string, (other: ReturnType<typeof speaker>) => void]>([
+    ['say nothing', () => {}],
+    ['say half of who they are', (other) => void other.socket.write('{"kind":"hello","vm')],
+    [
+      'say it byte by byte',
+      (other) => {
+        const timer = setInterval(() => other.socket.write('{'), 20);
+        other.socket.once('close', () => clearInterval(timer));
+      },
+    ],
+    ['close their half', (other) => void other.socket.end()],
+    ['are gone again', (other) => void other.socket.destroy()],
+    ['do not read', (other) => void other.socket.pause()],
+  ])('three hundred that %s: the next VM is met', async (_what, attack) => {
+    const a = await join_('a');
+    for (let i = 0; i < 300; i++) {
+      const other = stranger();
+      await new Promise((resolve) => other.socket.once('connect', resolve));
+      attack(other);
+    }
+    const b = await join_('b');
+    let rung = 0;
+    b.neighbours.onDoorbell('hv:/x', () => rung++);
+    await until(() => a.neighbours.ring('hv:/x', b.vmid, 0));
+    await until(() => rung > 0);
   });
 
   // Mutation: `once('error')` alone: the second accept that fails is an error that nobody handles, and ends the VM.

@@ -16,6 +16,7 @@ import { BLOCK_BYTES, Result } from './frame.ts';
 import { BLOCKS_BYTES, FILE_BYTES, PAGE_BYTES } from './options.ts';
 import type { RpmbStore } from './store.ts';
 
+const PRIVATE = 0o600;
 const BLOCK_COUNT = BLOCKS_BYTES / BLOCK_BYTES;
 /** Blocks of one write, as with C. */
 const MAX_WRITE_BLOCKS = 2;
@@ -52,10 +53,13 @@ export class RpmbFileStore implements RpmbStore {
     // In /tmp a link may be anybody's; a pipe without a writer is not waited for.
     const follow = isInStickyFolder(this.#path) ? OpenFlag.NoFollow : 0;
     const flags = OpenFlag.ReadWrite | OpenFlag.Create | OpenFlag.NonBlock | OpenFlag.NoCtty | OpenFlag.CloseOnExec;
-    this.#file = await open(this.#path, flags | follow, 0o600).catch((error: Error) => {
+    this.#file = await open(this.#path, flags | follow, PRIVATE).catch((error: Error) => {
       throw pathFailure(`${this.#path} cannot be opened`, error);
     });
-    if (!(await this.#file.stat()).isFile()) throw this.#isNone('it is no regular file');
+    const stat = await this.#file.stat();
+    if (!stat.isFile()) throw this.#isNone('it is no regular file');
+    // Made just now with a umask that takes even this user's rights: the next VM has to open it.
+    if (stat.size === 0 && (stat.mode & PRIVATE) !== PRIVATE) await this.#file.chmod(PRIVATE);
     if (!tryLock(this.#file.fd, 'exclusive', this.#path)) {
       throw new HostError(`${this.#path}: in use by another User VM`, Errno.EAGAIN, {
         hint: 'give each its own file: virtio-rpmb,path=FILE',
