@@ -1,5 +1,5 @@
 /** The embedded hypervisor on /dev/kvm. What runs a VM is loaded when one is run: a dry run asks less. */
-import { accessSync, constants, statSync } from 'node:fs';
+import { closeSync, openSync, statSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { wantedHostFunctions } from '../../devicemodel/core/config.ts';
 import { regionProblems } from '../embedded/region-problems.ts';
@@ -13,17 +13,29 @@ const DEVICE_PATH = '/dev/kvm';
 /** What is in the way of using KVM on this machine: `undefined`: nothing. */
 export type KvmObstacle = 'no device' | 'no virtualization' | 'no permission';
 
-/** Looks, and opens nothing. */
-export function kvmObstacle(path: string = DEVICE_PATH, cpuinfo: string = readCpuinfo()): KvmObstacle | undefined {
+/**
+ * Opens the device, and closes it again: nodes are made before a driver is there (kmod static-nodes), and what a container
+ * may open its mode does not say.
+ */
+export function kvmObstacle(
+  path: string = DEVICE_PATH,
+  cpuinfo: string = readCpuinfo(),
+  open: (path: string) => void = openAndClose,
+): KvmObstacle | undefined {
   if (statSync(path, { throwIfNoEntry: false })?.isCharacterDevice() !== true) return 'no device';
   // Without it KVM is a stand-in in software, which does not run every guest: whoever wants that asks for it by name.
   if (!hasVirtualization(cpuinfo)) return 'no virtualization';
   try {
-    accessSync(path, constants.R_OK | constants.W_OK);
+    open(path);
     return undefined;
-  } catch {
-    return 'no permission';
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    return code === 'EACCES' || code === 'EPERM' ? 'no permission' : 'no device';
   }
+}
+
+function openAndClose(path: string): void {
+  closeSync(openSync(path, 'r+'));
 }
 
 /** @param ownsThread whether the thread may block while it waits for the guest. */

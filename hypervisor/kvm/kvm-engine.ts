@@ -103,7 +103,7 @@ export class KvmEngine implements CpuEngine {
 
   async create(bus: GuestBus): Promise<number> {
     const { kvm, vcpuCount, makeRunner, log } = this.#options;
-    const vm = kvm.createVm();
+    const vm = createVm(kvm);
     const made: KvmVcpu[] = [];
     try {
       if (kvm.capability('SET_IDENTITY_MAP_ADDR') > 0) vm.setIdentityMapAddress(IntelPages.identityMap);
@@ -381,6 +381,19 @@ export class KvmEngine implements CpuEngine {
   #need(): Machine {
     if (this.#machine === undefined) throw new BugError('the VM of this engine is gone');
     return this.#machine;
+  }
+}
+
+/** @throws HostError */
+function createVm(kvm: Kvm): KvmVm {
+  try {
+    return kvm.createVm();
+  } catch (error) {
+    if (!(error instanceof HostError) || error.errno !== Errno.EBUSY) throw error;
+    throw new HostError(error.message, error.errno, {
+      cause: error,
+      hint: "another hypervisor (VirtualBox, VMware, Xen) has this CPU's virtualization: end it, or use --hypervisor soft",
+    });
   }
 }
 

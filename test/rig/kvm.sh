@@ -69,9 +69,8 @@ fi
 if wanted button; then
   echo "-- SIGTERM"
   check "the power button has a driver" guest 'insmod /lib/button.ko && sleep 1 && grep -q "Power Button" /sys/class/input/event*/device/name'
-  # What is typed is echoed: in two pieces there.
-  echo 'f=$(grep -l "Power Button" /sys/class/input/event*/device/name); (head -c 24 /dev/input/$(echo $f | cut -d/ -f5) > /dev/null; echo button-""pressed; poweroff -f) &' >&8
-  sleep 2
+  # It is open before the button is pressed. What is typed is echoed: in two pieces there.
+  check "it is listened to" guest 'f=$(grep -l "Power Button" /sys/class/input/event*/device/name); exec 3< /dev/input/$(echo $f | cut -d/ -f5) && { (head -c 24 <&3 > /dev/null; echo button-""pressed; poweroff -f) & }'
   kill -TERM "$dm"
   check "the guest hears of it" wait_for 60 button-pressed
 else

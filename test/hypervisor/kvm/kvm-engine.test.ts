@@ -3,7 +3,8 @@ import { closeSync, mkdtempSync, openSync, rmSync, statSync, truncateSync, write
 import { constants, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, describe, expect, test } from 'vitest';
-import { ExitCode } from '../../../devicemodel/core/errors.ts';
+import { ExitCode, HostError } from '../../../devicemodel/core/errors.ts';
+import { Errno } from '../../../devicemodel/core/host/errno.ts';
 import { Eventfd } from '../../../devicemodel/core/host/eventfd.ts';
 import { KvmExit } from '../../../devicemodel/core/host/kvm-abi.ts';
 import { map } from '../../../devicemodel/core/host/mapping.ts';
@@ -362,6 +363,24 @@ describe('a reset', () => {
     expect(kvm.vm.log).not.toContain('xsave');
     expect(kvm.vm.log).toContain('lapic');
   });
+});
+
+// Mutation: without createVm in kvm-engine.ts, nobody learns that it is another hypervisor.
+test('where another hypervisor has the CPU, the user hears of it', async () => {
+  const kvm = new FakeKvm();
+  kvm.createVm = () => {
+    throw new HostError('/dev/kvm: KVM_CREATE_VM: EBUSY', Errno.EBUSY);
+  };
+  const runDirectory = mkdtempSync(join(tmpdir(), 'kvm-'));
+  cleanUp.push(() => rmSync(runDirectory, { recursive: true, force: true }));
+  const config = { name: 'vm', scenarioPath: undefined, cpuAffinity: [] };
+  const hsm = await openKvmHsm({ config, log: silentLog, ownsThread: true, runDirectory, kvm });
+  await expect(hsm.createVm({ name: 'vm', flags: 0n, cpuAffinity: 1n })).rejects.toMatchObject({
+    exitCode: ExitCode.Unavailable,
+    hint: expect.stringContaining('another hypervisor'),
+  });
+  hsm.close();
+  expect(kvm.isClosed).toBe(true);
 });
 
 describe('start registers', () => {

@@ -170,15 +170,30 @@ describe('what is in the way of KVM', () => {
     expect(kvmObstacle('/dev/null', 'flags : svm\n')).toBeUndefined();
   });
 
+  // Mutation: with access(2) in place of open(2), both are said to be nothing.
+  test('a node without a driver, one that a container may not open', () => {
+    const failing = (code: string) => () => {
+      throw Object.assign(new Error(code), { code });
+    };
+    expect(kvmObstacle('/dev/null', intel, failing('ENODEV'))).toBe('no device');
+    expect(kvmObstacle('/dev/null', intel, failing('EPERM'))).toBe('no permission');
+    expect(kvmObstacle('/dev/null', intel, failing('EACCES'))).toBe('no permission');
+  });
+
   test('the group that may, and the command', () => {
+    const user = { uid: 1000, name: 'me' };
     const file = join(directory, 'node');
     writeFileSync(file, '');
     chmodSync(file, 0o660);
     // The group of whoever tests may have no name.
     const hasName = groupName(statSync(file).gid) !== undefined;
-    const asMember = /^group \S+ may open it: "sudo usermod -aG \S+ \S+", and log in again$/;
-    expect(joinKvmGroup(file)).toMatch(hasName ? asMember : /^run as root$/);
+    const asMember = /^group \S+ may open it: "sudo usermod -aG \S+ me", and log in again$/;
+    expect(joinKvmGroup(file, user)).toMatch(hasName ? asMember : /^run as root$/);
+    // Mutation: with userInfo() alone, which throws, the program ended with status 71 here.
+    const { gid } = statSync(file);
+    expect(joinKvmGroup(file, { uid: 1000, name: undefined })).toContain(`--group-add ${gid}`);
     chmodSync(file, 0o600);
-    expect(joinKvmGroup(file)).toBe('run as root');
+    expect(joinKvmGroup(file, user)).toBe('run as root');
+    expect(joinKvmGroup(file, { uid: 0, name: 'root' })).toContain(`--device ${file}`);
   });
 });
