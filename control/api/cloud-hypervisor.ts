@@ -7,7 +7,7 @@ import { formatBdf, formatSlot } from '../../devicemodel/core/address.ts';
 import { CH_VERSION } from './ch-version.ts';
 import { deviceIds } from './device-ids.ts';
 import { HttpProblem } from './problem.ts';
-import { resized } from './resources.ts';
+import { pressPowerButton, resized } from './resources.ts';
 import { type Answer, done, json, parsed, type Route } from './routes.ts';
 import { Give, Take } from './shapes.ts';
 import type { ChConfig, RunningGuest, Vmm } from './vmm.ts';
@@ -16,6 +16,8 @@ const BASE = '/api/v1';
 const REASON = 'asked by the API';
 /** What the document has for a device that cannot be as it is described. */
 const BAD_CONFIG = 400;
+/** For an order that the VM cannot follow as it is now. */
+const NOT_NOW = 405;
 /** And for a device that is not named. */
 const NO_DEVICE = 404;
 
@@ -100,7 +102,7 @@ export function cloudHypervisorRoutes(vmm: Vmm): Route[] {
       ({ commands, state }) => commands.run('shutdown', { reason: REASON, isPatient: state !== 'suspended' }),
     ),
     order('vm.reboot', 'Start the guest anew.', ({ commands }) => commands.run('reset', { reason: REASON })),
-    order('vm.power-button', 'Press the power button.', ({ commands }) => commands.run('press-power-button', {})),
+    order('vm.power-button', 'Press the power button.', (guest) => pressPowerButton(guest, NOT_NOW)),
     put('vm.add-disk', 'Give a virtio-blk that was started with nodisk its medium.', addDisk(vmm), {
       body: async () => (await vmm.disks()).schema,
       answer: Give.device,

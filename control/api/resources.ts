@@ -180,28 +180,44 @@ function describe(vmm: Vmm): object {
 
 function power(vmm: Vmm): Route['run'] {
   return ({ body }) => {
-    const { action, force = false } = parsed(Take.power, body);
-    const { commands, state } = needGuest(vmm);
+    const { action, force } = parsed(Take.power, body);
+    if (force !== undefined && action !== 'off')
+      throw new HttpProblem(422, 'member', `force: goes with off, not ${action}`);
+    const guest = needGuest(vmm);
+    const { commands, state } = guest;
     switch (action) {
       case 'shutdown':
         commands.run('shutdown', { reason: REASON, isPatient: state !== 'suspended' });
         break;
       case 'off':
-        commands.run('power-off', { reason: REASON, force });
+        commands.run('power-off', { reason: REASON, force: force ?? false });
         break;
       case 'reset':
         commands.run('reset', { reason: REASON });
         break;
       case 'wake':
+        if (state !== 'suspended')
+          throw new HttpProblem(409, 'wrong-state', `the guest does not sleep, it is ${state}`);
         commands.run('wake', {});
         break;
       case 'button':
-        commands.run('press-power-button', {});
+        pressPowerButton(guest);
         break;
     }
     vmm.events.emit('api', action);
     return done;
   };
+}
+
+/** @throws HttpProblem where no guest would hear of it. */
+export function pressPowerButton({ commands, state }: RunningGuest, status = 409): void {
+  if (state !== 'running') {
+    const hint = { suspended: 'wake it first', paused: 'resume it first' }[state as string];
+    throw new HttpProblem(status, 'wrong-state', `the guest is ${state}, and does not see its power button`, {
+      ...(hint === undefined ? {} : { hint }),
+    });
+  }
+  commands.run('press-power-button', {});
 }
 
 function devices({ config }: RunningGuest): object[] {

@@ -346,8 +346,28 @@ describe('resources of our own', () => {
     ['button', 'power button'],
   ])('power %s', async (action, call) => {
     const { path, vmm } = await serve();
+    if (action === 'wake') vmm.state = 'suspended';
     expect((await ask(path, 'PUT', '/v1/vm/power', { action })).status).toBe(204);
     expect(vmm.asked).toEqual([call]);
+  });
+
+  // Mutation: 204 for an order that nobody hears.
+  test.each([
+    ['/v1/vm/power', { action: 'wake' }, 'running', 409, undefined],
+    ['/v1/vm/power', { action: 'wake' }, 'paused', 409, undefined],
+    ['/v1/vm/power', { action: 'button' }, 'paused', 409, 'resume it first'],
+    ['/v1/vm/power', { action: 'button' }, 'suspended', 409, 'wake it first'],
+    ['/v1/vm/power', { action: 'button' }, 'created', 409, undefined],
+    ['/api/v1/vm.power-button', undefined, 'paused', 405, 'resume it first'],
+    ['/api/v1/vm.power-button', undefined, 'suspended', 405, 'wake it first'],
+    ['/v1/vm/power', { action: 'shutdown', force: true }, 'running', 422, undefined],
+    ['/v1/vm/power', { action: 'reset', force: false }, 'running', 422, undefined],
+  ] as const)('%s %j of a guest that is %s: %i', async (where, body, state, status, hint) => {
+    const { path, vmm } = await serve();
+    vmm.state = state;
+    const reply = await ask(path, 'PUT', where, body);
+    expect([reply.status, reply.json.hint]).toEqual([status, hint]);
+    expect(vmm.asked).toEqual([]);
   });
 
   test('metrics are in the format that Prometheus reads', async () => {
