@@ -23,6 +23,7 @@ import { checkBus, numberBuses, PciBuses, type SecondaryBus } from './buses.ts';
 import { ConfigAccess, EcamRegion, PassthroughConfig } from './config-access.ts';
 import type { PciDriver, PciEnv } from './driver.ts';
 import type { PassthroughReport, PciFunction, PciIdentity } from './function.ts';
+import { HandedOver } from './handed-over.ts';
 import { type InterruptRoute, IntxLine, type IntxRouter, type SlotPin, SlotPins } from './intx.ts';
 import { byAddress, configOf, functionOf, newSlot, type Slot } from './slot.ts';
 
@@ -72,8 +73,7 @@ export class PciHost implements Device, PciConfigAccess {
   readonly #pins = new SlotPins();
   #buses = new PciBuses();
   #windows: BusWindows | undefined;
-  /** What the hypervisor has of us, in the order it got it. */
-  #attached: Attached[] = [];
+  readonly #handedOver: HandedOver;
   readonly #started = new Disposer();
   /** In the order of initialisation. */
   #order: Slot[] = [];
@@ -86,6 +86,7 @@ export class PciHost implements Device, PciConfigAccess {
     this.#options = options;
     this.#allocator = new BarAllocator({ hasOvmf: options.machine.hasOvmf });
     this.#decoder = new BarDecoder(options);
+    this.#handedOver = new HandedOver(options.hsm, options.log);
   }
 
   /** Where BARs are placed; passthrough reserves host ranges here before `configure`. */
@@ -159,25 +160,10 @@ export class PciHost implements Device, PciConfigAccess {
    */
   createVdevs(arePinsIdle = false): void {
     try {
-      for (const slot of this.#order) {
-        const fn = functionOf(slot);
-        if (fn.backing === 'device-model') {
-          fn.attach?.();
-        } else if (fn.backing === 'passthrough') {
-          this.#attached.push({ bdf: slot.bdf, undo: (isOrderly) => fn.detach(isOrderly) });
-          fn.attach();
-        } else {
-          const vdev = fn.describe(slot);
-          this.#options.hsm.createVdev(vdev);
-          this.#attached.push({ bdf: slot.bdf, undo: () => this.#destroyVdev(vdev) });
-        }
-      }
+      for (const slot of this.#order) this.#handedOver.attach(slot);
       for (const slot of this.#byAddress()) {
         if (slot.line !== undefined && !arePinsIdle) this.#drive(slot.line.slotPin);
-        const fn = slot.function;
-        if (fn?.backing !== 'passthrough') continue;
-        this.#attached.push({ bdf: slot.bdf, undo: () => fn.disconnectInterrupt?.() });
-        fn.connectInterrupt?.();
+        this.#handedOver.connectInterrupt(slot);
       }
     } catch (error) {
       this.destroyVdevs(false);
@@ -192,23 +178,9 @@ export class PciHost implements Device, PciConfigAccess {
     }
   }
 
-  /**
-   * DESTROY_VDEV and DEASSIGN_PCIDEV for what is there. Never throws; safe twice.
-   * @param isOrderly the VM had its life: by address, as the C device model does; otherwise in reverse of what was done.
-   */
+  /** DESTROY_VDEV and DEASSIGN_PCIDEV, as `HandedOver.release`. */
   destroyVdevs(isOrderly = true): void {
-    const attached = this.#attached.splice(0).reverse();
-    if (isOrderly) attached.sort(byAddress);
-    for (const { undo } of attached) undo(isOrderly);
-  }
-
-  #destroyVdev(vdev: HvVdev): void {
-    try {
-      this.#options.hsm.destroyVdev(vdev);
-    } catch (error) {
-      // The hypervisor drops it with the VM; the teardown goes on.
-      this.#options.log.warn(`${vdev.type} at ${formatBdf(vdev.bdf)} is not destroyed: ${messageOf(error)}`);
-    }
+    this.#handedOver.release(isOrderly);
   }
 
   /** Give up device memory of the guest, at the end of a VM: a guest that runs on would lose it. Safe twice. */
@@ -533,12 +505,6 @@ export class PciHost implements Device, PciConfigAccess {
       this.#options.log.guest(() => `INTx on line ${pin.gsi}: ${messageOf(error)}`);
     }
   }
-}
-
-/** Something the hypervisor has to be told to forget. */
-interface Attached {
-  readonly bdf: Bdf;
-  undo(isOrderly: boolean): void;
 }
 
 /** For messages: the option that asked for it. */
