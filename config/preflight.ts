@@ -1,5 +1,5 @@
 /** What can be found wrong with an order as a whole before a VM is asked for. */
-import { accessSync, constants, fstatSync, readFileSync, statSync } from 'node:fs';
+import { accessSync, constants, fstatSync, statSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { checkSoftware, splitRam } from '../devicemodel/core/boot/loader.ts';
 import { EVENTS_BACKEND, type VmConfig } from '../devicemodel/core/config.ts';
@@ -11,6 +11,7 @@ import { type PciDriverEntry, pciDrivers, platformDriver } from '../devicemodel/
 import { inspectCharBackend } from '../devicemodel/hw/uart/backends/inspect.ts';
 import { parseCharBackend } from '../devicemodel/hw/uart/backends/spec.ts';
 import { claimFindings } from './claims.ts';
+import { limitProblems } from './limits.ts';
 import { formatSlotText, located } from './slot.ts';
 
 /** Reasons why this VM cannot be run, however the host looks. Empty: it can. */
@@ -169,27 +170,6 @@ const WORDS: Readonly<Record<string, string>> = {
   ELOOP: 'its symbolic links go round in a circle',
   ENAMETOOLONG: 'the name is too long',
 };
-
-/** What the process and a VM without devices have open: code that is loaded, the event loop, the hypervisor, control sockets. */
-const BASE_DESCRIPTORS = 28;
-
-/**
- * Fewer descriptors than any VM like this one gets along with: the start would fail halfway, wherever the last one went.
- * More than this is no promise: what a device opens shows when it does.
- */
-export function limitProblems({ pci, com }: Pick<VmConfig, 'pci' | 'com'>): DmError[] {
-  let limits = '';
-  try {
-    limits = readFileSync('/proc/self/limits', 'utf8');
-  } catch {
-    return []; // nobody says so
-  }
-  const limit = Number(/^Max open files\s+(\d+)/m.exec(limits)?.[1] ?? Number.POSITIVE_INFINITY);
-  const need = BASE_DESCRIPTORS + pci.length + com.length;
-  if (limit >= need) return [];
-  const message = `this process may have ${limit} open files, and a VM like this one needs ${need} or more`;
-  return [new ConfigError(message, { exitCode: ExitCode.OsError, hint: '`ulimit -n` sets the limit' })];
-}
 
 /** What a start would find wrong with boot images and other files of this host. Reads only. */
 export function fileProblems(config: VmConfig): DmError[] {

@@ -69,7 +69,9 @@ describe.skipIf(whyNoSoftHypervisor() !== undefined)('few descriptors', { timeou
     const result = await run(limit, small());
     expectToldOrFine(result);
     expect(result.status).toBe(71);
-    expect(result.stderr).toMatch(/this process may have \d+ open files, and a VM like this one needs \d+ or more/);
+    expect(result.stderr).toMatch(
+      /this process may have \d+ open files, and a VM like this one needs \d+ open files or more/,
+    );
   });
 
   test.each([32, 34, 36])('a limit of %i', async (limit) => expectToldOrFine(await run(limit, small())));

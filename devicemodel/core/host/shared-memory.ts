@@ -71,6 +71,12 @@ export function fillShared(fd: number, sizeBytes: number, what: string): void {
     if (before < sizeBytes) setFileSize(fd, sizeBytes, what);
   } catch (error) {
     setFileSize(fd, before, what);
+    if (error instanceof HostError && error.errno === Errno.EFBIG) {
+      throw new HostError(error.message, error.errno, {
+        cause: error,
+        hint: '`ulimit -f` sets how large a file may be',
+      });
+    }
     if (!(error instanceof HostError) || error.errno !== Errno.ENOSPC) throw error;
     throw new HostError(`${what}: /dev/shm has no room for ${sizeBytes} bytes`, Errno.ENOSPC, {
       cause: error,

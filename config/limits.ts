@@ -1,0 +1,90 @@
+/**
+ * Limits of this process (`ulimit`) that no VM like this one gets along with. What Node and V8 do not get of threads and
+ * memory ends the process at once, without a word and with sockets left behind: said before there is anything.
+ */
+import { readFileSync } from 'node:fs';
+import type { VmConfig } from '../devicemodel/core/config.ts';
+import { ConfigError, type DmError, ExitCode } from '../devicemodel/core/errors.ts';
+
+const MIB = 1 << 20;
+/** What the process and a VM without devices have open: code that is loaded, the event loop, the hypervisor, control sockets. */
+const BASE_DESCRIPTORS = 28;
+/** The main thread, V8's and the one that listens to signals; beside them Node's pool. */
+const BASE_THREADS = 7;
+const DEFAULT_POOL_THREADS = 4;
+/** Code and heap, and the stacks of threads. */
+const BASE_DATA_BYTES = 128 * MIB;
+/** The software CPU: beside the guest's memory, which is part of it, what its compiler makes. */
+const SOFT_DATA_BYTES = 384 * MIB;
+/** What is mapped of programs and libraries, and kept free around them. */
+const BASE_ADDRESS_BYTES = 1024 * MIB;
+/** What WebAssembly keeps free for one memory. */
+const SOFT_ADDRESS_BYTES = 11 * 1024 * MIB;
+
+interface Limit {
+  /** In /proc/self/limits. */
+  readonly name: string;
+  readonly need: number;
+  readonly describe: (amount: number) => string;
+  readonly hint: string;
+}
+
+const inMib = (bytes: number) => `${Math.floor(bytes / MIB)} MiB`;
+
+function limitsFor({ pci, com, hypervisor, memoryBytes }: LimitedConfig): Limit[] {
+  const isSoft = hypervisor === 'soft';
+  return [
+    {
+      name: 'Max open files',
+      need: BASE_DESCRIPTORS + pci.length + com.length,
+      describe: (count) => `${count} open files`,
+      hint: '`ulimit -n` sets the limit',
+    },
+    {
+      name: 'Max processes',
+      need: BASE_THREADS + Number(process.env['UV_THREADPOOL_SIZE'] ?? DEFAULT_POOL_THREADS),
+      describe: (count) => `${count} threads`,
+      hint: '`ulimit -u` sets the limit, for all processes of this user together',
+    },
+    {
+      name: 'Max data size',
+      need: BASE_DATA_BYTES + (isSoft ? SOFT_DATA_BYTES + memoryBytes : 0),
+      describe: (bytes) => `${inMib(bytes)} of memory of its own`,
+      hint: '`ulimit -d` sets the limit',
+    },
+    {
+      name: 'Max address space',
+      need: BASE_ADDRESS_BYTES + memoryBytes + (isSoft ? SOFT_ADDRESS_BYTES : 0),
+      describe: (bytes) => `${inMib(bytes)} of address space`,
+      hint: '`ulimit -v` sets the limit; most of it is only kept free',
+    },
+  ];
+}
+
+/** Nobody counts the threads of root. */
+const isExempt = (name: string) => name === 'Max processes' && process.geteuid?.() === 0;
+
+type LimitedConfig = Pick<VmConfig, 'pci' | 'com' | 'hypervisor' | 'memoryBytes'>;
+
+/**
+ * Less than any VM like this one gets along with: the start would fail halfway, wherever the last one went. More than
+ * this is no promise: what a device takes shows when it does.
+ * @param text of /proc/self/limits
+ */
+export function limitProblems(config: LimitedConfig, text = limitsOfThisProcess()): DmError[] {
+  return limitsFor(config).flatMap(({ name, need, describe, hint }) => {
+    const limit = Number(new RegExp(`^${name}\\s+(\\d+)`, 'm').exec(text)?.[1] ?? Number.POSITIVE_INFINITY);
+    if (limit >= need || isExempt(name)) return [];
+    const message = `this process may have ${describe(limit)}, and a VM like this one needs ${describe(need)} or more`;
+    return [new ConfigError(message, { exitCode: ExitCode.OsError, hint })];
+  });
+}
+
+/** @returns nothing where nobody says so. */
+function limitsOfThisProcess(): string {
+  try {
+    return readFileSync('/proc/self/limits', 'utf8');
+  } catch {
+    return '';
+  }
+}
