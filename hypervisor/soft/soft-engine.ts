@@ -31,6 +31,17 @@ const CR4_PSE = 1 << 4;
 const RESET_CS_BASE = 0xffff_0000;
 const LOW_RESET_CS_BASE = 0xf_0000;
 
+/** A compiled block has fewer accesses; a string instruction in it may have this many. */
+const MAX_WRITES_BEHIND = 4096;
+
+/** What the guest wrote while the access before it was not answered. */
+interface HeldWrite {
+  readonly isPort: boolean;
+  readonly address: number;
+  readonly size: 1 | 2 | 4;
+  readonly value: number;
+}
+
 interface Window {
   readonly base: Gpa;
   readonly end: Gpa;
@@ -55,10 +66,15 @@ export class SoftEngine implements CpuEngine {
   #isRunning = false;
   /** Somebody wants it to stand still. */
   #isFrozen = false;
-  /** The access the CPU is in was not answered: it stands still until clear and reset. */
+  /** The access the CPU is in was not answered: it stands still until that comes, or clear and reset. */
   #isBlocked = false;
   /** The device model served something in this slice: what it has to do at its end must not wait for the guest. */
   #hasServed = false;
+  /**
+   * What the guest wrote since: its CPU stops at the end of the compiled block, which may have more accesses in it. (What it
+   * reads there is all ones.)
+   */
+  readonly #behind: HeldWrite[] = [];
   /** The slice under way is to end: something else decides what happens next. */
   #isInterrupted = false;
   /** The guest shut down, and that was reported. */
@@ -178,6 +194,7 @@ export class SoftEngine implements CpuEngine {
     if (cpu.memorySizeBytes === 0) this.#allocate([{ base: 0, size: MIN_RAM_BYTES }]);
     cpu.forgetCode(); // images were loaded
     this.#isBlocked = false;
+    this.#behind.length = 0;
     this.#isFrozen = false;
     this.#isRunning = true;
   }
@@ -190,6 +207,7 @@ export class SoftEngine implements CpuEngine {
   reset(): void {
     this.#need().reset();
     this.#isBlocked = false;
+    this.#behind.length = 0;
     this.#isShutDown = false;
   }
 
@@ -224,17 +242,13 @@ export class SoftEngine implements CpuEngine {
     const cpu = this.#cpu;
     if (cpu === undefined || !this.#isRunning || this.#isShutDown || this.#isFrozen)
       return this.#sleep(Number.POSITIVE_INFINITY);
-    if (this.#isBlocked && this.#bus?.retire(0) === true) this.#isBlocked = false; // answered late, after all
     this.#isInterrupted = false;
-    const end = performance.now() + SLICE_MS;
     this.#hasServed = false;
+    if (this.#isBlocked && !this.#unblock()) return undefined;
+    const end = performance.now() + SLICE_MS;
     do {
       const turnEnd = cpu.turn();
-      if (this.#failure !== undefined) {
-        const { error } = this.#failure;
-        this.#failure = undefined;
-        throw error;
-      }
+      this.#throwFailure();
       if (!this.#isRunning || this.#isBlocked || this.#isInterrupted || this.#isFrozen) return undefined;
       if (turnEnd === 'shutdown') {
         this.#isShutDown = true;
@@ -247,6 +261,28 @@ export class SoftEngine implements CpuEngine {
       }
     } while (performance.now() < end);
     return undefined;
+  }
+
+  /** @returns whether the guest may go on: the answer came, and what it wrote meanwhile was carried out. */
+  #unblock(): boolean {
+    if (this.#bus?.retire(0) !== true) return false;
+    this.#isBlocked = false;
+    while (!this.#isBlocked && this.#isRunning) {
+      const write = this.#behind.shift();
+      if (write === undefined) return true;
+      if (write.isPort) this.#writePort(write.address, write.size, write.value);
+      else this.#writeMemory(write.address, write.size, write.value);
+      this.#throwFailure();
+    }
+    return false;
+  }
+
+  /** @throws what the device model threw inside an access. */
+  #throwFailure(): void {
+    if (this.#failure === undefined) return;
+    const { error } = this.#failure;
+    this.#failure = undefined;
+    throw error;
   }
 
   wake(): void {
@@ -315,7 +351,10 @@ export class SoftEngine implements CpuEngine {
   }
 
   #writePort(port: number, size: 1 | 2 | 4, value: number): void {
-    if (this.#isBlocked) return;
+    if (this.#isBlocked) {
+      this.#defer({ isPort: true, address: port, size, value });
+      return;
+    }
     (this.#page as IoreqPage).fillPortIo(0, true, port, size, value);
     this.#finish(size);
   }
@@ -342,9 +381,17 @@ export class SoftEngine implements CpuEngine {
       else window.view.setUint32(offset, value, true);
       return;
     }
-    if (this.#isBlocked) return;
+    if (this.#isBlocked) {
+      this.#defer({ isPort: false, address, size, value });
+      return;
+    }
     (this.#page as IoreqPage).fillMmio(0, true, address, size, value);
     this.#finish(size);
+  }
+
+  #defer(write: HeldWrite): void {
+    if (this.#behind.length < MAX_WRITES_BEHIND) this.#behind.push(write);
+    else this.#log.guest(() => 'the guest wrote more than can be kept behind an access that waits: the rest is lost');
   }
 
   /** Let the hypervisor or the device model answer slot 0. @returns what a read gives the guest */

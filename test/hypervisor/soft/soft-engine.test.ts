@@ -515,6 +515,52 @@ describe('life', () => {
     expect(accesses.map((a) => a.address)).toEqual([0xf9, 0xf9, 0x80]);
   });
 
+  // Mutation: drop what the guest writes while an answer is held; the CPU ends only with its compiled block.
+  test('what is written behind a request that is held comes after it, in order', async () => {
+    const { accesses, onRequest } = recorder();
+    const vm = await makeVm({
+      onRequest: (page) => {
+        onRequest(page);
+        // Often enough that the loop is compiled; each of its accesses is held at times.
+        vm.holdAnswers = accesses.length > 60_000 && accesses.length % 7 === 0;
+      },
+    });
+    const stores = [0, 4, 8].flatMap((offset) => asm.storeImmediate(0xd000_0000 + offset, offset));
+    vm.start([...stores, ...asm.outAl(0x80), ...asm.jump(-stores.length - 7)]);
+    let held = 0;
+    await vm.runUntil(() => {
+      if (vm.holdAnswers) {
+        held++;
+        const before = accesses.length;
+        expect(vm.turn()).toBe('pending');
+        expect(accesses).toHaveLength(before);
+        vm.holdAnswers = false;
+        vm.hsm.notifyIoreqDone(0);
+      }
+      return held === 200;
+    });
+    const order = [0xd000_0000, 0xd000_0004, 0xd000_0008, 0x80];
+    expect(accesses.findIndex(({ address }, i) => address !== order[i % 4])).toBe(-1);
+  });
+
+  test('what is written behind a request that is held is gone with a reset', async () => {
+    const { accesses, onRequest } = recorder();
+    const vm = await makeVm({ onRequest });
+    vm.holdAnswers = true;
+    vm.start([...asm.outAl(0xf9), ...asm.outAl(0x80), ...asm.outAl(0x81), ...asm.hlt]);
+    await vm.runUntil(() => accesses.length === 1);
+    expect(vm.turn()).toBe('pending');
+    vm.hsm.pauseVm();
+    vm.hsm.clearIoreqs();
+    vm.hsm.destroyIoreqClient();
+    vm.hsm.resetVm();
+    vm.holdAnswers = false;
+    vm.start([...asm.outAl(0x82), ...asm.hlt]);
+    await vm.runUntil(() => accesses.length > 1);
+    await vm.step();
+    expect(accesses.map((a) => a.address)).toEqual([0xf9, 0x82]);
+  });
+
   test('pausing from inside a request stops the guest there', async () => {
     const { accesses, onRequest } = recorder();
     const vm = await makeVm({
