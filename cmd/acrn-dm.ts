@@ -2,9 +2,10 @@
 import './first-line.ts';
 import { basename } from 'node:path';
 import type { VmConfig } from '../devicemodel/core/config.ts';
-import { DmError, ExitCode } from '../devicemodel/core/errors.ts';
+import { BugError, DmError, ExitCode } from '../devicemodel/core/errors.ts';
 import { Log, LogLevel } from '../devicemodel/core/log.ts';
 import { pciDrivers } from '../devicemodel/hw/registry.ts';
+import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import { type BenchmarkOrder, mayNameConfig, parseCommandLine, type ServeOrder, type VmOrder } from './cli.ts';
 import { errorLines, exitCodeOf, fdSink, oneLine, writeLines } from './report.ts';
 import { disksOf, sizeThreadPool } from './thread-pool.ts';
@@ -88,41 +89,64 @@ async function dryRun(order: VmOrder): Promise<ExitCode> {
     import('../config/preflight.ts'),
     import('../config/claims.ts'),
   ]);
-  const { checkHost, fileProblems, groupProblems, hostTreeProblems, problemsOf } = preflight;
+  const { checkHost, hostProblems, hostTreeProblems, imageProblems, problemsOf } = preflight;
   const { config, hostRoot } = order;
+  const isThisHost = hostRoot === undefined;
   const found = await checkHost(config, { root: hostRoot ?? '', isPlan: true });
-  // What another host lacks is what was asked; this one need not be where the VM will run.
-  const obstacles = hostRoot === undefined ? [] : found.problems;
-  const doubts = hostRoot === undefined ? found.problems.map((problem) => problem.message) : [];
-  const shared = hostRoot === undefined ? claimFindings(config).warnings : [];
+  const hypervisor = await hypervisorOf(config);
+  // What a host lacks that the VM need not run on is worth a word and no more.
+  const isForHere =
+    !isThisHost || (config.hypervisor !== 'auto' && hypervisor.kind !== 'acrn') || hypervisor.isPresent();
+  const doubts = isForHere ? [] : found.problems.map((problem) => problem.message);
+  const shared = isThisHost ? claimFindings(config).warnings : [];
   writeLines(standardError, [
     ...order.notices.map((notice) => oneLine(`acrn-dm: ${notice.level === 'warn' ? 'warning: ' : ''}${notice.text}`)),
-    ...[...doubts, ...found.warnings, ...shared].map((text) => oneLine(`acrn-dm: warning: ${text}`)),
+    ...[...doubts, ...shared, ...found.warnings].map((text) => oneLine(`acrn-dm: warning: ${text}`)),
   ]);
-  const plan = await describeVm(config, hostRoot);
-  const written = print(order.format === 'json' ? [JSON.stringify(plan, undefined, 2)] : formatDryRun(plan));
-  const problems = [...problemsOf(config), ...obstacles];
-  problems.push(...(hostRoot === undefined ? fileProblems(config) : hostTreeProblems(hostRoot)));
-  if (hostRoot === undefined) problems.push(...(await groupProblems(config)));
-  if (problems.length === 0) problems.push(...(await engineProblems(config, hostRoot)));
+  // In the order in which a start would meet them: the first is what it would end with.
+  const problems = [...problemsOf(config)];
+  problems.push(...(isThisHost ? await hostProblems(config) : hostTreeProblems(hostRoot)));
+  if (isForHere) problems.push(...found.problems);
+  if (problems.length === 0) problems.push(...(await engineProblems(config, hypervisor, hostRoot)));
+  if (isThisHost) problems.push(...imageProblems(config).filter((image) => isNew(image, problems)));
+  let written: ExitCode = ExitCode.Ok;
+  try {
+    const plan = await describeVm(config, hostRoot, hypervisor.kind === 'acrn' || config.hypervisor === 'auto');
+    written = print(order.format === 'json' ? [JSON.stringify(plan, undefined, 2)] : formatDryRun(plan));
+  } catch (error) {
+    if (!(error instanceof DmError) || error instanceof BugError) throw error;
+    if (isNew(error, problems)) problems.push(error);
+  }
   for (const problem of problems) writeLines(standardError, errorLines(problem, { debug }));
   return problems[0]?.exitCode ?? written;
+}
+
+/** Two looks at one thing find the same. */
+function isNew({ message }: Error, known: readonly Error[]): boolean {
+  return known.every((other) => other.message !== message);
+}
+
+async function hypervisorOf(config: VmConfig): Promise<Hypervisor> {
+  const [{ chooseHypervisor }, { silentLog }] = await Promise.all([
+    import('../hypervisor/choose.ts'),
+    import('../devicemodel/core/log.ts'),
+  ]);
+  return chooseHypervisor(config, silentLog);
 }
 
 /**
  * Why the hypervisor that would be taken cannot run this VM. Where there is no ACRN and the user named none, the plan may
  * well be for another machine: then these are warnings.
  */
-async function engineProblems(config: VmConfig, hostRoot: string | undefined): Promise<readonly DmError[]> {
-  const [{ chooseHypervisor }, { checkHypervisor }, { silentLog }] = await Promise.all([
-    import('../hypervisor/choose.ts'),
-    import('../config/preflight.ts'),
-    import('../devicemodel/core/log.ts'),
-  ]);
-  const hypervisor = await chooseHypervisor(config, silentLog);
-  const problems = [...(await hypervisor.problems(config, hostRoot))];
+async function engineProblems(
+  config: VmConfig,
+  hypervisor: Hypervisor,
+  hostRoot: string | undefined,
+): Promise<readonly DmError[]> {
+  const { checkHypervisor, problemIn } = await import('../config/preflight.ts');
+  const problems: DmError[] = problemIn(() => checkHypervisor(config, hypervisor));
   try {
-    checkHypervisor(config, hypervisor);
+    problems.push(...(await hypervisor.problems(config, hostRoot)));
   } catch (error) {
     if (!(error instanceof DmError)) throw error;
     problems.push(error);

@@ -65,10 +65,11 @@ export interface PciPlan {
 
 /**
  * @param hostRoot where `sys` of the host is whose functions are passed through; empty: this one.
+ * @param hasHostIds whether the vCPUs have the local APIC ids of the CPUs they run on, as on ACRN.
  * @throws ConfigError if the machine cannot be put together.
  */
-export async function describeVm(config: VmConfig, hostRoot = ''): Promise<VmPlan> {
-  const { reports, tables } = await assemble(config, hostRoot);
+export async function describeVm(config: VmConfig, hostRoot = '', hasHostIds = true): Promise<VmPlan> {
+  const { reports, tables } = await assemble(config, hostRoot, hasHostIds);
   const ram = splitRam(config.memoryBytes);
   const memory = [{ what: 'RAM', base: 0, sizeBytes: ram.lowRamBytes }];
   if (ram.highRamBytes > 0) memory.push({ what: 'RAM', base: Layout.highRamBase, sizeBytes: ram.highRamBytes });
@@ -105,11 +106,13 @@ function flagsOf(config: VmConfig): string[] {
 async function assemble(
   config: VmConfig,
   hostRoot: string,
+  hasHostIds: boolean,
 ): Promise<{ readonly reports: readonly PciFunctionReport[]; readonly tables: VmPlan['tables'] }> {
   const memory = new TableMemory();
   const undo = new Disposer();
   // How many vCPUs there will be is for the hypervisor to say; usually it is one for each CPU named.
-  const lapicIds = config.cpuAffinity.length === 0 ? [0] : config.cpuAffinity;
+  const named = config.cpuAffinity.length === 0 ? [0] : config.cpuAffinity;
+  const lapicIds = hasHostIds ? named : named.map((_id, vcpu) => vcpu);
   const makeBoard = pcBoard({
     consoles: new CharBackendPool({ log: silentLog }),
     lapicIds: () => lapicIds,

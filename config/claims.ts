@@ -1,8 +1,11 @@
 /** Two devices of one VM that want the same socket, disk, tap or port of the host: refused, or said, before it starts. */
-import { EVENTS_BACKEND, type VmConfig } from '../devicemodel/core/config.ts';
+import { UART_REGISTER_COUNT } from '../devicemodel/chips/ns16550.ts';
+import { hex } from '../devicemodel/core/address.ts';
+import { type ComConfig, EVENTS_BACKEND, type VmConfig } from '../devicemodel/core/config.ts';
 import { ConfigError } from '../devicemodel/core/errors.ts';
 import { areCompatible, type HostClaim, outputClaim, socketClaim } from '../devicemodel/core/host-claims.ts';
 import type { HostFindings } from '../devicemodel/hw/pci/driver.ts';
+import { comResources } from '../devicemodel/hw/pci/lpc.ts';
 import { pciDrivers, platformDriver } from '../devicemodel/hw/registry.ts';
 import { charBackendClaims, tcpClaim } from '../devicemodel/hw/uart/backends/claims.ts';
 import { parseCharBackend } from '../devicemodel/hw/uart/backends/spec.ts';
@@ -30,16 +33,35 @@ export function claimFindings(config: VmConfig): HostFindings {
       continue;
     }
     const hint = claim.hint ?? 'give each its own';
-    problems.push(new ConfigError(`${where}: ${other.where} has ${claim.what} already`, { hint }));
+    const holder = other.where === where ? 'another part of it' : other.where;
+    problems.push(new ConfigError(`${where}: ${holder} has ${claim.what} already`, { hint }));
   }
   return { problems, warnings };
 }
 
+/** `com1,stdio` as it was ordered. */
+function formatLpcText({ index, backend, port, irq }: ComConfig): string {
+  const place = port === undefined || irq === undefined ? '' : `,${hex(port)},${irq}`;
+  return `-l com${index}${backend === '' && place === '' ? '' : `,${backend}`}${place}`;
+}
+
+/** The ports of COM5 are the user's to choose. */
+function portsClaim(com: ComConfig): HostClaim {
+  const { port } = comResources(com);
+  return {
+    what: `one of the I/O ports from ${hex(port)} on`,
+    key: 'I/O ports of the guest',
+    range: { base: port, sizeBytes: UART_REGISTER_COUNT },
+    hint: 'give com5 other ports, as in -l com5,BACKEND,0x9000,5',
+  };
+}
+
 function* claimsOf(config: VmConfig): Generator<Holder> {
-  for (const { index, backend } of config.com) {
-    if (backend === EVENTS_BACKEND) continue;
-    for (const claim of charBackendClaims(parseCharBackend(backend)))
-      yield { where: `-l com${index},${backend}`, claim };
+  for (const com of config.com) {
+    const where = formatLpcText(com);
+    yield { where, claim: portsClaim(com) };
+    if (com.backend === EVENTS_BACKEND) continue;
+    for (const claim of charBackendClaims(parseCharBackend(com.backend))) yield { where, claim };
   }
   for (const slot of config.pci) {
     const driver = pciDrivers.find(({ name }) => name === slot.driver);

@@ -1,5 +1,5 @@
 /** What can be found wrong with an order as a whole before a VM is asked for. */
-import { accessSync, constants, fstatSync, statSync } from 'node:fs';
+import { accessSync, constants, fstatSync, type Stats, statSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { checkSoftware, splitRam } from '../devicemodel/core/boot/loader.ts';
 import { EVENTS_BACKEND, type VmConfig } from '../devicemodel/core/config.ts';
@@ -88,12 +88,19 @@ function isLifeManagerLine(backend: string, { pmByVuart }: Pick<VmConfig, 'pmByV
  * Refuse a VM whose devices the hypervisor does not offer, before it is asked for a VM.
  * @throws ConfigError
  */
-export function checkHypervisor(config: Pick<VmConfig, 'pci'>, offers: HypervisorOffers): void {
+export function checkHypervisor(config: Pick<VmConfig, 'pci' | 'platform'>, offers: HypervisorOffers): void {
   for (const slot of config.pci) {
     try {
       pciDrivers.find((d) => d.name === slot.driver)?.checkHypervisor?.(offers);
     } catch (error) {
       throw located(`-s ${formatSlotText(slot)}`, error);
+    }
+  }
+  for (const { driver, text } of config.platform) {
+    try {
+      platformDriver(driver).checkHypervisor?.(offers);
+    } catch (error) {
+      throw located(`--${driver} ${text}`, error);
     }
   }
 }
@@ -112,7 +119,7 @@ function checkFrontDoors(config: VmConfig): void {
   if (pmByVuart !== undefined) at('--pm_by_vuart', () => inspectCharBackend(parseCharBackend(pmByVuart)));
   if (cmdMonitorPath !== undefined) at('--cmd_monitor', () => socket(cmdMonitorPath));
   if (apiSocket?.kind === 'path') at('--api-socket', () => socket(apiSocket.path));
-  if (apiSocket?.kind === 'fd') at('--api-socket', () => checkDescriptor(apiSocket.fd));
+  if (apiSocket?.kind === 'fd') at('--api-socket', () => checkListener(apiSocket.fd));
   if (crashDumpPath !== undefined) at('--crash-dump', () => inspectCharBackend({ kind: 'file', path: crashDumpPath }));
   if (eventMonitor !== undefined) {
     at('--event-monitor', () => {
@@ -129,9 +136,17 @@ function checkFrontDoors(config: VmConfig): void {
 }
 
 /** @throws ConfigError */
-function checkDescriptor(fd: number): void {
+function checkListener(fd: number): void {
+  if (checkDescriptor(fd).isSocket()) return;
+  throw new ConfigError(`fd=${fd}: is no listening socket`, {
+    hint: 'the parent process makes the socket and leaves its descriptor open',
+  });
+}
+
+/** @throws ConfigError */
+function checkDescriptor(fd: number): Stats {
   try {
-    fstatSync(fd);
+    return fstatSync(fd);
   } catch (cause) {
     throw new ConfigError(`fd=${fd}: this process has no such descriptor (${(cause as NodeJS.ErrnoException).code})`, {
       cause,
@@ -171,27 +186,34 @@ const WORDS: Readonly<Record<string, string>> = {
   ENAMETOOLONG: 'the name is too long',
 };
 
-/** What a start would find wrong with boot images and other files of this host. Reads only. */
-export function fileProblems(config: VmConfig): DmError[] {
-  const problems: DmError[] = [];
-  const collect = (check: () => void) => {
-    try {
-      check();
-    } catch (error) {
-      if (!(error instanceof DmError)) throw error;
-      problems.push(error);
-    }
-  };
-  const { boot } = config;
-  if (boot !== undefined) collect(() => checkSoftware(boot, splitRam(config.memoryBytes)));
-  collect(() => checkHostPaths(config));
-  problems.push(...claimFindings(config).problems);
-  problems.push(...limitProblems(config));
-  return problems;
+/** What a start finds wrong on this host before it looks at what the drivers find, in that order. Reads only. */
+export async function hostProblems(config: VmConfig): Promise<DmError[]> {
+  return [
+    ...limitProblems(config),
+    ...(await groupProblems(config)),
+    ...problemIn(() => checkHostPaths(config)),
+    ...claimFindings(config).problems,
+  ];
+}
+
+/** What a start finds wrong with boot images: last, once it knows that the hypervisor could run the VM. Reads only. */
+export function imageProblems({ boot, memoryBytes }: Pick<VmConfig, 'boot' | 'memoryBytes'>): DmError[] {
+  return boot === undefined ? [] : problemIn(() => checkSoftware(boot, splitRam(memoryBytes)));
+}
+
+/** What a check throws, if it is a mistake of the user's or of the host's. */
+export function problemIn(check: () => void): DmError[] {
+  try {
+    check();
+    return [];
+  } catch (error) {
+    if (!(error instanceof DmError)) throw error;
+    return [error];
+  }
 }
 
 /** A group that does not exist here. The C library knows, which takes a while to load: only for who named one. */
-export async function groupProblems({ socketGroup }: Pick<VmConfig, 'socketGroup'>): Promise<DmError[]> {
+async function groupProblems({ socketGroup }: Pick<VmConfig, 'socketGroup'>): Promise<DmError[]> {
   if (socketGroup === undefined) return [];
   const { groupId } = await import('../devicemodel/core/host/groups.ts');
   if (groupId(socketGroup) !== undefined) return [];

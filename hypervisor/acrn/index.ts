@@ -15,6 +15,7 @@ export function acrnHypervisor(ownsThread: boolean): Hypervisor {
         ? new (await import('../blocking-loop/loop.ts')).BlockingLoop(log)
         : new (await import('../turn-loop/loop.ts')).TurnLoop({ hasSlices: false }),
     givesHostFunctions: true,
+    givesDeviceMemory: true,
     problems: affinityProblems,
     cpus: acrnCpus,
   };

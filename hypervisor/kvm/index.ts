@@ -2,6 +2,9 @@
 import { closeSync, openSync, statSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { wantedHostFunctions } from '../../devicemodel/core/config.ts';
+import type { DmError } from '../../devicemodel/core/errors.ts';
+import { describeErrno } from '../../devicemodel/core/host/errno.ts';
+import { errnoOf } from '../../devicemodel/core/host/path-failure.ts';
 import { regionProblems } from '../embedded/region-problems.ts';
 import { runDirectoryProblems } from '../embedded/run-directory.ts';
 import { scenarioProblems } from '../embedded/scenario-problems.ts';
@@ -38,6 +41,17 @@ function openAndClose(path: string): void {
   closeSync(openSync(path, 'r+'));
 }
 
+/** Why the device of this machine cannot be opened. Opens it, and closes it again. */
+async function deviceProblems(path = DEVICE_PATH): Promise<readonly DmError[]> {
+  try {
+    openAndClose(path);
+    return [];
+  } catch (error) {
+    const errno = errnoOf(error);
+    return [(await import('./permission.ts')).kvmRefusal(`${path}: open: ${describeErrno(errno)}`, errno, error)];
+  }
+}
+
 /** @param ownsThread whether the thread may block while it waits for the guest. */
 export function kvmHypervisor(ownsThread: boolean): Hypervisor {
   /** The VM opened last has one vCPU, which runs on the thread that waits for it. */
@@ -62,6 +76,7 @@ export function kvmHypervisor(ownsThread: boolean): Hypervisor {
         ...scenarioProblems(config.scenarioPath),
         ...regionProblems(config),
         ...runDirectoryProblems(),
+        ...(hostRoot === undefined ? await deviceProblems() : []),
         ...(functions.length === 0 ? [] : (await import('./vfio/check.ts')).hostFunctionProblems(functions, hostRoot)),
       ];
     },

@@ -1,7 +1,6 @@
 /** A VM on the embedded hypervisor, on /dev/kvm. */
 import { type VmConfig, wantedHostFunctions } from '../../devicemodel/core/config.ts';
-import { ExitCode, HostError } from '../../devicemodel/core/errors.ts';
-import { Errno } from '../../devicemodel/core/host/errno.ts';
+import { HostError } from '../../devicemodel/core/errors.ts';
 import { KVM_DEVICE, type Kvm, openKvm } from '../../devicemodel/core/host/kvm.ts';
 import type { KvmCapName } from '../../devicemodel/core/host/kvm-abi.ts';
 import type { Vfio } from '../../devicemodel/core/host/vfio.ts';
@@ -15,7 +14,7 @@ import { derivedScenario, readScenario } from '../embedded/scenario.ts';
 import { vdevFactory } from '../embedded/vdevs.ts';
 import { InlineRunner } from './inline-runner.ts';
 import { KvmEngine } from './kvm-engine.ts';
-import { joinKvmGroup } from './permission.ts';
+import { kvmRefusal } from './permission.ts';
 import { vcpuCpus } from './placement.ts';
 import { ThreadedRunner } from './threaded-runner.ts';
 
@@ -91,14 +90,7 @@ function openDevice(): Kvm {
     return openKvm();
   } catch (error) {
     if (!(error instanceof HostError)) throw error;
-    const isForbidden = error.errno === Errno.EACCES || error.errno === Errno.EPERM;
-    throw new HostError(error.message, error.errno, {
-      cause: error,
-      exitCode: isForbidden ? ExitCode.NoPermission : ExitCode.Unavailable,
-      hint: isForbidden
-        ? joinKvmGroup()
-        : 'load kvm_intel or kvm_amd (is virtualization enabled in the BIOS?), or use --hypervisor soft',
-    });
+    throw kvmRefusal(error.message, error.errno, error);
   }
 }
 

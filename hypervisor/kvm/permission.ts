@@ -1,6 +1,8 @@
-/** What a user has to do who may not open /dev/kvm. */
+/** What a user has to do who cannot open /dev/kvm. */
 import { statSync } from 'node:fs';
 import { userInfo } from 'node:os';
+import { ExitCode, HostError } from '../../devicemodel/core/errors.ts';
+import { Errno } from '../../devicemodel/core/host/errno.ts';
 import { groupName } from '../../devicemodel/core/host/groups.ts';
 
 export interface Who {
@@ -29,4 +31,16 @@ function thisUser(): Who {
   } catch {
     return { uid, name: undefined };
   }
+}
+
+/** /dev/kvm that cannot be opened, with the way to it. @param message what failed. */
+export function kvmRefusal(message: string, errno: number, cause: unknown): HostError {
+  const isForbidden = errno === Errno.EACCES || errno === Errno.EPERM;
+  return new HostError(message, errno, {
+    cause,
+    exitCode: isForbidden ? ExitCode.NoPermission : ExitCode.Unavailable,
+    hint: isForbidden
+      ? joinKvmGroup()
+      : 'load kvm_intel or kvm_amd (is virtualization enabled in the BIOS?), or use --hypervisor soft',
+  });
 }

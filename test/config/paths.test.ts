@@ -21,7 +21,7 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { parseCommandLine, type VmOrder } from '../../cmd/cli.ts';
 import { errorLines, exitCodeOf } from '../../cmd/report.ts';
 import { readConfigFile } from '../../config/config-file.ts';
-import { checkHost, fileProblems } from '../../config/preflight.ts';
+import { checkHost, hostProblems, imageProblems } from '../../config/preflight.ts';
 import { ExitCode } from '../../devicemodel/core/errors.ts';
 import { pciDrivers } from '../../devicemodel/hw/registry.ts';
 import { demoGuest } from '../support/program.ts';
@@ -127,7 +127,7 @@ async function problemsWith(argv: readonly string[]): Promise<{ status: number; 
   try {
     const order = parseCommandLine([...argv, 'vm1'], pciDrivers, readConfigFile) as VmOrder;
     const found = await checkHost(order.config, { root: '', isPlan: false });
-    const [problem] = [...fileProblems(order.config), ...found.problems];
+    const [problem] = [...(await hostProblems(order.config)), ...found.problems, ...imageProblems(order.config)];
     return { status: problem?.exitCode ?? 0, lines: problem === undefined ? [] : errorLines(problem) };
   } catch (error) {
     return { status: exitCodeOf(error), lines: errorLines(error) };

@@ -113,6 +113,8 @@ export interface HypervisorOffers {
   readonly ownRootPorts?: true;
   /** PCI functions of the host can be given to a guest; {@link Hsm.hostFunctions} is there. */
   readonly givesHostFunctions?: true;
+  /** Memory of other devices of the host can be given to a guest; {@link Hsm.passthrough} is there. */
+  readonly givesDeviceMemory?: true;
   /** The driver of the host that such a function has to be bound to; absent: any that leaves it alone. */
   readonly hostFunctionDriver?: string;
 }

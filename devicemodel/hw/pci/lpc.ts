@@ -155,12 +155,21 @@ export interface ComPort {
 
 /**
  * Put a 16550 at a COM port's place. Its irq has to be reserved at the INTx router before PCI is configured.
- * @throws BugError if another device has the ports.
+ * @throws ConfigError if another device has the ports: those of COM5 are the user's to choose.
  */
 export function attachComPort(com: ComConfig, wires: ComPortWires): ComPort {
   const { name, port } = comResources(com);
   const uart = new Ns16550({ irq: wires.irq, backend: wires.backend });
   const range = { base: port, size: UART_REGISTER_COUNT, name };
+  const holder = wires.pio.findOverlap(range.base, range.size);
+  if (holder !== undefined) {
+    throw new ConfigError(
+      `-l ${name}: of its ports, ${hex(port)} to ${hex(port + UART_REGISTER_COUNT - 1)}, ${holder.name} has ${hex(holder.base)}`,
+      {
+        hint: `give it others, as in -l ${name},BACKEND,${hex(COM_PORTS[5].port)},IRQ`,
+      },
+    );
+  }
   return { uart, registration: wires.pio.register(range, new IsaUartPorts(uart)) };
 }
 

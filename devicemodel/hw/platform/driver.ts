@@ -7,7 +7,7 @@ import type { Gpa, Port } from '../../core/address.ts';
 import type { PlatformDeviceConfig } from '../../core/config.ts';
 import type { PowerControl } from '../../core/device.ts';
 import type { HostClaim } from '../../core/host-claims.ts';
-import type { Hsm } from '../../core/hsm/hsm.ts';
+import type { Hsm, HypervisorOffers } from '../../core/hsm/hsm.ts';
 import type { KeptOverLives } from '../../core/kept-over-lives.ts';
 import type { Log } from '../../core/log.ts';
 import type { GuestMemory } from '../../core/memory.ts';
@@ -70,6 +70,8 @@ export interface PlatformDriver<Name extends string = string, S extends OptionSc
    * @throws ConfigError; its message goes on after `--name: `.
    */
   inspectHost?(options: v.InferOutput<S>): void;
+  /** Whether the hypervisor can do that at all, before it is asked for a VM. @throws ConfigError */
+  checkHypervisor?(offers: HypervisorOffers): void;
   /** What of the host two devices of one VM cannot both have. Looks at files by their names only. */
   claims?(options: v.InferOutput<S>): readonly HostClaim[];
   /** Nothing on the host is touched here: that is for `start`. */

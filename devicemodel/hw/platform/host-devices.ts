@@ -2,7 +2,7 @@
 import { type AccessSize, allOnes } from '../../core/address.ts';
 import type { PlatformDeviceConfig } from '../../core/config.ts';
 import { ConfigError, ExitCode, HostError } from '../../core/errors.ts';
-import type { Hsm, MmiodevAssignment, PassthroughAbility } from '../../core/hsm/hsm.ts';
+import type { Hsm, HypervisorOffers, MmiodevAssignment, PassthroughAbility } from '../../core/hsm/hsm.ts';
 import type { AddressRange, IoBus, Registration } from '../../core/io-bus.ts';
 import type { PlatformDevice } from './platform-device.ts';
 
@@ -26,17 +26,18 @@ export function assertRoomForHostDevices(all: readonly PlatformDeviceConfig[]): 
   }
 }
 
+const REFUSAL = 'the embedded hypervisor gives a guest no devices of the host but PCI functions on KVM';
+const refused = { exitCode: ExitCode.Unavailable, hint: 'leave it out, or run on ACRN' };
+
+/** @throws ConfigError if the hypervisor cannot pass devices through. */
+export function checkGivesDevices({ givesDeviceMemory }: HypervisorOffers): void {
+  if (givesDeviceMemory !== true) throw new ConfigError(REFUSAL, refused);
+}
+
 /** @throws HostError if this hypervisor cannot pass devices through. */
 export function passthroughOf(hsm: Hsm, what: string): PassthroughAbility {
   if (hsm.passthrough !== undefined) return hsm.passthrough;
-  throw new HostError(
-    `${what}: the embedded hypervisor gives a guest no devices of the host but PCI functions on KVM`,
-    0,
-    {
-      exitCode: ExitCode.Unavailable,
-      hint: 'leave it out, or run on ACRN',
-    },
-  );
+  throw new HostError(`${what}: ${REFUSAL}`, 0, refused);
 }
 
 /** What the hypervisor maps, a guest must not put a BAR on. */

@@ -5,7 +5,7 @@ import { ConfigError } from '../../core/errors.ts';
 import { Layout } from '../../core/layout.ts';
 import { KiB } from '../../core/units.ts';
 import { definePlatformDriver } from './driver.ts';
-import { assertRoomForHostDevices, HostMmio } from './host-devices.ts';
+import { assertRoomForHostDevices, checkGivesDevices, HostMmio } from './host-devices.ts';
 
 const PAGE_BYTES = 4 * KiB;
 
@@ -51,6 +51,7 @@ export const mmiodevPt = definePlatformDriver({
   isList: true,
   parseText,
   check: assertRoomForHostDevices,
+  checkHypervisor: checkGivesDevices,
   claims: ({ base, sizeBytes }) => [
     { what: `device memory at ${hex(base)}`, key: 'device memory', range: { base, sizeBytes }, hint: 'give it once' },
   ],

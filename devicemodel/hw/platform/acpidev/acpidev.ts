@@ -2,7 +2,7 @@
 import type { PlatformDeviceConfig } from '../../../core/config.ts';
 import { ConfigError } from '../../../core/errors.ts';
 import { definePlatformDriver } from '../driver.ts';
-import { assertRoomForHostDevices } from '../host-devices.ts';
+import { assertRoomForHostDevices, checkGivesDevices } from '../host-devices.ts';
 import { readHostTpm } from './host.ts';
 import { AcpidevOptions, parseAcpidevText } from './options.ts';
 import { HostAcpiDevice, kindOfHostDevice } from './resources.ts';
@@ -30,6 +30,7 @@ export const acpidevPt = definePlatformDriver({
       ? { ...earlier, resources: [...earlier.resources, ...added.resources] }
       : undefined,
   check,
+  checkHypervisor: checkGivesDevices,
   inspectHost: ({ hid, uid, resources }) => {
     if (resources.length === 0) readHostTpm(hid, uid);
   },

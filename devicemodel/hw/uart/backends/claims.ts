@@ -2,9 +2,14 @@
 import { fileKey, type HostClaim, outputClaim, placeKey, socketClaim } from '../../../core/host-claims.ts';
 import type { CharBackendSpec } from './spec.ts';
 
-/** Standard input and output are shared out by the pool, which also knows what to use instead. */
-export function charBackendClaims(spec: CharBackendSpec): readonly HostClaim[] {
+/** What a serial port can have instead of standard input and output. */
+const OTHER_THAN_STDIO = 'give the serial port pty, tcp:PORT or unix:PATH';
+
+/** @param otherThanStdio what the device can have where another one has standard input and output. */
+export function charBackendClaims(spec: CharBackendSpec, otherThanStdio = OTHER_THAN_STDIO): readonly HostClaim[] {
   switch (spec.kind) {
+    case 'stdio':
+      return [{ what: 'stdio', key: 'stdio', hint: otherThanStdio }];
     case 'tty':
       return [
         {

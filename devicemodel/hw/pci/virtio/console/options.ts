@@ -84,7 +84,10 @@ export const consoleInfo = describePciDriver({
   summary: 'consoles and serial ports',
   options: ConsoleOptions,
   parseText: parseConsoleText,
-  claims: ({ ports }) => ports.flatMap(({ backend }) => charBackendClaims(backend)),
+  claims: ({ ports }) =>
+    ports.flatMap(({ backend }) =>
+      charBackendClaims(backend, 'give the port of virtio-console pty:NAME or socket:NAME=PATH'),
+    ),
   passedOver: ({ ports }) => {
     const names = ports.map(({ name }) => name).filter((name) => name !== '');
     const twice = new Set(names.filter((name, i) => names.indexOf(name) !== i));

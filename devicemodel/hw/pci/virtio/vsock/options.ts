@@ -1,9 +1,13 @@
 /** Options of vhost-vsock. */
+import { accessSync, constants } from 'node:fs';
 import * as v from 'valibot';
-import { ConfigError } from '../../../../core/errors.ts';
+import { ConfigError, ExitCode, HostError } from '../../../../core/errors.ts';
+import { pathFailure } from '../../../../core/host/path-failure.ts';
 import { integer } from '../../../../core/options.ts';
 import { describePciDriver } from '../../driver.ts';
 
+export const VSOCK_PATH = '/dev/vhost-vsock';
+export const VSOCK_HINT = 'modprobe vhost_vsock';
 /** 0 to 2 are the hypervisor, the local and the host's own addresses; the last is a wildcard. */
 const FIRST_CID = 3;
 const LAST_CID = 0xfffffffe;
@@ -26,5 +30,17 @@ export const vsockInfo = describePciDriver({
   summary: 'sockets between host and guest, by the kernel',
   options: VsockOptions,
   parseText: parseVsockText,
+  inspectHost: ({ cid }) => {
+    try {
+      accessSync(VSOCK_PATH, constants.R_OK | constants.W_OK);
+    } catch (error) {
+      const { errno, message, exitCode } = pathFailure(`vhost-vsock,cid=${cid}: ${VSOCK_PATH}: open`, error);
+      const isForbidden = exitCode === ExitCode.NoPermission;
+      throw new HostError(message, errno, {
+        exitCode: isForbidden ? exitCode : ExitCode.Unavailable,
+        hint: isForbidden ? 'run as root, or as a user of the group kvm' : VSOCK_HINT,
+      });
+    }
+  },
   claims: ({ cid }) => [{ what: `cid ${cid}`, key: `cid ${cid}` }],
 });

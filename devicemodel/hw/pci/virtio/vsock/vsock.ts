@@ -16,9 +16,8 @@ import {
   type VirtioTransport,
 } from '../transport/device.ts';
 import { VirtioPci } from '../transport/transport.ts';
-import { vsockInfo } from './options.ts';
+import { VSOCK_HINT, VSOCK_PATH, vsockInfo } from './options.ts';
 
-const PATH = '/dev/vhost-vsock';
 const QUEUE_SIZE = 128;
 /** Receive and transmit; the event queue stays here and is never used. */
 const LENT_QUEUES = 2;
@@ -48,7 +47,7 @@ export class VhostVsock implements VirtioDevice, QueueOwner {
   #lent: readonly QueueWires[] = [];
   #transport: VirtioTransport | undefined;
 
-  constructor(cid: number, log: Log, vhost = new VhostDevice(PATH)) {
+  constructor(cid: number, log: Log, vhost = new VhostDevice(VSOCK_PATH)) {
     this.#cid = cid;
     this.#log = log;
     this.#vhost = vhost;
@@ -72,7 +71,7 @@ export class VhostVsock implements VirtioDevice, QueueOwner {
     } catch (error) {
       this.#vhost.close();
       if (!(error instanceof HostError)) throw error;
-      const hint = error.errno === Errno.EADDRINUSE ? 'another VM has this cid' : 'modprobe vhost_vsock';
+      const hint = error.errno === Errno.EADDRINUSE ? 'another VM has this cid' : VSOCK_HINT;
       throw new HostError(`vhost-vsock,cid=${this.#cid}: ${error.message}`, error.errno, { hint });
     }
   }
