@@ -84,7 +84,7 @@ async function main(): Promise<ExitCode> {
 }
 
 async function dryRun(order: VmOrder): Promise<ExitCode> {
-  const [{ describeVm, formatDryRun }, preflight, { claimFindings }] = await Promise.all([
+  const [{ describeVm, formatDryRun }, preflight, { claimFindings, pipeWarnings }] = await Promise.all([
     import('./dry-run.ts'),
     import('../config/preflight.ts'),
     import('../config/claims.ts'),
@@ -98,7 +98,7 @@ async function dryRun(order: VmOrder): Promise<ExitCode> {
   const isForHere =
     !isThisHost || (config.hypervisor !== 'auto' && hypervisor.kind !== 'acrn') || hypervisor.isPresent();
   const doubts = isForHere ? [] : found.problems.map((problem) => problem.message);
-  const shared = isThisHost ? claimFindings(config).warnings : [];
+  const shared = isThisHost ? [...claimFindings(config).warnings, ...pipeWarnings(config)] : [];
   writeLines(standardError, [
     ...order.notices.map((notice) => oneLine(`acrn-dm: ${notice.level === 'warn' ? 'warning: ' : ''}${notice.text}`)),
     ...[...doubts, ...shared, ...found.warnings].map((text) => oneLine(`acrn-dm: warning: ${text}`)),

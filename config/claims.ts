@@ -1,4 +1,5 @@
 /** Two devices of one VM that want the same socket, disk, tap or port of the host: refused, or said, before it starts. */
+import { statSync } from 'node:fs';
 import { UART_REGISTER_COUNT } from '../devicemodel/chips/ns16550.ts';
 import { hex } from '../devicemodel/core/address.ts';
 import { type ComConfig, EVENTS_BACKEND, type VmConfig } from '../devicemodel/core/config.ts';
@@ -37,6 +38,26 @@ export function claimFindings(config: VmConfig): HostFindings {
     problems.push(new ConfigError(`${where}: ${holder} has ${claim.what} already`, { hint }));
   }
   return { problems, warnings };
+}
+
+/**
+ * Output to a named pipe, one line each: a start fails without its reader, and whether there is one shows to nobody who
+ * does not open it, which would end the reader's wait.
+ */
+export function pipeWarnings(config: VmConfig): string[] {
+  return [...claimsOf(config)].flatMap(({ where, claim: { outputPath } }) =>
+    outputPath !== undefined && isPipe(outputPath)
+      ? [`${where}: ${outputPath} is a named pipe: its reader has to be there when the VM starts`]
+      : [],
+  );
+}
+
+function isPipe(path: string): boolean {
+  try {
+    return statSync(path).isFIFO();
+  } catch {
+    return false;
+  }
 }
 
 /** `com1,stdio` as it was ordered. */

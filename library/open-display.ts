@@ -27,7 +27,7 @@ export async function makeDisplay(vm: VmConfig, log: Log): Promise<ShownDisplay 
         return window;
       }
       const { VncServer } = await import('../devicemodel/hw/display/vnc/server.ts');
-      const server = new VncServer({ config, display, name, socketGroup, log: log.child('display') });
+      const server = new VncServer({ config, display, name, socketGroup, log });
       await server.start();
       return server;
     },

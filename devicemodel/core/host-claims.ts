@@ -17,6 +17,8 @@ export interface HostClaim {
   readonly variant?: string;
   /** What to do instead. */
   readonly hint?: string;
+  /** It is a file that is written as things happen. */
+  readonly outputPath?: string;
 }
 
 /** Of something that is in a folder by this name, whatever the name leads to: a socket, a link. */
@@ -46,7 +48,7 @@ export function socketClaim(path: string): HostClaim {
 
 /** Of a file that is written as things happen. */
 export function outputClaim(path: string): HostClaim {
-  return { what: path, key: fileKey(path), consequence: 'what both write is mixed in it' };
+  return { what: path, key: fileKey(path), consequence: 'what both write is mixed in it', outputPath: path };
 }
 
 /** Whether both can be had. */

@@ -121,6 +121,8 @@ export function optionsFromText(schema: OptionSchema, text: string): Record<stri
 /** The schema's own words, or for what it only knows the type of: `must be threads or io_uring, got "uring"`. */
 function issueText({ kind, message, expected, received }: v.BaseIssue<unknown>): string {
   if (kind !== 'schema' || expected === null || !message.startsWith('Invalid ')) return message;
+  // On a command line a flag is there or it is not.
+  if (expected === 'boolean') return `takes no value, got ${received}`;
   return `must be ${expected.replace(/[()"]/g, '').replaceAll(' | ', ' or ')}, got ${received}`;
 }
 

@@ -1,7 +1,8 @@
+import { execFileSync } from 'node:child_process';
 import { linkSync, mkdirSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { parseCommandLine } from '../../cmd/cli.ts';
-import { claimFindings } from '../../config/claims.ts';
+import { claimFindings, pipeWarnings } from '../../config/claims.ts';
 import { pciDrivers } from '../../devicemodel/hw/registry.ts';
 import { scratchDirectory } from '../support/pty.ts';
 
@@ -228,5 +229,24 @@ describe('an option that is given twice', () => {
   ])('%j', (args, line) => {
     const said = notices(...args).filter((text) => !text.startsWith('--kernel: ignored'));
     expect(said).toEqual(line === undefined ? [] : [expect.stringContaining(line)]);
+  });
+});
+
+describe('output to a named pipe is said by a dry run, which cannot see its reader', () => {
+  beforeAll(() => execFileSync('mkfifo', [at('pipe')]));
+  test.each([
+    ['-l com1,file:', 1, ['-s', '1,lpc', '-l', `com1,file:${at('pipe')}`]],
+    ['a console', 1, slots(`virtio-console,file:a=${at('pipe')}`)],
+    ['a vUART', 1, slots(`uart,file:${at('pipe')}`)],
+    ['--event-monitor', 1, ['--event-monitor', `path=${at('pipe')}`]],
+    ['--crash-dump', 1, ['--crash-dump', at('pipe')]],
+    ['a file', 0, ['-s', '1,lpc', '-l', `com1,file:${at('d.img')}`]],
+    ['what is not there yet', 0, ['--event-monitor', `path=${at('none')}`]],
+  ])('%s', (_what, count, args) => {
+    const order = parseCommandLine(['--dry-run', ...args, '-k', 'x', 'vm'], pciDrivers);
+    if (order.action !== 'dry-run') throw new Error('no VM');
+    const warnings = pipeWarnings(order.config);
+    expect(warnings).toHaveLength(count);
+    for (const line of warnings) expect(line).toContain(`${at('pipe')} is a named pipe`);
   });
 });

@@ -58,3 +58,21 @@ test.each([
   expect(notices).toHaveLength(count);
   for (const { text } of notices) expect(text).not.toContain('did you mean "transport"');
 });
+
+// Mutation: `ptm: must be boolean, got "1"`.
+test.each([
+  ['root-port', 'ptm', '1'],
+  ['root-port', 'ptm', ''],
+  ['root-port', 'ptm', 'off'],
+  ['virtio-blk,d.img', 'ro', 'on'],
+  ['virtio-blk,d.img', 'writeback', 'false'],
+  ['virtio-blk,d.img', 'nocache', '0'],
+])('-s 3,%s,%s=%s: a flag has no value', (device, flag, value) => {
+  try {
+    parseCommandLine(['-k', 'k', '-s', `3,${device},${flag}=${value}`, 'vm1'], pciDrivers);
+    expect.unreachable();
+  } catch (error) {
+    const { message, hint } = error as { message: string; hint?: string };
+    expect(`${message} ${hint}`).toMatch(new RegExp(`\\b${flag}:? takes no value`));
+  }
+});
