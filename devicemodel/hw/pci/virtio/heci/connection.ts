@@ -16,9 +16,9 @@ export class EngineConnection {
   /** What the engine has said and the driver not yet got, from `#sentBytes` on. */
   #incoming: Uint8Array | undefined;
   #sentBytes = 0;
-  /** The driver's message that is not complete. */
-  #parts: Uint8Array[] = [];
-  #partsBytes = 0;
+  /** The driver's message that is not complete, in one piece however many it came in: a driver may send empty ones for ever. */
+  #partial: Uint8Array | undefined;
+  #partialBytes = 0;
   readonly #outgoing: Uint8Array[] = [];
 
   constructor(me: number, host: number, maxMessageBytes: number) {
@@ -62,15 +62,19 @@ export class EngineConnection {
     return { bytes, isComplete };
   }
 
-  /** A piece of the driver's. @returns false if it is more than there is room for: the connection is to end. */
+  /** A piece of the driver's, which is copied. @returns false if it is more than there is room for: the connection is to end. */
   add(piece: Uint8Array, isComplete: boolean): boolean {
-    if (this.#partsBytes + piece.length > this.#maxMessageBytes || this.#outgoing.length >= MAX_WAITING) return false;
-    this.#parts.push(piece);
-    this.#partsBytes += piece.length;
+    const end = this.#partialBytes + piece.length;
+    if (end > this.#maxMessageBytes || this.#outgoing.length >= MAX_WAITING) return false;
+    if (piece.length > 0) {
+      this.#partial ??= new Uint8Array(this.#maxMessageBytes);
+      this.#partial.set(piece, this.#partialBytes);
+      this.#partialBytes = end;
+    }
     if (!isComplete) return true;
-    this.#outgoing.push(Buffer.concat(this.#parts));
-    this.#parts = [];
-    this.#partsBytes = 0;
+    this.#outgoing.push(Buffer.from(this.#partial?.subarray(0, end) ?? []));
+    this.#partial = undefined;
+    this.#partialBytes = 0;
     return true;
   }
 
