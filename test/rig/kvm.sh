@@ -1,8 +1,8 @@
 #!/bin/bash
 # Debian amd64 on the embedded hypervisor with the machine's own KVM: several vCPUs (CPUS=0,1,2,3: four), a disk used by
-# all of them, pauses, S3, a reboot, and the power button. HYPERVISOR=kvm test/rig/virtio.sh has the devices.
+# all of them, the hypervisor's ivshmem, pauses, S3, a reboot, and the power button. HYPERVISOR=kvm test/rig/virtio.sh has the devices.
 # STEPS="cpus s3" runs some of the steps; the guest powers itself off then.
-export HYPERVISOR=kvm CPUS=${CPUS:-0,1} STEPS=${STEPS:-cpus pause s3 reboot button} RIG_PASS="CPUS STEPS"
+export HYPERVISOR=kvm CPUS=${CPUS:-0,1} STEPS=${STEPS:-cpus ivshmem pause s3 reboot button} RIG_PASS="CPUS STEPS"
 export RIG_TIMEOUT=${RIG_TIMEOUT:-290}
 . "$(dirname "$0")/lib.sh"
 
@@ -14,10 +14,23 @@ guest_script
 version=$(cat "$HSMRIG_BUILD/ready")
 mkdir -p /run/button/lib
 cp "$HSMRIG_BUILD/image/lib/modules/$version/kernel/drivers/acpi/button.ko" /run/button/lib/
+# ivshmem.sh CPUS [VALUE]: all CPUs at once ask the device which VM this is; the shared memory is given this value, and has it.
+cat > /run/button/lib/ivshmem.sh << 'END'
+resources=/sys/bus/pci/devices/0000:00:05.0/resource
+registers=$(sed -n 1p $resources | cut -d' ' -f1) memory=$(sed -n 3p $resources | cut -d' ' -f1)
+rm -f /tmp/at.*
+for cpu in $(seq 0 $(($1 - 1))); do
+  taskset $((1 << cpu)) sh -c "for i in 1 2 3 4 5 6 7 8 9 10; do devmem $((registers + 8)) 32; done" > /tmp/at.$cpu &
+done
+wait
+[ "$(cat /tmp/at.* | wc -l)" = $((10 * $1)) ] && [ "$(sort -u /tmp/at.*)" = 0x00000001 ] || exit 1
+[ -z "${2:-}" ] || devmem $((memory + 16)) 32 "$2"
+[ "$(devmem $((memory + 16)) 32)" = 0x1234ABCD ]
+END
 (cd /run/button && find lib | cpio -o -H newc --quiet | gzip -1) >> /run/initrd
 truncate -s 32M /run/disk.img
 
-WORDS="stay no_console_suspend" start_dm -s "3,virtio-blk,/run/disk.img,writeback"
+WORDS="stay no_console_suspend" start_dm -s "3,virtio-blk,/run/disk.img,writeback" -s 5,ivshmem,hv:/kvm,2
 check "the guest is there" wait_for 200 GUEST-DONE
 sleep 1
 echo "        its shell after $SECONDS s, $(grep -ao 'GUEST-UP.*' "$guest_log" | head -1 | tr -d '\r')"
@@ -31,6 +44,7 @@ dd if=/dev/urandom of=/tmp/d bs=1M count=1 2> /dev/null; dd if=/tmp/d of=/dev/vd
 dd if=/dev/vda of=/tmp/e skip=\$c bs=1M count=1 iflag=direct 2> /dev/null; cmp /tmp/d /tmp/e || bad=1; done; test -z \"\$bad\"" 60
 fi
 
+if wanted ivshmem; then check "all of them at the registers of ivshmem, and its memory" guest "sh /lib/ivshmem.sh $count 0x1234ABCD"; fi
 if wanted pause; then
   echo "-- pause"
   # acrnvm of the same build.
@@ -56,6 +70,7 @@ if wanted s3; then
   echo 'for s in 10 60; do echo 0 > /sys/class/rtc/rtc0/wakealarm; echo +$s > /sys/class/rtc/rtc0/wakealarm; echo mem > /sys/power/state && break; done; echo "alarmed-$?"' >&8
   check "the guest goes on where it was" wait_for 150 alarmed-0
   check "with $count vCPUs" guest "test \$(cat /sys/devices/system/cpu/online) = 0$([ "$count" = 1 ] || echo "-$((count - 1))")"
+  if wanted ivshmem; then check "ivshmem has what it had" guest "sh /lib/ivshmem.sh $count"; fi
 fi
 
 if wanted reboot; then
@@ -64,6 +79,7 @@ if wanted reboot; then
   check "the guest comes up again" life 2 150
   sleep 1
   check "with $count vCPUs" guest "test \$(grep -c ^processor /proc/cpuinfo) = $count"
+  if wanted ivshmem; then check "ivshmem has what it had" guest "sh /lib/ivshmem.sh $count"; fi
 fi
 
 if wanted button; then
