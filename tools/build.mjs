@@ -58,6 +58,7 @@ function replaceFile(path, text) {
 const threads = [
   'devicemodel/hw/pci/virtio/data-thread/data-thread-main.ts',
   'devicemodel/hw/display/sdl/sdl-window-main.ts',
+  'hypervisor/kvm/vdevs/vdev-thread-main.ts',
 ];
 
 /** What a start of a VM on ACRN imports: it is in the bundle, everything else is a part. */

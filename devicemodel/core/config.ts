@@ -126,6 +126,24 @@ export function wantedHostFunctions({ pci }: Pick<VmConfig, 'pci'>): WantedHostF
   });
 }
 
+/** Whether a slot is a device that the hypervisor emulates. For hypervisors, as {@link wantedHostFunctions}. */
+export function wantsHypervisorDevices({ pci }: Pick<VmConfig, 'pci'>): boolean {
+  return pci.some(({ driver, options }) => {
+    if (driver === 'root-port') return true;
+    if (typeof options !== 'object' || options === null) return false;
+    const begins = (key: string, text: string) => {
+      const value = (options as Readonly<Record<string, unknown>>)[key];
+      return typeof value === 'string' && value.startsWith(text);
+    };
+    // A region of the hypervisor, a vUART, a port above a function of the host.
+    return (
+      begins('name', 'hv:/') ||
+      begins('backend', 'vuart_idx:') ||
+      ('enablePtm' in options && options.enablePtm === true)
+    );
+  });
+}
+
 /** Back end of a serial port whose other end is the program that launched the VM. */
 export const EVENTS_BACKEND = 'events';
 

@@ -27,15 +27,16 @@ import type { HvVdev } from '../../devicemodel/core/hsm/vdev.ts';
 import { IOREQ_PAGE_BYTES, IOREQ_SLOTS, IoreqPage, IoreqState } from '../../devicemodel/core/ioreq-page.ts';
 import { type Log, silentLog } from '../../devicemodel/core/log.ts';
 import { GiB } from '../../devicemodel/core/units.ts';
-import type { CpuEngine, EngineEventfds, GuestBus, MemoryWindow } from './cpu-engine.ts';
+import type { CpuEngine, GuestBus, MemoryWindow } from './cpu-engine.ts';
 import { EventRing, VmEventType } from './event-ring.ts';
 import type { EventfdHost } from './eventfd-host.ts';
 import { EventfdTable } from './eventfd-table.ts';
+import { functionEventfds } from './function-eventfds.ts';
 import { AccessRouter } from './guest-bus.ts';
 import { whereGuestPutIt } from './guest-placed.ts';
 import { type HostFunctionProvider, HostFunctions, hostFunctionHost } from './host-functions.ts';
 import { isMsiAddress } from './msi-address.ts';
-import type { FunctionEventfds, VirtualFunctionFactory, VirtualFunctionHost } from './virtual-function.ts';
+import type { VirtualFunctionFactory, VirtualFunctionHost } from './virtual-function.ts';
 import { type VmidClaim, VmLife, type VmState } from './vm-state.ts';
 
 const E = constants.errno;
@@ -57,6 +58,8 @@ export interface EmbeddedHsmOptions {
   /** Number of this VM among the User VMs of the host; released by the returned function. */
   readonly claimVmid?: (name: string) => Promise<VmidClaim>;
   readonly log?: Log;
+  /** Where vCPUs have threads of their own: what these know of its functions (access-map.ts). */
+  readonly accessMap?: Int32Array;
   /** Absent: no function of the host can be given to the guest. */
   readonly hostFunctions?: HostFunctionProvider;
   /** The guest shut down by a triple fault; it stands still. */
@@ -109,7 +112,8 @@ export class EmbeddedHsm implements Hsm {
     if (options.engine.freezing !== undefined) this.freezing = options.engine.freezing;
     const signal = (message: MsiMessage) => this.#signalMsi(message);
     this.#eventfdTable = new EventfdTable(options.eventfds, { signal }, options.engine.eventfds);
-    this.#router = new AccessRouter(this.#page, this.#eventfdTable);
+    const { accessMap: words } = options;
+    this.#router = new AccessRouter(this.#page, this.#eventfdTable, words === undefined ? {} : { words });
     const life = this.#life;
     this.#host = {
       get vmid() {
@@ -421,18 +425,6 @@ export class EmbeddedHsm implements Hsm {
     this.#engine.destroy();
     this.#life.end();
   }
-}
-
-/** What the engine can do for a function's eventfds. */
-function functionEventfds(engine: EngineEventfds, host: EventfdHost): FunctionEventfds {
-  return {
-    ring: (address, value, fd) => {
-      const spec = { fd, address, space: 'mmio', sizeBytes: 4, dataMatch: BigInt(value) } as const;
-      return engine.ioeventfd(spec, true) === 0 ? { dispose: () => void engine.ioeventfd(spec, false) } : undefined;
-    },
-    interrupts: (wanted) => engine.irqfds(wanted).map((irqfd) => (typeof irqfd === 'number' ? undefined : irqfd)),
-    watch: (fd, onSignal) => host.watch(fd, onSignal),
-  };
 }
 
 function describeVdev(vdev: HvVdev): string {

@@ -14,6 +14,7 @@ import {
 import type { IoRegion } from '../../devicemodel/core/device.ts';
 import { type IoreqPage, IoreqState, IoreqType } from '../../devicemodel/core/ioreq-page.ts';
 import { Layout } from '../../devicemodel/core/layout.ts';
+import { type AccessMap, MapWord } from './access-map.ts';
 import type { EventfdTable } from './eventfd-table.ts';
 import type { VirtualFunction } from './virtual-function.ts';
 
@@ -27,21 +28,39 @@ interface RegisterRange {
   readonly region: IoRegion;
 }
 
+export interface AccessRouterOptions {
+  /** Its first word is the register at port CF8, which other threads of the VM have, too; default: this one alone has it. */
+  readonly words?: Int32Array;
+  /** Where other threads see what is here. */
+  readonly map?: AccessMap;
+}
+
 export class AccessRouter {
   /** Whether a client is there to wait for: without one, requests are completed with whatever is in them. */
   hasClient = false;
   readonly #page: IoreqPage;
   readonly #eventfds: EventfdTable;
-  #configAddress = 0;
+  readonly #words: Int32Array;
+  readonly #map: AccessMap | undefined;
   /** By BDF as a number; the hypervisor's own functions. */
   readonly #functions = new Map<number, VirtualFunction>();
   #bridges: VirtualFunction[] = [];
   #registers: RegisterRange[] = [];
   #ports: RegisterRange[] = [];
 
-  constructor(page: IoreqPage, eventfds: EventfdTable) {
+  constructor(page: IoreqPage, eventfds: EventfdTable, { words, map }: AccessRouterOptions = {}) {
     this.#page = page;
     this.#eventfds = eventfds;
+    this.#words = words ?? new Int32Array(1);
+    this.#map = map;
+  }
+
+  /** The register at port CF8. */
+  get #configAddress(): number {
+    return (this.#words[MapWord.configAddress] as number) >>> 0;
+  }
+  set #configAddress(value: number) {
+    this.#words[MapWord.configAddress] = value;
   }
 
   /** Power-on state of what the guest itself can change here. */
@@ -54,14 +73,21 @@ export class AccessRouter {
   }
 
   addFunction(fn: VirtualFunction): void {
+    if (fn.bridge !== undefined) this.#setBridges([...this.#bridges, fn]);
     this.#functions.set(bdfToNumber(fn.bdf), fn);
-    if (fn.bridge !== undefined) this.#bridges.push(fn);
+    this.#map?.addFunction(fn.bdf);
+  }
+
+  #setBridges(bridges: VirtualFunction[]): void {
+    this.#map?.setBridges(bridges);
+    this.#bridges = bridges;
   }
 
   /** Take a function off and let it go. */
   removeFunction(fn: VirtualFunction): void {
     this.#functions.delete(bdfToNumber(fn.bdf));
-    this.#bridges = this.#bridges.filter((bridge) => bridge !== fn);
+    this.#map?.removeFunction(fn.bdf);
+    this.#setBridges(this.#bridges.filter((bridge) => bridge !== fn));
     fn.dispose();
   }
 
@@ -72,9 +98,11 @@ export class AccessRouter {
   /** Registers at a guest-physical range; where ranges overlap, the newest wins. */
   addRegisters(base: Gpa, sizeBytes: number, region: IoRegion): { dispose(): void } {
     const range: RegisterRange = { base, end: base + sizeBytes, region };
+    const seen = this.#map?.addRange(base, sizeBytes);
     this.#registers = [range, ...this.#registers];
     return {
       dispose: () => {
+        seen?.dispose();
         this.#registers = this.#registers.filter((r) => r !== range);
       },
     };
@@ -209,7 +237,9 @@ export class AccessRouter {
     const page = this.#page;
     const isAligned = register % size === 0;
     if (page.isWrite(vcpu)) {
-      if (isAligned) fn.writeConfig(register, size, cut(page.value(vcpu), size));
+      if (!isAligned) return;
+      fn.writeConfig(register, size, cut(page.value(vcpu), size));
+      if (fn.bridge !== undefined) this.#map?.setBridges(this.#bridges);
     } else {
       page.setValue(vcpu, isAligned ? fn.readConfig(register, size) : allOnes(size));
     }

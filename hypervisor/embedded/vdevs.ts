@@ -1,82 +1,112 @@
 /** Makes the functions CREATE_VDEV asks for, as far as the scenario has them. */
+import type { SharedMapping } from '../../devicemodel/core/host/shared-memory.ts';
 import type { HvVdev } from '../../devicemodel/core/hsm/vdev.ts';
+import type { Log } from '../../devicemodel/core/log.ts';
 import type { RegionBells } from './doorbells.ts';
 import type { Neighbours } from './neighbours.ts';
-import type { Scenario } from './scenario.ts';
+import type { Scenario, VuartAddress } from './scenario.ts';
 import { openSharedRegion } from './shared-region.ts';
 import type { VirtualFunction, VirtualFunctionFactory, VirtualFunctionHost } from './virtual-function.ts';
 import { createIvshmem, IVSHMEM_VECTORS, type IvshmemRegion } from './vpci/ivshmem.ts';
 import { createRootPort } from './vpci/root-port.ts';
 import { createVuart } from './vpci/vuart.ts';
 
-export function vdevFactory(vmName: string, scenario: Scenario, neighbours: Neighbours): VirtualFunctionFactory {
+/** What the scenario and this host have for a vdev. Numbers and texts: it may go to another thread. */
+export type VdevParts =
+  | { readonly type: 'ivshmem'; readonly regionId: number; readonly memory: Pick<SharedMapping, 'bytes' | 'address'> }
+  | { readonly type: 'vuart'; readonly peer: VuartAddress | undefined }
+  | { readonly type: 'root-port' };
+
+/** A vdev's parts, which are its alone until they are given back. */
+export interface ClaimedParts {
+  readonly parts: VdevParts;
+  release(): void;
+}
+
+/** @returns finds the parts of a vdev; undefined: there are none for this VM. That throws HostError. */
+export function vdevParts(vmName: string, scenario: Scenario): (vdev: HvVdev, log: Log) => ClaimedParts | undefined {
   /** One function a region and vUART: a second one would take the first one's interrupts. */
   const inUse = new Set<string>();
-
-  const claimed = (key: string, make: () => VirtualFunction | undefined): VirtualFunction | undefined => {
-    if (inUse.has(key)) return undefined;
-    const fn = make();
-    if (fn === undefined) return undefined;
+  const claimed = (key: string, find: () => ClaimedParts | undefined): ClaimedParts | undefined => {
+    const found = inUse.has(key) ? undefined : find();
+    if (found === undefined) return undefined;
     inUse.add(key);
     return {
-      bdf: fn.bdf,
-      readConfig: (offset, size) => fn.readConfig(offset, size),
-      writeConfig: (offset, size, value) => fn.writeConfig(offset, size, value),
-      dispose: () => {
+      parts: found.parts,
+      release: () => {
         inUse.delete(key);
-        fn.dispose();
+        found.release();
       },
     };
   };
 
-  return (vdev: HvVdev, host: VirtualFunctionHost) => {
+  return (vdev, log) => {
     switch (vdev.type) {
       case 'ivshmem': {
         const config = scenario.region(vmName, vdev.regionName);
         if (config === undefined) return undefined;
         if (config.sizeBytes !== undefined && config.sizeBytes !== vdev.sizeBytes) return undefined;
-        return claimed(vdev.regionName, () => {
-          const region = openRegion(vdev.regionName, vdev.sizeBytes, config.regionId, neighbours, host);
-          return region === undefined ? undefined : createIvshmem(vdev, region, host);
-        });
+        return claimed(vdev.regionName, () => openRegion(vdev.regionName, vdev.sizeBytes, config.regionId, log));
       }
       case 'vuart': {
         const config = scenario.vuart(vmName, vdev.vuartIndex);
         if (config === undefined) return undefined;
-        return claimed(`vuart ${vdev.vuartIndex}`, () =>
-          createVuart(vdev, neighbours.wire(vdev.vuartIndex, config.peer), host),
-        );
+        const parts = { type: 'vuart', peer: config.peer } as const;
+        return claimed(`vuart ${vdev.vuartIndex}`, () => ({ parts, release: () => {} }));
       }
       case 'root-port':
         // Compat: without an entry in the scenario ACRN answers success and creates nothing.
-        return scenario.hasRootPort(vmName, vdev.secondaryBus) ? createRootPort(vdev) : undefined;
+        return scenario.hasRootPort(vmName, vdev.secondaryBus)
+          ? { parts: { type: 'root-port' }, release: () => {} }
+          : undefined;
     }
   };
 }
 
 /** @throws HostError */
-function openRegion(
-  name: string,
-  sizeBytes: number,
-  regionId: number,
-  neighbours: Neighbours,
-  host: VirtualFunctionHost,
-): IvshmemRegion | undefined {
+function openRegion(name: string, sizeBytes: number, regionId: number, log: Log): ClaimedParts | undefined {
   const memory = openSharedRegion(name, sizeBytes);
   if (memory === undefined) return undefined;
-  let stopWatching = () => {};
-  const letGo = () => {
-    stopWatching();
-    memory.dispose();
-  };
-  let bells: RegionBells | undefined;
   try {
-    stopWatching = memory.onCut((line) => host.log.rationed('warn', () => line));
-    bells = host.eventfds === undefined ? undefined : neighbours.bells(name, IVSHMEM_VECTORS);
+    const stopWatching = memory.onCut((line) => log.rationed('warn', () => line));
+    return {
+      parts: { type: 'ivshmem', regionId, memory },
+      release: () => {
+        stopWatching();
+        memory.dispose();
+      },
+    };
   } catch (error) {
-    letGo();
+    memory.dispose();
     throw error;
   }
+}
+
+/** The function, of parts that are another's to give back. @throws HostError */
+export function makeVdev(
+  vdev: HvVdev,
+  parts: VdevParts,
+  neighbours: Neighbours,
+  host: VirtualFunctionHost,
+): VirtualFunction | undefined {
+  if (vdev.type === 'ivshmem' && parts.type === 'ivshmem') {
+    return createIvshmem(vdev, regionOf(vdev.regionName, parts, neighbours, host), host);
+  }
+  if (vdev.type === 'vuart' && parts.type === 'vuart') {
+    return createVuart(vdev, neighbours.wire(vdev.vuartIndex, parts.peer), host);
+  }
+  return vdev.type === 'root-port' ? createRootPort(vdev) : undefined;
+}
+
+/** @throws HostError */
+function regionOf(
+  name: string,
+  { regionId, memory }: Extract<VdevParts, { readonly type: 'ivshmem' }>,
+  neighbours: Neighbours,
+  host: VirtualFunctionHost,
+): IvshmemRegion {
+  const bells: RegionBells | undefined =
+    host.eventfds === undefined ? undefined : neighbours.bells(name, IVSHMEM_VECTORS);
   return {
     ...(bells === undefined ? {} : { bells }),
     regionId,
@@ -87,9 +117,36 @@ function openRegion(
         host.log.guest(() => `${name}: doorbell for VM ${peer}, which is not there`);
     },
     onRing: (handler) => neighbours.onDoorbell(name, handler),
+    dispose: () => neighbours.offDoorbell(name),
+  };
+}
+
+/** Functions on this thread. */
+export function vdevFactory(vmName: string, scenario: Scenario, neighbours: Neighbours): VirtualFunctionFactory {
+  const find = vdevParts(vmName, scenario);
+  return (vdev, host) => {
+    const found = find(vdev, host.log);
+    if (found === undefined) return undefined;
+    let fn: VirtualFunction | undefined;
+    try {
+      fn = makeVdev(vdev, found.parts, neighbours, host);
+    } finally {
+      if (fn === undefined) found.release();
+    }
+    return fn === undefined ? undefined : releasing(fn, found);
+  };
+}
+
+/** The function, which gives its parts back at its end. */
+export function releasing(fn: VirtualFunction, { release }: Pick<ClaimedParts, 'release'>): VirtualFunction {
+  return {
+    bdf: fn.bdf,
+    ...(fn.bridge === undefined ? {} : { bridge: fn.bridge }),
+    readConfig: (offset, size) => fn.readConfig(offset, size),
+    writeConfig: (offset, size, value) => fn.writeConfig(offset, size, value),
     dispose: () => {
-      neighbours.offDoorbell(name);
-      letGo();
+      fn.dispose();
+      release();
     },
   };
 }

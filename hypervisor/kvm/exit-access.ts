@@ -19,14 +19,31 @@ export class ExitAccess {
   /** From the start of struct kvm_run. */
   #dataAt = 0;
   #left = 0;
+  #done = 0;
 
   /** @param run struct kvm_run, and the page of port data behind it. */
   constructor(run: Uint8Array) {
     this.#view = new DataView(run.buffer, run.byteOffset, run.byteLength);
   }
 
+  /** Of the next request. */
+  get isPort(): boolean {
+    return this.#isPort;
+  }
+  get address(): number {
+    return this.#address;
+  }
+  get isDone(): boolean {
+    return this.#left === 0;
+  }
+  /** Requests that were answered. */
+  get partsDone(): number {
+    return this.#done;
+  }
+
   beginIo(): void {
     const view = this.#view;
+    this.#done = 0;
     this.#isPort = true;
     this.#isWrite = view.getUint8(io.direction) === IO_OUT;
     this.#size = view.getUint8(io.size);
@@ -37,6 +54,7 @@ export class ExitAccess {
 
   beginMmio(): void {
     const view = this.#view;
+    this.#done = 0;
     this.#isPort = false;
     this.#isWrite = view.getUint8(mmio.isWrite) !== 0;
     this.#address = view.getUint32(mmio.address, true) + view.getUint32(mmio.address + 4, true) * TWO_32;
@@ -71,9 +89,15 @@ export class ExitAccess {
       else if (this.#size === 2) view.setUint16(at, page.value(vcpu) & 0xffff, true);
       else view.setUint8(at, page.value(vcpu) & 0xff);
     }
-    this.#dataAt += this.#size;
-    if (!this.#isPort) this.#address += this.#size;
-    this.#left--;
+    this.skip(1);
+  }
+
+  /** So many requests were answered elsewhere. */
+  skip(parts: number): void {
+    this.#dataAt += parts * this.#size;
+    if (!this.#isPort) this.#address += parts * this.#size;
+    this.#left -= parts;
+    this.#done += parts;
   }
 
   #read(size: number): number {

@@ -10,6 +10,7 @@ import type { GsiRoute } from '../../devicemodel/core/host/kvm-abi.ts';
 import type { Log } from '../../devicemodel/core/log.ts';
 import type { Irqfd } from '../embedded/cpu-engine.ts';
 import { isMsiAddress } from '../embedded/msi-address.ts';
+import type { MessageRoutes } from './vm-eventfds.ts';
 
 /** Of KVM's IOAPIC; ACRN's has 48. */
 export const IOAPIC_PINS = 24;
@@ -33,7 +34,7 @@ export function lineRoutes(): GsiRoute[] {
   return routes;
 }
 
-export class GsiRoutes {
+export class GsiRoutes implements MessageRoutes {
   readonly #vm: Pick<KvmVm, 'setRoutes' | 'irqfd'>;
   readonly #log: Log;
   readonly #lines = lineRoutes();
@@ -74,13 +75,14 @@ export class GsiRoutes {
     });
   }
 
-  /** As {@link attach}, for a line: the guest's end of interrupt takes it back and rings `resampleFd`. */
-  attachLine(fd: number, gsi: number, resampleFd: number): number {
-    return Math.max(0, -this.#vm.irqfd(fd, gsi, true, resampleFd));
+  /** By which number a message of {@link attach} goes; undefined: it was dropped. */
+  gsiOf(fd: number): number | undefined {
+    return this.#messages.get(fd)?.gsi;
   }
 
-  detachLine(fd: number, gsi: number): void {
-    this.#vm.irqfd(fd, gsi, false);
+  /** Its irqfd is gone already. */
+  forget(fd: number): void {
+    this.#messages.delete(fd);
   }
 
   detach(fd: number): void {
@@ -88,7 +90,7 @@ export class GsiRoutes {
     if (route === undefined) return;
     // Its route stays until the next ones are set: without an irqfd nothing is sent by it.
     this.#vm.irqfd(fd, route.gsi, false);
-    this.#messages.delete(fd);
+    this.forget(fd);
   }
 
   /** Guests decide how many there are. @returns 0 or an errno. */

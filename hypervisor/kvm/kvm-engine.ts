@@ -11,7 +11,7 @@ import { hasGuardedMappings, mendAll } from '../../devicemodel/core/host/bus-fau
 import { describeErrno, Errno } from '../../devicemodel/core/host/errno.ts';
 import type { Kvm, KvmVcpu, KvmVm } from '../../devicemodel/core/host/kvm.ts';
 import { KvmExit, RunField, type VcpuBlob, vcpuBlobs } from '../../devicemodel/core/host/kvm-abi.ts';
-import type { FreezeAbility, IoeventfdSpec, VcpuRegs } from '../../devicemodel/core/hsm/hsm.ts';
+import type { FreezeAbility, VcpuRegs } from '../../devicemodel/core/hsm/hsm.ts';
 import { IOREQ_SLOTS } from '../../devicemodel/core/ioreq-page.ts';
 import type { Log } from '../../devicemodel/core/log.ts';
 import type { CpuEngine, EngineEventfds, EngineHostFunctions, GuestBus, MemoryWindow } from '../embedded/cpu-engine.ts';
@@ -19,9 +19,10 @@ import { guestCpuid } from './cpuid.ts';
 import { ExitAccess } from './exit-access.ts';
 import { describeFailure } from './failure.ts';
 import { GsiRoutes, IOAPIC_PINS, ISA_LINES } from './gsi-routes.ts';
-import { MemorySlots } from './memory-slots.ts';
+import { MemorySlots, type SlotTable } from './memory-slots.ts';
 import type { VcpuRunner } from './runner.ts';
 import { describeRegisters, restore, setStart, snapshotOf, type VcpuSnapshot } from './vcpu-state.ts';
+import { type MessageRoutes, vmEventfds } from './vm-eventfds.ts';
 
 /** Three pages and one that Intel's CPUs need for real mode: in the gap below the firmware, where nothing else is. */
 const IntelPages = { identityMap: 0xfeff_c000, tss: 0xfeff_d000 } as const;
@@ -34,6 +35,26 @@ export interface KvmEngineOptions {
   readonly vcpuCount: number;
   readonly makeRunner: (vcpus: readonly KvmVcpu[]) => VcpuRunner;
   readonly log: Log;
+  /** Present where the hypervisor's functions have a thread of their own. */
+  readonly hypervisorThread?: EngineHypervisorThread | undefined;
+}
+
+/**
+ * The thread that has the hypervisor's functions. It has the tables of slots and messages as well, since its functions
+ * have some of each and KVM takes no two tables: it must not wait for the device thread, which may wait for it.
+ */
+export interface EngineHypervisorThread {
+  /** @param address port or guest-physical. */
+  isForFunction(isPort: boolean, address: number): boolean;
+  /** It serves these vCPUs from now on. @throws HostError */
+  attach(vm: KvmVm, vcpus: readonly KvmVcpu[], runner: VcpuRunner): Tables;
+  /** It touches nothing of them any more. */
+  detach(): void;
+}
+
+export interface Tables {
+  readonly slots: SlotTable;
+  readonly routes: MessageRoutes;
 }
 
 interface Vcpu {
@@ -48,8 +69,8 @@ interface Machine {
   readonly vm: KvmVm;
   readonly vcpus: readonly Vcpu[];
   readonly runner: VcpuRunner;
-  readonly slots: MemorySlots;
-  readonly routes: GsiRoutes;
+  readonly slots: SlotTable;
+  readonly routes: MessageRoutes;
   readonly chips: readonly Uint8Array[];
   readonly bus: GuestBus;
 }
@@ -67,8 +88,8 @@ export class KvmEngine implements CpuEngine {
     },
     mapMemory: (gpa, sizeBytes, hostAddress) => this.#need().slots.addDevice(gpa, sizeBytes, hostAddress),
     line: (fd, gsi, resampleFd) => {
-      const errno = this.#need().routes.attachLine(fd, gsi, resampleFd);
-      return errno === 0 ? { dispose: () => this.#machine?.routes.detachLine(fd, gsi) } : errno;
+      const errno = Math.max(0, -this.#need().vm.irqfd(fd, gsi, true, resampleFd));
+      return errno === 0 ? { dispose: () => void this.#machine?.vm.irqfd(fd, gsi, false) } : errno;
     },
   };
   readonly freezing: FreezeAbility = { freeze: () => this.#freeze(), thaw: () => this.#thaw() };
@@ -89,27 +110,21 @@ export class KvmEngine implements CpuEngine {
 
   constructor(options: KvmEngineOptions) {
     this.#options = options;
-    this.eventfds = {
-      ioeventfd: (spec, assign) => this.#ioeventfd(spec, assign),
-      irqfds: (wanted) =>
-        this.#need()
-          .routes.attach(wanted)
-          .map((errno, i) => {
-            const fd = wanted[i]?.fd ?? -1;
-            return errno === 0 ? { dispose: () => this.#machine?.routes.detach(fd) } : errno;
-          }),
-    };
+    this.eventfds = vmEventfds(
+      () => this.#need(),
+      () => this.#machine,
+    );
   }
 
   async create(bus: GuestBus): Promise<number> {
-    const { kvm, vcpuCount, makeRunner, log } = this.#options;
+    const { kvm, vcpuCount, makeRunner, log, hypervisorThread } = this.#options;
     const vm = createVm(kvm);
     const made: KvmVcpu[] = [];
+    let runner: VcpuRunner | undefined;
     try {
       if (kvm.capability('SET_IDENTITY_MAP_ADDR') > 0) vm.setIdentityMapAddress(IntelPages.identityMap);
       if (kvm.capability('SET_TSS_ADDR') > 0) vm.setTssAddress(IntelPages.tss);
       vm.createIrqchip();
-      const routes = new GsiRoutes(vm, log);
       const msrIndexes = kvm.msrIndexes();
       const blobs = vcpuBlobs.filter((name) => hasBlob(kvm, name));
       const supported = kvm.supportedCpuid();
@@ -127,10 +142,15 @@ export class KvmEngine implements CpuEngine {
         };
       });
       const chips = IRQCHIPS.map((chip) => vm.irqchip(chip));
-      const runner = makeRunner(made);
-      this.#machine = { vm, vcpus, runner, slots: new MemorySlots(vm, log), routes, chips, bus };
+      runner = makeRunner(made);
+      const tables = hypervisorThread?.attach(vm, made, runner) ?? {
+        slots: new MemorySlots(vm, log),
+        routes: new GsiRoutes(vm, log),
+      };
+      this.#machine = { vm, vcpus, runner, ...tables, chips, bus };
       return vcpuCount;
     } catch (error) {
+      runner?.dispose();
       for (const vcpu of made) vcpu.close();
       vm.close();
       throw error;
@@ -174,6 +194,7 @@ export class KvmEngine implements CpuEngine {
     const machine = this.#machine;
     this.#machine = undefined;
     if (machine !== undefined) {
+      this.#options.hypervisorThread?.detach();
       machine.runner.dispose();
       for (const { kvm } of machine.vcpus) kvm.close();
       machine.vm.close();
@@ -269,11 +290,11 @@ export class KvmEngine implements CpuEngine {
     switch (view.getUint32(RunField.exitReason, true)) {
       case KvmExit.Io:
         access.beginIo();
-        this.#proceed(machine, vcpu);
+        this.#begin(machine, vcpu, result);
         break;
       case KvmExit.Mmio:
         access.beginMmio();
-        this.#proceed(machine, vcpu);
+        this.#begin(machine, vcpu, result);
         break;
       case KvmExit.Intr:
       case KvmExit.IrqWindowOpen:
@@ -300,11 +321,26 @@ export class KvmEngine implements CpuEngine {
     this.#faultsOfWhole[vcpu] = isMended ? 0 : faults + 1;
   }
 
-  /** Carry the access on until all of it is done, or the device model is asked. */
-  #proceed(machine: Machine, vcpu: number): void {
-    const { bus } = machine;
+  /** @param result of {@link OnExit}: where the hypervisor's thread has left off. */
+  #begin(machine: Machine, vcpu: number, result: number): void {
+    if (result > 0) (machine.vcpus[vcpu] as Vcpu).access.skip(result - 1);
+    this.#proceed(machine, vcpu, result > 0);
+  }
+
+  /**
+   * Carry the access on until all of it is done, or somebody else is asked: the device model, or the hypervisor's thread.
+   * @param isOurs the next part came back from that thread: it is not to be asked again.
+   */
+  #proceed(machine: Machine, vcpu: number, isOurs = false): void {
+    const { bus, runner } = machine;
     const { access } = machine.vcpus[vcpu] as Vcpu;
-    while (access.fill(bus.page, vcpu)) {
+    const { hypervisorThread } = this.#options;
+    for (let asks = !isOurs; !access.isDone; asks = true) {
+      if (asks && hypervisorThread?.isForFunction(access.isPort, access.address) === true) {
+        runner.handOn?.(vcpu, access.partsDone);
+        return;
+      }
+      access.fill(bus.page, vcpu);
       if (!bus.submit(vcpu)) {
         this.#isWaiting[vcpu] = 1;
         this.#waiting++;
@@ -313,7 +349,7 @@ export class KvmEngine implements CpuEngine {
       bus.retire(vcpu);
       access.take(bus.page, vcpu);
     }
-    machine.runner.resume(vcpu);
+    runner.resume(vcpu);
   }
 
   /** The device model looks at what waits for it, until it answers nothing any more. */
@@ -343,13 +379,6 @@ export class KvmEngine implements CpuEngine {
   }
 
   // ----
-
-  #ioeventfd(spec: IoeventfdSpec, assign: boolean): number {
-    const { fd, address, sizeBytes, dataMatch } = spec;
-    const isPort = spec.space === 'pio';
-    const of = { fd, address, sizeBytes, isPort, ...(dataMatch === undefined ? {} : { dataMatch }) };
-    return Math.max(0, -this.#need().vm.ioeventfd(of, assign));
-  }
 
   #runFailure(vcpu: number, result: number): HostError {
     return this.#failure(vcpu, 'KVM_RUN failed', -result);

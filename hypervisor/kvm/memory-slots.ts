@@ -7,6 +7,7 @@ import { Errno } from '../../devicemodel/core/host/errno.ts';
 import type { KvmVm } from '../../devicemodel/core/host/kvm.ts';
 import { HsmError } from '../../devicemodel/core/hsm/errors.ts';
 import type { Log } from '../../devicemodel/core/log.ts';
+import type { MemoryWindow } from '../embedded/cpu-engine.ts';
 
 const PAGE_BYTES = 4096;
 
@@ -21,7 +22,17 @@ interface Slot {
   number: number | undefined;
 }
 
-export class MemorySlots {
+/** Who has the slots. */
+export interface SlotTable {
+  /** Whole pages of it, as ACRN takes them. @returns takes it away again. @throws HsmError */
+  add(gpa: Gpa, bytes: Uint8Array, hostAddress: bigint, writable: boolean): MemoryWindow;
+  /** As {@link add}, for whole pages of a device's registers. */
+  addDevice(base: Gpa, sizeBytes: number, hostAddress: bigint): MemoryWindow;
+  /** The bytes of this process behind an address of the guest, up to the end of their slot. */
+  bytesAt(gpa: Gpa): Uint8Array | undefined;
+}
+
+export class MemorySlots implements SlotTable {
   readonly #vm: Pick<KvmVm, 'setMemory'>;
   readonly #log: Log;
   readonly #slots: Slot[] = [];
@@ -34,8 +45,7 @@ export class MemorySlots {
     this.#log = log;
   }
 
-  /** Whole pages of it, as ACRN takes them. @returns takes it away again. @throws HsmError */
-  add(gpa: Gpa, bytes: Uint8Array, hostAddress: bigint, writable: boolean): { dispose(): void } {
+  add(gpa: Gpa, bytes: Uint8Array, hostAddress: bigint, writable: boolean): MemoryWindow {
     const base = gpa - (gpa % PAGE_BYTES);
     const length = bytes.length - (bytes.length % PAGE_BYTES);
     return this.#add({
@@ -48,12 +58,11 @@ export class MemorySlots {
     });
   }
 
-  /** As {@link add}, for whole pages of a device's registers. */
-  addDevice(base: Gpa, sizeBytes: number, hostAddress: bigint): { dispose(): void } {
+  addDevice(base: Gpa, sizeBytes: number, hostAddress: bigint): MemoryWindow {
     return this.#add({ base, end: base + sizeBytes, bytes: undefined, hostAddress, writable: true, number: undefined });
   }
 
-  #add(slot: Slot): { dispose(): void } {
+  #add(slot: Slot): MemoryWindow {
     const { base, end } = slot;
     if (!this.#show(slot))
       this.#log.guest(() => `memory at ${hex(base)}+${hex(end - base)} is hidden by what is there`);
@@ -61,7 +70,6 @@ export class MemorySlots {
     return { dispose: () => this.#remove(slot) };
   }
 
-  /** The bytes of this process behind an address of the guest, up to the end of their slot. */
   bytesAt(gpa: Gpa): Uint8Array | undefined {
     const slot = this.#slots.find((s) => s.number !== undefined && gpa >= s.base && gpa < s.end);
     return slot?.bytes?.subarray(gpa - slot.base);

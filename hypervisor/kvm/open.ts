@@ -1,22 +1,24 @@
 /** A VM on the embedded hypervisor, on /dev/kvm. */
-import { type VmConfig, wantedHostFunctions } from '../../devicemodel/core/config.ts';
+import { type VmConfig, wantedHostFunctions, wantsHypervisorDevices } from '../../devicemodel/core/config.ts';
 import { HostError } from '../../devicemodel/core/errors.ts';
 import { KVM_DEVICE, type Kvm, openKvm } from '../../devicemodel/core/host/kvm.ts';
 import type { KvmCapName } from '../../devicemodel/core/host/kvm-abi.ts';
 import type { Vfio } from '../../devicemodel/core/host/vfio.ts';
 import type { Hsm } from '../../devicemodel/core/hsm/hsm.ts';
 import type { Log } from '../../devicemodel/core/log.ts';
-import { EmbeddedHsm } from '../embedded/embedded-hsm.ts';
+import { accessMapWords } from '../embedded/access-map.ts';
+import { EmbeddedHsm, type EmbeddedHsmOptions } from '../embedded/embedded-hsm.ts';
 import { hostEventfds } from '../embedded/host-eventfds.ts';
 import { Neighbours } from '../embedded/neighbours.ts';
 import { defaultRunDirectory } from '../embedded/run-directory.ts';
-import { derivedScenario, readScenario } from '../embedded/scenario.ts';
-import { vdevFactory } from '../embedded/vdevs.ts';
+import { derivedScenario, readScenario, type Scenario } from '../embedded/scenario.ts';
+import { vdevFactory, vdevParts } from '../embedded/vdevs.ts';
 import { InlineRunner } from './inline-runner.ts';
 import { KvmEngine } from './kvm-engine.ts';
 import { kvmRefusal } from './permission.ts';
 import { vcpuCpus } from './placement.ts';
-import { ThreadedRunner } from './threaded-runner.ts';
+import { ThreadedRunner, type ThreadedRunnerOptions } from './threaded-runner.ts';
+import { VdevThread } from './vdevs/vdev-thread.ts';
 
 /** Without these nothing runs. */
 const REQUIRED: readonly KvmCapName[] = [
@@ -43,6 +45,10 @@ export interface KvmHsmOptions {
   readonly kvm?: Kvm;
   /** For functions of the host; default: this machine's. */
   readonly vfio?: { readonly vfio: Vfio; readonly root: string };
+  /** @internal Another place of the hypervisor's thread, for tests. */
+  readonly vdevWorkerUrl?: URL;
+  /** @internal Of vCPUs' threads, for tests. */
+  readonly threads?: Pick<ThreadedRunnerOptions, 'thread' | 'koffiPath'>;
 }
 
 /** A handle for one VM life. @throws ConfigError for a bad scenario file; HostError when KVM cannot be had. */
@@ -57,31 +63,83 @@ export async function openKvmHsm(options: KvmHsmOptions): Promise<Hsm> {
   const kvm = options.kvm ?? openDevice();
   try {
     checkKvm(kvm, cpus.length);
-    const neighbours = new Neighbours(options.runDirectory ?? defaultRunDirectory(), log, { hasBells: true });
+    const runDirectory = options.runDirectory ?? defaultRunDirectory();
+    const runsGuest = ownsThread && cpus.length === 1;
+    const thread = runsGuest ? undefined : hypervisorThread(options, runDirectory, log);
+    const accessMap = runsGuest ? undefined : (thread?.accessMap ?? accessMapWords());
     const engine = new KvmEngine({
       kvm,
       vcpuCount: cpus.length,
       log,
+      hypervisorThread: thread,
       makeRunner: (vcpus) => {
         const [first] = vcpus;
-        if (!ownsThread || vcpus.length > 1 || first === undefined) {
-          return new ThreadedRunner({ vcpus, cpus, blocks: ownsThread });
-        }
-        return new InlineRunner(first, cpus[0]);
+        if (runsGuest && first !== undefined) return new InlineRunner(first, cpus[0]);
+        return new ThreadedRunner({
+          vcpus,
+          cpus,
+          accessMap,
+          hypervisor: thread,
+          blocks: ownsThread,
+          ...options.threads,
+        });
       },
     });
     return new EmbeddedHsm({
       engine,
-      vdevs: vdevFactory(config.name, scenario, neighbours),
+      ...vdevsOf(config.name, scenario, { thread, runDirectory, log }),
       eventfds: hostEventfds,
-      claimVmid: (name) => neighbours.join(name),
       log,
+      ...(accessMap === undefined ? {} : { accessMap }),
       ...(hostFunctions === undefined ? {} : { hostFunctions }),
     });
   } catch (error) {
     kvm.close();
     throw error;
   }
+}
+
+/** Present where vCPUs have threads of their own, and the VM is to have devices of the hypervisor's. */
+function hypervisorThread(
+  { config, vdevWorkerUrl }: KvmHsmOptions,
+  runDirectory: string,
+  log: Log,
+): VdevThread | undefined {
+  if (!wantsHypervisorDevices({ pci: config.pci ?? [] })) return undefined;
+  const workerUrl = vdevWorkerUrl ?? VdevThread.workerUrl();
+  return workerUrl === undefined ? undefined : new VdevThread({ log, runDirectory, workerUrl });
+}
+
+interface VdevPlace {
+  readonly thread: VdevThread | undefined;
+  readonly runDirectory: string;
+  readonly log: Log;
+}
+
+/** Who makes the hypervisor's devices, and meets the other VMs of this host: on this thread, or on one of theirs. */
+function vdevsOf(
+  vmName: string,
+  scenario: Scenario,
+  { thread, runDirectory, log }: VdevPlace,
+): Pick<EmbeddedHsmOptions, 'vdevs' | 'claimVmid'> {
+  if (thread === undefined) {
+    const neighbours = new Neighbours(runDirectory, log, { hasBells: true });
+    return { vdevs: vdevFactory(vmName, scenario, neighbours), claimVmid: (name) => neighbours.join(name) };
+  }
+  const find = vdevParts(vmName, scenario);
+  return {
+    vdevs: (vdev) => {
+      const found = find(vdev, log);
+      if (found === undefined) return undefined;
+      try {
+        return thread.create(vdev, found);
+      } catch (error) {
+        found.release();
+        throw error;
+      }
+    },
+    claimVmid: (name) => thread.join(name),
+  };
 }
 
 /** @throws HostError */

@@ -7,6 +7,7 @@
 #   BLOCK_BYTES=4096
 #   VISITS=5          how often the third joins and leaves
 #   LIMIT_S=240       a doorbell that is lost stops both: that long
+#   CPUS=0,1          vCPUs of each VM, by --cpu_affinity: one if not given
 #   DM="node DIR/acrn-dm.js"
 # The whole: BLOCKS=500000 BLOCK_BYTES=2148 VISITS=100 LIMIT_S=7200 (1,000,000 doorbells, 1 GB). Status: 0 passed, 1 failed.
 set -u
@@ -41,7 +42,7 @@ fi
 # start IMAGE NAME: in the background, $! is its process; what it says is in $work/NAME.log.
 start() {
   # shellcheck disable=SC2086
-  $DM --hypervisor "$ENGINE" -m 128M -s 0:0,hostbridge -s 1:0,lpc -l com1,stdio -s "5,ivshmem,hv:/$region,2" \
+  $DM --hypervisor "$ENGINE" ${CPUS:+--cpu_affinity $CPUS} -m 128M -s 0:0,hostbridge -s 1:0,lpc -l com1,stdio -s "5,ivshmem,hv:/$region,2" \
     -E "$guests/$1" "${2:0:8}-$$" < /dev/null > "$work/$2.log" 2>&1 &
 }
 # says FILE TEXT: until it says so.

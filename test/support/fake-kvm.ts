@@ -170,6 +170,7 @@ export class FakeVcpu implements KvmVcpu {
 }
 
 export class FakeKvmVm implements KvmVm {
+  readonly fd = -1;
   readonly vcpus: FakeVcpu[] = [];
   readonly log: string[] = [];
   routes: readonly GsiRoute[] = [];

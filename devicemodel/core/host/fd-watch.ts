@@ -25,8 +25,24 @@ export function watchFd(fd: number, onReadable: () => void): () => void {
 /** As {@link watchFd}, for one of the two directions; an error of the descriptor counts as ready. */
 export function watchFdFor(fd: number, event: 'readable' | 'writable', onReady: () => void): () => void {
   const handle = poll(fd, event, onReady);
+  watches.add(handle);
   for (const listener of watchAdded) listener();
-  return () => handle.close();
+  return () => {
+    watches.delete(handle);
+    handle.close();
+  };
+}
+
+/** Of this thread. */
+const watches = new Set<{ close(): void }>();
+
+/**
+ * Before a thread other than the main one ends, however it does: a watch that is left then makes the process end by a
+ * fault, in koffi's clean-up. What a callback throws is lost, too: no event tells of it.
+ */
+export function closeWatches(): void {
+  for (const handle of watches) handle.close();
+  watches.clear();
 }
 
 function poll(fd: number, event: 'readable' | 'writable', onReady: () => void) {

@@ -56,6 +56,7 @@ export interface Kvm {
 }
 
 export interface KvmVm {
+  readonly fd: number;
   /** @throws HostError */
   setTssAddress(gpa: number): void;
   setIdentityMapAddress(gpa: number): void;
@@ -176,8 +177,16 @@ class RealKvm implements Kvm {
   }
 }
 
+/** What a thread that did not make the VM does with it. */
+export type KvmVmPart = Pick<KvmVm, 'setMemory' | 'setRoutes' | 'signalMsi' | 'irqfd' | 'ioeventfd'>;
+
+/** A VM of another thread of this process, by its descriptor, which stays that one's. */
+export function kvmVmOf(fd: number): KvmVmPart {
+  return new RealVm(fd, 0);
+}
+
 class RealVm implements KvmVm {
-  readonly #fd: number;
+  readonly fd: number;
   readonly #runBytes: number;
   /** Reused: interrupts come often. struct kvm_irq_level: number, level. */
   readonly #line = new Uint32Array(2);
@@ -186,27 +195,27 @@ class RealVm implements KvmVm {
   #vfio: { readonly fd: number; readonly argument: Mapping } | undefined;
 
   constructor(fd: number, runBytes: number) {
-    this.#fd = fd;
+    this.fd = fd;
     this.#runBytes = runBytes;
   }
 
   setTssAddress(gpa: number): void {
-    must(ioctlNumber(this.#fd, KvmIoctl.SET_TSS_ADDR, gpa), 'KVM_SET_TSS_ADDR', KVM_DEVICE);
+    must(ioctlNumber(this.fd, KvmIoctl.SET_TSS_ADDR, gpa), 'KVM_SET_TSS_ADDR', KVM_DEVICE);
   }
 
   setIdentityMapAddress(gpa: number): void {
     const argument = BigUint64Array.of(BigInt(gpa));
-    must(ioctlBytes(this.#fd, KvmIoctl.SET_IDENTITY_MAP_ADDR, argument), 'KVM_SET_IDENTITY_MAP_ADDR', KVM_DEVICE);
+    must(ioctlBytes(this.fd, KvmIoctl.SET_IDENTITY_MAP_ADDR, argument), 'KVM_SET_IDENTITY_MAP_ADDR', KVM_DEVICE);
   }
 
   createIrqchip(): void {
-    must(ioctlNumber(this.#fd, KvmIoctl.CREATE_IRQCHIP, 0), 'KVM_CREATE_IRQCHIP', KVM_DEVICE);
+    must(ioctlNumber(this.fd, KvmIoctl.CREATE_IRQCHIP, 0), 'KVM_CREATE_IRQCHIP', KVM_DEVICE);
   }
 
   setMemory(slot: number, gpa: number, sizeBytes: number, hostAddress: bigint, isReadOnly: boolean): number {
     const flags = isReadOnly ? KVM_MEM_READONLY : 0;
     const region = KvmMemoryRegion.encode({ slot, flags, gpa, sizeBytes, hostAddress });
-    return ioctlBytes(this.#fd, KvmIoctl.SET_USER_MEMORY_REGION, region);
+    return ioctlBytes(this.fd, KvmIoctl.SET_USER_MEMORY_REGION, region);
   }
 
   setRoutes(routes: readonly GsiRoute[]): void {
@@ -218,25 +227,25 @@ class RealVm implements KvmVm {
       const entry = { gsi, type: isMsi ? RouteType.msi : RouteType.irqchip, flags: 0, pad: 0, union };
       KvmRoute.write(view, LIST_HEADER_BYTES + i * KvmRoute.size, entry);
     }
-    must(ioctlBytes(this.#fd, KvmIoctl.SET_GSI_ROUTING, buffer), 'KVM_SET_GSI_ROUTING', KVM_DEVICE);
+    must(ioctlBytes(this.fd, KvmIoctl.SET_GSI_ROUTING, buffer), 'KVM_SET_GSI_ROUTING', KVM_DEVICE);
   }
 
   setLine(gsi: number, asserted: boolean): void {
     this.#line[0] = gsi;
     this.#line[1] = asserted ? 1 : 0;
-    must(ioctlBytes(this.#fd, KvmIoctl.IRQ_LINE, this.#line), 'KVM_IRQ_LINE', `line ${gsi}`);
+    must(ioctlBytes(this.fd, KvmIoctl.IRQ_LINE, this.#line), 'KVM_IRQ_LINE', `line ${gsi}`);
   }
 
   signalMsi(address: number, data: number): boolean {
     this.#msi[0] = address;
     this.#msi[2] = data;
-    return ioctlBytes(this.#fd, KvmIoctl.SIGNAL_MSI, this.#msi) > 0;
+    return ioctlBytes(this.fd, KvmIoctl.SIGNAL_MSI, this.#msi) > 0;
   }
 
   irqfd(fd: number, gsi: number, assign: boolean, resampleFd?: number): number {
     const flags = assign ? (resampleFd === undefined ? 0 : IrqfdFlag.resample) : IrqfdFlag.deassign;
     const argument = KvmIrqfd.encode({ fd, gsi, flags, resampleFd: resampleFd ?? 0 });
-    return ioctlBytes(this.#fd, KvmIoctl.IRQFD, argument);
+    return ioctlBytes(this.fd, KvmIoctl.IRQFD, argument);
   }
 
   ioeventfd(spec: KvmIoeventfdSpec, assign: boolean): number {
@@ -246,14 +255,14 @@ class RealVm implements KvmVm {
       (dataMatch === undefined ? 0 : IoeventfdFlag.dataMatch) |
       (assign ? 0 : IoeventfdFlag.deassign);
     const argument = KvmIoeventfd.encode({ fd, address, length, flags, dataMatch: dataMatch ?? 0n });
-    return ioctlBytes(this.#fd, KvmIoctl.IOEVENTFD, argument);
+    return ioctlBytes(this.fd, KvmIoctl.IOEVENTFD, argument);
   }
 
   vfioGroup(groupFd: number, isMember: boolean): number {
     if (this.#vfio === undefined) {
       const argument = map(4, 'argument of KVM_DEV_VFIO_GROUP');
       const device = KvmCreateDevice.encode({ type: KVM_DEV_TYPE_VFIO });
-      const result = ioctlBytes(this.#fd, KvmIoctl.CREATE_DEVICE, device);
+      const result = ioctlBytes(this.fd, KvmIoctl.CREATE_DEVICE, device);
       if (result < 0) {
         argument.dispose();
         return result;
@@ -270,16 +279,16 @@ class RealVm implements KvmVm {
   irqchip(chip: keyof typeof KvmIrqchip): Uint8Array {
     const state = new Uint8Array(IRQCHIP_BYTES);
     new DataView(state.buffer).setUint32(0, KvmIrqchip[chip], true);
-    must(ioctlBytes(this.#fd, KvmIoctl.GET_IRQCHIP, state), 'KVM_GET_IRQCHIP', chip);
+    must(ioctlBytes(this.fd, KvmIoctl.GET_IRQCHIP, state), 'KVM_GET_IRQCHIP', chip);
     return state;
   }
 
   setIrqchip(state: Uint8Array): void {
-    must(ioctlBytes(this.#fd, KvmIoctl.SET_IRQCHIP, state), 'KVM_SET_IRQCHIP', KVM_DEVICE);
+    must(ioctlBytes(this.fd, KvmIoctl.SET_IRQCHIP, state), 'KVM_SET_IRQCHIP', KVM_DEVICE);
   }
 
   createVcpu(id: number): KvmVcpu {
-    const fd = must(ioctlNumber(this.#fd, KvmIoctl.CREATE_VCPU, id), 'KVM_CREATE_VCPU', `vCPU ${id}`);
+    const fd = must(ioctlNumber(this.fd, KvmIoctl.CREATE_VCPU, id), 'KVM_CREATE_VCPU', `vCPU ${id}`);
     try {
       return new RealVcpu(id, fd, map(this.#runBytes, `vCPU ${id}`, fd));
     } catch (error) {
@@ -291,7 +300,7 @@ class RealVm implements KvmVm {
   close(): void {
     if (this.#vfio !== undefined) closeFd(this.#vfio.fd);
     this.#vfio?.argument.dispose();
-    closeFd(this.#fd);
+    closeFd(this.fd);
   }
 }
 
