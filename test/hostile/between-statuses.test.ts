@@ -16,6 +16,11 @@ const OFFERS = 12;
 const TRIES = 1000;
 /** The kernel serves it: there is nobody to give anything back here. */
 const SERVED_ELSEWHERE = 'vhost-vsock';
+/** Virtio 1.2 §6, in the upper half. */
+const VERSION_1 = 1 << 0;
+const RING_PACKED = 1 << 2;
+/** BARs that Linux never moves. */
+const BAR4 = 0x20;
 const Bar = { legacy: 0, modern: 4 } as const;
 /** In BAR 0, and in BAR 4: Virtio 1.2 §4.1.4.10 and §4.1.4.3. */
 const Legacy = { accepted: 4, pfn: 8, select: 0x0e, notify: 0x10, status: 0x12 } as const;
@@ -43,13 +48,14 @@ class Hand {
     if (this.#has(Bar.legacy)) this.target.guest.write(Bar.legacy, Legacy.status, 1, value);
     if (this.#has(Bar.modern)) this.target.guest.write(Bar.modern, Modern.status, 1, value);
   }
-  features(value: number): void {
+  /** @param high of a modern driver: VERSION_1 alone, unless it says so. */
+  features(value: number, high = VERSION_1): void {
     const { guest } = this.target;
     if (this.#has(Bar.legacy)) guest.write(Bar.legacy, Legacy.accepted, 4, value);
     if (!this.#has(Bar.modern)) return;
     for (const half of [0, 1]) {
       guest.write(Bar.modern, Modern.driverSelect, 4, half);
-      guest.write(Bar.modern, Modern.driverFeature, 4, half === 0 ? value : 1);
+      guest.write(Bar.modern, Modern.driverFeature, 4, half === 0 ? value : high);
     }
     guest.write(Bar.modern, Modern.status, 1, 0xb);
   }
@@ -65,6 +71,26 @@ class Hand {
       guest.write(Bar.modern, Modern.select, 2, queue);
       for (const [offset, value] of registers) guest.write(Bar.modern, offset, offset < Modern.desc ? 2 : 4, value);
     }
+  }
+  /** Every queue is kicked, and some that are not there. */
+  kick(): void {
+    for (const queue of [...QUEUES, 64, 0xffff]) {
+      if (this.#has(Bar.legacy)) this.target.guest.write(Bar.legacy, Legacy.notify, 2, queue);
+      if (this.#has(Bar.modern)) this.target.guest.write(Bar.modern, 0x3000 + 4 * (queue & 0xff), 2, queue);
+    }
+  }
+  /** All of a device's own configuration, and a little more. */
+  configuration(value: number): void {
+    for (let offset = 0; offset < 128; offset += 4) {
+      if (this.#has(Bar.modern)) this.target.guest.write(Bar.modern, 0x2000 + offset, 4, value);
+      if (this.#has(Bar.legacy)) this.target.guest.write(Bar.legacy, 0x14 + offset, 4, value);
+    }
+  }
+  config(offset: number, value: number): number {
+    const { host } = this.target.machine;
+    const before = host.readConfig(SLOT, offset, 4);
+    host.writeConfig(SLOT, offset, 4, value);
+    return before;
   }
   command(value: number): void {
     this.target.machine.host.writeConfig(SLOT, COMMAND, 2, value);
@@ -128,6 +154,60 @@ const forms: Readonly<Record<string, (hand: Hand) => void>> = {
     hand.command(3);
     hand.status(0);
     hand.command(7);
+  },
+  'FEATURES_OK taken back, and given': (hand) => {
+    hand.status(7);
+    hand.kick();
+    hand.status(0xf);
+  },
+  'packed rings become split ones, and packed again': (hand) => {
+    for (const high of [VERSION_1, VERSION_1 | RING_PACKED, VERSION_1]) {
+      hand.status(3);
+      hand.features(0xffff_ffff, high);
+      hand.status(0xf);
+      hand.kick();
+    }
+  },
+  'VERSION_1 given up without a reset': (hand) => {
+    hand.status(3);
+    hand.features(0xffff_ffff, RING_PACKED);
+    hand.status(0xf);
+    hand.kick();
+  },
+  'a second vCPU resets while the reset goes on': (hand) => {
+    hand.status(0);
+    hand.status(0);
+    hand.kick();
+    hand.status(0);
+  },
+  'kicks of a device that is reset': (hand) => {
+    hand.status(0);
+    hand.kick();
+    hand.status(1);
+    hand.kick();
+  },
+  'the configuration written all over': (hand) => {
+    for (const value of [0, 0xffff_ffff, 0x0101_0101]) hand.configuration(value);
+    hand.kick();
+  },
+  'its BAR elsewhere, kicked there, and back': (hand) => {
+    const before = hand.config(BAR4, 0xfff0_0000);
+    hand.kick();
+    hand.config(BAR4, before);
+    hand.kick();
+  },
+  'DRIVER_OK taken back twice, other sizes, and given': (hand) => {
+    hand.status(3);
+    hand.queues(undefined, [[Modern.size, 2]]);
+    hand.status(0xf);
+    hand.kick();
+    hand.status(3);
+    hand.queues(0, [
+      [Modern.size, 4],
+      [Modern.enable, 1],
+    ]);
+    hand.status(0xf);
+    hand.kick();
   },
   'resets and starts without a pause': (hand) => {
     for (let i = 0; i < 8; i++) {
