@@ -2,7 +2,6 @@
 import { mkdtempSync, openSync, readFileSync, rmSync, truncateSync, writeFileSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, describe, expect, test } from 'vitest';
-import type { Timer } from '../../../../devicemodel/core/clock.ts';
 import { checkOptions } from '../../../../devicemodel/core/options.ts';
 import { VirtioBlock } from '../../../../devicemodel/hw/pci/virtio/block/block.ts';
 import { BlockOptions, parseBlockText } from '../../../../devicemodel/hw/pci/virtio/block/options.ts';
@@ -11,8 +10,8 @@ import { ConsoleOptions, parseConsoleText } from '../../../../devicemodel/hw/pci
 import { virtioRnd } from '../../../../devicemodel/hw/pci/virtio/rng.ts';
 import { VirtioPci } from '../../../../devicemodel/hw/pci/virtio/transport/transport.ts';
 import { useDataThreadWorker } from '../../../support/data-thread-worker.ts';
-import { FakeClock } from '../../../support/fake-clock.ts';
 import { MEMORY_DIR } from '../../../support/memory-dir.ts';
+import { StepClock } from '../../../support/step-clock.ts';
 import { VirtioDriver, VirtioMachine } from '../../../support/virtio-driver.ts';
 
 const threadUrl = useDataThreadWorker();
@@ -28,39 +27,6 @@ const undo: Array<() => void | Promise<void>> = [];
 afterEach(async () => {
   for (const step of undo.splice(0).reverse()) await step();
 });
-
-/** Stands still but for `step`, which runs the timer due next and no other: a turn of the device loop. */
-class StepClock extends FakeClock {
-  readonly #armed: Timer[] = [];
-  /** For tests of how long something takes: what ends a slice is then the host's time. */
-  isHostTime = false;
-  override nowNs(): number {
-    return this.isHostTime ? performance.now() * 1e6 : super.nowNs();
-  }
-  override createTimer(onDue: () => void): Timer {
-    const armed = this.#armed;
-    const timer: Timer = {
-      dueNs: undefined,
-      arm() {
-        if (!armed.includes(timer)) armed.push(timer);
-        turns.set(timer, onDue);
-      },
-      cancel() {
-        const at = armed.indexOf(timer);
-        if (at >= 0) armed.splice(at, 1);
-      },
-    };
-    return timer;
-  }
-  /** @returns false when there was nothing to do. */
-  step(): boolean {
-    const timer = this.#armed.shift();
-    if (timer === undefined) return false;
-    turns.get(timer)?.();
-    return true;
-  }
-}
-const turns = new WeakMap<Timer, () => void>();
 
 function makeImage(sizeBytes: number): string {
   const dir = mkdtempSync(join(MEMORY_DIR, 'virtio-slices-'));
