@@ -183,7 +183,7 @@ export const contracts = [
     ...ours,
     mutation: 'a socket has the mode that the umask leaves',
     file: 'devicemodel/core/host/unix-listener.ts',
-    from: 'withUmask(0o177, ',
+    from: 'withUmask(OWNER_ONLY, ',
     to: 'withUmask(0o000, ',
   },
   {
