@@ -1,6 +1,7 @@
 import * as fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { formatSlotText, parseLpc, parseSlots, parseSlotText } from '../../config/slot.ts';
+import { wantsHypervisorDevices } from '../../devicemodel/core/config.ts';
 import { ConfigError } from '../../devicemodel/core/errors.ts';
 import { pciDrivers as realDrivers } from '../../devicemodel/hw/registry.ts';
 import { allDrivers, anyTextDriver } from '../cmd/drivers.ts';
@@ -351,4 +352,18 @@ describe('options of a device, in the words the user has', () => {
   ])('%s and %s are the same', (before, behind, expected) => {
     for (const text of [before, behind]) expect(options(`3,virtio-blk,${text}`)).toMatchObject(expected);
   });
+});
+
+// A hypervisor whose vCPUs have threads gives its devices one, too, if there are any.
+test.each([
+  ['5,ivshmem,hv:/shm,2', true],
+  ['5,ivshmem,dm:/shm,2', false],
+  ['6,uart,vuart_idx:1', true],
+  ['6,uart,stdio', false],
+  ['7,root-port', true],
+  ['4,passthru,02/00/0,enable_ptm', true],
+  ['4,passthru,02/00/0', false],
+  ['3,virtio-rnd', false],
+])('%s has a device of the hypervisor: %s', (text, isOne) => {
+  expect(wantsHypervisorDevices(parseSlots([text], realDrivers))).toBe(isOne);
 });
