@@ -347,7 +347,7 @@ function orderOf(
       hint:
         names[0] === 'config'
           ? 'give one; as a command, config has the words convert, argv, check, schema and help'
-          : 'give one; a value with spaces needs quotes',
+          : 'give one; a value with spaces needs quotes, and the words of one option have commas between them and no space',
     });
   }
   const [name] = names;

@@ -151,12 +151,17 @@ export async function loadPciDriver(name: string): Promise<AnyPciDriver> {
   throw new ConfigError(found.message, found.kind === 'unknown' ? { hint: found.hint } : {});
 }
 
+/** Letters of a name in which two slips leave nothing of it. */
+const SHORT_NAME = 2;
+
 /** The candidate a typing error away, or undefined. */
 function nearest(name: string, candidates: readonly string[]): string | undefined {
   // What a device does stands last: `virtio-vsock` is a slip for `vhost-vsock`, and `net` for `virtio-net`.
   const sameKind = candidates.filter((candidate) => candidate.split('-').at(-1) === name.split('-').at(-1));
   if (sameKind.length === 1) return sameKind[0];
-  const limit = Math.max(1, Math.floor(name.length / 3));
+  // What all begin with says nothing: `virtio-9p` is no slip for `virtio-gpu`.
+  const own = name.replace(/^virtio-/, '').length;
+  const limit = own <= SHORT_NAME ? 1 : Math.max(1, Math.floor(name.length / 3));
   let best: string | undefined;
   let bestDistance = limit + 1;
   for (const candidate of candidates) {

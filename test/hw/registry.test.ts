@@ -63,3 +63,17 @@ describe('names', () => {
     await expect(loadPciDriver(name)).rejects.toMatchObject({ message: `unknown device "${name}"`, hint });
   });
 });
+
+// Mutation: `did you mean "virtio-gpu"?` for virtio-9p.
+test.each([
+  ['virtio-9p', undefined],
+  ['virtio-fs', undefined],
+  ['virtio-bkl', 'virtio-blk'],
+  ['virtio-ntet', 'virtio-net'],
+  ['virtio-inputt', 'virtio-input'],
+  ['virtio_rnd', 'virtio-rnd'],
+])('a device %s may have been meant as %s', (name, meant) => {
+  const found = lookupPciDriver(name);
+  const guess = found.kind === 'unknown' ? /did you mean "([^"]+)"/.exec(found.hint)?.[1] : name;
+  expect(guess).toBe(meant);
+});
