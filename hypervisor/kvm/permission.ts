@@ -5,7 +5,7 @@ import { ExitCode, HostError } from '../../devicemodel/core/errors.ts';
 import { Errno } from '../../devicemodel/core/host/errno.ts';
 import { groupName } from '../../devicemodel/core/host/groups.ts';
 
-export interface Who {
+interface Who {
   readonly uid: number;
   /** Undefined for an id without a name, as in many a container. */
   readonly name: string | undefined;
