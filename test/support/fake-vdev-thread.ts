@@ -7,6 +7,9 @@ import { VdevServer } from '../../hypervisor/kvm/vdevs/vdev-server.ts';
 
 /** A register that no good guest writes: whoever moves a doorbell there ends the thread. */
 const DEADLY_DOORBELL = 0xdead_0000 + 0xc;
+/** A doorbell there keeps the thread for a while, once for each vector. */
+const SLOW_DOORBELL = 0x8555_0000 + 0xc;
+const SLOW_MS = 20;
 
 const note = (...what: readonly (string | number | boolean | bigint)[]) => {
   const path = process.env['VDEV_THREAD_LOG'];
@@ -24,6 +27,7 @@ const vm: KvmVmPart = {
       if (process.env['VDEV_THREAD_ENDS'] === 'silently') setImmediate(() => process.exit(0));
       throw new Error('no more');
     }
+    if (address === SLOW_DOORBELL && assign) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, SLOW_MS);
     return note('ioeventfd', address.toString(16), assign);
   },
 };

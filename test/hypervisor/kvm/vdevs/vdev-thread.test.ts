@@ -266,7 +266,7 @@ const accesses: fc.Arbitrary<Access> = fc.oneof(
   })),
 );
 
-// Mutation: without `skip` on either side, or without the bridges in the access map.
+// Mutation: without `skip` in VdevServer, or in KvmEngine.
 test('the same accesses have the same answers, and the device model sees the same of them, with the vCPU on the device thread', {
   timeout: 4 * TIMEOUT_MS,
 }, async () => {
@@ -288,8 +288,40 @@ test('the same accesses have the same answers, and the device model sees the sam
   }
 });
 
+// Mutation: without setBridges in #configAccess, the device thread goes by the number that the bus had at first.
+test('what is below a root port goes by the number that the guest gives its bus, on either thread', {
+  timeout: TIMEOUT_MS,
+}, async () => {
+  const vm = await Vm.create();
+  const select = (bus: number, device: number, register: number) =>
+    vm.vcpu(0).access(exits.out(0xcf8, 4, (0x8000_0000 | (bus << 16) | (device << 11) | register) >>> 0));
+  const read = () => {
+    vm.vcpu(0).access(exits.in(0xcfc, 4), vm.poll);
+    return Number(vm.vcpu(0).portValue(4));
+  };
+  select(0, 7, 0x18);
+  vm.vcpu(0).access(exits.out(0xcfc, 4, 0x0003_0300));
+  select(3, 0, 0);
+  expect(read()).toBe(0x5a5a_5a5a);
+  select(1, 0, 0);
+  expect(read()).toBe(0xffff_ffff);
+  expect(vm.accesses).toEqual(['config 1:0:0:0/4']);
+});
+
 describe('with a vCPU at the hypervisor’s', () => {
   // Mutation: without Turn.hypervisor in #waitFor, the vCPU enters the guest after the pause.
+  test('a pause waits until its access is answered, and it does not go on', { timeout: TIMEOUT_MS }, async () => {
+    const vm = await Vm.create();
+    vm.vcpu(1).access(exits.out(0xcf8, 4, 0x8000_2810));
+    vm.vcpu(1).post(exits.out(0xcfc, 4, 0x8555_0000));
+    // It is on its way to the thread, which takes its time.
+    sleepHere(30);
+    vm.hsm.pauseVm();
+    const { entered } = vm.vcpu(1);
+    sleepHere(500);
+    expect(vm.vcpu(1).entered).toBe(entered);
+  });
+
   test('a pause stops it, and a reset lets it begin anew', { timeout: TIMEOUT_MS }, async () => {
     const vm = await Vm.create();
     const { hsm } = vm;
