@@ -2,7 +2,7 @@
 import { Errno } from './errno.ts';
 import { closeFd, readBytes, readNow, writeBytes } from './files.ts';
 import { hostCall, must } from './libc.ts';
-import { map } from './mapping.ts';
+import { mapForThread } from './mapping.ts';
 
 const EFD_NONBLOCK = 0o4000;
 const EFD_CLOEXEC = 0o2000000;
@@ -36,7 +36,7 @@ const COUNT_AT = 16;
 /** As {@link takeEventfd}, never waiting: another process that has it may have made it blocking, and may take the count first. */
 export function takeSharedEventfd(fd: number): number {
   if (sharedCount === undefined) {
-    const { address, bytes } = map(4096, 'count of eventfds');
+    const { address, bytes } = mapForThread(4096, 'count of eventfds');
     const view = new DataView(bytes.buffer, bytes.byteOffset, COUNT_AT + COUNT_BYTES);
     view.setBigUint64(0, address + BigInt(COUNT_AT), true);
     view.setBigUint64(8, BigInt(COUNT_BYTES), true);

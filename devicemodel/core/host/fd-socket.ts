@@ -6,7 +6,7 @@ import { rmSync } from 'node:fs';
 import { Errno } from './errno.ts';
 import { closeFd } from './files.ts';
 import { hostCall, must } from './libc.ts';
-import { type Mapping, map } from './mapping.ts';
+import { type Mapping, mapForThread } from './mapping.ts';
 import { OWNER_ONLY, withUmask } from './umask.ts';
 
 const AF_UNIX = 1;
@@ -51,7 +51,7 @@ let page: { readonly mapping: Mapping; readonly view: DataView } | undefined;
 
 function scratch() {
   if (page === undefined) {
-    const mapping = map(PAGE_BYTES, 'messages with descriptors');
+    const mapping = mapForThread(PAGE_BYTES, 'messages with descriptors');
     page = { mapping, view: new DataView(mapping.bytes.buffer, mapping.bytes.byteOffset, PAGE_BYTES) };
   }
   const { mapping, view } = page;

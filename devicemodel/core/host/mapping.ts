@@ -1,4 +1,5 @@
 /** Mapped memory of this process, as bytes and as an address; disposing unmaps it. */
+import { isMainThread } from 'node:worker_threads';
 import koffi from 'koffi';
 import { HostError } from '../errors.ts';
 import { describeErrno } from './errno.ts';
@@ -61,6 +62,16 @@ export function addressOf(bytes: Uint8Array): bigint {
 export function map(sizeBytes: number, what: string, fd?: number): Mapping {
   const flags = fd === undefined ? MapFlag.Private | MapFlag.Anonymous : MapFlag.Shared;
   return mapped(mmap(0n, sizeBytes, READ_WRITE, flags, fd ?? -1, 0, what), sizeBytes);
+}
+
+/**
+ * Anonymous pages for as long as the calling thread: they would be the process's, and stay when a worker ends, of which a
+ * guest that resets itself makes many. @throws HostError
+ */
+export function mapForThread(sizeBytes: number, what: string): Mapping {
+  const mapping = map(sizeBytes, what);
+  if (!isMainThread) process.once('exit', () => mapping.dispose());
+  return mapping;
 }
 
 /** Map a part of `fd` with its pages present at once. @throws HostError */
