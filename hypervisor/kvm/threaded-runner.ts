@@ -167,9 +167,10 @@ export class ThreadedRunner implements VcpuRunner {
   recall(): void {
     for (const [vcpu, { run }] of this.#vcpus.entries()) {
       const turnAt = this.#at(vcpu, VcpuWord.turn);
-      Atomics.store(this.#words, this.#at(vcpu, VcpuWord.recalled), 1);
-      // Whatever it is doing, it does not enter the guest again; the signal is for one that is there.
+      // Whatever it is doing, it does not enter the guest again; the signal is for one that is there. The store behind it makes
+      // sure that it is seen before the look at the turn.
       run[RunField.immediateExit] = 1;
+      Atomics.store(this.#words, this.#at(vcpu, VcpuWord.recalled), 1);
       if (Atomics.load(this.#words, turnAt) === Turn.guest) signalThread(this.#word(vcpu, VcpuWord.tid), KICK_SIGNAL);
     }
     for (const [vcpu, { run }] of this.#vcpus.entries()) {

@@ -145,6 +145,8 @@ export class VdevServer {
         whereGuestPutIt(log, () => this.#need().slots.add(base, bytes, hostAddress ?? 0n, true)),
     };
     haveOwnUmask();
+    // However it ends: descriptors, sockets and their names are the process's.
+    process.on('exit', () => this.#letGo());
     process.on('exit', closeWatches);
     parent.on('message', (join: Join) => void this.#join(join));
     setup.orders.on('message', (order: Order | Forget) => this.#obey(order));
@@ -229,7 +231,7 @@ export class VdevServer {
         return { kind: 'done', routed: { errnos, gsis: order.wanted.map(({ fd }) => routes.gsiOf(fd) ?? -1) } };
       }
       case 'leave':
-        this.#claim?.release();
+        this.#letGo();
         break;
     }
     return { kind: 'done' };
@@ -268,10 +270,12 @@ export class VdevServer {
     this.#router.removeFunction(fn);
   }
 
-  /** Descriptors are the process's, and outlive the thread. */
+  /** Safe twice. */
   #letGo(): void {
     this.#unwatch();
-    for (const step of [() => this.#router.removeAllFunctions(), () => this.#claim?.release()]) {
+    const claim = this.#claim;
+    this.#claim = undefined;
+    for (const step of [() => this.#router.removeAllFunctions(), () => claim?.release()]) {
       try {
         step();
       } catch (error) {

@@ -169,7 +169,10 @@ export class VdevThread implements HypervisorThread, EngineHypervisorThread {
       vmid,
       release: () => {
         removeExitHook();
+        // One that is there takes them away itself, and then they may be another VM's.
+        const isThere = this.isThere;
         this.dispose();
+        if (!isThere) for (const path of sockets) rmSync(path, { force: true });
       },
     };
   }
@@ -183,7 +186,8 @@ export class VdevThread implements HypervisorThread, EngineHypervisorThread {
     return {
       bdf,
       ...(bridge === undefined ? {} : { bridge }),
-      // Accesses go to the thread. One that it passed on, since the function was just going, is nobody's.
+      // Accesses go to the thread. One that it passed on is nobody's: the function was just going, or a vCPU moved the register
+      // at port CF8 meanwhile, without the lock that its guest has for it.
       readConfig: (_offset, size) => (size === 4 ? 0xffff_ffff : size === 2 ? 0xffff : 0xff),
       writeConfig: () => {},
       dispose: () => {
@@ -274,7 +278,8 @@ export class VdevThread implements HypervisorThread, EngineHypervisorThread {
 
   #lost(cause?: Error): void {
     if (this.#isOver) return;
-    this.#failure ??= lostError(cause);
+    // Who waited for an answer may have seen it gone before it was heard why.
+    if (this.#failure?.cause === undefined) this.#failure = lostError(cause);
     this.onLost?.();
   }
 
