@@ -5,17 +5,21 @@ import { native } from './libc.ts';
 export const OWNER_ONLY = 0o177;
 
 const CLONE_FS = 0x200;
+/** Of this thread, which is not the main one: the umask is that one's to change. */
+let isOthers = false;
 
 /**
  * The calling thread, not the main one, has its umask and current folder to itself from now on: two threads in
- * {@link withUmask} at once would leave the process with that of one of them.
+ * {@link withUmask} at once would leave the process with that of one of them. Where that is not allowed (a container's
+ * rules for system calls) this thread leaves the umask as it is: modes are set once more after something was made.
  */
 export function haveOwnUmask(): void {
-  native('int unshare(int)')(CLONE_FS);
+  isOthers = native('int unshare(int)')(CLONE_FS) !== 0;
 }
 
 /** Run `work` with this umask; it is the whole process's (see {@link haveOwnUmask}), so for a call or two that do not wait. */
 export function withUmask<T>(mask: number, work: () => T): T {
+  if (isOthers) return work();
   const umask = native('unsigned int umask(unsigned int)');
   const before = umask(mask);
   try {
