@@ -11,15 +11,19 @@ const MIB = 1 << 20;
 const BASE_DESCRIPTORS = 28;
 /** The main thread, V8's and the one that listens to signals; beside them Node's pool. */
 const BASE_THREADS = 7;
-const DEFAULT_POOL_THREADS = 4;
+/** As libuv takes UV_THREADPOOL_SIZE. */
+const PoolThreads = { default: 4, most: 1024 } as const;
 /** Code and heap, and the stacks of threads. */
-const BASE_DATA_BYTES = 128 * MIB;
-/** The software CPU: beside the guest's memory, which is part of it, what its compiler makes. */
-const SOFT_DATA_BYTES = 384 * MIB;
+const BASE_DATA_BYTES = 96 * MIB;
+/** The software CPU: beside the guest's memory, which is part of it, what its compiler makes. (With 128 MiB of memory 293 MiB were too little, 342 enough.) */
+const SOFT_DATA_BYTES = 72 * MIB;
 /** What is mapped of programs and libraries, and kept free around them. */
-const BASE_ADDRESS_BYTES = 1024 * MIB;
-/** What WebAssembly keeps free for one memory. */
-const SOFT_ADDRESS_BYTES = 11 * 1024 * MIB;
+const BASE_ADDRESS_BYTES = 700 * MIB;
+/** What WebAssembly keeps free for one memory, in which the guest's is, too. */
+const WASM_ADDRESS_BYTES = 10 * 1024 * MIB;
+/** From this one on Node does without, where address space is short. */
+const MODEST_NODE = 24;
+const MODEST_FLAG = '--disable-wasm-trap-handler';
 
 interface Limit {
   /** In /proc/self/limits. */
@@ -42,7 +46,7 @@ function limitsFor({ pci, com, hypervisor, memoryBytes }: LimitedConfig): Limit[
     },
     {
       name: 'Max processes',
-      need: BASE_THREADS + Number(process.env['UV_THREADPOOL_SIZE'] ?? DEFAULT_POOL_THREADS),
+      need: BASE_THREADS + poolThreads(process.env['UV_THREADPOOL_SIZE']),
       describe: (count) => `${count} threads`,
       hint: '`ulimit -u` sets the limit, for all processes of this user together',
     },
@@ -54,11 +58,20 @@ function limitsFor({ pci, com, hypervisor, memoryBytes }: LimitedConfig): Limit[
     },
     {
       name: 'Max address space',
-      need: BASE_ADDRESS_BYTES + memoryBytes + (isSoft ? SOFT_ADDRESS_BYTES : 0),
+      need: BASE_ADDRESS_BYTES + (isSoft && keepsAddressesFree() ? WASM_ADDRESS_BYTES : memoryBytes),
       describe: (bytes) => `${inMib(bytes)} of address space`,
-      hint: '`ulimit -v` sets the limit; most of it is only kept free',
+      hint: `\`ulimit -v\` sets the limit${isSoft ? `; most of it is only kept free, and not with \`node ${MODEST_FLAG}\`` : ''}`,
     },
   ];
+}
+
+function poolThreads(asked: string | undefined): number {
+  if (asked === undefined) return PoolThreads.default;
+  return Math.min(PoolThreads.most, Math.max(1, Number.parseInt(asked, 10) || 1));
+}
+
+function keepsAddressesFree(): boolean {
+  return Number.parseInt(process.versions.node, 10) < MODEST_NODE && !process.execArgv.includes(MODEST_FLAG);
 }
 
 /** Nobody counts the threads of root. */

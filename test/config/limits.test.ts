@@ -12,10 +12,9 @@ const soft = { ...vm, hypervisor: 'soft' } as const;
 describe('a limit', () => {
   test.each([
     ['Max open files', 27, vm, /27 open files, .* 28 open files or more/, '-n'],
-    ['Max data size', 100 * MIB, vm, /100 MiB of memory of its own, .* 128 MiB/, '-d'],
-    ['Max data size', 300 * MIB, soft, /300 MiB of memory of its own, .* 768 MiB/, '-d'],
-    ['Max address space', 1000 * MIB, vm, /1000 MiB of address space, .* 1280 MiB/, '-v'],
-    ['Max address space', 4096 * MIB, soft, /4096 MiB of address space, .* 12544 MiB/, '-v'],
+    ['Max data size', 90 * MIB, vm, /90 MiB of memory of its own, .* 96 MiB/, '-d'],
+    ['Max data size', 300 * MIB, soft, /300 MiB of memory of its own, .* 424 MiB/, '-d'],
+    ['Max address space', 900 * MIB, vm, /900 MiB of address space, .* 956 MiB/, '-v'],
   ] as const)('%s of %i', (name, limit, config, message, option) => {
     const [problem, ...others] = limitProblems(config, line(name, limit));
     expect(others).toEqual([]);
@@ -28,6 +27,34 @@ describe('a limit', () => {
     '%s that is none',
     (name) => expect(limitProblems(soft, line(name, 'unlimited'))).toEqual([]),
   );
+
+  // Where there is enough there is no word: with 128 MiB, 342 MiB of data and 11,328 MiB of addresses were.
+  test.each([
+    ['Max data size', 342],
+    ['Max address space', 11_328],
+  ])('%s of %i MiB is enough for the software CPU', (name, mib) => {
+    expect(limitProblems({ ...soft, memoryBytes: 128 * MIB }, line(name, mib * MIB))).toEqual([]);
+  });
+
+  test('of address space is needed beside the guest where WebAssembly keeps some free, and its memory in it', () => {
+    const problems = (memoryBytes: number) =>
+      limitProblems({ ...soft, memoryBytes }, line('Max address space', 10_900 * MIB));
+    const isModest = Number.parseInt(process.versions.node, 10) >= 24;
+    expect(problems(128 * MIB)).toHaveLength(isModest ? 0 : 1);
+    expect(problems(128 * MIB)).toEqual(problems(1024 * MIB));
+  });
+
+  // Mutation: Number(UV_THREADPOOL_SIZE).
+  test.each(['8x', '', 'abc', '100000', '-3'])('threads that nobody has: UV_THREADPOOL_SIZE=%s', (asked) => {
+    const before = process.env['UV_THREADPOOL_SIZE'];
+    process.env['UV_THREADPOOL_SIZE'] = asked;
+    try {
+      expect(limitProblems(vm, line('Max processes', 2000))).toEqual([]);
+    } finally {
+      if (before === undefined) delete process.env['UV_THREADPOOL_SIZE'];
+      else process.env['UV_THREADPOOL_SIZE'] = before;
+    }
+  });
 
   test('what the kernel does not say is no limit', () => expect(limitProblems(soft, '')).toEqual([]));
 });

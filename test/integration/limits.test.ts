@@ -39,10 +39,10 @@ const { OsError, Ok, VmFailed } = ExitCode;
 const cases: Readonly<Record<string, Case>> = {
   'less memory than V8 has': { limit: 'ulimit -d 100000', guest: 'demo=tour', status: OsError, says: /ulimit -d/ },
   'less memory than the software CPU needs': {
-    limit: 'ulimit -d 400000',
+    limit: 'ulimit -d 290000',
     guest: 'demo=tour',
     status: OsError,
-    says: /390 MiB of memory of its own, .* 640 MiB .* or more/,
+    says: /283 MiB of memory of its own, .* 296 MiB .* or more/,
   },
   'less address space than WebAssembly keeps free': {
     limit: 'ulimit -v 4000000',
