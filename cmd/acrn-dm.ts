@@ -95,8 +95,7 @@ async function dryRun(order: VmOrder): Promise<ExitCode> {
   const found = await checkHost(config, { root: hostRoot ?? '', isPlan: true });
   const hypervisor = await hypervisorOf(config);
   // What a host lacks that the VM need not run on is worth a word and no more.
-  const isForHere =
-    !isThisHost || (config.hypervisor !== 'auto' && hypervisor.kind !== 'acrn') || hypervisor.isPresent();
+  const isForHere = !isThisHost || (hypervisor.kind === 'acrn' ? hypervisor.isPresent() : config.hypervisor !== 'auto');
   const doubts = isForHere ? [] : found.problems.map((problem) => problem.message);
   const shared = isThisHost ? [...claimFindings(config).warnings, ...pipeWarnings(config)] : [];
   writeLines(standardError, [

@@ -129,6 +129,15 @@ describe('acrn-dm', () => {
     expect(status).toBe(ExitCode.Ok);
     expect(stderr).toMatch(/warning: not on this machine.* 4 GiB/);
   });
+  // Mutation: ask whether the engine that was chosen is here, which it always is.
+  test('and so is a function that this machine does not have', () => {
+    const plan = ['--dry-run', '-k', DEMO, '-s', '0:0,hostbridge', '-s', '6,passthru,fe/1f/7', 'vm'];
+    expect(acrnDm(...plan)).toMatchObject({
+      status: ExitCode.Ok,
+      stderr: expect.stringMatching(/warning: .*passthru.*fe:1f\.7/),
+    });
+    expect(acrnDm('--hypervisor', 'soft', ...plan).status).toBe(ExitCode.Unavailable);
+  });
   test('a dry run looks at functions of the host it is for', () => {
     // Mutation: functions looked for on this machine, where they are not, and so nothing said of them.
     const host = new FakeHostPci().add('02:00.0', { hasMsi: true, driver: 'igc', iommuGroup: '7' });
