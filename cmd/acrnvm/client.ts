@@ -126,7 +126,9 @@ function problemError(status: number, text: string): ClientError {
 /** Where a VM of that name says that its API is; or the path of a socket, as it was written. */
 export function socketOf(name: string): string {
   if (name.includes('/')) return name;
-  return readLockText(lockOf(name))?.apiSocket ?? defaultApiSocket(name);
+  const apiSocket = readLockText(lockOf(name))?.apiSocket;
+  // What a VM that was killed wrote there may be another one's by now.
+  return apiSocket !== undefined && isHeld(name) ? apiSocket : defaultApiSocket(name);
 }
 
 function lockOf(name: string): string {

@@ -1,7 +1,7 @@
 /** `acrnvm doctor`: what of this host a User VM may miss, and the command that mends it. Reads only. */
-import { accessSync, constants, existsSync, readdirSync, readFileSync, statSync } from 'node:fs';
+import { accessSync, constants, existsSync, readdirSync, readFileSync, type Stats, statSync } from 'node:fs';
 import { createRequire } from 'node:module';
-import { tmpdir } from 'node:os';
+import { dirname, isAbsolute } from 'node:path';
 import { managerFolder } from '../../control/manager-folder.ts';
 import { vmFoldersRoot } from '../../control/vm-paths.ts';
 import { runRoot } from '../../devicemodel/core/host/run-folder.ts';
@@ -130,10 +130,15 @@ function runFolder(): Finding {
   const root = runRoot(process.env, process.geteuid?.() ?? 0);
   const folders = [root, vmFoldersRoot(), managerFolder()];
   for (const folder of new Set(folders)) {
-    const stat = statSync(folder, { throwIfNoEntry: false });
-    if (stat === undefined) continue;
-    const isOurs = stat.uid === 0 || stat.uid === process.geteuid?.();
     const sudo = process.geteuid?.() === 0 ? '' : 'sudo ';
+    const stat = statOf(folder);
+    if (stat === undefined) continue;
+    if (stat === 'hidden') {
+      // The C program makes them so that only root can enter.
+      const mend = `sudo chmod 755 ${dirname(folder)}`;
+      return { what, verdict: 'fail', detail: `${folder} may not be looked at by this user`, mend };
+    }
+    const isOurs = stat.uid === 0 || stat.uid === process.geteuid?.();
     if (!stat.isDirectory())
       return { what, verdict: 'fail', detail: `${folder} is no folder`, mend: `${sudo}rm ${folder}` };
     if (!isOurs) {
@@ -145,15 +150,25 @@ function runFolder(): Finding {
       return { what, verdict: 'fail', detail, mend: `${sudo}chmod go-w ${folder}` };
     }
   }
-  if (root.startsWith(`${tmpdir()}/`) && (process.env['ACRN_RUN_DIR'] ?? '') === '') {
+  const { XDG_RUNTIME_DIR: session = '', ACRN_RUN_DIR: asked = '' } = process.env;
+  if (process.geteuid?.() !== 0 && asked === '' && !isAbsolute(session)) {
     return {
       what,
       verdict: 'warn',
-      detail: `XDG_RUNTIME_DIR is not set: ${root} is used`,
+      detail: `XDG_RUNTIME_DIR is ${session === '' ? 'not set' : 'no absolute path'}: ${root} is used`,
       mend: 'export XDG_RUNTIME_DIR=/run/user/$UID',
     };
   }
   return { what, verdict: 'ok', detail: root };
+}
+
+/** @returns undefined where nothing is; `hidden` where this user may not even look. */
+function statOf(path: string): Stats | 'hidden' | undefined {
+  try {
+    return statSync(path, { throwIfNoEntry: false });
+  } catch {
+    return 'hidden';
+  }
 }
 
 /** VFIO's mappings count against it. */
@@ -162,11 +177,15 @@ function lockedMemory(): Finding {
   const limit = /Max locked memory\s+(\d+|unlimited)/.exec(read('/proc/self/limits'))?.[1] ?? 'unlimited';
   const isEnough = limit === 'unlimited' || Number(limit) >= LOCKED_BYTES || process.geteuid?.() === 0;
   return isEnough
-    ? { what, verdict: 'ok', detail: limit === 'unlimited' ? limit : `up to ${Number(limit) >> 20} MiB` }
+    ? {
+        what,
+        verdict: 'ok',
+        detail: limit === 'unlimited' ? limit : `up to ${Math.floor(Number(limit) / 2 ** 20)} MiB`,
+      }
     : {
         what,
         verdict: 'warn',
-        detail: `up to ${Number(limit) >> 10} KiB: functions of the host cannot be passed through on KVM`,
+        detail: `up to ${Math.floor(Number(limit) / 2 ** 10)} KiB: functions of the host cannot be passed through on KVM`,
         mend: 'ulimit -l unlimited',
       };
 }

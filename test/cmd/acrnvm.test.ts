@@ -79,6 +79,7 @@ test.each([
   [['resize', 'vm1', '3'], 'size of 3: as it is'],
   [['link', 'vm1', '4', 'down'], 'link of 4: down'],
 ])('%j is an order', async (argv, call) => {
+  if (argv[0] === 'wake') vmm.state = 'suspended';
   const result = await acrnvm(...argv);
   expect(vmm.asked).toEqual([call]);
   // The disk of this VM would be in slot 0:4:0: it is refused, and says so by its status.
@@ -152,6 +153,19 @@ test('a VM whose API is elsewhere is found by its name', async () => {
     for (const release of releases) release();
     await door.close();
   }
+});
+
+// Mutation: believe the lock of a VM that was killed.
+test('what a killed VM says of its API may be about another one by now', async () => {
+  mkdirSync(vmFolder('gone'), { recursive: true });
+  writeFileSync(join(vmFolder('gone'), 'lock'), `${process.pid}\n${defaultApiSocket('vm1')}\n`);
+  expect(JSON.parse((await acrnvm('ls', '--json')).stdout)).toMatchObject([
+    { name: 'gone', state: 'dead' },
+    { name: 'vm1', state: 'running' },
+  ]);
+  expect((await acrnvm('stop', '-f', 'gone')).stderr).toContain('nobody is there');
+  expect(vmm.asked).toEqual([]);
+  rmSync(vmFolder('gone'), { recursive: true });
 });
 
 test('a place that cannot be looked into is not one where nothing runs', async () => {
