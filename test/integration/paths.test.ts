@@ -4,7 +4,7 @@
  * error" or Node's own words.
  */
 import { execFileSync, spawn } from 'node:child_process';
-import { chmodSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { chmodSync, chownSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { createServer, type Server } from 'node:net';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
@@ -57,6 +57,8 @@ interface PathOption {
 
 const boot = ['-k', demoGuest, '-B', 'demo=idle,0'];
 const reading = [NoInput, NoPermission, DataError, Usage];
+/** The software CPU has none, and says so first. */
+const firmware = [ExitCode.Unavailable, Usage];
 /** What is made or written, and terminals that have to be there: looked at before there is a VM. */
 const made = [0, NoInput, NoPermission, ExitCode.CannotCreate, Usage];
 
@@ -67,9 +69,9 @@ const options: Readonly<Record<string, PathOption>> = {
   '-k': { args: (p) => ['-k', p], statuses: reading, dryRun: true },
   '-r': { args: (p) => [...boot, '-r', p], statuses: reading, dryRun: true },
   '-E': { args: (p) => ['-E', p], statuses: reading, dryRun: true },
-  '--ovmf': { args: (p) => ['--ovmf', p], statuses: reading, dryRun: true },
-  '--ovmf w,': { args: (p) => ['--ovmf', `w,${p}`], statuses: reading, dryRun: true },
-  '--ovmf vars=': { args: (p) => ['--ovmf', `w,code=${at('code')},vars=${p}`], statuses: reading, dryRun: true },
+  '--ovmf': { args: (p) => ['--ovmf', p], statuses: firmware, dryRun: true },
+  '--ovmf w,': { args: (p) => ['--ovmf', `w,${p}`], statuses: firmware, dryRun: true },
+  '--ovmf vars=': { args: (p) => ['--ovmf', `w,code=${at('code')},vars=${p}`], statuses: firmware, dryRun: true },
   '--scenario': { args: (p) => [...boot, '--scenario', p], statuses: reading, dryRun: true },
   '--host-root': {
     args: (p) => [...boot, '--host-root', p],
@@ -151,6 +153,8 @@ function makeFolder(): void {
   mkdirSync(folder);
   chmodSync(folder, 0o777);
   mkdirSync(at('folder'));
+  mkdirSync(at('nobody'), { mode: 0o755 });
+  if (process.getuid?.() === 0) chownSync(at('nobody'), NOBODY, NOBODY);
   mkdirSync(at('locked'), { mode: 0o700 });
   writeFileSync(at('locked/x'), 'x');
   for (const [name, mode] of [
@@ -175,12 +179,15 @@ interface Ended {
 
 /** Runs until the program ends, or until its VM has started, which it then leaves. */
 function run(args: readonly string[], asNobody: boolean): Promise<Ended> {
-  const who = asNobody && process.getuid?.() === 0 ? { uid: NOBODY, gid: NOBODY } : {};
+  const isNobody = asNobody && process.getuid?.() === 0;
+  const who = isNobody ? { uid: NOBODY, gid: NOBODY } : {};
+  // The place of root's VMs is not somebody else's.
+  const place = isNobody ? { ACRN_RUN_DIR: at('nobody') } : {};
   const machine = ['--hypervisor', 'soft', '-m', '128M', '-s', '0:0,hostbridge', '-s', '1:0,lpc'];
   const child = spawn(process.execPath, [program, ...machine, ...args, `paths${process.pid % 100_000}x${serial++}`], {
     stdio: ['ignore', 'ignore', 'pipe'],
     cwd: folder,
-    env: { ...process.env, TMPDIR: folder },
+    env: { ...process.env, TMPDIR: folder, ...place },
     ...who,
   });
   let stderr = '';
