@@ -2,9 +2,9 @@
  * Limits of this process (`ulimit`) that no VM like this one gets along with. What Node and V8 do not get of threads and
  * memory ends the process at once, without a word and with sockets left behind: said before there is anything.
  */
-import { readFileSync } from 'node:fs';
 import type { VmConfig } from '../devicemodel/core/config.ts';
 import { ConfigError, type DmError, ExitCode } from '../devicemodel/core/errors.ts';
+import { processLimit, processLimitsText } from '../devicemodel/core/host/process-limits.ts';
 
 const MIB = 1 << 20;
 /** What the process and a VM without devices have open: code that is loaded, the event loop, the hypervisor, control sockets. */
@@ -84,20 +84,11 @@ type LimitedConfig = Pick<VmConfig, 'pci' | 'com' | 'hypervisor' | 'memoryBytes'
  * this is no promise: what a device takes shows when it does.
  * @param text of /proc/self/limits
  */
-export function limitProblems(config: LimitedConfig, text = limitsOfThisProcess()): DmError[] {
+export function limitProblems(config: LimitedConfig, text = processLimitsText()): DmError[] {
   return limitsFor(config).flatMap(({ name, need, describe, hint }) => {
-    const limit = Number(new RegExp(`^${name}\\s+(\\d+)`, 'm').exec(text)?.[1] ?? Number.POSITIVE_INFINITY);
+    const limit = processLimit(name, text);
     if (limit >= need || isExempt(name)) return [];
     const message = `this process may have ${describe(limit)}, and a VM like this one needs ${describe(need)} or more`;
     return [new ConfigError(message, { exitCode: ExitCode.OsError, hint })];
   });
-}
-
-/** @returns nothing where nobody says so. */
-function limitsOfThisProcess(): string {
-  try {
-    return readFileSync('/proc/self/limits', 'utf8');
-  } catch {
-    return '';
-  }
 }

@@ -4,6 +4,7 @@ import { createRequire } from 'node:module';
 import { dirname, isAbsolute } from 'node:path';
 import { managerFolder } from '../../control/manager-folder.ts';
 import { vmFoldersRoot } from '../../control/vm-paths.ts';
+import { processLimit } from '../../devicemodel/core/host/process-limits.ts';
 import { runRoot } from '../../devicemodel/core/host/run-folder.ts';
 import { deadRegions, deadSocketsOfAcrnctl, listVms } from './client.ts';
 
@@ -95,10 +96,10 @@ function iommu(): Finding {
 
 function descriptorLimit(): Finding {
   const what = 'open files';
-  const limit = /Max open files\s+(\d+|unlimited)/.exec(read('/proc/self/limits'))?.[1] ?? 'unlimited';
-  const isEnough = limit === 'unlimited' || Number(limit) >= 1024;
+  const limit = processLimit('Max open files');
+  const isEnough = limit >= 1024;
   return isEnough
-    ? { what, verdict: 'ok', detail: `up to ${limit}` }
+    ? { what, verdict: 'ok', detail: `up to ${limit === Number.POSITIVE_INFINITY ? 'unlimited' : limit}` }
     : { what, verdict: 'warn', detail: `up to ${limit}: a VM with many queues needs more`, mend: 'ulimit -n 4096' };
 }
 
@@ -174,18 +175,18 @@ function statOf(path: string): Stats | 'hidden' | undefined {
 /** VFIO's mappings count against it. */
 function lockedMemory(): Finding {
   const what = 'locked memory';
-  const limit = /Max locked memory\s+(\d+|unlimited)/.exec(read('/proc/self/limits'))?.[1] ?? 'unlimited';
-  const isEnough = limit === 'unlimited' || Number(limit) >= LOCKED_BYTES || process.geteuid?.() === 0;
+  const limit = processLimit('Max locked memory');
+  const isEnough = limit >= LOCKED_BYTES || process.geteuid?.() === 0;
   return isEnough
     ? {
         what,
         verdict: 'ok',
-        detail: limit === 'unlimited' ? limit : `up to ${Math.floor(Number(limit) / 2 ** 20)} MiB`,
+        detail: limit === Number.POSITIVE_INFINITY ? 'unlimited' : `up to ${Math.floor(limit / 2 ** 20)} MiB`,
       }
     : {
         what,
         verdict: 'warn',
-        detail: `up to ${Math.floor(Number(limit) / 2 ** 10)} KiB: functions of the host cannot be passed through on KVM`,
+        detail: `up to ${Math.floor(limit / 2 ** 10)} KiB: functions of the host cannot be passed through on KVM`,
         mend: 'ulimit -l unlimited',
       };
 }
