@@ -10,6 +10,7 @@ import { map } from '../../devicemodel/core/host/mapping.ts';
 import { HsmError } from '../../devicemodel/core/hsm/errors.ts';
 import type { Hsm, VcpuRegs } from '../../devicemodel/core/hsm/hsm.ts';
 import type { HvVdev } from '../../devicemodel/core/hsm/vdev.ts';
+import { ivshmemOf, rootPortVdev } from './vdevs.ts';
 
 const { EINVAL, EPERM, EEXIST, EBADF, EBUSY, ENOMEM } = constants.errno;
 
@@ -39,26 +40,7 @@ const startRegs: VcpuRegs = {
   ss: 0x18,
 };
 
-export const ivshmemVdev: HvVdev = {
-  type: 'ivshmem',
-  bdf: { bus: 0, device: 5, function: 0 },
-  registersBar: 0x8000_0000,
-  msixBar: 0x8000_1000,
-  memoryBar: 0x8020_0000,
-  regionName: 'hv:/conformance',
-  sizeBytes: 0x20_0000,
-};
-
-const rootPortVdev: HvVdev = {
-  type: 'root-port',
-  bdf: { bus: 0, device: 7, function: 0 },
-  physicalBdf: { bus: 0, device: 7, function: 0 },
-  maxPayload: 0,
-  primaryBus: 0,
-  secondaryBus: 1,
-  subordinateBus: 1,
-  ptmCapOffset: 0x100,
-};
+export const ivshmemVdev: HvVdev = ivshmemOf('hv:/conformance');
 
 function errnoOf(call: () => unknown): number {
   try {

@@ -3,28 +3,14 @@ import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
-import type { IvshmemVdev, VuartVdev } from '../../../devicemodel/core/hsm/vdev.ts';
 import { forgetSharedRegions } from '../../../hypervisor/embedded/shared-region.ts';
 import { asm, SoftVm } from '../../support/soft-vm.ts';
+import { ivshmemOf, vuartVdev } from '../../support/vdevs.ts';
 
 const RESULT = 0x6000;
 const LAPIC_EOI = 0xfee0_00b0;
-const region: IvshmemVdev = {
-  type: 'ivshmem',
-  bdf: { bus: 0, device: 5, function: 0 },
-  registersBar: 0x8000_0000,
-  msixBar: 0x8000_1000,
-  memoryBar: 0x8020_0000,
-  regionName: `hv:/two-vms-${process.pid}`,
-  sizeBytes: 0x20_0000,
-};
-const vuart: VuartVdev = {
-  type: 'vuart',
-  bdf: { bus: 0, device: 6, function: 0 },
-  registersBar: 0x8040_0000,
-  msixBar: 0x8040_1000,
-  vuartIndex: 1,
-};
+const region = ivshmemOf(`hv:/two-vms-${process.pid}`);
+const vuart = vuartVdev;
 
 let runDirectory: string;
 let vms: SoftVm[] = [];

@@ -9,7 +9,6 @@ import type { PciSlotConfig } from '../../../../devicemodel/core/config.ts';
 import { ExitCode } from '../../../../devicemodel/core/errors.ts';
 import { Eventfd } from '../../../../devicemodel/core/host/eventfd.ts';
 import type { Hsm } from '../../../../devicemodel/core/hsm/hsm.ts';
-import type { IvshmemVdev, RootPortVdev, VuartVdev } from '../../../../devicemodel/core/hsm/vdev.ts';
 import { IoreqPage, IoreqType } from '../../../../devicemodel/core/ioreq-page.ts';
 import { forgetSharedRegions } from '../../../../hypervisor/embedded/shared-region.ts';
 import { openKvmHsm } from '../../../../hypervisor/kvm/open.ts';
@@ -18,38 +17,16 @@ import { FAKE_RUN_PATH, GuestKvm, type GuestVcpu, sleepHere } from '../../../sup
 import { exits, type FakeExit, FakeKvm, type FakeVcpu } from '../../../support/fake-kvm.ts';
 import { describeHsm } from '../../../support/hsm-conformance.ts';
 import { memoryLog } from '../../../support/memory-log.ts';
+import { ivshmemOf, rootPortVdev, vuartVdev } from '../../../support/vdevs.ts';
 
 const TIMEOUT_MS = 60_000;
 /** What a device that blocks keeps the device thread for. */
 const STALL_MS = 2000;
 
 const regionName = `hv:/vdev-thread-${process.pid}`;
-const ivshmem: IvshmemVdev = {
-  type: 'ivshmem',
-  bdf: { bus: 0, device: 5, function: 0 },
-  registersBar: 0x8000_0000,
-  msixBar: 0x8000_1000,
-  memoryBar: 0x8020_0000,
-  regionName,
-  sizeBytes: 0x20_0000,
-};
-const vuart: VuartVdev = {
-  type: 'vuart',
-  bdf: { bus: 0, device: 6, function: 0 },
-  registersBar: 0x8040_0000,
-  msixBar: 0x8040_1000,
-  vuartIndex: 1,
-};
-const rootPort: RootPortVdev = {
-  type: 'root-port',
-  bdf: { bus: 0, device: 7, function: 0 },
-  physicalBdf: { bus: 0, device: 7, function: 0 },
-  maxPayload: 0,
-  primaryBus: 0,
-  secondaryBus: 1,
-  subordinateBus: 1,
-  ptmCapOffset: 0x100,
-};
+const ivshmem = ivshmemOf(regionName);
+const vuart = vuartVdev;
+const rootPort = rootPortVdev;
 const slot: PciSlotConfig = { bdf: ivshmem.bdf, driver: 'ivshmem', options: { name: regionName }, text: '' };
 const ECAM = 0xe000_0000;
 const IVPOSITION = 8;
