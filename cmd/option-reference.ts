@@ -7,7 +7,12 @@ import { CHAR_BACKEND_USAGE } from '../devicemodel/hw/uart/backends/spec.ts';
 
 export function optionReference(drivers: readonly PciDriverEntry[]): string {
   const all: readonly AnyPlatformDriver[] = platformDrivers;
-  const lists = ['`-s`', '`-l`', ...all.filter((d) => d.isList === true).map((d) => `\`--${d.name}\``)];
+  const lists = [
+    '`-s`',
+    '`-l`',
+    '`--logger_setting`',
+    ...all.filter((d) => d.isList === true).map((d) => `\`--${d.name}\``),
+  ];
   const lines = [
     '# Options of acrn-dm',
     '',
@@ -30,7 +35,7 @@ export function optionReference(drivers: readonly PciDriverEntry[]): string {
     '',
     '## PCI devices: `-s [BUS:]SLOT[:FUNCTION],DRIVER[,OPTIONS]`',
     '',
-    'Numbers are decimal: bus 0, slot 0 to 31, function 0 to 7, separated by `:`, `/` or `.`.',
+    'Numbers are decimal: bus 0 (others are those below a root-port), slot 0 to 31, function 0 to 7, separated by `:`, `/` or `.`.',
   );
   for (const driver of drivers) lines.push(...driverSection(driver));
   lines.push('', '## Devices of the board');
@@ -78,7 +83,7 @@ function driverSection(driver: PciDriverEntry): string[] {
 }
 
 function boardSection(driver: AnyPlatformDriver): string[] {
-  const usage = ['', '```', `--${driver.name} ${driver.arg}`, '```'];
+  const usage = ['', '```', `--${driver.name} ${driver.arg}`.trimEnd(), '```'];
   return ['', `### --${driver.name}`, '', sentence(driver.summary), ...usage, ...optionRows(driver.options)];
 }
 

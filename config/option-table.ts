@@ -81,9 +81,14 @@ function board(group: AnyPlatformDriver['group']) {
       vm(
         boardKey(name),
         isList === true ? ('texts' as const) : ('text' as const),
-        value(name, arg, summary, argPattern === undefined ? {} : { argPattern }),
+        withoutEmptyMetavar(value(name, arg, summary, argPattern === undefined ? {} : { argPattern })),
       ),
     );
+}
+/** An option that is looked at as a flag is shown as one. */
+function withoutEmptyMetavar<Id extends string>(entry: Entry<Id>): Entry<Id> {
+  const { metavar, ...rest } = entry;
+  return metavar === '' ? rest : entry;
 }
 export type BoardKey<Name extends string = PlatformOptionName> = Name extends `${infer Head}_${infer Tail}`
   ? `${Head}${Capitalize<BoardKey<Tail>>}`
@@ -113,7 +118,7 @@ export const optionTable = [
     vm(
       'cpuAffinity',
       'numbers',
-      value('cpu_affinity', 'ID[-ID][,...]', 'Service VM CPUs given to this VM, by local APIC id'),
+      value('cpu_affinity', 'ID[-ID][,...]', 'CPUs given to this VM, by local APIC id: one vCPU for each'),
     ),
     vm(
       'hypervisor',
@@ -129,7 +134,13 @@ export const optionTable = [
     vm(
       'scenario',
       'text',
-      ours(value('scenario', 'FILE', 'ivshmem regions and vUARTs of the embedded hypervisor (default: what is used)')),
+      ours(
+        value(
+          'scenario',
+          'FILE',
+          'ivshmem regions and vUARTs of the embedded hypervisor (default: those that VMs ask for)',
+        ),
+      ),
     ),
     ours(
       value(
@@ -229,23 +240,13 @@ export const optionTable = [
     vm(
       'ioTimeoutS',
       'number',
-      ours(
-        value(
-          'io-timeout',
-          'S',
-          'storage that does not answer for this long is a hang, which ends the VM (default 60)',
-        ),
-      ),
+      ours(value('io-timeout', 'S', 'seconds after which storage that does not answer ends the VM (default 60)')),
     ),
     vm(
       'shutdownTimeoutS',
       'number',
       ours(
-        value(
-          'shutdown-timeout',
-          'S',
-          'a guest that was asked to shut down is powered off after this long (default 20)',
-        ),
+        value('shutdown-timeout', 'S', 'seconds until a guest that was asked to shut down is powered off (default 20)'),
       ),
     ),
     vm(
@@ -285,7 +286,11 @@ export const optionTable = [
       'crashDump',
       'text',
       ours(
-        value('crash-dump', 'FILE', 'what is known of a guest after a triple fault or a watchdog goes there, as JSON'),
+        value(
+          'crash-dump',
+          'FILE',
+          'after a triple fault, or when its watchdog resets it: write what is known of the guest there, as JSON',
+        ),
       ),
     ),
     vm(
@@ -304,7 +309,7 @@ export const optionTable = [
         value(
           'log-format',
           'text|json',
-          'lines of the console and the disk log as text or as JSON objects (default text)',
+          'lines of the console and disk sinks as text or as JSON objects (default text)',
         ),
       ),
     ),
@@ -322,7 +327,7 @@ export const optionTable = [
       metavar: 'DIR',
       help: 'the host whose devices are looked at: DIR/sys is a saved tree (with --dry-run and --list-passthru)',
     }),
-    ours(flag('debug', 'log everything, show the stack of an error')),
+    ours(flag('debug', 'log everything on the console, show the stack of an error')),
   ]),
   ...group('Information', [
     ours({
@@ -339,7 +344,7 @@ export const optionTable = [
       metavar: '[=json]',
       help: 'PCI functions of this host that can be passed through, and why others cannot',
     }),
-    flag('help', 'this text', { short: 'h' }),
+    flag('help', 'the options', { short: 'h' }),
     flag('version', 'the version', { short: 'v' }),
   ]),
   ...group('Obsolete', [
@@ -353,7 +358,7 @@ export const optionTable = [
       value(
         'pm_notify_channel',
         'ioc|power_button|uart',
-        'power_button: the power button of this machine presses the guest’s; uart: told by --pm_by_vuart',
+        'power_button: the power button of this machine presses that of the guest; uart: by --pm_by_vuart',
       ),
     ),
     vm(

@@ -18,7 +18,7 @@ export interface LaunchExtras {
   readonly log?: Log;
 }
 
-/** A VM that runs, or ran. Its events: `console`, `event`, `state`, `started`, `wake`. */
+/** A VM that runs, or ran. Its events: `console`, `event`, `state`, `reset`, `crash`, `started`, `wake`. */
 export interface LaunchedVm extends VmEvents {
   readonly name: string;
   readonly state: VmState;

@@ -10,9 +10,10 @@ import { commands, type Invocation, print } from './commands.ts';
 // ACRN's life manager powers the machine off once no command line names acrn-dm: ours may, by the folder it is in.
 process.title = 'acrnvm';
 
+const usageWidth = Math.max(...commands.map((command) => command.usage.length));
 const usage = `acrnvm: the User VMs that run here. VM is a name, or the path of an API socket.
 
-${commands.map((command) => `  ${command.usage.padEnd(38)} ${command.help}`).join('\n')}
+${commands.map((command) => `  ${command.usage.padEnd(usageWidth)} ${command.help}`).join('\n')}
 
 --json answers in JSON. Exit statuses are those of acrn-dm.`;
 

@@ -151,11 +151,18 @@ export function optionUsage(driver: string, schema: OptionSchema): string {
   return text;
 }
 
-/** One line per option that has a help text. */
+/** Of {@link optionHelp}: a longer option has a line of its own. */
+const HELP_COLUMN = 27;
+
+/** One entry per option that has a help text. */
 export function optionHelp(schema: OptionSchema): string[] {
   return Object.entries(schema.entries).flatMap(([key, entry]) => {
     const meta = optionMeta(entry);
-    return meta.help === undefined ? [] : [`  ${(meta.arg ?? key).padEnd(24)} ${meta.help}`];
+    if (meta.help === undefined) return [];
+    const arg = `  ${meta.arg ?? key}`;
+    return arg.length < HELP_COLUMN
+      ? [`${arg.padEnd(HELP_COLUMN)}${meta.help}`]
+      : [arg, `${' '.repeat(HELP_COLUMN)}${meta.help}`];
   });
 }
 

@@ -23,7 +23,7 @@ export function readCpuid(leaf: number, subleaf: number): Cpuid {
     }
   } catch (error) {
     const { errno = 0, code } = error as NodeJS.ErrnoException;
-    throw new HostError(`${PATH}: ${code}`, Math.abs(errno), { hint: 'load the kernel’s module: modprobe cpuid' });
+    throw new HostError(`${PATH}: ${code}`, Math.abs(errno), { hint: 'load the kernel module: modprobe cpuid' });
   }
   const word = (i: number) => bytes.readUInt32LE(4 * i);
   return { eax: word(0), ebx: word(1), ecx: word(2), edx: word(3) };

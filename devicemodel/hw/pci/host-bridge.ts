@@ -61,7 +61,11 @@ export const hostBridge = definePciDriver({
     model: v.optional(
       v.pipe(
         v.picklist(['i440fx']),
-        v.metadata({ arg: 'model=i440fx', named: true, help: 'ids that SeaBIOS and OVMF of other hypervisors know' }),
+        v.metadata({
+          arg: 'model=i440fx',
+          named: true,
+          help: 'ids that SeaBIOS and OVMF of QEMU know; brings a piix4_pm at 1:3',
+        }),
       ),
     ),
   }),

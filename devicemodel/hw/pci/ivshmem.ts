@@ -43,7 +43,7 @@ export const IvshmemOptions = v.strictObject({
       (issue) => `must be a file name of at most ${MAX_SHM_NAME_BYTES} bytes after dm:/, got "${issue.input}"`,
     ),
     v.check((name) => !/\p{Cc}/u.test(name), 'has control characters in it'),
-    v.metadata({ arg: '{hv|dm}:/NAME', help: 'hv: memory of the hypervisor, dm: of this host' }),
+    v.metadata({ arg: '{hv|dm}:/NAME', help: 'hv: memory of the hypervisor; dm: of this host, /dev/shm/NAME' }),
   ),
   size: v.pipe(
     v.union([v.string(), v.number()]),
@@ -55,7 +55,7 @@ export const IvshmemOptions = v.strictObject({
     v.transform((raw): string | number => (typeof raw === 'string' ? raw.replace(/^(\d+)M(i?B)?$/i, '$1') : raw)),
     integer({ min: MIN_SIZE_MIB, max: MAX_SIZE_MIB }),
     v.check(isPowerOfTwo, (issue) => `must be a power of two, ${MIN_SIZE_MIB} to ${MAX_SIZE_MIB}, got ${issue.input}`),
-    v.metadata({ arg: 'SIZE_MIB' }),
+    v.metadata({ arg: 'SIZE_MIB', help: `a power of two, ${MIN_SIZE_MIB} to ${MAX_SIZE_MIB}` }),
   ),
   regionId: v.optional(
     v.pipe(

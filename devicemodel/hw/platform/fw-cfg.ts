@@ -39,7 +39,7 @@ export const fwCfg = definePlatformDriver({
   name: 'fw_cfg',
   group: 'Devices',
   arg: USAGE,
-  summary: 'QEMU’s firmware configuration device, with files for the guest',
+  summary: "QEMU's firmware configuration device, with files for the guest",
   options: FwCfgOptions,
   argPattern: /^(name=|opt\/|[^-].*,(string|file)=)/,
   isList: true,

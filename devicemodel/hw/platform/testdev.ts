@@ -88,7 +88,7 @@ export const testdev = definePlatformDriver({
   name: 'testdev',
   group: 'Devices',
   arg: '',
-  summary: 'the test device of kvm-unit-tests; its end is the exit status, times two and one more',
+  summary: 'the test device of kvm-unit-tests: value N at port 0xf4 ends the VM with status 2*N+1',
   options: v.strictObject({}),
   // It has no value: what follows is another option, or the name of the VM.
   argPattern: /^$/,

@@ -27,7 +27,7 @@ export const imageOptions = {
       v.boolean(),
       v.metadata({
         arg: 'writeback|writethru',
-        help: 'host cache until the guest flushes, or on disk at once (default)',
+        help: 'writes stay in the host cache until the guest flushes, or are on disk at once (default)',
         named: true,
       }),
     ),
@@ -45,7 +45,7 @@ export const imageOptions = {
           isPowerOfTwo(s.logical) && isPowerOfTwo(s.physical) && s.logical >= SECTOR_BYTES && s.logical <= s.physical,
         'sizes must be powers of two, 512 or more, logical not above physical',
       ),
-      v.metadata({ arg: 'sectorsize=S[/P]', help: 'logical and physical sector size, bytes', named: true }),
+      v.metadata({ arg: 'sectorsize=S[/P]', help: 'logical and physical sector size in bytes', named: true }),
     ),
   ),
   range: v.optional(
@@ -57,7 +57,11 @@ export const imageOptions = {
   discard: v.optional(
     v.pipe(
       discardLimits,
-      v.metadata({ arg: 'discard[=SECTORS:SEGMENTS:ALIGN]', help: 'offer discard to the guest', named: true }),
+      v.metadata({
+        arg: 'discard[=SECTORS:SEGMENTS:ALIGN]',
+        help: 'offer discard: at most so many sectors and segments a request, aligned to ALIGN sectors',
+        named: true,
+      }),
     ),
   ),
 };

@@ -13,7 +13,7 @@ export const XhciOptions = v.strictObject({
       v.array(v.pipe(v.string(), v.regex(/^\d{1,3}-\d{1,3}$/, 'must be BUS-PORT, as in 1-2'))),
       v.metadata({
         arg: 'BUS-PORT[:BUS-PORT…]',
-        help: 'ports of the host: what is plugged in there, or into a hub there, is the guest’s',
+        help: "ports of the host: what is plugged in there, or into a hub there, is the guest's",
       }),
     ),
     [],
@@ -21,7 +21,7 @@ export const XhciOptions = v.strictObject({
   tablet: v.optional(
     v.pipe(
       v.boolean(),
-      v.metadata({ arg: 'tablet', named: true, help: 'a tablet that follows the display’s pointer' }),
+      v.metadata({ arg: 'tablet', named: true, help: 'a tablet that follows the pointer of --display' }),
     ),
     false,
   ),
@@ -41,7 +41,7 @@ export const XhciOptions = v.strictObject({
       v.metadata({
         arg: 'cap=apl',
         named: true,
-        help: 'ids and role switch (host or device) of Intel Apollo Lake; the switch is the host’s',
+        help: "ids and role switch (host or device) of Intel Apollo Lake; the switch is the host's",
       }),
     ),
   ),

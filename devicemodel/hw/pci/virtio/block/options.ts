@@ -13,7 +13,7 @@ export const BlockOptions = v.strictObject({
   /** Empty with `nodisk`. */
   path: v.pipe(
     v.string(),
-    v.metadata({ arg: '{PATH|nodisk}', help: 'image file or block device; nodisk: a disk may be plugged later' }),
+    v.metadata({ arg: '{PATH|nodisk}', help: 'image file or block device; nodisk: blkrescan brings one later' }),
   ),
   ...imageOptions,
   /** Undefined: io_uring where it is faster. */
@@ -32,7 +32,7 @@ export const BlockOptions = v.strictObject({
       v.number(),
       v.integer(),
       v.minValue(1),
-      v.metadata({ arg: 'mq=N', help: 'queues, at most one per vCPU', named: true }),
+      v.metadata({ arg: 'mq=N', help: 'queues (default 1), at most one per vCPU', named: true }),
     ),
     1,
   ),
@@ -41,7 +41,7 @@ export const BlockOptions = v.strictObject({
       v.strictObject({ count: v.number(), cpus: v.array(v.array(v.number())) }),
       v.metadata({
         arg: 'iothread[=N[@CPU:CPU/...|*]]',
-        help: 'kicks bypass the request page',
+        help: 'N threads (default 1), on these CPUs, serve the queues from the start; else one does when there is much to do',
         named: true,
       }),
     ),

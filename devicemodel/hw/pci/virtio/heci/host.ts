@@ -41,7 +41,7 @@ export class EngineInterface {
     } catch (error) {
       const { errno = 0, code } = error as NodeJS.ErrnoException;
       throw new HostError(`${device}: ${code}: this host has no management engine interface there`, Math.abs(errno), {
-        hint: 'the kernel’s driver is mei_me: "modprobe mei_me", and see dmesg',
+        hint: 'its kernel driver is mei_me: "modprobe mei_me", and see dmesg',
       });
     }
     return names

@@ -40,7 +40,11 @@ export const NetOptions = v.strictObject({
       v.regex(MAC, 'must be XX:XX:XX:XX:XX:XX'),
       v.transform((text) => (MAC.exec(text) as RegExpExecArray).slice(1).map((part) => Number.parseInt(part, 16))),
       v.check((mac) => ((mac[0] as number) & 1) === 0 && mac.some((b) => b !== 0), 'must be a unicast address'),
-      v.metadata({ arg: 'mac=XX:XX:XX:XX:XX:XX', help: 'default: made from slot, function and seed', named: true }),
+      v.metadata({
+        arg: 'mac=XX:XX:XX:XX:XX:XX',
+        help: 'address of the guest (default: made from slot, function and seed)',
+        named: true,
+      }),
     ),
   ),
   macSeed: v.optional(
@@ -48,7 +52,7 @@ export const NetOptions = v.strictObject({
       v.string(),
       v.metadata({
         arg: 'mac_seed=TEXT',
-        help: 'right after tap=NAME, up to the end',
+        help: 'seed of that address: right after tap=NAME, up to the end',
         named: true,
         takesRest: true,
       }),

@@ -10,7 +10,11 @@ export type TransportMode = (typeof transportModes)[number];
 export const transportOption = v.optional(
   v.pipe(
     v.picklist(transportModes),
-    v.metadata({ arg: 'transport=legacy|transitional|modern', help: 'register interface', named: true }),
+    v.metadata({
+      arg: 'transport=legacy|transitional|modern',
+      help: 'registers of virtio 0.9, of both, or of 1.x (default legacy)',
+      named: true,
+    }),
   ),
   'legacy',
 );
