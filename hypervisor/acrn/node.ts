@@ -1,7 +1,7 @@
 /** The HSM's device node, and what answers behind it. */
 import { accessSync, existsSync } from 'node:fs';
 
-/** Newest first name last: the C device model tries the legacy node first, too. */
+/** The legacy node first, as the C device model tries them. */
 export const NODES = ['/dev/acrn_vhm', '/dev/acrn_hsm'] as const;
 
 /** Whether a device node of the HSM exists; `auto` asks this. */
