@@ -46,6 +46,8 @@ export interface Event {
   readonly slot: number;
   readonly endpoint: number;
   readonly pointer: number;
+  /** The same in all its bits. */
+  readonly parameter: bigint;
   /** Bits 23:0 of the status. */
   readonly rest: number;
   readonly control: number;
@@ -143,6 +145,7 @@ export class XhciGuest {
         slot: control >>> 24,
         endpoint: (control >>> 16) & 0x1f,
         pointer: this.memory.readU32(at) + this.memory.readU32(at + 4) * 0x1_0000_0000,
+        parameter: this.memory.readU64(at),
         rest: status & 0xffffff,
         control,
       });

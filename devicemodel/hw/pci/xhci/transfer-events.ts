@@ -48,9 +48,14 @@ export function completionEvents(
   let movedSinceEvent = 0;
   let isShort = false;
   let isShortTold = false;
-  const tell = (block: TdBlock, code: number, address: number, rest: number, flags = 0) => {
-    const event = eventTrb(TrbType.TransferEvent, code, address, { ...source, rest, flags });
+  const tell = (block: TdBlock, event: EventTrb) => {
     events.push({ event, isQuiet: (block.control & TrbControl.BlockEventInterrupt) !== 0 });
+  };
+  const tellBlock = (block: TdBlock, code: number, rest: number) =>
+    tell(block, eventTrb(TrbType.TransferEvent, code, block.address, { ...source, rest }));
+  const tellData = (block: TdBlock, code: number, rest: number) => {
+    const event = eventTrb(TrbType.TransferEvent, code, 0, { ...source, rest, flags: TrbControl.EventData });
+    tell(block, { ...event, parameterLow: block.parameterLow, parameterHigh: block.parameterHigh });
   };
   for (const block of td.blocks) {
     const moved = isData(block) ? Math.min(left, block.lengthBytes) : 0;
@@ -58,7 +63,7 @@ export function completionEvents(
     movedSinceEvent += moved;
     const residual = block.lengthBytes - moved;
     if (block === failing) {
-      tell(block, codes[outcome], block.address, residual);
+      tellBlock(block, codes[outcome], residual);
       return events;
     }
     if (residual > 0) isShort = true;
@@ -68,10 +73,10 @@ export function completionEvents(
     const wantsEvent = (block.control & TrbControl.InterruptOnCompletion) !== 0;
     if (block.type === TrbType.EventData) {
       if (!wantsEvent) continue;
-      tell(block, code, block.pointer, movedSinceEvent & LENGTH_MASK, TrbControl.EventData);
+      tellData(block, code, movedSinceEvent & LENGTH_MASK);
       movedSinceEvent = 0;
     } else if (!isShortTold && (wantsEvent || (isShort && (block.control & TrbControl.InterruptOnShort) !== 0))) {
-      tell(block, code, block.address, residual);
+      tellBlock(block, code, residual);
       isShortTold = isShort;
     }
   }

@@ -37,8 +37,11 @@ export interface TdBlock {
   readonly control: number;
   /** Bytes of data; 0 for blocks without. */
   readonly lengthBytes: number;
-  /** Of data: where in guest memory. Of an event data block: what the event tells. */
+  /** Of data: where in guest memory. */
   readonly pointer: number;
+  /** Of an event data block: what the event tells, which need not be an address and has all of its 64 bits. */
+  readonly parameterLow: number;
+  readonly parameterHigh: number;
   /** Data that stands in the block itself. */
   readonly immediate: Uint8Array | undefined;
 }
@@ -250,6 +253,8 @@ class DescriptorReader {
       control,
       lengthBytes,
       pointer: joinAddress(parameterLow, parameterHigh),
+      parameterLow,
+      parameterHigh,
       immediate: isImmediate ? new Uint8Array(Uint32Array.of(parameterLow, parameterHigh).buffer) : undefined,
     };
   }

@@ -281,6 +281,17 @@ describe('transfers (§4.10, §4.11)', () => {
     expect(guest.events()).toMatchObject([{ code: Code.short, pointer: 0x1234_5678_9abc, rest: 100 }]);
   });
 
+  test('event data comes back as it was given, all 64 bits of it', () => {
+    const { guest, device, slot } = configured();
+    guest.queue(slot, BULK_IN, Type.normal, At.buffers, 512, CHAIN);
+    const block = guest.queue(slot, BULK_IN, Type.eventData, 0, 0, IOC);
+    // Drivers have the address of something of their own there: of a kernel, in the upper half.
+    guest.memory.writeU64(block, 0xffff_8001_2345_6789n);
+    guest.ring(slot, BULK_IN);
+    device.complete();
+    expect(guest.events()).toMatchObject([{ code: Code.success, parameter: 0xffff_8001_2345_6789n }]);
+  });
+
   test('a stall halts the endpoint; reset and a new dequeue pointer bring it back', () => {
     const { guest, device, slot } = configured();
     const first = guest.queue(slot, BULK_IN, Type.normal, At.buffers, 512, IOC);
