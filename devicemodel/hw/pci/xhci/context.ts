@@ -121,6 +121,10 @@ export class InputContext {
   }
 }
 
+export function isBulk(type: number): boolean {
+  return (type & ~TYPE_IN) === EndpointType.BulkOut;
+}
+
 /** Whether an endpoint of this type can have this id: 1 is control, even ones are OUT, odd ones IN. */
 export function suits(type: number, id: number): boolean {
   if (id === 1 || type === EndpointType.Control) return id === 1 && type === EndpointType.Control;

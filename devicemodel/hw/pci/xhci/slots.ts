@@ -7,7 +7,7 @@
 import { GuestFault } from '../../../core/errors.ts';
 import type { GuestMemory } from '../../../core/memory.ts';
 import type { UsbDevice } from '../../usb/device.ts';
-import { DeviceContext, type EndpointSettings, EndpointState, InputContext, SlotState, suits } from './context.ts';
+import { DeviceContext, type EndpointSettings, EndpointState, InputContext, isBulk, SlotState, suits } from './context.ts';
 import { Endpoint, type EndpointWires } from './endpoint.ts';
 import { MAX_ENDPOINT_ID, MAX_PRIMARY_STREAMS_EXPONENT, MAX_SLOTS } from './registers.ts';
 import { streamRings, TransferRing } from './transfer-ring.ts';
@@ -169,7 +169,7 @@ export class Slots {
     const context = this.#contextOf(id);
     if (context === undefined) return CompletionCode.ContextState;
     const settings = input.endpoint(CONTROL_ENDPOINT);
-    if (!suits(settings.type, CONTROL_ENDPOINT)) return CompletionCode.Parameter;
+    if (!isPossible(CONTROL_ENDPOINT, settings)) return CompletionCode.Parameter;
     const opened = device.open();
     const addressed = (isThere: boolean) => {
       // The controller may have been reset, or the device pulled out, while it was opened.
@@ -293,9 +293,12 @@ export class Slots {
   }
 }
 
+/** Streams are for bulk endpoints (§4.12), and their array is as large as the guest says: it is read whole. */
 function isPossible(id: number, { type, primaryStreams, hasLinearStreams }: EndpointSettings): boolean {
   if (!suits(type, id)) return false;
-  return primaryStreams === 0 || (primaryStreams <= MAX_PRIMARY_STREAMS_EXPONENT && hasLinearStreams);
+  return (
+    primaryStreams === 0 || (isBulk(type) && primaryStreams <= MAX_PRIMARY_STREAMS_EXPONENT && hasLinearStreams)
+  );
 }
 
 function dropEndpoint(slot: LiveSlot, id: number): void {

@@ -11,6 +11,7 @@ const Code = {
   stall: 6,
   notEnabled: 11,
   short: 13,
+  parameter: 17,
   context: 19,
   full: 21,
   stopped: 26,
@@ -191,8 +192,32 @@ describe('commands (§4.6)', () => {
 
   test('an endpoint of the wrong direction, and streams that are too many, are parameter errors', () => {
     const { guest, slot } = configured();
-    expect(guest.configure(slot, { 5: 2 })?.code).toBe(17);
-    expect(guest.configure(slot, { 2: 6 })?.code).toBe(17);
+    expect(guest.configure(slot, { 5: 2 })?.code).toBe(Code.parameter);
+    expect(guest.configure(slot, { 2: 6 })?.code).toBe(Code.parameter);
+  });
+
+  test('a control endpoint has no streams, however many', () => {
+    const guest = new XhciGuest().setUp();
+    const port = guest.controller.ports.connect(new FakeUsbDevice()) ?? 0;
+    const slot = guest.command(Command.enable)?.slot ?? 0;
+    guest.memory.writeU64(At.contextArray + 8 * slot, BigInt(guest.contextOf(slot)));
+    guest.memory.writeU32(At.input + 4, 3);
+    guest.memory.writeU32(At.input + 0x24, port << 16);
+    guest.endpointContext(1, 4, 0x100, 15 << 10);
+    expect(guest.command(Command.address, At.input, { slot })?.code).toBe(Code.parameter);
+    // Nor has one of interrupts or packets.
+    guest.addressSlot(slot, port);
+    for (const [id, type] of [
+      [7, 5],
+      [7, 7],
+      [6, 1],
+      [6, 3],
+    ] as const) {
+      guest.ram.fill(0, At.input, At.input + 0x420);
+      guest.endpointContext(id, type, 0x100, (1 << 10) | (1 << 15));
+      guest.memory.writeU32(At.input + 4, 1 | (1 << id));
+      expect(guest.command(Command.configure, At.input, { slot })?.code).toBe(Code.parameter);
+    }
   });
 
   test('Reset Device leaves the control endpoint', () => {
