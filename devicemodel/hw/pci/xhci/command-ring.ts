@@ -5,6 +5,7 @@
  * keeps those behind it waiting, and so does an event ring without room; the ring is "running" meanwhile.
  */
 import type { GuestMemory } from '../../../core/memory.ts';
+import { SLICE_BLOCKS } from './endpoint.ts';
 import { CommandRingControl, joinAddress } from './registers.ts';
 import type { CommandResult } from './slots.ts';
 import {
@@ -31,7 +32,7 @@ export interface CommandWires {
   canTell(): boolean;
   tell(event: EventTrb, isQuiet: boolean): void;
   execute(trb: ReturnType<typeof newTrb>): CommandResult | Promise<CommandResult>;
-  later(work: () => void): void;
+  later(work: () => number): void;
   log(line: () => string): void;
   /** Every command and how it ended; absent unless it was asked for. */
   readonly trace?: ((line: string) => void) | undefined;
@@ -51,7 +52,10 @@ export class CommandRing {
   #begun = 0;
   #isStopping = false;
   /** One function, so that it waits in one place only. */
-  readonly #goOn = () => this.pump();
+  readonly #goOn = () => {
+    this.pump();
+    return SLICE_BLOCKS;
+  };
   /** Of a command that was done while there was no room for its event. */
   #result: CommandResult | undefined;
 

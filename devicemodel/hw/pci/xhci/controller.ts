@@ -6,6 +6,7 @@ import type { Clock, Timer } from '../../../core/clock.ts';
 import type { Log } from '../../../core/log.ts';
 import type { GuestMemory } from '../../../core/memory.ts';
 import { CommandRing } from './command-ring.ts';
+import { SLICE_BLOCKS } from './endpoint.ts';
 import type { ExtendedCapabilities } from './extended-capabilities.ts';
 import { Interrupter } from './interrupter.ts';
 import { RootPorts } from './ports.ts';
@@ -52,9 +53,10 @@ export class XhciController {
   readonly #ports: RootPorts;
   readonly #startNs: number;
   readonly #workTimer: Timer;
-  #work = new Set<() => void>();
+  /** What is to be gone on with, the one that waits longest first. */
+  readonly #work = new Set<() => number>();
   /** Rings that wait until less is in flight. */
-  readonly #starved = new Set<() => void>();
+  readonly #starved = new Set<() => number>();
   #bytesInFlight = 0;
   #transfersInFlight = 0;
   #whenIdle: Array<() => void> = [];
@@ -84,9 +86,11 @@ export class XhciController {
     });
     const telling = {
       memory: wires.memory,
+      isRunning: () => this.#isRunning,
       canTell: () => this.#isRunning && this.#interrupter.hasRoom(),
       tell: (event: EventTrb, isQuiet: boolean) => this.#interrupter.push(event, isQuiet),
-      later: (work: () => void) => this.#later(work),
+      later: (work: () => number) => this.#later(work),
+      forget: (work: () => number) => this.#forget(work),
     };
     this.#slots = new Slots({
       ...telling,
@@ -290,18 +294,28 @@ export class XhciController {
     }
   }
 
-  #later(work: () => void): void {
+  #later(work: () => number): void {
     this.#work.add(work);
     this.#workTimer.arm(this.#wires.clock.nowNs() + PAUSE_NS);
   }
 
-  #doWork(): void {
-    const works = this.#work;
-    this.#work = new Set();
-    for (const work of works) work();
+  #forget(work: () => number): void {
+    this.#work.delete(work);
+    this.#starved.delete(work);
   }
 
-  #takeBytes(count: number, again: () => void): boolean {
+  /** One slice, however many rings a guest has: each may have work without an end. */
+  #doWork(): void {
+    let blocks = 0;
+    for (const work of this.#work) {
+      if (blocks >= SLICE_BLOCKS) break;
+      this.#work.delete(work);
+      blocks += work();
+    }
+    if (this.#work.size > 0) this.#workTimer.arm(this.#wires.clock.nowNs() + PAUSE_NS);
+  }
+
+  #takeBytes(count: number, again: () => number): boolean {
     if (this.#isHeld || this.#bytesInFlight + count > MAX_BYTES_IN_FLIGHT) {
       this.#starved.add(again);
       return false;
@@ -320,6 +334,11 @@ export class XhciController {
     }
     if (this.#transfersInFlight > 0) return;
     for (const resolve of this.#whenIdle.splice(0)) resolve();
+  }
+
+  /** Rings that wait for their turn, or until less is in flight. */
+  get waiting(): number {
+    return this.#work.size + this.#starved.size;
   }
 
   /** For people and tests. */

@@ -31,21 +31,25 @@ const MAX_PACKETS = 32;
 const DRY_RING_NS = 100_000_000;
 /** What a block counts for beside its data, so that blocks without data cannot be remembered without end. */
 const BLOCK_COST_BYTES = 1024;
-/** Blocks looked at before others get their turn. */
-const SLICE_BLOCKS = 2048;
+/** Blocks looked at before others get their turn: on one ring, and on all of a controller at once. */
+export const SLICE_BLOCKS = 2048;
 
 /** What all endpoints of a controller share. */
 export interface EndpointWires {
   readonly memory: GuestMemory;
-  /** An event can be told now. */
+  /** R/S: a controller that is halted touches no guest memory and begins nothing. */
+  isRunning(): boolean;
+  /** It runs, and an event can be told now. */
   canTell(): boolean;
   tell(event: EventTrb, isQuiet: boolean): void;
   /** One transfer more, and its bytes. @returns false: too many are in flight, and `again` is called when there are fewer. */
-  takeBytes(count: number, again: () => void): boolean;
+  takeBytes(count: number, again: () => number): boolean;
   /** A transfer that was taken came back. */
   giveBytes(count: number): void;
-  /** Once, soon; the same function only once. */
-  later(work: () => void): void;
+  /** Once, soon; the same function only once. What it returns is what it did, in blocks. */
+  later(work: () => number): void;
+  /** Neither `later` nor `takeBytes` is to call it any more. */
+  forget(work: () => number): void;
   readonly clock: Clock;
 }
 
@@ -69,7 +73,7 @@ interface RingQueue {
   readonly works: Work[];
   isServing: boolean;
   /** Goes on with the ring: one function, so that it waits in one place only. */
-  readonly serve: () => void;
+  readonly serve: () => number;
   /** The descriptor at the head was stopped in the middle. */
   partial: { readonly address: number; readonly bytes: number } | undefined;
 }
@@ -137,11 +141,16 @@ export class Endpoint {
     if (queue !== undefined) this.#serve(queue);
   }
 
-  /** Events may be told again. */
-  pump(): void {
+  /** Events may be told again. @param turn blocks that may be looked at now; with none left it is done later. @returns how many were */
+  pump(turn: number): number {
     for (const queue of this.#queues) this.#retire(queue);
     this.#checkStopped();
-    for (const queue of this.#queues) this.#serve(queue);
+    let blocks = 0;
+    for (const queue of this.#queues) {
+      if (blocks < turn) blocks += this.#serve(queue);
+      else this.#wires.later(queue.serve);
+    }
+    return blocks;
   }
 
   /** §4.6.9: everything in flight comes back first. It may halt meanwhile. @returns when it did; undefined: it has. */
@@ -186,6 +195,7 @@ export class Endpoint {
   /** The endpoint is no more: what is in flight is asked for, and nobody hears of it. */
   letGo(): void {
     this.#isGone = true;
+    for (const queue of this.#queues) this.#wires.forget(queue.serve);
     this.recall();
     this.#whenStopped?.();
     this.#whenStopped = undefined;
@@ -197,8 +207,9 @@ export class Endpoint {
 
   // Taking work.
 
-  #serve(queue: RingQueue): void {
-    if (queue.isServing) return;
+  /** @returns blocks that were looked at */
+  #serve(queue: RingQueue): number {
+    if (queue.isServing) return 0;
     queue.isServing = true;
     let blocks = 0;
     while (this.#mayTake(queue) && blocks < SLICE_BLOCKS) {
@@ -210,11 +221,13 @@ export class Endpoint {
     }
     queue.isServing = false;
     if (blocks >= SLICE_BLOCKS) this.#wires.later(queue.serve);
+    return blocks;
   }
 
   #mayTake(queue: RingQueue): boolean {
     return (
       this.#state === EndpointState.Running &&
+      this.#wires.isRunning() &&
       !this.#isGone &&
       this.#whenStopped === undefined &&
       queue.works.length < MAX_IN_FLIGHT[this.#kind] &&
@@ -308,8 +321,9 @@ export class Endpoint {
     this.#serve(queue);
   }
 
-  /** Tell the guest of what is done, in order. */
+  /** Tell the guest of what is done, in order; what came back while the controller is halted waits until it runs. */
   #retire(queue: RingQueue): void {
+    if (!this.#wires.isRunning()) return;
     for (let work = queue.works[0]; work?.isDone === true; work = queue.works[0]) {
       if (this.#whenStopped !== undefined && work.transfer?.status === 'cancelled') return;
       work.events ??= this.#finish(queue, work);
@@ -389,7 +403,7 @@ export class Endpoint {
   /** Everything came back and was told as far as it was done: the rings go back to what was not. */
   #checkStopped(): void {
     const resolve = this.#whenStopped;
-    if (resolve === undefined || this.#strays.size > 0) return;
+    if (resolve === undefined || this.#strays.size > 0 || !this.#wires.isRunning()) return;
     if (this.#queues.some(({ works }) => works.some((work) => !work.isDone))) return;
     for (const queue of this.#queues) {
       this.#retire(queue);

@@ -7,8 +7,16 @@
 import { GuestFault } from '../../../core/errors.ts';
 import type { GuestMemory } from '../../../core/memory.ts';
 import type { UsbDevice } from '../../usb/device.ts';
-import { DeviceContext, type EndpointSettings, EndpointState, InputContext, isBulk, SlotState, suits } from './context.ts';
-import { Endpoint, type EndpointWires } from './endpoint.ts';
+import {
+  DeviceContext,
+  type EndpointSettings,
+  EndpointState,
+  InputContext,
+  isBulk,
+  SlotState,
+  suits,
+} from './context.ts';
+import { Endpoint, type EndpointWires, SLICE_BLOCKS } from './endpoint.ts';
 import { MAX_ENDPOINT_ID, MAX_PRIMARY_STREAMS_EXPONENT, MAX_SLOTS } from './registers.ts';
 import { streamRings, TransferRing } from './transfer-ring.ts';
 import { addressOf, CompletionCode, endpointOf, slotOf, type Trb, TrbControl, TrbType, typeOf } from './trb.ts';
@@ -76,7 +84,8 @@ export class Slots {
   }
 
   pump(): void {
-    for (const endpoint of this.#endpoints) endpoint.pump();
+    let left = SLICE_BLOCKS;
+    for (const endpoint of this.#endpoints) left -= endpoint.pump(Math.max(left, 0));
   }
 
   recall(): void {
@@ -296,9 +305,7 @@ export class Slots {
 /** Streams are for bulk endpoints (§4.12), and their array is as large as the guest says: it is read whole. */
 function isPossible(id: number, { type, primaryStreams, hasLinearStreams }: EndpointSettings): boolean {
   if (!suits(type, id)) return false;
-  return (
-    primaryStreams === 0 || (isBulk(type) && primaryStreams <= MAX_PRIMARY_STREAMS_EXPONENT && hasLinearStreams)
-  );
+  return primaryStreams === 0 || (isBulk(type) && primaryStreams <= MAX_PRIMARY_STREAMS_EXPONENT && hasLinearStreams);
 }
 
 function dropEndpoint(slot: LiveSlot, id: number): void {

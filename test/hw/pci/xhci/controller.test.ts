@@ -1,5 +1,5 @@
 /** The controller with a driver in front and a device behind: xHCI 1.0, by section. */
-import { describe, expect, test } from 'vitest';
+import { describe, expect, test, vi } from 'vitest';
 import { UsbSpeed } from '../../../../devicemodel/hw/usb/device.ts';
 import { FakeUsbDevice } from '../../../support/fake-usb-device.ts';
 import { At, portRegister, Reg, XhciGuest } from '../../../support/xhci-guest.ts';
@@ -425,6 +425,92 @@ describe('transfers (§4.10, §4.11)', () => {
     expect(guest.clock.armed).toBe(1);
     guest.write(Reg.command, 2);
     expect(guest.clock.armed).toBe(0);
+  });
+});
+
+describe('a controller that is halted (§5.4.1, R/S)', () => {
+  test('touches no guest memory, and goes on where it was when it runs again', () => {
+    const { guest, device, slot } = configured();
+    guest.queue(slot, BULK_IN, Type.normal, At.buffers, 8, IOC);
+    guest.queue(slot, BULK_IN, Type.normal, At.buffers + 0x1000, 8, IOC);
+    for (let i = 0; i < 20; i++) guest.queue(slot, BULK_OUT, Type.normal, At.buffers, 8, IOC);
+    guest.ring(slot, BULK_IN);
+    guest.ring(slot, BULK_OUT);
+    const taken = device.inFlight.length;
+    guest.write(Reg.command, 4);
+    const before = guest.ram.slice();
+    // What the device has comes back, and the guest may have other things in that memory by now.
+    device.complete(new Uint8Array(8).fill(0xaa));
+    device.give(device.inFlight[0]!, 'stall');
+    device.give(device.inFlight[0]!, 'completed', 8);
+    expect(Buffer.compare(guest.ram, before)).toBe(0);
+    expect(device.inFlight).toHaveLength(taken - 3);
+    guest.write(Reg.command, 5);
+    expect(guest.memory.read(At.buffers, 8)).toEqual(new Uint8Array(8).fill(0xaa));
+    expect(guest.endpointState(slot, BULK_IN)).toBe(HALTED);
+    expect(guest.events().map(({ code, endpoint }) => [code, endpoint])).toEqual([
+      [Code.success, BULK_IN],
+      [Code.stall, BULK_IN],
+      [Code.success, BULK_OUT],
+    ]);
+  });
+});
+
+describe('what waits for its turn', () => {
+  test('an endpoint that is no more waits for nothing: however many were made, one is remembered', () => {
+    const { guest, device, slot } = configured();
+    // As much as may be in flight, of a device that has nothing to say.
+    const ring = 0x10_0000;
+    for (let i = 0; i < 200; i++) guest.trb(ring + 16 * i, At.buffers, 0x1_ff00, (Type.normal << 10) | IOC | 1);
+    guest.trb(ring + 16 * 200, 0, 0, 0);
+    for (const id of [BULK_IN, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31]) {
+      guest.ram.fill(0, At.input, At.input + 0x420);
+      guest.endpointContext(id, 6, ring);
+      guest.memory.writeU32(At.input + 4, 1 | (1 << id));
+      guest.memory.writeU32(At.input, id === BULK_IN ? 1 << id : 0);
+      guest.command(Command.configure, At.input, { slot });
+      guest.ring(slot, id);
+      guest.events();
+    }
+    const inFlight = device.inFlight.length;
+    guest.queue(slot, BULK_OUT, Type.normal, At.buffers, 0x1_ff00, IOC);
+    guest.ring(slot, BULK_OUT);
+    expect(device.inFlight).toHaveLength(inFlight);
+    const waiting = guest.controller.waiting;
+    for (let i = 0; i < 30; i++) {
+      guest.ram.fill(0, At.input, At.input + 0x420);
+      guest.endpointContext(BULK_OUT, 2, guest.ringOf(slot, BULK_OUT));
+      guest.memory.writeU32(At.input, 1 << BULK_OUT);
+      guest.memory.writeU32(At.input + 4, 1 | (1 << BULK_OUT));
+      guest.command(Command.configure, At.input, { slot });
+      guest.ring(slot, BULK_OUT);
+    }
+    expect(guest.controller.waiting).toBe(waiting);
+  });
+
+  test('many rings without an end have one turn among them, by a timer and when there is room for events', () => {
+    const { guest, slot } = configured();
+    const ids = Array.from({ length: 30 }, (_, i) => i + 2);
+    guest.configure(slot, Object.fromEntries(ids.map((id) => [id, id % 2 === 1 ? 6 : 2])));
+    for (const id of ids) {
+      const base = guest.ringOf(slot, id);
+      guest.trb(base, 0, 0, (Type.noOp << 10) | 1);
+      guest.trb(base + 16, base, 0, (Type.link << 10) | 1);
+      guest.ring(slot, id);
+    }
+    const reads = vi.spyOn(guest.memory, 'readU32');
+    const readsOf = (work: () => void) => {
+      reads.mockClear();
+      work();
+      return reads.mock.calls.length;
+    };
+    // Of the 2048 a descriptor counts for one, and its block for another; with its link that is eight words to be read.
+    const turn = 1024 * 8;
+    const ofTimer = readsOf(() => guest.clock.advance(50_000));
+    const ofRoom = readsOf(() => guest.write(Reg.erdpHigh, 0));
+    for (const count of [ofTimer, ofRoom]) expect([count >= turn, count < 2 * turn]).toEqual([true, true]);
+    // None of them is forgotten.
+    expect(guest.controller.waiting).toBe(ids.length);
   });
 });
 
