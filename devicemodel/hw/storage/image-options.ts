@@ -64,6 +64,17 @@ export const imageOptions = {
       }),
     ),
   ),
+  /** Undefined: io_uring where it is faster. */
+  aio: v.optional(
+    v.pipe(
+      v.picklist(['threads', 'io_uring']),
+      v.metadata({
+        arg: 'aio=threads|io_uring',
+        help: 'threads: never use io_uring; default: where it is faster',
+        named: true,
+      }),
+    ),
+  ),
 };
 
 const ImageOptionsSchema = v.strictObject(imageOptions);
@@ -111,6 +122,10 @@ export function parseImageItem(where: string, item: string, options: Record<stri
     case 'nocache':
       if (value !== undefined) throw new UnknownOption(item, where, FLAGS);
       options[key] = true;
+      return true;
+    case 'aio':
+      // Compat: without a value it says nothing.
+      if (value !== undefined) options['aio'] = value;
       return true;
     case 'discard':
       options['discard'] = parseDiscard(where, item, value);

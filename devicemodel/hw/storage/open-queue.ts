@@ -7,8 +7,9 @@ import type { ImageQueue } from './image-queue.ts';
 import { RingQueue } from './ring-queue.ts';
 import { SlicedQueue } from './sliced-queue.ts';
 
-export function openImageQueue(io: ImageIo, ram: GuestRam, clock: Clock, log: Log): ImageQueue {
-  if (!ram.hasHostAddresses) return new SlicedQueue(io, clock);
+/** @param usesRing false: io_uring is not wanted (`aio=threads`). */
+export function openImageQueue(io: ImageIo, ram: GuestRam, clock: Clock, log: Log, usesRing: boolean): ImageQueue {
+  if (!usesRing || !ram.hasHostAddresses) return new SlicedQueue(io, clock);
   try {
     return new RingQueue(io, clock);
   } catch (error) {

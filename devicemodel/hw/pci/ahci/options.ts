@@ -45,7 +45,7 @@ export const AhciOptions = v.strictObject({
         arg: '[hd:|cd:]PATH[,OPTION…][,{hd:|cd:}PATH…]',
         help:
           'a port for each; OPTION: ro, writeback|writethru, nocache, sectorsize=S[/P], range=LBA/SECTORS, ' +
-          'discard[=SECTORS:SEGMENTS:ALIGN] as of virtio-blk; `cd:nodisk`: a drive without a medium',
+          'discard[=SECTORS:SEGMENTS:ALIGN], aio=threads|io_uring as of virtio-blk; `cd:nodisk`: a drive without a medium',
       }),
     ),
     [],
@@ -59,7 +59,7 @@ export function parseDriveImage(name: string, text: string): Record<string, unkn
   const image: Record<string, unknown> = { path };
   for (const item of items) {
     if (parseImageItem(name, item, image)) continue;
-    if (/^(mq|iothread|aio)(=|$)/.test(item)) refuseItem(name, item, 'is an option of virtio-blk');
+    if (/^(mq|iothread)(=|$)/.test(item)) refuseItem(name, item, 'is an option of virtio-blk');
     // Compat: C takes it, and serves consecutive requests in order; so does this program.
     if (item !== 'no_bst_block') throw new UnknownOption(item, name, optionWords(imageOnly));
   }

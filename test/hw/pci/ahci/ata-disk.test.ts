@@ -13,6 +13,7 @@ const writes = [0x30, 0x34, 0x35, 0x39, 0x61, 0xc5, 0xca];
 describe.each([
   ['by the kernel', {}],
   ['RAM without addresses', { viewsOnly: true }],
+  ['aio=threads', { text: (path: string) => `hd:${path},aio=threads` }],
 ])('%s', (_what, choices) => {
   test('all reads and all writes reach the same sectors', async () => {
     const { driver, machine, path } = await diskMachine(choices);

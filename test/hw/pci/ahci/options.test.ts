@@ -20,6 +20,12 @@ test('the serial number is made of the text of the port alone', () => {
   expect(parse('hd:a.img,ro,cd:b.iso').map((p) => p.text)).toEqual(['a.img,ro', 'b.iso']);
 });
 
+test('aio= is said for each port, and without a value says nothing', () => {
+  const ports = parse('hd:a.img,aio=threads,hd:b.img,aio=io_uring,cd:c.iso,aio');
+  expect(ports.map(({ image }) => image?.aio)).toEqual(['threads', 'io_uring', undefined]);
+  expect(() => parse('hd:a.img,aio=fast')).toThrow(/aio/);
+});
+
 test('ahci-cd: without a prefix it is a drive; ahci-hd is another name of ahci', () => {
   expect(parse('b.iso', ahciCdInfo)[0]?.drive).toBe('cd');
   expect(ahciInfo.aliases).toEqual(['ahci-hd']);

@@ -16,17 +16,6 @@ export const BlockOptions = v.strictObject({
     v.metadata({ arg: '{PATH|nodisk}', help: 'image file or block device; nodisk: blkrescan brings one later' }),
   ),
   ...imageOptions,
-  /** Undefined: io_uring where it is faster. */
-  aio: v.optional(
-    v.pipe(
-      v.picklist(['threads', 'io_uring']),
-      v.metadata({
-        arg: 'aio=threads|io_uring',
-        help: 'threads: never use io_uring; default: where it is faster',
-        named: true,
-      }),
-    ),
-  ),
   queues: v.optional(
     v.pipe(
       v.number(),
@@ -110,7 +99,6 @@ function parseItem(item: string, options: Record<string, unknown>): void {
     case 'no_bst_block':
       // Consecutive requests are served in order here in any case; the C device model can be told not to.
       break;
-    case 'aio':
     case 'transport':
       if (value !== undefined) options[key] = value;
       break;
