@@ -144,9 +144,9 @@ describe('-s', () => {
     ['3,virtio-net,mac=52:54:00:00:00:01', 'without tap=NAME the guest has no link'],
     ['3,virtio-blk,nodisk,ro', 'with nodisk "ro" means nothing'],
     ['3,virtio-blk,range=0/9,nodisk,mq=2', 'with nodisk "range=0/9,mq=2" means nothing'],
-    ['3,virtio-gpu,geometry=0x0', 'a screen of 0x0 cannot be, it has 1024x768'],
-    ['3,virtio-gpu,geometry=3840x2160+0+0', 'a screen of 3840x2160 cannot be, it has 1920x1080'],
-    ['3,virtio-gpu,geometry=800x600,geometry=320x600', 'a screen of 320x600 cannot be, it has 640x600'],
+    ['3,virtio-gpu,geometry=0x0', 'geometry=0x0 cannot be: the screen has 1024x768'],
+    ['3,virtio-gpu,geometry=3840x2160+0+0', 'geometry=3840x2160+0+0 cannot be: the screen has 1920x1080'],
+    ['3,virtio-gpu,geometry=800x600,geometry=320x600', 'geometry=320x600 cannot be: the screen has 640x600'],
   ])('%s: what C passes over without a word is said', (value, what) => {
     expect(parseSlots([value], realDrivers).ignored.join('\n')).toContain(`-s ${value}: ${what}`);
   });

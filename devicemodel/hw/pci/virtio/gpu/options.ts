@@ -16,7 +16,7 @@ const screen = v.strictObject({
   /** Where its window is, if there is one. */
   x: v.number(),
   y: v.number(),
-  /** What was written, where that is another size. */
+  /** What was written, where that is another size or none. */
   asked: v.optional(v.string()),
   isFullscreen: v.boolean(),
 });
@@ -60,36 +60,28 @@ export function parseGpuText(text: string): Record<string, unknown> {
   return { screens, ...others };
 }
 
+/** Compat: of what is no size C takes the part that it understands; so does this program, with a warning. */
 function parseGeometry(value: string): GpuScreen {
-  const fullscreen = /^fullscreen(?::(\d+))?$/i.exec(value);
-  if (fullscreen !== null) {
-    const monitor = Number(fullscreen[1] ?? 0);
+  const [, afterFullscreen] = /^fullscreen(.*)$/i.exec(value) ?? [];
+  if (afterFullscreen !== undefined) {
+    const monitor = Number(/^:(\d+)/.exec(afterFullscreen)?.[1] ?? 0);
     // The pictures are not on a monitor of this host: there is one, of the largest size. C refuses those it has not.
     if (monitor > 0) {
       throw new ConfigError(`virtio-gpu: geometry=${value}: there is no monitor ${monitor}`, {
         hint: 'the screen is shown by --display: geometry=fullscreen, or a size',
       });
     }
-    return { ...MAX, x: 0, y: 0, isFullscreen: true };
+    return { ...MAX, x: 0, y: 0, ...(/^(:0)?$/.test(afterFullscreen) ? {} : { asked: value }), isFullscreen: true };
   }
-  const [, width, height, x = '0', y = '0'] =
-    /^(\d{1,5})x(\d{1,5})(?:\+(-?\d{1,5}))?(?:\+(-?\d{1,5}))?$/.exec(value) ?? [];
-  if (width === undefined || height === undefined) {
-    throw new ConfigError(`virtio-gpu: geometry=${value} is no size`, { hint: 'geometry=1024x768+0+0, or fullscreen' });
-  }
+  const [read = '', width = '0', height = '0', x = '0', y = '0'] =
+    /^(\d{1,9})x(\d{1,9})(?:\+(-?\d{1,9})(?:\+(-?\d{1,9}))?)?/.exec(value) ?? [];
   // Compat: a side of 0 makes it the default, everything else is brought into the bounds.
   const size =
     Number(width) === 0 || Number(height) === 0
       ? DEFAULT
       : { width: bounded(Number(width), 'width'), height: bounded(Number(height), 'height') };
-  const isAsWritten = size.width === Number(width) && size.height === Number(height);
-  return {
-    ...size,
-    ...(isAsWritten ? {} : { asked: `${width}x${height}` }),
-    x: Number(x),
-    y: Number(y),
-    isFullscreen: false,
-  };
+  const isAsWritten = read === value && size.width === Number(width) && size.height === Number(height);
+  return { ...size, ...(isAsWritten ? {} : { asked: value }), x: Number(x), y: Number(y), isFullscreen: false };
 }
 
 function bounded(value: number, side: 'width' | 'height'): number {
@@ -103,7 +95,7 @@ export const gpuInfo = describePciDriver({
   parseText: parseGpuText,
   passedOver: ({ screens }) =>
     screens.flatMap(({ asked, width, height }) =>
-      asked === undefined ? [] : [`a screen of ${asked} cannot be, it has ${width}x${height}`],
+      asked === undefined ? [] : [`geometry=${asked} cannot be: the screen has ${width}x${height}`],
     ),
   isSingle: true,
 });
