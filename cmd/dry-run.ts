@@ -81,7 +81,7 @@ export async function describeVm(config: VmConfig, hostRoot = '', hasHostIds = t
     memory,
     boot: config.boot ?? null,
     pci: reports.map((report) => pciPlan(report, config)),
-    board: config.platform.map(({ driver, text }) => `--${driver} ${text}`),
+    board: config.platform.map(({ driver, text }) => `--${driver} ${text}`.trimEnd()),
     com: config.com.map((com) => ({
       ...comResources(com),
       backend: describeCharBackend(parseCharBackend(com.backend)),

@@ -83,7 +83,7 @@ function driverSection(driver: PciDriverEntry): string[] {
 }
 
 function boardSection(driver: AnyPlatformDriver): string[] {
-  const usage = ['', '```', `--${driver.name} ${driver.arg}`.trimEnd(), '```'];
+  const usage = ['', '```', [`--${driver.name}`, driver.arg].join(' ').trimEnd(), '```'];
   return ['', `### --${driver.name}`, '', sentence(driver.summary), ...usage, ...optionRows(driver.options)];
 }
 

@@ -17,8 +17,8 @@ import { applyOption, emptyDraft, finishDraft } from './vm-draft.ts';
  */
 export type LaunchConfig = VmMembers & BoardMembers;
 
-/** Devices of the board, in the words of their options: `{ mmiodevPt: ['0xfed40000,0x5000'] }`. */
-type BoardMembers = { readonly [K in BoardKey]?: string | readonly string[] };
+/** Devices of the board, in the words of their options: `{ mmiodevPt: ['0xfed40000,0x5000'] }`; a flag is `true`. */
+type BoardMembers = { readonly [K in BoardKey]?: string | readonly string[] | boolean };
 
 interface VmMembers {
   /** Its name in the hypervisor scenario, at most 15 bytes. */
@@ -109,7 +109,8 @@ const vmOptions = optionTable.filter((option): option is VmOption => 'key' in op
 
 /** Of a member, as data. */
 function memberSchema({ id, shape }: VmOption): v.GenericSchema {
-  if (platformDrivers.some((driver) => driver.name === id)) return v.union([v.string(), v.array(v.string())]);
+  const isBoard = platformDrivers.some((driver) => driver.name === id);
+  if (isBoard && shape !== 'flag') return v.union([v.string(), v.array(v.string())]);
   switch (shape) {
     case 'text':
       return v.string();

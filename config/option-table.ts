@@ -77,18 +77,12 @@ function board(group: AnyPlatformDriver['group']) {
   const drivers: readonly AnyPlatformDriver[] = platformDrivers;
   return drivers
     .filter((driver) => driver.group === group)
-    .map(({ name, arg, summary, argPattern, isList }) =>
-      vm(
-        boardKey(name),
-        isList === true ? ('texts' as const) : ('text' as const),
-        withoutEmptyMetavar(value(name, arg, summary, argPattern === undefined ? {} : { argPattern })),
-      ),
-    );
-}
-/** An option that is looked at as a flag is shown as one. */
-function withoutEmptyMetavar<Id extends string>(entry: Entry<Id>): Entry<Id> {
-  const { metavar, ...rest } = entry;
-  return metavar === '' ? rest : entry;
+    .map(({ name, arg, summary, argPattern, isList }) => {
+      const key = boardKey(name);
+      if (arg === undefined) return vm(key, 'flag' as const, flag(name, summary));
+      const option = value(name, arg, summary, argPattern === undefined ? {} : { argPattern });
+      return vm(key, isList === true ? ('texts' as const) : ('text' as const), option);
+    });
 }
 export type BoardKey<Name extends string = PlatformOptionName> = Name extends `${infer Head}_${infer Tail}`
   ? `${Head}${Capitalize<BoardKey<Tail>>}`

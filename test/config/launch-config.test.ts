@@ -132,7 +132,7 @@ describe('every option of the table', () => {
     vtpm2: ['sock_path=/t', 'sock_path=/t'],
     ssram: ['L2,vcpu=0,size=4K', 'L2,vcpu=0,size=4K'],
     fwCfg: ['opt/a,string=x', 'opt/a,string=x'],
-    testdev: ['', ''],
+    testdev: [true, ''],
   };
   /** What a member means only beside another, as [member, value, words]. */
   const beside: Readonly<Record<string, readonly [string, unknown, ...string[]]>> = {

@@ -47,15 +47,15 @@ export interface PlatformDriver<Name extends string = string, S extends OptionSc
   readonly name: Name;
   /** Where --help lists it. */
   readonly group: 'Devices' | 'Real time';
-  /** The value as help shows it. */
-  readonly arg: string;
+  /** The value as help shows it; a flag has none. */
+  readonly arg?: string;
   readonly summary: string;
   readonly options: S;
   /** The option has a value only if the next word looks like one: for old scripts that give it none. */
   readonly argPattern?: RegExp;
   /** Given several times it means several devices; otherwise the last counts. */
   readonly isList?: boolean;
-  /** @throws ConfigError; its message goes on after `--name: `. */
+  /** @param text empty for a flag. @throws ConfigError; its message goes on after `--name: `. */
   parseText(text: string): Record<string, unknown>;
   /** Why these options mean no device at all, if they do. */
   ignored?(options: v.InferOutput<S>): string | undefined;

@@ -87,11 +87,8 @@ function writeOnly(onWrite: (offset: number, value: number) => void): IoRegion {
 export const testdev = definePlatformDriver({
   name: 'testdev',
   group: 'Devices',
-  arg: '',
   summary: 'the test device of kvm-unit-tests: value N at port 0xf4 ends the VM with status 2*N+1',
   options: v.strictObject({}),
-  // It has no value: what follows is another option, or the name of the VM.
-  argPattern: /^$/,
   parseText: () => ({}),
   create: (_options, env) => new TestDevice(env),
 });
