@@ -53,6 +53,9 @@ export class HostDevice implements UsbDevice {
   readonly #inFlight = new Map<UsbTransfer, bigint | undefined>();
   #whenIdle: Array<() => void> = [];
 
+  /** Asked for and not done: whoever asks meanwhile gets the same answer. A guest may ask faster than a host does. */
+  #opening: Promise<boolean> | undefined;
+  #resetting: Promise<boolean> | undefined;
   readonly #survivesReset: boolean;
   #isResetting = false;
   #isLostByReset = false;
@@ -81,8 +84,11 @@ export class HostDevice implements UsbDevice {
 
   open(): boolean | Promise<boolean> {
     if (this.#isGone) return false;
-    if (this.#handle !== undefined) return true;
-    return this.#aside(() => this.#open(), false);
+    if (this.#handle !== undefined && this.#opening === undefined) return true;
+    this.#opening ??= this.#aside(() => this.#open(), false).finally(() => {
+      this.#opening = undefined;
+    });
+    return this.#opening;
   }
 
   async #open(): Promise<boolean> {
@@ -114,11 +120,15 @@ export class HostDevice implements UsbDevice {
   reset(): boolean | Promise<boolean> {
     if (this.#isGone) return false;
     if (this.#handle === undefined) return true;
+    if (this.#resetting !== undefined) return this.#resetting;
     this.#cancelAll();
-    return this.#aside(async () => {
+    this.#resetting = this.#aside(async () => {
       await this.#idle();
       return this.#handle === undefined || this.#resetBus(this.#handle);
-    }, false);
+    }, false).finally(() => {
+      this.#resetting = undefined;
+    });
+    return this.#resetting;
   }
 
   close(): Promise<void> {
@@ -183,6 +193,9 @@ export class HostDevice implements UsbDevice {
     const handle = this.#handle;
     if (handle === undefined || this.#isGone) {
       finish(transfer, 'gone');
+    } else if (this.#resetting !== undefined) {
+      // A bus that is being reset carries nothing, and the reset waits for what is in flight.
+      finish(transfer, 'error');
     } else if (transfer.type === 'control') {
       this.#control(handle, transfer);
     } else if (transfer.streamId !== 0) {

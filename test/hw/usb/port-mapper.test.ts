@@ -239,6 +239,54 @@ describe('host device', () => {
     expect(handle.calls.at(-1)).toBe('reset');
   });
 
+  test('resets without end are one, and the end of the VM does not wait for more', async () => {
+    const { device, handle } = await openDevice();
+    const transfer = bulk();
+    device.submit(transfer);
+    const resets = Array.from({ length: 1000 }, () => device.reset() as Promise<boolean>);
+    const closed = device.close();
+    handle.give('cancelled');
+    expect(new Set(await Promise.all(resets))).toEqual(new Set([true]));
+    await closed;
+    expect(handle.calls.filter((call) => call === 'reset')).toHaveLength(1);
+  });
+
+  test('a device that is being reset hears nothing: a guest that goes on does not hold it up', async () => {
+    const { device, handle } = await openDevice();
+    const before = bulk();
+    device.submit(before);
+    const reset = device.reset() as Promise<boolean>;
+    const meanwhile = [bulk({ endpoint: 0x82 }), control(0x80, 6, 0x100, 0, 18)];
+    for (const transfer of meanwhile) device.submit(transfer);
+    expect(meanwhile.map(({ isDone, status }) => [isDone, status])).toEqual([
+      [true, 'error'],
+      [true, 'error'],
+    ]);
+    handle.give('cancelled');
+    expect(await reset).toBe(true);
+    const after = bulk();
+    device.submit(after);
+    expect(after.isDone).toBe(false);
+  });
+
+  test('one that is asked for again while it is opened is opened once', async () => {
+    const host = new FakeHostUsb([]);
+    const { log } = memoryLog();
+    const device = new HostDevice(at('1-2'), host, log);
+    const open = host.open.bind(host);
+    let tries = 0;
+    host.open = () => {
+      tries++;
+      return open();
+    };
+    host.openFails = true;
+    const answers = Array.from({ length: 100 }, () => device.open());
+    expect(new Set(await Promise.all(answers))).toEqual(new Set([false]));
+    expect(tries).toBe(1);
+    host.openFails = false;
+    expect(await device.open()).toBe(true);
+  });
+
   test('a driver of the host that came in during a reset is sent away again', async () => {
     const { device, handle, lines } = await openDevice();
     handle.results.set('reset', -5);

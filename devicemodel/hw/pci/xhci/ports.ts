@@ -214,10 +214,10 @@ export class RootPorts {
     this.#tell(port);
   }
 
-  /** §4.19.5. A port without a device has nothing to reset. */
+  /** §4.19.5. A port without a device has nothing to reset, and one that is being reset is at it. */
   #resetPort(port: RootPort, isWarm: boolean): void {
     const { device } = port;
-    if (device === undefined) return;
+    if (device === undefined || (port.portsc & PortStatus.Reset) !== 0) return;
     const number = ++port.resetNumber;
     const answer = this.#wires.resetDevice(device);
     if (typeof answer === 'boolean') {

@@ -109,6 +109,10 @@ describe('ports (§4.19)', () => {
     device.resetting = new Promise((resolve) => (answer = resolve));
     guest.write(portRegister(port), 0x210);
     expect(guest.read(portRegister(port)) & 0x10).toBe(0x10);
+    // One that is being reset is not reset again.
+    const { resets } = device;
+    guest.write(portRegister(port), 0x210);
+    expect(device.resets).toBe(resets);
     answer(true);
     await device.resetting;
     expect(guest.read(portRegister(port)) & 0x200012).toBe(0x200002);
