@@ -162,6 +162,8 @@ export class Updates {
   }
 
   async #update(): Promise<void> {
+    // A client may change both at any time, and does so at the sight of an update's head: one update is of one kind.
+    const [writer, encoding] = [this.#writer, this.#pixelEncoding];
     this.#adoptSize();
     if (this.#isCursorNew && this.#encodings.has(Encoding.Cursor)) this.#notifyCursor(this.#parts.display.cursor);
     this.#isCursorNew = false;
@@ -173,8 +175,6 @@ export class Updates {
     head.writeUInt16BE(notices.length + rects.length, 2);
     const begin = [head, ...notices.flatMap(({ rect, encoding, body }) => [rectHead(rect, encoding), body])];
     await this.#parts.send(Buffer.concat(begin));
-    // A client may change both at any time; an update is of one kind.
-    const [writer, encoding] = [this.#writer, this.#pixelEncoding];
     for (const rect of rects) {
       if (this.#isClosed) return;
       const body = await this.#encoders.encode(encoding, this.#read(rect), writer);
