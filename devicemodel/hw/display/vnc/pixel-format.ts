@@ -73,9 +73,11 @@ export class PixelWriter {
     this.#blue = scaled(format.max.blue, format.shift.blue);
     const used = [this.#red, this.#green, this.#blue].reduce((bits, table) => (bits | (table[255] as number)) >>> 0, 0);
     const isNarrow = format.bitsPerPixel === 32 && format.depth <= 24;
-    const isLow = isNarrow && used < 0x100_0000;
-    const isHigh = isNarrow && !isLow && (used & 0xff) === 0;
-    this.compactBytes = isLow || isHigh ? 3 : this.pixelBytes;
+    const fitsLow = isNarrow && used < 0x100_0000;
+    const fitsHigh = isNarrow && (used & 0xff) === 0;
+    // Where either would do the RFC leaves it open. Viewers take what is first in memory.
+    const isHigh = fitsHigh && (format.isBigEndian || !fitsLow);
+    this.compactBytes = fitsLow || fitsHigh ? 3 : this.pixelBytes;
     this.#compactShift = isHigh ? 8 : 0;
   }
 
