@@ -98,9 +98,8 @@ export class VirtioRpmb implements VirtioDevice {
     }
     this.#underWay = this.#handle(parsed.order).then((isAnswered) => {
       this.#underWay = undefined;
-      // Of before a reset: its memory may be in other use, or gone.
-      if (chain.generation !== queue.generation) return;
-      this.#finish(queue, chain, isAnswered, parsed);
+      // Of before a reset its memory may be in other use, or gone; the next driver may have kicked meanwhile.
+      if (chain.generation === queue.generation) this.#finish(queue, chain, isAnswered, parsed);
       transport.notifyLater(queue);
     });
   }

@@ -213,6 +213,25 @@ test('a reset in the middle of a write: its buffers are nobody’s', async () =>
   expect(Buffer.from(machine.memory.read(AT, buffers.length)).every((byte) => byte === 0x77)).toBe(true);
 });
 
+test('an order that comes while one of before a reset is under way is served after it', async () => {
+  const made = await makeRpmb();
+  const { machine, driver } = made;
+  const buffers = Buffer.concat(buffersOf(write({ address: 130 })));
+  machine.memory.write(AT, buffers);
+  driver.add(0, [{ write: buffers.length, at: AT }]);
+  driver.kick(0);
+  await driver.reset();
+  driver.init();
+  const counter = await order(
+    made,
+    buffersOf([
+      [1, frame(2)],
+      [0, Buffer.alloc(512)],
+    ]),
+  );
+  expect([counter.result, counter.after[3]?.readUInt32BE(500)]).toEqual([0, 1]);
+});
+
 test('anything for an order is given back', async () => {
   const made = await makeRpmb();
   await fc.assert(
