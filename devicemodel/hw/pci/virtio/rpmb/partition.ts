@@ -82,7 +82,7 @@ export class RpmbPartition {
 
   /** Why a write is none; the first of these that holds. */
   #refusal(request: Frames): number {
-    if (this.#counter === LAST_COUNTER) return Result.General | Result.Expired;
+    if (this.#counter === LAST_COUNTER) return Result.General;
     if (!request.hasCounter(this.#counter)) return Result.Counter;
     const outside = this.#outside(request.address, request.count);
     if (outside !== Result.Ok) return outside;
@@ -96,8 +96,10 @@ export class RpmbPartition {
     return address + count > this.#blockCount ? Result.General : Result.Ok;
   }
 
+  /** JESD84-B51 §6.6.22: every result says whether the counter has come to its end. Compat: with C only a write's does. */
   #answer(response: Frames, fields: Parameters<Frames['fill']>[0]): void {
-    response.fill(fields);
+    const expired = this.#counter === LAST_COUNTER ? Result.Expired : 0;
+    response.fill({ ...fields, result: (fields.result ?? Result.Ok) | expired });
     response.sign(this.#key);
   }
 }

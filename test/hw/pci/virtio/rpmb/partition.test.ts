@@ -57,9 +57,19 @@ class MemoryStore implements RpmbStore {
 /** What such a memory is, in a few words. */
 class Model {
   readonly blocks = new Map<number, Buffer>();
-  counter = 0;
+  counter: number;
+
+  constructor(counter: number) {
+    this.counter = counter;
+  }
+
+  /** Beside every result. */
+  get end(): number {
+    return this.counter === 0xffff_ffff ? 0x80 : 0;
+  }
 
   write(address: number, datas: readonly Buffer[], counter: number, isSigned: boolean, count: number): number {
+    if (this.end !== 0) return 1;
     if (counter !== this.counter) return 3;
     if (address >= BLOCKS) return 4;
     if (address + datas.length > BLOCKS || count !== datas.length) return 1;
@@ -112,14 +122,24 @@ const step = fc.oneof(
     key: fc.oneof({ weight: 8, arbitrary: fc.constant('right') }, fc.constantFrom('other', 'none', 'changed')),
   }),
   fc.record({ do: fc.constant('replay' as const), which: fc.nat(20) }),
+  fc.record({
+    do: fc.constant('nonsense' as const),
+    kind: fc.oneof(fc.nat(8), fc.nat(0xffff)),
+    isWrite: fc.boolean(),
+    result: fc.oneof(fc.nat(8), fc.nat(0xffff)),
+  }),
 );
+/** At its beginning, or so that it comes to its end on the way. */
+const first = fc.oneof(fc.constant(0), fc.nat(0xffff_fff0), fc.integer({ min: 0xffff_fff0, max: 0xffff_ffff }));
 
 test('any orders: the same answers as the model, signed, and the same blocks', async () => {
   let writes = 0;
   await fc.assert(
-    fc.asyncProperty(fc.array(step, { minLength: 10, maxLength: 40 }), async (steps) => {
-      const { partition, store } = await open();
-      const model = new Model();
+    fc.asyncProperty(first, fc.array(step, { minLength: 10, maxLength: 40 }), async (counterBefore, steps) => {
+      const opened = new MemoryStore();
+      opened.first = counterBefore;
+      const { partition, store } = await open(opened);
+      const model = new Model(counterBefore);
       const accepted: Array<{ bytes: Buffer; address: number; datas: Buffer[]; counter: number }> = [];
       const send = async (bytes: Buffer) => {
         const read = answerOf(1);
@@ -131,13 +151,14 @@ test('any orders: the same answers as the model, signed, and the same blocks', a
         if (now.do === 'counter') {
           const read = answerOf(1);
           await partition.handle({ write: frames(frame({ kind: 2, nonce: now.nonce })), read });
-          const expected = frame({ kind: 0x200, nonce: now.nonce, counter: model.counter });
+          const expected = frame({ kind: 0x200, nonce: now.nonce, counter: model.counter, result: model.end });
           expect(read.bytes.equals(signed([expected], KEY))).toBe(true);
         } else if (now.do === 'read') {
           const { address, count, nonce } = now;
           const read = answerOf(count);
           await partition.handle({ write: frames(frame({ kind: 4, nonce, address })), read });
-          const { result, datas } = model.read(address, count);
+          const { result: plain, datas } = model.read(address, count);
+          const result = plain | model.end;
           const expected = datas.map((data) => frame({ kind: 0x400, nonce, address, count, result, data }));
           expect(read.bytes.equals(signed(expected, KEY))).toBe(true);
         } else if (now.do === 'write') {
@@ -153,23 +174,34 @@ test('any orders: the same answers as the model, signed, and the same blocks', a
           if (result === 0) accepted.push({ bytes: Buffer.from(bytes), address: now.address, datas, counter: before });
           if (result === 0) writes++;
           const answer = await send(bytes);
-          expect(answer.readUInt16BE(508)).toBe(result);
+          expect(answer.readUInt16BE(508)).toBe(result | model.end);
           expect(answer.readUInt16BE(510)).toBe(0x300);
           expect(answer.readUInt32BE(500)).toBe(model.counter);
           expect(answer.equals(signed([answer], KEY))).toBe(true);
+        } else if (now.do === 'nonsense') {
+          const { kind, isWrite, result } = now;
+          const isOne = isWrite ? kind === 3 && result === 5 : kind === 2 || kind === 4;
+          if (isOne) continue;
+          const read = answerOf(1);
+          const bytes = frames(signed([frame({ kind, counter: model.counter, address: READ_ONLY, count: 1 })], KEY));
+          const order = isWrite
+            ? { reliableWrite: bytes, write: frames(frame({ kind: result })), read }
+            : { write: bytes, read };
+          expect(await partition.handle(order)).toBe(false);
+          expect(read.bytes.every((byte) => byte === 0xee)).toBe(true);
         } else {
           const old = accepted[now.which % Math.max(accepted.length, 1)];
           if (old === undefined) continue;
           // Word for word what was accepted once: the counter has moved on.
-          expect((await send(old.bytes)).readUInt16BE(508)).toBe(3);
+          expect((await send(old.bytes)).readUInt16BE(508)).toBe(model.end === 0 ? 3 : 0x81);
         }
         for (const [address, data] of model.blocks) {
           expect(store.bytes.subarray(address * 256, (address + 1) * 256).equals(data)).toBe(true);
         }
       }
-      expect(store.counters).toEqual(store.counters.map((_, i) => i + 1));
+      expect(store.counters).toEqual(store.counters.map((_, i) => counterBefore + i + 1));
     }),
-    { numRuns: 150 },
+    { numRuns: 300 },
   );
   expect(writes).toBeGreaterThan(300);
 });
@@ -190,6 +222,30 @@ describe('an order that is none', () => {
     expect(store.counters).toEqual([]);
     if ('read' in order) expect(order.read?.bytes.every((byte) => byte === 0xee)).toBe(true);
   });
+});
+
+test('the write that brings the counter to its end says so, as does every answer from then on', async () => {
+  const store = new MemoryStore();
+  store.first = 0xffff_fffe;
+  const { partition } = await open(store);
+  const write = async (counter: number) => {
+    const read = answerOf(1);
+    const bytes = signed([frame({ kind: 3, counter, address: 128, count: 1 })], KEY);
+    await partition.handle({ reliableWrite: frames(bytes), write: frames(frame({ kind: 5 })), read });
+    return [read.result, read.counter, read.bytes.equals(signed([read.bytes], KEY))];
+  };
+  const ask = async (request: Plain) => {
+    const read = answerOf(1);
+    await partition.handle({ write: frames(frame(request)), read });
+    return read.result;
+  };
+  expect(await ask({ kind: 2 })).toBe(0);
+  expect(await write(0xffff_fffe)).toEqual([0x80, 0xffff_ffff, true]);
+  expect(await write(0xffff_ffff)).toEqual([0x81, 0xffff_ffff, true]);
+  expect(await ask({ kind: 2 })).toBe(0x80);
+  expect(await ask({ kind: 4, address: 128 })).toBe(0x80);
+  expect(await ask({ kind: 4, address: BLOCKS })).toBe(0x84);
+  expect(store.counters).toEqual([0xffff_ffff]);
 });
 
 test('a counter at its end takes no more writes', async () => {
