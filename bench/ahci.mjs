@@ -5,8 +5,8 @@
  *
  * Each request is one exit (PxCI), a queued one two (PxSACT before it), and an exit goes through the recorder, which takes
  * most of the time of one request at a time. So there are rows of the same exits that ask for nothing, and a second table
- * has what the median request takes longer: that is the disk's. (Under the recorder this program waits for the guest by another thread, which it
- * need not where the kernel has the HSM: hypervisor/acrn/polled-attach.ts.)
+ * has what the median request takes longer: that is the disk's. (Under the recorder this program waits for the guest by
+ * another thread, which it need not where the kernel has the HSM: hypervisor/acrn/polled-attach.ts.)
  *
  *   BENCH_ROUNDS, BENCH_SECONDS, BENCH_CONFIG  as in recorded-load.mjs
  *   BENCH_ROW=TEXT        only rows that begin like this, and the exits

@@ -81,9 +81,10 @@ export class Vm extends EventEmitter<VmEventMap> {
   readonly power: PowerControl = { request: (event) => this.#power.request(event) };
 
   /**
-   * Ask the guest to shut down, by its power button or by whoever speaks to it. Where nobody would listen, where it was asked before, or when it does
-   * not shut down in time, the VM is powered off; a reset of its own accord is the end, too. A guest in S3 would wake up of
-   * the button and take it for nothing else: it is powered off, having written everything back before it went to sleep.
+   * Ask the guest to shut down, by its power button or by whoever speaks to it. Where nobody would listen, where it was
+   * asked before, or when it does not shut down in time, the VM is powered off; a reset of its own accord is the end,
+   * too. A guest in S3 would wake up of the button and take it for nothing else: it is powered off, having written
+   * everything back before it went to sleep.
    * @param manner.isPatient as a manager asks that may come while the guest boots or sleeps: the power is never cut at once,
    * only when the time is over, and a guest in S3 sleeps on.
    * @param manner.agent asks it instead of the button.

@@ -1,7 +1,8 @@
 #!/bin/bash
-# What `acrnvm metrics` tells of a Debian i386, held against what others count: its own kernel, the tap's, and strace, which sees
-# each system call on the disk's image. Every figure is moved, those of failures too: disks on a full file system, a tap that is
-# down, frames that find no room (test/control/api/metrics-moved.test.ts has them all). MIB: how much goes to and from the disk, and each way over the network.
+# What `acrnvm metrics` tells of a Debian i386, held against what others count: its own kernel, the tap's, and strace,
+# which sees each system call on the disk's image. Every figure is moved, those of failures too: disks on a full file
+# system, a tap that is down, frames that find no room (test/control/api/metrics-moved.test.ts has them all). MIB: how
+# much goes to and from the disk, and each way over the network.
 MODULES="virtio_pci virtio_blk virtio_net virtio_console ahci sd_mod"
 MIB=${MIB:-16}
 . "$(dirname "$0")/lib.sh"
