@@ -208,6 +208,20 @@ export const optionTable = [
   ]),
   ...group('Running', [
     vm('trusty', 'flag', flag('enable_trusty', 'secure world for the guest')),
+    vm(
+      'pmNotifyChannel',
+      ['ioc', 'power_button', 'uart', 'uart,allow_trigger_s5'],
+      value(
+        'pm_notify_channel',
+        'power_button|uart[,allow_trigger_s5]|ioc',
+        'power_button: the power button of this machine presses that of the guest; uart: the guest is told by --pm_by_vuart; ioc is ignored',
+      ),
+    ),
+    vm(
+      'pmByVuart',
+      'text',
+      value('pm_by_vuart', 'pty,LINK|tty,PATH', 'the serial line of the life manager, for --pm_notify_channel uart'),
+    ),
     vm('cmdMonitor', 'text', value('cmd_monitor', 'PATH', 'Unix socket for JSON commands')),
     vm(
       'display',
@@ -346,20 +360,6 @@ export const optionTable = [
     flag('mptgen', 'the MP table is always there', { short: 'Y' }),
     value('iasl', 'PATH', 'no compiler is needed, ACPI tables are made in memory'),
     value('mac_seed', 'TEXT', 'use -s SLOT,virtio-net,tap=NAME,mac_seed=TEXT'),
-    vm(
-      'pmNotifyChannel',
-      ['ioc', 'power_button', 'uart', 'uart,allow_trigger_s5'],
-      value(
-        'pm_notify_channel',
-        'ioc|power_button|uart',
-        'power_button: the power button of this machine presses that of the guest; uart: by --pm_by_vuart',
-      ),
-    ),
-    vm(
-      'pmByVuart',
-      'text',
-      value('pm_by_vuart', 'pty,LINK|tty,PATH', 'the serial line of the life manager, for --pm_notify_channel uart'),
-    ),
     value('vsbl', 'FILE', 'the virtual bootloader is gone, use --ovmf or --kernel'),
     value('part_info', 'FILE', 'belonged to the virtual bootloader'),
     value('ioc_node', 'TEXT', 'the IOC mediator is gone', { short: 'i' }),

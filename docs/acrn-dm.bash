@@ -9,7 +9,7 @@ _acrn_dm() {
       esac ;;
     *)
       case $word in
-        -*) COMPREPLY=($(compgen -W "-m --memsize --cpu_affinity --hypervisor --scenario --config -k --kernel -r --ramdisk -B --bootargs --ovmf --bios -E --elf_file -s --pci_slot -l --lpc --windows --virtio_msi --virtio_poll --acpidev_pt --mmiodev_pt --vtpm2 --fw_cfg --testdev --debugexit --rtvm --lapic_pt --ssram --intr_monitor --enable_trusty --cmd_monitor --display --socket-group --io-timeout --shutdown-timeout --api-socket --event-monitor --on-poweroff --on-reboot --on-crash --crash-dump --logger_setting --log-format --dry-run --host-root --debug --benchmark --list-passthru -h --help -v --version" -- "$word")) ;;
+        -*) COMPREPLY=($(compgen -W "-m --memsize --cpu_affinity --hypervisor --scenario --config -k --kernel -r --ramdisk -B --bootargs --ovmf --bios -E --elf_file -s --pci_slot -l --lpc --windows --virtio_msi --virtio_poll --acpidev_pt --mmiodev_pt --vtpm2 --fw_cfg --testdev --debugexit --rtvm --lapic_pt --ssram --intr_monitor --enable_trusty --pm_notify_channel --pm_by_vuart --cmd_monitor --display --socket-group --io-timeout --shutdown-timeout --api-socket --event-monitor --on-poweroff --on-reboot --on-crash --crash-dump --logger_setting --log-format --dry-run --host-root --debug --benchmark --list-passthru -h --help -v --version" -- "$word")) ;;
         *) COMPREPLY=($(compgen -f -- "$word")) ;;
       esac ;;
   esac

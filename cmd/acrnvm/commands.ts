@@ -119,7 +119,11 @@ export const commands: readonly Command[] = [
     else print(infoText(vm as VmRow, devices as Device[], consoles as Console[]));
     return undefined;
   }),
-  ofVm('stop [-f] [-t S] VM', 'ask the guest to shut down and wait for it; -f: end it at once', stop),
+  ofVm(
+    'stop [-f] [-t S] VM',
+    'ask the guest to shut down and wait for it, S seconds at most (60); -f: end it at once',
+    stop,
+  ),
   order('reset', 'start the guest anew', 'PUT', '/v1/vm/power', { action: 'reset' }),
   order('pause', 'the guest stands still', 'PUT', '/v1/vm/pause'),
   order('resume', 'a guest that is paused goes on', 'PUT', '/v1/vm/resume'),
@@ -186,7 +190,7 @@ export const commands: readonly Command[] = [
   ofVm('events [-f] [--since N] VM', 'what happened; -f: and what happens', events),
   ofVm(
     'top [--interval S] [-n COUNT] [VM...]',
-    'what VMs do now: processor, memory, disks, networks',
+    'what VMs do now: processor, memory, disks, networks; every S seconds (2)',
     top,
     Number.POSITIVE_INFINITY,
   ),
