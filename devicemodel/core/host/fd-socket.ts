@@ -75,13 +75,16 @@ function newSocket(what: string): number {
   return must(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_FLAGS, 0), 'socket', what);
 }
 
-/** For this user alone. A file of that name must not be there. @returns a descriptor that is readable when somebody connects. @throws HostError */
-export function listenForFds(path: string): number {
+/**
+ * A file of that name must not be there. @param mask what its mode does not have: for this user alone, if it is not given.
+ * @returns a descriptor that is readable when somebody connects. @throws HostError
+ */
+export function listenForFds(path: string, mask = OWNER_ONLY): number {
   const fd = newSocket(path);
   let isBound = false;
   try {
     must(
-      withUmask(OWNER_ONLY, () => bind(fd, address(path), ADDRESS_BYTES)),
+      withUmask(mask, () => bind(fd, address(path), ADDRESS_BYTES)),
       'bind',
       path,
     );
@@ -136,8 +139,8 @@ export function sendFds(fd: number, text: string, fds: readonly number[]): boole
 }
 
 /**
- * The descriptors are the caller's. @returns undefined when there is nothing yet, 'ended' when the other side is gone or
- * sent what is no message of ours.
+ * The descriptors are the caller's. @returns undefined when there is nothing yet, 'ended' when the other side is gone; no
+ * text for what is no message of ours.
  */
 export function receiveFds(fd: number): { readonly text: string; readonly fds: number[] } | 'ended' | undefined {
   const { bytes, view, header } = scratch();
@@ -158,9 +161,7 @@ export function receiveFds(fd: number): { readonly text: string; readonly fds: n
       fds.push(view.getInt32(Place.control + at, true));
     }
   }
-  if (length === 0 || (view.getInt32(Place.header + Header.flags, true) & MSG_TRUNCATED) !== 0) {
-    for (const received of fds) closeFd(received);
-    return 'ended';
-  }
+  if (length === 0 && fds.length === 0) return 'ended';
+  if ((view.getInt32(Place.header + Header.flags, true) & MSG_TRUNCATED) !== 0) return { text: '', fds };
   return { text: new TextDecoder().decode(bytes.subarray(Place.text, Place.text + length)), fds };
 }

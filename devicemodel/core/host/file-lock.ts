@@ -61,10 +61,36 @@ export async function tryLockAside(fd: number, kind: LockKind, what: string, ran
 
 /**
  * As {@link tryLock}, and waits for who has it, with the event loop running meanwhile: who has it may be another VM of
- * this process. @throws HostError
+ * this process.
+ * @param patienceMs for a file that others may lock as long as they like. @throws HostError
  */
-export async function lockWhenFree(fd: number, kind: LockKind, what: string): Promise<void> {
-  while (!tryLock(fd, kind, what)) await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+export async function lockWhenFree(
+  fd: number,
+  kind: LockKind,
+  what: string,
+  patienceMs = Number.POSITIVE_INFINITY,
+): Promise<void> {
+  const end = performance.now() + patienceMs;
+  while (!tryLock(fd, kind, what)) {
+    if (performance.now() > end) throw keptLocked(what, patienceMs);
+    await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+  }
+}
+
+function keptLocked(what: string, patienceMs: number): HostError {
+  return new HostError(`${what}: somebody has kept it locked for ${patienceMs / 1000} s`, Errno.EWOULDBLOCK, {
+    hint: `\`fuser -v ${what}\` shows who has it open`,
+  });
+}
+
+/** As {@link lockWhenFree}, and this thread does nothing else meanwhile. @throws HostError */
+export function lockWithin(patienceMs: number, fd: number, kind: LockKind, what: string): void {
+  const end = performance.now() + patienceMs;
+  const nobody = new Int32Array(new SharedArrayBuffer(4));
+  while (!tryLock(fd, kind, what)) {
+    if (performance.now() > end) throw keptLocked(what, patienceMs);
+    Atomics.wait(nobody, 0, 0, RETRY_MS);
+  }
 }
 
 /** As {@link tryLock}, and blocks this thread until who has it lets go: for what is held for no longer than a few calls. @throws HostError */

@@ -7,18 +7,38 @@ const OTHERS = 0o077;
 
 const prefix = () => `acrn-soft.${process.getuid?.() ?? 0}.`;
 
-/** One file name per region and user; what a file name cannot hold is written as its code. */
+/** What a file name cannot hold is written as its code. */
+function fileName(regionName: string): string {
+  return regionName.replace(/^hv:\//, '').replace(/[^A-Za-z0-9_-]/g, (c) => `%${c.codePointAt(0)?.toString(16)}`);
+}
+
+/** One file name per region and user. */
 export function regionPath(regionName: string): string {
-  const name = regionName.replace(/^hv:\//, '').replace(/[^A-Za-z0-9_-]/g, (c) => `%${c.codePointAt(0)?.toString(16)}`);
-  return join(SHM_DIR, prefix() + name);
+  return join(SHM_DIR, prefix() + fileName(regionName));
 }
 
 /** The regions of this user that there are, in use or left by VMs that were killed: a lock on the file tells. */
 export function regionFiles(): string[] {
+  return filesIn(SHM_DIR, prefix());
+}
+
+/** In the folder of a group the regions are the group's. */
+const GROUP_PREFIX = 'region.';
+
+export function groupRegionPath(folder: string, regionName: string): string {
+  return join(folder, GROUP_PREFIX + fileName(regionName));
+}
+
+/** As {@link regionFiles}, of the users who meet there. */
+export function groupRegionFiles(folder: string): string[] {
+  return filesIn(folder, GROUP_PREFIX);
+}
+
+function filesIn(folder: string, begin: string): string[] {
   try {
-    return readdirSync(SHM_DIR)
-      .filter((name) => name.startsWith(prefix()))
-      .map((name) => join(SHM_DIR, name));
+    return readdirSync(folder)
+      .filter((name) => name.startsWith(begin))
+      .map((name) => join(folder, name));
   } catch {
     return [];
   }

@@ -7,7 +7,7 @@ import { Errno } from './errno.ts';
 import { closeFd, OpenFlag, reserveSpace, setFileSize } from './files.ts';
 import { hostCall, must } from './libc.ts';
 import { type Mapping, map } from './mapping.ts';
-import { otherSize } from './shm-room.ts';
+import { howToMakeRoom, otherSize } from './shm-room.ts';
 import { OWNER_ONLY, withUmask } from './umask.ts';
 
 const shmOpen = hostCall<[name: string, flags: number, mode: number]>('int shm_open(const char *, int, unsigned int)');
@@ -63,8 +63,11 @@ export function openSharedMemory(name: string, sizeBytes: number): SharedMapping
   }
 }
 
-/** Give a file of /dev/shm its size and all its pages. @throws HostError; the file is then as large as it was. */
-export function fillShared(fd: number, sizeBytes: number, what: string): void {
+/**
+ * Give a file its size and all its pages. @param folder where it is.
+ * @throws HostError; the file is then as large as it was.
+ */
+export function fillShared(fd: number, sizeBytes: number, what: string, folder = '/dev/shm'): void {
   const before = fstatSync(fd).size;
   try {
     reserveSpace(fd, sizeBytes, what);
@@ -78,9 +81,9 @@ export function fillShared(fd: number, sizeBytes: number, what: string): void {
       });
     }
     if (!(error instanceof HostError) || error.errno !== Errno.ENOSPC) throw error;
-    throw new HostError(`${what}: /dev/shm has no room for ${sizeBytes} bytes`, Errno.ENOSPC, {
+    throw new HostError(`${what}: ${folder} has no room for ${sizeBytes} bytes`, Errno.ENOSPC, {
       cause: error,
-      hint: 'remove what nobody uses from /dev/shm, or "mount -o remount,size=… /dev/shm"',
+      hint: howToMakeRoom(folder),
     });
   }
 }

@@ -51,31 +51,37 @@ export function inspectShm(what: string, { path, sizeBytes }: ShmFile): void {
   throw new ConfigError(message, { exitCode: ExitCode.Unavailable, hint });
 }
 
+export function howToMakeRoom(folder: string): string {
+  return `remove what nobody uses from ${folder}, or "mount -o remount,size=… ${folder === SHM ? SHM : 'its file system'}"`;
+}
+
 /**
  * Only what is certain: regions of dead VMs are removed at the start, so those that are there count as room.
+ * @param folder where the files are. @param regions that are there.
  * @throws ConfigError (69)
  */
-export function checkShmRoom(files: readonly ShmFile[]): void {
+export function checkShmRoom(
+  files: readonly ShmFile[],
+  folder = SHM,
+  regions: readonly string[] = regionFiles(),
+): void {
   const wanted = new Map(files.map(({ path, sizeBytes }) => [path, sizeBytes]));
   if (wanted.size === 0) return;
   let freeBytes: number;
   try {
-    const { bavail, blocks, bsize } = statfsSync(SHM);
+    const { bavail, blocks, bsize } = statfsSync(folder);
     // A tmpfs without a limit says 0.
     freeBytes = blocks === 0 ? Number.POSITIVE_INFINITY : bavail * bsize;
   } catch {
     return;
   }
-  const others = regionFiles().filter((path) => !wanted.has(path));
+  const others = regions.filter((path) => !wanted.has(path));
   const roomBytes = others.reduce((sum, path) => sum + allocatedBytes(path), freeBytes);
   const neededBytes = [...wanted].reduce((sum, [path, size]) => sum + Math.max(0, size - allocatedBytes(path)), 0);
   if (neededBytes <= roomBytes) return;
   const how = wanted.size === 1 ? 'shared memory' : `${wanted.size} shared memories`;
   throw new ConfigError(
-    `${SHM} has no room for ${how} of ${formatSize(neededBytes)}, ${formatSize(roomBytes)} are free`,
-    {
-      exitCode: ExitCode.Unavailable,
-      hint: 'remove what nobody uses from /dev/shm, or "mount -o remount,size=… /dev/shm"',
-    },
+    `${folder} has no room for ${how} of ${formatSize(neededBytes)}, ${formatSize(roomBytes)} are free`,
+    { exitCode: ExitCode.Unavailable, hint: howToMakeRoom(folder) },
   );
 }

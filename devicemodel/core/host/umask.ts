@@ -3,6 +3,8 @@ import { native } from './libc.ts';
 
 /** What only this user may use: files of mode 0600, sockets without the bits that nobody connects by. */
 export const OWNER_ONLY = 0o177;
+/** The same for the user and a group: 0660. */
+export const GROUP_TOO = 0o117;
 
 const CLONE_FS = 0x200;
 /** Of this thread, which is not the main one: the umask is that one's to change. */

@@ -1,0 +1,236 @@
+/**
+ * A folder in which processes of several users meet, and what they keep in it: sticky and set-group-ID (mode 3770), so that what
+ * is made there is the group's to use and its owner's to remove. Every member of the group may put anything there, under any name:
+ * nothing is opened, connected to or cut before it was looked at, and what was looked at is what is used.
+ */
+import { randomUUID } from 'node:crypto';
+import {
+  accessSync,
+  chmodSync,
+  chownSync,
+  constants,
+  fchmodSync,
+  fchownSync,
+  fstatSync,
+  lstatSync,
+  mkdirSync,
+  renameSync,
+  rmdirSync,
+} from 'node:fs';
+import { dirname } from 'node:path';
+import { ExitCode, HostError } from '../errors.ts';
+import { Errno } from './errno.ts';
+import { closeFd, OpenFlag, openFile } from './files.ts';
+import { ensureOwnFolder, FolderMode } from './folders.ts';
+import { groupName } from './groups.ts';
+import { pathFailure } from './path-failure.ts';
+import { ROOT_RUN_FOLDER } from './run-folder.ts';
+import { GROUP_TOO, withUmask } from './umask.ts';
+
+const FOLDER_MODE = 0o3770;
+const FILE_MODE = 0o660;
+const OTHERS = 0o007;
+const WRITABLE_BY_ALL = 0o002;
+/** Of open(2): the name alone, for fstat(2) and connect(2). */
+const O_PATH = 0o10000000;
+/** A name that is taken away whenever it is there, and there whenever it is made. */
+const MAX_TRIES = 100;
+
+const nameOf = (groupId: number) => groupName(groupId) ?? String(groupId);
+
+/** What root does once; after a start of the machine /run is empty. */
+function howToMake(path: string, groupId: number): string {
+  const name = nameOf(groupId);
+  return `as root, "install -d -m 3770 -g ${name} ${path}" makes it, and after each start "d ${path} 3770 root ${name}" in /etc/tmpfiles.d/acrn.conf`;
+}
+
+function refusal(path: string, what: string, groupId: number, hint = howToMake(path, groupId)): HostError {
+  const text = `folder ${path}, where the VMs of group ${nameOf(groupId)} meet, ${what}`;
+  return new HostError(text, Errno.EPERM, { exitCode: ExitCode.CannotCreate, hint });
+}
+
+/** Whether this process may use what is the group's. */
+function isMember(groupId: number): boolean {
+  return (
+    process.geteuid?.() === 0 || process.getegid?.() === groupId || process.getgroups?.().includes(groupId) === true
+  );
+}
+
+/** Why the folder cannot be used as it is, or that it is not there. Reads only. @throws HostError */
+function inspectGroupFolder(path: string, groupId: number): 'usable' | 'missing' {
+  if (!isMember(groupId)) {
+    const name = nameOf(groupId);
+    throw refusal(
+      path,
+      'is not for this user',
+      groupId,
+      `"usermod -aG ${name} USER" makes a member of ${name}, from the next login on`,
+    );
+  }
+  let stat: ReturnType<typeof lstatSync> | undefined;
+  try {
+    stat = lstatSync(path, { throwIfNoEntry: false });
+  } catch (error) {
+    throw pathFailure(`folder ${path}`, error, ExitCode.CannotCreate);
+  }
+  if (stat === undefined) return 'missing';
+  const problem = !stat.isDirectory()
+    ? 'is no folder'
+    : stat.gid !== groupId
+      ? `is that of group ${nameOf(stat.gid)}`
+      : (stat.mode & 0o7777 & ~0o4700) !== (FOLDER_MODE & ~0o700)
+        ? `has mode ${(stat.mode & 0o7777).toString(8).padStart(4, '0')}`
+        : stat.uid !== 0 && stat.uid !== process.geteuid?.() && isForAll(dirname(path))
+          ? `belongs to user ${stat.uid}, and anybody could have put it there`
+          : undefined;
+  if (problem !== undefined) throw refusal(path, `${problem}: it is not used`, groupId);
+  return 'usable';
+}
+
+function isForAll(folder: string): boolean {
+  return ((lstatSync(folder, { throwIfNoEntry: false })?.mode ?? WRITABLE_BY_ALL) & WRITABLE_BY_ALL) !== 0;
+}
+
+/** Whether it is there, or can be made by this user. Reads only. @throws HostError */
+export function findGroupFolder(path: string, groupId: number): void {
+  if (inspectGroupFolder(path, groupId) === 'usable' || canMakeIn(dirname(path))) return;
+  throw notThere(path, groupId);
+}
+
+/** For root also where the folder above is missing, if that is our own. */
+function canMakeIn(parent: string): boolean {
+  try {
+    accessSync(parent, constants.W_OK | constants.X_OK);
+    return true;
+  } catch {
+    return parent === ROOT_RUN_FOLDER && process.geteuid?.() === 0;
+  }
+}
+
+function notThere(path: string, groupId: number): HostError {
+  return refusal(path, 'is not there, and cannot be made by this user', groupId);
+}
+
+/** Make the folder where it is missing and this user may. @throws HostError with what root does once */
+export function ensureGroupFolder(path: string, groupId: number): void {
+  if (inspectGroupFolder(path, groupId) === 'usable') return;
+  const parent = dirname(path);
+  if (parent === ROOT_RUN_FOLDER && process.geteuid?.() === 0) ensureOwnFolder(parent, FolderMode.public);
+  // Whoever finds it finds it with its group and mode.
+  const made = `${path}.${randomUUID()}`;
+  try {
+    mkdirSync(made, { mode: 0o700 });
+  } catch {
+    throw notThere(path, groupId);
+  }
+  try {
+    chownSync(made, -1, groupId);
+    chmodSync(made, FOLDER_MODE);
+    renameSync(made, path);
+  } catch (error) {
+    rmdirSync(made);
+    // Another VM was quicker.
+    if (lstatSync(path, { throwIfNoEntry: false }) !== undefined) return;
+    throw pathFailure(`folder ${path}: cannot be given to group ${nameOf(groupId)}`, error, ExitCode.CannotCreate);
+  }
+}
+
+/**
+ * A file of the group's in such a folder, for reading and writing. The sticky folder of a hardened kernel (fs.protected_regular)
+ * lets nobody open another's file with O_CREAT: so it is opened or made, one after the other.
+ * @param isMade whether a missing one is made, empty. @returns the descriptor. @throws HostError, also for what is no file of the group's
+ */
+export function openGroupFile(path: string, groupId: number, { isMade }: { readonly isMade: boolean }): number {
+  const flags = OpenFlag.ReadWrite | OpenFlag.NoFollow | OpenFlag.NonBlock | OpenFlag.CloseOnExec;
+  for (let tries = 0; tries < MAX_TRIES; tries++) {
+    let fd: number;
+    try {
+      fd = openFile(path, flags);
+    } catch (error) {
+      if (!isMade || !isErrno(error, Errno.ENOENT)) throw error;
+      const made = makeGroupFile(path, groupId, flags);
+      if (made === undefined) continue;
+      return made;
+    }
+    try {
+      checkGroupFile(fd, path, groupId);
+      return fd;
+    } catch (error) {
+      closeFd(fd);
+      throw error;
+    }
+  }
+  throw new HostError(`${path}: it comes and goes`, Errno.EAGAIN);
+}
+
+function isErrno(error: unknown, errno: number): boolean {
+  return error instanceof HostError && error.errno === errno;
+}
+
+/** @returns undefined when somebody else was quicker, or has just put another folder in place. @throws HostError */
+function makeGroupFile(path: string, groupId: number, flags: number): number | undefined {
+  let fd: number;
+  try {
+    // Of the folder's group from the beginning.
+    fd = withUmask(GROUP_TOO, () => openFile(path, flags | OpenFlag.Create | OpenFlag.Exclusive, FILE_MODE));
+  } catch (error) {
+    if (isErrno(error, Errno.EEXIST) || isErrno(error, Errno.ENOENT)) return undefined;
+    throw error;
+  }
+  try {
+    fchownSync(fd, -1, groupId);
+    fchmodSync(fd, FILE_MODE);
+    return fd;
+  } catch (error) {
+    closeFd(fd);
+    throw pathFailure(`${path}: cannot be given to group ${nameOf(groupId)}`, error, ExitCode.CannotCreate);
+  }
+}
+
+/** A second name would be a file of this user's elsewhere, which somebody wants to have cut. @throws HostError */
+function checkGroupFile(fd: number, path: string, groupId: number): void {
+  const stat = fstatSync(fd);
+  if (stat.isFile() && stat.gid === groupId && (stat.mode & OTHERS) === 0 && stat.nlink <= 1) return;
+  throw new HostError(`${path}: it is there, and is not a file of group ${nameOf(groupId)} alone`, Errno.EPERM, {
+    hint: `its owner, user ${stat.uid}, or root can remove it`,
+  });
+}
+
+/** A socket that was looked at: `path` leads to it, whatever becomes of its name. */
+export interface PinnedSocket {
+  readonly path: string;
+  /** Who made it. */
+  readonly userId: number;
+  release(): void;
+}
+
+/**
+ * A link would have this process connect, with its own rights, to whatever its maker likes.
+ * @returns 'missing', or 'strange' for what is no socket of the group's. @throws HostError without descriptors
+ */
+export function pinGroupSocket(path: string, groupId: number): PinnedSocket | 'missing' | 'strange' {
+  let fd: number;
+  try {
+    fd = openFile(path, O_PATH | OpenFlag.NoFollow | OpenFlag.CloseOnExec);
+  } catch (error) {
+    if (isErrno(error, Errno.ENOENT)) return 'missing';
+    if (isErrno(error, Errno.EMFILE) || isErrno(error, Errno.ENFILE)) throw error;
+    return 'strange';
+  }
+  const stat = fstatSync(fd);
+  if (stat.isSocket() && stat.gid === groupId && stat.nlink <= 1) {
+    return { path: `/proc/self/fd/${fd}`, userId: stat.uid, release: () => closeFd(fd) };
+  }
+  closeFd(fd);
+  return 'strange';
+}
+
+/** After it was bound: a folder with a default ACL, and a thread without a umask of its own, have their way. @throws HostError */
+export function giveSocketToGroup(path: string, groupId: number): void {
+  try {
+    chownSync(path, -1, groupId);
+    chmodSync(path, FILE_MODE);
+  } catch (error) {
+    throw pathFailure(`socket ${path}: cannot be given to group ${nameOf(groupId)}`, error, ExitCode.CannotCreate);
+  }
+}
