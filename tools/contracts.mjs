@@ -28,6 +28,11 @@ const ours = {
   owner: '`listenUnix`, `ensureOwnFolder`',
   test: 'test/core/host/unix-listener.test.ts',
 };
+const groups = {
+  contract: "what is the group's",
+  owner: 'its owner, as the kernel says',
+  test: 'test/hypervisor/embedded/group.test.ts',
+};
 const thread = { contract: 'the thread', owner: '`GuestLoop`; `Vm` says when' };
 const signals = { contract: 'signals', owner: '`process-signals.ts`, `Launch`' };
 
@@ -206,6 +211,27 @@ export const contracts = [
     file: 'devicemodel/core/host/folders.ts',
     from: '(stat.mode & WRITABLE_BY_OTHERS) !== 0',
     to: 'false',
+  },
+  {
+    ...groups,
+    mutation: "a VM speaks for another user's",
+    file: 'hypervisor/embedded/meeting-folder.ts',
+    from: 'return owner !== undefined && owner === userId;',
+    to: 'return owner !== undefined || userId === undefined;',
+  },
+  {
+    ...groups,
+    mutation: 'a file with a second name elsewhere is used',
+    file: 'devicemodel/core/host/group-place.ts',
+    from: '(stat.mode & OTHERS) === 0 && stat.nlink <= 1',
+    to: '(stat.mode & OTHERS) === 0',
+  },
+  {
+    ...groups,
+    mutation: 'an id is free whose socket stays',
+    file: 'hypervisor/embedded/meeting-folder.ts',
+    from: 'return lstatSync(path, { throwIfNoEntry: false }) === undefined;',
+    to: 'return true;',
   },
   {
     ...thread,

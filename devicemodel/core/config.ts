@@ -37,7 +37,7 @@ export interface VmConfig {
   readonly shutdownTimeoutMs?: number;
   readonly debugExit: boolean;
   readonly cmdMonitorPath: string | undefined;
-  /** `--socket-group`: who may connect to this VM's sockets beside its user. */
+  /** `--socket-group`: who may connect to this VM's sockets beside its user, and whose VMs it meets where there is no ACRN. */
   readonly socketGroup?: string;
   /** `--display`. Absent: none was asked for. */
   readonly display?: DisplayConfig;

@@ -11,7 +11,10 @@ import { Eventfd } from '../../devicemodel/core/host/eventfd.ts';
 import { acceptFds, connectForFds, listenForFds, receiveFds, sendFds } from '../../devicemodel/core/host/fd-socket.ts';
 import { watchFd } from '../../devicemodel/core/host/fd-watch.ts';
 import { closeFd } from '../../devicemodel/core/host/files.ts';
+import { peerUser } from '../../devicemodel/core/host/peer-user.ts';
 import type { Log } from '../../devicemodel/core/log.ts';
+import { hostEventfds } from './host-eventfds.ts';
+import type { MeetingFolder } from './meeting-folder.ts';
 
 /** The vectors of another VM in a region: the function has to be done with them when it is told of `undefined`. */
 export type OnBells = (vmid: number, bells: readonly number[] | undefined) => void;
@@ -43,8 +46,8 @@ const MAX_STRANGERS = 16;
 interface Peer {
   /** 0: it has not said who it is. */
   vmid: number;
-  /** It came to us; the others we went to. */
-  readonly isCaller: boolean;
+  /** The id under which we found it; undefined: it came to us. */
+  readonly calledId: number | undefined;
   readonly fd: number;
   readonly unwatch: () => void;
   /** By region. The descriptors are ours. */
@@ -59,7 +62,10 @@ interface Region {
 export class Doorbells {
   readonly #log: Log;
   readonly #peers = new Set<Peer>();
+  /** Users who sent descriptors that are no eventfds: their doorbells come by message. */
+  readonly #unheard = new Set<number | undefined>();
   readonly #regions = new Map<string, Region>();
+  #folder: MeetingFolder | undefined;
   #path = '';
   #listener = -1;
   #unwatch: (() => void) | undefined;
@@ -72,18 +78,22 @@ export class Doorbells {
 
   /**
    * Meet the others; under the lock of the run folder, so that no two VMs miss each other.
-   * @param pathOf where a VM listens. @param others who is there. @throws HostError
+   * @param folder where nothing has this id any more. @param others who is there. @throws HostError
    */
-  join(vmid: number, others: Iterable<number>, pathOf: (vmid: number) => string): void {
+  join(vmid: number, others: Iterable<number>, folder: MeetingFolder): void {
     this.#vmid = vmid;
-    this.#path = pathOf(vmid);
-    rmSync(this.#path, { force: true }); // of a VM that had this id and was killed
-    this.#listener = listenForFds(this.#path);
+    this.#folder = folder;
+    const path = folder.pathOf(vmid, 'bells');
+    this.#listener = listenForFds(path, folder.socketMask);
+    this.#path = path;
+    folder.share(path);
     this.#listen();
     for (const other of others) {
-      const fd = connectForFds(pathOf(other));
+      const way = folder.reach(other, 'bells');
+      const fd = way === undefined ? undefined : connectForFds(way.path);
+      way?.release();
       // One that came up without: its doorbells go the other way, by message.
-      if (fd !== undefined) this.#adopt(fd, false);
+      if (fd !== undefined) this.#adopt(fd, other);
     }
   }
 
@@ -92,8 +102,12 @@ export class Doorbells {
       try {
         const fd = acceptFds(this.#listener);
         if (fd === undefined) return;
+        if (this.#unheard.has(peerUser(fd))) {
+          closeFd(fd);
+          return;
+        }
         this.#makeRoom();
-        if (this.#peers.size < MAX_PEERS + MAX_STRANGERS) this.#adopt(fd, true);
+        if (this.#peers.size < MAX_PEERS + MAX_STRANGERS) this.#adopt(fd);
         else closeFd(fd);
       } catch (error) {
         this.#rest((error as Error).message);
@@ -103,7 +117,7 @@ export class Doorbells {
 
   /** However many connect and say nothing, the next VM is let in. */
   #makeRoom(): void {
-    const strangers = [...this.#peers].filter((peer) => peer.vmid === 0 && peer.isCaller);
+    const strangers = [...this.#peers].filter((peer) => peer.vmid === 0 && peer.calledId === undefined);
     if (strangers.length < MAX_STRANGERS) return;
     this.#log.rationed('warn', () => 'doorbells: one that did not say who it is gave way to another');
     this.#drop(strangers[0] as Peer);
@@ -163,8 +177,11 @@ export class Doorbells {
     for (const eventfd of region?.own ?? []) eventfd.dispose();
   }
 
-  /** Of a VM whose descriptor cannot be watched the doorbells come by message, as of one that has none. */
-  #adopt(fd: number, isCaller: boolean): void {
+  /**
+   * Of a VM whose descriptor cannot be watched the doorbells come by message, as of one that has none.
+   * @param calledId whose socket was connected to; undefined: it came to us.
+   */
+  #adopt(fd: number, calledId?: number): void {
     let unwatch: () => void;
     try {
       unwatch = watchFd(fd, () => this.#receive(peer));
@@ -173,7 +190,7 @@ export class Doorbells {
       this.#log.warn(`doorbells: ${(error as Error).message}; those of one VM come by message`);
       return;
     }
-    const peer: Peer = { vmid: 0, isCaller, fd, bells: new Map(), unwatch };
+    const peer: Peer = { vmid: 0, calledId, fd, bells: new Map(), unwatch };
     this.#peers.add(peer);
     this.#send(peer, { kind: 'hello', vmid: this.#vmid });
     for (const [name, region] of this.#regions) this.#offer(peer, name, region);
@@ -202,8 +219,8 @@ export class Doorbells {
       return;
     }
     const message = parse(received.text);
-    if (message === undefined || !this.#isRight(peer, message, received.fds.length)) {
-      for (const fd of received.fds) closeFd(fd);
+    if (message === undefined || !this.#isRight(peer, message, received.fds)) {
+      this.#giveBack(peer, received.fds);
       this.#log.warn('doorbells: a message that no VM sends; the connection is closed');
       this.#drop(peer);
       return;
@@ -224,15 +241,31 @@ export class Doorbells {
   }
 
   /** A VM says who it is once, first, and not that it is this one; descriptors are those of a region. */
-  #isRight({ vmid, bells }: Peer, message: Message, descriptors: number): boolean {
+  #isRight({ vmid, calledId, fd, bells }: Peer, message: Message, fds: readonly number[]): boolean {
     switch (message.kind) {
       case 'hello':
-        return vmid === 0 && message.vmid !== this.#vmid && descriptors === 0;
+        if (vmid !== 0 || message.vmid === this.#vmid || fds.length !== 0) return false;
+        return calledId === undefined
+          ? this.#folder?.isOf(message.vmid, peerUser(fd)) === true
+          : message.vmid === calledId;
       case 'bells':
-        return vmid !== 0 && (bells.has(message.region) || bells.size < MAX_REGIONS);
+        return vmid !== 0 && (bells.has(message.region) || bells.size < MAX_REGIONS) && fds.every(isEventfd);
       case 'gone':
-        return vmid !== 0 && descriptors === 0;
+        return vmid !== 0 && fds.length === 0;
     }
+  }
+
+  /**
+   * Descriptors of a message that is not one. Those that are no eventfds stay open: closing one can wait for whoever sent it, as
+   * one of a file system of that user's own making. So their sender is heard no more.
+   */
+  #giveBack(sender: Peer, fds: readonly number[]): void {
+    const [eventfds, others] = [fds.filter(isEventfd), fds.filter((fd) => !isEventfd(fd))];
+    for (const fd of eventfds) closeFd(fd);
+    if (others.length === 0) return;
+    const user = peerUser(sender.fd);
+    this.#unheard.add(user);
+    for (const peer of this.#peers) if (peerUser(peer.fd) === user) this.#drop(peer);
   }
 
   #lose(peer: Peer, name: string): void {
@@ -250,6 +283,8 @@ export class Doorbells {
     closeFd(peer.fd);
   }
 }
+
+const isEventfd = (fd: number) => hostEventfds.check(fd) === 0;
 
 /** @throws HostError, with nothing left open. */
 function makeEventfds(count: number): Eventfd[] {

@@ -1,5 +1,6 @@
 /** The connection to another User VM of this host. What it does not read is kept up to a limit, whatever it is sent. */
 import type { Socket } from 'node:net';
+import { peerUser } from '../../devicemodel/core/host/peer-user.ts';
 import { type Message, parseMessage } from './neighbour-messages.ts';
 import type { VuartAddress } from './scenario.ts';
 
@@ -46,6 +47,11 @@ export class Peer {
     });
     socket.on('error', () => {}); // 'close' follows
     socket.on('close', () => onClose(this.#why));
+  }
+
+  /** Whose process it is, or was when it connected. */
+  get userId(): number | undefined {
+    return peerUser(this.#socket);
   }
 
   send(message: Message): void {

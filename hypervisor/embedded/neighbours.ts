@@ -1,32 +1,32 @@
 /**
- * The User VMs of a host that have no common hypervisor: each is a process of its own. They find each other in a run
- * directory, one Unix socket a VM named after its id, every two VMs with one connection. Over it go doorbells and vUART
+ * The User VMs of a host that have no common hypervisor: each is a process of its own. They find each other in a
+ * folder, one Unix socket a VM named after its id, every two VMs with one connection. Over it go doorbells and vUART
  * bytes, one JSON object a line.
  */
 import { existsSync, readdirSync, rmSync } from 'node:fs';
 import { createServer, type Server, type Socket } from 'node:net';
-import { basename, dirname } from 'node:path';
 import { DmError, ExitCode, HostError } from '../../devicemodel/core/errors.ts';
 import { Errno } from '../../devicemodel/core/host/errno.ts';
 import { onProcessExit } from '../../devicemodel/core/host/exit-hooks.ts';
 import { lockWhenFree } from '../../devicemodel/core/host/file-lock.ts';
-import { closeFd, OpenFlag, openFile } from '../../devicemodel/core/host/files.ts';
-import { ensureOwnFolder, FolderMode, makeParents } from '../../devicemodel/core/host/folders.ts';
+import { closeFd } from '../../devicemodel/core/host/files.ts';
 import { connectUnix } from '../../devicemodel/core/host/is-served.ts';
 import { pathFailure } from '../../devicemodel/core/host/path-failure.ts';
 import { checkSocketPath } from '../../devicemodel/core/host/socket-path.ts';
-import { OWNER_ONLY, withUmask } from '../../devicemodel/core/host/umask.ts';
+import { withUmask } from '../../devicemodel/core/host/umask.ts';
 import type { Log } from '../../devicemodel/core/log.ts';
 import { Doorbells, type RegionBells } from './doorbells.ts';
 import { LocalVuart } from './local-vuart.ts';
+import { type MeetingFolder, meetingFolder } from './meeting-folder.ts';
+import type { MeetingPlace } from './meeting-place.ts';
 import { MAX_VMID, type Message } from './neighbour-messages.ts';
 import { Peer } from './neighbour-peer.ts';
-import { ROOT_DIRECTORY } from './run-directory.ts';
 import type { VuartAddress } from './scenario.ts';
 import { sweepDeadRegions } from './shared-region.ts';
 import type { VuartWire } from './vpci/vuart.ts';
 
 const SOCKET_NAME = /^vm-(\d+)\.sock$/;
+const SOCKET_KINDS = ['sock', 'bells'] as const;
 /** vUARTs of another VM that count; ACRN gives a VM eight. */
 const MAX_VUARTS = 64;
 /** Connections that have not said whose they are; another VM says so at once. */
@@ -35,7 +35,8 @@ const MAX_STRANGERS = 16;
 const AGAIN_MS = { lower: 1000, higher: 3000 } as const;
 
 export class Neighbours {
-  readonly #directory: string;
+  readonly #place: MeetingPlace;
+  readonly #folder: MeetingFolder;
   readonly #log: Log;
   #server: Server | undefined;
   #name = '';
@@ -48,32 +49,33 @@ export class Neighbours {
   readonly #again = new Map<number, NodeJS.Timeout>();
 
   /** @param hasBells the engine can ring and be rung by eventfds: doorbells need not come this way. */
-  constructor(directory: string, log: Log, { hasBells = false }: { readonly hasBells?: boolean } = {}) {
-    this.#directory = directory;
+  constructor(place: MeetingPlace, log: Log, { hasBells = false }: { readonly hasBells?: boolean } = {}) {
+    this.#place = place;
+    this.#folder = meetingFolder(place);
     this.#log = log.child('neighbours');
     if (hasBells) this.#bells = new Doorbells(this.#log);
   }
 
-  /** Take the lowest free id, and meet who is there already. @throws HostError when the run directory is unusable. */
+  /** Take the lowest free id, and meet who is there already. @throws HostError when the folder is unusable. */
   async join(name: string): Promise<{ readonly vmid: number; release(): void }> {
     this.#name = name;
-    this.#makeDirectory();
+    this.#prepareFolder();
     try {
       await this.#underLock(() => this.#claim());
-      sweepDeadRegions();
+      sweepDeadRegions(this.#place);
     } catch (error) {
       this.#leave();
-      throw error instanceof DmError ? error : pathFailure(`folder ${this.#directory}: cannot be used`, error);
+      throw error instanceof DmError ? error : pathFailure(`folder ${this.#folder.path}: cannot be used`, error);
     }
     return { vmid: this.#vmid, release: () => this.#leave() };
   }
 
   /** Who looks at which sockets are dead must not be disturbed: a fresh one of another process would look dead, too. */
   async #underLock(work: () => Promise<void>): Promise<void> {
-    const lockPath = `${this.#directory}/lock`;
+    const lockPath = `${this.#folder.path}/lock`;
     const lock = this.#openLock(lockPath);
     try {
-      await lockWhenFree(lock, 'exclusive', lockPath);
+      await lockWhenFree(lock, 'exclusive', lockPath, this.#folder.lockPatienceMs);
       await work();
     } finally {
       closeFd(lock);
@@ -82,16 +84,22 @@ export class Neighbours {
 
   #openLock(path: string): number {
     try {
-      // This user's next VM has to open it, whatever the umask.
-      const flags = OpenFlag.ReadWrite | OpenFlag.Create | OpenFlag.CloseOnExec;
-      return withUmask(OWNER_ONLY, () => openFile(path, flags, 0o600));
+      return this.#folder.openLock();
     } catch (error) {
+      if (error instanceof DmError && error.hint !== undefined) throw error;
       throw pathFailure(`${path}, by which the VMs of this host find each other: cannot be opened`, error);
     }
   }
 
-  #pathOf(vmid: number, kind: 'sock' | 'bells' = 'sock'): string {
-    return `${this.#directory}/vm-${vmid}.${kind}`;
+  /** @returns as connectUnix does, and 'strange' for what is no socket of a VM's. @throws HostError without descriptors */
+  async #connect(vmid: number): Promise<Awaited<ReturnType<typeof connectUnix>> | 'strange'> {
+    const way = this.#folder.reach(vmid);
+    if (way === undefined) return 'strange';
+    try {
+      return await connectUnix(way.path);
+    } finally {
+      way.release();
+    }
   }
 
   /**
@@ -99,13 +107,13 @@ export class Neighbours {
    * them away. With one that goes on, or another that has its id now, there is a connection again after a while.
    */
   #lookAfter(vmid: number, isAgain = false): void {
-    const files = [this.#pathOf(vmid), this.#pathOf(vmid, 'bells')];
+    const files = SOCKET_KINDS.map((kind) => this.#folder.pathOf(vmid, kind));
     const isDone = () => this.#server === undefined || [...this.#peers].some((peer) => peer.vmid === vmid);
     if (isDone() || !files.some((file) => existsSync(file))) return;
     this.#underLock(async () => {
-      const found = await connectUnix(this.#pathOf(vmid));
-      if (found === 'nobody') {
-        for (const file of files) rmSync(file, { force: true });
+      const found = await this.#connect(vmid);
+      if (found === 'nobody' || found === 'strange') {
+        for (const kind of SOCKET_KINDS) this.#folder.clear(vmid, kind);
       } else if (found !== 'unreachable' && isAgain && !isDone()) {
         this.#adopt(found, vmid);
       } else {
@@ -133,23 +141,18 @@ export class Neighbours {
     this.#again.set(vmid, timer);
   }
 
-  /** @throws HostError when it cannot be made, is not ours alone, or has too long a path for sockets in it. */
-  #makeDirectory(): void {
+  /** @throws HostError when it cannot be made, is not ours alone (or the group's), or has too long a path for sockets in it. */
+  #prepareFolder(): void {
     try {
-      checkSocketPath(this.#pathOf(MAX_VMID, 'bells'));
+      checkSocketPath(this.#folder.pathOf(MAX_VMID, 'bells'));
     } catch (cause) {
       // The system would cut it, and VMs would meet elsewhere, or not at all.
-      throw new HostError(`folder ${this.#directory}: ${(cause as Error).message}`, Errno.ENAMETOOLONG, {
+      throw new HostError(`folder ${this.#folder.path}: ${(cause as Error).message}`, Errno.ENAMETOOLONG, {
         exitCode: ExitCode.CannotCreate,
         hint: 'a shorter XDG_RUNTIME_DIR (or TMPDIR, where that is not set) will do',
       });
     }
-    const parent = dirname(this.#directory);
-    makeParents(parent);
-    // Below /run there are folders of other programs' sockets beside ours.
-    if (this.#directory === ROOT_DIRECTORY) ensureOwnFolder(parent, FolderMode.public);
-    else if (basename(parent).startsWith('acrn')) ensureOwnFolder(parent, FolderMode.private);
-    ensureOwnFolder(this.#directory, FolderMode.private);
+    this.#folder.prepare();
   }
 
   /** This VM's vectors in a region, as eventfds; undefined where the engine has no use for them. @throws HostError */
@@ -195,36 +198,40 @@ export class Neighbours {
   }
 
   async #claim(): Promise<void> {
-    const sockets = new Map<number, string>();
-    for (const file of readdirSync(this.#directory)) {
+    const taken = new Set<number>();
+    for (const file of readdirSync(this.#folder.path)) {
       const match = SOCKET_NAME.exec(file);
-      if (match !== null) sockets.set(Number(match[1]), `${this.#directory}/${file}`);
+      if (match !== null) taken.add(Number(match[1]));
     }
     // They stand still, or this process has no descriptor left: their ids are taken all the same.
     const unreachable: number[] = [];
-    for (const [vmid, path] of sockets) {
-      const found = await connectUnix(path);
-      if (found === 'nobody') {
-        rmSync(path, { force: true });
-        rmSync(this.#pathOf(vmid, 'bells'), { force: true });
-        sockets.delete(vmid);
-      } else if (found === 'unreachable') {
-        unreachable.push(vmid);
-      } else {
-        // Whose socket it is, is known before the other side has time to say hello: its guest may be rung at once.
-        this.#adopt(found, vmid);
+    const others: number[] = [];
+    for (const vmid of [...taken]) {
+      const found = await this.#connect(vmid);
+      if (found === 'nobody' || found === 'strange') {
+        if (this.#isCleared(vmid)) taken.delete(vmid);
+        continue;
       }
+      others.push(vmid);
+      if (found === 'unreachable') unreachable.push(vmid);
+      // Whose socket it is, is known before the other side has time to say hello: its guest may be rung at once.
+      else this.#adopt(found, vmid);
     }
     for (let vmid = 1; vmid <= MAX_VMID; vmid++) {
-      if (sockets.has(vmid)) continue;
+      if (taken.has(vmid) || !this.#isCleared(vmid)) continue;
       this.#vmid = vmid;
-      this.#server = await listen(this.#pathOf(vmid), (socket) => this.#adopt(socket));
+      this.#server = await listen(this.#folder, vmid, (socket) => this.#adopt(socket));
       for (const peer of this.#peers) this.#introduce(peer);
       for (const other of unreachable) this.#lookAgain(other);
-      this.#bells?.join(vmid, sockets.keys(), (id) => this.#pathOf(id, 'bells'));
+      this.#bells?.join(vmid, others, this.#folder);
       return;
     }
-    throw new HostError(`${this.#directory}: ${MAX_VMID} VMs run on this host already`, 0);
+    throw new HostError(`${this.#folder.path}: ${MAX_VMID} VMs run on this host already`, 0);
+  }
+
+  /** Of an id that nobody has. */
+  #isCleared(vmid: number): boolean {
+    return SOCKET_KINDS.map((kind) => this.#folder.clear(vmid, kind)).every((isFree) => isFree);
   }
 
   #leave(): void {
@@ -277,6 +284,9 @@ export class Neighbours {
       case 'hello':
         if (peer.hasIntroduced || message.vmid === this.#vmid || ![0, message.vmid].includes(peer.vmid)) {
           throw new Error(`it cannot be VM ${message.vmid}`);
+        }
+        if (peer.vmid === 0 && !this.#folder.isOf(message.vmid, peer.userId)) {
+          throw new Error(`VM ${message.vmid} is another user's than ${peer.userId}`);
         }
         peer.hasIntroduced = true;
         peer.vmid = message.vmid;
@@ -384,7 +394,8 @@ export class Neighbours {
 }
 
 /** @throws HostError */
-function listen(path: string, onConnection: (socket: Socket) => void): Promise<Server> {
+function listen(folder: MeetingFolder, vmid: number, onConnection: (socket: Socket) => void): Promise<Server> {
+  const path = folder.pathOf(vmid);
   return new Promise((resolve, reject) => {
     const server = createServer(onConnection);
     server.maxConnections = MAX_VMID + MAX_STRANGERS;
@@ -401,8 +412,14 @@ function listen(path: string, onConnection: (socket: Socket) => void): Promise<S
         'close',
         onProcessExit(() => rmSync(path, { force: true })),
       );
-      resolve(server);
+      try {
+        folder.share(path);
+        resolve(server);
+      } catch (error) {
+        server.close();
+        reject(error);
+      }
     };
-    withUmask(OWNER_ONLY, () => server.listen(path, onListening));
+    withUmask(folder.socketMask, () => server.listen(path, onListening));
   });
 }

@@ -1,20 +1,29 @@
 /**
- * Memory of one ivshmem region, shared by the VMs of a host: a file in /dev/shm that every process with such a VM maps.
+ * Memory of one ivshmem region, shared by the VMs of a host: a file that every process with such a VM maps, in /dev/shm, or where
+ * the VMs of a group meet.
  *
  * As the hypervisor's memory it outlives each VM: a guest that resets finds it as it was. Here it lives until the last
  * process that had it ends; a lock on the file says who has it. The first one finds it zeroed, the last one removes it.
  * What VMs that were killed left is taken over, or removed by the next VM that starts, whatever its regions.
  */
-import { constants, fstatSync } from 'node:fs';
-import { checkOurs, isSameFile, removeDeadRegions, removeIfUnused } from '../../devicemodel/core/host/dead-regions.ts';
+import { fstatSync } from 'node:fs';
+import { dirname } from 'node:path';
+import {
+  groupRegions,
+  isSameFile,
+  ownRegions,
+  type RegionHome,
+  removeDeadRegions,
+  removeIfUnused,
+} from '../../devicemodel/core/host/dead-regions.ts';
 import { onProcessExit } from '../../devicemodel/core/host/exit-hooks.ts';
-import { lockWait, tryLock } from '../../devicemodel/core/host/file-lock.ts';
-import { closeFd, OpenFlag, openFile, setFileSize } from '../../devicemodel/core/host/files.ts';
-import { regionPath } from '../../devicemodel/core/host/region-files.ts';
+import { lockWait, lockWithin, tryLock } from '../../devicemodel/core/host/file-lock.ts';
+import { closeFd, setFileSize } from '../../devicemodel/core/host/files.ts';
 import { fillShared, mapShared, type SharedMapping } from '../../devicemodel/core/host/shared-memory.ts';
-import { OWNER_ONLY, withUmask } from '../../devicemodel/core/host/umask.ts';
+import type { MeetingPlace } from './meeting-place.ts';
 
-const PRIVATE = constants.S_IRUSR | constants.S_IWUSR;
+/** Whoever comes first has a file locked while it takes all of its pages; longer than this only somebody who means no good. */
+const LOCK_PATIENCE_MS = 60_000;
 
 interface Region {
   readonly fd: number;
@@ -28,20 +37,31 @@ interface Region {
 const regions = new Map<string, Region>();
 let isExitHooked = false;
 
+function homeOf({ folder, groupId }: MeetingPlace): RegionHome {
+  return groupId === undefined ? ownRegions : groupRegions(folder, groupId);
+}
+
 /**
  * The region for one VM; disposing ends its use, not its memory.
+ * @param place of a group: without, it is this user's alone. @param patienceMs for one that somebody else has locked.
  * @returns undefined when the region exists with another size.
  * @throws HostError
  */
-export function openSharedRegion(regionName: string, sizeBytes: number): SharedMapping | undefined {
-  const path = regionPath(regionName);
+export function openSharedRegion(
+  regionName: string,
+  sizeBytes: number,
+  place: MeetingPlace = { folder: '' },
+  patienceMs = LOCK_PATIENCE_MS,
+): SharedMapping | undefined {
+  const home = homeOf(place);
+  const path = home.pathOf(regionName);
   let region = regions.get(path);
   region?.mapping.mend(); // it may have been cut since, under a VM or under none
   if (region?.users === 0 && !isAsShared(region, sizeBytes)) {
     forget(region);
     region = undefined;
   }
-  region ??= mapRegion(path, regionName, sizeBytes);
+  region ??= mapRegion(home, path, { regionName, sizeBytes, patienceMs });
   if (region === undefined || region.mapping.bytes.length !== sizeBytes) return undefined;
   regions.set(path, region);
   region.users++;
@@ -75,12 +95,18 @@ export function forgetSharedRegions(): void {
   }
 }
 
-/** Give the host back what killed VMs of this user left, of any name. */
-export function sweepDeadRegions(): void {
-  removeDeadRegions((path) => regions.has(path));
+/** Give the host back what killed VMs left, of any name: those of this user, or of all who meet in that place. */
+export function sweepDeadRegions(place: MeetingPlace = { folder: '' }): void {
+  removeDeadRegions((path) => regions.has(path), homeOf(place));
 }
 
-function mapRegion(path: string, regionName: string, sizeBytes: number): Region | undefined {
+interface Wanted {
+  readonly regionName: string;
+  readonly sizeBytes: number;
+  readonly patienceMs: number;
+}
+
+function mapRegion(home: RegionHome, path: string, { regionName, sizeBytes, patienceMs }: Wanted): Region | undefined {
   if (!isExitHooked) {
     isExitHooked = true;
     onProcessExit(() => {
@@ -88,21 +114,19 @@ function mapRegion(path: string, regionName: string, sizeBytes: number): Region 
     });
   }
   for (;;) {
-    const flags = OpenFlag.ReadWrite | OpenFlag.Create | OpenFlag.NoFollow | OpenFlag.NonBlock | OpenFlag.CloseOnExec;
-    const fd = withUmask(OWNER_ONLY, () => openFile(path, flags, PRIVATE));
+    const fd = home.open(path, { isMade: true });
     let isKept = false;
     /** Nobody else has the file that others will open. */
     let isOurs = false;
     try {
-      checkOurs(fd, path);
       const isFirst = tryLock(fd, 'exclusive', path);
-      if (!isFirst) lockWait(fd, 'shared', path);
+      if (!isFirst) lockWithin(patienceMs, fd, 'shared', path);
       // The last user may have removed the file between our open and our lock: then it is not the one others will open.
       if (!isSameFile(fd, path)) continue;
       isOurs = isFirst;
       if (isFirst) {
         setFileSize(fd, 0, regionName); // what is left from a crash is not this VM's
-        fillShared(fd, sizeBytes, `ivshmem region ${regionName}`);
+        fillShared(fd, sizeBytes, `ivshmem region ${regionName}`, dirname(path));
         lockWait(fd, 'shared', path);
       } else if (fstatSync(fd).size !== sizeBytes) {
         return undefined;

@@ -1,8 +1,9 @@
 /** Makes the functions CREATE_VDEV asks for, as far as the scenario has them. */
 import type { SharedMapping } from '../../devicemodel/core/host/shared-memory.ts';
-import type { HvVdev } from '../../devicemodel/core/hsm/vdev.ts';
+import type { HvVdev, IvshmemVdev } from '../../devicemodel/core/hsm/vdev.ts';
 import type { Log } from '../../devicemodel/core/log.ts';
 import type { RegionBells } from './doorbells.ts';
+import type { MeetingPlace } from './meeting-place.ts';
 import type { Neighbours } from './neighbours.ts';
 import type { Scenario, VuartAddress } from './scenario.ts';
 import { openSharedRegion } from './shared-region.ts';
@@ -24,7 +25,11 @@ export interface ClaimedParts {
 }
 
 /** @returns finds the parts of a vdev; undefined: there are none for this VM. That throws HostError. */
-export function vdevParts(vmName: string, scenario: Scenario): (vdev: HvVdev, log: Log) => ClaimedParts | undefined {
+export function vdevParts(
+  vmName: string,
+  scenario: Scenario,
+  place: MeetingPlace,
+): (vdev: HvVdev, log: Log) => ClaimedParts | undefined {
   /** One function a region and vUART: a second one would take the first one's interrupts. */
   const inUse = new Set<string>();
   const claimed = (key: string, find: () => ClaimedParts | undefined): ClaimedParts | undefined => {
@@ -46,7 +51,7 @@ export function vdevParts(vmName: string, scenario: Scenario): (vdev: HvVdev, lo
         const config = scenario.region(vmName, vdev.regionName);
         if (config === undefined) return undefined;
         if (config.sizeBytes !== undefined && config.sizeBytes !== vdev.sizeBytes) return undefined;
-        return claimed(vdev.regionName, () => openRegion(vdev.regionName, vdev.sizeBytes, config.regionId, log));
+        return claimed(vdev.regionName, () => openRegion(vdev, config.regionId, place, log));
       }
       case 'vuart': {
         const config = scenario.vuart(vmName, vdev.vuartIndex);
@@ -64,8 +69,8 @@ export function vdevParts(vmName: string, scenario: Scenario): (vdev: HvVdev, lo
 }
 
 /** @throws HostError */
-function openRegion(name: string, sizeBytes: number, regionId: number, log: Log): ClaimedParts | undefined {
-  const memory = openSharedRegion(name, sizeBytes);
+function openRegion(vdev: IvshmemVdev, regionId: number, place: MeetingPlace, log: Log): ClaimedParts | undefined {
+  const memory = openSharedRegion(vdev.regionName, vdev.sizeBytes, place);
   if (memory === undefined) return undefined;
   try {
     const stopWatching = memory.onCut((line) => log.rationed('warn', () => line));
@@ -122,8 +127,13 @@ function regionOf(
 }
 
 /** Functions on this thread. */
-export function vdevFactory(vmName: string, scenario: Scenario, neighbours: Neighbours): VirtualFunctionFactory {
-  const find = vdevParts(vmName, scenario);
+export function vdevFactory(
+  vmName: string,
+  scenario: Scenario,
+  neighbours: Neighbours,
+  place: MeetingPlace,
+): VirtualFunctionFactory {
+  const find = vdevParts(vmName, scenario, place);
   return (vdev, host) => {
     const found = find(vdev, host.log);
     if (found === undefined) return undefined;

@@ -5,8 +5,8 @@ import { wantedHostFunctions } from '../../devicemodel/core/config.ts';
 import type { DmError } from '../../devicemodel/core/errors.ts';
 import { describeErrno } from '../../devicemodel/core/host/errno.ts';
 import { errnoOf } from '../../devicemodel/core/host/path-failure.ts';
+import { meetingPlaceProblems } from '../embedded/meeting-place.ts';
 import { regionProblems } from '../embedded/region-problems.ts';
-import { runDirectoryProblems } from '../embedded/run-directory.ts';
 import { scenarioProblems } from '../embedded/scenario-problems.ts';
 import type { Hypervisor } from '../hypervisor.ts';
 import { hasVirtualization, readCpuinfo, vcpuCpus, vcpuProblems } from './placement.ts';
@@ -74,8 +74,8 @@ export function kvmHypervisor(ownsThread: boolean): Hypervisor {
       return [
         ...vcpuProblems(config),
         ...scenarioProblems(config.scenarioPath),
-        ...regionProblems(config),
-        ...runDirectoryProblems(),
+        ...(await regionProblems(config)),
+        ...(await meetingPlaceProblems(config)),
         ...(hostRoot === undefined ? await deviceProblems() : []),
         ...(functions.length === 0 ? [] : (await import('./vfio/check.ts')).hostFunctionProblems(functions, hostRoot)),
       ];

@@ -9,8 +9,8 @@ import type { Log } from '../../devicemodel/core/log.ts';
 import { accessMapWords } from '../embedded/access-map.ts';
 import { EmbeddedHsm, type EmbeddedHsmOptions } from '../embedded/embedded-hsm.ts';
 import { hostEventfds } from '../embedded/host-eventfds.ts';
+import { type MeetingPlace, meetingPlace } from '../embedded/meeting-place.ts';
 import { Neighbours } from '../embedded/neighbours.ts';
-import { defaultRunDirectory } from '../embedded/run-directory.ts';
 import { derivedScenario, readScenario, type Scenario } from '../embedded/scenario.ts';
 import { vdevFactory, vdevParts } from '../embedded/vdevs.ts';
 import { InlineRunner } from './inline-runner.ts';
@@ -36,11 +36,12 @@ const REQUIRED: readonly KvmCapName[] = [
 ];
 
 export interface KvmHsmOptions {
-  readonly config: Pick<VmConfig, 'name' | 'scenarioPath' | 'cpuAffinity'> & Partial<Pick<VmConfig, 'pci'>>;
+  readonly config: Pick<VmConfig, 'name' | 'scenarioPath' | 'cpuAffinity'> &
+    Partial<Pick<VmConfig, 'pci' | 'socketGroup'>>;
   readonly log: Log;
   /** The thread may block while it waits for the guest. */
   readonly ownsThread: boolean;
-  /** Where the VMs of this host meet; default: /run/acrn/soft for root, else under XDG_RUNTIME_DIR. */
+  /** Where the VMs of this user meet, if not as meeting-place.ts has it. */
   readonly runDirectory?: string;
   readonly kvm?: Kvm;
   /** For functions of the host; default: this machine's. */
@@ -63,9 +64,10 @@ export async function openKvmHsm(options: KvmHsmOptions): Promise<Hsm> {
   const kvm = options.kvm ?? openDevice();
   try {
     checkKvm(kvm, cpus.length);
-    const runDirectory = options.runDirectory ?? defaultRunDirectory();
+    const { runDirectory: folder } = options;
+    const place = folder === undefined ? await meetingPlace(config) : { folder };
     const runsGuest = ownsThread && cpus.length === 1;
-    const thread = runsGuest ? undefined : hypervisorThread(options, runDirectory, log);
+    const thread = runsGuest ? undefined : hypervisorThread(options, place, log);
     const accessMap = runsGuest ? undefined : (thread?.accessMap ?? accessMapWords());
     const engine = new KvmEngine({
       kvm,
@@ -87,7 +89,7 @@ export async function openKvmHsm(options: KvmHsmOptions): Promise<Hsm> {
     });
     return new EmbeddedHsm({
       engine,
-      ...vdevsOf(config.name, scenario, { thread, runDirectory, log }),
+      ...vdevsOf(config.name, scenario, { thread, place, log }),
       eventfds: hostEventfds,
       log,
       ...(accessMap === undefined ? {} : { accessMap }),
@@ -102,17 +104,17 @@ export async function openKvmHsm(options: KvmHsmOptions): Promise<Hsm> {
 /** Present where vCPUs have threads of their own, and the VM is to have devices of the hypervisor's. */
 function hypervisorThread(
   { config, vdevWorkerUrl }: KvmHsmOptions,
-  runDirectory: string,
+  place: MeetingPlace,
   log: Log,
 ): VdevThread | undefined {
   if (!wantsHypervisorDevices({ pci: config.pci ?? [] })) return undefined;
   const workerUrl = vdevWorkerUrl ?? VdevThread.workerUrl();
-  return workerUrl === undefined ? undefined : new VdevThread({ log, runDirectory, workerUrl });
+  return workerUrl === undefined ? undefined : new VdevThread({ log, place, workerUrl });
 }
 
 interface VdevPlace {
   readonly thread: VdevThread | undefined;
-  readonly runDirectory: string;
+  readonly place: MeetingPlace;
   readonly log: Log;
 }
 
@@ -120,13 +122,13 @@ interface VdevPlace {
 function vdevsOf(
   vmName: string,
   scenario: Scenario,
-  { thread, runDirectory, log }: VdevPlace,
+  { thread, place, log }: VdevPlace,
 ): Pick<EmbeddedHsmOptions, 'vdevs' | 'claimVmid'> {
   if (thread === undefined) {
-    const neighbours = new Neighbours(runDirectory, log, { hasBells: true });
-    return { vdevs: vdevFactory(vmName, scenario, neighbours), claimVmid: (name) => neighbours.join(name) };
+    const neighbours = new Neighbours(place, log, { hasBells: true });
+    return { vdevs: vdevFactory(vmName, scenario, neighbours, place), claimVmid: (name) => neighbours.join(name) };
   }
-  const find = vdevParts(vmName, scenario);
+  const find = vdevParts(vmName, scenario, place);
   return {
     vdevs: (vdev) => {
       const found = find(vdev, log);

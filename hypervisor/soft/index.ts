@@ -1,6 +1,6 @@
 /** The embedded hypervisor with a software CPU. What runs a VM is loaded when one is run: a dry run asks less. */
+import { meetingPlaceProblems } from '../embedded/meeting-place.ts';
 import { regionProblems } from '../embedded/region-problems.ts';
-import { runDirectoryProblems } from '../embedded/run-directory.ts';
 import { scenarioProblems } from '../embedded/scenario-problems.ts';
 import type { Hypervisor } from '../hypervisor.ts';
 import { softNotes, softProblems } from './limits.ts';
@@ -12,11 +12,11 @@ export function softHypervisor(): Hypervisor {
     isPresent: () => true,
     open: async (config, log) => (await import('./open.ts')).openSoftHsm({ config, log }),
     loop: async () => new (await import('../turn-loop/loop.ts')).TurnLoop({ hasSlices: true }),
-    problems: (config) => [
+    problems: async (config) => [
       ...softProblems(config),
       ...scenarioProblems(config.scenarioPath),
-      ...regionProblems(config),
-      ...runDirectoryProblems(),
+      ...(await regionProblems(config)),
+      ...(await meetingPlaceProblems(config)),
     ],
     // Its vCPU runs on whatever CPU is free.
     cpus: (config, log) => {

@@ -4,16 +4,16 @@ import type { Hsm } from '../../devicemodel/core/hsm/hsm.ts';
 import type { Log } from '../../devicemodel/core/log.ts';
 import { EmbeddedHsm } from '../embedded/embedded-hsm.ts';
 import { hostEventfds } from '../embedded/host-eventfds.ts';
+import { meetingPlace } from '../embedded/meeting-place.ts';
 import { Neighbours } from '../embedded/neighbours.ts';
-import { defaultRunDirectory } from '../embedded/run-directory.ts';
 import { derivedScenario, readScenario } from '../embedded/scenario.ts';
 import { vdevFactory } from '../embedded/vdevs.ts';
 import { SoftEngine } from './soft-engine.ts';
 
 export interface SoftHsmOptions {
-  readonly config: Pick<VmConfig, 'name' | 'scenarioPath'> & Partial<Pick<VmConfig, 'pci'>>;
+  readonly config: Pick<VmConfig, 'name' | 'scenarioPath'> & Partial<Pick<VmConfig, 'pci' | 'socketGroup'>>;
   readonly log: Log;
-  /** Where the VMs of this host meet; default: /run/acrn/soft for root, else under XDG_RUNTIME_DIR. */
+  /** Where the VMs of this user meet, if not as meeting-place.ts has it. */
   readonly runDirectory?: string;
   readonly onTripleFault?: () => void;
 }
@@ -26,11 +26,13 @@ export async function openSoftHsm(options: SoftHsmOptions): Promise<Hsm> {
   const { config } = options;
   const log = options.log.child('soft');
   const scenario = config.scenarioPath === undefined ? derivedScenario : readScenario(config.scenarioPath);
-  const neighbours = new Neighbours(options.runDirectory ?? defaultRunDirectory(), log);
+  const { runDirectory: folder } = options;
+  const place = folder === undefined ? await meetingPlace(config) : { folder };
+  const neighbours = new Neighbours(place, log);
   const hasVga = config.pci?.some(({ driver }) => driver === 'virtio-gpu') === true;
   return new EmbeddedHsm({
     engine: new SoftEngine(log, hasVga),
-    vdevs: vdevFactory(config.name, scenario, neighbours),
+    vdevs: vdevFactory(config.name, scenario, neighbours, place),
     eventfds: hostEventfds,
     claimVmid: (name) => neighbours.join(name),
     log,

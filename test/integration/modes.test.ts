@@ -87,12 +87,24 @@ async function run(umask: number, extra: readonly string[] = []) {
   }
 }
 
-/** @param open mode of sockets, and of folders made for them. */
-function expected(umask: number, pid: number | undefined, open = { socket: '600', folder: '700' }) {
+/** @param open mode of sockets, and of folders made for them; the group whose VMs meet, if they do. */
+function expected(umask: number, pid: number | undefined, open: Open = { socket: '600', folder: '700' }) {
   const uid = process.getuid?.();
   const output = `file ${(OUTPUT & ~umask).toString(8)}`;
   const socket = `socket ${open.socket}`;
   const places = { a: 'monitor', b: 'api', c: 'com2', f: 'console', g: 'vnc' };
+  const meeting =
+    open.groupId === undefined
+      ? {
+          ...{ 'run/soft': 'folder 700', 'run/soft/lock': 'file 600', 'run/soft/vm-1.sock': 'socket 600' },
+          [`dev/shm/acrn-soft.${uid}.${tag}`]: 'file 600',
+        }
+      : {
+          [`run/group-${open.groupId}`]: 'folder 3770',
+          [`run/group-${open.groupId}/lock`]: 'file 660',
+          [`run/group-${open.groupId}/vm-1.sock`]: 'socket 660',
+          [`run/group-${open.groupId}/region.${tag}`]: 'file 660',
+        };
   const kept = { disk: 'file 600', rpmb: 'file 600', 'com.log': output, 'console.log': output, events: output };
   const lasting = {
     ...kept,
@@ -112,10 +124,15 @@ function expected(umask: number, pid: number | undefined, open = { socket: '600'
       ...{ d: 'folder 700', 'd/link': 'link', e: 'folder 700', 'e/link': 'link' },
       ...{ run: 'folder 755', 'run/mngr': 'folder 755', 'run/vm': 'folder 755', [`run/vm/${tag}`]: 'folder 755' },
       ...{ [`run/mngr/${tag}.monitor.${pid}.socket`]: socket, [`run/vm/${tag}/lock`]: 'file 600' },
-      ...{ 'run/soft': 'folder 700', 'run/soft/lock': 'file 600', 'run/soft/vm-1.sock': 'socket 600' },
-      [`dev/shm/acrn-soft.${uid}.${tag}`]: 'file 600',
+      ...meeting,
     },
   };
+}
+
+interface Open {
+  readonly socket: string;
+  readonly folder: string;
+  readonly groupId?: number;
 }
 
 const isRoot = process.getuid?.() === 0;
@@ -132,9 +149,9 @@ describe.skipIf(reason !== undefined)('the modes of everything there is', { time
     expect(Object.entries(after).filter(([, what]) => /socket|link/.test(what))).toEqual([]);
   });
 
-  test('for a group: sockets and the folders made for them, and nothing else', async () => {
-    const { running, pid } = await run(0o077, ['--socket-group', 'daemon']);
-    expect(running).toEqual(expected(0o077, pid, { socket: '660', folder: '750' }).running);
+  test('for a group: sockets, the folders made for them, where its VMs meet, and nothing else', async () => {
+    const { running, pid } = await run(0o077, ['--socket-group', '1']);
+    expect(running).toEqual(expected(0o077, pid, { socket: '660', folder: '750', groupId: 1 }).running);
   });
 
   // The group of what is made in such a folder is the folder's.

@@ -1,6 +1,6 @@
 #!/bin/bash
 # ../doorbells/run.sh on the rig's own KVM: two VMs in two processes ring each other, a third joins and leaves, a fourth is
-# killed. CPUS, BLOCKS, BLOCK_BYTES, VISITS and LIMIT_S are explained there; each visit starts a VM, which takes some seconds here.
+# killed. CPUS, GROUP, BLOCKS, BLOCK_BYTES, VISITS and LIMIT_S are explained there; each visit starts a VM, which takes some seconds here.
 # Status: 0 passed, 1 failed, 125 the rig itself failed.
 set -u
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -13,10 +13,10 @@ if [ -z "${RIG:-}" ]; then
   GUESTS=$(mktemp -d)
   trap 'rm -rf "$GUESTS"' EXIT
   export GUESTS ENGINE=kvm DM=${DM:-node $repo/dist/acrn-dm.js}
-  export BLOCKS=${BLOCKS:-5000} BLOCK_BYTES=${BLOCK_BYTES:-4096} VISITS=${VISITS:-3} LIMIT_S=${LIMIT_S:-240} CPUS=${CPUS:-}
+  export BLOCKS=${BLOCKS:-5000} BLOCK_BYTES=${BLOCK_BYTES:-4096} VISITS=${VISITS:-3} LIMIT_S=${LIMIT_S:-240} CPUS=${CPUS:-} GROUP=${GROUP:-}
   BUILD_ONLY=1 "$repo/test/doorbells/run.sh"
   [ -e "$GUESTS/flooder" ] || exit 0
-  export RIG_PASS="DM CPUS ENGINE GUESTS BLOCKS BLOCK_BYTES VISITS LIMIT_S" RIG_TIMEOUT=${RIG_TIMEOUT:-300}
+  export RIG_PASS="DM CPUS GROUP ENGINE GUESTS BLOCKS BLOCK_BYTES VISITS LIMIT_S" RIG_TIMEOUT=${RIG_TIMEOUT:-300}
   "$rig/run.sh" "$(readlink -f "$0")"
   exit
 fi
@@ -24,4 +24,6 @@ mkdir -p /run/acrn
 # Outside it can be looked at while it goes on.
 export KEEP=${OUT:-/run}/bells
 mkdir -p "$KEEP"
+# For users who are in no group of this machine's.
+[ -z "${GROUP:-}" ] || chmod 666 /dev/kvm
 "$repo/test/doorbells/run.sh"

@@ -9,6 +9,7 @@ import type { ExitCode } from '../../../devicemodel/core/errors.ts';
 import type { HvVdev } from '../../../devicemodel/core/hsm/vdev.ts';
 import type { LogLevelName } from '../../../devicemodel/core/log.ts';
 import type { Irqfd } from '../../embedded/cpu-engine.ts';
+import type { MeetingPlace } from '../../embedded/meeting-place.ts';
 import type { VuartAddress } from '../../embedded/scenario.ts';
 import type { VcpuWires } from '../threaded-runner.ts';
 
@@ -30,7 +31,7 @@ export interface VdevThreadSetup {
   readonly bellFd: number;
   /** Orders come by it, and answers go. */
   readonly orders: MessagePort;
-  readonly runDirectory: string;
+  readonly place: MeetingPlace;
 }
 
 /** As `VdevParts`, with memory by its address in this process. */

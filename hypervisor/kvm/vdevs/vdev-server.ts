@@ -127,7 +127,7 @@ export class VdevServer {
     const noEventfds = new EventfdTable(hostEventfds, { signal });
     this.#router = new AccessRouter(this.#page, noEventfds, { words, map: new AccessMap(words) });
     this.#router.hasClient = true;
-    this.#neighbours = new Neighbours(setup.runDirectory, log, { hasBells: true });
+    this.#neighbours = new Neighbours(setup.place, log, { hasBells: true });
     const eventfds = vmEventfds(
       () => this.#need(),
       () => this.#machine,

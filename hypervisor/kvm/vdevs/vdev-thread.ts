@@ -20,6 +20,7 @@ import type { HvVdev } from '../../../devicemodel/core/hsm/vdev.ts';
 import type { Log } from '../../../devicemodel/core/log.ts';
 import { accessMapWords, isForFunction, secondaryBusOf } from '../../embedded/access-map.ts';
 import type { Irqfd, MemoryWindow } from '../../embedded/cpu-engine.ts';
+import type { MeetingPlace } from '../../embedded/meeting-place.ts';
 import type { ClaimedParts } from '../../embedded/vdevs.ts';
 import type { VirtualFunction } from '../../embedded/virtual-function.ts';
 import type { VmidClaim } from '../../embedded/vm-state.ts';
@@ -55,7 +56,7 @@ interface Started {
 export interface VdevThreadOptions {
   readonly log: Log;
   /** Where the VMs of this host meet. */
-  readonly runDirectory: string;
+  readonly place: MeetingPlace;
   readonly workerUrl: URL;
 }
 
@@ -84,7 +85,7 @@ export class VdevThread implements HypervisorThread, EngineHypervisorThread {
 
   /** @throws HostError when the host has no more threads or descriptors. */
   #start(): Started {
-    const { runDirectory, workerUrl } = this.#options;
+    const { place, workerUrl } = this.#options;
     const bell = new Eventfd();
     const { port1: orders, port2 } = new MessageChannel();
     const workerData: VdevThreadSetup = {
@@ -92,7 +93,7 @@ export class VdevThread implements HypervisorThread, EngineHypervisorThread {
       accessMap: this.accessMap,
       bellFd: bell.fd,
       orders: port2,
-      runDirectory,
+      place,
     };
     let worker: Worker;
     try {
@@ -147,7 +148,7 @@ export class VdevThread implements HypervisorThread, EngineHypervisorThread {
 
   /** Start it, and meet the other VMs of this host. It is up when this returns. @throws HostError */
   async join(name: string): Promise<VmidClaim> {
-    const { runDirectory } = this.#options;
+    const { folder } = this.#options.place;
     const { worker } = (this.#started = this.#start());
     const vmid = await new Promise<number>((resolve, reject) => {
       worker.on('message', (told: Told) => {
@@ -161,7 +162,7 @@ export class VdevThread implements HypervisorThread, EngineHypervisorThread {
     this.onLost = undefined;
     // It ends by order; until then it is the VM that keeps the process.
     worker.unref();
-    const sockets = ['sock', 'bells'].map((kind) => `${runDirectory}/vm-${vmid}.${kind}`);
+    const sockets = ['sock', 'bells'].map((kind) => `${folder}/vm-${vmid}.${kind}`);
     const removeExitHook = onProcessExit(() => {
       for (const path of sockets) rmSync(path, { force: true });
     });

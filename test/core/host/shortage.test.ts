@@ -16,6 +16,7 @@ import { RingQueue } from '../../../devicemodel/hw/storage/ring-queue.ts';
 import { BlockingLoop } from '../../../hypervisor/blocking-loop/loop.ts';
 import { Wakeups } from '../../../hypervisor/blocking-loop/wakeups.ts';
 import { Doorbells } from '../../../hypervisor/embedded/doorbells.ts';
+import { meetingFolder } from '../../../hypervisor/embedded/meeting-folder.ts';
 import { ThreadedRunner } from '../../../hypervisor/kvm/threaded-runner.ts';
 import { TimerfdClock } from '../../../hypervisor/turn-loop/timerfd-clock.ts';
 import { FakeVcpu } from '../../support/fake-kvm.ts';
@@ -139,13 +140,13 @@ test('a queue whose interrupts cannot be watched is not lent', () => {
 });
 
 test('another VM whose doorbells cannot be watched is left to messages', () => {
-  const pathOf = (vmid: number) => join(directory, `${vmid}.bells`);
+  const folder = meetingFolder({ folder: directory });
   const { log, lines } = memoryLog();
   const [one, two] = [new Doorbells(silentLog), new Doorbells(log)];
-  one.join(1, [], pathOf);
+  one.join(1, [], folder);
   const before = openFds();
   left.watches = 1;
-  two.join(2, [1], pathOf);
+  two.join(2, [1], folder);
   // The socket it listens on.
   expect(openFds()).toBe(before + 1);
   expect(lines.filter((line) => line.includes('by message'))).toHaveLength(1);

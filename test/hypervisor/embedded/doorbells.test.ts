@@ -33,7 +33,7 @@ async function until(condition: () => boolean): Promise<void> {
 
 /** A VM with a region, and what it knows of others. */
 async function vm(name: string, { region = REGION, hasBells = true, log = silentLog } = {}) {
-  const neighbours = new Neighbours(directory, log, { hasBells });
+  const neighbours = new Neighbours({ folder: directory }, log, { hasBells });
   const { vmid, release } = await neighbours.join(name);
   cleanUp.push(release);
   const bells = neighbours.bells(region, 8);
@@ -183,7 +183,7 @@ test('who comes when there is no descriptor left is let in later, and costs noth
 
 // Mutation: what is sent to it and does not go out is forgotten: a `gone` that is lost leaves it with eventfds that nobody hears.
 test('who does not read what it is told is told nothing any more, and knows it', async () => {
-  const neighbours = new Neighbours(directory, silentLog, { hasBells: true });
+  const neighbours = new Neighbours({ folder: directory }, silentLog, { hasBells: true });
   const { release } = await neighbours.join('a');
   cleanUp.push(release);
   const own = neighbours.bells(REGION, 8);

@@ -33,7 +33,7 @@ afterEach(() => {
 });
 
 async function join_(name: string) {
-  const neighbours = new Neighbours(directory, silentLog);
+  const neighbours = new Neighbours({ folder: directory }, silentLog);
   const { vmid, release } = await neighbours.join(name);
   releases.push(release);
   return { neighbours, vmid, release };
@@ -73,7 +73,7 @@ test('ids count from 1 and are free again after release', async () => {
 test.each([0, 0o022, 0o077, 0o177, 0o777])('with umask %o everything there is this user’s alone', async (mask) => {
   const before = process.umask(mask);
   try {
-    const neighbours = new Neighbours(directory, silentLog, { hasBells: true });
+    const neighbours = new Neighbours({ folder: directory }, silentLog, { hasBells: true });
     const { release } = await neighbours.join('a');
     releases.push(release);
   } finally {

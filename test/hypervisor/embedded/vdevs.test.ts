@@ -40,7 +40,7 @@ async function machine() {
   const directory = mkdtempSync(join(tmpdir(), 'vdevs-'));
   cleanUp.push(() => rmSync(directory, { recursive: true, force: true }));
   const { log, lines } = memoryLog();
-  const neighbours = new Neighbours(directory, log, { hasBells: true });
+  const neighbours = new Neighbours({ folder: directory }, log, { hasBells: true });
   const { vmid, release } = await neighbours.join('vm');
   cleanUp.push(release);
   let held = 0;
@@ -56,7 +56,13 @@ async function machine() {
     addRegisters: vi.fn(hold),
     addMemory: vi.fn(hold),
   } satisfies VirtualFunctionHost;
-  return { host, neighbours, lines, held: () => held, make: vdevFactory('vm', derivedScenario, neighbours) };
+  return {
+    host,
+    neighbours,
+    lines,
+    held: () => held,
+    make: vdevFactory('vm', derivedScenario, neighbours, { folder: directory }),
+  };
 }
 
 type Machine = Awaited<ReturnType<typeof machine>>;

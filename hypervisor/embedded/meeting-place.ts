@@ -1,0 +1,102 @@
+/** Where the VMs of this host meet: those of one user, or of the users of a group. */
+import { accessSync, constants, statSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { type VmConfig, wantsHypervisorDevices } from '../../devicemodel/core/config.ts';
+import { ConfigError, DmError, ExitCode } from '../../devicemodel/core/errors.ts';
+import { Errno } from '../../devicemodel/core/host/errno.ts';
+import { errnoOf, pathFailure } from '../../devicemodel/core/host/path-failure.ts';
+import { ROOT_RUN_FOLDER, runRoot } from '../../devicemodel/core/host/run-folder.ts';
+import { checkSocketPath } from '../../devicemodel/core/host/socket-path.ts';
+
+export const ROOT_DIRECTORY = join(ROOT_RUN_FOLDER, 'soft');
+/** The longest name of a socket in it. */
+const LONGEST_NAME = 'vm-255.bells';
+const HINT = 'ACRN_RUN_DIR=FOLDER in the environment names another place than /run/acrn';
+
+/** Text and a number: it may go to another thread. */
+export interface MeetingPlace {
+  readonly folder: string;
+  /** Whose VMs meet there; undefined: those of this user, and the folder is that user's own. */
+  readonly groupId?: number;
+}
+
+type Wants = Partial<Pick<VmConfig, 'socketGroup' | 'pci'>>;
+
+/** /run for root, else the user's own. `ACRN_RUN_DIR` stands for /run/acrn. */
+export function ownMeetingPlace(env: NodeJS.ProcessEnv = process.env, uid = process.getuid?.() ?? 0): MeetingPlace {
+  return { folder: join(runRoot(env, uid), 'soft') };
+}
+
+/** One for all users: below /run/acrn, or what stands for it. */
+export function groupMeetingPlace(groupId: number, env: NodeJS.ProcessEnv = process.env): MeetingPlace {
+  return { folder: join(runRoot(env, 0), `group-${groupId}`), groupId };
+}
+
+/**
+ * A VM without a device that another one could meet stays with its user: managers alone need nothing of the host.
+ * @throws ConfigError for a group that is none
+ */
+export async function meetingPlace({ socketGroup, pci = [] }: Wants): Promise<MeetingPlace> {
+  if (socketGroup === undefined || !wantsHypervisorDevices({ pci })) return ownMeetingPlace();
+  const { groupId } = await import('../../devicemodel/core/host/groups.ts');
+  const id = groupId(socketGroup);
+  if (id === undefined) {
+    throw new ConfigError(`--socket-group: there is no group "${socketGroup}"`, { hint: 'getent group lists them' });
+  }
+  return groupMeetingPlace(id);
+}
+
+/** @returns undefined for a group that is none: whoever looks at the options says so. */
+export async function findMeetingPlace(config: Wants): Promise<MeetingPlace | undefined> {
+  try {
+    return await meetingPlace(config);
+  } catch (error) {
+    if (error instanceof ConfigError) return undefined;
+    throw error;
+  }
+}
+
+/** Whether it is there or can be made. Reads only. */
+export async function meetingPlaceProblems(config: Wants): Promise<DmError[]> {
+  const place = await findMeetingPlace(config);
+  if (place === undefined) return [];
+  const { folder, groupId } = place;
+  try {
+    checkSocketPath(join(folder, LONGEST_NAME));
+    if (groupId !== undefined) return await groupPlaceProblems(folder, groupId);
+    inspect(folder);
+    return [];
+  } catch (error) {
+    if (!(error instanceof DmError)) throw error;
+    const { cause } = error;
+    // The environment is wrong, not the command line.
+    const exitCode = error.exitCode === ExitCode.Usage ? ExitCode.CannotCreate : error.exitCode;
+    return [
+      new ConfigError(`${folder}, where the VMs of this host meet: ${error.message}`, { exitCode, cause, hint: HINT }),
+    ];
+  }
+}
+
+async function groupPlaceProblems(folder: string, groupId: number): Promise<DmError[]> {
+  const { findGroupFolder } = await import('../../devicemodel/core/host/group-place.ts');
+  try {
+    findGroupFolder(folder, groupId);
+    return [];
+  } catch (error) {
+    if (error instanceof DmError) return [error];
+    throw error;
+  }
+}
+
+function inspect(directory: string): void {
+  for (let folder = directory; ; folder = dirname(folder)) {
+    try {
+      if (!statSync(folder).isDirectory()) throw Object.assign(new Error(), { errno: Errno.ENOTDIR });
+      accessSync(folder, constants.W_OK | constants.X_OK);
+      return;
+    } catch (error) {
+      const isMissing = errnoOf(error) === Errno.ENOENT && folder !== dirname(folder);
+      if (!isMissing) throw pathFailure(`folder ${folder}`, error, ExitCode.CannotCreate);
+    }
+  }
+}

@@ -1,0 +1,494 @@
+/**
+ * VMs of several users meet in the folder of a group. Two of them are processes of users 4242 and 4243, which takes root; what one
+ * member of the group can do to another is done by this process, or by a third user.
+ */
+import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
+import {
+  chmodSync,
+  chownSync,
+  existsSync,
+  linkSync,
+  lstatSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  rmSync,
+  symlinkSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
+import { connect, createServer } from 'node:net';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import { fileURLToPath } from 'node:url';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { connectForFds, receiveFds, sendFds } from '../../../devicemodel/core/host/fd-socket.ts';
+import { tryLock } from '../../../devicemodel/core/host/file-lock.ts';
+import { closeFd, OpenFlag, openFile } from '../../../devicemodel/core/host/files.ts';
+import { silentLog } from '../../../devicemodel/core/log.ts';
+import { groupMeetingPlace, meetingPlace, meetingPlaceProblems } from '../../../hypervisor/embedded/meeting-place.ts';
+import { Neighbours } from '../../../hypervisor/embedded/neighbours.ts';
+import { forgetSharedRegions, openSharedRegion, sweepDeadRegions } from '../../../hypervisor/embedded/shared-region.ts';
+import { bundledWorker } from '../../support/bundle-worker.ts';
+import { memoryLog } from '../../support/memory-log.ts';
+
+/** Nobody has these numbers on a machine for tests; names are not needed. */
+const GROUP = 4777;
+const [ANNE, BERT, CARL] = [4242, 4243, 4244];
+const REGION = 'hv:/joint';
+const isRoot = process.getuid?.() === 0 && spawnSync('setpriv', ['--version']).status === 0;
+if (!isRoot) process.stdout.write('skipped: VMs of several users take root and setpriv\n');
+const program = bundledWorker('test/support/group-member.ts');
+beforeAll(() => program.build());
+afterAll(() => program.remove());
+
+let top: string;
+let folder: string;
+const cleanUp: Array<() => unknown> = [];
+beforeEach(() => {
+  // Others may look into it, which they may not into this run's own.
+  top = mkdtempSync('/tmp/group-');
+  chmodSync(top, 0o755);
+  folder = join(top, `group-${GROUP}`);
+});
+afterEach(async () => {
+  for (const step of cleanUp.splice(0).reverse()) await step();
+  forgetSharedRegions();
+  rmSync(top, { recursive: true, force: true });
+});
+
+async function until(condition: () => boolean): Promise<void> {
+  const end = performance.now() + 30_000;
+  while (!condition()) {
+    if (performance.now() > end) throw new Error('it did not happen');
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+}
+
+/** As an administrator does. */
+function install(): void {
+  mkdirSync(folder);
+  chownSync(folder, 0, GROUP);
+  chmodSync(folder, 0o3770);
+}
+
+type Line = Readonly<Record<string, unknown>>;
+
+class Member {
+  readonly lines: Line[] = [];
+  readonly #child: ChildProcess;
+  readonly #ended: Promise<unknown>;
+
+  constructor(userId: number, name: string, { groups = String(GROUP) } = {}) {
+    const who = ['--reuid', String(userId), '--regid', String(userId), '--groups', groups];
+    const node = [process.execPath, fileURLToPath(program.url), folder, String(GROUP), name];
+    this.#child = spawn('setpriv', [...who, ...node], { stdio: ['pipe', 'pipe', 'inherit'] });
+    this.#ended = new Promise((resolve) => this.#child.once('close', resolve));
+    createInterface({ input: this.#child.stdout as NodeJS.ReadableStream }).on('line', (line) => {
+      this.lines.push(JSON.parse(line) as Line);
+    });
+    cleanUp.push(() => this.kill());
+  }
+
+  /** @returns what the first such line has. */
+  async hears(key: string): Promise<unknown> {
+    await until(() => this.lines.some((line) => key in line));
+    return this.lines.find((line) => key in line)?.[key];
+  }
+
+  /** @returns what it answers. */
+  async does(...words: readonly unknown[]): Promise<unknown> {
+    const isAnswer = (line: Line) => 'did' in line || 'failed' in line;
+    const before = this.lines.filter(isAnswer).length;
+    this.#child.stdin?.write(`${JSON.stringify(words)}\n`);
+    await until(() => this.lines.filter(isAnswer).length > before);
+    const answer = this.lines.filter(isAnswer)[before];
+    return answer?.['did'] ?? answer?.['failed'];
+  }
+
+  async kill(): Promise<void> {
+    this.#child.kill('SIGKILL');
+    await this.#ended;
+  }
+
+  async leave(): Promise<void> {
+    this.#child.stdin?.write('["leave"]\n');
+    await this.#ended;
+  }
+}
+
+async function vm(userId: number, name: string, options = {}): Promise<Member> {
+  const member = new Member(userId, name, options);
+  await until(() => member.lines.some((line) => 'vmid' in line || 'failed' in line));
+  return member;
+}
+
+const modes = () =>
+  Object.fromEntries(
+    readdirSync(folder).map((name) => {
+      const { mode, uid, gid } = lstatSync(join(folder, name));
+      return [name, [(mode & 0o7777).toString(8), uid, gid]];
+    }),
+  );
+
+describe.skipIf(!isRoot)('two users', () => {
+  test('meet, share memory, ring each other either way, and are wired', async () => {
+    install();
+    const anne = await vm(ANNE, 'a');
+    const bert = await vm(BERT, 'b');
+    expect([await anne.hears('vmid'), await bert.hears('vmid')]).toEqual([1, 2]);
+
+    expect([await anne.does('region', REGION, 8192), await bert.does('region', REGION, 8192)]).toEqual([
+      'there',
+      'there',
+    ]);
+    await anne.does('write', REGION, 5000, 42);
+    expect(await bert.does('read', REGION, 5000)).toBe(42);
+    await bert.does('write', REGION, 0, 7);
+    expect(await anne.does('read', REGION, 0)).toBe(7);
+    // Of another size it is refused, and stays.
+    const carl = await vm(CARL, 'c');
+    expect(await carl.does('region', REGION, 4096)).toBe('another size');
+    expect(await anne.does('read', REGION, 0)).toBe(7);
+
+    await until(() => anne.lines.some(({ log }) => String(log).includes('VM 2 "b" is there')));
+    expect(await anne.does('ring', REGION, 2, 3)).toBe(true);
+    expect(await bert.hears('rung')).toBe(3);
+    expect(await bert.does('ring', REGION, 1, 4)).toBe(true);
+    expect(await anne.hears('rung')).toBe(4);
+    await anne.hears('bells');
+    await bert.hears('bells');
+    await anne.does('signal', 2, 5);
+    expect(await bert.hears('signalled')).toBe(5);
+
+    await anne.does('vuart', 1);
+    await bert.does('vuart', 1);
+    await anne.hears('isConnected');
+    await bert.hears('isConnected');
+    await bert.does('send', 65);
+    expect(await anne.hears('byte')).toBe(65);
+
+    expect(modes()).toEqual({
+      lock: ['660', ANNE, GROUP],
+      'region.joint': ['660', ANNE, GROUP],
+      'vm-1.sock': ['660', ANNE, GROUP],
+      'vm-1.bells': ['660', ANNE, GROUP],
+      'vm-2.sock': ['660', BERT, GROUP],
+      'vm-2.bells': ['660', BERT, GROUP],
+      'vm-3.sock': ['660', CARL, GROUP],
+      'vm-3.bells': ['660', CARL, GROUP],
+    });
+    for (const member of [carl, bert, anne]) await member.leave();
+    expect(Object.keys(modes())).toEqual(['lock']);
+  });
+
+  // Mutation: take an id whose socket stays for a free one: the next VM cannot listen there, and does not start.
+  test('one that is killed takes nobody down; its memory is given back, its names go with its user’s next VM', async () => {
+    install();
+    const anne = await vm(ANNE, 'a');
+    const bert = await vm(BERT, 'b');
+    await anne.does('region', REGION, 8192);
+    await bert.does('region', REGION, 8192);
+    await anne.does('write', REGION, 9, 9);
+    await anne.kill();
+    // Another region of one that nobody has any more.
+    writeFileSync(join(folder, 'region.gone'), Buffer.alloc(4096), { mode: 0o660 });
+    chownSync(join(folder, 'region.gone'), ANNE, GROUP);
+    chmodSync(join(folder, 'region.gone'), 0o660);
+    expect(await bert.does('read', REGION, 9)).toBe(9);
+
+    const carl = await vm(CARL, 'c');
+    expect(await carl.hears('vmid')).toBe(3);
+    expect(lstatSync(join(folder, 'region.gone')).size).toBe(0);
+    expect(await carl.does('region', REGION, 8192)).toBe('there');
+    expect(await carl.does('read', REGION, 9)).toBe(9);
+    await bert.leave();
+    await carl.leave();
+    expect(Object.keys(modes()).sort()).toEqual(['lock', 'region.gone', 'region.joint', 'vm-1.bells', 'vm-1.sock']);
+    expect(lstatSync(join(folder, 'region.joint')).size).toBe(0);
+
+    const again = await vm(ANNE, 'a');
+    expect(await again.hears('vmid')).toBe(1);
+    expect(await again.does('region', REGION, 4096)).toBe('there');
+    expect(await again.does('read', REGION, 9)).toBe(0);
+    await again.leave();
+    expect(Object.keys(modes())).toEqual(['lock']);
+  });
+
+  test('who is not of the group is told so, and comes to nothing of it', async () => {
+    install();
+    await vm(ANNE, 'a');
+    const stranger = await vm(CARL, 'c', { groups: String(CARL) });
+    expect(await stranger.hears('failed')).toMatch(
+      /where the VMs of group 4777 meet, is not for this user .*usermod -aG/,
+    );
+    const looks = ['ls', folder];
+    const who = ['--reuid', String(CARL), '--regid', String(CARL), '--clear-groups'];
+    expect(spawnSync('setpriv', [...who, ...looks], { encoding: 'utf8' }).stderr).toContain('Permission denied');
+    expect(spawnSync('setpriv', [...who, 'test', '-r', join(folder, 'vm-1.sock')]).status).toBe(1);
+  });
+
+  test('one without the folder says what root does once, and root makes it', async () => {
+    const anne = await vm(ANNE, 'a');
+    expect(await anne.hears('failed')).toBe(
+      `folder ${folder}, where the VMs of group ${GROUP} meet, is not there, and cannot be made by this user ` +
+        `(as root, "install -d -m 3770 -g ${GROUP} ${folder}" makes it, and after each start ` +
+        `"d ${folder} 3770 root ${GROUP}" in /etc/tmpfiles.d/acrn.conf)`,
+    );
+    const { release } = await new Neighbours({ folder, groupId: GROUP }, silentLog).join('r');
+    cleanUp.push(release);
+    const { mode, uid, gid } = lstatSync(folder);
+    expect([(mode & 0o7777).toString(8), uid, gid]).toEqual(['3770', 0, GROUP]);
+    expect(await (await vm(ANNE, 'a')).hears('vmid')).toBe(2);
+  });
+
+  test('one of them makes it where that user may', async () => {
+    chownSync(top, ANNE, GROUP);
+    chmodSync(top, 0o770);
+    const anne = await vm(ANNE, 'a');
+    const bert = await vm(BERT, 'b');
+    expect([await anne.hears('vmid'), await bert.hears('vmid')]).toEqual([1, 2]);
+    const { mode, uid, gid } = lstatSync(folder);
+    expect([(mode & 0o7777).toString(8), uid, gid]).toEqual(['3770', ANNE, GROUP]);
+    expect(readdirSync(top)).toEqual([`group-${GROUP}`]);
+  });
+});
+
+/** A VM of this process. */
+async function own(name: string, log = silentLog) {
+  const neighbours = new Neighbours({ folder, groupId: GROUP }, log, { hasBells: true });
+  const { vmid, release } = await neighbours.join(name);
+  cleanUp.push(release);
+  return { neighbours, vmid };
+}
+
+describe.skipIf(!isRoot)('a member of the group who means no good', () => {
+  /** Nobody may come to it but through the folder. */
+  async function victimsSocket(): Promise<{ readonly path: string; readonly callers: number }> {
+    const path = join(top, 'private.sock');
+    let callers = 0;
+    const server = createServer((socket) => {
+      callers++;
+      socket.destroy();
+    });
+    await new Promise<void>((resolve) => server.listen(path, resolve));
+    cleanUp.push(() => server.close());
+    return {
+      path,
+      get callers() {
+        return callers;
+      },
+    };
+  }
+
+  // Mutation: connect by the name, as in a folder of one's own: the victim's other sockets are talked to in its name.
+  test.each([
+    ['a link to a socket of the victim', (path: string, at: string) => symlinkSync(path, at)],
+    ['a second name of it', (path: string, at: string) => linkSync(path, at)],
+  ])('%s is not connected to, and its id is nobody’s', async (_what, put) => {
+    install();
+    const victim = await victimsSocket();
+    put(victim.path, join(folder, 'vm-1.sock'));
+    put(victim.path, join(folder, 'vm-2.bells'));
+    for (const name of ['vm-1.sock', 'vm-2.bells']) lchown(join(folder, name));
+    const bert = await vm(BERT, 'b');
+    expect(await bert.hears('vmid')).toBe(3);
+    expect(victim.callers).toBe(0);
+  });
+
+  const lchown = (path: string) => {
+    if (spawnSync('chown', ['-h', `${CARL}:${GROUP}`, path]).status !== 0) throw new Error(path);
+  };
+
+  // Mutation: without NoFollow or the count of names, a file of the victim's is locked, cut, and a guest's memory.
+  test.each([
+    ['a link', (path: string, at: string) => symlinkSync(path, at)],
+    ['a second name', (path: string, at: string) => linkSync(path, at)],
+  ])('%s in place of the lock or a region leaves the victim’s file as it is', async (_what, put) => {
+    install();
+    const precious = join(top, 'precious');
+    writeFileSync(precious, 'precious', { mode: 0o660 });
+    chownSync(precious, BERT, GROUP);
+    put(precious, join(folder, 'region.joint'));
+    const bert = await vm(BERT, 'b');
+    expect(await bert.does('region', REGION, 4096)).toMatch(/ELOOP|is not a file of group 4777 alone/);
+    await bert.leave();
+    rmSync(join(folder, 'lock'));
+    put(precious, join(folder, 'lock'));
+    expect(await (await vm(BERT, 'b')).hears('failed')).toMatch(/ELOOP|is not a file of group 4777 alone/);
+    expect(readFileSync(precious, 'utf8')).toBe('precious');
+  });
+
+  test.each([
+    ['others may read', (path: string) => chmodSync(path, 0o664)],
+    ['is of another group', (path: string) => chownSync(path, CARL, CARL)],
+  ])('a region that %s is no guest’s memory', (_what, change) => {
+    install();
+    const path = join(folder, 'region.joint');
+    writeFileSync(path, 'theirs', { mode: 0o660 });
+    chownSync(path, CARL, GROUP);
+    chmodSync(path, 0o660);
+    change(path);
+    expect(() => openSharedRegion(REGION, 4096, { folder, groupId: GROUP })).toThrow(
+      'is not a file of group 4777 alone',
+    );
+    sweepDeadRegions({ folder, groupId: GROUP });
+    expect(readFileSync(path, 'utf8')).toBe('theirs');
+  });
+
+  // Mutation: wait for the lock as in a folder of one's own: the VM hangs at its start, for ever.
+  test('a lock that is kept is said', async () => {
+    install();
+    const path = join(folder, 'region.joint');
+    writeFileSync(path, '', { mode: 0o660 });
+    chownSync(path, CARL, GROUP);
+    chmodSync(path, 0o660);
+    const fd = openFile(path, OpenFlag.ReadWrite | OpenFlag.CloseOnExec);
+    cleanUp.push(() => closeFd(fd));
+    tryLock(fd, 'exclusive', path);
+    expect(() => openSharedRegion(REGION, 4096, { folder, groupId: GROUP }, 50)).toThrow(
+      `${path}: somebody has kept it locked`,
+    );
+  });
+
+  test('memory that is cut comes back', async () => {
+    install();
+    const bert = await vm(BERT, 'b');
+    await bert.does('region', REGION, 8192);
+    await bert.does('write', REGION, 5000, 1);
+    truncateSync(join(folder, 'region.joint'), 0);
+    expect(await bert.does('read', REGION, 5000)).toBe(0);
+    expect(lstatSync(join(folder, 'region.joint')).size).toBe(8192);
+  });
+
+  // Mutation: without isOf, whoever says that it is VM 2 is rung in its place.
+  test('who says that it is another user’s VM is hung up on, by either way', async () => {
+    install();
+    const { log, lines } = memoryLog();
+    const { neighbours } = await own('r', log);
+    const bert = await vm(BERT, 'b');
+    await until(() => lines.some((line) => line.includes('VM 2 "b" is there')));
+    const bells = neighbours.bells(REGION, 8);
+    const found = new Set<number>();
+    bells?.onPeers((vmid) => found.add(vmid));
+
+    const liar = connect(join(folder, 'vm-1.sock'));
+    liar.on('error', () => {}).resume();
+    liar.write('{"kind":"hello","vmid":2,"name":"b"}\n');
+    await new Promise((resolve) => liar.once('close', resolve));
+    expect(lines).toContainEqual(expect.stringContaining('VM 2 is another user'));
+    const fd = connectForFds(join(folder, 'vm-1.bells')) as number;
+    sendFds(fd, '{"kind":"hello","vmid":2}', []);
+    sendFds(fd, JSON.stringify({ kind: 'bells', region: REGION }), bells?.own ?? []);
+    await until(() => lines.some((line) => line.includes('a message that no VM sends')));
+    closeFd(fd);
+    expect([...found]).toEqual([]);
+
+    // The right one is met as before.
+    await bert.does('region', REGION, 4096);
+    await until(() => found.has(2));
+  });
+
+  // Mutation: close them: one of a file system of the sender's own keeps the thread for as long as that sender likes.
+  test('who gives descriptors that are no eventfds is not heard again', async () => {
+    install();
+    const { log, lines } = memoryLog();
+    const { neighbours } = await own('r', log);
+    const bells = neighbours.bells(REGION, 8);
+    const path = join(folder, 'vm-1.bells');
+    const file = openFile('/dev/null', OpenFlag.ReadWrite | OpenFlag.CloseOnExec);
+    cleanUp.push(() => closeFd(file));
+    const before = openTimes('/dev/null');
+    const says = (fd: number) => {
+      // The owner of vm-1 is who may speak for others of that user; here it is this very process.
+      sendFds(fd, JSON.stringify({ kind: 'hello', vmid: 7 }), []);
+      sendFds(fd, JSON.stringify({ kind: 'bells', region: REGION }), [file, ...(bells?.own.slice(1) ?? [])]);
+    };
+    writeFileSync(join(folder, 'vm-7.sock'), '');
+    const first = connectForFds(path) as number;
+    says(first);
+    await until(() => lines.some((line) => line.includes('a message that no VM sends')));
+    closeFd(first);
+    const second = connectForFds(path) as number;
+    says(second);
+    await until(() => receiveFds(second) === 'ended');
+    closeFd(second);
+    expect(openTimes('/dev/null')).toBe(before + 1);
+  });
+});
+
+/** Open here: how often. */
+const openTimes = (path: string) =>
+  readdirSync('/proc/self/fd').filter((fd) => {
+    try {
+      return readlinkSync(`/proc/self/fd/${fd}`) === path;
+    } catch {
+      return false; // that of the listing
+    }
+  }).length;
+
+describe.skipIf(!isRoot)('a folder that is not to be trusted is not used', () => {
+  test.each<[string, () => void, RegExp]>([
+    ['is of another group', () => chownSync(folder, 0, 0), /is that of group root/],
+    ['others may look into', () => chmodSync(folder, 0o3775), /has mode 3775/],
+    ['is not sticky: members remove what is not theirs', () => chmodSync(folder, 0o2770), /has mode 2770/],
+    ['gives what is made in it to whoever makes it', () => chmodSync(folder, 0o1770), /has mode 1770/],
+    [
+      'anybody could have put there',
+      () => {
+        chmodSync(top, 0o1777);
+        chownSync(folder, CARL, GROUP);
+        chmodSync(folder, 0o3770);
+      },
+      /belongs to user 4244, and anybody could have put it there/,
+    ],
+    [
+      'is a link',
+      () => {
+        rmSync(folder, { recursive: true });
+        mkdirSync(join(top, 'elsewhere'));
+        symlinkSync(join(top, 'elsewhere'), folder);
+      },
+      /is no folder/,
+    ],
+  ])('one that %s', async (_what, spoil, said) => {
+    install();
+    spoil();
+    await expect(own('r')).rejects.toThrow(said);
+  });
+});
+
+const withRegion = {
+  pci: [{ bdf: { bus: 0, device: 5, function: 0 }, driver: 'ivshmem', options: { name: REGION, size: 2 } }],
+};
+
+describe('which place', () => {
+  const environment = { ...process.env };
+  afterEach(() => {
+    process.env = { ...environment };
+  });
+
+  test('it is the group’s for a VM that has something to share, and its user’s for one that has not', async () => {
+    process.env['ACRN_RUN_DIR'] = top;
+    expect(await meetingPlace({ socketGroup: '4777', ...(withRegion as object) })).toEqual(groupMeetingPlace(4777));
+    expect(groupMeetingPlace(4777)).toEqual({ folder: join(top, 'group-4777'), groupId: 4777 });
+    expect(groupMeetingPlace(4777, {})).toEqual({ folder: '/run/acrn/group-4777', groupId: 4777 });
+    expect(await meetingPlace({ socketGroup: '4777', pci: [] })).toEqual({ folder: join(top, 'soft') });
+    expect(await meetingPlace(withRegion as object)).toEqual({ folder: join(top, 'soft') });
+    await expect(meetingPlace({ socketGroup: 'no-such-group', ...(withRegion as object) })).rejects.toThrow('no group');
+  });
+
+  test.skipIf(!isRoot)('what is in the way is found before there is a VM, and nothing is made', async () => {
+    process.env['ACRN_RUN_DIR'] = top;
+    const problems = () => meetingPlaceProblems({ socketGroup: String(GROUP), ...(withRegion as object) });
+    expect(await problems()).toEqual([]);
+    process.env['ACRN_RUN_DIR'] = join(top, 'missing');
+    expect((await problems()).map(({ message }) => message)).toEqual([expect.stringContaining('is not there')]);
+    process.env['ACRN_RUN_DIR'] = top;
+    mkdirSync(folder, { mode: 0o700 });
+    expect((await problems()).map(({ message }) => message)).toEqual([expect.stringContaining('is that of group')]);
+    expect(existsSync(join(top, 'missing'))).toBe(false);
+  });
+});
