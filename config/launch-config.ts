@@ -53,7 +53,7 @@ interface VmMembers {
   readonly virtioPollNs?: number;
   /** A debug exit port at 0xf4. */
   readonly debugExit?: boolean;
-  /** Local APIC ids of the CPUs this VM gets (ACRN). Default: what the scenario says. */
+  /** Local APIC ids of the CPUs this VM gets, a vCPU for each. ACRN needs them; on KVM the default is one vCPU on any CPU. */
   readonly cpuAffinity?: readonly number[];
   /** A real-time VM with its local APIC passed through (ACRN). */
   readonly rtvm?: boolean;

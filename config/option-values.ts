@@ -295,10 +295,7 @@ export function parseVirtioPoll(text: string): number {
   return pollNs;
 }
 
-/**
- * Compat: C takes `uart` and then ends in an assertion, since the option that named the UART is ignored; here it is
- * accepted, and the guest is told by its power button.
- */
+/** Compat: C 3.4 takes `uart` and aborts; here the guest is told on the line of --pm_by_vuart, or by its power button. */
 export function parsePmNotifyChannel(text: string): NonNullable<VmConfig['pmNotifyChannel']> {
   const channels = ['ioc', 'power_button', 'uart', 'uart,allow_trigger_s5'] as const;
   const channel = channels.find((c) => c === text);
@@ -309,7 +306,7 @@ export function parsePmNotifyChannel(text: string): NonNullable<VmConfig['pmNoti
   });
 }
 
-/** The obsolete `pty,LINK` or `tty,PATH`, as back end text: a pseudo terminal linked as LINK, or a device. */
+/** `pty,LINK` or `tty,PATH`, as back end text: a pseudo terminal linked as LINK, or a device. */
 export function parsePmByVuart(text: string): string {
   const [, kind, path] = /^(pty|tty),(.+)$/is.exec(text) ?? [];
   if (kind === undefined) throw new ConfigError(`"${text}" must be pty,LINK or tty,PATH`);

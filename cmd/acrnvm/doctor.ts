@@ -221,7 +221,7 @@ export async function examineHost(): Promise<Finding[]> {
   return [
     node('ACRN', '/dev/acrn_hsm', {
       verdict: 'warn',
-      detail: 'not on this machine (no /dev/acrn_hsm): VMs run on KVM or the embedded hypervisor',
+      detail: 'not on this machine (no /dev/acrn_hsm): VMs run on the embedded hypervisor, by KVM or in software',
       mend: 'sudo modprobe acrn',
     }),
     node('KVM', '/dev/kvm', {
