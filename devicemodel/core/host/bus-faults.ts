@@ -270,7 +270,7 @@ function install(): DataView {
   const view = new DataView(memory.buffer, memory.byteOffset, memory.byteLength);
   if (ofOtherThread === undefined) {
     view.setBigUint64(Header.one, 1n, true);
-    isInstalled = handleFaults('SIGBUS', mapCode(handlerCode(addressOf(memory)), 'handler of SIGBUS'));
+    isInstalled = handleFaults('SIGBUS', mapCode(handlerCode(addressOf(memory)), 'handler of SIGBUS').address);
   } else {
     isInstalled = true;
   }

@@ -4,7 +4,7 @@
 import { HostError } from '../errors.ts';
 import { Errno } from './errno.ts';
 import { closeFd, OpenFlag, openFile } from './files.ts';
-import { ioctlBytes, ioctlNumber, ioctlWait } from './ioctl.ts';
+import { ioctlBytes, ioctlNumber } from './ioctl.ts';
 import {
   Blob,
   type CpuidEntry,
@@ -37,6 +37,7 @@ import {
   RouteType,
   type VcpuBlob,
 } from './kvm-abi.ts';
+import { type KvmRun, kvmRun } from './kvm-run.ts';
 import { must } from './libc.ts';
 import { type Mapping, map } from './mapping.ts';
 
@@ -309,6 +310,8 @@ class RealVcpu implements KvmVcpu {
   readonly run: Uint8Array;
   readonly #what: string;
   readonly #mapping: Mapping;
+  /** Made by whoever enters first: a vCPU with a thread of its own does without. */
+  #kvmRun: KvmRun | undefined;
 
   constructor(id: number, fd: number, mapping: Mapping) {
     this.fd = fd;
@@ -318,7 +321,8 @@ class RealVcpu implements KvmVcpu {
   }
 
   enter(): number {
-    return ioctlWait(this.fd, KvmIoctl.RUN, 0);
+    this.#kvmRun ??= kvmRun(this.fd, this.#what);
+    return this.#kvmRun.enter();
   }
 
   registers(): KvmRegsValue {
@@ -408,6 +412,7 @@ class RealVcpu implements KvmVcpu {
   }
 
   close(): void {
+    this.#kvmRun?.dispose();
     this.#mapping.dispose();
     closeFd(this.fd);
   }

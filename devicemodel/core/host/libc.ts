@@ -81,6 +81,11 @@ export function must(result: number, call: string, what: string): number {
   throw new HostError(`${what}: ${call}: ${describeErrno(-result)}`, -result);
 }
 
+/** Instructions at an address as a function `int (void)`: without arguments a call takes half as long. */
+export function nativeAt(address: bigint): () => number {
+  return koffi.decode(address, koffi.proto('int', [])) as () => number;
+}
+
 /** The address of a C function, for a signal handler that need not do anything. */
 export function nativeAddress(symbol: string): bigint {
   return koffi.address(processLibrary.symbol(symbol));

@@ -158,10 +158,10 @@ export function mapAligned(sizeBytes: number, alignment: number, what: string): 
   return { address: space.base, bytes: viewOf(space.base, sizeBytes), dispose: () => space.dispose() };
 }
 
-/** Instructions of this CPU, for as long as the process lives. @returns their address. @throws HostError */
-export function mapCode(code: Uint8Array, what: string): bigint {
-  const { address, bytes } = map(code.length, what);
-  bytes.set(code);
-  must(mprotect(address, code.length, Protection.Read | Protection.Execute), 'mprotect', what);
-  return address;
+/** Instructions of this CPU. @throws HostError */
+export function mapCode(code: Uint8Array, what: string): Pick<Mapping, 'address' | 'dispose'> {
+  const mapping = map(code.length, what);
+  mapping.bytes.set(code);
+  must(mprotect(mapping.address, code.length, Protection.Read | Protection.Execute), 'mprotect', what);
+  return mapping;
 }
