@@ -128,14 +128,14 @@ export class Ns16550 implements Device, IoRegion {
   }
 
   write(offset: number, _size: AccessSize, value: number): void {
-    const isNews = !this.#isDlabSet && (offset === Reg.RbrThr || offset === Reg.Ier);
+    const isNews = !this.#isDlabSet() && (offset === Reg.RbrThr || offset === Reg.Ier);
     this.#writeRegister(offset, value & 0xff);
     this.#updateIrq(isNews);
   }
 
   #readRegister(offset: number): number {
-    if (this.#isDlabSet && offset === Reg.RbrThr) return this.#divisorLow;
-    if (this.#isDlabSet && offset === Reg.Ier) return this.#divisorHigh;
+    if (this.#isDlabSet() && offset === Reg.RbrThr) return this.#divisorLow;
+    if (this.#isDlabSet() && offset === Reg.Ier) return this.#divisorHigh;
     switch (offset) {
       case Reg.RbrThr:
         return this.#takeByte();
@@ -144,7 +144,7 @@ export class Ns16550 implements Device, IoRegion {
       case Reg.IirFcr: {
         const reason = this.#pendingInterrupt();
         if (reason === Iir.ThrEmpty) this.#isThrePending = false;
-        return reason | (this.#isFifoEnabled ? Iir.FifosEnabled : 0);
+        return reason | (this.#isFifoEnabled() ? Iir.FifosEnabled : 0);
       }
       case Reg.Lcr:
         return this.#lineControl;
@@ -153,7 +153,7 @@ export class Ns16550 implements Device, IoRegion {
       case Reg.Lsr: {
         const overrun = this.#hasOverrun ? Lsr.Overrun : 0;
         this.#hasOverrun = false;
-        const empty = this.#isTransmitterEmpty ? Lsr.ThrEmpty | Lsr.TransmitterEmpty : 0;
+        const empty = this.#isTransmitterEmpty() ? Lsr.ThrEmpty | Lsr.TransmitterEmpty : 0;
         return empty | overrun | (this.#fifoCount > 0 ? Lsr.DataReady : 0);
       }
       case Reg.Msr: {
@@ -169,11 +169,11 @@ export class Ns16550 implements Device, IoRegion {
   }
 
   #writeRegister(offset: number, value: number): void {
-    if (this.#isDlabSet && offset === Reg.RbrThr) {
+    if (this.#isDlabSet() && offset === Reg.RbrThr) {
       this.#divisorLow = value;
       return;
     }
-    if (this.#isDlabSet && offset === Reg.Ier) {
+    if (this.#isDlabSet() && offset === Reg.Ier) {
       this.#divisorHigh = value;
       return;
     }
@@ -183,11 +183,11 @@ export class Ns16550 implements Device, IoRegion {
         this.#isThrePending = false;
         this.#updateIrq();
         this.#transmit(value);
-        this.#isThrePending = this.#isTransmitterEmpty;
+        this.#isThrePending = this.#isTransmitterEmpty();
         return;
       case Reg.Ier:
         // Linux 8250 autodetection enables ETBEI while THR is empty and expects an interrupt for it.
-        if ((value & ~this.#interruptEnable & Ier.ThrEmpty) !== 0 && this.#isTransmitterEmpty)
+        if ((value & ~this.#interruptEnable & Ier.ThrEmpty) !== 0 && this.#isTransmitterEmpty())
           this.#isThrePending = true;
         this.#interruptEnable = value & 0x0f;
         return;
@@ -212,7 +212,7 @@ export class Ns16550 implements Device, IoRegion {
   #writeFifoControl(value: number): void {
     const isEnabling = (value & Fcr.Enable) !== 0;
     // Both FIFOs are cleared when the mode changes; the other bits count only together with the enable bit.
-    if (isEnabling !== this.#isFifoEnabled) this.#clearReceiver();
+    if (isEnabling !== this.#isFifoEnabled()) this.#clearReceiver();
     else if (isEnabling && (value & Fcr.ReceiverReset) !== 0) this.#clearReceiver();
     this.#fifoControl = isEnabling ? value & (Fcr.Enable | Fcr.DmaMode | Fcr.Trigger) : 0;
   }
@@ -243,13 +243,13 @@ export class Ns16550 implements Device, IoRegion {
   }
 
   #transmit(byte: number): void {
-    if (!this.#isLoopback) this.#backend?.write(byte);
+    if (!this.#isLoopback()) this.#backend?.write(byte);
     else if (!this.#putByte(byte)) this.#hasOverrun = true;
   }
 
   /** Most back ends take every byte at once. */
-  get #isTransmitterEmpty(): boolean {
-    return this.#isLoopback || this.#backend?.hasRoom !== false;
+  #isTransmitterEmpty(): boolean {
+    return this.#isLoopback() || this.#backend?.hasRoom !== false;
   }
 
   #roomAgain(): void {
@@ -261,7 +261,7 @@ export class Ns16550 implements Device, IoRegion {
 
   /** The back end has input. */
   #receive(): void {
-    if (this.#isLoopback) {
+    if (this.#isLoopback()) {
       // SIN is disconnected: what the other side sends is lost.
       this.#discardInput();
       return;
@@ -272,9 +272,9 @@ export class Ns16550 implements Device, IoRegion {
 
   #fill(): void {
     const backend = this.#backend;
-    if (backend === undefined || this.#isLoopback) return;
+    if (backend === undefined || this.#isLoopback()) return;
     if (backend.takeOverrun?.() === true) this.#hasOverrun = true;
-    while (this.#fifoCount < this.#capacity) {
+    while (this.#fifoCount < this.#capacity()) {
       const byte = backend.read();
       if (byte < 0) return;
       this.#putByte(byte);
@@ -283,7 +283,7 @@ export class Ns16550 implements Device, IoRegion {
 
   #takeByte(): number {
     if (this.#fifoCount === 0) return 0xff;
-    const wasFull = this.#fifoCount >= this.#capacity;
+    const wasFull = this.#fifoCount >= this.#capacity();
     const byte = this.#fifo[this.#fifoHead] as number;
     this.#fifoHead = (this.#fifoHead + 1) % FIFO_BYTES;
     this.#fifoCount--;
@@ -294,7 +294,7 @@ export class Ns16550 implements Device, IoRegion {
 
   /** @returns false if there is no room. */
   #putByte(byte: number): boolean {
-    if (this.#fifoCount >= this.#capacity) return false;
+    if (this.#fifoCount >= this.#capacity()) return false;
     this.#fifo[(this.#fifoHead + this.#fifoCount) % FIFO_BYTES] = byte & 0xff;
     this.#fifoCount++;
     return true;
@@ -338,16 +338,16 @@ export class Ns16550 implements Device, IoRegion {
     this.#irq.set(isPending);
   }
 
-  get #isDlabSet(): boolean {
+  #isDlabSet(): boolean {
     return (this.#lineControl & Lcr.Dlab) !== 0;
   }
-  get #isLoopback(): boolean {
+  #isLoopback(): boolean {
     return (this.#modemControl & Mcr.Loopback) !== 0;
   }
-  get #isFifoEnabled(): boolean {
+  #isFifoEnabled(): boolean {
     return (this.#fifoControl & Fcr.Enable) !== 0;
   }
-  get #capacity(): number {
-    return this.#isFifoEnabled ? FIFO_BYTES : 1;
+  #capacity(): number {
+    return this.#isFifoEnabled() ? FIFO_BYTES : 1;
   }
 }
