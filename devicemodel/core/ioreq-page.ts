@@ -61,6 +61,11 @@ export class IoreqPage {
     return Atomics.load(this.#words, (vcpu << SLOT_WORD_SHIFT) + Word.processed);
   }
 
+  /** As {@link state}, for an embedded engine, on whose thread slots are served: nobody else writes them. */
+  isComplete(vcpu: number): boolean {
+    return this.#words[(vcpu << SLOT_WORD_SHIFT) + Word.processed] === IoreqState.Complete;
+  }
+
   /**
    * Only the hypervisor's side moves a slot on; the device model says NOTIFY instead. A plain store (an atomic one
    * costs as much as the rest of an access): embedded engines move slots on the thread that serves them.
@@ -72,6 +77,8 @@ export class IoreqPage {
   /** Whether the device model has to serve this slot: PROCESSING, and no client in the kernel has it. */
   isPending(vcpu: number): boolean {
     const base = vcpu << SLOT_WORD_SHIFT;
+    // Most looks find nothing; a plain load is a few instructions, and Atomics.load a call of a hundred.
+    if (this.#words[base + Word.processed] !== IoreqState.Processing) return false;
     return (
       Atomics.load(this.#words, base + Word.processed) === IoreqState.Processing &&
       this.#words[base + Word.kernelHandled] === 0

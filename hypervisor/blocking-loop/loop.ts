@@ -111,8 +111,11 @@ export class BlockingLoop implements GuestLoop {
     const result = hsm.waitForIoreqs(server.serve);
     if (result instanceof Promise) throw new BugError('a wait that does not block, in the loop for one that does');
     checkNotClosed(result);
-    if (result === 'pending') this.#hasServed = true;
-    server.serve();
+    // After a kick nothing is there to serve, or the next wait ends at once.
+    if (result === 'pending') {
+      this.#hasServed = true;
+      server.serve();
+    }
     this.clock.runDue();
     return undefined;
   }

@@ -152,7 +152,7 @@ export class AccessRouter {
 
   /** As `GuestBus.retire`. */
   retire(vcpu: number): boolean {
-    if (this.#page.state(vcpu) !== IoreqState.Complete) return false;
+    if (!this.#page.isComplete(vcpu)) return false;
     this.#page.setState(vcpu, IoreqState.Free);
     return true;
   }
