@@ -29,7 +29,12 @@ const CONFIG_SPACE_BYTES = 4096;
 
 export class IoreqServer {
   readonly #page: IoreqPage;
-  readonly #parts: IoreqServerParts;
+  readonly #hsm: Hsm;
+  readonly #pio: PioBus;
+  readonly #mmioBus: MmioBus;
+  readonly #pci: PciConfigAccess;
+  readonly #vcpuCount: number;
+  readonly #log: Log;
   /** Reused for every config access. */
   readonly #bdf: { bus: number; device: number; function: number } = { bus: 0, device: 0, function: 0 };
   readonly #holds: RequestHolds;
@@ -37,8 +42,13 @@ export class IoreqServer {
   #keepsOpen = false;
 
   constructor(parts: IoreqServerParts) {
-    this.#parts = parts;
     this.#page = new IoreqPage(parts.hsm.ioreqPage);
+    this.#hsm = parts.hsm;
+    this.#pio = parts.pio;
+    this.#mmioBus = parts.mmio;
+    this.#pci = parts.pci;
+    this.#vcpuCount = parts.vcpuCount;
+    this.#log = parts.log;
     this.#holds = parts.holds ?? new RequestHolds();
     this.#counts = parts.counts ?? newPage('accesses');
     this.#holds.onComplete = (vcpu) => {
@@ -60,7 +70,7 @@ export class IoreqServer {
     const page = this.#page;
     const holds = this.#holds;
     let served = 0;
-    for (let vcpu = 0; vcpu < this.#parts.vcpuCount; vcpu++) {
+    for (let vcpu = 0; vcpu < this.#vcpuCount; vcpu++) {
       // What stays open was served, or never will be: a second time would be a second access.
       if (this.#keepsOpen) break;
       if (!page.isPending(vcpu) || holds.states[vcpu] !== 0) continue;
@@ -79,17 +89,17 @@ export class IoreqServer {
         default:
           // Compat: the C device model exits here. A request nobody understands is completed as if nobody answered.
           tally(this.#counts, AccessCount.unknown, 1);
-          this.#parts.log.guest(() => `request of unknown type ${page.type(vcpu)} from vCPU ${vcpu}`);
+          this.#log.guest(() => `request of unknown type ${page.type(vcpu)} from vCPU ${vcpu}`);
           page.setValueU64(vcpu, ALL_ONES_U64);
       }
-      if (!holds.served(vcpu) && !this.#keepsOpen) this.#parts.hsm.notifyIoreqDone(vcpu);
+      if (!holds.served(vcpu) && !this.#keepsOpen) this.#hsm.notifyIoreqDone(vcpu);
     }
     return served;
   };
 
   /** Whether anything waits, without serving it. */
   get hasPending(): boolean {
-    for (let vcpu = 0; vcpu < this.#parts.vcpuCount; vcpu++) {
+    for (let vcpu = 0; vcpu < this.#vcpuCount; vcpu++) {
       if (this.#page.isPending(vcpu) && this.#holds.states[vcpu] === 0) return true;
     }
     return false;
@@ -102,12 +112,12 @@ export class IoreqServer {
     const inRange = (size === 1 || size === 2 || size === 4) && port + size <= 0x1_0000;
     if (page.isWrite(vcpu)) {
       tally(this.#counts, AccessCount.pioWrites, 1);
-      if (!inRange || !this.#parts.pio.write(port, size, mask(page.value(vcpu), size))) {
-        this.#parts.log.debug(() => `nobody at port ${hex(port)} takes a write`);
+      if (!inRange || !this.#pio.write(port, size, mask(page.value(vcpu), size))) {
+        this.#log.debug(() => `nobody at port ${hex(port)} takes a write`);
       }
     } else {
       tally(this.#counts, AccessCount.pioReads, 1);
-      page.setValue(vcpu, inRange ? (this.#parts.pio.read(port, size) ?? allOnes(size)) : 0xffffffff);
+      page.setValue(vcpu, inRange ? (this.#pio.read(port, size) ?? allOnes(size)) : 0xffffffff);
     }
   }
 
@@ -115,7 +125,7 @@ export class IoreqServer {
     const page = this.#page;
     const address = page.address(vcpu);
     const size = page.size(vcpu);
-    const { mmio } = this.#parts;
+    const mmio = this.#mmioBus;
     tally(this.#counts, page.isWrite(vcpu) ? AccessCount.mmioWrites : AccessCount.mmioReads, 1);
     if (size === 8) {
       if (page.isWrite(vcpu)) mmio.writeU64(address, page.valueU64(vcpu));
@@ -140,10 +150,10 @@ export class IoreqServer {
       (size === 1 || size === 2 || size === 4) && offset >= 0 && offset + size <= CONFIG_SPACE_BYTES && isBdf(bdf);
     if (page.isWrite(vcpu)) {
       tally(this.#counts, AccessCount.pciWrites, 1);
-      if (valid) this.#parts.pci.writeConfig(bdf, offset, size, mask(page.value(vcpu), size));
+      if (valid) this.#pci.writeConfig(bdf, offset, size, mask(page.value(vcpu), size));
     } else {
       tally(this.#counts, AccessCount.pciReads, 1);
-      page.setValue(vcpu, valid ? this.#parts.pci.readConfig(bdf, offset, size) : 0xffffffff);
+      page.setValue(vcpu, valid ? this.#pci.readConfig(bdf, offset, size) : 0xffffffff);
     }
   }
 }

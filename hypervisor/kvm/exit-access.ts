@@ -8,10 +8,14 @@ import type { IoreqPage } from '../../devicemodel/core/ioreq-page.ts';
 
 const IO_OUT = 1;
 const { io, mmio } = RunField;
+/** The same in 32-bit words: direction, size and port are one. */
+const IoWord = { what: io.direction / 4, count: io.count / 4, dataOffset: io.dataOffset / 4 } as const;
 const TWO_32 = 0x1_0000_0000;
 
 export class ExitAccess {
   readonly #view: DataView;
+  readonly #words: Uint32Array;
+  readonly #bytes: Uint8Array;
   #isPort = false;
   #isWrite = false;
   #address = 0;
@@ -24,6 +28,8 @@ export class ExitAccess {
   /** @param run struct kvm_run, and the page of port data behind it. */
   constructor(run: Uint8Array) {
     this.#view = new DataView(run.buffer, run.byteOffset, run.byteLength);
+    this.#words = new Uint32Array(run.buffer, run.byteOffset, run.byteLength >>> 2);
+    this.#bytes = run;
   }
 
   /** Of the next request. */
@@ -42,14 +48,15 @@ export class ExitAccess {
   }
 
   beginIo(): void {
-    const view = this.#view;
+    const words = this.#words;
+    const what = words[IoWord.what] as number;
     this.#done = 0;
     this.#isPort = true;
-    this.#isWrite = view.getUint8(io.direction) === IO_OUT;
-    this.#size = view.getUint8(io.size);
-    this.#address = view.getUint16(io.port, true);
-    this.#left = view.getUint32(io.count, true);
-    this.#dataAt = view.getUint32(io.dataOffset, true);
+    this.#isWrite = (what & 0xff) === IO_OUT;
+    this.#size = (what >>> 8) & 0xff;
+    this.#address = what >>> 16;
+    this.#left = words[IoWord.count] as number;
+    this.#dataAt = words[IoWord.dataOffset] as number;
   }
 
   beginMmio(): void {
@@ -84,10 +91,10 @@ export class ExitAccess {
     if (!this.#isWrite) {
       const view = this.#view;
       const at = this.#dataAt;
-      if (this.#size === 8) view.setBigUint64(at, page.valueU64(vcpu), true);
-      else if (this.#size === 4) view.setUint32(at, page.value(vcpu), true);
+      if (this.#size === 1) this.#bytes[at] = page.value(vcpu);
       else if (this.#size === 2) view.setUint16(at, page.value(vcpu) & 0xffff, true);
-      else view.setUint8(at, page.value(vcpu) & 0xff);
+      else if (this.#size === 4) view.setUint32(at, page.value(vcpu), true);
+      else view.setBigUint64(at, page.valueU64(vcpu), true);
     }
     this.skip(1);
   }
@@ -101,8 +108,8 @@ export class ExitAccess {
   }
 
   #read(size: number): number {
+    if (size === 1) return this.#bytes[this.#dataAt] as number;
     const view = this.#view;
-    if (size === 1) return view.getUint8(this.#dataAt);
     return size === 2 ? view.getUint16(this.#dataAt, true) : view.getUint32(this.#dataAt, true);
   }
 }
