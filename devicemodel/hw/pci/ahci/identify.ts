@@ -3,7 +3,7 @@ import type { DiskImage } from '../../storage/disk-image.ts';
 
 export const IDENTIFY_BYTES = 512;
 
-/** Transfer modes a drive is in: `Udma` or `MultiwordDma`, and its number. */
+/** The transfer mode that a drive is in. */
 export interface TransferMode {
   readonly kind: 'pio' | 'mdma' | 'udma';
   readonly number: number;

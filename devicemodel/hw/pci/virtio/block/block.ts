@@ -1,4 +1,4 @@
-/** virtio-blk (Virtio 1.2 §5.2): registers, options and the driver. Requests are in block-requests.ts. */
+/** virtio-blk (Virtio 1.2 §5.2): registers, options and the driver. Requests are in requests.ts. */
 import { createHash } from 'node:crypto';
 import type { AccessSize } from '../../../../core/address.ts';
 import { type CounterPage, Counters } from '../../../../core/counters.ts';

@@ -1,7 +1,7 @@
 /**
  * virtio-gpio: lines of the host's GPIO chips. By default with the protocol of ACRN's own guest driver (`gpio-virtio.c`
  * of ACRN's kernel, ids of Intel, legacy transport), which is older than the GPIO device of Virtio 1.2;
- * `transport=modern` offers that one (`gpio-modern.ts`).
+ * `transport=modern` offers that one (`modern.ts`).
  */
 import type { AccessSize } from '../../../../core/address.ts';
 import type { Drive, GpioLine } from '../../../../core/host/gpio.ts';
