@@ -1,18 +1,20 @@
 /**
  * A hostile guest at the xHCI controller: registers, rings, contexts and doorbells of any kind, while devices complete,
  * fail, come and go. What has to hold: nothing throws, what is in flight is bounded and comes back, guest memory is touched
- * only while a transfer is the guest's.
+ * only while a transfer is the guest's, and the host has all of its devices back in the end.
  */
 import { GuestMemory } from '../../devicemodel/core/memory.ts';
 import { InputHub } from '../../devicemodel/hw/input/input-hub.ts';
 import { XhciController } from '../../devicemodel/hw/pci/xhci/controller.ts';
 import { AplCapabilities, plainCapabilities } from '../../devicemodel/hw/pci/xhci/extended-capabilities.ts';
 import { type TransferStatus, UsbSpeed } from '../../devicemodel/hw/usb/device.ts';
+import { PortMapper } from '../../devicemodel/hw/usb/port-mapper.ts';
 import { UsbTablet } from '../../devicemodel/hw/usb/tablet.ts';
 import { FakeClock } from '../support/fake-clock.ts';
 import { FakeUsbDevice } from '../support/fake-usb-device.ts';
 import { memoryLog } from '../support/memory-log.ts';
 import { At, portRegister, Reg } from '../support/xhci-guest.ts';
+import { FickleUsbHost } from './fickle-usb-host.ts';
 import { Random } from './random.ts';
 
 const RAM_BYTES = 0x10_0000;
@@ -32,17 +34,26 @@ class HostileXhci {
   readonly #clock = new FakeClock();
   readonly #hub = new InputHub();
   readonly controller: XhciController;
+  readonly #host: FickleUsbHost;
+  readonly #mapper: PortMapper;
   #devices: FakeUsbDevice[] = [];
+  /** Slots may have something with them still. */
+  readonly #pulledOut: FakeUsbDevice[] = [];
   #command = 0;
+  /** A driver that seldom writes what spoils everything: it gets further. */
+  readonly #isTame: boolean;
   events = 0;
 
   constructor(random: Random) {
     this.#random = random;
+    this.#isTame = random.oneIn(2);
+    const { log } = memoryLog();
+    this.#host = new FickleUsbHost(random);
     this.controller = new XhciController(
       {
         memory: this.#memory,
         clock: this.#clock,
-        log: memoryLog().log,
+        log,
         setLine: () => {},
         sendMessage: () => this.events++,
       },
@@ -52,6 +63,8 @@ class HostileXhci {
     tablet.plugIn();
     this.controller.ports.connect(tablet);
     this.#plug();
+    this.#mapper = new PortMapper(FickleUsbHost.ports, this.controller.ports, this.#host, log);
+    this.#mapper.start();
     this.#setUp();
   }
 
@@ -132,6 +145,50 @@ class HostileXhci {
     }
   }
 
+  /** What a driver does with a device: an address, endpoints, rings that have no end. */
+  #drive(slot: number): void {
+    const random = this.#random;
+    this.#inputContext(slot);
+    const port = random.pick(this.#portsInUse);
+    if (port !== undefined) this.#memory.writeU32(At.input + 0x24, port << 16);
+    this.#memory.writeU32(At.input, 0);
+    this.#memory.writeU32(At.input + 4, 3);
+    this.#giveCommand(11, At.input, slot << 8);
+    this.#memory.writeU32(At.input + 4, 0xfc);
+    this.#giveCommand(12, At.input, slot << 8);
+    for (let endpoint = 1; endpoint < 8; endpoint++) {
+      this.#fillRing(slot, endpoint);
+      this.controller.write(Reg.doorbell + 4 * slot, endpoint);
+    }
+  }
+
+  get #portsInUse(): number[] {
+    return Array.from({ length: 20 }, (_, i) => i + 1).filter(
+      (port) => (this.controller.read(portRegister(port)) & 1) === 1,
+    );
+  }
+
+  #fillRing(slot: number, endpoint: number): void {
+    const random = this.#random;
+    const base = At.rings + 0x2000 * (slot - 1) + 0x100 * endpoint;
+    for (let i = 0; i < 15; i++) {
+      const stage = endpoint > 1 ? 1 : 2 + (i % 3);
+      // Requests of the standard and others: configurations, halts and interfaces are the host's business.
+      const requestType = random.pick([0, 1, 2, 0x80, 0x80, 0x81, 0xa1, random.below(256)]);
+      const setup = requestType | (random.below(13) << 8) | (random.below(3) << (random.oneIn(2) ? 16 : 24));
+      const length = stage === 2 ? 8 : stage === 4 ? 0 : random.pick([0, 1, 8, 64, 512]);
+      const flags = stage === 2 ? 0x40 : random.pick([0x20, 0x24, 0x20, 0x02_20]);
+      const direction = stage === 3 && requestType >= 0x80 ? 1 << 16 : 0;
+      this.#trb(
+        base + 16 * i,
+        stage === 2 ? setup : random.below(RAM_BYTES),
+        length,
+        (stage << 10) | flags | direction | 1,
+      );
+    }
+    this.#trb(base + 16 * 15, base, 0, (6 << 10) | 1);
+  }
+
   #device(): void {
     const random = this.#random;
     const device = random.pick(this.#devices);
@@ -145,6 +202,7 @@ class HostileXhci {
     } else if (random.oneIn(64)) {
       this.controller.ports.disconnect(device);
       this.#devices = this.#devices.filter((other) => other !== device);
+      this.#pulledOut.push(device);
     }
   }
 
@@ -152,7 +210,8 @@ class HostileXhci {
     const random = this.#random;
     const slot = 1 + random.below(4);
     const endpoint = random.oneIn(8) ? random.below(256) : 1 + random.below(6);
-    switch (random.below(16)) {
+    const isWild = !this.#isTame || random.oneIn(64);
+    switch (isWild ? random.below(16) : 4 + random.below(12)) {
       case 0:
         this.controller.write(random.pick(registers), random.value());
         return;
@@ -184,8 +243,10 @@ class HostileXhci {
         this.controller.write(Reg.doorbell + 4 * slot, endpoint | (random.oneIn(8) ? random.below(4) << 16 : 0));
         return;
       case 12:
-      case 13:
         this.#device();
+        return;
+      case 13:
+        for (let events = 1 + random.below(8); events > 0; events--) this.#host.step();
         return;
       case 14:
         this.#clock.advance(random.pick([1, 1000, 50_000]));
@@ -198,6 +259,10 @@ class HostileXhci {
 
   #rarely(): void {
     const random = this.#random;
+    if (this.#isTame && random.oneIn(4)) {
+      this.#drive(1 + random.below(4));
+      return;
+    }
     switch (random.below(32)) {
       case 0:
         this.controller.reset();
@@ -230,23 +295,37 @@ class HostileXhci {
   check(): void {
     const { inFlight } = this.controller;
     if (inFlight < 0 || inFlight > MAX_IN_FLIGHT) throw new Error(`${inFlight} transfers are in flight`);
+    this.#host.check();
   }
 
-  /** Everything comes back, and nothing is counted then. */
+  /** As the function does it at the end of a VM: everything comes back, however far it is away. @throws Error */
   async end(): Promise<void> {
-    const recalled = this.controller.recall();
-    for (const device of [...this.#devices]) {
+    let isOver = false;
+    const over = Promise.resolve(this.controller.recall())
+      .then(() => this.#mapper.stop())
+      .then(() => (isOver = true));
+    for (const device of [...this.#devices, ...this.#pulledOut]) {
       device.isSlow = false;
       while (device.inFlight.length > 0) device.give(device.inFlight[0] as never, 'cancelled');
     }
+    for (let turns = 0; !isOver && turns < MAX_TURNS_TO_END; turns++) {
+      this.#host.finish();
+      await turnOfHost();
+    }
+    if (!isOver) throw new Error('the end waits for what does not come');
+    await over;
+    if (this.controller.inFlight !== 0) throw new Error(`${this.controller.inFlight} transfers did not come back`);
+    this.#host.checkEnd();
     this.controller.reset();
-    if (this.#devices.length > 0) await Promise.race([recalled, Promise.resolve()]);
   }
 }
 
+/** Calls of the host that follow each other at the end. */
+const MAX_TURNS_TO_END = 200;
+const turnOfHost = () => new Promise((resolve) => setImmediate(resolve));
 const noPointer = { x: 0, y: 0, xPixels: 0, yPixels: 0, buttons: 0, wheel: 0 };
 /** Steps before another controller, with other devices. */
-const STEPS_A_LIFE = 20_000;
+const STEPS_A_LIFE = 5_000;
 
 export async function fuzzXhci(
   seed: number,
@@ -263,7 +342,7 @@ export async function fuzzXhci(
       const tookMs = performance.now() - startMs;
       if (tookMs > SLOW_MS) throw new Error(`seed ${seed}: step ${done} took ${tookMs.toFixed(0)} ms`);
       // Promises of devices that take their time.
-      if (done % 64 === 0) await Promise.resolve();
+      if (done % 64 === 0) await turnOfHost();
       guest.check();
     }
     interrupts += guest.events;
