@@ -16,14 +16,16 @@ export class MmioWindow {
 
   /**
    * @param what whose it is, for the message.
-   * @returns an address aligned to the size, rounded up to a power of two.
+   * @returns an address aligned to the size if that is a power of two, else to a page.
    * @throws ConfigError if there is no room.
    */
   allocate(sizeBytes: number, what: string): Gpa {
-    // Compat: C aligns to a size that is no power of two as if it were one, and so to nothing in particular.
-    const alignment = Math.max(PAGE_BYTES, 2 ** Math.ceil(Math.log2(sizeBytes)));
-    const base = alignUp(this.#next, alignment);
-    const end = base + alignUp(sizeBytes, PAGE_BYTES);
+    const size = alignUp(sizeBytes, PAGE_BYTES);
+    // Compat: the rule for powers of two, whatever the size is. No address comes out that is below the first free one, or
+    // within a page: the mask of a number of pages has all bits of the offset.
+    const last = this.#next + size - 1;
+    const base = last - ((last & (size - 1)) >>> 0);
+    const end = base + size;
     if (end > Layout.deviceWindow.end) {
       const { base: first, end: last } = Layout.deviceWindow;
       throw new ConfigError(`${what}: ${formatSize(sizeBytes)} do not fit at ${hex(first)} to ${hex(last - 1)}`);
