@@ -158,6 +158,7 @@ class RingDisk implements VirtioDevice {
     const state = {
       backend: new ImageIo(image),
       isWriteback,
+      reportsLength: false,
       serial: new Uint8Array(20),
       runsBesideDriver: true,
     };

@@ -140,6 +140,10 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
     return this.#config.getUint8(Config.writeback) !== 0 && this.#transport?.hasFeature(BlkFeature.Flush) === true;
   }
 
+  get reportsLength(): boolean {
+    return this.#transport?.isVersion1 === true;
+  }
+
   /** @throws HostError, ConfigError */
   async start(): Promise<void> {
     if (this.#options.path === '') return;
@@ -205,6 +209,7 @@ export class VirtioBlock implements VirtioDevice, BlockRequestState {
 
   featuresAccepted(): void {
     this.#threads?.set(BlockWord.Writeback, +this.isWriteback);
+    this.#threads?.set(BlockWord.ReportsLength, +this.reportsLength);
   }
 
   /** Nobody waits for it: a guest finds its disk when the host has opened it. */

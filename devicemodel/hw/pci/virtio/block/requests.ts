@@ -115,7 +115,7 @@ export class BlockRequests implements ChainServer {
     if (chain.writableBytes === 0 || chain.readableBytes < HEADER_BYTES) {
       this.#logShort(chain);
       // No room for a status, or no header: §5.2.6.2 has no answer to that, and nothing is written.
-      queue.push(chain, 0);
+      queue.push(chain, this.#state.reportsLength ? 0 : 1);
       return 0;
     }
     // Read again for each part of a request: what the guest changed meanwhile is checked like a request of its own.
@@ -494,8 +494,7 @@ export class BlockRequests implements ChainServer {
     if (status === BlkStatus.IoError) tally(this.#counts, DiskCount.errors, 1);
     // The rings it came from may be gone, and its memory somebody else's.
     if (chain.generation === queue.generation) chain.writeU8(chain.writableBytes - 1, status);
-    // Compat: in C it is 1 for every request.
-    queue.push(chain, inBytes + 1);
+    queue.push(chain, this.#state.reportsLength ? inBytes + 1 : 1);
     return 0;
   }
 

@@ -23,6 +23,7 @@ export interface BlockService extends DataService {
 /** Words that tell the server of the negotiation; `Writeback` changes while it runs. */
 export const BlockWord = {
   Writeback: Word.OfServer,
+  ReportsLength: Word.OfServer + 1,
   /** What the thread waits for: NOTE_WORDS. */
   Note: Word.OfServer + 2,
   /** Size of the disk in sectors, the two halves; and how often it has changed, which is written last. */
@@ -58,6 +59,9 @@ class BlockServer implements QueueServer {
         counts,
         get isWriteback() {
           return Atomics.load(words, BlockWord.Writeback) !== 0;
+        },
+        get reportsLength() {
+          return Atomics.load(words, BlockWord.ReportsLength) !== 0;
         },
       },
       log,
