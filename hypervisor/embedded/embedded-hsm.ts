@@ -161,6 +161,8 @@ export class EmbeddedHsm implements Hsm {
     };
     return this.#life.create(spec, this.#claimVmid, async () => {
       const vcpuCount = await this.#engine.create(bus, spec.cpuAffinity);
+      // What came up after the end of everything else.
+      if (this.#life.isClosed) this.#engine.destroy();
       this.#freeSlots();
       return vcpuCount;
     });

@@ -60,7 +60,9 @@ export class VmLife {
     this.#used = true;
     const claim = await claimVmid(spec.name);
     try {
+      this.#checkOpen(what);
       this.#vcpuCount = Math.min(await makeVcpus(), IOREQ_SLOTS);
+      this.#checkOpen(what);
     } catch (error) {
       claim.release();
       throw error;
@@ -68,6 +70,11 @@ export class VmLife {
     this.#claim = claim;
     this.#state = 'created';
     return { vmid: claim.vmid, vcpuCount: this.#vcpuCount };
+  }
+
+  /** Whoever closes does not wait for what CREATE_VM waits for. @throws HsmError */
+  #checkOpen(what: string): void {
+    if (this.#isClosed) throw new HsmError('CREATE_VM', E.EBADF, { what, hint: 'it was closed meanwhile' });
   }
 
   start(): void {
@@ -92,6 +99,10 @@ export class VmLife {
     this.#state = 'none';
     this.#claim?.release();
     this.#claim = undefined;
+  }
+
+  get isClosed(): boolean {
+    return this.#isClosed;
   }
 
   /** @returns false if it was closed before. */
