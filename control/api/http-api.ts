@@ -18,6 +18,8 @@ const Limits = {
   connections: 64,
   /** Of those, event streams and attached consoles, which never end by themselves. */
   streams: 48,
+  /** Of one connection, with the one that is served; at least two. */
+  requestsInOrder: 16,
   bodyBytes: 256 * 1024,
   headerBytes: 16 * 1024,
   /** All header lines. */
@@ -82,17 +84,22 @@ export function createApi({ vmm, log, limits: changed = {} }: ApiOptions): HttpA
     log.rationed('debug', () => `${method} ${url}: ${response.statusCode}`);
   }
 
-  /** By connection: what the next of its requests waits for. */
-  const turns = new WeakMap<Duplex, Promise<void>>();
+  /** By connection: what the next of its requests waits for, and how many there are with it. */
+  const queues = new WeakMap<Duplex, { last: Promise<void>; requests: number }>();
 
   /** RFC 9112 9.3.2: vm.create and vm.boot in one packet are served one after the other. */
   function inOrder(request: IncomingMessage, response: ServerResponse): void {
     const { socket } = request;
-    const before = turns.get(socket);
-    const turn = before === undefined ? serve(request, response) : before.then(() => serve(request, response));
-    turns.set(socket, turn);
-    void turn.then(() => {
-      if (turns.get(socket) === turn) turns.delete(socket);
+    const queue = queues.get(socket) ?? { last: Promise.resolve(), requests: 0 };
+    const isFirst = queue.requests++ === 0;
+    queues.set(socket, queue);
+    // Nothing more is read meanwhile. The body of the last one may be among that: it is the only one left by the time it is served.
+    connections.hold(socket, queue.requests >= limits.requestsInOrder);
+    queue.last = isFirst ? serve(request, response) : queue.last.then(() => serve(request, response));
+    void queue.last.then(() => {
+      queue.requests--;
+      connections.hold(socket, queue.requests >= limits.requestsInOrder);
+      if (queue.requests === 0) queues.delete(socket);
     });
   }
 
@@ -193,6 +200,10 @@ class Connections {
   begin(socket: Duplex, response: ServerResponse): void {
     this.#change(socket, 1);
     response.once('close', () => this.#change(socket, -1));
+  }
+
+  hold(socket: Duplex, isHeld: boolean): void {
+    if (socket instanceof PacedSocket) socket.hold(isHeld);
   }
 
   /** Whether an answer is under way. */

@@ -14,6 +14,7 @@ export class PacedSocket extends Duplex {
   #rest: Uint8Array = new Uint8Array(0);
   #isWanted = false;
   #isServing = false;
+  #isHeld = false;
   #hasEnded = false;
 
   /** @param socket paused, with nothing read; it is this object's from now on. */
@@ -37,6 +38,12 @@ export class PacedSocket extends Duplex {
   /** The client does not read what it was sent. */
   get isOwed(): boolean {
     return this.#socket.writableNeedDrain;
+  }
+
+  /** What follows stays with the client, or goes on. */
+  hold(isHeld: boolean): void {
+    this.#isHeld = isHeld;
+    this.#serve();
   }
 
   override _read(): void {
@@ -65,11 +72,11 @@ export class PacedSocket extends Duplex {
   }
 
   #serve(): void {
-    if (!this.#isWanted || this.#isServing || (this.#rest.length === 0 && !this.#hasEnded)) return;
+    if (this.#isHeld || !this.#isWanted || this.#isServing || (this.#rest.length === 0 && !this.#hasEnded)) return;
     this.#isServing = true;
     setImmediate(() => {
       this.#isServing = false;
-      if (this.destroyed) return;
+      if (this.destroyed || this.#isHeld) return;
       if (this.#rest.length === 0) {
         this.push(null);
         return;

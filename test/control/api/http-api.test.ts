@@ -614,6 +614,36 @@ describe('requests in one packet', () => {
     expect(vmm.calls).toEqual(['create', 'boot']);
   });
 
+  // Mutation: without a hold all of them are read, and kept until the first is answered.
+  test('that wait behind a slow one are few; what follows stays with the client, and is served', async () => {
+    const { path, vmm } = await serve();
+    vmm.isBooted = false;
+    vmm.config = undefined;
+    let go = () => {};
+    const { create } = vmm;
+    vmm.create = async (config) => {
+      await new Promise<void>((resolve) => {
+        go = resolve;
+      });
+      await create.call(vmm, config);
+    };
+    const client = raw(path);
+    client.socket.write(put('/api/v1/vm.create', '{"payload":{"kernel":"k"}}'));
+    const COUNT = 400;
+    const big = `PUT /v1/vm/power HTTP/1.1\r\nHost: vm\r\nX: ${'x'.repeat(8000)}\r\nContent-Length: 1\r\n\r\n{`;
+    for (let i = 0; i < COUNT; i++) client.socket.write(big);
+    // The two ends of the connection hold something, and so do a few requests. More is not taken.
+    for (let before = -1; before !== client.socket.writableLength; ) {
+      before = client.socket.writableLength;
+      await new Promise((resolve) => setTimeout(resolve, 500));
+    }
+    expect(client.socket.writableLength).toBeGreaterThan((COUNT / 2) * big.length);
+    expect(client.seen()).toBe('');
+    go();
+    await until(() => client.seen().split(' 400 ').length === COUNT + 1, 'all answers');
+    expect(client.seen().startsWith('HTTP/1.1 204')).toBe(true);
+  });
+
   test('go on behind one that is refused', async () => {
     const { path, vmm } = await serve();
     const client = raw(path);
