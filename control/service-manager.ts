@@ -1,6 +1,6 @@
 /**
  * systemd as the one who started this process: it hears when the guest runs, that it is shutting down and how long that
- * may take, and, if it wants to (WatchdogSec=), that the device thread and every data thread come round.
+ * may take, and, if it wants to (WatchdogSec=), that the device thread and the threads beside it come round.
  */
 import { NotifySocket } from '../devicemodel/core/host/sd-notify.ts';
 import type { ThreadPulses } from '../devicemodel/core/thread-pulses.ts';
@@ -68,7 +68,7 @@ export class ServiceManager implements FrontDoor {
       this.#socket.send('WATCHDOG=1');
     } else if (!this.#isOneSilent) {
       this.#isOneSilent = true;
-      this.#socket.send(`STATUS=${this.#vmName}: the data thread of ${silent.join(', ')} does not come round`);
+      this.#socket.send(`STATUS=${this.#vmName}: the thread of ${silent.join(', ')} does not come round`);
     }
   }
 

@@ -133,6 +133,7 @@ export class Life {
     const spec = { name: this.#config.name, flags: vmFlags(this.#config), cpuAffinity: this.#parts.cpuAffinity };
     const { vcpuCount, vmid } = await hsm.createVm(spec, this.#power.ending);
     this.#undo.defer(() => this.#destroy(hsm));
+    if (hsm.thread !== undefined) this.#undo.defer(this.#waits.threads.add(hsm.thread));
     this.#power.checkWanted();
     this.#vcpuCount = vcpuCount;
     this.#vmid = vmid;

@@ -3,7 +3,7 @@
  * answers when it comes round in its loop; nobody waits for it.
  */
 export interface ThreadPulse {
-  /** What it serves, for messages. */
+  /** What it serves, for messages: `the thread of ...`. */
   readonly what: string;
   /** Whether it has come round since it was asked last. */
   readonly hasAnswered: boolean;

@@ -26,6 +26,7 @@ import type {
 import type { HvVdev } from '../../devicemodel/core/hsm/vdev.ts';
 import { IOREQ_PAGE_BYTES, IOREQ_SLOTS, IoreqPage, IoreqState } from '../../devicemodel/core/ioreq-page.ts';
 import { type Log, silentLog } from '../../devicemodel/core/log.ts';
+import type { ThreadPulse } from '../../devicemodel/core/thread-pulses.ts';
 import { GiB } from '../../devicemodel/core/units.ts';
 import type { CpuEngine, GuestBus, MemoryWindow } from './cpu-engine.ts';
 import { EventRing, VmEventType } from './event-ring.ts';
@@ -62,6 +63,8 @@ export interface EmbeddedHsmOptions {
   readonly accessMap?: Int32Array;
   /** Absent: no function of the host can be given to the guest. */
   readonly hostFunctions?: HostFunctionProvider;
+  /** Where functions have one. */
+  readonly thread?: ThreadPulse;
   /** The guest shut down by a triple fault; it stands still. */
   readonly onTripleFault?: () => void;
 }
@@ -72,6 +75,7 @@ export class EmbeddedHsm implements Hsm {
   readonly freezing?: FreezeAbility;
   readonly vmEvents: VmEventAbility;
   readonly ownRootPorts = true;
+  readonly thread?: ThreadPulse;
   readonly givesHostFunctions?: true;
   readonly hostFunctionDriver?: string;
   readonly hostFunctions?: HostFunctionAbility;
@@ -109,6 +113,7 @@ export class EmbeddedHsm implements Hsm {
       },
     };
     if (options.engine.ram !== undefined) this.engineRam = options.engine.ram;
+    if (options.thread !== undefined) this.thread = options.thread;
     if (options.engine.freezing !== undefined) this.freezing = options.engine.freezing;
     const signal = (message: MsiMessage) => this.#signalMsi(message);
     this.#eventfdTable = new EventfdTable(options.eventfds, { signal }, options.engine.eventfds);

@@ -93,6 +93,7 @@ export async function openKvmHsm(options: KvmHsmOptions): Promise<Hsm> {
       eventfds: hostEventfds,
       log,
       ...(accessMap === undefined ? {} : { accessMap }),
+      ...(thread === undefined ? {} : { thread }),
       ...(hostFunctions === undefined ? {} : { hostFunctions }),
     });
   } catch (error) {

@@ -124,7 +124,7 @@ test('the watchdog starves while a data thread does not come round, and the stat
   const told: string[] = [];
   await until(() => told.push(...eat()) > 0 && told.some((text) => text.startsWith('STATUS=')), 'a status');
   expect(told.filter((text) => text.startsWith('STATUS='))).toEqual([
-    'STATUS=vm1: the data thread of disk.img does not come round',
+    'STATUS=vm1: the thread of disk.img does not come round',
   ]);
   meals = 0;
   await new Promise((resolve) => setTimeout(resolve, 100));

@@ -166,6 +166,27 @@ describe('a call that fails unwinds in order', () => {
   );
 });
 
+test('a thread of the hypervisor is asked whether it comes round, as long as there is a VM', async () => {
+  let asked = 0;
+  const { vm, lives } = makeVm(
+    (hsm) => {
+      const thread = { what: 'the devices of this test', hasAnswered: false, ask: () => void asked++ };
+      Object.assign(hsm, { thread });
+      hsm.guest.outb(0x10, 1);
+    },
+    {
+      onStart: () => {
+        vm.threads?.ask();
+        expect(vm.threads?.silent).toEqual(['the devices of this test']);
+      },
+    },
+  );
+  await vm.run();
+  expect([asked, lives.length]).toEqual([1, 1]);
+  vm.threads?.ask();
+  expect(asked).toBe(1);
+});
+
 test('abandon pauses and destroys at once, whatever fails', async () => {
   const { vm, lives } = makeVm(() => {});
   vm.on('started', () => {

@@ -6,6 +6,7 @@
 import type { Bdf, Gpa, Gsi, Port } from '../address.ts';
 import type { MsiMessage } from '../device.ts';
 import type { RamChunk } from '../memory.ts';
+import type { ThreadPulse } from '../thread-pulses.ts';
 import type { HvVdev } from './vdev.ts';
 
 export type HsmBackend = 'acrn' | 'soft' | 'kvm' | 'fake';
@@ -173,6 +174,8 @@ export interface Hsm extends HypervisorOffers {
   unmapRam?(mapping: RamMapping): void;
   readonly engineRam?: EngineRam;
   readonly freezing?: FreezeAbility;
+  /** A thread of this process that answers for the hypervisor's devices, from CREATE_VM on. */
+  readonly thread?: ThreadPulse;
   readonly hostFunctions?: HostFunctionAbility;
   readonly passthrough?: PassthroughAbility;
   readonly vmEvents?: VmEventAbility;

@@ -19,7 +19,10 @@ export const ThreadWord = {
   answers: 0,
   /** Id of the thread; 0 until it is up. */
   tid: 1,
-  count: 2,
+  /** Counts how often it was asked whether it comes round, and {@link alive} what of that it has answered. */
+  asked: 2,
+  alive: 3,
+  count: 4,
 } as const;
 
 export interface VdevThreadSetup {

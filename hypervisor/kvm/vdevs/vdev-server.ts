@@ -294,7 +294,9 @@ export class VdevServer {
   // ---- accesses
 
   #serveAll(): void {
-    takeEventfd(this.#setup.bellFd);
+    const { bellFd, words: own } = this.#setup;
+    takeEventfd(bellFd);
+    Atomics.store(own, ThreadWord.alive, Atomics.load(own, ThreadWord.asked));
     const machine = this.#machine;
     if (machine === undefined) return;
     const { words } = machine.wires;

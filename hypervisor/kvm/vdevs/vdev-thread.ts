@@ -18,6 +18,7 @@ import { startWorker } from '../../../devicemodel/core/host/worker.ts';
 import { HsmError } from '../../../devicemodel/core/hsm/errors.ts';
 import type { HvVdev } from '../../../devicemodel/core/hsm/vdev.ts';
 import type { Log } from '../../../devicemodel/core/log.ts';
+import type { ThreadPulse } from '../../../devicemodel/core/thread-pulses.ts';
 import { accessMapWords, isForFunction, secondaryBusOf } from '../../embedded/access-map.ts';
 import type { Irqfd, MemoryWindow } from '../../embedded/cpu-engine.ts';
 import type { MeetingPlace } from '../../embedded/meeting-place.ts';
@@ -60,7 +61,8 @@ export interface VdevThreadOptions {
   readonly workerUrl: URL;
 }
 
-export class VdevThread implements HypervisorThread, EngineHypervisorThread {
+export class VdevThread implements HypervisorThread, EngineHypervisorThread, ThreadPulse {
+  readonly what = "the hypervisor's devices";
   readonly accessMap = accessMapWords();
   onLost: (() => void) | undefined;
   readonly #options: VdevThreadOptions;
@@ -135,6 +137,18 @@ export class VdevThread implements HypervisorThread, EngineHypervisorThread {
     if (this.#hasEnded) return false;
     const tid = Atomics.load(this.#words, ThreadWord.tid);
     return tid === 0 || signalThread(tid, NO_SIGNAL) !== -Errno.ESRCH;
+  }
+
+  /** One that is gone is missed otherwise: it has ended the VM. */
+  get hasAnswered(): boolean {
+    const [asked, alive] = [ThreadWord.asked, ThreadWord.alive].map((word) => Atomics.load(this.#words, word));
+    return asked === alive || this.#hasEnded || this.#isOver;
+  }
+
+  ask(): void {
+    if (!this.hasAnswered || this.#hasEnded || this.#isOver) return;
+    Atomics.store(this.#words, ThreadWord.asked, (Atomics.load(this.#words, ThreadWord.asked) + 1) | 0);
+    this.#started?.bell.signal();
   }
 
   isForFunction(isPort: boolean, address: number): boolean {

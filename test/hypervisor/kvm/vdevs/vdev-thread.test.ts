@@ -10,6 +10,7 @@ import { ExitCode } from '../../../../devicemodel/core/errors.ts';
 import { Eventfd } from '../../../../devicemodel/core/host/eventfd.ts';
 import type { Hsm } from '../../../../devicemodel/core/hsm/hsm.ts';
 import { IoreqPage, IoreqType } from '../../../../devicemodel/core/ioreq-page.ts';
+import type { ThreadPulse } from '../../../../devicemodel/core/thread-pulses.ts';
 import { forgetSharedRegions } from '../../../../hypervisor/embedded/shared-region.ts';
 import { openKvmHsm } from '../../../../hypervisor/kvm/open.ts';
 import { bundledWorker } from '../../../support/bundle-worker.ts';
@@ -283,6 +284,30 @@ test('what is below a root port goes by the number that the guest gives its bus,
   select(1, 0, 0);
   expect(read()).toBe(0xffff_ffff);
   expect(vm.accesses).toEqual(['config 1:0:0:0/4']);
+});
+
+// Mutation: without the word in #serveAll it never answers; with the answer anywhere but in its loop, one that is stuck does.
+test('whether it comes round is asked by its bell: one that is kept has not answered', {
+  timeout: TIMEOUT_MS,
+}, async () => {
+  const vm = await Vm.create();
+  const thread = vm.hsm.thread as ThreadPulse;
+  const answers = () => {
+    for (let looks = 0; !thread.hasAnswered && looks < 10_000; looks++) sleepHere(1);
+    return thread.hasAnswered;
+  };
+  thread.ask();
+  expect(answers()).toBe(true);
+  vm.vcpu(1).access(exits.out(0xcf8, 4, 0x8000_2810));
+  vm.vcpu(1).post(exits.out(0xcfc, 4, 0x8555_0000));
+  sleepHere(30);
+  thread.ask();
+  sleepHere(30);
+  expect([thread.hasAnswered, thread.what]).toEqual([false, "the hypervisor's devices"]);
+  expect(answers()).toBe(true);
+  vm.hsm.close();
+  thread.ask();
+  expect(thread.hasAnswered).toBe(true);
 });
 
 describe('with a vCPU at the hypervisor’s', () => {
