@@ -72,7 +72,7 @@ function removedLetter<const Letter extends string>(letter: Letter, help: string
 function vm<Id extends string, const Key extends string, const S extends Shape>(key: Key, shape: S, entry: Entry<Id>) {
   return { ...entry, key, shape };
 }
-/** Options of devices of the board; all are known to the C program. */
+/** Options of devices of the board. Those that C does not have begin like none of its own: abbreviations stay. */
 function board(group: AnyPlatformDriver['group']) {
   const drivers: readonly AnyPlatformDriver[] = platformDrivers;
   return drivers
