@@ -137,6 +137,12 @@ function segment(selector: number, base: bigint, limit: number, attributes: numb
   };
 }
 
+/** Intel SDM vol. 3A, table 10-1: where a CPU begins after a reset. */
+const RESET_CS_BASE = 0xffff_0000n;
+const RESET_RIP = 0xfff0n;
+/** The state of an AMD CPU is undefined after a shutdown, and KVM resets it (AMD APM vol. 2, §15.14.3). */
+const AFTER_RESET = '(of a reset: an AMD CPU keeps no others over a triple fault)';
+
 /** Registers in one line, for a log. */
 export function describeRegisters(regs: KvmRegsValue, special: KvmSregsValue): string {
   const hex = (value: bigint | number) => value.toString(16);
@@ -152,5 +158,6 @@ export function describeRegisters(regs: KvmRegsValue, special: KvmSregsValue): s
     ...(['cr0', 'cr2', 'cr3', 'cr4', 'efer'] as const).map((name) => `${name} ${hex(special[name])}`),
     `gdt ${hex(special.gdt.base)}+${hex(special.gdt.limit)}`,
     `idt ${hex(special.idt.base)}+${hex(special.idt.limit)}`,
+    ...(special.cs.base === RESET_CS_BASE && regs.rip === RESET_RIP ? [AFTER_RESET] : []),
   ].join(' ');
 }

@@ -313,6 +313,18 @@ describe('a vCPU that cannot go on', () => {
     vm.step();
     expect(vm.accesses).toEqual([[IoreqType.PortIo, 'w', 0x404, 2, 0x3400n]]);
     expect(vm.lines.join('\n')).toContain('triple fault on vCPU 0: cs:rip 10:100000');
+    expect(vm.lines.join('\n')).not.toContain('of a reset');
+  });
+
+  test("a triple fault on AMD says that its registers are not the guest's", async () => {
+    const vm = await machine();
+    vm.vcpu.script.push(exits.reason(KvmExit.Shutdown));
+    vm.hsm.startVm();
+    const { registersNow, specialNow } = vm.vcpu;
+    vm.vcpu.registersNow = { ...registersNow, rip: 0xfff0n };
+    vm.vcpu.specialNow = { ...specialNow, cs: { ...specialNow.cs, selector: 0xf000, base: 0xffff_0000n } };
+    vm.step();
+    expect(vm.lines.join('\n')).toMatch(/triple fault on vCPU 0: cs:rip f000:fff0 .*of a reset: an AMD CPU/);
   });
 });
 
