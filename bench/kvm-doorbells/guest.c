@@ -22,6 +22,10 @@ enum { IV_POSITION = 0x8, DOORBELL = 0xc };
 __attribute__((section(".multiboot"), used)) static const u32 header[] = {0x1badb002, 0, (u32)-0x1badb002};
 char stack[4096] __attribute__((used, aligned(16)));
 __asm__(".globl _start\n_start: cli\n movl $stack + 4096, %esp\n call run\n hlt\n");
+/* Asleep until an interrupt: STI lets none in before the HLT. */
+void sleep(void);
+extern const char sleep_hlt[];
+__asm__("sleep: sti\nsleep_hlt: hlt\n ret\n");
 
 static inline void out8(u16 port, u8 value) { __asm__ volatile("outb %0, %1" ::"a"(value), "Nd"(port)); }
 static inline void out32(u16 port, u32 value) { __asm__ volatile("outl %0, %1" ::"a"(value), "Nd"(port)); }
@@ -53,17 +57,26 @@ static void power_off(void) {
 
 /* ---- interrupts */
 
-struct frame;
+struct frame {
+  u32 ip, cs, flags;
+};
 struct gate {
   u16 low, selector, type, high;
 };
 static struct gate idt[256] __attribute__((aligned(8)));
 static const u64 gdt[] __attribute__((aligned(8))) = {0, 0x00cf9b000000ffff, 0x00cf93000000ffff};
 static volatile u32 came;
+/* Interrupts that came between STI and HLT. */
+static volatile u32 shadowless;
 
 static __attribute__((interrupt)) void on_bell(struct frame *frame) {
-  (void)frame;
+  volatile struct frame *at = frame;
   came++;
+  /* A CPU in emulation may forget what STI holds back: the HLT would sleep over what has just come. */
+  if (at->ip == (u32)sleep_hlt) {
+    at->ip++;
+    shadowless++;
+  }
   write32(LAPIC + LAPIC_EOI, 0);
 }
 static __attribute__((interrupt)) void on_other(struct frame *frame) {
@@ -127,7 +140,7 @@ static void wait_for(u32 count) {
   for (;;) {
     __asm__ volatile("cli");
     if (came >= count) break;
-    __asm__ volatile("sti; hlt");
+    sleep();
   }
   __asm__ volatile("sti");
 }
@@ -146,6 +159,7 @@ __attribute__((used)) void run(void) {
     if (ROLE == PING) wait_for(n);
     if (n > WARM_UP) took[n - WARM_UP - 1] = (u32)(ticks() - start);
   }
+  if (shadowless > 0) tell("interrupts between STI and HLT", shadowless);
   if (ROLE == PING) {
     for (u32 i = 1; i < ROUNDS; i++) {
       u32 value = took[i], j = i;

@@ -48,6 +48,10 @@ struct shared {
 __attribute__((section(".multiboot"), used)) static const u32 header[] = {0x1badb002, 0, (u32)-0x1badb002};
 char stack[4096] __attribute__((used, aligned(16)));
 __asm__(".globl _start\n_start: cli\n movl $stack + 4096, %esp\n call run\n hlt\n");
+/* Asleep until an interrupt: STI lets none in before the HLT. */
+void sleep(void);
+extern const char sleep_hlt[];
+__asm__("sleep: sti\nsleep_hlt: hlt\n ret\n");
 
 static inline void out8(u16 port, u8 value) { __asm__ volatile("outb %0, %1" ::"a"(value), "Nd"(port)); }
 static inline void out32(u16 port, u32 value) { __asm__ volatile("outl %0, %1" ::"a"(value), "Nd"(port)); }
@@ -81,25 +85,33 @@ static void power_off(void) {
 
 /* ---- interrupts */
 
-struct frame;
+struct frame {
+  u32 ip, cs, flags;
+};
 struct gate {
   u16 low, selector, type, high;
 };
 static struct gate idt[256] __attribute__((aligned(8)));
 static const u64 gdt[] __attribute__((aligned(8))) = {0, 0x00cf9b000000ffff, 0x00cf93000000ffff};
 static volatile u32 came[VECTORS];
+/* Interrupts that came between STI and HLT. */
+static volatile u32 shadowless;
 static volatile struct shared *shared;
 static u32 registers, block;
 
-static void on_bell(u32 vector) {
+static void on_bell(volatile struct frame *frame, u32 vector) {
   came[vector]++;
+  /* A CPU in emulation may forget what STI holds back: the HLT would sleep over what has just come. */
+  if (frame->ip == (u32)sleep_hlt) {
+    frame->ip++;
+    shadowless++;
+  }
   if (vector == BELL_VISIT && ROLE <= ANSWERER) shared->seen[ROLE]++;
   write32(LAPIC + LAPIC_EOI, 0);
 }
 #define HANDLER(n) \
   static __attribute__((interrupt)) void handler##n(struct frame *frame) { \
-    (void)frame; \
-    on_bell(n); \
+    on_bell(frame, n); \
   }
 HANDLER(0) HANDLER(1) HANDLER(2) HANDLER(3) HANDLER(4) HANDLER(5) HANDLER(6) HANDLER(7)
 
@@ -170,7 +182,7 @@ static void wait_for(u32 vector, u32 count) {
   for (;;) {
     __asm__ volatile("cli");
     if (came[vector] >= count) break;
-    __asm__ volatile("sti; hlt");
+    sleep();
   }
   __asm__ volatile("sti");
 }
@@ -233,6 +245,7 @@ static u32 pass_blocks(void) {
     if (shared->last == number) break;
   }
   tell("ticks", ticks() - began);
+  if (shadowless > 0) tell("interrupts between STI and HLT", shadowless);
   /* Whatever is still under way has time to come. */
   for (began = ticks(); ticks() - began < SETTLE_TICKS;) __asm__ volatile("pause");
   for (u32 v = 0; v < VECTORS; v++) {

@@ -101,7 +101,7 @@ cat "$work/limit"
 
 for name in sender answerer; do
   grep -q 'done, wrong 0' "$work/$name.log" || { fail "$name:"; grep -a -B2 -A2 WRONG "$work/$name.log" || tail -5 "$work/$name.log"; }
-  echo "$name: $(tr -d '\r' < "$work/$name.log" | grep -aE '^(ticks|blocks in all)' | tr '\n' ' ')"
+  echo "$name: $(tr -d '\r' < "$work/$name.log" | grep -aE '^(ticks|interrupts|blocks in all)' | tr '\n' ' ')"
 done
 ls /dev/shm/*"$region"* > /dev/null 2>&1 && fail "memory is left: $(ls /dev/shm/*"$region"*)"
 # Names stay for the next VM of the user whose they are: of who was killed, and of a region that others had longer. No memory stays.
