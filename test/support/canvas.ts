@@ -20,6 +20,15 @@ export class Canvas implements Picture {
     readPixels(memory, rect, into, at, strideBytes);
   }
 
+  /** One colour; what is outside is nothing. */
+  fill(rect: Rect, color: number): void {
+    const words = new Uint32Array(this.bytes.buffer);
+    for (let y = rect.y; y < Math.min(this.height, rect.y + rect.height); y++) {
+      const end = Math.min(this.width, rect.x + rect.width);
+      words.fill(color, y * this.width + rect.x, y * this.width + end);
+    }
+  }
+
   /** As a viewer has it. */
   get rgb(): Uint8Array {
     const rgb = new Uint8Array(3 * this.width * this.height);

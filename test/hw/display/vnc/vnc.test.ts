@@ -57,6 +57,23 @@ async function serve(options: { size?: Size; password?: string; config?: VncConf
   return { display, plugged, canvas, keys, pointers, server, path, lines, wanted, join: join_ };
 }
 
+/** Whether a viewer shows these beside each other, black where there is none. */
+function isDesktop(client: RfbClient, canvases: readonly Canvas[]): boolean {
+  const height = Math.max(...canvases.map((canvas) => canvas.height));
+  const width = canvases.reduce((sum, canvas) => sum + canvas.width, 0);
+  if (client.width !== width || client.height !== height) return false;
+  const expected = new Uint8Array(3 * width * height);
+  let x = 0;
+  for (const canvas of canvases) {
+    const { rgb } = canvas;
+    for (let y = 0; y < canvas.height; y++) {
+      expected.set(rgb.subarray(3 * y * canvas.width, 3 * (y + 1) * canvas.width), 3 * (y * width + x));
+    }
+    x += canvas.width;
+  }
+  return Buffer.compare(client.pixels, expected) === 0;
+}
+
 /** Flat areas, few colours, and noise: what tiles of each kind are made of. */
 function paint(canvas: Canvas, seed: number): void {
   let state = seed;
@@ -128,6 +145,69 @@ describe('pictures', () => {
         },
       ),
       { numRuns: 40 },
+    );
+  });
+
+  test('arrive in the end, whatever was drawn, asked and resized in between', { timeout: 60_000 }, async () => {
+    const { display, join } = await serve();
+    const client = await join();
+    client.setEncodings(Rfb.Zrle, Rfb.DesktopSize);
+    const size = fc.record({ width: fc.integer({ min: 1, max: 300 }), height: fc.integer({ min: 1, max: 200 }) });
+    const step = fc.oneof(
+      {
+        weight: 6,
+        arbitrary: fc.record({
+          do: fc.constant('draw' as const),
+          x: fc.nat(299),
+          y: fc.nat(199),
+          size,
+          color: fc.nat(),
+        }),
+      },
+      { weight: 3, arbitrary: fc.record({ do: fc.constant('ask' as const), isIncremental: fc.boolean() }) },
+      { weight: 2, arbitrary: fc.record({ do: fc.constant('wait' as const) }) },
+      { weight: 1, arbitrary: fc.record({ do: fc.constant('resize' as const), screen: fc.nat(1), size }) },
+      { weight: 1, arbitrary: fc.record({ do: fc.constant('encode' as const), as: fc.constantFrom(0, 6, 16) }) },
+    );
+    await fc.assert(
+      fc.asyncProperty(fc.tuple(size, size), fc.array(step, { maxLength: 40 }), async (sizes, steps) => {
+        const plugged = display.plugIn(sizes, () => {});
+        const canvases = sizes.map((each) => new Canvas(each));
+        for (const [i, canvas] of canvases.entries()) plugged.screens[i]?.show(canvas);
+        let asked: Promise<unknown> | undefined;
+        const ask = (isIncremental: boolean) => {
+          if (asked !== undefined) return;
+          client.request(isIncremental);
+          asked = client.update().then(() => {
+            asked = undefined;
+          });
+        };
+        for (const now of steps) {
+          if (now.do === 'draw') {
+            const screen = now.color & 1;
+            const canvas = canvases[screen] as Canvas;
+            const rect = { x: now.x % canvas.width, y: now.y % canvas.height, ...now.size };
+            canvas.fill(rect, now.color);
+            plugged.screens[screen]?.damage(rect);
+          } else if (now.do === 'ask') ask(now.isIncremental);
+          else if (now.do === 'wait') await later(1);
+          else if (now.do === 'encode') client.setEncodings(now.as, Rfb.DesktopSize);
+          else {
+            const canvas = new Canvas(now.size);
+            canvases[now.screen] = canvas;
+            plugged.screens[now.screen]?.show(canvas);
+          }
+        }
+        while (!isDesktop(client, canvases)) {
+          ask(true);
+          await asked;
+        }
+        await asked;
+        plugged.dispose();
+        client.request(true);
+        await client.update();
+      }),
+      { numRuns: 60 },
     );
   });
 
