@@ -50,6 +50,17 @@ export class IoPatience {
     });
   }
 
+  /** Wait for work that never fails, and go on without it when it takes too long. @returns whether it came */
+  within(work: Promise<unknown>): Promise<boolean> {
+    return new Promise((resolve) => {
+      const end = this.start(() => resolve(false));
+      void work.then(() => {
+        end();
+        resolve(true);
+      });
+    });
+  }
+
   /** The VM is ended by force: waits under way are cut short. */
   force(): void {
     if (this.#isForced) return;

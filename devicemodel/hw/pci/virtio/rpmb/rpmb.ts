@@ -65,20 +65,20 @@ export class VirtioRpmb implements VirtioDevice {
 
   /** A store that hangs is left to itself: it has nothing of the guest's. */
   async stop(): Promise<void> {
-    const limit = this.#transport?.patience.limitMs ?? 0;
-    let timeout: NodeJS.Timeout | undefined;
-    const isOver = new Promise<void>((resolve) => {
-      timeout = setTimeout(resolve, limit);
-    });
-    await Promise.race([(this.#underWay ?? Promise.resolve()).then(() => this.#store.close()), isOver]);
-    clearTimeout(timeout);
+    const closed = (this.#underWay ?? Promise.resolve()).then(() => this.#store.close());
+    await this.#within(closed);
   }
 
   reset(): void {}
 
   /** What was acknowledged is on the medium already. */
   flush(): Promise<void> | undefined {
-    return this.#underWay;
+    return this.#underWay === undefined ? undefined : this.#within(this.#underWay);
+  }
+
+  async #within(work: Promise<void>): Promise<void> {
+    if (await (this.#transport as VirtioTransport).patience.within(work)) return;
+    this.#log.rationed('warn', () => 'replay protected memory does not answer: nobody waits for it any more');
   }
 
   /** One order at a time: each may depend on the counter that the one before has left. */

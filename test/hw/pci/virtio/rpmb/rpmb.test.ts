@@ -9,7 +9,10 @@ import type { RpmbCommand } from '../../../../../devicemodel/core/host/rpmb-mux.
 import { silentLog } from '../../../../../devicemodel/core/log.ts';
 import { RpmbMuxStore } from '../../../../../devicemodel/hw/pci/virtio/rpmb/mux-store.ts';
 import { parseRpmbText } from '../../../../../devicemodel/hw/pci/virtio/rpmb/options.ts';
-import { virtioRpmb } from '../../../../../devicemodel/hw/pci/virtio/rpmb/rpmb.ts';
+import { VirtioRpmb, virtioRpmb } from '../../../../../devicemodel/hw/pci/virtio/rpmb/rpmb.ts';
+import type { RpmbStore } from '../../../../../devicemodel/hw/pci/virtio/rpmb/store.ts';
+import { VirtioPci } from '../../../../../devicemodel/hw/pci/virtio/transport/transport.ts';
+import { memoryLog } from '../../../../support/memory-log.ts';
 import { VirtioDriver, VirtioMachine } from '../../../../support/virtio-driver.ts';
 
 const KEY = Buffer.alloc(32, 0x5c);
@@ -230,6 +233,37 @@ test('an order that comes while one of before a reset is under way is served aft
     ]),
   );
   expect([counter.result, counter.after[3]?.readUInt32BE(500)]).toEqual([0, 1]);
+});
+
+test('a store that does not answer is left to itself: neither S3 nor the end of the VM waits for ever', async () => {
+  const machine = new VirtioMachine();
+  undo.push(() => machine.dispose());
+  const env = machine.env();
+  env.waits.patience.force();
+  let closes = 0;
+  const store: RpmbStore = {
+    open: async () => ({ blockCount: 256, counter: 0 }),
+    read: () => new Promise(() => {}),
+    write: () => new Promise(() => {}),
+    close: async () => {
+      closes++;
+    },
+  };
+  const { lines, log } = memoryLog();
+  const fn = new VirtioPci(new VirtioRpmb(KEY, store, log), env, {
+    mode: 'legacy',
+    identity: { legacyDeviceId: 0x8601, type: 0xffff, classCode: 0xff0000 },
+  });
+  const driver = new VirtioDriver(machine, fn, 'legacy');
+  await driver.fn.start?.();
+  driver.init();
+  const buffers = Buffer.concat(buffersOf(write({ address: 130 })));
+  machine.memory.write(AT, buffers);
+  driver.add(0, [{ write: buffers.length, at: AT }]);
+  driver.kick(0);
+  await driver.fn.settle?.(true);
+  await driver.fn.stop?.();
+  expect([closes, lines.length > 0]).toEqual([0, true]);
 });
 
 test('anything for an order is given back', async () => {
