@@ -3,6 +3,7 @@
  * fail, come and go. What has to hold: nothing throws, what is in flight is bounded and comes back, guest memory is touched
  * only while a transfer is the guest's, and the host has all of its devices back in the end.
  */
+import { IoPatience } from '../../devicemodel/core/io-patience.ts';
 import { GuestMemory } from '../../devicemodel/core/memory.ts';
 import { InputHub } from '../../devicemodel/hw/input/input-hub.ts';
 import { XhciController } from '../../devicemodel/hw/pci/xhci/controller.ts';
@@ -48,12 +49,14 @@ class HostileXhci {
     this.#random = random;
     this.#isTame = random.oneIn(2);
     const { log } = memoryLog();
+    const patience = new IoPatience(60_000);
     this.#host = new FickleUsbHost(random);
     this.controller = new XhciController(
       {
         memory: this.#memory,
         clock: this.#clock,
         log,
+        patience,
         setLine: () => {},
         sendMessage: () => this.events++,
       },
@@ -63,7 +66,7 @@ class HostileXhci {
     tablet.plugIn();
     this.controller.ports.connect(tablet);
     this.#plug();
-    this.#mapper = new PortMapper(FickleUsbHost.ports, this.controller.ports, this.#host, log);
+    this.#mapper = new PortMapper(FickleUsbHost.ports, this.controller.ports, this.#host, log, patience);
     this.#mapper.start();
     this.#setUp();
   }

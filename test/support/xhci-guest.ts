@@ -3,6 +3,7 @@
  * transfers, and reads events. Tests say what they want done and look at what came back.
  */
 import type { AccessSize } from '../../devicemodel/core/address.ts';
+import { IoPatience } from '../../devicemodel/core/io-patience.ts';
 import { GuestMemory } from '../../devicemodel/core/memory.ts';
 import { XhciController } from '../../devicemodel/hw/pci/xhci/controller.ts';
 import { plainCapabilities } from '../../devicemodel/hw/pci/xhci/extended-capabilities.ts';
@@ -55,6 +56,7 @@ export interface Event {
 
 export class XhciGuest {
   readonly clock = new FakeClock();
+  readonly patience = new IoPatience(60_000);
   readonly memory: GuestMemory;
   readonly ram = new Uint8Array(RAM_BYTES);
   readonly controller: XhciController;
@@ -79,6 +81,7 @@ export class XhciGuest {
         memory: this.memory,
         clock: this.clock,
         log,
+        patience: this.patience,
         setLine: (level) => {
           this.line = level;
           this.onLine?.(level);

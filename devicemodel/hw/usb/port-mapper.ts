@@ -2,6 +2,7 @@
  * Which devices of the host are the guest's: what is plugged into ports that were given to it, or into hubs there, at the
  * start and at any time later. The hubs themselves stay the host's: each device has a root port of its own.
  */
+import type { IoPatience } from '../../core/io-patience.ts';
 import type { Log } from '../../core/log.ts';
 import type { UsbDevice } from './device.ts';
 import { HostDevice, type UsbHost } from './host-device.ts';
@@ -32,6 +33,7 @@ export class PortMapper {
   readonly #hub: RootHub;
   readonly #host: HostUsb;
   readonly #log: Log;
+  readonly #patience: IoPatience;
   readonly #devices = new Map<string, HostDevice>();
   /** Port that a device at this path had: it gets it again. */
   readonly #ports = new Map<string, number>();
@@ -42,12 +44,13 @@ export class PortMapper {
   #unwatch: (() => void) | undefined;
   #lookLater: NodeJS.Timeout | undefined;
 
-  /** @param assigned `1-2`: bus and port. */
-  constructor(assigned: readonly string[], hub: RootHub, host: HostUsb, log: Log) {
+  /** @param assigned `1-2`: bus and port. @param patience with devices that hang in the host */
+  constructor(assigned: readonly string[], hub: RootHub, host: HostUsb, log: Log, patience: IoPatience) {
     this.#assigned = assigned;
     this.#hub = hub;
     this.#host = host;
     this.#log = log;
+    this.#patience = patience;
   }
 
   start(): void {
@@ -59,15 +62,23 @@ export class PortMapper {
     this.#look();
   }
 
-  /** Everything goes back to the host. @returns when it did. */
-  async stop(): Promise<void> {
+  /** Everything goes back to the host. @returns when it did; false: something hangs there, and is left to itself */
+  async stop(): Promise<boolean> {
     this.#unwatch?.();
     this.#unwatch = undefined;
     clearTimeout(this.#lookLater);
     const devices = [...this.#devices.values()];
     this.#devices.clear();
     for (const device of devices) this.#hub.disconnect(device);
-    await Promise.all([...devices.map((device) => device.close()), ...this.#leaving]);
+    const given = await Promise.all(devices.map((device) => this.#isGivenBack(device)));
+    const isRest = await this.#patience.within(Promise.all(this.#leaving));
+    return isRest && given.every((isBack) => isBack);
+  }
+
+  async #isGivenBack(device: HostDevice): Promise<boolean> {
+    const isBack = await this.#patience.within(device.close());
+    if (!isBack) this.#log.warn(`USB device ${device.name} is not given back: it hangs in the host`);
+    return isBack;
   }
 
   #look(): void {

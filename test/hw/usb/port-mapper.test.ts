@@ -1,5 +1,6 @@
 /** Devices of the host: which are the guest's, who has them when, and what is passed on. */
 import { describe, expect, onTestFinished, test, vi } from 'vitest';
+import { IoPatience } from '../../../devicemodel/core/io-patience.ts';
 import { UsbSpeed, type UsbTransfer } from '../../../devicemodel/hw/usb/device.ts';
 import { HostDevice, hideUas } from '../../../devicemodel/hw/usb/host-device.ts';
 import { type HostUsbDevice, interfacesOf } from '../../../devicemodel/hw/usb/host-tree.ts';
@@ -35,8 +36,9 @@ function makeMapper(assigned: readonly string[], devices: HostUsbDevice[]) {
       events.push(`- ${device.where.path}`);
     },
   };
-  const mapper = new PortMapper(assigned, hub as never, host, log);
-  return { host, events, plugged, mapper, lines };
+  const patience = new IoPatience(60_000);
+  const mapper = new PortMapper(assigned, hub as never, host, log, patience);
+  return { host, events, plugged, mapper, lines, patience };
 }
 
 describe('port mapper', () => {
@@ -134,6 +136,19 @@ describe('port mapper', () => {
     made.mapper.start();
     expect(made.events).toEqual(['+ 1-2']);
     expect(made.lines.filter((line) => line.startsWith('warn'))).toHaveLength(1);
+  });
+
+  test('stop does not wait for ever for a device that hangs in the host, and gives back the others', async () => {
+    const made = makeMapper(['1-2', '1-3'], [at('1-2'), at('1-3')]);
+    made.mapper.start();
+    for (const device of made.plugged) expect(await device.open()).toBe(true);
+    const [hanging, other] = made.host.handles;
+    made.plugged[0]?.submit(bulk());
+    made.patience.force();
+    expect(await made.mapper.stop()).toBe(false);
+    expect([hanging?.calls.includes('close'), other?.calls.includes('close')]).toEqual([false, true]);
+    expect(made.lines.at(-1)).toMatch(/^warn: USB device 1-2 \(0781:5567\) is not given back/);
+    hanging?.give('gone');
   });
 
   test('stop waits for devices that were pulled out and still have something in flight', async () => {

@@ -3,6 +3,7 @@
  * operation may cost is bounded in each part; what is left over is done from a timer.
  */
 import type { Clock, Timer } from '../../../core/clock.ts';
+import type { IoPatience } from '../../../core/io-patience.ts';
 import type { Log } from '../../../core/log.ts';
 import type { GuestMemory } from '../../../core/memory.ts';
 import { CommandRing } from './command-ring.ts';
@@ -38,6 +39,8 @@ export interface ControllerWires {
   readonly memory: GuestMemory;
   readonly clock: Clock;
   readonly log: Log;
+  /** With devices that do not give back what they have. */
+  readonly patience: IoPatience;
   /** Log every command. */
   readonly isTraced?: boolean;
   setLine(isAsserted: boolean): void;
@@ -152,12 +155,21 @@ export class XhciController {
     this.#interrupter.restartRing();
   }
 
-  /** Ask for everything that devices have. @returns when it came back; undefined: it has. */
+  /**
+   * Ask for everything that devices have. @returns when it came back, or is waited for no longer: it reaches no guest
+   * memory any more, whenever it comes. undefined: it has come back.
+   */
   recall(): Promise<void> | undefined {
     this.#isHeld = true;
     this.#slots.recall();
     if (this.#transfersInFlight === 0) return undefined;
-    return new Promise((resolve) => this.#whenIdle.push(resolve));
+    return this.#idle(new Promise((resolve) => this.#whenIdle.push(resolve)));
+  }
+
+  async #idle(work: Promise<void>): Promise<void> {
+    if (await this.#wires.patience.within(work)) return;
+    const count = this.#transfersInFlight;
+    this.#wires.log.warn(`USB: ${count} transfers do not come back from their device: nobody waits for them any more`);
   }
 
   /** The guest runs again after `recall`. */

@@ -9,6 +9,8 @@ import { writeFileSync } from 'node:fs';
 import type { BarIndex, BarSpec, ConfigSpace } from '../../../chips/pci-config-space.ts';
 import type { AccessSize } from '../../../core/address.ts';
 import { allOnes } from '../../../core/address.ts';
+import { leaveThreadBehind } from '../../../core/host/exit-hooks.ts';
+import type { IoPatience } from '../../../core/io-patience.ts';
 import type { Log } from '../../../core/log.ts';
 import type { PortMapper } from '../../usb/port-mapper.ts';
 import { UsbTablet } from '../../usb/tablet.ts';
@@ -40,6 +42,7 @@ class Xhci implements EmulatedPciFunction {
   readonly #tablet: UsbTablet | undefined;
   readonly #ports: readonly string[];
   readonly #log: Log;
+  readonly #patience: IoPatience;
   #isPlugged = false;
   #mapper: PortMapper | undefined;
   #disposeHost: (() => void) | undefined;
@@ -51,11 +54,13 @@ class Xhci implements EmulatedPciFunction {
     this.#msi = new Msi({ vectors: 1 }, env.msi);
     const line = env.intx();
     const { memory, clock, log } = env;
+    const { patience } = env.waits;
     this.#controller = new XhciController(
       {
         memory,
         clock,
         log,
+        patience,
         isTraced: /^[dv]/i.test(options.log ?? ''),
         // PCI 3.0 §6.8.1.3: a function whose MSI is enabled leaves its pin alone.
         setLine: (isAsserted) => line.set(isAsserted && !this.#msi.isEnabled),
@@ -65,6 +70,7 @@ class Xhci implements EmulatedPciFunction {
     );
     this.#ports = options.ports;
     this.#log = log;
+    this.#patience = patience;
     this.#tablet = options.tablet ? new UsbTablet(env.input) : undefined;
   }
 
@@ -91,16 +97,18 @@ class Xhci implements EmulatedPciFunction {
     ]);
     const host = openHostUsb();
     this.#disposeHost = () => host.dispose();
-    this.#mapper = new PortMapper(this.#ports, this.#controller.ports, host, this.#log);
+    this.#mapper = new PortMapper(this.#ports, this.#controller.ports, host, this.#log, this.#patience);
     this.#mapper.start();
   }
 
   async stop(): Promise<void> {
     this.#isPlugged = false;
     await this.#controller.recall();
-    await this.#mapper?.stop();
+    const isGivenBack = (await this.#mapper?.stop()) ?? true;
     this.#mapper = undefined;
-    this.#disposeHost?.();
+    // libusb goes with its last device: one that hangs there is the kernel's, when the process ends.
+    if (isGivenBack) this.#disposeHost?.();
+    else leaveThreadBehind();
     this.#disposeHost = undefined;
     if (this.#tablet === undefined) return;
     this.#controller.ports.disconnect(this.#tablet);

@@ -689,6 +689,20 @@ describe('recall: a reset, S3 or the end of the VM', () => {
   });
 });
 
+test('a device that keeps what it has: neither a reset nor S3 nor the end waits for ever, and it reaches no memory', async () => {
+  const { guest, device, slot } = configured();
+  device.isSlow = true;
+  guest.queue(slot, BULK_IN, Type.normal, At.buffers, 8, IOC);
+  guest.ring(slot, BULK_IN);
+  guest.patience.force();
+  await guest.controller.recall();
+  expect(guest.lines.filter((line) => line.startsWith('warn'))).toHaveLength(1);
+  guest.controller.reset();
+  device.complete(new Uint8Array(8).fill(0xaa));
+  expect(guest.memory.read(At.buffers, 8)).toEqual(new Uint8Array(8));
+  expect(guest.controller.recall()).toBeUndefined();
+});
+
 describe('event ring (§4.9.4)', () => {
   test('when it is full the guest is told once, and nothing is lost', () => {
     const { guest, slot } = configured({ eventTrbs: 16 });
