@@ -93,9 +93,11 @@ export class EngineConnection {
     return this.#outgoing.length > 0;
   }
 
+  /** Nothing waits for the engine any more, either. */
   close(): void {
     this.channel?.close();
     this.channel = undefined;
+    this.#outgoing.length = 0;
   }
 }
 

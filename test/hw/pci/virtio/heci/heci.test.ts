@@ -210,6 +210,21 @@ test('a busy engine is asked again; one that was reset is waited for', async () 
   expect(machine.lines.filter((line) => /was reset/.test(line))).toHaveLength(1);
 });
 
+test('an engine that is reset while two connections wait for it says nothing about either', async () => {
+  const { host, machine, receive, bus, send, start } = await makeHeci();
+  start();
+  for (const address of ['07', '08']) bus(`0620${address}00`);
+  receive();
+  host.answer = -Errno.EAGAIN;
+  for (const address of [7, 8]) send(32, address, Buffer.from('hello'));
+  host.answer = -Errno.ENODEV;
+  host.isEnabled = false;
+  machine.clock.advance(100_000_000);
+  expect(host.open).toEqual([]);
+  // Neither of them is there any more: the driver would have credits for what it has to connect anew.
+  expect(receive()).toEqual([]);
+});
+
 test.each([
   ['longer than its client takes', 3, 0],
   ['that the engine does not take, eight of them', 9, -Errno.EAGAIN],
