@@ -56,7 +56,7 @@ export class CommandRing {
     this.pump();
     return SLICE_BLOCKS;
   };
-  /** Of a command that was done while there was no room for its event. */
+  /** Of a command that was done, or aborted, while there was no room for its event. */
   #result: CommandResult | undefined;
 
   constructor(wires: CommandWires) {
@@ -117,9 +117,10 @@ export class CommandRing {
   #stop(isAbort: boolean): void {
     if (this.#pending !== undefined) {
       this.#isStopping = true;
-      if (isAbort && this.#wires.canTell()) {
-        this.#complete({ code: CompletionCode.CommandAborted, slot: 0 });
-        this.#run();
+      if (isAbort) {
+        // As any other result it waits for room; one that is there already is what became of the command.
+        this.#result ??= { code: CompletionCode.CommandAborted, slot: 0 };
+        this.pump();
       }
       return;
     }

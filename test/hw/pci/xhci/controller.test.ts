@@ -194,6 +194,26 @@ describe('commands (§4.6)', () => {
     expect(guest.read(Reg.crcrLow)).toBe(0);
   });
 
+  test('an abort is not forgotten while the event ring has no room', () => {
+    const guest = new XhciGuest(16).setUp();
+    const device = new FakeUsbDevice();
+    device.opening = new Promise(() => {});
+    const port = guest.controller.ports.connect(device) ?? 0;
+    guest.events();
+    guest.write(portRegister(port), 0x210);
+    guest.command(Command.enable);
+    guest.addressSlot(1, port);
+    const other = new FakeUsbDevice();
+    for (let i = 0; i < 20; i++) {
+      guest.controller.ports.connect(other);
+      guest.controller.ports.disconnect(other);
+    }
+    guest.write(Reg.crcrLow, 4);
+    const seen = [guest.events(), guest.events(), guest.events()].flat();
+    expect(seen.filter(({ type }) => type === 33).map(({ code }) => code)).toEqual([25, 24]);
+    expect(guest.read(Reg.crcrLow) & 8).toBe(0);
+  });
+
   test('an endpoint of the wrong direction, and streams that are too many, are parameter errors', () => {
     const { guest, slot } = configured();
     expect(guest.configure(slot, { 5: 2 })?.code).toBe(Code.parameter);
