@@ -3,21 +3,16 @@
 # killed. CPUS, GROUP, BLOCKS, BLOCK_BYTES, VISITS and LIMIT_S are explained there; each visit starts a VM, which takes some seconds here.
 # Status: 0 passed, 1 failed, 125 the rig itself failed.
 set -u
-repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-if [ -z "${RIG:-}" ]; then
-  rig=${HSMRIG:-$repo/../shared/tools/hsmrig}
-  if [ ! -d "$rig" ]; then
-    echo "skipped: no rig in $rig"
-    exit 0
-  fi
+. "$(dirname "${BASH_SOURCE[0]}")/rig.sh"
+if is_outside; then
+  need_rig
   GUESTS=$(mktemp -d)
   trap 'rm -rf "$GUESTS"' EXIT
-  export GUESTS ENGINE=kvm DM=${DM:-node $repo/dist/acrn-dm.js}
+  export GUESTS ENGINE=kvm RIG_TIMEOUT=${RIG_TIMEOUT:-300}
   export BLOCKS=${BLOCKS:-5000} BLOCK_BYTES=${BLOCK_BYTES:-4096} VISITS=${VISITS:-3} LIMIT_S=${LIMIT_S:-240} CPUS=${CPUS:-} GROUP=${GROUP:-}
   BUILD_ONLY=1 "$repo/test/doorbells/run.sh"
   [ -e "$GUESTS/flooder" ] || exit 0
-  export RIG_PASS="DM CPUS GROUP ENGINE GUESTS BLOCKS BLOCK_BYTES VISITS LIMIT_S" RIG_TIMEOUT=${RIG_TIMEOUT:-300}
-  "$rig/run.sh" "$(readlink -f "$0")"
+  enter_rig CPUS GROUP ENGINE GUESTS BLOCKS BLOCK_BYTES VISITS LIMIT_S
   exit
 fi
 mkdir -p /run/acrn

@@ -2,9 +2,9 @@
 # A guest that accesses every port of the platform at random, a million times (or $COUNT): the device model serves all of
 # it, says little, and goes on working.
 export COUNT=${COUNT:-1000000} SEED=${SEED:-1} RIG_PASS="COUNT SEED" RIG_TIMEOUT=${RIG_TIMEOUT:-900}
-here=$(dirname "$(readlink -f "$0")")
-[ -n "${RIG:-}" ] || gcc -O2 -static -o "${HSMRIG_BUILD:-/var/tmp/hsmrig}/hammer" "$here/hammer.c" || exit 125
-. "$here/lib.sh"
+. "$(dirname "${BASH_SOURCE[0]}")/rig.sh"
+! is_outside || gcc -O2 -static -o "$rig_build/hammer" "$repo/test/rig/hammer.c" || exit 125
+. "$repo/test/rig/lib.sh"
 
 echo 300 > /proc/sys/vm/nr_hugepages
 mkdir -p /run/acrn /var/log

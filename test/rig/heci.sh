@@ -2,17 +2,16 @@
 # virtio-heci with a management engine that is a character device of the host's: /dev/mei0 by CUSE, whose calls a program
 # answers (test/support/fake-mei.py), with the attributes of sysfs beside it. No Linux has a driver for the guest's side
 # but ACRN's own: a program in the guest is one (test/guest/heci.c). Not shown here: a real engine. Two minutes.
-here=$(dirname "$(readlink -f "$0")")
-build=${HSMRIG_BUILD:-/var/tmp/hsmrig}
-[ -n "${RIG:-}" ] || [ ! -d "${HSMRIG:-$here/../../../shared/tools/hsmrig}" ] || {
-  mkdir -p "$build" && gcc -O2 -static -o "$build/heci" "$here/../guest/heci.c"
+. "$(dirname "${BASH_SOURCE[0]}")/rig.sh"
+! is_outside || [ ! -d "$rig" ] || {
+  mkdir -p "$rig_build" && gcc -O2 -static -o "$rig_build/heci" "$repo/test/guest/heci.c"
 } || exit 125
-. "$here/lib.sh"
+. "$repo/test/rig/lib.sh"
 
 host_modules cuse mei
 [ -e /dev/cuse ] || { echo "no /dev/cuse"; exit 125; }
 mkfifo /run/mei.in
-python3 "$rig_repo/test/support/fake-mei.py" --cuse < /run/mei.in > /run/mei.log 2>&1 & engine=$!
+python3 "$repo/test/support/fake-mei.py" --cuse < /run/mei.in > /run/mei.log 2>&1 & engine=$!
 exec 6> /run/mei.in
 for _ in $(seq 100); do [ -c /dev/mei0 ] && break; sleep 0.2; done
 check "the engine is a character device" test -c /dev/mei0

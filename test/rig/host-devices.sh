@@ -4,9 +4,9 @@
 # are compiled from its source.
 
 # Outside.
-if [ -z "${RIG:-}" ]; then
-  rig=${HSMRIG:-$(dirname "$(readlink -f "$0")")/../../../shared/tools/hsmrig}
-  build=${HSMRIG_BUILD:-/var/tmp/hsmrig}
+. "$(dirname "${BASH_SOURCE[0]}")/rig.sh"
+if is_outside; then
+  build=$rig_build
   [ ! -d "$rig" ] || "$rig/build.sh" > /dev/null || exit 125
   if [ -d "$rig" ] && [ ! -e "$build/gpio/gpio-virtio.ko" ]; then
     mkdir -p "$build/gpio"
@@ -20,7 +20,7 @@ if [ -z "${RIG:-}" ]; then
 fi
 . "$(dirname "$0")/lib.sh"
 
-guest_script "$rig_repo/test/guest/inside/host-devices.sh"
+guest_script "$repo/test/guest/inside/host-devices.sh"
 (
   mkdir -p /run/more/lib
   cp "$HSMRIG_BUILD/gpio/gpio-virtio.ko" /run/more/lib/
@@ -48,7 +48,7 @@ pull() { echo "pull-$2" > "$lines/sim_gpio$1/pull"; }
 
 host_modules uinput evdev
 mkfifo /run/keyboard.in
-python3 "$rig_repo/test/rig/keyboard.py" < /run/keyboard.in > /run/keyboard.log 2>&1 & keyboard=$!
+python3 "$repo/test/rig/keyboard.py" < /run/keyboard.in > /run/keyboard.log 2>&1 & keyboard=$!
 exec 6> /run/keyboard.in
 sleep 2
 event=$(basename "$(dirname "$(dirname "$(grep -l 'rig keyboard' /sys/class/input/event*/device/name)")")")

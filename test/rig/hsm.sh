@@ -1,20 +1,15 @@
 #!/bin/bash
-# The HSM conformance suite on the real driver of Linux (test/hypervisor/acrn/real-hsm.test.ts), without vitest, whose start
-# takes minutes in the rig; then the driver's own answers beside the table of them.
+# The HSM conformance suite on the real driver of Linux (test/hypervisor/acrn/real-hsm.test.ts); then the driver's own
+# answers beside the table of them.
 # Status: 0 passed, 1 failed, 125 the rig itself failed.
 set -u
-repo=$(cd "$(dirname "$0")/../.." && pwd)
-bundle=$repo/node_modules/.rig/real-hsm.mjs
-if [ -z "${RIG:-}" ]; then
-  rig=${HSMRIG:-$repo/../shared/tools/hsmrig}
-  if [ ! -d "$rig" ]; then
-    echo "skipped: no rig in $rig"
-    exit 0
-  fi
-  "$repo/node_modules/.bin/esbuild" "$repo/test/hypervisor/acrn/real-hsm.test.ts" --bundle --platform=node --format=esm \
-    --external:koffi --external:v86 --alias:vitest="$repo/test/support/small-vitest.mjs" --outfile="$bundle" --log-level=warning || exit 1
+. "$(dirname "${BASH_SOURCE[0]}")/rig.sh"
+! is_outside || need_rig
+bundle_suite test/hypervisor/acrn/real-hsm.test.ts real-hsm || exit 1
+if is_outside; then
   export RIG_TIMEOUT=${RIG_TIMEOUT:-240}
-  RIG_PASS=RIG_TIMEOUT exec "$rig/run.sh" "$(readlink -f "$0")"
+  enter_rig RIG_TIMEOUT
+  exit
 fi
 # One row of the table maps huge pages.
 echo 64 > /proc/sys/vm/nr_hugepages

@@ -8,7 +8,7 @@
 #
 # Status: 0 passed, 1 failed, 125 the rig itself failed.
 set -u
-repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+. "$(dirname "${BASH_SOURCE[0]}")/rig.sh"
 hypervisor=${HYPERVISOR:-kvm}
 build() {
   local here=$repo/test/rig way=$1 name=$2
@@ -40,22 +40,18 @@ data = open(sys.argv[1], "rb").read()
 sys.stdout.buffer.write(lzma.LZMADecompressor().decompress(data[data.index(b"\xfd7zXZ\0"):]))' "$1"
 }
 
-if [ -z "${RIG:-}" ] && [ -z "${GUESTS:-}" ]; then
+if is_outside && [ -z "${GUESTS:-}" ]; then
   GUESTS=$(mktemp -d)
   export GUESTS
   trap 'rm -rf "$GUESTS"' EXIT
   build_all || { echo "skipped: no gcc with 32 bits"; exit 0; }
 fi
-if [ -z "${RIG:-}" ] && [ "$hypervisor" = kvm ]; then
-  rig=${HSMRIG:-$repo/../shared/tools/hsmrig}
-  if [ ! -d "$rig" ]; then
-    echo "skipped: no rig in $rig"
-    exit 0
-  fi
+if is_outside && [ "$hypervisor" = kvm ]; then
+  need_rig
   "$rig/build.sh" > /dev/null || exit 125
-  vmlinux "${HSMRIG_BUILD:-/var/tmp/hsmrig}/vmlinuz" > "$GUESTS/vmlinux" 2> /dev/null
-  export DM=${DM:-node $repo/dist/acrn-dm.js} HYPERVISOR=kvm RIG_PASS="DM GUESTS HYPERVISOR" RIG_TIMEOUT=${RIG_TIMEOUT:-280}
-  "$rig/run.sh" "$(readlink -f "$0")"
+  vmlinux "$rig_build/vmlinuz" > "$GUESTS/vmlinux" 2> /dev/null
+  export HYPERVISOR=kvm RIG_TIMEOUT=${RIG_TIMEOUT:-280}
+  enter_rig GUESTS HYPERVISOR
   exit
 fi
 
@@ -66,7 +62,7 @@ log=$(mktemp)
 run() {
   local text=$1
   shift
-  timeout -s KILL 120 ${DM:-node "$repo/dist/acrn-dm.js"} --hypervisor "$hypervisor" -m 256M -s 0:0,hostbridge -s 1:0,lpc -l com1,stdio \
+  timeout -s KILL 120 $DM --hypervisor "$hypervisor" -m 256M -s 0:0,hostbridge -s 1:0,lpc -l com1,stdio \
     "$@" "im$$" < /dev/null > "$log" 2>&1
   local status=$?
   if grep -aq -- "$text" "$log" && [ $status = 0 ]; then echo "ok      $text"; else

@@ -14,12 +14,12 @@
 # (not run, and why).
 # Status: 0 if nothing but known ones failed.
 set -u
-repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+. "$(dirname "${BASH_SOURCE[0]}")/rig.sh"
 hypervisor=${HYPERVISOR:-soft}
 build=${KUT_BUILD:-/var/tmp/acrn-dm-kut}
 case $hypervisor in soft) arch=i386 ;; *) arch=x86_64 ;; esac
 
-if [ -z "${RIG:-}" ]; then
+if is_outside; then
   if [ -z "${KUT_DIR:-}" ] || [ ! -e "$KUT_DIR/x86/unittests.cfg" ]; then
     echo "skipped: KUT_DIR names no kvm-unit-tests"
     exit 0
@@ -36,15 +36,11 @@ if [ -z "${RIG:-}" ]; then
     touch "$build/$arch/ready"
   fi
   if [ "$hypervisor" = kvm ] && [ "${LOCAL:-}" != 1 ]; then
-    rig=${HSMRIG:-$repo/../shared/tools/hsmrig}
-    if [ ! -d "$rig" ]; then
-      echo "skipped: no rig in $rig"
-      exit 0
-    fi
-    export DM=${DM:-node $repo/dist/acrn-dm.js} HYPERVISOR=kvm KUT_BUILD=$build NAMES=${NAMES:-} SECONDS_EACH=${SECONDS_EACH:-}
-    export REFERENCE=${REFERENCE:-}
-    export RIG_PASS="DM HYPERVISOR KUT_BUILD NAMES SECONDS_EACH REFERENCE" RIG_TIMEOUT=${RIG_TIMEOUT:-600}
-    exec "$rig/run.sh" "$(readlink -f "$0")"
+    need_rig
+    export HYPERVISOR=kvm KUT_BUILD=$build NAMES=${NAMES:-} SECONDS_EACH=${SECONDS_EACH:-}
+    export REFERENCE=${REFERENCE:-} RIG_TIMEOUT=${RIG_TIMEOUT:-600}
+    enter_rig HYPERVISOR KUT_BUILD NAMES SECONDS_EACH REFERENCE
+    exit
   fi
 fi
 
@@ -74,7 +70,7 @@ reference() {
 # run NAME FILE VCPUS SECONDS WORDS
 run() {
   local name=$1 file=$2 count=$3 seconds=$4 words=$5 status line began=$SECONDS
-  timeout -s KILL "$seconds" ${DM:-node "$repo/dist/acrn-dm.js"} --hypervisor "$hypervisor" -m 512M --cpu_affinity "$(cpus "$count")" \
+  timeout -s KILL "$seconds" $DM --hypervisor "$hypervisor" -m 512M --cpu_affinity "$(cpus "$count")" \
     -s 0:0,hostbridge -s 1:0,lpc -l com1,stdio --testdev --fw_cfg -E "$build/$arch/x86/$file" -B "$file $words" "kut$$" \
     < /dev/null > "$scratch/log" 2>&1
   status=$?

@@ -3,15 +3,12 @@
 # where its node has no driver: which of them runs the guest, the one line, the hint, the status.
 # Status: 0 passed, 1 failed, 125 the rig itself failed.
 set -u
-repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-if [ -z "${RIG:-}" ]; then
-  rig=${HSMRIG:-$repo/../shared/tools/hsmrig}
-  if [ ! -d "$rig" ]; then
-    echo "skipped: no rig in $rig"
-    exit 0
-  fi
-  export DM=${DM:-node $repo/dist/acrn-dm.js} RIG_PASS=DM RIG_TIMEOUT=${RIG_TIMEOUT:-280} RIG_APPEND=fake_acrn_absent
-  exec "$rig/run.sh" "$(readlink -f "$0")"
+. "$(dirname "${BASH_SOURCE[0]}")/rig.sh"
+if is_outside; then
+  need_rig
+  export RIG_TIMEOUT=${RIG_TIMEOUT:-280} RIG_APPEND=fake_acrn_absent
+  enter_rig
+  exit
 fi
 
 failures=0

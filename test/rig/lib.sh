@@ -9,7 +9,7 @@
 # A script sources this file first. Outside of the rig that call does not come back; inside it defines what follows.
 # Status: 0 passed, 1 failed, 125 the rig itself failed twice.
 
-rig_repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+. "$(dirname "${BASH_SOURCE[0]}")/rig.sh"
 
 # Outside.
 
@@ -37,22 +37,17 @@ rig_build_guest() {
 }
 
 rig_outside() {
-  local rig=${HSMRIG:-$rig_repo/../shared/tools/hsmrig} script try status
-  local build=${HSMRIG_BUILD:-/var/tmp/hsmrig}
-  script=$(readlink -f "$0")
-  if [ ! -d "$rig" ]; then
-    echo "skipped: no rig in $rig"
-    exit 0
-  fi
+  local try status passed=${RIG_PASS:-}
+  need_rig
   "$rig/build.sh" > /dev/null || exit 125
-  rig_build_guest "$build" || exit 125
-  export DM=${DM:-node $rig_repo/dist/acrn-dm.js} TRANSPORT=${TRANSPORT:-} HYPERVISOR=${HYPERVISOR:-acrn} SLOW=${SLOW:-1}
+  rig_build_guest "$rig_build" || exit 125
+  export TRANSPORT=${TRANSPORT:-} HYPERVISOR=${HYPERVISOR:-acrn} SLOW=${SLOW:-1}
   export RIG_TIMEOUT=${RIG_TIMEOUT:-280}
-  export RIG_PASS="DM TRANSPORT HYPERVISOR SLOW ${RIG_PASS:-}"
   RIG_OUT=${RIG_OUT:-$(mktemp -d)}
   export RIG_OUT
   for try in 1 2; do
-    "$rig/run.sh" "$script" "$@"
+    # shellcheck disable=SC2086 # names
+    enter_rig TRANSPORT HYPERVISOR SLOW $passed
     status=$?
     [ $status = 124 ] || [ $status = 125 ] || break
     echo "the rig itself failed with status $status (try $try)"
@@ -61,7 +56,7 @@ rig_outside() {
   exit $status
 }
 
-[ -n "${RIG:-}" ] || rig_outside "$@"
+! is_outside || rig_outside
 
 # Inside.
 
@@ -70,7 +65,7 @@ scratch=/run
 guest_log=${OUT:-/run}/guest.log
 peer=peer
 tap=tap0
-. "$rig_repo/test/guest/lib.sh"
+. "$repo/test/guest/lib.sh"
 
 # host_modules NAME...: of the rig's own kernel, with what they depend on.
 host_modules() {

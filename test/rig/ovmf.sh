@@ -10,18 +10,14 @@
 # is pending, as firmware does at the end of each interrupt: a rig that dies of that is skipped.
 # Status: 0 passed, 1 failed.
 set -u
-repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-if [ -z "${RIG:-}" ] && [ "${LOCAL:-}" != 1 ]; then
-  rig=${HSMRIG:-$repo/../shared/tools/hsmrig}
-  if [ ! -d "$rig" ]; then
-    echo "skipped: no rig in $rig"
-    exit 0
-  fi
-  export DM=${DM:-node $repo/dist/acrn-dm.js} WHAT=${WHAT:-} OVMF_ACRN=${OVMF_ACRN:-} LIMIT_S=${LIMIT_S:-}
-  export RIG_PASS="DM WHAT OVMF_ACRN LIMIT_S" RIG_TIMEOUT=${RIG_TIMEOUT:-780}
+. "$(dirname "${BASH_SOURCE[0]}")/rig.sh"
+if is_outside && [ "${LOCAL:-}" != 1 ]; then
+  need_rig
+  export WHAT=${WHAT:-} OVMF_ACRN=${OVMF_ACRN:-} LIMIT_S=${LIMIT_S:-}
+  export RIG_TIMEOUT=${RIG_TIMEOUT:-780}
   log=$(mktemp)
   trap 'rm -f "$log"' EXIT
-  "$rig/run.sh" "$(readlink -f "$0")" 2>&1 | tee "$log"
+  enter_rig WHAT OVMF_ACRN LIMIT_S 2>&1 | tee "$log"
   status=${PIPESTATUS[0]}
   if grep -q 'tcg_handle_interrupt: assertion failed' "$log"; then
     echo "skipped: the rig's QEMU died of a guest's MOV to CR8"
@@ -55,7 +51,7 @@ failures=0
 run() {
   local name=$1 began=$SECONDS status
   shift
-  timeout -s KILL "${LIMIT_S:-240}" ${DM:-node "$repo/dist/acrn-dm.js"} --hypervisor kvm -m 512M -s 1:0,lpc -l com1,stdio \
+  timeout -s KILL "${LIMIT_S:-240}" $DM --hypervisor kvm -m 512M -s 1:0,lpc -l com1,stdio \
     -s "3,virtio-blk,$scratch/esp.img" "$@" "ovmf$$" < /dev/null > "$scratch/log" 2>&1
   status=$?
   for text in SHELL-IS-HERE GUEST-UP; do

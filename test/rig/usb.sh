@@ -11,9 +11,9 @@ export MIB=${MIB:-32} SLOW=${SLOW:-1} STEPS=${STEPS:-stick gadget tablet} RIG_PA
 export RIG_TIMEOUT=${RIG_TIMEOUT:-$((SLOW * (200 + 5 * MIB)))}
 
 # Outside: the stick is a file, and which modules it all takes is known faster here.
-if [ -z "${RIG:-}" ]; then
-  build=${HSMRIG_BUILD:-/var/tmp/hsmrig}
-  rig=${HSMRIG:-$(dirname "$(readlink -f "$0")")/../../../shared/tools/hsmrig}
+. "$(dirname "${BASH_SOURCE[0]}")/rig.sh"
+if is_outside; then
+  build=$rig_build
   [ ! -d "$rig" ] || "$rig/build.sh" > /dev/null || exit 125
   export RIG_OUT=${RIG_OUT:-$(mktemp -d)}
   truncate -s 0 "$RIG_OUT/stick" && truncate -s 64M "$RIG_OUT/stick"

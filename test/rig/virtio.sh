@@ -7,4 +7,4 @@ export PATIENCE=${PATIENCE:-$((RIG_TIMEOUT - 20))} RIG_PASS="MIB NET_MIB PATIENC
 . "$(dirname "$0")/lib.sh"
 # shellcheck disable=SC2034 # both for the script below
 api_socket=/run/acrn/vm/vm1/api.sock disk_options=,iothread
-. "$rig_repo/test/guest/virtio.sh"
+. "$repo/test/guest/virtio.sh"
