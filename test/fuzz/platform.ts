@@ -28,7 +28,9 @@ const MAX_CALL_MS = 2000;
 const MAX_LINES_A_SECOND = 100;
 const LIFE_LINE = /: (system reset|full-reset|poweroff|suspend): |system reset: /;
 /** Where memory-mapped registers are, and the space between them. */
-const MMIO_HINTS = [0xfed0_0000, 0xe000_0000, 0x8000_0000, 0xc000_0000, 0xfec0_0000, 0xfee0_0000, 0x1_0000_0000];
+const MMIO_HINTS = [
+  0xa_0000, 0xb_8000, 0xfed0_0000, 0xe000_0000, 0x8000_0000, 0xc000_0000, 0xfec0_0000, 0xfee0_0000, 0x1_0000_0000,
+];
 
 /** Words of a slot (struct acrn_io_request), beside what IoreqPage fills. */
 const Word = {
@@ -53,6 +55,7 @@ const argv = [
   ...['--debugexit', '-s', '3,wdt-i6300esb', '-s', '5,ivshmem,hv:/fuzz,2', '-s', '7,uart,vuart_idx:1'],
   ...['-s', '8,virtio-rnd', '-s', '9,virtio-blk,nodisk', '-s', '10,uart,null'],
   ...['-s', '11,virtio-console,@file:port=/dev/null', '-s', '12,virtio-net,tap0', '-s', '13,dummy'],
+  ...['-s', '14,virtio-gpu,geometry=640x480', '-s', '15,xhci,tablet'],
 ];
 
 class Slots {
