@@ -62,8 +62,8 @@ class Xhci implements EmulatedPciFunction {
         log,
         patience,
         isTraced: /^[dv]/i.test(options.log ?? ''),
-        // PCI 3.0 §6.8.1.3: a function whose MSI is enabled leaves its pin alone.
-        setLine: (isAsserted) => line.set(isAsserted && !this.#msi.isEnabled),
+        // With MSI the pin is left alone by the line itself, which comes back when the guest takes MSI back.
+        setLine: (isAsserted) => line.set(isAsserted),
         sendMessage: () => void this.#msi.signal(0),
       },
       isApl ? new AplCapabilities((role) => switchRole(role, log)) : plainCapabilities,
