@@ -83,7 +83,7 @@ export class Msix implements IoRegion {
     return config?.isMsixEnabled === true && !config.isMsiEnabled;
   }
 
-  get #isFunctionMasked(): boolean {
+  #isFunctionMasked(): boolean {
     const config = this.#config;
     return config !== undefined && (config.get16(this.#offset + 2) & Control.FunctionMask) !== 0;
   }
@@ -91,7 +91,7 @@ export class Msix implements IoRegion {
   /** Whether the vector would only become pending. A vector that does not exist is masked. */
   isMasked(vector: number): boolean {
     if (!(vector >= 0 && vector < this.vectors)) return true;
-    return this.#isFunctionMasked || isMsixVectorMasked(this.#table, vector);
+    return this.#isFunctionMasked() || isMsixVectorMasked(this.#table, vector);
   }
 
   /**

@@ -110,6 +110,14 @@ export class IoreqPage {
     return high === 0 ? low : high * TWO_32 + low;
   }
 
+  /** As {@link address}, for a port access: 32 bits, and all ones for what has more. An integer all the way is less to compute. */
+  port(vcpu: number): number {
+    const base = vcpu << SLOT_WORD_SHIFT;
+    return this.#words[base + Word.addressHigh] === 0
+      ? (this.#words[base + Word.addressLow] as number) >>> 0
+      : 0xffff_ffff;
+  }
+
   /** Bytes of the access; 1, 2, 4, and for MMIO also 8. Not checked. */
   size(vcpu: number): number {
     return (this.#words[(vcpu << SLOT_WORD_SHIFT) + Word.size] as number) >>> 0;

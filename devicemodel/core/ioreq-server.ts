@@ -107,7 +107,7 @@ export class IoreqServer {
 
   #portIo(vcpu: number): void {
     const page = this.#page;
-    const port = page.address(vcpu);
+    const port = page.port(vcpu);
     const size = page.size(vcpu) as AccessSize;
     const inRange = (size === 1 || size === 2 || size === 4) && port + size <= 0x1_0000;
     if (page.isWrite(vcpu)) {

@@ -56,16 +56,16 @@ export class AccessRouter {
   }
 
   /** The register at port CF8. */
-  get #configAddress(): number {
+  #configAddress(): number {
     return (this.#words[MapWord.configAddress] as number) >>> 0;
   }
-  set #configAddress(value: number) {
+  #setConfigAddress(value: number): void {
     this.#words[MapWord.configAddress] = value;
   }
 
   /** Power-on state of what the guest itself can change here. */
   reset(): void {
-    this.#configAddress = 0;
+    this.#setConfigAddress(0);
   }
 
   functionAt(bdf: Bdf): VirtualFunction | undefined {
@@ -124,11 +124,11 @@ export class AccessRouter {
     const page = this.#page;
     const type = page.type(vcpu);
     if (type === IoreqType.PortIo) {
-      const port = page.address(vcpu);
+      const port = page.port(vcpu);
       if (port >= ConfigPort.Data && port < ConfigPort.End) return this.#configData(vcpu, port);
       if (port === ConfigPort.Address) {
-        if (page.isWrite(vcpu)) this.#configAddress = page.value(vcpu);
-        else page.setValue(vcpu, this.#configAddress);
+        if (page.isWrite(vcpu)) this.#setConfigAddress(page.value(vcpu));
+        else page.setValue(vcpu, this.#configAddress());
         return this.#completed(vcpu);
       }
       if (this.#ports.length > 0 && this.#rangeAccess(this.#ports, vcpu, port)) return this.#completed(vcpu);
@@ -193,7 +193,7 @@ export class AccessRouter {
   /** Ports CFC..CFF: the hypervisor's own functions answer here, the others become a config request. */
   #configData(vcpu: number, port: number): boolean {
     const page = this.#page;
-    const address = this.#configAddress;
+    const address = this.#configAddress();
     const size = page.size(vcpu) as AccessSize;
     // PCI 3.0 §3.2.2.3.2; bits 27:24 are the extended register number, as the driver takes them.
     const target = (address & CONFIG_ENABLE) === 0 ? undefined : this.#target((address >>> 8) & 0xffff);

@@ -51,7 +51,7 @@ export class Msi {
     // Message address: bits 1:0 are zero, the guest's writes to them are lost.
     writable.set([0xfc, 0xff, 0xff, 0xff], 2);
     if (this.#is64Bit) writable.fill(0xff, 6, 10);
-    const data = this.#dataOffset - 2;
+    const data = this.#dataOffset() - 2;
     writable.set([0xff, 0xff], data);
     if (this.#hasMask) writable.fill(0xff, data + 4, data + 8);
     const hook: ConfigHook = { written: (_offset: number, _size: AccessSize) => this.#deliverPending() };
@@ -80,8 +80,8 @@ export class Msi {
     if (config === undefined || vector < 0 || vector >= this.enabledVectors) return false;
     if (this.#hasMask) {
       const bit = (1 << vector) >>> 0;
-      if ((config.get32(this.#maskOffset) & bit) !== 0) {
-        config.set32(this.#pendingOffset, (config.get32(this.#pendingOffset) | bit) >>> 0);
+      if ((config.get32(this.#maskOffset()) & bit) !== 0) {
+        config.set32(this.#pendingOffset(), (config.get32(this.#pendingOffset()) | bit) >>> 0);
         return false;
       }
     }
@@ -93,7 +93,7 @@ export class Msi {
     this.#message.address = config.get32(this.#offset + 4);
     // §6.8.1.6: the number of the vector is in the low bits. Compat: added, which is the same for data as the guest has
     // to give it, with those bits 0.
-    this.#message.data = (config.get16(this.#offset + this.#dataOffset) + vector) & 0xffff;
+    this.#message.data = (config.get16(this.#offset + this.#dataOffset()) + vector) & 0xffff;
     this.#sink.signal(this.#message);
     return true;
   }
@@ -101,23 +101,23 @@ export class Msi {
   #deliverPending(): void {
     const config = this.#config;
     if (config === undefined || !this.#hasMask) return;
-    let due = (config.get32(this.#pendingOffset) & ~config.get32(this.#maskOffset)) >>> 0;
+    let due = (config.get32(this.#pendingOffset()) & ~config.get32(this.#maskOffset())) >>> 0;
     for (let vector = 0; due !== 0 && vector < this.enabledVectors; vector++) {
       const bit = (1 << vector) >>> 0;
       if ((due & bit) === 0) continue;
       due = (due & ~bit) >>> 0;
-      config.set32(this.#pendingOffset, (config.get32(this.#pendingOffset) & ~bit) >>> 0);
+      config.set32(this.#pendingOffset(), (config.get32(this.#pendingOffset()) & ~bit) >>> 0);
       this.#send(config, vector);
     }
   }
 
-  get #dataOffset(): number {
+  #dataOffset(): number {
     return this.#is64Bit ? 12 : 8;
   }
-  get #maskOffset(): number {
-    return this.#offset + this.#dataOffset + 4;
+  #maskOffset(): number {
+    return this.#offset + this.#dataOffset() + 4;
   }
-  get #pendingOffset(): number {
-    return this.#maskOffset + 4;
+  #pendingOffset(): number {
+    return this.#maskOffset() + 4;
   }
 }

@@ -299,7 +299,7 @@ export class Hpet implements PlatformDevice, IoRegion {
       case Reg.MainCounter:
         this.#catchUpAll();
         this.#base = value;
-        if (this.#isCounting) this.#startCounting();
+        if (this.#isCounting()) this.#startCounting();
         break;
       default:
         break;
@@ -330,13 +330,13 @@ export class Hpet implements PlatformDevice, IoRegion {
     }
   }
 
-  get #isCounting(): boolean {
+  #isCounting(): boolean {
     return (this.#config & Cfg.Enable) !== 0;
   }
 
   /** Ticks since the counter was last set or switched on. */
   #ticks(): number {
-    return this.#isCounting ? rate.ticksIn(this.#clock.nowNs() - this.#baseNs) : 0;
+    return this.#isCounting() ? rate.ticksIn(this.#clock.nowNs() - this.#baseNs) : 0;
   }
 
   #counter(): number {
@@ -393,7 +393,7 @@ export class Hpet implements PlatformDevice, IoRegion {
         this.#status &= ~(1 << n);
       }
     }
-    if (!this.#isCounting) return;
+    if (!this.#isCounting()) return;
     if (!timer.isEnabled) {
       this.#stopTimer(n);
       return;
@@ -415,7 +415,7 @@ export class Hpet implements PlatformDevice, IoRegion {
     }
     timer.config = (timer.config & ~Tn.ValueSet) >>> 0;
     const hasChanged = timer.comparator !== comparator || timer.period !== period;
-    if (hasChanged && this.#isCounting && timer.isEnabled) this.#startTimer(n);
+    if (hasChanged && this.#isCounting() && timer.isEnabled) this.#startTimer(n);
   }
 
   /** The next match is where the counter, going up from now, meets the comparator. */
@@ -465,7 +465,7 @@ export class Hpet implements PlatformDevice, IoRegion {
    */
   #catchUp(n: number): void {
     const timer = this.#timers[n] as HpetTimer;
-    if (timer.matchTick === undefined || !this.#isCounting) return;
+    if (timer.matchTick === undefined || !this.#isCounting()) return;
     const ticks = this.#ticks();
     if (ticks < timer.matchTick) return;
     // A one-shot timer matches again when the 32-bit counter comes round (§2.3.9.2.1).

@@ -120,7 +120,7 @@ export class I8042 implements PlatformDevice {
     this.#auxIrq = options.auxIrq;
     this.#power = options.power;
     this.keyboard = new Ps2Keyboard(() => {
-      if ((this.#commandByte & CommandByte.KeyboardOff) === 0) this.#pollKeyboard();
+      if ((this.#commandByte() & CommandByte.KeyboardOff) === 0) this.#pollKeyboard();
     });
     this.mouse = new Ps2Mouse(() => this.#pollAux());
   }
@@ -141,7 +141,7 @@ export class I8042 implements PlatformDevice {
       },
     };
     const command: IoRegion = {
-      read: (_offset, size) => (size === 1 ? this.#status : allOnes(size)),
+      read: (_offset, size) => (size === 1 ? this.#status() : allOnes(size)),
       write: (_offset, size, value) => {
         if (size === 1) this.#writeCommand(value);
       },
@@ -167,7 +167,7 @@ export class I8042 implements PlatformDevice {
 
   stop(): void {}
 
-  get #commandByte(): number {
+  #commandByte(): number {
     return this.#ram[0] as number;
   }
 
@@ -176,14 +176,14 @@ export class I8042 implements PlatformDevice {
    * many; here OBF means a byte is waiting. It leaves bit 4 clear, which means that the keyboard lock is on: guests say
    * so at every boot.
    */
-  get #status(): number {
+  #status(): number {
     const hasAnswer = this.#answer !== NO_ANSWER;
     const hasAux = this.mouse.pending > 0;
     return (
       Status.Unlocked |
       (hasAnswer || hasAux || this.#buffer.length > 0 ? Status.OutputFull : 0) |
       (hasAux && !hasAnswer ? Status.AuxFull : 0) |
-      ((this.#commandByte & CommandByte.System) !== 0 ? Status.System : 0) |
+      ((this.#commandByte() & CommandByte.System) !== 0 ? Status.System : 0) |
       (this.#isCommandLast ? Status.Command : 0)
     );
   }
@@ -263,18 +263,18 @@ export class I8042 implements PlatformDevice {
         this.#command = command;
         break;
       case Command.KeyboardOff:
-        this.#ram[0] = this.#commandByte | CommandByte.KeyboardOff;
+        this.#ram[0] = this.#commandByte() | CommandByte.KeyboardOff;
         break;
       case Command.KeyboardOn:
-        this.#ram[0] = this.#commandByte & ~CommandByte.KeyboardOff;
+        this.#ram[0] = this.#commandByte() & ~CommandByte.KeyboardOff;
         this.#poll();
         break;
       case Command.AuxOff:
-        this.#ram[0] = this.#commandByte | CommandByte.AuxOff;
+        this.#ram[0] = this.#commandByte() | CommandByte.AuxOff;
         this.mouse.setPort(false);
         break;
       case Command.AuxOn:
-        this.#ram[0] = this.#commandByte & ~CommandByte.AuxOff;
+        this.#ram[0] = this.#commandByte() & ~CommandByte.AuxOff;
         this.mouse.setPort(true);
         break;
       case Command.PulseReset:
@@ -289,8 +289,9 @@ export class I8042 implements PlatformDevice {
     }
     // Every command announces again what is waiting.
     if (this.#answer !== NO_ANSWER) this.#keyboardInterrupt();
-    else if (this.mouse.pending > 0 && (this.#commandByte & CommandByte.AuxOff) === 0) this.#auxInterrupt();
-    else if (this.#buffer.length > 0 && (this.#commandByte & CommandByte.KeyboardOff) === 0) this.#keyboardInterrupt();
+    else if (this.mouse.pending > 0 && (this.#commandByte() & CommandByte.AuxOff) === 0) this.#auxInterrupt();
+    else if (this.#buffer.length > 0 && (this.#commandByte() & CommandByte.KeyboardOff) === 0)
+      this.#keyboardInterrupt();
   }
 
   #poll(): void {
@@ -304,7 +305,7 @@ export class I8042 implements PlatformDevice {
 
   /** Take what the keyboard has, and announce it unless the mouse goes first. */
   #pollKeyboard(): void {
-    const translate = (this.#commandByte & CommandByte.Translate) !== 0;
+    const translate = (this.#commandByte() & CommandByte.Translate) !== 0;
     while (this.#buffer.room > 0) {
       const byte = this.keyboard.read();
       if (byte < 0) break;
@@ -317,18 +318,18 @@ export class I8042 implements PlatformDevice {
         this.#isBreak = false;
       }
     }
-    const auxFirst = this.mouse.pending > 0 && (this.#commandByte & CommandByte.AuxOff) === 0;
+    const auxFirst = this.mouse.pending > 0 && (this.#commandByte() & CommandByte.AuxOff) === 0;
     if (this.#buffer.length > 0 && !auxFirst) this.#keyboardInterrupt();
   }
 
   #keyboardInterrupt(): void {
-    if ((this.#commandByte & CommandByte.KeyboardInterrupt) === 0) return;
+    if ((this.#commandByte() & CommandByte.KeyboardInterrupt) === 0) return;
     this.#keyboardIrq.set(true);
     this.#keyboardIrq.set(false);
   }
 
   #auxInterrupt(): void {
-    if ((this.#commandByte & CommandByte.AuxInterrupt) === 0) return;
+    if ((this.#commandByte() & CommandByte.AuxInterrupt) === 0) return;
     this.#auxIrq.set(true);
     this.#auxIrq.set(false);
   }

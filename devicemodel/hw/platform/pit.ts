@@ -119,10 +119,10 @@ class Counter {
     this.#isStatusLatched = false;
   }
 
-  get #isPeriodic(): boolean {
+  #isPeriodic(): boolean {
     return this.#mode === Mode.RateGenerator || this.#mode === Mode.SquareWave;
   }
-  get #isTriggered(): boolean {
+  #isTriggered(): boolean {
     return this.#mode === Mode.OneShot || this.#mode === Mode.HardwareStrobe;
   }
 
@@ -161,17 +161,17 @@ class Counter {
     this.#isReadHighNext = false;
     const count = this.#isBcd ? fromBcd(raw) || 10_000 : raw || 0x1_0000;
     // A period of 1 is illegal in modes 2 and 3; such a write is dropped.
-    if (this.#isPeriodic && count === 1) return;
+    if (this.#isPeriodic() && count === 1) return;
     this.#load(count);
   }
 
   #load(count: number): void {
-    if (this.#isTriggered) {
+    if (this.#isTriggered()) {
       if (this.#isAwaitingCount) this.#count = count;
       this.#nextCount = count;
       this.#hasNextCount = true;
       this.#isAwaitingCount = false;
-    } else if (this.#isPeriodic && this.#isCounting && !this.#isAwaitingCount) {
+    } else if (this.#isPeriodic() && this.#isCounting && !this.#isAwaitingCount) {
       const ticks = this.#elapsed();
       this.#switchTick = (Math.floor(ticks / this.#count) + 1) * this.#count;
       this.#nextCount = count;
@@ -201,19 +201,19 @@ class Counter {
     if (gate === this.#gate) return;
     const ticks = this.#elapsed();
     this.#gate = gate;
-    if (this.#isTriggered) {
+    if (this.#isTriggered()) {
       if (gate && !this.#isAwaitingCount) this.#trigger();
       return;
     }
     if (this.#isAwaitingCount || this.#count === 0) return;
     if (gate) {
-      if (this.#isPeriodic) this.#start(this.#hasNextCount ? this.#nextCount : this.#count);
+      if (this.#isPeriodic()) this.#start(this.#hasNextCount ? this.#nextCount : this.#count);
       else {
         this.#startNs = this.#clock.nowNs();
         this.#isCounting = true;
       }
     } else {
-      this.#ticksBefore = this.#isPeriodic ? 0 : ticks;
+      this.#ticksBefore = this.#isPeriodic() ? 0 : ticks;
       this.#isCounting = false;
     }
   }
@@ -231,7 +231,7 @@ class Counter {
     if (!this.#isCounting) return this.#ticksBefore;
     const now = this.#clock.nowNs();
     const ticks = this.#ticksBefore + rate.ticksIn(now - this.#startNs);
-    if (!this.#hasNextCount || !this.#isPeriodic || ticks < this.#switchTick) return ticks;
+    if (!this.#hasNextCount || !this.#isPeriodic() || ticks < this.#switchTick) return ticks;
     this.#startNs += rate.nsFor(this.#switchTick - this.#ticksBefore);
     this.#ticksBefore = 0;
     this.#count = this.#nextCount;
@@ -241,7 +241,7 @@ class Counter {
 
   get out(): boolean {
     if (this.#isAwaitingCount) return this.#mode !== Mode.TerminalCount;
-    if (!this.#isCounting && (this.#isPeriodic || this.#isTriggered)) return true;
+    if (!this.#isCounting && (this.#isPeriodic() || this.#isTriggered())) return true;
     const ticks = this.#elapsed();
     const count = this.#count;
     switch (this.#mode) {
@@ -322,7 +322,7 @@ class Counter {
     if (this.#isAwaitingCount || !this.#isCounting || this.#count === 0) return undefined;
     const ticks = this.#elapsed();
     let rise: number;
-    if (this.#isPeriodic) {
+    if (this.#isPeriodic()) {
       rise = this.#hasNextCount ? this.#switchTick : (Math.floor(ticks / this.#count) + 1) * this.#count;
     } else {
       const isStrobe = this.#mode === Mode.SoftwareStrobe || this.#mode === Mode.HardwareStrobe;

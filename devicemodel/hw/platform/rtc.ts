@@ -140,7 +140,7 @@ export class Rtc implements PlatformDevice, IoRegion {
 
   /** Compat: as with the C device model the time of day comes from the host again, and CMOS memory is cleared. */
   reset(): void {
-    if ((this.#regC & RegC.Request) !== 0) this.#irq.set(false);
+    if ((this.#regC() & RegC.Request) !== 0) this.#irq.set(false);
     this.stop();
     this.#powerOn();
   }
@@ -174,9 +174,9 @@ export class Rtc implements PlatformDevice, IoRegion {
     const index = this.#index;
     this.#settle();
     if (index < Reg.A || index === Reg.Century) this.#showTime(false);
-    if (index === Reg.A) return this.#regA | (this.#isUpdateNear() ? RegA.UpdateInProgress : 0);
+    if (index === Reg.A) return this.#regA() | (this.#isUpdateNear() ? RegA.UpdateInProgress : 0);
     if (index !== Reg.C) return this.#cmos[index] as number;
-    const flags = this.#regC;
+    const flags = this.#regC();
     if (flags !== 0) {
       this.#setFlags(0);
       this.#schedulePeriodic();
@@ -256,35 +256,35 @@ export class Rtc implements PlatformDevice, IoRegion {
     }
   }
 
-  get #regA(): number {
+  #regA(): number {
     return this.#cmos[Reg.A] as number;
   }
-  get #regB(): number {
+  #regB(): number {
     return this.#cmos[Reg.B] as number;
   }
-  get #regC(): number {
+  #regC(): number {
     return this.#cmos[Reg.C] as number;
   }
-  get #isDividerOn(): boolean {
-    return (this.#regA & RegA.DividerMask) === RegA.DividerOn;
+  #isDividerOn(): boolean {
+    return (this.#regA() & RegA.DividerMask) === RegA.DividerOn;
   }
-  get #isHeld(): boolean {
-    return (this.#regB & RegB.Set) !== 0;
+  #isHeld(): boolean {
+    return (this.#regB() & RegB.Set) !== 0;
   }
   /** Whether seconds go by. */
-  get #isRunning(): boolean {
-    return this.#isDividerOn && !this.#isHeld && this.#seconds !== undefined;
+  #isRunning(): boolean {
+    return this.#isDividerOn() && !this.#isHeld() && this.#seconds !== undefined;
   }
 
   #isUpdateNear(): boolean {
-    return this.#isRunning && this.#secondNs + NS_PER_S - this.#clock.nowNs() <= UPDATE_WARNING_NS;
+    return this.#isRunning() && this.#secondNs + NS_PER_S - this.#clock.nowNs() <= UPDATE_WARNING_NS;
   }
 
   /** Count the seconds that went by and set their flags. */
   #settle(): void {
     const now = this.#clock.nowNs();
     this.#followHostClock(now);
-    if (!this.#isRunning || now - this.#secondNs < NS_PER_S) return;
+    if (!this.#isRunning() || now - this.#secondNs < NS_PER_S) return;
     const passed = Math.floor((now - this.#secondNs) / NS_PER_S);
     this.#secondNs += passed * NS_PER_S;
     this.#moveTo((this.#seconds as number) + passed);
@@ -298,14 +298,14 @@ export class Rtc implements PlatformDevice, IoRegion {
     const from = this.#seconds ?? seconds;
     this.#seconds = seconds;
     let flags = 0;
-    if ((this.#regB & RegB.UpdateInterrupt) !== 0) flags |= RegC.Update;
-    if ((this.#regB & RegB.AlarmInterrupt) !== 0) {
+    if ((this.#regB() & RegB.UpdateInterrupt) !== 0) flags |= RegC.Update;
+    if ((this.#regB() & RegB.AlarmInterrupt) !== 0) {
       const alarm = this.#nextAlarm(Math.min(from, seconds - 1));
       if (alarm !== undefined && alarm <= seconds) flags |= RegC.Alarm;
     }
     if (flags === 0) return;
-    const isNewAlarm = (flags & RegC.Alarm) !== 0 && (this.#regC & RegC.Alarm) === 0;
-    this.#setFlags(this.#regC | flags);
+    const isNewAlarm = (flags & RegC.Alarm) !== 0 && (this.#regC() & RegC.Alarm) === 0;
+    this.#setFlags(this.#regC() | flags);
     if (isNewAlarm) this.#options.onAlarm?.();
   }
 
@@ -315,7 +315,7 @@ export class Rtc implements PlatformDevice, IoRegion {
     if (Math.abs(stepMs) < HOST_JUMP_MS) return;
     const deltaS = Math.trunc(stepMs / 1000);
     this.#wallOffsetMs += deltaS * 1000;
-    if (!this.#isRunning) return;
+    if (!this.#isRunning()) return;
     const lastS = (this.#seconds as number) + Math.floor((now - this.#secondNs) / NS_PER_S);
     this.#secondNs += Math.floor((now - this.#secondNs) / NS_PER_S) * NS_PER_S;
     if (deltaS > 0) this.#moveTo(lastS + deltaS);
@@ -325,20 +325,20 @@ export class Rtc implements PlatformDevice, IoRegion {
   }
 
   #writeA(value: number): void {
-    const wasOn = this.#isDividerOn;
-    const before = this.#periodicHz;
+    const wasOn = this.#isDividerOn();
+    const before = this.#periodicHz();
     this.#cmos[Reg.A] = value & ~RegA.UpdateInProgress;
-    if (!wasOn && this.#isDividerOn) this.#secondNs = this.#clock.nowNs() - DIVIDER_RELEASE_NS;
+    if (!wasOn && this.#isDividerOn()) this.#secondNs = this.#clock.nowNs() - DIVIDER_RELEASE_NS;
     this.#periodicChanged(before);
     this.#scheduleSeconds();
   }
 
   #writeB(value: number): void {
-    const wasHeld = this.#isHeld;
-    const before = this.#periodicHz;
+    const wasHeld = this.#isHeld();
+    const before = this.#periodicHz();
     const now = this.#clock.nowNs();
     this.#cmos[Reg.B] = value;
-    if (wasHeld && !this.#isHeld) {
+    if (wasHeld && !this.#isHeld()) {
       const seconds = this.#secondsFromRegisters();
       // SET stops updates, not the divider: the phase of the second stays.
       if (seconds !== undefined) {
@@ -350,21 +350,21 @@ export class Rtc implements PlatformDevice, IoRegion {
         }
         this.#heldSeconds = undefined;
       }
-    } else if (!wasHeld && this.#isHeld) {
+    } else if (!wasHeld && this.#isHeld()) {
       this.#heldSeconds = this.#seconds;
       this.#showTime(true);
       this.#seconds = undefined;
       // Datasheet: SET clears UIE.
       this.#cmos[Reg.B] = value & ~RegB.UpdateInterrupt;
     }
-    this.#setFlags(this.#regC & RegC.Sources);
+    this.#setFlags(this.#regC() & RegC.Sources);
     this.#periodicChanged(before);
     this.#scheduleSeconds();
   }
 
   /** Some guests set the time without the SET bit, one register after the other: each write counts at once. */
   #timeWritten(): void {
-    if (this.#isHeld) return;
+    if (this.#isHeld()) return;
     const lastS = this.#seconds;
     const seconds = this.#secondsFromRegisters();
     if (seconds === undefined) this.#seconds = undefined;
@@ -378,25 +378,25 @@ export class Rtc implements PlatformDevice, IoRegion {
   }
 
   #encode(value: number): number {
-    return (this.#regB & RegB.IsBinary) !== 0 ? value : (Math.floor(value / 10) << 4) | (value % 10);
+    return (this.#regB() & RegB.IsBinary) !== 0 ? value : (Math.floor(value / 10) << 4) | (value % 10);
   }
 
   /** @returns NaN for a byte that is not BCD while it should be. */
   #decode(byte: number): number {
-    if ((this.#regB & RegB.IsBinary) !== 0) return byte;
+    if ((this.#regB() & RegB.IsBinary) !== 0) return byte;
     const high = byte >>> 4;
     const low = byte & 15;
     return high > 9 || low > 9 ? Number.NaN : high * 10 + low;
   }
 
   #encodeHour(hour: number): number {
-    if ((this.#regB & RegB.Is24Hour) !== 0) return this.#encode(hour);
+    if ((this.#regB() & RegB.Is24Hour) !== 0) return this.#encode(hour);
     return this.#encode(hour % 12 === 0 ? 12 : hour % 12) | (hour >= 12 ? PM : 0);
   }
 
   /** Put the time of day into its registers, in the format of the moment. Held registers are the guest's. */
   #showTime(force: boolean): void {
-    if (this.#seconds === undefined || (this.#isHeld && !force)) return;
+    if (this.#seconds === undefined || (this.#isHeld() && !force)) return;
     const date = new Date(this.#seconds * 1000);
     const year = date.getUTCFullYear();
     // Date covers 275,000 years; two BCD or binary digits each for century and year do not.
@@ -418,7 +418,7 @@ export class Rtc implements PlatformDevice, IoRegion {
     const field = (index: number) => this.#decode(cmos[index] as number);
     const hourByte = cmos[Reg.Hours] as number;
     let hour: number;
-    if ((this.#regB & RegB.Is24Hour) !== 0) {
+    if ((this.#regB() & RegB.Is24Hour) !== 0) {
       hour = this.#decode(hourByte);
     } else {
       const hour12 = this.#decode(hourByte & ~PM);
@@ -470,27 +470,27 @@ export class Rtc implements PlatformDevice, IoRegion {
    */
   #setFlags(flags: number): void {
     const sources = flags & RegC.Sources;
-    const isRequested = (sources & this.#regB) !== 0;
-    const wasRequested = (this.#regC & RegC.Request) !== 0;
+    const isRequested = (sources & this.#regB()) !== 0;
+    const wasRequested = (this.#regC() & RegC.Request) !== 0;
     this.#cmos[Reg.C] = sources | (isRequested ? RegC.Request : 0);
     if (isRequested !== wasRequested) this.#irq.set(isRequested);
   }
 
   /** 0 while no periodic interrupt is asked for. */
-  get #periodicHz(): number {
-    if ((this.#regB & RegB.PeriodicInterrupt) === 0 || !this.#isDividerOn) return 0;
-    return PERIODIC_HZ[this.#regA & RegA.RateMask] as number;
+  #periodicHz(): number {
+    if ((this.#regB() & RegB.PeriodicInterrupt) === 0 || !this.#isDividerOn()) return 0;
+    return PERIODIC_HZ[this.#regA() & RegA.RateMask] as number;
   }
 
   #periodicChanged(beforeHz: number): void {
-    if (this.#periodicHz !== beforeHz) this.#periodicNs = this.#clock.nowNs();
+    if (this.#periodicHz() !== beforeHz) this.#periodicNs = this.#clock.nowNs();
     this.#schedulePeriodic();
   }
 
   /** Nothing is armed while the flag is still set: another period would change nothing. */
   #schedulePeriodic(): void {
-    const hz = this.#periodicHz;
-    if (hz === 0 || this.#isSuspended || (this.#regC & RegC.Periodic) !== 0) {
+    const hz = this.#periodicHz();
+    if (hz === 0 || this.#isSuspended || (this.#regC() & RegC.Periodic) !== 0) {
       this.#periodicTimer.cancel();
       return;
     }
@@ -500,18 +500,18 @@ export class Rtc implements PlatformDevice, IoRegion {
   }
 
   #onPeriod(): void {
-    if (this.#periodicHz !== 0) this.#setFlags(this.#regC | RegC.Periodic);
+    if (this.#periodicHz() !== 0) this.#setFlags(this.#regC() | RegC.Periodic);
     this.#schedulePeriodic();
   }
 
   #scheduleSeconds(): void {
     let at: number | undefined;
-    if (this.#isRunning) {
+    if (this.#isRunning()) {
       const seconds = this.#seconds as number;
-      const pending = this.#regC;
-      if ((this.#regB & RegB.UpdateInterrupt) !== 0 && (pending & RegC.Update) === 0 && !this.#isSuspended) {
+      const pending = this.#regC();
+      if ((this.#regB() & RegB.UpdateInterrupt) !== 0 && (pending & RegC.Update) === 0 && !this.#isSuspended) {
         at = seconds + 1;
-      } else if ((this.#regB & RegB.AlarmInterrupt) !== 0 && (pending & RegC.Alarm) === 0) {
+      } else if ((this.#regB() & RegB.AlarmInterrupt) !== 0 && (pending & RegC.Alarm) === 0) {
         at = this.#nextAlarm(seconds);
       }
       if (at !== undefined) {
