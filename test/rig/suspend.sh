@@ -1,17 +1,21 @@
 #!/bin/bash
 # Linux suspends to RAM: woken by acrnctl's message and by its own RTC alarm; then SIGTERM, which its kernel hears as a
-# press of the power button.
+# press of the power button. HYPERVISOR=kvm: on the rig's KVM, of which there is no log of calls.
 export RIG_TIMEOUT=${RIG_TIMEOUT:-280}
 . "$(dirname "$0")/lib.sh"
 
 here=$(dirname "$(readlink -f "$0")")
 type_at_console
 
-# times COUNT HYPERCALL: until the hypervisor was called so often.
-times() {
+state() { node "$here/manager.mjs" vm1 query; }
+
+# asleep COUNT: until the VM was paused so often, and is suspended.
+asleep() {
   local end=$((SECONDS + 60))
   while [ $SECONDS -lt $end ]; do
-    [ "$(grep -c "$2" /proc/fake_acrn_log)" -ge "$1" ] && return
+    if [ "$HYPERVISOR" = acrn ]; then [ "$(grep -c PAUSE_VM /proc/fake_acrn_log)" -ge "$1" ] && return
+    else [ "$(state)" = 4 ] && return
+    fi
     sleep 0.2
   done
   return 1
@@ -30,8 +34,8 @@ check "it can suspend to RAM" guest 'grep -q deep /sys/power/mem_sleep && echo d
 
 echo "-- woken by a message of acrnctl"
 echo 'echo mem > /sys/power/state; echo "woken-$?"' >&8
-check "the VM is paused" times 1 PAUSE_VM
-check "its state is: suspended" test "$(node "$here/manager.mjs" vm1 query)" = 4
+check "the VM is paused" asleep 1
+check "its state is: suspended" test "$(state)" = 4
 # The JavaScript engine tidies up for some seconds; then nothing may wake the device model but its own slow look.
 sleep 15
 before=$(ticks)
@@ -41,14 +45,14 @@ echo "        a suspended guest costs $used/100 s of CPU time in 5 s"
 check "a suspended guest costs next to nothing" test $used -le 5
 check "resume is taken" test "$(node "$here/manager.mjs" vm1 resume)" = 0
 check "the guest goes on where it was" wait_for 60 woken-0
-check "its state is: running" test "$(node "$here/manager.mjs" vm1 query)" = 0
+check "its state is: running" test "$(state)" = 0
 
 echo "-- woken by its RTC"
 check "the alarm is set" guest 'echo 0 > /sys/class/rtc/rtc0/wakealarm; echo +10 > /sys/class/rtc/rtc0/wakealarm'
 echo 'echo mem > /sys/power/state; echo "alarmed-$?"' >&8
-check "the VM is paused" times 2 PAUSE_VM
+check "the VM is paused" asleep 2
 check "the guest goes on where it was" wait_for 60 alarmed-0
-check "the VM was reset and started for each" test \
+[ "$HYPERVISOR" != acrn ] || check "the VM was reset and started for each" test \
   "$(grep -oE '(START|PAUSE|RESET)_VM' /proc/fake_acrn_log | tr '\n' ' ')" = \
   "START_VM PAUSE_VM RESET_VM START_VM PAUSE_VM RESET_VM START_VM "
 
