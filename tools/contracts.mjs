@@ -228,6 +228,21 @@ export const contracts = [
   },
   {
     ...groups,
+    mutation: "another member's folder is used",
+    file: 'devicemodel/core/host/group-place.ts',
+    from: 'stat.uid !== 0 && stat.uid !== process.geteuid?.()',
+    to: 'stat.uid < 0',
+  },
+  {
+    ...groups,
+    mutation: "whatever has a socket's name is given away",
+    file: 'devicemodel/core/host/group-place.ts',
+    from: '!stat.isSocket() || stat.uid !== process.geteuid?.() || stat.nlink > 1',
+    to: 'stat.uid < 0',
+    test: 'test/core/host/group-place.test.ts',
+  },
+  {
+    ...groups,
     mutation: 'an id is free whose socket stays',
     file: 'hypervisor/embedded/meeting-folder.ts',
     from: 'return lstatSync(path, { throwIfNoEntry: false }) === undefined;',

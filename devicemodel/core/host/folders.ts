@@ -1,5 +1,5 @@
 /** Folders in which the program keeps its sockets: who may look into them, and whether one that exists can be trusted. */
-import { chmodSync, chownSync, lstatSync, mkdirSync, rmdirSync, type Stats, statSync } from 'node:fs';
+import { chmodSync, chownSync, lstatSync, mkdirSync, realpathSync, rmdirSync, type Stats, statSync } from 'node:fs';
 import { dirname, resolve } from 'node:path';
 import { ExitCode, HostError } from '../errors.ts';
 import { Errno } from './errno.ts';
@@ -98,3 +98,32 @@ export function isInStickyFolder(path: string): boolean {
   const parent = lookAt(dirname(resolve(path)));
   return parent !== undefined && (parent.mode & STICKY) !== 0;
 }
+
+/** Another user's way to put a different folder in the place of one. */
+export interface LooseFolder {
+  readonly path: string;
+  readonly problem: string;
+}
+
+/**
+ * Whoever owns a folder above, or may write to it, can swap what is below after it was looked at; but in a sticky one, as /tmp,
+ * only what is that user's own. What is missing is passed over. @throws what Node does for a folder that cannot be looked at
+ */
+export function looseFolderAbove(path: string): LooseFolder | undefined {
+  const parent = dirname(resolve(path));
+  const ways = new Set(existsThere(parent) ? [parent, realpathSync(parent)] : [parent]);
+  for (const way of ways) {
+    for (let above = way; ; above = dirname(above)) {
+      const stat = statSync(above, { throwIfNoEntry: false });
+      if (stat !== undefined && !isOurs(stat)) return { path: above, problem: `belongs to user ${stat.uid}` };
+      if (stat !== undefined && isLoose(stat)) {
+        return { path: above, problem: 'may be written by others' };
+      }
+      if (above === dirname(above)) break;
+    }
+  }
+  return undefined;
+}
+
+const existsThere = (path: string) => statSync(path, { throwIfNoEntry: false }) !== undefined;
+const isLoose = ({ mode }: Stats) => (mode & WRITABLE_BY_OTHERS) !== 0 && (mode & STICKY) === 0;

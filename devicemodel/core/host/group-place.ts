@@ -21,7 +21,7 @@ import { dirname } from 'node:path';
 import { ExitCode, HostError } from '../errors.ts';
 import { Errno } from './errno.ts';
 import { closeFd, OpenFlag, openFile } from './files.ts';
-import { ensureOwnFolder, FolderMode } from './folders.ts';
+import { ensureOwnFolder, FolderMode, type LooseFolder, looseFolderAbove } from './folders.ts';
 import { groupName } from './groups.ts';
 import { pathFailure } from './path-failure.ts';
 import { ROOT_RUN_FOLDER } from './run-folder.ts';
@@ -30,7 +30,6 @@ import { GROUP_TOO, withUmask } from './umask.ts';
 const FOLDER_MODE = 0o3770;
 const FILE_MODE = 0o660;
 const OTHERS = 0o007;
-const WRITABLE_BY_ALL = 0o002;
 /** Of open(2): the name alone, for fstat(2) and connect(2). */
 const O_PATH = 0o10000000;
 /** A name that is taken away whenever it is there, and there whenever it is made. */
@@ -41,7 +40,7 @@ const nameOf = (groupId: number) => groupName(groupId) ?? String(groupId);
 /** What root does once; after a start of the machine /run is empty. */
 function howToMake(path: string, groupId: number): string {
   const name = nameOf(groupId);
-  return `as root, "install -d -m 3770 -g ${name} ${path}" makes it, and after each start "d ${path} 3770 root ${name}" in /etc/tmpfiles.d/acrn.conf`;
+  return `as root, "install -d -o root -m 3770 -g ${name} ${path}" makes it, and after each start "d ${path} 3770 root ${name}" in /etc/tmpfiles.d/acrn.conf`;
 }
 
 function refusal(path: string, what: string, groupId: number, hint = howToMake(path, groupId)): HostError {
@@ -68,10 +67,21 @@ function inspectGroupFolder(path: string, groupId: number): 'usable' | 'missing'
     );
   }
   let stat: ReturnType<typeof lstatSync> | undefined;
+  let loose: LooseFolder | undefined;
   try {
     stat = lstatSync(path, { throwIfNoEntry: false });
+    loose = looseFolderAbove(path);
   } catch (error) {
     throw pathFailure(`folder ${path}`, error, ExitCode.CannotCreate);
+  }
+  if (loose !== undefined) {
+    const what = `can be swapped by others, since ${loose.path} ${loose.problem}: it is not used`;
+    throw refusal(
+      path,
+      what,
+      groupId,
+      `as root, "chown root ${loose.path}" and "chmod go-w ${loose.path}" put it right`,
+    );
   }
   if (stat === undefined) return 'missing';
   const problem = !stat.isDirectory()
@@ -80,15 +90,11 @@ function inspectGroupFolder(path: string, groupId: number): 'usable' | 'missing'
       ? `is that of group ${nameOf(stat.gid)}`
       : (stat.mode & 0o7777 & ~0o4700) !== (FOLDER_MODE & ~0o700)
         ? `has mode ${(stat.mode & 0o7777).toString(8).padStart(4, '0')}`
-        : stat.uid !== 0 && stat.uid !== process.geteuid?.() && isForAll(dirname(path))
-          ? `belongs to user ${stat.uid}, and anybody could have put it there`
+        : stat.uid !== 0 && stat.uid !== process.geteuid?.()
+          ? `belongs to user ${stat.uid}, who can put anything in the place of what is in it`
           : undefined;
   if (problem !== undefined) throw refusal(path, `${problem}: it is not used`, groupId);
   return 'usable';
-}
-
-function isForAll(folder: string): boolean {
-  return ((lstatSync(folder, { throwIfNoEntry: false })?.mode ?? WRITABLE_BY_ALL) & WRITABLE_BY_ALL) !== 0;
 }
 
 /** Whether it is there, or can be made by this user. Reads only. @throws HostError */
@@ -225,12 +231,23 @@ export function pinGroupSocket(path: string, groupId: number): PinnedSocket | 'm
   return 'strange';
 }
 
-/** After it was bound: a folder with a default ACL, and a thread without a umask of its own, have their way. @throws HostError */
+/**
+ * After it was bound: a folder with a default ACL, and a thread without a umask of its own, have their way. By its name anything
+ * could be given away that somebody has put there meanwhile. @throws HostError
+ */
 export function giveSocketToGroup(path: string, groupId: number): void {
+  const what = `socket ${path}: cannot be given to group ${nameOf(groupId)}`;
+  const fd = openFile(path, O_PATH | OpenFlag.NoFollow | OpenFlag.CloseOnExec);
   try {
-    chownSync(path, -1, groupId);
-    chmodSync(path, FILE_MODE);
+    const stat = fstatSync(fd);
+    if (!stat.isSocket() || stat.uid !== process.geteuid?.() || stat.nlink > 1) {
+      throw new HostError(`${what}: something else is in its place`, Errno.EPERM, { exitCode: ExitCode.CannotCreate });
+    }
+    chownSync(`/proc/self/fd/${fd}`, -1, groupId);
+    chmodSync(`/proc/self/fd/${fd}`, FILE_MODE);
   } catch (error) {
-    throw pathFailure(`socket ${path}: cannot be given to group ${nameOf(groupId)}`, error, ExitCode.CannotCreate);
+    throw error instanceof HostError ? error : pathFailure(what, error, ExitCode.CannotCreate);
+  } finally {
+    closeFd(fd);
   }
 }

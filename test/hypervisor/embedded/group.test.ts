@@ -14,6 +14,7 @@ import {
   readdirSync,
   readFileSync,
   readlinkSync,
+  renameSync,
   rmSync,
   symlinkSync,
   truncateSync,
@@ -234,7 +235,7 @@ describe.skipIf(!isRoot)('two users', () => {
     const anne = await vm(ANNE, 'a');
     expect(await anne.hears('failed')).toBe(
       `folder ${folder}, where the VMs of group ${GROUP} meet, is not there, and cannot be made by this user ` +
-        `(as root, "install -d -m 3770 -g ${GROUP} ${folder}" makes it, and after each start ` +
+        `(as root, "install -d -o root -m 3770 -g ${GROUP} ${folder}" makes it, and after each start ` +
         `"d ${folder} 3770 root ${GROUP}" in /etc/tmpfiles.d/acrn.conf)`,
     );
     const { release } = await new Neighbours({ folder, groupId: GROUP }, silentLog).join('r');
@@ -244,15 +245,18 @@ describe.skipIf(!isRoot)('two users', () => {
     expect(await (await vm(ANNE, 'a')).hears('vmid')).toBe(2);
   });
 
-  test('one of them makes it where that user may', async () => {
+  // Mutation: use it, as long as no stranger could have made it: sticky or not, what is in it is its owner's to swap.
+  test('one of them may make it for that user’s own VMs; others do not use it, root’s neither', async () => {
     chownSync(top, ANNE, GROUP);
-    chmodSync(top, 0o770);
     const anne = await vm(ANNE, 'a');
-    const bert = await vm(BERT, 'b');
-    expect([await anne.hears('vmid'), await bert.hears('vmid')]).toEqual([1, 2]);
+    expect(await anne.hears('vmid')).toBe(1);
     const { mode, uid, gid } = lstatSync(folder);
     expect([(mode & 0o7777).toString(8), uid, gid]).toEqual(['3770', ANNE, GROUP]);
     expect(readdirSync(top)).toEqual([`group-${GROUP}`]);
+    chownSync(top, 0, 0);
+    const refused = new RegExp(`belongs to user ${ANNE}.* \\(as root, "install -d -o root -m 3770`);
+    expect(await (await vm(BERT, 'b')).hears('failed')).toMatch(refused);
+    await expect(own('r')).rejects.toThrow(`belongs to user ${ANNE}`);
   });
 });
 
@@ -442,7 +446,38 @@ describe.skipIf(!isRoot)('a folder that is not to be trusted is not used', () =>
         chownSync(folder, CARL, GROUP);
         chmodSync(folder, 0o3770);
       },
-      /belongs to user 4244, and anybody could have put it there/,
+      /belongs to user 4244, who can put anything/,
+    ],
+    [
+      'is a member’s, who could not have put it there',
+      () => chownSync(folder, CARL, GROUP),
+      /belongs to user 4244, who/,
+    ],
+    // Mutation: look at the folder alone: whoever may write above it puts another one there, after it was looked at.
+    ['lies in one that its group may write to', () => chmodSync(top, 0o775), /can be swapped by others, since \/tmp/],
+    ['lies in one of another user', () => chownSync(top, CARL, CARL), /since \/tmp\S+ belongs to user 4244/],
+    [
+      'is reached by a link of another user',
+      () => {
+        const [real, theirs] = [join(top, 'real'), join(top, 'theirs')];
+        mkdirSync(real);
+        renameSync(folder, join(real, `group-${GROUP}`));
+        mkdirSync(theirs);
+        symlinkSync(real, join(theirs, 'link'));
+        chownSync(theirs, CARL, CARL);
+        folder = join(theirs, 'link', `group-${GROUP}`);
+      },
+      /theirs belongs to user 4244/,
+    ],
+    [
+      'lies below one that others may write to',
+      () => {
+        mkdirSync(join(top, 'a'));
+        renameSync(folder, join(top, 'a', `group-${GROUP}`));
+        folder = join(top, 'a', `group-${GROUP}`);
+        chmodSync(top, 0o777);
+      },
+      /since \/tmp\/group-\w+ may be written by others/,
     ],
     [
       'is a link',
