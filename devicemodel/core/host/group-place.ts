@@ -135,8 +135,8 @@ export function ensureGroupFolder(path: string, groupId: number): void {
     renameSync(made, path);
   } catch (error) {
     rmdirSync(made);
-    // Another VM was quicker.
-    if (lstatSync(path, { throwIfNoEntry: false }) !== undefined) return;
+    // Somebody was quicker; it may be another VM.
+    if (inspectGroupFolder(path, groupId) === 'usable') return;
     throw pathFailure(`folder ${path}: cannot be given to group ${nameOf(groupId)}`, error, ExitCode.CannotCreate);
   }
 }

@@ -1,10 +1,34 @@
 /** What is in a group's folder may be something else by the time it is used: these tests change it in between. */
-import { chmodSync, mkdtempSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
+import type * as Fs from 'node:fs';
+import {
+  chmodSync,
+  lstatSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterEach, beforeEach, expect, test } from 'vitest';
+import { afterEach, beforeEach, expect, test, vi } from 'vitest';
 import { ensureGroupFolder, giveSocketToGroup } from '../../../devicemodel/core/host/group-place.ts';
+
+/** Called before the next rename. */
+const meanwhile = vi.hoisted(() => ({ rename: undefined as (() => void) | undefined }));
+vi.mock('node:fs', async (original) => {
+  const real = await original<typeof Fs>();
+  return {
+    ...real,
+    renameSync: (from: string, to: string) => {
+      meanwhile.rename?.();
+      real.renameSync(from, to);
+    },
+  };
+});
 
 /** Whoever runs the tests is of it. */
 const GROUP = process.getegid?.() ?? 0;
@@ -16,6 +40,7 @@ beforeEach(() => {
   folder = join(top, 'group');
 });
 afterEach(() => {
+  meanwhile.rename = undefined;
   for (const step of cleanUp.splice(0).reverse()) step();
   rmSync(top, { recursive: true, force: true });
 });
@@ -27,6 +52,30 @@ test('it is made with its mode, and what was found wrong of one that is there is
   expect(modeOf(folder)).toBe('3770');
   chmodSync(folder, 0o3777);
   expect(() => ensureGroupFolder(folder, GROUP)).toThrow('has mode 3777');
+});
+
+// Mutation: take whatever was there first: a folder of any mode and owner, or a link.
+test.each<[string, () => void, RegExp | undefined]>([
+  [
+    'a folder that is right',
+    () => {
+      mkdirSync(folder);
+      chmodSync(folder, 0o3770);
+    },
+    undefined,
+  ],
+  ['one with another mode', () => mkdirSync(folder, { mode: 0o700 }), /has mode 0700/],
+  ['a file', () => writeFileSync(folder, ''), /is no folder/],
+])('%s that was there first is looked at as any', (_what, put, said) => {
+  meanwhile.rename = () => {
+    put();
+    // A folder that is not empty is not renamed over.
+    if (lstatSync(folder).isDirectory()) writeFileSync(join(folder, 'lock'), '');
+  };
+  const ensured = expect(() => ensureGroupFolder(folder, GROUP));
+  if (said === undefined) ensured.not.toThrow();
+  else ensured.toThrow(said);
+  expect(readdirSync(top)).toEqual(['group']);
 });
 
 // Mutation: change what has the name, not what was looked at: a link gives any file of this user's to the group.
