@@ -17,7 +17,7 @@ import {
   removeIfUnused,
 } from '../../devicemodel/core/host/dead-regions.ts';
 import { onProcessExit } from '../../devicemodel/core/host/exit-hooks.ts';
-import { lockWait, lockWithin, tryLock } from '../../devicemodel/core/host/file-lock.ts';
+import { lockWait, onceFreeBlocking, tryLock } from '../../devicemodel/core/host/file-lock.ts';
 import { closeFd, setFileSize } from '../../devicemodel/core/host/files.ts';
 import { fillShared, mapShared, type SharedMapping } from '../../devicemodel/core/host/shared-memory.ts';
 import type { MeetingPlace } from './meeting-place.ts';
@@ -32,6 +32,9 @@ interface Region {
   /** VMs of this process that use it now. */
   users: number;
 }
+
+/** What a file is when it is not the region that is wanted. */
+const OTHER_SIZE = 'of another size';
 
 /** By path: what this process has mapped, in use or kept. */
 const regions = new Map<string, Region>();
@@ -61,8 +64,9 @@ export function openSharedRegion(
     forget(region);
     region = undefined;
   }
-  region ??= mapRegion(home, path, { regionName, sizeBytes, patienceMs });
-  if (region === undefined || region.mapping.bytes.length !== sizeBytes) return undefined;
+  const found = region ?? onceFreeBlocking(path, patienceMs, () => tryMapRegion(home, path, regionName, sizeBytes));
+  if (found === OTHER_SIZE || found.mapping.bytes.length !== sizeBytes) return undefined;
+  region = found;
   regions.set(path, region);
   region.users++;
   const { mapping } = region;
@@ -100,45 +104,50 @@ export function sweepDeadRegions(place: MeetingPlace = { folder: '' }): void {
   removeDeadRegions((path) => regions.has(path), homeOf(place));
 }
 
-interface Wanted {
-  readonly regionName: string;
-  readonly sizeBytes: number;
-  readonly patienceMs: number;
+function forgetAtExit(): void {
+  if (isExitHooked) return;
+  isExitHooked = true;
+  onProcessExit(() => {
+    for (const region of [...regions.values()]) forget(region);
+  });
 }
 
-function mapRegion(home: RegionHome, path: string, { regionName, sizeBytes, patienceMs }: Wanted): Region | undefined {
-  if (!isExitHooked) {
-    isExitHooked = true;
-    onProcessExit(() => {
-      for (const region of [...regions.values()]) forget(region);
-    });
-  }
-  for (;;) {
-    const fd = home.open(path, { isMade: true });
-    let isKept = false;
-    /** Nobody else has the file that others will open. */
-    let isOurs = false;
-    try {
-      const isFirst = tryLock(fd, 'exclusive', path);
-      if (!isFirst) lockWithin(patienceMs, fd, 'shared', path);
-      // The last user may have removed the file between our open and our lock: then it is not the one others will open.
-      if (!isSameFile(fd, path)) continue;
-      isOurs = isFirst;
-      if (isFirst) {
-        setFileSize(fd, 0, regionName); // what is left from a crash is not this VM's
-        fillShared(fd, sizeBytes, `ivshmem region ${regionName}`, dirname(path));
-        lockWait(fd, 'shared', path);
-      } else if (fstatSync(fd).size !== sizeBytes) {
-        return undefined;
-      }
-      const mapping = mapShared(fd, sizeBytes, `ivshmem region ${regionName}`);
-      isKept = true;
-      return { fd, path, mapping, users: 0 };
-    } finally {
-      if (!isKept) {
-        if (isOurs) removeIfUnused(fd, path);
-        closeFd(fd);
-      }
+/** @returns undefined while somebody else is making or removing the file: it is to be opened again. @throws HostError */
+function tryMapRegion(
+  home: RegionHome,
+  path: string,
+  regionName: string,
+  sizeBytes: number,
+): Region | typeof OTHER_SIZE | undefined {
+  forgetAtExit();
+  const fd = home.open(path, { isMade: true });
+  let isKept = false;
+  /** Nobody else has the file that others will open. */
+  let isOurs = false;
+  try {
+    const isFirst = tryLock(fd, 'exclusive', path);
+    // Whoever comes first has it locked while it takes all of its pages.
+    if (!isFirst && !tryLock(fd, 'shared', path)) return undefined;
+    // The last user may have removed the file between our open and our lock: then it is not the one others will open.
+    if (!isSameFile(fd, path)) return undefined;
+    isOurs = isFirst;
+    if (isFirst) {
+      setFileSize(fd, 0, regionName); // what is left from a crash is not this VM's
+      fillShared(fd, sizeBytes, `ivshmem region ${regionName}`, dirname(path));
+      lockWait(fd, 'shared', path);
+    } else {
+      const { size } = fstatSync(fd);
+      // Somebody has just emptied what is not theirs to remove, or looks at it as we do: who is first fills it.
+      if (size === 0) return undefined;
+      if (size !== sizeBytes) return OTHER_SIZE;
+    }
+    const mapping = mapShared(fd, sizeBytes, `ivshmem region ${regionName}`);
+    isKept = true;
+    return { fd, path, mapping, users: 0 };
+  } finally {
+    if (!isKept) {
+      if (isOurs) removeIfUnused(fd, path);
+      closeFd(fd);
     }
   }
 }

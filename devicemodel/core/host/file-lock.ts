@@ -83,11 +83,16 @@ function keptLocked(what: string, patienceMs: number): HostError {
   });
 }
 
-/** As {@link lockWhenFree}, and this thread does nothing else meanwhile. @throws HostError */
-export function lockWithin(patienceMs: number, fd: number, kind: LockKind, what: string): void {
+/**
+ * What others have locked for a while. This thread does nothing else meanwhile: not even a signal is heard.
+ * @param attempt gives undefined as long as they have it. @throws HostError
+ */
+export function onceFreeBlocking<T>(what: string, patienceMs: number, attempt: () => T | undefined): T {
   const end = performance.now() + patienceMs;
   const nobody = new Int32Array(new SharedArrayBuffer(4));
-  while (!tryLock(fd, kind, what)) {
+  for (;;) {
+    const found = attempt();
+    if (found !== undefined) return found;
     if (performance.now() > end) throw keptLocked(what, patienceMs);
     Atomics.wait(nobody, 0, 0, RETRY_MS);
   }

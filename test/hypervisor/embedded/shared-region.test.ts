@@ -15,6 +15,8 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, expect, test } from 'vitest';
+import { tryLock } from '../../../devicemodel/core/host/file-lock.ts';
+import { closeFd, OpenFlag, openFile } from '../../../devicemodel/core/host/files.ts';
 import { forgetSharedRegions, openSharedRegion, sweepDeadRegions } from '../../../hypervisor/embedded/shared-region.ts';
 
 const NAME = `hv:/joint${process.pid}`;
@@ -37,6 +39,18 @@ test('what a crash left is taken over, zeroed', () => {
   writeFileSync(path, Buffer.alloc(4096, 0xee), { mode: 0o600 });
   const region = openSharedRegion(NAME, 4096);
   expect(region?.bytes.every((byte) => byte === 0)).toBe(true);
+  region?.dispose();
+});
+
+// Mutation: compare the sizes at once: a start beside the end of another VM fails for a size that nobody asked for.
+test('a file that was just emptied is no region of another size: it is tried again', () => {
+  writeFileSync(path, '', { mode: 0o600 });
+  const fd = openFile(path, OpenFlag.ReadWrite | OpenFlag.CloseOnExec);
+  tryLock(fd, 'shared', path);
+  expect(() => openSharedRegion(NAME, 4096, { folder: '' }, 50)).toThrow('somebody has kept it locked');
+  closeFd(fd);
+  const region = openSharedRegion(NAME, 4096);
+  expect(region?.bytes.length).toBe(4096);
   region?.dispose();
 });
 
