@@ -241,7 +241,7 @@ export const optionTable = [
         value(
           'socket-group',
           'GROUP',
-          "a group that may use this VM's sockets, and whose VMs it meets on kvm and soft, by name or number (default: nobody else)",
+          "a group that may use this VM's sockets, and, where root made their folder, whose VMs it meets on kvm and soft; by name or number (default: nobody else)",
         ),
       ),
     ),

@@ -7,6 +7,7 @@ import { Errno } from '../../devicemodel/core/host/errno.ts';
 import { errnoOf, pathFailure } from '../../devicemodel/core/host/path-failure.ts';
 import { ROOT_RUN_FOLDER, runRoot } from '../../devicemodel/core/host/run-folder.ts';
 import { checkSocketPath } from '../../devicemodel/core/host/socket-path.ts';
+import type { Log } from '../../devicemodel/core/log.ts';
 
 export const ROOT_DIRECTORY = join(ROOT_RUN_FOLDER, 'soft');
 /** The longest name of a socket in it. */
@@ -32,18 +33,34 @@ export function groupMeetingPlace(groupId: number, env: NodeJS.ProcessEnv = proc
   return { folder: join(runRoot(env, 0), `group-${groupId}`), groupId };
 }
 
+/** What was said last: a VM asks anew in each of its lives. */
+const lastWarnings = new WeakMap<Log, string>();
+
+function warnOnce(log: Log | undefined, line: string): void {
+  if (log === undefined || lastWarnings.get(log) === line) return;
+  lastWarnings.set(log, line);
+  log.warn(line);
+}
+
 /**
- * A VM without a device that another one could meet stays with its user: managers alone need nothing of the host.
- * @throws ConfigError for a group that is none
+ * A VM without a device that another one could meet stays with its user: managers alone need nothing of the host. So does one
+ * whose group has no folder, or none to be trusted: its option may be for the managers, and root has to make the folder.
+ * @param log of this VM: is told why it is not the group's. @throws ConfigError for a group that is none
  */
-export async function meetingPlace({ socketGroup, pci = [] }: Wants): Promise<MeetingPlace> {
-  if (socketGroup === undefined || !wantsHypervisorDevices({ pci })) return ownMeetingPlace();
+export async function meetingPlace({ socketGroup, pci = [] }: Wants, log?: Log): Promise<MeetingPlace> {
+  const own = ownMeetingPlace();
+  if (socketGroup === undefined || !wantsHypervisorDevices({ pci })) return own;
   const { groupId } = await import('../../devicemodel/core/host/groups.ts');
   const id = groupId(socketGroup);
   if (id === undefined) {
     throw new ConfigError(`--socket-group: there is no group "${socketGroup}"`, { hint: 'getent group lists them' });
   }
-  return groupMeetingPlace(id);
+  const place = groupMeetingPlace(id);
+  const problem = await groupPlaceProblem(place.folder, id);
+  if (problem === undefined) return place;
+  const hint = problem.hint === undefined ? '' : ` (${problem.hint})`;
+  warnOnce(log, `${problem.message}; this VM meets only others of its user, in ${own.folder}${hint}`);
+  return own;
 }
 
 /** @returns undefined for a group that is none: whoever looks at the options says so. */
@@ -59,11 +76,11 @@ export async function findMeetingPlace(config: Wants): Promise<MeetingPlace | un
 /** Whether it is there or can be made. Reads only. */
 export async function meetingPlaceProblems(config: Wants): Promise<DmError[]> {
   const place = await findMeetingPlace(config);
-  if (place === undefined) return [];
-  const { folder, groupId } = place;
+  // That of a group was looked at.
+  if (place === undefined || place.groupId !== undefined) return [];
+  const { folder } = place;
   try {
     checkSocketPath(join(folder, LONGEST_NAME));
-    if (groupId !== undefined) return await groupPlaceProblems(folder, groupId);
     inspect(folder);
     return [];
   } catch (error) {
@@ -77,13 +94,15 @@ export async function meetingPlaceProblems(config: Wants): Promise<DmError[]> {
   }
 }
 
-async function groupPlaceProblems(folder: string, groupId: number): Promise<DmError[]> {
+/** Why it cannot be used. Reads only. */
+async function groupPlaceProblem(folder: string, groupId: number): Promise<DmError | undefined> {
   const { findGroupFolder } = await import('../../devicemodel/core/host/group-place.ts');
   try {
+    checkSocketPath(join(folder, LONGEST_NAME));
     findGroupFolder(folder, groupId);
-    return [];
+    return undefined;
   } catch (error) {
-    if (error instanceof DmError) return [error];
+    if (error instanceof DmError) return error;
     throw error;
   }
 }

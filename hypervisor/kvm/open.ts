@@ -65,7 +65,7 @@ export async function openKvmHsm(options: KvmHsmOptions): Promise<Hsm> {
   try {
     checkKvm(kvm, cpus.length);
     const { runDirectory: folder } = options;
-    const place = folder === undefined ? await meetingPlace(config) : { folder };
+    const place = folder === undefined ? await meetingPlace(config, options.log) : { folder };
     const runsGuest = ownsThread && cpus.length === 1;
     const thread = runsGuest ? undefined : hypervisorThread(options, place, log);
     const accessMap = runsGuest ? undefined : (thread?.accessMap ?? accessMapWords());

@@ -27,7 +27,7 @@ export async function openSoftHsm(options: SoftHsmOptions): Promise<Hsm> {
   const log = options.log.child('soft');
   const scenario = config.scenarioPath === undefined ? derivedScenario : readScenario(config.scenarioPath);
   const { runDirectory: folder } = options;
-  const place = folder === undefined ? await meetingPlace(config) : { folder };
+  const place = folder === undefined ? await meetingPlace(config, options.log) : { folder };
   const neighbours = new Neighbours(place, log);
   const hasVga = config.pci?.some(({ driver }) => driver === 'virtio-gpu') === true;
   return new EmbeddedHsm({

@@ -5,10 +5,8 @@
  */
 import { randomUUID } from 'node:crypto';
 import {
-  accessSync,
   chmodSync,
   chownSync,
-  constants,
   fchmodSync,
   fchownSync,
   fstatSync,
@@ -97,20 +95,9 @@ function inspectGroupFolder(path: string, groupId: number): 'usable' | 'missing'
   return 'usable';
 }
 
-/** Whether it is there, or can be made by this user. Reads only. @throws HostError */
+/** Reads only. @throws HostError when it is not there or not to be used, with what root does once */
 export function findGroupFolder(path: string, groupId: number): void {
-  if (inspectGroupFolder(path, groupId) === 'usable' || canMakeIn(dirname(path))) return;
-  throw notThere(path, groupId);
-}
-
-/** For root also where the folder above is missing, if that is our own. */
-function canMakeIn(parent: string): boolean {
-  try {
-    accessSync(parent, constants.W_OK | constants.X_OK);
-    return true;
-  } catch {
-    return parent === ROOT_RUN_FOLDER && process.geteuid?.() === 0;
-  }
+  if (inspectGroupFolder(path, groupId) === 'missing') throw refusal(path, 'is not there', groupId);
 }
 
 function notThere(path: string, groupId: number): HostError {

@@ -6,7 +6,6 @@ import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import {
   chmodSync,
   chownSync,
-  existsSync,
   linkSync,
   lstatSync,
   mkdirSync,
@@ -29,7 +28,6 @@ import { connectForFds, receiveFds, sendFds } from '../../../devicemodel/core/ho
 import { tryLock } from '../../../devicemodel/core/host/file-lock.ts';
 import { closeFd, OpenFlag, openFile } from '../../../devicemodel/core/host/files.ts';
 import { silentLog } from '../../../devicemodel/core/log.ts';
-import { groupMeetingPlace, meetingPlace, meetingPlaceProblems } from '../../../hypervisor/embedded/meeting-place.ts';
 import { Neighbours } from '../../../hypervisor/embedded/neighbours.ts';
 import { forgetSharedRegions, openSharedRegion, sweepDeadRegions } from '../../../hypervisor/embedded/shared-region.ts';
 import { bundledWorker } from '../../support/bundle-worker.ts';
@@ -492,38 +490,5 @@ describe.skipIf(!isRoot)('a folder that is not to be trusted is not used', () =>
     install();
     spoil();
     await expect(own('r')).rejects.toThrow(said);
-  });
-});
-
-const withRegion = {
-  pci: [{ bdf: { bus: 0, device: 5, function: 0 }, driver: 'ivshmem', options: { name: REGION, size: 2 } }],
-};
-
-describe('which place', () => {
-  const environment = { ...process.env };
-  afterEach(() => {
-    process.env = { ...environment };
-  });
-
-  test('it is the group’s for a VM that has something to share, and its user’s for one that has not', async () => {
-    process.env['ACRN_RUN_DIR'] = top;
-    expect(await meetingPlace({ socketGroup: '4777', ...(withRegion as object) })).toEqual(groupMeetingPlace(4777));
-    expect(groupMeetingPlace(4777)).toEqual({ folder: join(top, 'group-4777'), groupId: 4777 });
-    expect(groupMeetingPlace(4777, {})).toEqual({ folder: '/run/acrn/group-4777', groupId: 4777 });
-    expect(await meetingPlace({ socketGroup: '4777', pci: [] })).toEqual({ folder: join(top, 'soft') });
-    expect(await meetingPlace(withRegion as object)).toEqual({ folder: join(top, 'soft') });
-    await expect(meetingPlace({ socketGroup: 'no-such-group', ...(withRegion as object) })).rejects.toThrow('no group');
-  });
-
-  test.skipIf(!isRoot)('what is in the way is found before there is a VM, and nothing is made', async () => {
-    process.env['ACRN_RUN_DIR'] = top;
-    const problems = () => meetingPlaceProblems({ socketGroup: String(GROUP), ...(withRegion as object) });
-    expect(await problems()).toEqual([]);
-    process.env['ACRN_RUN_DIR'] = join(top, 'missing');
-    expect((await problems()).map(({ message }) => message)).toEqual([expect.stringContaining('is not there')]);
-    process.env['ACRN_RUN_DIR'] = top;
-    mkdirSync(folder, { mode: 0o700 });
-    expect((await problems()).map(({ message }) => message)).toEqual([expect.stringContaining('is that of group')]);
-    expect(existsSync(join(top, 'missing'))).toBe(false);
   });
 });

@@ -1,0 +1,101 @@
+/** In which place a VM meets others, what is said of it, and what is in the way. */
+import { chmodSync, chownSync, existsSync, mkdirSync, mkdtempSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { groupMeetingPlace, meetingPlace, meetingPlaceProblems } from '../../../hypervisor/embedded/meeting-place.ts';
+import { openSoftHsm } from '../../../hypervisor/soft/open.ts';
+import { memoryLog } from '../../support/memory-log.ts';
+
+const GROUP = 4777;
+const isRoot = process.getuid?.() === 0;
+const withRegion = {
+  pci: [{ bdf: { bus: 0, device: 5, function: 0 }, driver: 'ivshmem', options: { name: 'hv:/joint', size: 2 } }],
+} as object;
+const ofGroup = { socketGroup: String(GROUP), ...withRegion };
+
+const environment = { ...process.env };
+let top: string;
+let folder: string;
+let own: string;
+beforeEach(() => {
+  top = mkdtempSync('/tmp/place-');
+  chmodSync(top, 0o755);
+  process.env['ACRN_RUN_DIR'] = top;
+  folder = join(top, `group-${GROUP}`);
+  own = join(top, 'soft');
+});
+afterEach(() => {
+  process.env = { ...environment };
+  rmSync(top, { recursive: true, force: true });
+});
+
+/** As an administrator does. */
+function install(): void {
+  mkdirSync(folder);
+  chownSync(folder, 0, GROUP);
+  chmodSync(folder, 0o3770);
+}
+
+const warnings = (lines: readonly string[]) => lines.filter((line) => line.startsWith('warn'));
+
+test('it is the user’s for a VM that has nothing to share, and for one without a group', async () => {
+  expect(await meetingPlace({ socketGroup: String(GROUP), pci: [] })).toEqual({ folder: own });
+  expect(await meetingPlace(withRegion)).toEqual({ folder: own });
+  await expect(meetingPlace({ socketGroup: 'no-such-group', ...withRegion })).rejects.toThrow('no group');
+  expect(groupMeetingPlace(GROUP, {})).toEqual({ folder: `/run/acrn/group-${GROUP}`, groupId: GROUP });
+});
+
+test.skipIf(!isRoot)('it is the group’s where root made it', async () => {
+  install();
+  const { log, lines } = memoryLog();
+  expect(await meetingPlace(ofGroup, log)).toEqual({ folder, groupId: GROUP });
+  expect(groupMeetingPlace(GROUP)).toEqual({ folder, groupId: GROUP });
+  expect(warnings(lines)).toEqual([]);
+  expect(await meetingPlaceProblems(ofGroup)).toEqual([]);
+});
+
+// Mutation: end the start for want of the folder: command lines that ran for their managers' sockets run no more.
+describe.skipIf(!isRoot)('a VM starts in its user’s place where that of the group', () => {
+  const command = 'as root, "install -d ';
+  test.each<[string, () => void, string]>([
+    ['is not there', () => {}, 'is not there'],
+    ['is not there, nor a folder above it', () => rmSync(top, { recursive: true }), 'is not there'],
+    ['is not the group’s', () => mkdirSync(folder, { mode: 0o700 }), 'is that of group root'],
+    [
+      'is open to others',
+      () => {
+        install();
+        chmodSync(folder, 0o3775);
+      },
+      'has mode 3775',
+    ],
+  ])('%s, which is said', async (_what, spoil, said) => {
+    spoil();
+    const { log, lines } = memoryLog();
+    expect(await meetingPlace(ofGroup, log)).toEqual({ folder: own });
+    expect(warnings(lines)).toEqual([expect.stringContaining(said)]);
+    expect(lines[0]).toContain(`this VM meets only others of its user, in ${own} (${command}`);
+    expect(await meetingPlaceProblems(ofGroup)).toEqual([]);
+    expect(existsSync(own)).toBe(false);
+  });
+
+  test('a VM says it once, however often it is reset', async () => {
+    const { log, lines } = memoryLog();
+    const config = { name: 'vm', scenarioPath: undefined, ...ofGroup };
+    for (const _life of [1, 2]) {
+      const hsm = await openSoftHsm({ config, log });
+      await hsm.createVm({ name: 'vm', flags: 0n, cpuAffinity: 1n });
+      expect(existsSync(join(own, 'vm-1.sock'))).toBe(true);
+      hsm.close();
+    }
+    expect(warnings(lines)).toEqual([expect.stringContaining(command)]);
+    expect(existsSync(folder)).toBe(false);
+  });
+});
+
+test('a place of the user’s that cannot be had is found before there is a VM', async () => {
+  process.env['ACRN_RUN_DIR'] = '/dev/null';
+  expect((await meetingPlaceProblems(withRegion)).map(({ message }) => message)).toEqual([
+    expect.stringContaining('/dev/null/soft, where the VMs of this host meet'),
+  ]);
+});
