@@ -111,6 +111,7 @@ export class PciMachine {
   readonly managed: ManagedFunctions;
   /** As a VM that ends would say it. */
   readonly end = new PowerState();
+  readonly waits = newWaits(() => {});
   readonly host: PciHost;
   readonly memory: GuestMemory;
 
@@ -141,7 +142,7 @@ export class PciMachine {
       log,
       msi: this.msi,
       power: this.power_,
-      waits: newWaits(() => {}),
+      waits: this.waits,
       managed: this.managed,
       end: this.end,
       charBackend: (user, text) => {

@@ -39,7 +39,7 @@ export const At = {
   rings: 0x20000,
   buffers: 0x80000,
 } as const;
-const RAM_BYTES = 0x20_0000;
+export const RAM_BYTES = 0x20_0000;
 
 export interface Event {
   readonly type: number;
@@ -58,7 +58,7 @@ export class XhciGuest {
   readonly clock = new FakeClock();
   readonly patience = new IoPatience(60_000);
   readonly memory: GuestMemory;
-  readonly ram = new Uint8Array(RAM_BYTES);
+  readonly ram: Uint8Array;
   readonly controller: XhciController;
   readonly lines: string[];
   /** Level of the interrupt line, and how many messages went out. */
@@ -71,8 +71,9 @@ export class XhciGuest {
   #eventCycle = 1;
   readonly #rings = new Map<string, { base: number; index: number }>();
 
-  constructor(eventTrbs = 64) {
+  constructor(eventTrbs = 64, ram: Uint8Array = new Uint8Array(RAM_BYTES)) {
     this.eventTrbs = eventTrbs;
+    this.ram = ram;
     this.memory = new GuestMemory([{ base: 0, bytes: this.ram, hostAddress: undefined }]);
     const { log, lines } = memoryLog();
     this.lines = lines;

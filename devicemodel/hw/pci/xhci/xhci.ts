@@ -104,6 +104,8 @@ class Xhci implements EmulatedPciFunction {
   async stop(): Promise<void> {
     this.#isPlugged = false;
     await this.#controller.recall();
+    // The guest's memory goes, and this process may stay: what comes back later finds neither rings nor slots.
+    this.#controller.reset();
     const isGivenBack = (await this.#mapper?.stop()) ?? true;
     this.#mapper = undefined;
     // libusb goes with its last device: one that hangs there is the kernel's, when the process ends.

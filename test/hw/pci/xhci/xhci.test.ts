@@ -1,9 +1,14 @@
-/** The PCI function around the controller: which interrupt a guest has. */
-import { expect, test } from 'vitest';
+/** The PCI function around the controller: which interrupt a guest has, and what is left of it after its end. */
+import { describe, expect, onTestFinished, test, vi } from 'vitest';
 import { checkOptions } from '../../../../devicemodel/core/options.ts';
 import { loadPciDriver } from '../../../../devicemodel/hw/registry.ts';
+import { UsbSpeed } from '../../../../devicemodel/hw/usb/device.ts';
+import { FakeHostUsb } from '../../../support/fake-host-usb.ts';
 import { PciMachine } from '../../../support/pci-machine.ts';
-import { At, Reg } from '../../../support/xhci-guest.ts';
+import { At, portRegister, RAM_BYTES, Reg, XhciGuest } from '../../../support/xhci-guest.ts';
+
+const made = vi.hoisted((): { host: (FakeHostUsb & { dispose(): void }) | undefined } => ({ host: undefined }));
+vi.mock('../../../../devicemodel/hw/usb/host-usb.ts', () => ({ openHostUsb: () => made.host }));
 
 const AT = '0:8.0';
 const MSI_ENABLE = 1;
@@ -43,4 +48,118 @@ test('a pending interrupt comes by the pin when the guest takes MSI back', async
   machine.cfgWrite(AT, msi + 2, MSI_ENABLE, 2);
   expect(machine.takeIrqs()).toHaveLength(1);
   await machine.host.stop();
+});
+
+/** A driver in front of the whole function. */
+class FunctionGuest extends XhciGuest {
+  readonly #machine: PciMachine;
+  readonly #base: number;
+
+  constructor(machine: PciMachine) {
+    super(64, machine.memory.pieces(0, RAM_BYTES)[0]);
+    this.#machine = machine;
+    this.#base = (machine.cfgRead(AT, 0x10) & ~0xf) >>> 0;
+    machine.cfgWrite(AT, 4, 6, 2);
+  }
+  override read(register: number): number {
+    return this.#machine.mmioRead(this.#base + register);
+  }
+  override write(register: number, value: number): void {
+    this.#machine.mmioWrite(this.#base + register, value >>> 0);
+  }
+}
+
+/** A guest with a device of the host at its first port. Time of waits stands still. */
+async function withHostDevice() {
+  vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
+  onTestFinished(() => void vi.useRealTimers());
+  const where = { path: '1-2', deviceNumber: 2, node: '/dev/bus/usb/001/002', speed: UsbSpeed.High, release: 0x200 };
+  const host = Object.assign(new FakeHostUsb([{ ...where, id: '0781:5567', isHub: false }]), { dispose: vi.fn() });
+  made.host = host;
+  const driver = await loadPciDriver('xhci');
+  const options = checkOptions(driver.options, driver.parseText?.('1-2') ?? {});
+  const machine = new PciMachine({ ramBytes: RAM_BYTES }).plug(AT, driver, options).power();
+  await machine.host.start();
+  const guest = new FunctionGuest(machine).setUp();
+  guest.events();
+  guest.write(portRegister(USB2_PORT), 0x210);
+  guest.events();
+  return { host, machine, guest, slot: guest.command(9)?.slot ?? 0 };
+}
+type World = Awaited<ReturnType<typeof withHostDevice>>;
+
+/** As `withHostDevice`, its bulk endpoints configured, and a transfer in flight. */
+async function withTransfer() {
+  const world = await withHostDevice();
+  const { guest, slot } = world;
+  guest.addressSlot(slot, USB2_PORT);
+  await turn();
+  expect(guest.configure(slot, { 3: 6, 4: 2 })?.code).toBe(1);
+  guest.queue(slot, 3, 1, At.buffers, 8, 1 << 5);
+  guest.ring(slot, 3);
+  expect(world.host.handles[0]?.requests).toHaveLength(1);
+  return world;
+}
+
+async function stop({ machine }: World): Promise<void> {
+  machine.waits.patience.force();
+  const stopped = machine.host.stop();
+  await vi.advanceTimersByTimeAsync(10_000);
+  await stopped;
+}
+
+/** Every way to the guest's RAM, which is not there any more. */
+function unmap({ machine: { memory } }: World) {
+  const ways = (['readU32', 'writeU32', 'readU64', 'read', 'write', 'pieces'] as const).map((name) =>
+    vi.spyOn(memory, name).mockImplementation(() => {
+      throw new Error(`${name} after the end`);
+    }),
+  );
+  return () => ways.flatMap(({ mock }) => mock.calls);
+}
+
+const USB2_PORT = 11;
+const turn = () => new Promise((resolve) => setImmediate(resolve));
+
+describe('after its end the function reaches no guest memory', () => {
+  test('when a transfer that nobody waits for any more comes back', async () => {
+    const world = await withTransfer();
+    await stop(world);
+    const accesses = unmap(world);
+    world.host.handles[0]?.give('gone');
+    await turn();
+    expect(accesses()).toEqual([]);
+  });
+
+  test('when a ring had work without an end', async () => {
+    const world = await withHostDevice();
+    const { guest, slot, machine } = world;
+    guest.addressSlot(slot, USB2_PORT);
+    await turn();
+    guest.configure(slot, { 4: 2 });
+    const ring = guest.ringOf(slot, 4);
+    guest.trb(ring, 0, 0, (8 << 10) | 1);
+    guest.trb(ring + 16, ring, 0, (6 << 10) | 1);
+    guest.ring(slot, 4);
+    await stop(world);
+    const accesses = unmap(world);
+    machine.clock.advance(1_000_000);
+    expect(accesses()).toEqual([]);
+  });
+
+  test('when a device is there that took longer to open than anybody waits', async () => {
+    const world = await withHostDevice();
+    const { guest, host, slot } = world;
+    const open = host.open.bind(host);
+    let answer = () => {};
+    host.open = () => new Promise((resolve) => (answer = () => resolve(open())));
+    guest.addressSlot(slot, USB2_PORT);
+    await turn();
+    await stop(world);
+    const accesses = unmap(world);
+    answer();
+    await turn();
+    await turn();
+    expect(accesses()).toEqual([]);
+  });
 });
