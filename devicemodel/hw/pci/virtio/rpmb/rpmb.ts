@@ -4,6 +4,7 @@
  * its end, the frames of each command. All of it may be in buffers that the device may write, as with ACRN's driver.
  */
 import { randomBytes } from 'node:crypto';
+import { leaveThreadBehind } from '../../../../core/host/exit-hooks.ts';
 import type { Log } from '../../../../core/log.ts';
 import { definePciDriver } from '../../driver.ts';
 import type { Chain } from '../ring/chain.ts';
@@ -78,6 +79,8 @@ export class VirtioRpmb implements VirtioDevice {
 
   async #within(work: Promise<void>): Promise<void> {
     if (await (this.#transport as VirtioTransport).patience.within(work)) return;
+    // The call that hangs has one of Node's threads.
+    leaveThreadBehind();
     this.#log.rationed('warn', () => 'replay protected memory does not answer: nobody waits for it any more');
   }
 

@@ -4,7 +4,8 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import fc from 'fast-check';
-import { afterEach, describe, expect, test } from 'vitest';
+import { afterEach, describe, expect, test, vi } from 'vitest';
+import * as exitHooks from '../../../../../devicemodel/core/host/exit-hooks.ts';
 import type { RpmbCommand } from '../../../../../devicemodel/core/host/rpmb-mux.ts';
 import { silentLog } from '../../../../../devicemodel/core/log.ts';
 import { RpmbMuxStore } from '../../../../../devicemodel/hw/pci/virtio/rpmb/mux-store.ts';
@@ -14,6 +15,8 @@ import type { RpmbStore } from '../../../../../devicemodel/hw/pci/virtio/rpmb/st
 import { VirtioPci } from '../../../../../devicemodel/hw/pci/virtio/transport/transport.ts';
 import { memoryLog } from '../../../../support/memory-log.ts';
 import { VirtioDriver, VirtioMachine } from '../../../../support/virtio-driver.ts';
+
+vi.mock('../../../../../devicemodel/core/host/exit-hooks.ts', { spy: true });
 
 const KEY = Buffer.alloc(32, 0x5c);
 const SEQUENCE = 0xc008b552;
@@ -235,19 +238,18 @@ test('an order that comes while one of before a reset is under way is served aft
   expect([counter.result, counter.after[3]?.readUInt32BE(500)]).toEqual([0, 1]);
 });
 
-test('a store that does not answer is left to itself: neither S3 nor the end of the VM waits for ever', async () => {
+/** A driver of a device with this store, and an order on its way. */
+async function withStore(fields: Partial<RpmbStore>) {
   const machine = new VirtioMachine();
   undo.push(() => machine.dispose());
   const env = machine.env();
   env.waits.patience.force();
-  let closes = 0;
   const store: RpmbStore = {
     open: async () => ({ blockCount: 256, counter: 0 }),
-    read: () => new Promise(() => {}),
-    write: () => new Promise(() => {}),
-    close: async () => {
-      closes++;
-    },
+    read: async () => 0,
+    write: async () => 0,
+    close: async () => {},
+    ...fields,
   };
   const { lines, log } = memoryLog();
   const fn = new VirtioPci(new VirtioRpmb(KEY, store, log), env, {
@@ -261,7 +263,21 @@ test('a store that does not answer is left to itself: neither S3 nor the end of 
   machine.memory.write(AT, buffers);
   driver.add(0, [{ write: buffers.length, at: AT }]);
   driver.kick(0);
+  return { driver, lines };
+}
+
+test('a store that does not answer is left to itself: neither S3 nor the end of VM or process waits for ever', async () => {
+  const leaveThreadBehind = vi.mocked(exitHooks.leaveThreadBehind).mockImplementation(() => {});
+  undo.push(() => leaveThreadBehind.mockReset());
+  let closes = 0;
+  const { driver, lines } = await withStore({
+    write: () => new Promise(() => {}),
+    close: async () => {
+      closes++;
+    },
+  });
   await driver.fn.settle?.(true);
+  expect(leaveThreadBehind).toHaveBeenCalled();
   await driver.fn.stop?.();
   expect([closes, lines.length > 0]).toEqual([0, true]);
 });
