@@ -66,8 +66,16 @@ export class VirtioRpmb implements VirtioDevice {
 
   /** A store that hangs is left to itself: it has nothing of the guest's. */
   async stop(): Promise<void> {
-    const closed = (this.#underWay ?? Promise.resolve()).then(() => this.#store.close());
+    const closed = (this.#underWay ?? Promise.resolve()).then(() => this.#close());
     await this.#within(closed);
+  }
+
+  async #close(): Promise<void> {
+    try {
+      await this.#store.close();
+    } catch (error) {
+      this.#log.warn(`replay protected memory cannot be closed: ${(error as Error).message}`);
+    }
   }
 
   reset(): void {}

@@ -282,6 +282,14 @@ test('a store that does not answer is left to itself: neither S3 nor the end of 
   expect([closes, lines.length > 0]).toEqual([0, true]);
 });
 
+test('a store that cannot be closed is said, and holds nobody up', async () => {
+  const { driver, lines } = await withStore({
+    close: () => Promise.reject(new Error('EIO')),
+  });
+  await driver.fn.stop?.();
+  expect(lines).toEqual(['warn: replay protected memory cannot be closed: EIO']);
+});
+
 test('anything for an order is given back', async () => {
   const made = await makeRpmb();
   await fc.assert(
