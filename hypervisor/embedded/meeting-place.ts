@@ -1,15 +1,17 @@
 /** Where the VMs of this host meet: those of one user, or of the users of a group. */
-import { accessSync, constants, statSync } from 'node:fs';
+import { accessSync, constants, lstatSync, readdirSync, statSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { type VmConfig, wantsHypervisorDevices } from '../../devicemodel/core/config.ts';
 import { ConfigError, DmError, ExitCode } from '../../devicemodel/core/errors.ts';
 import { Errno } from '../../devicemodel/core/host/errno.ts';
 import { errnoOf, pathFailure } from '../../devicemodel/core/host/path-failure.ts';
 import { ROOT_RUN_FOLDER, runRoot } from '../../devicemodel/core/host/run-folder.ts';
-import { checkSocketPath } from '../../devicemodel/core/host/socket-path.ts';
+import { checkSocketPath, isListenedAt } from '../../devicemodel/core/host/socket-path.ts';
 import type { Log } from '../../devicemodel/core/log.ts';
 
 export const ROOT_DIRECTORY = join(ROOT_RUN_FOLDER, 'soft');
+/** Of the folder of a group: its number follows. */
+const GROUP_PREFIX = 'group-';
 /** The longest name of a socket in it. */
 const LONGEST_NAME = 'vm-255.bells';
 const HINT = 'ACRN_RUN_DIR=FOLDER in the environment names another place than /run/acrn';
@@ -30,7 +32,7 @@ export function ownMeetingPlace(env: NodeJS.ProcessEnv = process.env, uid = proc
 
 /** One for all users: below /run/acrn, or what stands for it. */
 export function groupMeetingPlace(groupId: number, env: NodeJS.ProcessEnv = process.env): MeetingPlace {
-  return { folder: join(runRoot(env, 0), `group-${groupId}`), groupId };
+  return { folder: join(runRoot(env, 0), `${GROUP_PREFIX}${groupId}`), groupId };
 }
 
 /** What was said last: a VM asks anew in each of its lives. */
@@ -42,14 +44,59 @@ function warnOnce(log: Log | undefined, line: string): void {
   log.warn(line);
 }
 
+/** Where else there are VMs of this user, which this one will not meet. */
+function partedFrom(place: MeetingPlace): string[] {
+  const top = runRoot(process.env, 0);
+  const ofGroups = namesIn(top).filter((name) => name.startsWith(GROUP_PREFIX));
+  const folders = [ownMeetingPlace().folder, ...ofGroups.map((name) => join(top, name))];
+  return folders.filter((folder) => folder !== place.folder && hasVmOfThisUser(folder));
+}
+
+function hasVmOfThisUser(folder: string): boolean {
+  return namesIn(folder)
+    .filter((name) => /^vm-\d+\.sock$/.test(name))
+    .map((name) => join(folder, name))
+    .some((path) => isListenedAt(path) && isOfThisUser(path));
+}
+
+function isOfThisUser(path: string): boolean {
+  try {
+    return lstatSync(path).uid === process.geteuid?.();
+  } catch {
+    return false; // it went, or another member put something here that cannot be looked at
+  }
+}
+
+function namesIn(folder: string): string[] {
+  try {
+    return readdirSync(folder);
+  } catch {
+    return []; // it is not there, or not for this user: nor is a VM of it
+  }
+}
+
+function warnOfParted(log: Log | undefined, place: MeetingPlace, pci: VmConfig['pci']): void {
+  const isShared = wantsHypervisorDevices({ pci: pci.filter(({ driver }) => driver !== 'root-port') });
+  const others = log === undefined || !isShared ? [] : partedFrom(place);
+  if (others.length === 0) return;
+  warnOnce(
+    log,
+    `this VM meets others in ${place.folder}: no vUART, doorbell or region of it leads to the VMs of this user in ${others.join(', ')} (--socket-group is for all of them, or for none)`,
+  );
+}
+
 /**
  * A VM without a device that another one could meet stays with its user: managers alone need nothing of the host. So does one
  * whose group has no folder, or none to be trusted: its option may be for the managers, and root has to make the folder.
- * @param log of this VM: is told why it is not the group's. @throws ConfigError for a group that is none
+ * @param log of this VM: is told why it is not the group's, and which VMs of its user it does not meet. @throws ConfigError for a group that is none
  */
 export async function meetingPlace({ socketGroup, pci = [] }: Wants, log?: Log): Promise<MeetingPlace> {
   const own = ownMeetingPlace();
-  if (socketGroup === undefined || !wantsHypervisorDevices({ pci })) return own;
+  if (!wantsHypervisorDevices({ pci })) return own;
+  if (socketGroup === undefined) {
+    warnOfParted(log, own, pci);
+    return own;
+  }
   const { groupId } = await import('../../devicemodel/core/host/groups.ts');
   const id = groupId(socketGroup);
   if (id === undefined) {
@@ -57,7 +104,10 @@ export async function meetingPlace({ socketGroup, pci = [] }: Wants, log?: Log):
   }
   const place = groupMeetingPlace(id);
   const problem = await groupPlaceProblem(place.folder, id);
-  if (problem === undefined) return place;
+  if (problem === undefined) {
+    warnOfParted(log, place, pci);
+    return place;
+  }
   const hint = problem.hint === undefined ? '' : ` (${problem.hint})`;
   warnOnce(log, `${problem.message}; this VM meets only others of its user, in ${own.folder}${hint}`);
   return own;

@@ -1,5 +1,6 @@
 /** In which place a VM meets others, what is said of it, and what is in the way. */
-import { chmodSync, chownSync, existsSync, mkdirSync, mkdtempSync, rmSync } from 'node:fs';
+import { chmodSync, chownSync, existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { createServer, type Server } from 'node:net';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { groupMeetingPlace, meetingPlace, meetingPlaceProblems } from '../../../hypervisor/embedded/meeting-place.ts';
@@ -90,6 +91,50 @@ describe.skipIf(!isRoot)('a VM starts in its user’s place where that of the gr
     }
     expect(warnings(lines)).toEqual([expect.stringContaining(command)]);
     expect(existsSync(folder)).toBe(false);
+  });
+});
+
+// Mutation: say nothing: two VMs of one user with one region each have a region of their own, since one has the option.
+describe.skipIf(!isRoot)('a VM that does not meet others of its user', () => {
+  const servers: Server[] = [];
+  afterEach(() => {
+    for (const server of servers.splice(0)) server.close();
+  });
+  async function listenIn(at: string, name = 'vm-3.sock'): Promise<string> {
+    mkdirSync(at, { recursive: true });
+    const server = createServer();
+    servers.push(server);
+    const path = join(at, name);
+    await new Promise<void>((resolve) => server.listen(path, resolve));
+    return path;
+  }
+  async function said(config: object): Promise<readonly string[]> {
+    const { log, lines } = memoryLog();
+    for (const _life of [1, 2]) await meetingPlace(config, log);
+    return warnings(lines);
+  }
+  const parted = (here: string, there: string) => [
+    `warn: this VM meets others in ${here}: no vUART, doorbell or region of it leads to the VMs of this user in ${there} (--socket-group is for all of them, or for none)`,
+  ];
+
+  test('is told so, with the option and without', async () => {
+    install();
+    await listenIn(own);
+    expect(await said(ofGroup)).toEqual(parted(folder, own));
+    expect(await said(withRegion)).toEqual([]);
+    await listenIn(folder);
+    expect(await said(withRegion)).toEqual(parted(own, folder));
+    expect(await said({ pci: [] })).toEqual([]);
+    expect(await said({ pci: [{ driver: 'root-port', options: {} }] })).toEqual([]);
+  });
+
+  test('is told nothing of what is another user’s, has ended, or is no VM’s', async () => {
+    install();
+    chownSync(await listenIn(folder), 4242, GROUP);
+    writeFileSync(join(folder, 'vm-4.sock'), '');
+    await listenIn(folder, 'other.sock');
+    await listenIn(join(top, 'elsewhere'));
+    expect(await said(withRegion)).toEqual([]);
   });
 });
 
