@@ -221,6 +221,13 @@ export const contracts = [
   },
   {
     ...groups,
+    mutation: "whoever has a VM's name for doorbells is that VM",
+    file: 'hypervisor/embedded/doorbells.ts',
+    from: 'way !== undefined && folder.isOf(other, way.userId)',
+    to: 'way !== undefined',
+  },
+  {
+    ...groups,
     mutation: 'a file with a second name elsewhere is used',
     file: 'devicemodel/core/host/group-place.ts',
     from: '(stat.mode & OTHERS) === 0 && stat.nlink <= 1',

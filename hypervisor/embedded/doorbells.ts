@@ -90,7 +90,9 @@ export class Doorbells {
     this.#listen();
     for (const other of others) {
       const way = folder.reach(other, 'bells');
-      const fd = way === undefined ? undefined : connectForFds(way.path);
+      // Beside a VM that has none, anybody may have made one of that name.
+      const isTheirs = way !== undefined && folder.isOf(other, way.userId);
+      const fd = isTheirs ? connectForFds(way.path) : undefined;
       way?.release();
       // One that came up without: its doorbells go the other way, by message.
       if (fd !== undefined) this.#adopt(fd, other);
@@ -245,9 +247,8 @@ export class Doorbells {
     switch (message.kind) {
       case 'hello':
         if (vmid !== 0 || message.vmid === this.#vmid || fds.length !== 0) return false;
-        return calledId === undefined
-          ? this.#folder?.isOf(message.vmid, peerUser(fd)) === true
-          : message.vmid === calledId;
+        // Also where it was found under that id: it may be another's by now.
+        return [undefined, message.vmid].includes(calledId) && this.#folder?.isOf(message.vmid, peerUser(fd)) === true;
       case 'bells':
         return vmid !== 0 && (bells.has(message.region) || bells.size < MAX_REGIONS) && fds.every(isEventfd);
       case 'gone':

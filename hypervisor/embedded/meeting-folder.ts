@@ -20,6 +20,9 @@ import { type MeetingPlace, ROOT_DIRECTORY } from './meeting-place.ts';
 /** For messages, and for doorbells with their descriptors. */
 export type SocketKind = 'sock' | 'bells';
 
+/** To a socket; whose it is, in a folder where that matters. */
+export type Way = Pick<PinnedSocket, 'path' | 'release'> & Partial<PinnedSocket>;
+
 export interface MeetingFolder {
   readonly path: string;
   /** Who has the lock lets go of it soon, or does not belong here. */
@@ -34,7 +37,7 @@ export interface MeetingFolder {
   /** One was bound. @throws HostError */
   share(path: string): void;
   /** @returns the way to a socket, to be let go of after connecting; undefined: nothing that one connects to. @throws HostError without descriptors */
-  reach(vmid: number, kind?: SocketKind): Pick<PinnedSocket, 'path' | 'release'> | undefined;
+  reach(vmid: number, kind?: SocketKind): Way | undefined;
   /** What a VM left that was killed. @returns whether the name is free. */
   clear(vmid: number, kind: SocketKind): boolean;
   /** Whether that user may speak for that VM. */
@@ -75,7 +78,7 @@ class OwnFolder implements MeetingFolder {
 
   share(): void {}
 
-  reach(vmid: number, kind?: SocketKind) {
+  reach(vmid: number, kind?: SocketKind): Way {
     return { path: this.pathOf(vmid, kind), release: () => {} };
   }
 

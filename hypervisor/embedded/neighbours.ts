@@ -285,7 +285,8 @@ export class Neighbours {
         if (peer.hasIntroduced || message.vmid === this.#vmid || ![0, message.vmid].includes(peer.vmid)) {
           throw new Error(`it cannot be VM ${message.vmid}`);
         }
-        if (peer.vmid === 0 && !this.#folder.isOf(message.vmid, peer.userId)) {
+        // Also where it was found under that id: it may be another's by now.
+        if (!this.#folder.isOf(message.vmid, peer.userId)) {
           throw new Error(`VM ${message.vmid} is another user's than ${peer.userId}`);
         }
         peer.hasIntroduced = true;

@@ -19,12 +19,18 @@ import {
   truncateSync,
   writeFileSync,
 } from 'node:fs';
-import { connect, createServer } from 'node:net';
+import { connect, createServer, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
-import { connectForFds, receiveFds, sendFds } from '../../../devicemodel/core/host/fd-socket.ts';
+import {
+  acceptFds,
+  connectForFds,
+  listenForFds,
+  receiveFds,
+  sendFds,
+} from '../../../devicemodel/core/host/fd-socket.ts';
 import { tryLock } from '../../../devicemodel/core/host/file-lock.ts';
 import { closeFd, OpenFlag, openFile } from '../../../devicemodel/core/host/files.ts';
 import { silentLog } from '../../../devicemodel/core/log.ts';
@@ -391,6 +397,55 @@ describe.skipIf(!isRoot)('a member of the group who means no good', () => {
     // The right one is met as before.
     await bert.does('region', REGION, 4096);
     await until(() => found.has(2));
+  });
+
+  /** Whose somebody is by what others can see: a socket of that name and owner, here of this process. */
+  function bellsOf(userId: number, vmid: number): number {
+    const path = join(folder, `vm-${vmid}.bells`);
+    const listener = listenForFds(path);
+    cleanUp.push(() => closeFd(listener));
+    chownSync(path, userId, GROUP);
+    chmodSync(path, 0o660);
+    return listener;
+  }
+
+  // Mutation: take the name of the socket for whose it is: who has that of the doorbells alone is rung in the VM's place.
+  test.each([
+    ['another’s', CARL, undefined],
+    ['its user’s', BERT, expect.any(Number)],
+  ])('a socket for doorbells that is %s beside that of a VM', async (_what, userId, caller) => {
+    install();
+    await vm(BERT, 'b');
+    rmSync(join(folder, 'vm-1.bells'));
+    const listener = bellsOf(userId, 1);
+    await own('r');
+    const fd = acceptFds(listener);
+    if (fd !== undefined) closeFd(fd);
+    expect(fd).toEqual(caller);
+  });
+
+  // Mutation: take the id that it was called by for whose it is: who waits until the id is another's is that one from then on.
+  test('who was found under an id and says so when it is another’s is hung up on', async () => {
+    install();
+    const { log, lines } = memoryLog();
+    const accepted: Socket[] = [];
+    const server = createServer((socket) => accepted.push(socket.on('error', () => {})));
+    const path = join(folder, 'vm-1.sock');
+    await new Promise<void>((resolve) => server.listen(path, resolve));
+    cleanUp.push(() => server.close());
+    cleanUp.push(() => accepted[0]?.destroy());
+    chownSync(path, 0, GROUP);
+    chmodSync(path, 0o660);
+    const listener = bellsOf(0, 1);
+    expect((await own('r', log)).vmid).toBe(2);
+    await until(() => accepted.length === 1);
+    const fd = acceptFds(listener) as number;
+    cleanUp.push(() => closeFd(fd));
+    for (const kind of ['sock', 'bells']) chownSync(join(folder, `vm-1.${kind}`), BERT, GROUP);
+    sendFds(fd, '{"kind":"hello","vmid":1}', []);
+    accepted[0]?.write('{"kind":"hello","vmid":1,"name":"b"}\n');
+    await until(() => lines.some((line) => line.includes('VM 1 is another user')));
+    await until(() => lines.some((line) => line.includes('a message that no VM sends')));
   });
 
   // Mutation: close them: one of a file system of the sender's own keeps the thread for as long as that sender likes.
