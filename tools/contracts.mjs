@@ -228,6 +228,20 @@ export const contracts = [
   },
   {
     ...groups,
+    mutation: 'an id has several connections',
+    file: 'hypervisor/embedded/neighbours.ts',
+    from: 'if (other === peer || other.vmid !== message.vmid) continue;',
+    to: 'if (other.vmid !== -1) continue;',
+  },
+  {
+    ...groups,
+    mutation: 'an id has several connections for doorbells',
+    file: 'hypervisor/embedded/doorbells.ts',
+    from: '(other.vmid || other.calledId) === message.vmid',
+    to: 'other.vmid === -1',
+  },
+  {
+    ...groups,
     mutation: 'a file with a second name elsewhere is used',
     file: 'devicemodel/core/host/group-place.ts',
     from: '(stat.mode & OTHERS) === 0 && stat.nlink <= 1',

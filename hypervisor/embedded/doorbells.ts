@@ -229,6 +229,10 @@ export class Doorbells {
     }
     switch (message.kind) {
       case 'hello':
+        // One connection for each VM: that of whose the id is now. Who had it before may have kept its own.
+        for (const other of this.#peers) {
+          if (other !== peer && (other.vmid || other.calledId) === message.vmid) this.#drop(other);
+        }
         peer.vmid = message.vmid;
         break;
       case 'bells':

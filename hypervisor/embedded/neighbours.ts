@@ -289,6 +289,12 @@ export class Neighbours {
         if (!this.#folder.isOf(message.vmid, peer.userId)) {
           throw new Error(`VM ${message.vmid} is another user's than ${peer.userId}`);
         }
+        // One connection for each VM: that of whose the id is now. Who had it before may have kept its own.
+        for (const other of this.#peers) {
+          if (other === peer || other.vmid !== message.vmid) continue;
+          this.#peers.delete(other);
+          other.end(`VM ${message.vmid} has another now`);
+        }
         peer.hasIntroduced = true;
         peer.vmid = message.vmid;
         peer.name = message.name;

@@ -448,6 +448,79 @@ describe.skipIf(!isRoot)('a member of the group who means no good', () => {
     await until(() => lines.some((line) => line.includes('a message that no VM sends')));
   });
 
+  // Mutation: any number of connections with one id: the first is rung for ever, and takes the other's eventfds with it when it ends.
+  test('who keeps a connection of an id that it had gives way to whose it is, by either way', async () => {
+    install();
+    const { log, lines } = memoryLog();
+    const { neighbours } = await own('r', log);
+    const [path, bellsPath] = [join(folder, 'vm-7.sock'), join(folder, 'vm-1.bells')];
+    const bells = neighbours.bells(REGION, 8);
+    const found: Array<[number, boolean]> = [];
+    bells?.onPeers((vmid, fds) => found.push([vmid, fds !== undefined]));
+    writeFileSync(path, '');
+    const connected = (name: string) => {
+      const socket = connect(join(folder, 'vm-1.sock')).on('error', () => {});
+      cleanUp.push(() => socket.destroy());
+      let heard = '';
+      socket.on('data', (text) => {
+        heard += text;
+      });
+      socket.write(`{"kind":"hello","vmid":7,"name":"${name}"}\n`);
+      const fd = connectForFds(bellsPath) as number;
+      sendFds(fd, '{"kind":"hello","vmid":7}', []);
+      sendFds(fd, JSON.stringify({ kind: 'bells', region: REGION }), bells?.own ?? []);
+      return { socket, fd, heard: () => heard };
+    };
+    const first = connected('first');
+    await until(() => lines.some((line) => line.includes('VM 7 "first" is there')) && found.length === 1);
+    const second = connected('second');
+    cleanUp.push(() => closeFd(second.fd));
+    const isClosed = new Promise((resolve) => first.socket.once('close', resolve));
+    await until(() => lines.some((line) => line.includes('VM 7 "second" is there')) && found.length === 3);
+    neighbours.ring(REGION, 7, 3);
+    await until(() => second.heard().includes('"doorbell"'));
+    await isClosed;
+    expect(first.heard()).not.toContain('"doorbell"');
+    await until(() => {
+      const received = receiveFds(first.fd);
+      for (const own of typeof received === 'object' ? received.fds : []) closeFd(own);
+      return received === 'ended';
+    });
+    closeFd(first.fd);
+    expect(found).toEqual([
+      [7, true],
+      [7, false],
+      [7, true],
+    ]);
+  });
+
+  // Mutation: as above: its connections have all the places, and no VM is met any more.
+  test('who connects again and again under its own id keeps nobody out, by either way', async () => {
+    install();
+    const { neighbours } = await own('r');
+    const bells = neighbours.bells(REGION, 8);
+    const found = new Set<number>();
+    bells?.onPeers((vmid) => found.add(vmid));
+    writeFileSync(join(folder, 'vm-7.sock'), '');
+    for (let i = 0; i < 300; i++) {
+      const fd = connectForFds(join(folder, 'vm-1.bells')) as number;
+      cleanUp.push(() => closeFd(fd));
+      sendFds(fd, '{"kind":"hello","vmid":7}', []);
+      const socket = connect(join(folder, 'vm-1.sock')).on('error', () => {});
+      cleanUp.push(() => socket.destroy());
+      await new Promise<void>((resolve) => {
+        socket.once('data', () => resolve()).once('close', () => resolve());
+        socket.write('{"kind":"hello","vmid":7,"name":"c"}\n');
+      });
+    }
+    rmSync(join(folder, 'vm-7.sock'));
+    const bert = await vm(BERT, 'b');
+    await bert.does('region', REGION, 4096);
+    await until(() => found.has(2));
+    await until(() => neighbours.ring(REGION, 2, 3));
+    expect(await bert.hears('rung')).toBe(3);
+  });
+
   // Mutation: close them: one of a file system of the sender's own keeps the thread for as long as that sender likes.
   test('who gives descriptors that are no eventfds is not heard again', async () => {
     install();
