@@ -8,7 +8,8 @@ import type { EventfdHost } from './eventfd-host.ts';
 export const hostEventfds: EventfdHost = {
   check(fd) {
     try {
-      return readlinkSync(`/proc/self/fd/${fd}`).includes('[eventfd]') ? 0 : Errno.EINVAL;
+      // The whole: a file may have such a name, and its path begins with a slash.
+      return readlinkSync(`/proc/self/fd/${fd}`) === 'anon_inode:[eventfd]' ? 0 : Errno.EINVAL;
     } catch {
       return Errno.EBADF;
     }

@@ -521,32 +521,38 @@ describe.skipIf(!isRoot)('a member of the group who means no good', () => {
     expect(await bert.hears('rung')).toBe(3);
   });
 
-  // Mutation: close them: one of a file system of the sender's own keeps the thread for as long as that sender likes.
-  test('who gives descriptors that are no eventfds is not heard again', async () => {
-    install();
-    const { log, lines } = memoryLog();
-    const { neighbours } = await own('r', log);
-    const bells = neighbours.bells(REGION, 8);
-    const path = join(folder, 'vm-1.bells');
-    const file = openFile('/dev/null', OpenFlag.ReadWrite | OpenFlag.CloseOnExec);
-    cleanUp.push(() => closeFd(file));
-    const before = openTimes('/dev/null');
-    const says = (fd: number) => {
-      // The owner of vm-1 is who may speak for others of that user; here it is this very process.
-      sendFds(fd, JSON.stringify({ kind: 'hello', vmid: 7 }), []);
-      sendFds(fd, JSON.stringify({ kind: 'bells', region: REGION }), [file, ...(bells?.own.slice(1) ?? [])]);
-    };
-    writeFileSync(join(folder, 'vm-7.sock'), '');
-    const first = connectForFds(path) as number;
-    says(first);
-    await until(() => lines.some((line) => line.includes('a message that no VM sends')));
-    closeFd(first);
-    const second = connectForFds(path) as number;
-    says(second);
-    await until(() => receiveFds(second) === 'ended');
-    closeFd(second);
-    expect(openTimes('/dev/null')).toBe(before + 1);
-  });
+  // Mutation: close them, or know an eventfd by a part of its name: one of a file system of the sender's own keeps the thread for
+  // as long as that sender likes.
+  test.each(['null', '[eventfd]'])(
+    'who gives descriptors that are no eventfds (%s) is not heard again',
+    async (name) => {
+      install();
+      const device = join(top, name);
+      writeFileSync(device, '');
+      const { log, lines } = memoryLog();
+      const { neighbours } = await own('r', log);
+      const bells = neighbours.bells(REGION, 8);
+      const path = join(folder, 'vm-1.bells');
+      const file = openFile(device, OpenFlag.ReadWrite | OpenFlag.CloseOnExec);
+      cleanUp.push(() => closeFd(file));
+      const before = openTimes(device);
+      const says = (fd: number) => {
+        // The owner of vm-1 is who may speak for others of that user; here it is this very process.
+        sendFds(fd, JSON.stringify({ kind: 'hello', vmid: 7 }), []);
+        sendFds(fd, JSON.stringify({ kind: 'bells', region: REGION }), [file, ...(bells?.own.slice(1) ?? [])]);
+      };
+      writeFileSync(join(folder, 'vm-7.sock'), '');
+      const first = connectForFds(path) as number;
+      says(first);
+      await until(() => lines.some((line) => line.includes('a message that no VM sends')));
+      closeFd(first);
+      const second = connectForFds(path) as number;
+      says(second);
+      await until(() => receiveFds(second) === 'ended');
+      closeFd(second);
+      expect(openTimes(device)).toBe(before + 1);
+    },
+  );
 });
 
 /** Open here: how often. */
