@@ -266,7 +266,7 @@ export const contracts = [
     ...groups,
     mutation: 'an id is free whose socket stays',
     file: 'hypervisor/embedded/meeting-folder.ts',
-    from: 'return lstatSync(path, { throwIfNoEntry: false }) === undefined;',
+    from: 'return lookAt(path) === undefined;',
     to: 'return true;',
   },
   {

@@ -3,7 +3,7 @@
  * user's alone. In that of a group every member may put something there: whose a thing is says its owner, as the kernel knows it,
  * and only that one takes it away.
  */
-import { lstatSync, rmSync } from 'node:fs';
+import { lstatSync, rmSync, type Stats } from 'node:fs';
 import { basename, dirname } from 'node:path';
 import { OpenFlag, openFile } from '../../devicemodel/core/host/files.ts';
 import { ensureOwnFolder, FolderMode, makeParents } from '../../devicemodel/core/host/folders.ts';
@@ -131,11 +131,21 @@ class GroupFolder implements MeetingFolder {
     } catch {
       // Another user's, who or whose next VM takes it away; nobody has that id meanwhile.
     }
-    return lstatSync(path, { throwIfNoEntry: false }) === undefined;
+    return lookAt(path) === undefined;
   }
 
   isOf(vmid: number, userId: number | undefined): boolean {
-    const owner = lstatSync(this.pathOf(vmid), { throwIfNoEntry: false })?.uid;
+    const found = lookAt(this.pathOf(vmid));
+    const owner = typeof found === 'object' ? found.uid : undefined;
     return owner !== undefined && owner === userId;
+  }
+}
+
+/** @returns 'hidden' for what cannot be looked at: a member may mount a file system that lets nobody else. */
+function lookAt(path: string): Stats | 'hidden' | undefined {
+  try {
+    return lstatSync(path, { throwIfNoEntry: false });
+  } catch {
+    return 'hidden';
   }
 }

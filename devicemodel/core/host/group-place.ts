@@ -210,9 +210,13 @@ export function pinGroupSocket(path: string, groupId: number): PinnedSocket | 'm
     if (isErrno(error, Errno.EMFILE) || isErrno(error, Errno.ENFILE)) throw error;
     return 'strange';
   }
-  const stat = fstatSync(fd);
-  if (stat.isSocket() && stat.gid === groupId && stat.nlink <= 1) {
-    return { path: `/proc/self/fd/${fd}`, userId: stat.uid, release: () => closeFd(fd) };
+  try {
+    const stat = fstatSync(fd);
+    if (stat.isSocket() && stat.gid === groupId && stat.nlink <= 1) {
+      return { path: `/proc/self/fd/${fd}`, userId: stat.uid, release: () => closeFd(fd) };
+    }
+  } catch {
+    // On a file system of some user's own, which lets nobody else look.
   }
   closeFd(fd);
   return 'strange';

@@ -15,14 +15,28 @@ import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test, vi } from 'vitest';
-import { ensureGroupFolder, giveSocketToGroup } from '../../../devicemodel/core/host/group-place.ts';
+import { ensureGroupFolder, giveSocketToGroup, pinGroupSocket } from '../../../devicemodel/core/host/group-place.ts';
+import { meetingFolder } from '../../../hypervisor/embedded/meeting-folder.ts';
 
 /** Called before the next rename. */
 const meanwhile = vi.hoisted(() => ({ rename: undefined as (() => void) | undefined }));
+/** What cannot be looked at: a file system of some user's own lets nobody else. */
+const hidden = vi.hoisted(() => ({ path: '' }));
 vi.mock('node:fs', async (original) => {
   const real = await original<typeof Fs>();
+  const look = (path: unknown) => {
+    if (path === hidden.path) throw Object.assign(new Error(), { code: 'EACCES', errno: -13 });
+  };
   return {
     ...real,
+    lstatSync: (...args: Parameters<typeof real.lstatSync>) => {
+      look(args[0]);
+      return real.lstatSync(...args);
+    },
+    fstatSync: (...args: Parameters<typeof real.fstatSync>) => {
+      look(real.readlinkSync(`/proc/self/fd/${args[0]}`));
+      return real.fstatSync(...args);
+    },
     renameSync: (from: string, to: string) => {
       meanwhile.rename?.();
       real.renameSync(from, to);
@@ -41,6 +55,7 @@ beforeEach(() => {
 });
 afterEach(() => {
   meanwhile.rename = undefined;
+  hidden.path = '';
   for (const step of cleanUp.splice(0).reverse()) step();
   rmSync(top, { recursive: true, force: true });
 });
@@ -99,4 +114,17 @@ test('a socket is', async () => {
   chmodSync(path, 0o600);
   giveSocketToGroup(path, GROUP);
   expect(modeOf(path)).toBe('660');
+});
+
+// Mutation: let it throw: nobody's VM starts, and each look costs a descriptor.
+test('what cannot be looked at is strange, nobody’s, and not free', () => {
+  const path = join(top, 'vm-1.sock');
+  writeFileSync(path, '');
+  hidden.path = path;
+  const before = readdirSync('/proc/self/fd').length;
+  expect(pinGroupSocket(path, GROUP)).toBe('strange');
+  expect(readdirSync('/proc/self/fd').length).toBe(before);
+  const place = meetingFolder({ folder: top, groupId: GROUP });
+  expect(place.isOf(1, process.geteuid?.())).toBe(false);
+  expect(place.clear(1, 'sock')).toBe(false);
 });
