@@ -29,6 +29,8 @@ const SLICE_COMMANDS = 64;
 
 export interface CommandWires {
   readonly memory: GuestMemory;
+  /** R/S: of a controller that is halted no command is looked at. */
+  isRunning(): boolean;
   canTell(): boolean;
   tell(event: EventTrb, isQuiet: boolean): void;
   execute(trb: ReturnType<typeof newTrb>): CommandResult | Promise<CommandResult>;
@@ -129,6 +131,7 @@ export class CommandRing {
   }
 
   #run(): void {
+    if (!this.#wires.isRunning()) return;
     for (let count = 0; this.#isRunning && this.#pending === undefined; count++) {
       if (!this.#isStopping && !this.#readNext()) {
         this.#isRunning = false;

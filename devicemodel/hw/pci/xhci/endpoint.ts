@@ -451,7 +451,9 @@ export class Endpoint {
     }
   }
 
+  /** Of an endpoint that was let go the context is the guest's, or another's, already. */
   #write(change: () => void): void {
+    if (this.#isGone) return;
     try {
       change();
     } catch (error) {

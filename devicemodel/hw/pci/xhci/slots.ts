@@ -181,8 +181,8 @@ export class Slots {
     if (!isPossible(CONTROL_ENDPOINT, settings)) return CompletionCode.Parameter;
     const opened = device.open();
     const addressed = (isThere: boolean) => {
-      // The controller may have been reset, or the device pulled out, while it was opened.
-      if (!isThere || this.#slots.get(id) !== slot) return CompletionCode.Transaction;
+      // The controller may have been reset or halted, or the device pulled out, while it was opened.
+      if (!isThere || this.#slots.get(id) !== slot || !this.#wires.isRunning()) return CompletionCode.Transaction;
       slot.device = device;
       slot.context = context;
       context.copy(0, input);

@@ -478,6 +478,63 @@ describe('a controller that is halted (§5.4.1, R/S)', () => {
       [Code.success, BULK_OUT],
     ]);
   });
+
+  test('gives no device an address that was opened when it was halted already', async () => {
+    const guest = new XhciGuest().setUp();
+    const device = new FakeUsbDevice();
+    let answer: (isThere: boolean) => void = () => {};
+    device.opening = new Promise((resolve) => (answer = resolve));
+    guest.controller.ports.connect(device);
+    const slot = guest.command(Command.enable)?.slot ?? 0;
+    guest.addressSlot(slot, USB2_PORT);
+    guest.write(Reg.command, 4);
+    const before = guest.ram.slice();
+    const reads = vi.spyOn(guest.memory, 'readU32');
+    answer(true);
+    await device.opening;
+    await turn();
+    expect(Buffer.compare(guest.ram, before)).toBe(0);
+    expect(reads).not.toHaveBeenCalled();
+    guest.write(Reg.command, 5);
+    expect(guest.events()).toMatchObject([{ type: 33, code: Code.transaction }]);
+    expect(guest.addressSlot(slot, USB2_PORT)).toBeUndefined();
+    await turn();
+    expect(guest.events()).toMatchObject([{ type: 33, code: Code.success, slot }]);
+  });
+
+  test('looks at no command, though there may be room for events', () => {
+    const guest = new XhciGuest(16).setUp();
+    for (let i = 0; i < 40; i++) guest.queueCommand(Command.noOp);
+    guest.write(Reg.doorbell, 0);
+    expect(guest.read(Reg.crcrLow)).toBe(8);
+    guest.write(Reg.command, 4);
+    const { memory } = guest;
+    const ofCommands = vi.spyOn(memory, 'readU32');
+    guest.write(Reg.erdpLow, At.events | 8);
+    guest.write(Reg.crcrLow, 2);
+    guest.clock.advance(1e6);
+    expect(ofCommands.mock.calls.filter(([at]) => at >= At.commands && at < At.eventTable)).toEqual([]);
+    ofCommands.mockRestore();
+    guest.write(Reg.command, 5);
+    const seen = [guest.events(), guest.events(), guest.events(), guest.events()].flat();
+    expect(seen.filter(({ type }) => type === 33).at(-1)?.code).toBe(24);
+    expect(guest.read(Reg.crcrLow)).toBe(0);
+  });
+
+  test('is reset, and an endpoint that was just being reset writes nothing', async () => {
+    const { guest, device, slot } = configured();
+    device.isSlow = true;
+    for (const _ of [1, 2]) guest.queue(slot, BULK_IN, Type.normal, At.buffers, 8, IOC);
+    guest.ring(slot, BULK_IN);
+    device.give(device.inFlight[0]!, 'stall');
+    expect(guest.events()).toMatchObject([{ code: Code.stall }]);
+    expect(guest.command(Command.resetEndpoint, 0, { slot, endpoint: BULK_IN })).toBeUndefined();
+    guest.write(Reg.command, 4);
+    const before = guest.ram.slice();
+    guest.write(Reg.command, 2);
+    await turn();
+    expect(Buffer.compare(guest.ram, before)).toBe(0);
+  });
 });
 
 describe('what waits for its turn', () => {
