@@ -212,15 +212,20 @@ export class Endpoint {
     if (queue.isServing) return 0;
     queue.isServing = true;
     let blocks = 0;
-    while (this.#mayTake(queue) && blocks < SLICE_BLOCKS) {
+    let isMore = true;
+    while (isMore && this.#mayTake(queue) && blocks < SLICE_BLOCKS) {
       const work = this.#take(queue);
-      if (work === undefined) break;
-      blocks += work.tds.reduce((sum, td) => sum + td.blocks.length, 1);
+      // What is walked for nothing counts, too: a descriptor without its end, or one that is refused.
+      blocks += queue.ring.takeReadBlocks();
+      if (work === undefined) {
+        isMore = false;
+        continue;
+      }
       queue.works.push(work);
       this.#submit(queue, work);
     }
     queue.isServing = false;
-    if (blocks >= SLICE_BLOCKS) this.#wires.later(queue.serve);
+    if (isMore && blocks >= SLICE_BLOCKS) this.#wires.later(queue.serve);
     return blocks;
   }
 

@@ -70,6 +70,7 @@ export class TransferRing {
   #address: number;
   #cycle: number;
   readonly #trb: Trb = newTrb();
+  #readBlocks = 0;
 
   /** @param streamContext address of the context of stream `streamId`; neither is there without streams. */
   constructor(position: RingPosition, streamId = 0, streamContext = 0) {
@@ -98,8 +99,16 @@ export class TransferRing {
   fetch(memory: GuestMemory, isControl: boolean): Fetched {
     const reader = new DescriptorReader(memory, this.#trb, this.position);
     const fetched = reader.read(isControl);
+    this.#readBlocks += reader.readBlocks;
     if (typeof fetched === 'object' && 'blocks' in fetched) this.moveTo(reader.position);
     return fetched;
+  }
+
+  /** @returns blocks that were read since the last call, links and those of no descriptor included: what it has cost. */
+  takeReadBlocks(): number {
+    const blocks = this.#readBlocks;
+    this.#readBlocks = 0;
+    return blocks;
   }
 }
 
@@ -129,6 +138,7 @@ class DescriptorReader {
   #totalBytes = 0;
   #setup: SetupPacket | undefined;
   #isIn = false;
+  #readBlocks = 0;
 
   constructor(memory: GuestMemory, trb: Trb, start: RingPosition) {
     this.#memory = memory;
@@ -140,6 +150,10 @@ class DescriptorReader {
 
   get position(): RingPosition {
     return { address: this.#address, cycle: this.#cycle };
+  }
+
+  get readBlocks(): number {
+    return this.#readBlocks;
   }
 
   read(isControl: boolean): Fetched {
@@ -159,6 +173,7 @@ class DescriptorReader {
   /** Read the block that is next, through links. §4.11.5.1: a link is the guest's until its cycle bit says so, too. */
   #next(): 'block' | 'empty' | 'bad' {
     for (let links = 0; links <= MAX_LINKS; links++) {
+      this.#readBlocks++;
       if (!readTrb(this.#memory, this.#address, this.#trb)) return 'bad';
       if (!hasCycle(this.#trb, this.#cycle)) return 'empty';
       if (typeOf(this.#trb) !== TrbType.Link) return 'block';

@@ -593,6 +593,48 @@ describe('what waits for its turn', () => {
     // None of them is forgotten.
     expect(guest.controller.waiting).toBe(ids.length);
   });
+
+  test.each<[string, { blocks: number; links?: number; isWhole?: boolean }]>([
+    ['has no end yet', { blocks: 1000 }],
+    ['has no end yet, and links between its blocks', { blocks: 100, links: 16 }],
+    ['is refused, as too much is in flight', { blocks: 1000, isWhole: true }],
+  ])(
+    'many rings whose descriptor %s have one turn among them, too',
+    (_what, { blocks, links = 0, isWhole = false }) => {
+      const { guest, slot } = configured();
+      const ids = Array.from({ length: 30 }, (_, i) => i + 2);
+      guest.configure(slot, Object.fromEntries(ids.map((id) => [id, id % 2 === 1 ? 6 : 2])));
+      const ring = 0x10_0000;
+      let at = ring;
+      for (let i = 0; i < blocks; i++) {
+        const flags = isWhole && i === blocks - 1 ? 0 : CHAIN;
+        guest.trb(at, At.buffers, 0, (Type.normal << 10) | flags | 1);
+        for (let link = 0; link < links; link++) guest.trb((at += 16), at + 16, 0, (Type.link << 10) | 1);
+        at += 16;
+      }
+      // As at S3: nothing more is lent to a device.
+      if (isWhole) guest.controller.recall();
+      for (const id of ids) {
+        guest.trb(guest.ringOf(slot, id), ring, 0, (Type.link << 10) | 1);
+        guest.ring(slot, id);
+      }
+      const reads = vi.spyOn(guest.memory, 'readU32');
+      const readsOf = (work: () => void) => {
+        reads.mockClear();
+        work();
+        return reads.mock.calls.length;
+      };
+      // 2048 blocks of four words.
+      const turn = 2048 * 4;
+      const ofRoom = readsOf(() => guest.write(Reg.erdpHigh, 0));
+      const ofTimer = readsOf(() => guest.clock.advance(50_000));
+      for (const count of [ofTimer, ofRoom]) expect([count >= turn, count < 2 * turn]).toEqual([true, true]);
+      // Each has its turn, and what has no end is not looked at again until the guest says so.
+      guest.clock.advance(1e6);
+      expect(guest.controller.waiting).toBe(isWhole ? ids.length : 0);
+      expect(readsOf(() => guest.clock.advance(1e6))).toBe(0);
+    },
+  );
 });
 
 describe('stop (§4.6.9)', () => {
