@@ -58,6 +58,8 @@ export interface EmbeddedHsmOptions {
   readonly eventfds: EventfdHost;
   /** Number of this VM among the User VMs of the host; released by the returned function. */
   readonly claimVmid?: (name: string) => Promise<VmidClaim>;
+  /** What another VM may still have, so that `vdevs` waits for nobody; the signal gives up. */
+  readonly awaitRegions?: (ending?: AbortSignal) => Promise<void>;
   readonly log?: Log;
   /** Where vCPUs have threads of their own: what these know of its functions (access-map.ts). */
   readonly accessMap?: Int32Array;
@@ -84,6 +86,7 @@ export class EmbeddedHsm implements Hsm {
   readonly #vdevFactory: VirtualFunctionFactory;
   readonly #eventfds: EventfdHost;
   readonly #claimVmid: NonNullable<EmbeddedHsmOptions['claimVmid']>;
+  readonly #awaitRegions: EmbeddedHsmOptions['awaitRegions'];
   readonly #log: Log;
   readonly #onTripleFault: (() => void) | undefined;
   readonly #eventRing: EventRing;
@@ -102,6 +105,7 @@ export class EmbeddedHsm implements Hsm {
     this.#vdevFactory = options.vdevs;
     this.#eventfds = options.eventfds;
     this.#claimVmid = options.claimVmid ?? (async () => ({ vmid: 1, release: () => {} }));
+    this.#awaitRegions = options.awaitRegions;
     this.#log = options.log ?? silentLog;
     this.#onTripleFault = options.onTripleFault;
     this.#eventRing = new EventRing((fd) => this.#eventfds.signal(fd));
@@ -156,7 +160,7 @@ export class EmbeddedHsm implements Hsm {
   // ---- VM life
 
   /** @throws HsmError EINVAL: a second VM on this handle, or a name that is empty or longer than 15 bytes. */
-  createVm(spec: VmSpec): Promise<{ readonly vmid: number; readonly vcpuCount: number }> {
+  async createVm(spec: VmSpec, ending?: AbortSignal): Promise<{ readonly vmid: number; readonly vcpuCount: number }> {
     const bus: GuestBus = {
       page: this.#page,
       submit: (vcpu) => this.#router.submit(vcpu),
@@ -164,6 +168,7 @@ export class EmbeddedHsm implements Hsm {
       retire: (vcpu) => this.#router.retire(vcpu),
       tripleFault: (vcpu) => this.#tripleFault(vcpu),
     };
+    if (this.#awaitRegions !== undefined) await this.#awaitRegions(ending);
     return this.#life.create(spec, this.#claimVmid, async () => {
       const vcpuCount = await this.#engine.create(bus, spec.cpuAffinity);
       // What came up after the end of everything else.

@@ -6,12 +6,17 @@ import { checkShmRoom, type ShmFile } from '../../devicemodel/core/host/shm-room
 import { MiB } from '../../devicemodel/core/units.ts';
 import { findMeetingPlace } from './meeting-place.ts';
 
-export async function regionProblems(config: Pick<VmConfig, 'pci' | 'socketGroup'>): Promise<DmError[]> {
-  const wanted = config.pci.flatMap(({ driver, options }) => {
+/** Of ivshmem devices: those of the hypervisor (`hv:/`) and those of the device model (`dm:/`). */
+export function wantedRegions({ pci }: Pick<VmConfig, 'pci'>): Array<{ name: string; sizeBytes: number }> {
+  return pci.flatMap(({ driver, options }) => {
     if (driver !== 'ivshmem') return [];
     const { name, size } = options as { readonly name: string; readonly size: number };
     return [{ name, sizeBytes: size * MiB }];
   });
+}
+
+export async function regionProblems(config: Pick<VmConfig, 'pci' | 'socketGroup'>): Promise<DmError[]> {
+  const wanted = wantedRegions(config);
   const files = (begin: string, pathOf: (name: string) => string): ShmFile[] =>
     wanted
       .filter(({ name }) => name.startsWith(begin))

@@ -17,13 +17,15 @@ import {
   removeIfUnused,
 } from '../../devicemodel/core/host/dead-regions.ts';
 import { onProcessExit } from '../../devicemodel/core/host/exit-hooks.ts';
-import { lockWait, onceFreeBlocking, tryLock } from '../../devicemodel/core/host/file-lock.ts';
+import { lockWait, onceFree, onceFreeBlocking, tryLock } from '../../devicemodel/core/host/file-lock.ts';
 import { closeFd, setFileSize } from '../../devicemodel/core/host/files.ts';
 import { fillShared, mapShared, type SharedMapping } from '../../devicemodel/core/host/shared-memory.ts';
 import type { MeetingPlace } from './meeting-place.ts';
 
 /** Whoever comes first has a file locked while it takes all of its pages; longer than this only somebody who means no good. */
 const LOCK_PATIENCE_MS = 60_000;
+/** When the thread stands still meanwhile: for what {@link awaitSharedRegion} has found free. */
+const BLOCKED_PATIENCE_MS = 2000;
 
 interface Region {
   readonly fd: number;
@@ -45,6 +47,26 @@ function homeOf({ folder, groupId }: MeetingPlace): RegionHome {
 }
 
 /**
+ * Have a region ready for {@link openSharedRegion}, which then waits for nobody: kept as one that a former VM used.
+ * @param ending gives up. @throws HostError, or the signal's reason
+ */
+export async function awaitSharedRegion(
+  regionName: string,
+  sizeBytes: number,
+  place: MeetingPlace,
+  ending?: AbortSignal,
+): Promise<void> {
+  const home = homeOf(place);
+  const path = home.pathOf(regionName);
+  const find = () => {
+    const found = regions.get(path) ?? tryMapRegion(home, path, regionName, sizeBytes);
+    if (typeof found === 'object') regions.set(path, found);
+    return found;
+  };
+  await onceFree(path, LOCK_PATIENCE_MS, find, ending);
+}
+
+/**
  * The region for one VM; disposing ends its use, not its memory.
  * @param place of a group: without, it is this user's alone. @param patienceMs for one that somebody else has locked.
  * @returns undefined when the region exists with another size.
@@ -54,7 +76,7 @@ export function openSharedRegion(
   regionName: string,
   sizeBytes: number,
   place: MeetingPlace = { folder: '' },
-  patienceMs = LOCK_PATIENCE_MS,
+  patienceMs = BLOCKED_PATIENCE_MS,
 ): SharedMapping | undefined {
   const home = homeOf(place);
   const path = home.pathOf(regionName);

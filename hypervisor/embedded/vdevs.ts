@@ -1,12 +1,14 @@
 /** Makes the functions CREATE_VDEV asks for, as far as the scenario has them. */
+import type { VmConfig } from '../../devicemodel/core/config.ts';
 import type { SharedMapping } from '../../devicemodel/core/host/shared-memory.ts';
 import type { HvVdev, IvshmemVdev } from '../../devicemodel/core/hsm/vdev.ts';
 import type { Log } from '../../devicemodel/core/log.ts';
 import type { RegionBells } from './doorbells.ts';
 import type { MeetingPlace } from './meeting-place.ts';
 import type { Neighbours } from './neighbours.ts';
+import { wantedRegions } from './region-problems.ts';
 import type { Scenario, VuartAddress } from './scenario.ts';
-import { openSharedRegion } from './shared-region.ts';
+import { awaitSharedRegion, openSharedRegion } from './shared-region.ts';
 import type { VirtualFunction, VirtualFunctionFactory, VirtualFunctionHost } from './virtual-function.ts';
 import { createIvshmem, IVSHMEM_VECTORS, type IvshmemRegion } from './vpci/ivshmem.ts';
 import { createRootPort } from './vpci/root-port.ts';
@@ -66,6 +68,20 @@ export function vdevParts(
           : undefined;
     }
   };
+}
+
+/** A VM's regions, had before CREATE_VDEV asks for them on a thread that others need. @throws HostError, or the signal's reason */
+export async function awaitRegions(
+  { name: vmName, pci = [] }: Pick<VmConfig, 'name'> & Partial<Pick<VmConfig, 'pci'>>,
+  scenario: Scenario,
+  place: MeetingPlace,
+  ending?: AbortSignal,
+): Promise<void> {
+  for (const { name, sizeBytes } of wantedRegions({ pci })) {
+    const config = name.startsWith('hv:/') ? scenario.region(vmName, name) : undefined;
+    if (config === undefined || (config.sizeBytes ?? sizeBytes) !== sizeBytes) continue;
+    await awaitSharedRegion(name, sizeBytes, place, ending);
+  }
 }
 
 /** @throws HostError */

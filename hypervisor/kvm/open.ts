@@ -12,7 +12,7 @@ import { hostEventfds } from '../embedded/host-eventfds.ts';
 import { type MeetingPlace, meetingPlace } from '../embedded/meeting-place.ts';
 import { Neighbours } from '../embedded/neighbours.ts';
 import { derivedScenario, readScenario, type Scenario } from '../embedded/scenario.ts';
-import { vdevFactory, vdevParts } from '../embedded/vdevs.ts';
+import { awaitRegions, vdevFactory, vdevParts } from '../embedded/vdevs.ts';
 import { InlineRunner } from './inline-runner.ts';
 import { KvmEngine } from './kvm-engine.ts';
 import { kvmRefusal } from './permission.ts';
@@ -90,6 +90,7 @@ export async function openKvmHsm(options: KvmHsmOptions): Promise<Hsm> {
     return new EmbeddedHsm({
       engine,
       ...vdevsOf(config.name, scenario, { thread, place, log }),
+      awaitRegions: (ending) => awaitRegions(config, scenario, place, ending),
       eventfds: hostEventfds,
       log,
       ...(accessMap === undefined ? {} : { accessMap }),

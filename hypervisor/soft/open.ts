@@ -7,7 +7,7 @@ import { hostEventfds } from '../embedded/host-eventfds.ts';
 import { meetingPlace } from '../embedded/meeting-place.ts';
 import { Neighbours } from '../embedded/neighbours.ts';
 import { derivedScenario, readScenario } from '../embedded/scenario.ts';
-import { vdevFactory } from '../embedded/vdevs.ts';
+import { awaitRegions, vdevFactory } from '../embedded/vdevs.ts';
 import { SoftEngine } from './soft-engine.ts';
 
 export interface SoftHsmOptions {
@@ -35,6 +35,7 @@ export async function openSoftHsm(options: SoftHsmOptions): Promise<Hsm> {
     vdevs: vdevFactory(config.name, scenario, neighbours, place),
     eventfds: hostEventfds,
     claimVmid: (name) => neighbours.join(name),
+    awaitRegions: (ending) => awaitRegions(config, scenario, place, ending),
     log,
     ...(options.onTripleFault === undefined ? {} : { onTripleFault: options.onTripleFault }),
   });

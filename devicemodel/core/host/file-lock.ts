@@ -70,11 +70,7 @@ export async function lockWhenFree(
   what: string,
   patienceMs = Number.POSITIVE_INFINITY,
 ): Promise<void> {
-  const end = performance.now() + patienceMs;
-  while (!tryLock(fd, kind, what)) {
-    if (performance.now() > end) throw keptLocked(what, patienceMs);
-    await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
-  }
+  await onceFree(what, patienceMs, () => tryLock(fd, kind, what) || undefined);
 }
 
 function keptLocked(what: string, patienceMs: number): HostError {
@@ -84,9 +80,26 @@ function keptLocked(what: string, patienceMs: number): HostError {
 }
 
 /**
- * What others have locked for a while. This thread does nothing else meanwhile: not even a signal is heard.
- * @param attempt gives undefined as long as they have it. @throws HostError
+ * What others have locked for a while, with the event loop running meanwhile.
+ * @param attempt gives undefined as long as they have it. @param ending gives up. @throws HostError, or the signal's reason
  */
+export async function onceFree<T>(
+  what: string,
+  patienceMs: number,
+  attempt: () => T | undefined,
+  ending?: AbortSignal,
+): Promise<T> {
+  const end = performance.now() + patienceMs;
+  for (;;) {
+    ending?.throwIfAborted();
+    const found = attempt();
+    if (found !== undefined) return found;
+    if (performance.now() > end) throw keptLocked(what, patienceMs);
+    await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+  }
+}
+
+/** As {@link onceFree}, and this thread does nothing else meanwhile: not even a signal is heard. @throws HostError */
 export function onceFreeBlocking<T>(what: string, patienceMs: number, attempt: () => T | undefined): T {
   const end = performance.now() + patienceMs;
   const nobody = new Int32Array(new SharedArrayBuffer(4));

@@ -14,10 +14,13 @@ import {
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterEach, expect, test } from 'vitest';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { tryLock } from '../../../devicemodel/core/host/file-lock.ts';
 import { closeFd, OpenFlag, openFile } from '../../../devicemodel/core/host/files.ts';
+import { silentLog } from '../../../devicemodel/core/log.ts';
 import { forgetSharedRegions, openSharedRegion, sweepDeadRegions } from '../../../hypervisor/embedded/shared-region.ts';
+import { openSoftHsm, type SoftHsmOptions } from '../../../hypervisor/soft/open.ts';
+import { ivshmemOf } from '../../support/vdevs.ts';
 
 const NAME = `hv:/joint${process.pid}`;
 const path = `/dev/shm/acrn-soft.${process.getuid?.()}.joint${process.pid}`;
@@ -52,6 +55,51 @@ test('a file that was just emptied is no region of another size: it is tried aga
   const region = openSharedRegion(NAME, 4096);
   expect(region?.bytes.length).toBe(4096);
   region?.dispose();
+});
+
+// Mutation: leave it to CREATE_VDEV: the thread stands still, SIGTERM is not heard, and no other VM of the process goes on.
+describe('a region that somebody else has locked', () => {
+  const config = {
+    name: 'vm',
+    scenarioPath: undefined,
+    pci: [{ bdf: { bus: 0, device: 5, function: 0 }, driver: 'ivshmem', options: { name: NAME, size: 2 } }],
+  } as unknown as SoftHsmOptions['config'];
+  const spec = { name: 'vm', flags: 0n, cpuAffinity: 1n };
+  const vdev = ivshmemOf(NAME);
+  let runDirectory: string;
+  let fd: number;
+  beforeEach(() => {
+    runDirectory = mkdtempSync(join(tmpdir(), 'shared-region-'));
+    writeFileSync(path, '', { mode: 0o600 });
+    fd = openFile(path, OpenFlag.ReadWrite | OpenFlag.CloseOnExec);
+    tryLock(fd, 'exclusive', path);
+  });
+  afterEach(() => rmSync(runDirectory, { recursive: true }));
+
+  test('is waited for before there is a VM, with the thread free; then CREATE_VDEV has it at once', async () => {
+    const hsm = await openSoftHsm({ config, log: silentLog, runDirectory });
+    let isMade = false;
+    const made = hsm.createVm(spec).then(() => {
+      isMade = true;
+    });
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    expect(isMade).toBe(false);
+    closeFd(fd);
+    await made;
+    expect(lstatSync(path).size).toBe(vdev.sizeBytes);
+    hsm.createVdev(vdev);
+    hsm.close();
+  });
+
+  test('keeps nobody who is to end', async () => {
+    const hsm = await openSoftHsm({ config, log: silentLog, runDirectory });
+    const ending = new AbortController();
+    const made = hsm.createVm(spec, ending.signal);
+    ending.abort(new Error('power off'));
+    await expect(made).rejects.toThrow('power off');
+    hsm.close();
+    closeFd(fd);
+  });
 });
 
 // Mutation: without checkOurs, a file that others can read becomes guests' memory.
