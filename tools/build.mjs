@@ -57,6 +57,7 @@ function replaceFile(path, text) {
 /** Threads are files of their own beside the bundle; they are loaded when a VM needs one. */
 const threads = [
   'devicemodel/hw/pci/virtio/data-thread/data-thread-main.ts',
+  'devicemodel/hw/storage/copy-thread/copy-thread-main.ts',
   'devicemodel/hw/display/sdl/sdl-window-main.ts',
   'hypervisor/kvm/vdevs/vdev-thread-main.ts',
 ];

@@ -17,6 +17,12 @@ const lent = {
   owner: 'the data thread, until it answered',
   test: 'test/hw/pci/virtio/data-thread/stalled-storage.test.ts',
 };
+const shared = {
+  contract: 'what is lent',
+  owner: 'the copying thread, until it answered',
+  test: 'test/hw/storage/copy-thread.test.ts',
+  file: 'devicemodel/hw/storage/copy-thread/copy-thread.ts',
+};
 const bound = { contract: 'one step is bounded', owner: '`serveChains`, `ImageAside`' };
 const durable = {
   contract: 'durability',
@@ -130,6 +136,24 @@ export const contracts = [
     from: '      this.#settling = this.#settleAside(aside, queues);\n      return this.#settling;\n',
     to: '      return undefined;\n',
     test: 'test/hw/pci/virtio/block/device-thread.test.ts',
+  },
+  {
+    ...shared,
+    mutation: 'what it is at counts as done',
+    from: 'if (this.stateOf(job) === JobState.Open) return false;',
+    to: '',
+  },
+  {
+    ...shared,
+    mutation: 'what a thread had that is gone is waited for',
+    from: 'return state === JobState.Open && this.#worker === undefined ? JobState.Failed : state;',
+    to: 'return state;',
+  },
+  {
+    ...shared,
+    mutation: 'one without a CPU goes on sharing',
+    from: 'if (this.#inTime >= 0) return;',
+    to: 'if (this.#inTime < Infinity) return;',
   },
   {
     ...bound,

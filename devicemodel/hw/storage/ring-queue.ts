@@ -4,6 +4,7 @@
  *
  * Requests are held until the kick, so that it is known how many there are: one that is alone and cannot wait is a system
  * call, several are handed over with one, which carries out those that cannot wait, and neighbours in the file are one.
+ * Large reads of a busy image in memory are shared with a thread that copies beside this one (copy-thread/).
  */
 import type { Clock } from '../../core/clock.ts';
 import { BugError } from '../../core/errors.ts';
@@ -12,7 +13,11 @@ import { watchFd } from '../../core/host/fd-watch.ts';
 import { letSubmitTransfer } from '../../core/host/files.ts';
 import { IoUring, UringFlag, UringOp } from '../../core/host/io-uring.ts';
 import { type Mapping, map } from '../../core/host/mapping.ts';
+import type { Log } from '../../core/log.ts';
+import type { ThreadPulses } from '../../core/thread-pulses.ts';
 import { KiB, MiB } from '../../core/units.ts';
+import { CopyThread } from './copy-thread/copy-thread.ts';
+import { JobState } from './copy-thread/words.ts';
 import type { ImageIo } from './image-io.ts';
 import {
   DrainWaiters,
@@ -50,6 +55,8 @@ const MAX_MEMORY_BYTES = 256 * KiB;
 const MAX_CACHED_BYTES = 128 * KiB;
 /** Neighbours are one call up to this size, where the kernel's threads carry it out. */
 const MAX_JOINED_BYTES = 1 * MiB;
+/** What is copied in less time than another thread needs to wake up is copied here. */
+const MIN_SHARED_BYTES = 32 * KiB;
 /** A request the kernel had no memory for is made this often. */
 const MAX_TRIES = 16;
 
@@ -84,6 +91,12 @@ export class RingQueue implements ImageQueue {
   /** Whether a call on this image in memory is carried out while it is handed over. */
   readonly #transfersAtOnce: boolean;
   readonly #waiters = new DrainWaiters();
+  /** Who copies beside this thread, where it is busy; undefined for an image that is not in memory. */
+  readonly #copyThread: CopyThread | undefined;
+  /** Calls that this thread or the other carries out, in the order in which they were published. */
+  readonly #shared: Slot[] = [];
+  /** This thread does not wait for what the other is at: it will be told. */
+  #isLate = false;
   /** For what has to be copied, and for discards of block devices. */
   readonly #copied: SlicedQueue;
   #unwatch: (() => void) | undefined;
@@ -94,8 +107,8 @@ export class RingQueue implements ImageQueue {
   readonly #clock: Clock;
   #retry: NodeJS.Immediate | undefined;
 
-  /** @throws HostError where the kernel has no io_uring or does not let us. */
-  constructor(io: ImageIo, clock: Clock) {
+  /** @param copyWorkerUrl another copying thread, for tests. @throws HostError where the kernel has no io_uring or does not let us. */
+  constructor(io: ImageIo, clock: Clock, log: Log, pulses: ThreadPulses, copyWorkerUrl?: URL) {
     this.#io = io;
     this.#clock = clock;
     this.#uring = new IoUring(QUEUE_CAPACITY);
@@ -122,6 +135,19 @@ export class RingQueue implements ImageQueue {
     this.#free = [...this.#slots];
     this.#transfersAtOnce = io.image.neverWaits && letSubmitTransfer(io.image.fd);
     this.#copied = new SlicedQueue(io, clock, () => this.#reap());
+    if (io.image.neverWaits) {
+      this.#copyThread = new CopyThread({
+        fd: io.image.fd,
+        iovecs: this.#iovecs.address,
+        iovecBytes: MAX_PIECES * IOVEC_BYTES,
+        what: io.image.path,
+        clock,
+        log,
+        pulses,
+        onLate: () => this.#reap(),
+        workerUrl: copyWorkerUrl,
+      });
+    }
     try {
       this.#unwatch = watchFd(this.#uring.fd, () => this.#reap());
     } catch (error) {
@@ -145,7 +171,7 @@ export class RingQueue implements ImageQueue {
     } else if (
       op === ImageOp.Discard ? !io.image.isBlockDevice : io.isDirectlyUsable(buffers, 0, count, offset, isWrite(op))
     ) {
-      this.#held.push(request);
+      if (!this.#share(request)) this.#held.push(request);
     } else {
       this.#copied.submit(request);
     }
@@ -168,6 +194,61 @@ export class RingQueue implements ImageQueue {
     if (op !== ImageOp.Read || image.isDirect || !knowsCached || count > MAX_CACHED_BYTES) return false;
     return this.#mayCopy(count);
   }
+
+  // What two threads read.
+
+  /** Publish a request that is large enough, unless it is the first: that one is this thread's, and may be the only one. */
+  #share(request: ImageRequest): boolean {
+    const thread = this.#copyThread;
+    const { op, count, offset } = request;
+    // Writes of one file exclude each other in the kernel: two threads would take turns.
+    if (thread === undefined || count < MIN_SHARED_BYTES || op !== ImageOp.Read) return false;
+    if (this.#held.length === 0 && this.#shared.length === 0) return false;
+    if (!thread.isUp) {
+      thread.couldShare();
+      return false;
+    }
+    if (thread.rests || !this.#isForNow(request)) return false;
+    const slot = this.#describeCall(this.#take(request), request, true);
+    if (slot.askedBytes < count) {
+      slot.request = undefined;
+      this.#free.push(slot);
+      return false;
+    }
+    this.#shared.push(slot);
+    thread.publish(slot.index, slot.pieces, count, this.#io.image.base + offset);
+    return true;
+  }
+
+  /** Carry out what nobody has taken, and wait for the one that the other thread is at. */
+  #readShared(): void {
+    const thread = this.#copyThread as CopyThread;
+    this.#isLate = false;
+    for (let job = thread.take(); job >= 0; job = thread.take()) {
+      const slot = this.#slots[job] as Slot;
+      this.#shared.splice(this.#shared.indexOf(slot), 1);
+      this.#readAlone(slot);
+    }
+    while (this.#shared.length > 0) {
+      const slot = this.#shared[0] as Slot;
+      if (!thread.waitFor(slot.index)) {
+        this.#isLate = true;
+        return;
+      }
+      this.#shared.shift();
+      if (thread.stateOf(slot.index) === JobState.Done) this.#over(slot, slot.request as ImageRequest, 0);
+      else this.#readAlone(slot);
+    }
+  }
+
+  /** Also what the other thread could not do: this one sees why. */
+  #readAlone(slot: Slot): void {
+    const request = slot.request as ImageRequest;
+    const { buffers, count, offset } = request;
+    this.#over(slot, request, this.#io.transfer(buffers, 0, count, offset, false));
+  }
+
+  // What this thread or the kernel does.
 
   /** Begin what is held, in its order. */
   #beginHeld(): void {
@@ -295,8 +376,8 @@ export class RingQueue implements ImageQueue {
   kick(): void {
     // From within a completion: what may be copied here is not more for that.
     if (this.#isReaping) return;
-    this.#copiedBytes = 0;
     this.#reap();
+    this.#copiedBytes = 0;
   }
 
   /** Hand over what was prepared, and finish what is complete, until there is neither. */
@@ -306,8 +387,9 @@ export class RingQueue implements ImageQueue {
     do {
       this.#beginHeld();
       this.#submitPrepared();
+      if (this.#shared.length > 0) this.#readShared();
       while (this.#uring.next()) this.#complete(this.#uring.userData, this.#uring.result);
-    } while (this.#isPrepared || this.#held.length > 0);
+    } while (this.#isPrepared || this.#held.length > 0 || (this.#shared.length > 0 && !this.#isLate));
     this.#isReaping = false;
     if (this.#copied.inFlight > 0) this.#copied.kick();
     if (this.#free.length === QUEUE_CAPACITY && this.#held.length === 0) this.#waiters.wake();
@@ -421,6 +503,7 @@ export class RingQueue implements ImageQueue {
     this.#unwatch?.();
     this.#unwatch = undefined;
     clearImmediate(this.#retry);
+    this.#copyThread?.dispose();
     this.#copied.dispose();
     this.#uring.dispose();
     this.#iovecs.dispose();

@@ -9,6 +9,7 @@ import { listenForFds } from '../../../devicemodel/core/host/fd-socket.ts';
 import { watchUevents } from '../../../devicemodel/core/host/uevents.ts';
 import type { IoeventfdSpec } from '../../../devicemodel/core/hsm/hsm.ts';
 import { silentLog } from '../../../devicemodel/core/log.ts';
+import { ThreadPulses } from '../../../devicemodel/core/thread-pulses.ts';
 import type { Virtqueue } from '../../../devicemodel/hw/pci/virtio/ring/virtqueue.ts';
 import { QueueLending } from '../../../devicemodel/hw/pci/virtio/transport/queue-lending.ts';
 import type { ImageIo } from '../../../devicemodel/hw/storage/image-io.ts';
@@ -82,7 +83,7 @@ test.each<[string, () => unknown]>([
   ['the clock of a loop that gives turns', () => new TimerfdClock()],
   ['wakeups of a thread that blocks', () => new Wakeups()],
   ['a loop that blocks', () => new BlockingLoop(silentLog)],
-  ['a disk on io_uring', () => new RingQueue({ image: {} } as ImageIo, clock)],
+  ['a disk on io_uring', () => new RingQueue({ image: {} } as ImageIo, clock, silentLog, new ThreadPulses())],
   ['news of USB devices', () => watchUevents('usb', () => {})],
   ['threads of vCPUs', () => new ThreadedRunner({ vcpus: vcpus(2), cpus: [undefined, undefined], blocks: false })],
 ])('what cannot be watched is closed: %s', async (_what, make) => {

@@ -10,6 +10,7 @@ import { IoUring, UringFlag } from '../../../devicemodel/core/host/io-uring.ts';
 import type * as Mapping from '../../../devicemodel/core/host/mapping.ts';
 import { map } from '../../../devicemodel/core/host/mapping.ts';
 import { silentLog } from '../../../devicemodel/core/log.ts';
+import { ThreadPulses } from '../../../devicemodel/core/thread-pulses.ts';
 import { openDiskImage } from '../../../devicemodel/hw/storage/disk-image.ts';
 import { ImageIo } from '../../../devicemodel/hw/storage/image-io.ts';
 import {
@@ -64,7 +65,8 @@ async function setUp(kind: 'ring' | 'sliced', { nocache = false, ro = false, inM
   const image = await openDiskImage(path, { ro, writeback: false, nocache, discard: {} }, silentLog);
   // As on a file system of a disk, wherever the test runs.
   const io = new ImageIo({ ...image, neverWaits: inMemory });
-  const queue: ImageQueue = kind === 'ring' ? new RingQueue(io, clock) : new SlicedQueue(io, clock);
+  const queue: ImageQueue =
+    kind === 'ring' ? new RingQueue(io, clock, silentLog, new ThreadPulses()) : new SlicedQueue(io, clock);
   onTestFinished(async () => {
     await queue.drained();
     queue.dispose();

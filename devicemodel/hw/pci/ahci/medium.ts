@@ -36,7 +36,8 @@ export class Medium {
   ): Promise<Medium> {
     const io = new ImageIo(await openDiskImage(image.path, image, env.log));
     try {
-      return new Medium(io, openQueue(io, ram, env.clock, env.log, image.aio !== 'threads'), env);
+      const usesRing = image.aio !== 'threads';
+      return new Medium(io, openQueue(io, ram, env.clock, env.log, usesRing, env.waits.threads), env);
     } catch (error) {
       await closeFdAside(io.image.fd);
       throw error;

@@ -1,0 +1,49 @@
+/**
+ * A copying thread: takes jobs and reads what they ask for, each by a system call, and sleeps while there are none. It knows
+ * nothing of whom a job is for, and touches guest memory only between taking a job and writing its state.
+ */
+import { parentPort, workerData } from 'node:worker_threads';
+import { readVectorAt } from '../../../core/host/files.ts';
+import { viewOf } from '../../../core/host/mapping.ts';
+import { QUEUE_CAPACITY } from '../image-queue.ts';
+import { type CopyThreadMessage, type CopyThreadSetup, JobState, JobWord, takeJob, Word, wordOf } from './words.ts';
+
+const TWO_32 = 0x1_0000_0000;
+
+function tell(message: CopyThreadMessage): void {
+  parentPort?.postMessage(message);
+}
+
+function run({ words: shared, fd, iovecs, iovecBytes }: CopyThreadSetup): void {
+  const words = new Int32Array(shared);
+  const pieces = Array.from({ length: QUEUE_CAPACITY }, (_, job) =>
+    viewOf(iovecs + BigInt(job * iovecBytes), iovecBytes),
+  );
+  const carryOut = (job: number): number => {
+    const word = (index: number) => words[wordOf(job, index)] as number;
+    const at = (word(JobWord.AtLow) >>> 0) + word(JobWord.AtHigh) * TWO_32;
+    const got = readVectorAt(fd, pieces[job] as Uint8Array, word(JobWord.Pieces), at);
+    return got === word(JobWord.Bytes) ? JobState.Done : JobState.Failed;
+  };
+  tell('ready');
+  for (;;) {
+    const bell = Atomics.load(words, Word.Bell);
+    if (Atomics.load(words, Word.Quit) !== 0) break;
+    Atomics.store(words, Word.Alive, Atomics.load(words, Word.Asked));
+    const job = takeJob(words);
+    if (job >= 0) {
+      Atomics.store(words, wordOf(job, JobWord.State), carryOut(job));
+      Atomics.add(words, Word.Done, 1);
+      Atomics.notify(words, Word.Done);
+      if (Atomics.exchange(words, Word.IsLate, 0) !== 0) tell('done');
+      continue;
+    }
+    Atomics.store(words, Word.Sleeps, 1);
+    Atomics.wait(words, Word.Bell, bell);
+    Atomics.store(words, Word.Sleeps, 0);
+  }
+  Atomics.store(words, Word.HasQuit, 1);
+  Atomics.notify(words, Word.HasQuit);
+}
+
+run(workerData as CopyThreadSetup);
