@@ -10,7 +10,7 @@ import { ensureOwnFolder, FolderMode, makeParents } from '../../devicemodel/core
 import {
   ensureGroupFolder,
   giveSocketToGroup,
-  openGroupFile,
+  openGroupLock,
   type PinnedSocket,
   pinGroupSocket,
 } from '../../devicemodel/core/host/group-place.ts';
@@ -112,7 +112,7 @@ class GroupFolder implements MeetingFolder {
   }
 
   openLock(): number {
-    return openGroupFile(`${this.path}/lock`, this.#groupId, { isMade: true });
+    return openGroupLock(`${this.path}/lock`, this.#groupId);
   }
 
   share(path: string): void {

@@ -6,6 +6,7 @@
 import { existsSync, readdirSync, rmSync } from 'node:fs';
 import { createServer, type Server, type Socket } from 'node:net';
 import { DmError, ExitCode, HostError } from '../../devicemodel/core/errors.ts';
+import { isSameFile } from '../../devicemodel/core/host/dead-regions.ts';
 import { Errno } from '../../devicemodel/core/host/errno.ts';
 import { onProcessExit } from '../../devicemodel/core/host/exit-hooks.ts';
 import { lockWhenFree } from '../../devicemodel/core/host/file-lock.ts';
@@ -29,6 +30,8 @@ const SOCKET_NAME = /^vm-(\d+)\.sock$/;
 const SOCKET_KINDS = ['sock', 'bells'] as const;
 /** vUARTs of another VM that count; ACRN gives a VM eight. */
 const MAX_VUARTS = 64;
+/** That were taken one after the other, and were not those of the folder any more. */
+const MAX_LOCKS = 10;
 /** Connections that have not said whose they are; another VM says so at once. */
 const MAX_STRANGERS = 16;
 /** After this time a lost connection is made anew: by the VM with the lower id, or else by the other. */
@@ -73,13 +76,28 @@ export class Neighbours {
   /** Who looks at which sockets are dead must not be disturbed: a fresh one of another process would look dead, too. */
   async #underLock(work: () => Promise<void>): Promise<void> {
     const lockPath = `${this.#folder.path}/lock`;
-    const lock = this.#openLock(lockPath);
+    const lock = await this.#lock(lockPath);
     try {
-      await lockWhenFree(lock, 'exclusive', lockPath, this.#folder.lockPatienceMs);
       await work();
     } finally {
       closeFd(lock);
     }
+  }
+
+  /** One that was waited for may have been made anew meanwhile. */
+  async #lock(path: string): Promise<number> {
+    for (let tries = 0; tries < MAX_LOCKS; tries++) {
+      const lock = this.#openLock(path);
+      let isIt = false;
+      try {
+        await lockWhenFree(lock, 'exclusive', path, this.#folder.lockPatienceMs);
+        isIt = isSameFile(lock, path);
+        if (isIt) return lock;
+      } finally {
+        if (!isIt) closeFd(lock);
+      }
+    }
+    throw new HostError(`${path}: it comes and goes`, Errno.EAGAIN);
   }
 
   #openLock(path: string): number {

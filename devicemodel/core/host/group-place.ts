@@ -14,10 +14,12 @@ import {
   mkdirSync,
   renameSync,
   rmdirSync,
+  unlinkSync,
 } from 'node:fs';
 import { dirname } from 'node:path';
 import { ExitCode, HostError } from '../errors.ts';
 import { Errno } from './errno.ts';
+import { tryLock } from './file-lock.ts';
 import { closeFd, OpenFlag, openFile } from './files.ts';
 import { ensureOwnFolder, FolderMode, type LooseFolder, looseFolderAbove } from './folders.ts';
 import { groupName } from './groups.ts';
@@ -28,6 +30,7 @@ import { GROUP_TOO, withUmask } from './umask.ts';
 const FOLDER_MODE = 0o3770;
 const FILE_MODE = 0o660;
 const OTHERS = 0o007;
+const OPEN_FLAGS = OpenFlag.ReadWrite | OpenFlag.NoFollow | OpenFlag.NonBlock | OpenFlag.CloseOnExec;
 /** Of open(2): the name alone, for fstat(2) and connect(2). */
 const O_PATH = 0o10000000;
 /** A name that is taken away whenever it is there, and there whenever it is made. */
@@ -134,14 +137,13 @@ export function ensureGroupFolder(path: string, groupId: number): void {
  * @param isMade whether a missing one is made, empty. @returns the descriptor. @throws HostError, also for what is no file of the group's
  */
 export function openGroupFile(path: string, groupId: number, { isMade }: { readonly isMade: boolean }): number {
-  const flags = OpenFlag.ReadWrite | OpenFlag.NoFollow | OpenFlag.NonBlock | OpenFlag.CloseOnExec;
   for (let tries = 0; tries < MAX_TRIES; tries++) {
     let fd: number;
     try {
-      fd = openFile(path, flags);
+      fd = openFile(path, OPEN_FLAGS);
     } catch (error) {
       if (!isMade || !isErrno(error, Errno.ENOENT)) throw error;
-      const made = makeGroupFile(path, groupId, flags);
+      const made = makeGroupFile(path, groupId);
       if (made === undefined) continue;
       return made;
     }
@@ -156,16 +158,45 @@ export function openGroupFile(path: string, groupId: number, { isMade }: { reado
   throw new HostError(`${path}: it comes and goes`, Errno.EAGAIN);
 }
 
+/**
+ * As {@link openGroupFile}, for one that has nothing in it. Any member can give it a second name and so have it refused: its owner,
+ * or root, takes the first one away and makes another, while nobody has it locked. Who has locked it looks whether it is still
+ * the one of that name.
+ */
+export function openGroupLock(path: string, groupId: number): number {
+  removeSecondNamed(path);
+  return openGroupFile(path, groupId, { isMade: true });
+}
+
+/** Whatever cannot be removed is for {@link openGroupFile} to refuse. */
+function removeSecondNamed(path: string): void {
+  let fd: number;
+  try {
+    fd = openFile(path, OPEN_FLAGS);
+  } catch {
+    return;
+  }
+  try {
+    const { nlink, uid } = fstatSync(fd);
+    const mayRemove = uid === process.geteuid?.() || process.geteuid?.() === 0;
+    if (nlink > 1 && mayRemove && tryLock(fd, 'exclusive', path)) unlinkSync(path);
+  } catch {
+    // Somebody else has removed it.
+  } finally {
+    closeFd(fd);
+  }
+}
+
 function isErrno(error: unknown, errno: number): boolean {
   return error instanceof HostError && error.errno === errno;
 }
 
 /** @returns undefined when somebody else was quicker, or has just put another folder in place. @throws HostError */
-function makeGroupFile(path: string, groupId: number, flags: number): number | undefined {
+function makeGroupFile(path: string, groupId: number): number | undefined {
   let fd: number;
   try {
     // Of the folder's group from the beginning.
-    fd = withUmask(GROUP_TOO, () => openFile(path, flags | OpenFlag.Create | OpenFlag.Exclusive, FILE_MODE));
+    fd = withUmask(GROUP_TOO, () => openFile(path, OPEN_FLAGS | OpenFlag.Create | OpenFlag.Exclusive, FILE_MODE));
   } catch (error) {
     if (isErrno(error, Errno.EEXIST) || isErrno(error, Errno.ENOENT)) return undefined;
     throw error;

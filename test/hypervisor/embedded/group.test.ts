@@ -33,6 +33,7 @@ import {
 } from '../../../devicemodel/core/host/fd-socket.ts';
 import { tryLock } from '../../../devicemodel/core/host/file-lock.ts';
 import { closeFd, OpenFlag, openFile } from '../../../devicemodel/core/host/files.ts';
+import { openGroupFile } from '../../../devicemodel/core/host/group-place.ts';
 import { silentLog } from '../../../devicemodel/core/log.ts';
 import { Neighbours } from '../../../hypervisor/embedded/neighbours.ts';
 import { forgetSharedRegions, openSharedRegion, sweepDeadRegions } from '../../../hypervisor/embedded/shared-region.ts';
@@ -314,7 +315,7 @@ describe.skipIf(!isRoot)('a member of the group who means no good', () => {
   test.each([
     ['a link', (path: string, at: string) => symlinkSync(path, at)],
     ['a second name', (path: string, at: string) => linkSync(path, at)],
-  ])('%s in place of the lock or a region leaves the victim’s file as it is', async (_what, put) => {
+  ])('%s in place of the lock or a region leaves the victim’s file as it is', async (what, put) => {
     install();
     const precious = join(top, 'precious');
     writeFileSync(precious, 'precious', { mode: 0o660 });
@@ -325,8 +326,55 @@ describe.skipIf(!isRoot)('a member of the group who means no good', () => {
     await bert.leave();
     rmSync(join(folder, 'lock'));
     put(precious, join(folder, 'lock'));
-    expect(await (await vm(BERT, 'b')).hears('failed')).toMatch(/ELOOP|is not a file of group 4777 alone/);
+    const again = await vm(BERT, 'b');
+    if (what === 'a link') expect(await again.hears('failed')).toMatch(/ELOOP/);
+    else expect(await again.hears('vmid')).toBe(1);
     expect(readFileSync(precious, 'utf8')).toBe('precious');
+  });
+
+  // Mutation: refuse it for good: one command locks the whole group out until somebody finds out what to remove.
+  test('a lock that got a second name is made anew by its owner’s or root’s next VM, and said to others', async () => {
+    install();
+    const [path, second] = [join(folder, 'lock'), join(folder, 'x')];
+    const anne = await vm(ANNE, 'a');
+    linkSync(path, second);
+    expect(await (await vm(BERT, 'b')).hears('failed')).toMatch(
+      /lock: it is there.*its owner, user 4242, or root can remove it/,
+    );
+    expect(await (await vm(ANNE, 'c')).hears('vmid')).toBe(2);
+    expect([lstatSync(path).nlink, lstatSync(path).uid, lstatSync(second).nlink]).toEqual([1, ANNE, 1]);
+    rmSync(second);
+    linkSync(path, second);
+    await own('r');
+    expect([lstatSync(path).nlink, lstatSync(path).uid]).toEqual([1, 0]);
+    // They go on with it.
+    expect(await (await vm(BERT, 'b')).hears('vmid')).toBe(4);
+    await anne.leave();
+  });
+
+  // Mutation: go on with the lock of a file that is no longer the lock's: two VMs look for an id at once.
+  test('a lock that was made anew while a VM waited for it is waited for', async () => {
+    install();
+    const path = join(folder, 'lock');
+    const taken = () => {
+      const fd = openGroupFile(path, GROUP, { isMade: true });
+      tryLock(fd, 'exclusive', path);
+      return fd;
+    };
+    const [log, neighbours] = [[] as string[], new Neighbours({ folder, groupId: GROUP }, silentLog)];
+    const first = taken();
+    const joined = neighbours.join('r').then(({ release }) => {
+      log.push('joined');
+      cleanUp.push(release);
+    });
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    rmSync(path);
+    const second = taken();
+    closeFd(first);
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    expect(log).toEqual([]);
+    closeFd(second);
+    await joined;
   });
 
   test.each([
