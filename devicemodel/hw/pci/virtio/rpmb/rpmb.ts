@@ -49,6 +49,8 @@ export class VirtioRpmb implements VirtioDevice {
   #transport: VirtioTransport | undefined;
   /** The order that the store has, over resets. Never rejected. */
   #underWay: Promise<void> | undefined;
+  /** The one that nobody waits for any more. */
+  #givenUp: Promise<void> | undefined;
 
   constructor(key: Uint8Array, store: RpmbStore, log: Log) {
     this.#store = store;
@@ -67,7 +69,7 @@ export class VirtioRpmb implements VirtioDevice {
   /** A store that hangs is left to itself: it has nothing of the guest's. */
   async stop(): Promise<void> {
     const closed = (this.#underWay ?? Promise.resolve()).then(() => this.#close());
-    await this.#within(closed);
+    if (!this.#isGivenUp) await this.#within(closed);
   }
 
   async #close(): Promise<void> {
@@ -82,11 +84,17 @@ export class VirtioRpmb implements VirtioDevice {
 
   /** What was acknowledged is on the medium already. */
   flush(): Promise<void> | undefined {
-    return this.#underWay === undefined ? undefined : this.#within(this.#underWay);
+    return this.#underWay === undefined || this.#isGivenUp ? undefined : this.#within(this.#underWay);
+  }
+
+  /** Of the order that is under way. */
+  get #isGivenUp(): boolean {
+    return this.#underWay !== undefined && this.#underWay === this.#givenUp;
   }
 
   async #within(work: Promise<void>): Promise<void> {
     if (await (this.#transport as VirtioTransport).patience.within(work)) return;
+    this.#givenUp = this.#underWay;
     // The call that hangs has one of Node's threads.
     leaveThreadBehind();
     this.#log.rationed('warn', () => 'replay protected memory does not answer: nobody waits for it any more');

@@ -278,8 +278,10 @@ test('a store that does not answer is left to itself: neither S3 nor the end of 
   });
   await driver.fn.settle?.(true);
   expect(leaveThreadBehind).toHaveBeenCalled();
+  // Once is enough: what was given up is waited for neither at the next reset nor at the end.
+  await driver.fn.settle?.(true);
   await driver.fn.stop?.();
-  expect([closes, lines.length > 0]).toEqual([0, true]);
+  expect([closes, lines.length]).toEqual([0, 1]);
 });
 
 test('a store that cannot be closed is said, and holds nobody up', async () => {
