@@ -74,7 +74,7 @@ function parseGeometry(value: string): GpuScreen {
     return { ...MAX, x: 0, y: 0, ...(/^(:0)?$/.test(afterFullscreen) ? {} : { asked: value }), isFullscreen: true };
   }
   const [read = '', width = '0', height = '0', x = '0', y = '0'] =
-    /^(\d{1,9})x(\d{1,9})(?:\+(-?\d{1,9})(?:\+(-?\d{1,9}))?)?/.exec(value) ?? [];
+    /^(-?\d{1,9})x(-?\d{1,9})(?:\+(-?\d{1,9})(?:\+(-?\d{1,9}))?)?/.exec(value) ?? [];
   // Compat: a side of 0 makes it the default, everything else is brought into the bounds.
   const size =
     Number(width) === 0 || Number(height) === 0

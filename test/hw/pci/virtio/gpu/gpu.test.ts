@@ -397,6 +397,8 @@ test.each([
   // What C understands of it.
   ['geometry=800x600-10-10', [{ width: 800, height: 600, x: 0, y: 0, isFullscreen: false, asked: '800x600-10-10' }]],
   ['geometry=800x600+7+y', [{ width: 800, height: 600, x: 7, y: 0, isFullscreen: false, asked: '800x600+7+y' }]],
+  ['geometry=-1x5', [{ width: 640, height: 480, x: 0, y: 0, isFullscreen: false, asked: '-1x5' }]],
+  ['geometry=800x-5+3+4', [{ width: 800, height: 480, x: 3, y: 4, isFullscreen: false, asked: '800x-5+3+4' }]],
   ['geometry=800', [{ width: 1024, height: 768, x: 0, y: 0, isFullscreen: false, asked: '800' }]],
   ['geometry=', [{ width: 1024, height: 768, x: 0, y: 0, isFullscreen: false, asked: '' }]],
   ['geometry=fullscreen:x', [{ width: 1920, height: 1080, x: 0, y: 0, isFullscreen: true, asked: 'fullscreen:x' }]],
