@@ -62,21 +62,29 @@ export class PortMapper {
     this.#look();
   }
 
-  /** Everything goes back to the host. @returns when it did; false: something hangs there, and is left to itself */
-  async stop(): Promise<boolean> {
+  /**
+   * Everything goes back to the host. @returns when it did, or is waited for no longer: something hangs there, and is left
+   * to itself; `closed` then resolves when that came back, too.
+   */
+  async stop(): Promise<{ readonly isGivenBack: boolean; readonly closed: Promise<unknown> }> {
     this.#unwatch?.();
     this.#unwatch = undefined;
     clearTimeout(this.#lookLater);
     const devices = [...this.#devices.values()];
     this.#devices.clear();
     for (const device of devices) this.#hub.disconnect(device);
-    const given = await Promise.all(devices.map((device) => this.#isGivenBack(device)));
-    const isRest = await this.#patience.within(Promise.all(this.#leaving));
-    return isRest && given.every((isBack) => isBack);
+    const leaving = Promise.all(this.#leaving);
+    const closing = devices.map((device) => ({ device, closed: device.close() }));
+    const closed = Promise.all([leaving, ...closing.map((one) => one.closed)]);
+    const given = await Promise.all([
+      this.#patience.within(leaving),
+      ...closing.map((one) => this.#isGivenBack(one.device, one.closed)),
+    ]);
+    return { isGivenBack: given.every((isBack) => isBack), closed };
   }
 
-  async #isGivenBack(device: HostDevice): Promise<boolean> {
-    const isBack = await this.#patience.within(device.close());
+  async #isGivenBack(device: HostDevice, closed: Promise<void>): Promise<boolean> {
+    const isBack = await this.#patience.within(closed);
     if (!isBack) this.#log.warn(`USB device ${device.name} is not given back: it hangs in the host`);
     return isBack;
   }

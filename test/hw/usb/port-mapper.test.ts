@@ -145,10 +145,13 @@ describe('port mapper', () => {
     const [hanging, other] = made.host.handles;
     made.plugged[0]?.submit(bulk());
     made.patience.force();
-    expect(await made.mapper.stop()).toBe(false);
+    const { isGivenBack, closed } = await made.mapper.stop();
+    expect(isGivenBack).toBe(false);
     expect([hanging?.calls.includes('close'), other?.calls.includes('close')]).toEqual([false, true]);
     expect(made.lines.at(-1)).toMatch(/^warn: USB device 1-2 \(0781:5567\) is not given back/);
     hanging?.give('gone');
+    await closed;
+    expect(hanging?.calls.includes('close')).toBe(true);
   });
 
   test('stop waits for devices that were pulled out and still have something in flight', async () => {

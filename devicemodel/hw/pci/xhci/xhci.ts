@@ -106,12 +106,15 @@ class Xhci implements EmulatedPciFunction {
     await this.#controller.recall();
     // The guest's memory goes, and this process may stay: what comes back later finds neither rings nor slots.
     this.#controller.reset();
-    const isGivenBack = (await this.#mapper?.stop()) ?? true;
+    const stopped = await this.#mapper?.stop();
     this.#mapper = undefined;
-    // libusb goes with its last device: one that hangs there is the kernel's, when the process ends.
-    if (isGivenBack) this.#disposeHost?.();
-    else leaveThreadBehind();
+    // libusb goes with its last device: one that hangs there is the kernel's, when the process ends before.
+    const dispose = this.#disposeHost;
     this.#disposeHost = undefined;
+    if (stopped?.isGivenBack === false) {
+      leaveThreadBehind();
+      void stopped.closed.then(() => dispose?.());
+    } else dispose?.();
     if (this.#tablet === undefined) return;
     this.#controller.ports.disconnect(this.#tablet);
     this.#tablet.close();

@@ -163,3 +163,13 @@ describe('after its end the function reaches no guest memory', () => {
     expect(accesses()).toEqual([]);
   });
 });
+
+test('libusb goes when the last device is given back, after the end, too', async () => {
+  const world = await withTransfer();
+  await stop(world);
+  expect(world.host.dispose).not.toHaveBeenCalled();
+  world.host.handles[0]?.give('gone');
+  await turn();
+  expect(world.host.handles[0]?.calls.at(-1)).toBe('close');
+  expect(world.host.dispose).toHaveBeenCalledTimes(1);
+});
