@@ -85,11 +85,20 @@ export function isSameFile(fd: number, path: string): boolean {
 export function removeIfUnused(fd: number, path: string): boolean {
   try {
     if (!tryLock(fd, 'exclusive', path) || !isSameFile(fd, path)) return false;
-    setFileSize(fd, 0, path);
+    return remove(fd, path);
+  } catch {
+    // The process may be ending: there is nobody to tell.
+    return false;
+  }
+}
+
+/** @throws HostError */
+function remove(fd: number, path: string): boolean {
+  try {
     rmSync(path, { force: true });
     return true;
   } catch {
-    // The process may be ending: there is nobody to tell.
+    setFileSize(fd, 0, path);
     return false;
   }
 }
