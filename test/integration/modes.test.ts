@@ -3,7 +3,17 @@
  * and what a VM keeps for itself are this user's alone, what the command line names to be written follows the umask.
  */
 import { spawn } from 'node:child_process';
-import { chmodSync, existsSync, lstatSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  chownSync,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join, relative } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
@@ -150,6 +160,11 @@ describe.skipIf(reason !== undefined)('the modes of everything there is', { time
   });
 
   test('for a group: sockets, the folders made for them, where its VMs meet, and nothing else', async () => {
+    // As root makes it once, for all members.
+    const meeting = at('run/group-1');
+    mkdirSync(meeting, { recursive: true });
+    chownSync(meeting, 0, 1);
+    chmodSync(meeting, 0o3770);
     const { running, pid } = await run(0o077, ['--socket-group', '1']);
     expect(running).toEqual(expected(0o077, pid, { socket: '660', folder: '750', groupId: 1 }).running);
   });
