@@ -1,4 +1,5 @@
 /** Which hypervisor runs a VM, and what the user is told about it. This host has no ACRN. */
+import { existsSync } from 'node:fs';
 import { expect, test } from 'vitest';
 import { ExitCode } from '../../devicemodel/core/errors.ts';
 import { Log } from '../../devicemodel/core/log.ts';
@@ -51,7 +52,8 @@ test.skipIf(findHsmNode() !== undefined)(
   },
 );
 
-test.skipIf(hasKvm)(
+// A machine may have the node and a CPU without VT-x and AMD-V: then it opens.
+test.skipIf(existsSync('/dev/kvm'))(
   'KVM that was asked for and is not there: the cause, the status, and what else there is',
   async () => {
     const { log } = listening();
