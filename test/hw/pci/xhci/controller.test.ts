@@ -569,22 +569,28 @@ describe('what waits for its turn', () => {
     expect(guest.controller.waiting).toBe(waiting);
   });
 
-  test('many rings without an end have one turn among them, by a timer and when there is room for events', () => {
+  /** A slot with all endpoints there can be, and how many words of guest memory some work reads. */
+  function manyRings() {
     const { guest, slot } = configured();
     const ids = Array.from({ length: 30 }, (_, i) => i + 2);
     guest.configure(slot, Object.fromEntries(ids.map((id) => [id, id % 2 === 1 ? 6 : 2])));
-    for (const id of ids) {
-      const base = guest.ringOf(slot, id);
-      guest.trb(base, 0, 0, (Type.noOp << 10) | 1);
-      guest.trb(base + 16, base, 0, (Type.link << 10) | 1);
-      guest.ring(slot, id);
-    }
     const reads = vi.spyOn(guest.memory, 'readU32');
     const readsOf = (work: () => void) => {
       reads.mockClear();
       work();
       return reads.mock.calls.length;
     };
+    return { guest, slot, ids, readsOf };
+  }
+
+  test('many rings without an end have one turn among them, by a timer and when there is room for events', () => {
+    const { guest, slot, ids, readsOf } = manyRings();
+    for (const id of ids) {
+      const base = guest.ringOf(slot, id);
+      guest.trb(base, 0, 0, (Type.noOp << 10) | 1);
+      guest.trb(base + 16, base, 0, (Type.link << 10) | 1);
+      guest.ring(slot, id);
+    }
     // Of the 2048 a descriptor counts for one, and its block for another; with its link that is eight words to be read.
     const turn = 1024 * 8;
     const ofTimer = readsOf(() => guest.clock.advance(50_000));
@@ -601,9 +607,7 @@ describe('what waits for its turn', () => {
   ])(
     'many rings whose descriptor %s have one turn among them, too',
     (_what, { blocks, links = 0, isWhole = false }) => {
-      const { guest, slot } = configured();
-      const ids = Array.from({ length: 30 }, (_, i) => i + 2);
-      guest.configure(slot, Object.fromEntries(ids.map((id) => [id, id % 2 === 1 ? 6 : 2])));
+      const { guest, slot, ids, readsOf } = manyRings();
       const ring = 0x10_0000;
       let at = ring;
       for (let i = 0; i < blocks; i++) {
@@ -618,12 +622,6 @@ describe('what waits for its turn', () => {
         guest.trb(guest.ringOf(slot, id), ring, 0, (Type.link << 10) | 1);
         guest.ring(slot, id);
       }
-      const reads = vi.spyOn(guest.memory, 'readU32');
-      const readsOf = (work: () => void) => {
-        reads.mockClear();
-        work();
-        return reads.mock.calls.length;
-      };
       // 2048 blocks of four words.
       const turn = 2048 * 4;
       const ofRoom = readsOf(() => guest.write(Reg.erdpHigh, 0));
