@@ -73,7 +73,7 @@ const cases: readonly Case[] = [
   },
   {
     what: 'Windows tutorial',
-    line: '-m 4096M -s 0:0,hostbridge -s 1:0,lpc -l com1,stdio -s 2,passthru,0/2/0 -s 8,virtio-net,tap=tap0 -s 4,virtio-blk,/home/acrn/work/win10-ltsc.img -s 5,ahci,cd:/home/acrn/work/Windows10.iso -s 6,ahci,cd:/home/acrn/work/winvirtio.iso -s 7,passthru,0/14/0,d3hot_reset --ovmf /home/acrn/work/OVMF.fd --windows vm1',
+    line: '-m 4096M -s 0:0,hostbridge -s 1:0,lpc -l com1,stdio -s 2,passthru,0/2/0 -s 8,virtio-net,tap=tap0 -s 4,virtio-blk,/images/win10-ltsc.img -s 5,ahci,cd:/images/Windows10.iso -s 6,ahci,cd:/images/winvirtio.iso -s 7,passthru,0/14/0,d3hot_reset --ovmf /images/OVMF.fd --windows vm1',
     name: 'vm1',
     slots: 8,
     warnings: 0,
@@ -189,7 +189,7 @@ const cases: readonly Case[] = [
   },
   {
     what: 'Windows document with graphics marked as such, and two CDs',
-    line: `-A -m 4096M -s 0:0,hostbridge -s 1:0,lpc -l com1,stdio -s 2,passthru,0/2/0,gpu -s 8,virtio-net,tap0 -s 4,virtio-blk,/images/win.img -s 5,ahci,cd:/home/acrn/work/w.iso -s 6,ahci,cd:/home/acrn/work/v.iso -s 7,passthru,0/14/0,d3hot_reset ${ovmf} --windows win_vm1`,
+    line: `-A -m 4096M -s 0:0,hostbridge -s 1:0,lpc -l com1,stdio -s 2,passthru,0/2/0,gpu -s 8,virtio-net,tap0 -s 4,virtio-blk,/images/win.img -s 5,ahci,cd:/images/w.iso -s 6,ahci,cd:/images/v.iso -s 7,passthru,0/14/0,d3hot_reset ${ovmf} --windows win_vm1`,
     name: 'win_vm1',
     slots: 8,
     warnings: 1,
