@@ -104,6 +104,8 @@ describe('an swtpm', () => {
     const { said } = await fakeSwtpm(path);
     const { swtpm } = client(path);
     await swtpm.powerOn();
+    // Its answers may be here before what it printed of them is.
+    await until(() => said.includes('order 0x4'));
     const from = said.length;
     const waiting = swtpm.execute(command(5));
     await until(() => said.includes('command 5 12'));
@@ -112,6 +114,7 @@ describe('an swtpm', () => {
     // The command under way was cancelled for it.
     expect(codeOf(await waiting)).toBe(0x909);
     expect(codeOf(await later)).toBe(0);
+    await until(() => said.includes('command 1 12'));
     expect(said.slice(from)).toEqual([
       ...['command 5 12', 'order 0x9', 'order 0xe', 'order 0x2 00000000'],
       ...['order 0x5 00000000', 'order 0x4', 'command 1 12'],
@@ -130,6 +133,7 @@ describe('an swtpm', () => {
       expect(codeOf(await waiting)).toBe(0x909);
     }
     expect(codeOf(await swtpm.execute(command(1)))).toBe(0);
+    await until(() => said.includes('command 1 12'));
     expect(said.filter((line) => line === 'order 0x9')).toHaveLength(2);
   });
 
