@@ -8,7 +8,7 @@ import { basename, dirname } from 'node:path';
 import { OpenFlag, openFile } from '../../devicemodel/core/host/files.ts';
 import { ensureOwnFolder, FolderMode, makeParents } from '../../devicemodel/core/host/folders.ts';
 import {
-  ensureGroupFolder,
+  findGroupFolder,
   giveSocketToGroup,
   openGroupLock,
   type PinnedSocket,
@@ -27,7 +27,7 @@ export interface MeetingFolder {
   readonly path: string;
   /** Who has the lock lets go of it soon, or does not belong here. */
   readonly lockPatienceMs: number;
-  /** Make it where it is missing. @throws HostError when it cannot be made, or is not to be trusted */
+  /** Make it where it is missing, or find that of a group. @throws HostError when it is not there, or not to be trusted */
   prepare(): void;
   pathOf(vmid: number, kind?: SocketKind): string;
   /** @returns a descriptor of the lock file. @throws HostError */
@@ -104,7 +104,7 @@ class GroupFolder implements MeetingFolder {
   }
 
   prepare(): void {
-    ensureGroupFolder(this.path, this.#groupId);
+    findGroupFolder(this.path, this.#groupId);
   }
 
   pathOf(vmid: number, kind: SocketKind = 'sock'): string {

@@ -3,28 +3,14 @@
  * is made there is the group's to use and its owner's to remove. Every member of the group may put anything there, under any name:
  * nothing is opened, connected to or cut before it was looked at, and what was looked at is what is used.
  */
-import { randomUUID } from 'node:crypto';
-import {
-  chmodSync,
-  chownSync,
-  fchmodSync,
-  fchownSync,
-  fstatSync,
-  lstatSync,
-  mkdirSync,
-  renameSync,
-  rmdirSync,
-  unlinkSync,
-} from 'node:fs';
-import { dirname } from 'node:path';
+import { chmodSync, chownSync, fchmodSync, fchownSync, fstatSync, lstatSync, unlinkSync } from 'node:fs';
 import { ExitCode, HostError } from '../errors.ts';
 import { Errno } from './errno.ts';
 import { tryLock } from './file-lock.ts';
 import { closeFd, OpenFlag, openFile } from './files.ts';
-import { ensureOwnFolder, FolderMode, type LooseFolder, looseFolderAbove } from './folders.ts';
+import { type LooseFolder, looseFolderAbove } from './folders.ts';
 import { groupName } from './groups.ts';
 import { pathFailure } from './path-failure.ts';
-import { ROOT_RUN_FOLDER } from './run-folder.ts';
 import { GROUP_TOO, withUmask } from './umask.ts';
 
 const FOLDER_MODE = 0o3770;
@@ -56,8 +42,8 @@ function isMember(groupId: number): boolean {
   );
 }
 
-/** Why the folder cannot be used as it is, or that it is not there. Reads only. @throws HostError */
-function inspectGroupFolder(path: string, groupId: number): 'usable' | 'missing' {
+/** Reads only: root makes it, once, and no VM. @throws HostError when it is not there or not to be used, with what root does */
+export function findGroupFolder(path: string, groupId: number): void {
   if (!isMember(groupId)) {
     const name = nameOf(groupId);
     throw refusal(
@@ -84,7 +70,7 @@ function inspectGroupFolder(path: string, groupId: number): 'usable' | 'missing'
       `as root, "chown root ${loose.path}" and "chmod go-w ${loose.path}" put it right`,
     );
   }
-  if (stat === undefined) return 'missing';
+  if (stat === undefined) throw refusal(path, 'is not there', groupId);
   const problem = !stat.isDirectory()
     ? 'is no folder'
     : stat.gid !== groupId
@@ -95,40 +81,6 @@ function inspectGroupFolder(path: string, groupId: number): 'usable' | 'missing'
           ? `belongs to user ${stat.uid}, who can put anything in the place of what is in it`
           : undefined;
   if (problem !== undefined) throw refusal(path, `${problem}: it is not used`, groupId);
-  return 'usable';
-}
-
-/** Reads only. @throws HostError when it is not there or not to be used, with what root does once */
-export function findGroupFolder(path: string, groupId: number): void {
-  if (inspectGroupFolder(path, groupId) === 'missing') throw refusal(path, 'is not there', groupId);
-}
-
-function notThere(path: string, groupId: number): HostError {
-  return refusal(path, 'is not there, and cannot be made by this user', groupId);
-}
-
-/** Make the folder where it is missing and this user may. @throws HostError with what root does once */
-export function ensureGroupFolder(path: string, groupId: number): void {
-  if (inspectGroupFolder(path, groupId) === 'usable') return;
-  const parent = dirname(path);
-  if (parent === ROOT_RUN_FOLDER && process.geteuid?.() === 0) ensureOwnFolder(parent, FolderMode.public);
-  // Whoever finds it finds it with its group and mode.
-  const made = `${path}.${randomUUID()}`;
-  try {
-    mkdirSync(made, { mode: 0o700 });
-  } catch {
-    throw notThere(path, groupId);
-  }
-  try {
-    chownSync(made, -1, groupId);
-    chmodSync(made, FOLDER_MODE);
-    renameSync(made, path);
-  } catch (error) {
-    rmdirSync(made);
-    // Somebody was quicker; it may be another VM.
-    if (inspectGroupFolder(path, groupId) === 'usable') return;
-    throw pathFailure(`folder ${path}: cannot be given to group ${nameOf(groupId)}`, error, ExitCode.CannotCreate);
-  }
 }
 
 /**
