@@ -56,10 +56,10 @@ export interface EmbeddedHsmOptions {
   readonly engine: CpuEngine;
   readonly vdevs: VirtualFunctionFactory;
   readonly eventfds: EventfdHost;
-  /** Number of this VM among the User VMs of the host; released by the returned function. */
-  readonly claimVmid?: (name: string) => Promise<VmidClaim>;
+  /** Number of this VM among the User VMs of the host; released by the returned function. The signal gives up. */
+  readonly claimVmid?: (name: string, ending: AbortSignal) => Promise<VmidClaim>;
   /** What another VM may still have, so that `vdevs` waits for nobody; the signal gives up. */
-  readonly awaitRegions?: (ending?: AbortSignal) => Promise<void>;
+  readonly awaitRegions?: (ending: AbortSignal) => Promise<void>;
   readonly log?: Log;
   /** Where vCPUs have threads of their own: what these know of its functions (access-map.ts). */
   readonly accessMap?: Int32Array;
@@ -168,8 +168,11 @@ export class EmbeddedHsm implements Hsm {
       retire: (vcpu) => this.#router.retire(vcpu),
       tripleFault: (vcpu) => this.#tripleFault(vcpu),
     };
-    if (this.#awaitRegions !== undefined) await this.#awaitRegions(ending);
-    return this.#life.create(spec, this.#claimVmid, async () => {
+    const { closing } = this.#life;
+    const isOver = ending === undefined ? closing : AbortSignal.any([closing, ending]);
+    if (this.#awaitRegions !== undefined) await this.#awaitRegions(isOver);
+    const claimVmid = (name: string) => this.#claimVmid(name, isOver);
+    return this.#life.create(spec, claimVmid, async () => {
       const vcpuCount = await this.#engine.create(bus, spec.cpuAffinity);
       // What came up after the end of everything else.
       if (this.#life.isClosed) this.#engine.destroy();

@@ -50,6 +50,8 @@ export class Neighbours {
   readonly #bells: Doorbells | undefined;
   /** By VM: when it is connected to anew. */
   readonly #again = new Map<number, NodeJS.Timeout>();
+  /** Aborted when it leaves: it waits for nothing any more. */
+  readonly #leaving = new AbortController();
 
   /** @param hasBells the engine can ring and be rung by eventfds: doorbells need not come this way. */
   constructor(place: MeetingPlace, log: Log, { hasBells = false }: { readonly hasBells?: boolean } = {}) {
@@ -59,24 +61,28 @@ export class Neighbours {
     if (hasBells) this.#bells = new Doorbells(this.#log);
   }
 
-  /** Take the lowest free id, and meet who is there already. @throws HostError when the folder is unusable. */
-  async join(name: string): Promise<{ readonly vmid: number; release(): void }> {
+  /**
+   * Take the lowest free id, and meet who is there already. @param ending gives up.
+   * @throws HostError when the folder is unusable, or the signal's reason
+   */
+  async join(name: string, ending?: AbortSignal): Promise<{ readonly vmid: number; release(): void }> {
     this.#name = name;
     this.#prepareFolder();
     try {
-      await this.#underLock(() => this.#claim());
+      await this.#underLock(() => this.#claim(), ending);
       sweepDeadRegions(this.#place);
     } catch (error) {
       this.#leave();
+      if (ending?.aborted === true) throw ending.reason;
       throw error instanceof DmError ? error : pathFailure(`folder ${this.#folder.path}: cannot be used`, error);
     }
     return { vmid: this.#vmid, release: () => this.#leave() };
   }
 
   /** Who looks at which sockets are dead must not be disturbed: a fresh one of another process would look dead, too. */
-  async #underLock(work: () => Promise<void>): Promise<void> {
+  async #underLock(work: () => Promise<void>, ending = this.#leaving.signal): Promise<void> {
     const lockPath = `${this.#folder.path}/lock`;
-    const lock = await this.#lock(lockPath);
+    const lock = await this.#lock(lockPath, ending);
     try {
       await work();
     } finally {
@@ -85,12 +91,12 @@ export class Neighbours {
   }
 
   /** One that was waited for may have been made anew meanwhile. */
-  async #lock(path: string): Promise<number> {
+  async #lock(path: string, ending: AbortSignal): Promise<number> {
     for (let tries = 0; tries < MAX_LOCKS; tries++) {
       const lock = this.#openLock(path);
       let isIt = false;
       try {
-        await lockWhenFree(lock, 'exclusive', path, this.#folder.lockPatienceMs);
+        await lockWhenFree(lock, 'exclusive', path, this.#folder.lockPatienceMs, ending);
         isIt = isSameFile(lock, path);
         if (isIt) return lock;
       } finally {
@@ -253,6 +259,7 @@ export class Neighbours {
   }
 
   #leave(): void {
+    this.#leaving.abort();
     this.#server?.close(); // removes the socket
     this.#server = undefined;
     for (const timer of this.#again.values()) clearTimeout(timer);

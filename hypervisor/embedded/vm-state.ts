@@ -25,7 +25,7 @@ export class VmLife {
   #state: VmState = 'none';
   /** One VM per handle, as one VM per open file. */
   #used = false;
-  #isClosed = false;
+  readonly #closing = new AbortController();
   #claim: VmidClaim | undefined;
   #vcpuCount = 0;
 
@@ -51,7 +51,7 @@ export class VmLife {
   ): Promise<{ readonly vmid: number; readonly vcpuCount: number }> {
     const what = `"${spec.name}"`;
     const nameBytes = new TextEncoder().encode(spec.name).length;
-    if (this.#used || this.#isClosed) {
+    if (this.#used || this.isClosed) {
       throw new HsmError('CREATE_VM', E.EINVAL, { what, hint: 'open the hypervisor again for another VM' });
     }
     if (nameBytes === 0 || nameBytes > MAX_NAME_BYTES) {
@@ -60,9 +60,9 @@ export class VmLife {
     this.#used = true;
     const claim = await claimVmid(spec.name);
     try {
-      this.#checkOpen(what);
+      this.#checkOpen();
       this.#vcpuCount = Math.min(await makeVcpus(), IOREQ_SLOTS);
-      this.#checkOpen(what);
+      this.#checkOpen();
     } catch (error) {
       claim.release();
       throw error;
@@ -73,8 +73,8 @@ export class VmLife {
   }
 
   /** Whoever closes does not wait for what CREATE_VM waits for. @throws HsmError */
-  #checkOpen(what: string): void {
-    if (this.#isClosed) throw new HsmError('CREATE_VM', E.EBADF, { what, hint: 'it was closed meanwhile' });
+  #checkOpen(): void {
+    this.closing.throwIfAborted();
   }
 
   start(): void {
@@ -102,13 +102,18 @@ export class VmLife {
   }
 
   get isClosed(): boolean {
-    return this.#isClosed;
+    return this.#closing.signal.aborted;
+  }
+
+  /** Aborted when it is closed: CREATE_VM waits for nothing any more. */
+  get closing(): AbortSignal {
+    return this.#closing.signal;
   }
 
   /** @returns false if it was closed before. */
   close(): boolean {
-    const isFirst = !this.#isClosed;
-    this.#isClosed = true;
+    const isFirst = !this.isClosed;
+    this.#closing.abort(new HsmError('CREATE_VM', E.EBADF, { hint: 'it was closed meanwhile' }));
     return isFirst;
   }
 

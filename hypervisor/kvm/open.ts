@@ -128,7 +128,10 @@ function vdevsOf(
 ): Pick<EmbeddedHsmOptions, 'vdevs' | 'claimVmid'> {
   if (thread === undefined) {
     const neighbours = new Neighbours(place, log, { hasBells: true });
-    return { vdevs: vdevFactory(vmName, scenario, neighbours, place), claimVmid: (name) => neighbours.join(name) };
+    return {
+      vdevs: vdevFactory(vmName, scenario, neighbours, place),
+      claimVmid: (name, ending) => neighbours.join(name, ending),
+    };
   }
   const find = vdevParts(vmName, scenario, place);
   return {
@@ -142,7 +145,7 @@ function vdevsOf(
         throw error;
       }
     },
-    claimVmid: (name) => thread.join(name),
+    claimVmid: (name, ending) => thread.join(name, ending),
   };
 }
 

@@ -34,7 +34,7 @@ export async function openSoftHsm(options: SoftHsmOptions): Promise<Hsm> {
     engine: new SoftEngine(log, hasVga),
     vdevs: vdevFactory(config.name, scenario, neighbours, place),
     eventfds: hostEventfds,
-    claimVmid: (name) => neighbours.join(name),
+    claimVmid: (name, ending) => neighbours.join(name, ending),
     awaitRegions: (ending) => awaitRegions(config, scenario, place, ending),
     log,
     ...(options.onTripleFault === undefined ? {} : { onTripleFault: options.onTripleFault }),

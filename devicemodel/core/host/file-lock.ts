@@ -62,15 +62,17 @@ export async function tryLockAside(fd: number, kind: LockKind, what: string, ran
 /**
  * As {@link tryLock}, and waits for who has it, with the event loop running meanwhile: who has it may be another VM of
  * this process.
- * @param patienceMs for a file that others may lock as long as they like. @throws HostError
+ * @param patienceMs for a file that others may lock as long as they like. @param ending gives up.
+ * @throws HostError, or the signal's reason
  */
 export async function lockWhenFree(
   fd: number,
   kind: LockKind,
   what: string,
   patienceMs = Number.POSITIVE_INFINITY,
+  ending?: AbortSignal,
 ): Promise<void> {
-  await onceFree(what, patienceMs, () => tryLock(fd, kind, what) || undefined);
+  await onceFree(what, patienceMs, () => tryLock(fd, kind, what) || undefined, ending);
 }
 
 function keptLocked(what: string, patienceMs: number): HostError {

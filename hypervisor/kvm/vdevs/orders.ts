@@ -89,10 +89,7 @@ export type Answer =
   | { readonly kind: 'failed'; readonly failure: Failure };
 
 /** To the thread, before the first order. */
-export interface Join {
-  readonly kind: 'join';
-  readonly name: string;
-}
+export type Join = { readonly kind: 'join'; readonly name: string } | { readonly kind: 'give up' };
 
 /** From the thread, on its own. */
 export type Told =

@@ -113,6 +113,7 @@ export class VdevServer {
   /** By BDF as a number. */
   readonly #functions = new Set<number>();
   #claim: { readonly vmid: number; release(): void } | undefined;
+  readonly #givingUp = new AbortController();
   #machine: Machine | undefined;
 
   constructor(setup: VdevThreadSetup, parent: MessagePort, vmOf: (fd: number) => KvmVmPart) {
@@ -148,7 +149,10 @@ export class VdevServer {
     // However it ends: descriptors, sockets and their names are the process's.
     process.on('exit', () => this.#letGo());
     process.on('exit', closeWatches);
-    parent.on('message', (join: Join) => void this.#join(join));
+    parent.on('message', (join: Join) => {
+      if (join.kind === 'join') void this.#join(join.name);
+      else this.#givingUp.abort();
+    });
     setup.orders.on('message', (order: Order | Forget) => this.#obey(order));
     this.#unwatch = watchFd(setup.bellFd, () => {
       try {
@@ -164,9 +168,9 @@ export class VdevServer {
     Atomics.store(setup.words, ThreadWord.tid, threadId());
   }
 
-  async #join({ name }: Join): Promise<void> {
+  async #join(name: string): Promise<void> {
     try {
-      this.#claim = await this.#neighbours.join(name);
+      this.#claim = await this.#neighbours.join(name, this.#givingUp.signal);
       this.#tell({ kind: 'joined', vmid: this.#claim.vmid });
     } catch (error) {
       this.#tell({ kind: 'not joined', failure: failureOf(error) });

@@ -160,11 +160,15 @@ export class VdevThread implements HypervisorThread, EngineHypervisorThread, Thr
     return this.#started;
   }
 
-  /** Start it, and meet the other VMs of this host. It is up when this returns. @throws HostError */
-  async join(name: string): Promise<VmidClaim> {
+  /**
+   * Start it, and meet the other VMs of this host. It is up when this returns. @param ending gives up.
+   * @throws HostError, or the signal's reason
+   */
+  async join(name: string, ending?: AbortSignal): Promise<VmidClaim> {
     const { folder } = this.#options.place;
     const { worker } = (this.#started = this.#start());
-    const vmid = await new Promise<number>((resolve, reject) => {
+    const giveUp = () => worker.postMessage({ kind: 'give up' } satisfies Join);
+    const answer = new Promise<number>((resolve, reject) => {
       worker.on('message', (told: Told) => {
         if (told.kind === 'joined') resolve(told.vmid);
         if (told.kind === 'not joined') reject(errorOf(told.failure));
@@ -172,7 +176,18 @@ export class VdevThread implements HypervisorThread, EngineHypervisorThread, Thr
       this.onLost = () => reject(this.#failure);
       if (this.#failure !== undefined) reject(this.#failure);
       worker.postMessage({ kind: 'join', name } satisfies Join);
+      if (ending?.aborted === true) giveUp();
+      else ending?.addEventListener('abort', giveUp, { once: true });
     });
+    let vmid: number;
+    try {
+      vmid = await answer;
+    } catch (error) {
+      ending?.throwIfAborted();
+      throw error;
+    } finally {
+      ending?.removeEventListener('abort', giveUp);
+    }
     this.onLost = undefined;
     // It ends by order; until then it is the VM that keeps the process.
     worker.unref();

@@ -15,6 +15,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { ExitCode } from '../../../devicemodel/core/errors.ts';
+import { tryLock } from '../../../devicemodel/core/host/file-lock.ts';
+import { closeFd, OpenFlag, openFile } from '../../../devicemodel/core/host/files.ts';
 import { silentLog } from '../../../devicemodel/core/log.ts';
 import { Neighbours } from '../../../hypervisor/embedded/neighbours.ts';
 import type { VuartAddress } from '../../../hypervisor/embedded/scenario.ts';
@@ -60,6 +62,23 @@ function attach(neighbours: Neighbours, index: number, wants?: VuartAddress) {
     },
   };
 }
+
+// Mutation: wait without hearing it: SIGTERM takes effect when whoever has the lock lets go of it.
+test('one that waits for the lock of the folder gives up when it is told to, and leaves nothing', async () => {
+  const lock = join(directory, 'lock');
+  writeFileSync(lock, '', { mode: 0o600 });
+  const fd = openFile(lock, OpenFlag.ReadWrite | OpenFlag.CloseOnExec);
+  releases.push(() => closeFd(fd));
+  tryLock(fd, 'exclusive', lock);
+  const before = readdirSync('/proc/self/fd').length;
+  const ending = new AbortController();
+  const joined = new Neighbours({ folder: directory }, silentLog).join('a', ending.signal);
+  await new Promise((resolve) => setTimeout(resolve, 20));
+  ending.abort(new Error('power off'));
+  await expect(joined).rejects.toThrow('power off');
+  expect(readdirSync('/proc/self/fd').length).toBe(before);
+  expect(readdirSync(directory)).toEqual(['lock']);
+});
 
 test('ids count from 1 and are free again after release', async () => {
   const first = await join_('a');

@@ -100,6 +100,15 @@ describe('a region that somebody else has locked', () => {
     hsm.close();
     closeFd(fd);
   });
+
+  // Mutation: hear the wish to end alone: whoever closes the handle finds the VM's start going on for a minute.
+  test('keeps nobody who closes the handle', async () => {
+    const hsm = await openSoftHsm({ config, log: silentLog, runDirectory });
+    const made = hsm.createVm(spec);
+    hsm.close();
+    await expect(made).rejects.toThrow('EBADF');
+    closeFd(fd);
+  });
 });
 
 // Mutation: without checkOurs, a file that others can read becomes guests' memory.

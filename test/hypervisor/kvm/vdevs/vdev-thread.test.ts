@@ -8,6 +8,8 @@ import { afterEach, beforeAll, describe, expect, test } from 'vitest';
 import type { PciSlotConfig } from '../../../../devicemodel/core/config.ts';
 import { ExitCode } from '../../../../devicemodel/core/errors.ts';
 import { Eventfd } from '../../../../devicemodel/core/host/eventfd.ts';
+import { tryLock } from '../../../../devicemodel/core/host/file-lock.ts';
+import { closeFd, OpenFlag, openFile } from '../../../../devicemodel/core/host/files.ts';
 import type { Hsm } from '../../../../devicemodel/core/hsm/hsm.ts';
 import { IoreqPage, IoreqType } from '../../../../devicemodel/core/ioreq-page.ts';
 import type { ThreadPulse } from '../../../../devicemodel/core/thread-pulses.ts';
@@ -507,6 +509,23 @@ test('a folder where VMs cannot meet ends the start with its reason', { timeout:
   writeFileSync(runDirectory, '');
   const { hsm } = await open({ runDirectory });
   await expect(hsm.createVm({ name: 'vm', flags: 0n, cpuAffinity: 1n })).rejects.toThrow(runDirectory);
+});
+
+// Mutation: leave it to the thread: the VM is told to end, and starts a minute later.
+test.each(['power off', 'close'])('while the folder is locked, %s is heard', { timeout: TIMEOUT_MS }, async (what) => {
+  const { hsm, runDirectory } = await open();
+  const lock = join(runDirectory, 'lock');
+  writeFileSync(lock, '', { mode: 0o600 });
+  const fd = openFile(lock, OpenFlag.ReadWrite | OpenFlag.CloseOnExec);
+  cleanUp.push(() => closeFd(fd));
+  tryLock(fd, 'exclusive', lock);
+  const ending = new AbortController();
+  const made = hsm.createVm({ name: 'vm', flags: 0n, cpuAffinity: 1n }, ending.signal);
+  await sleep(100);
+  if (what === 'close') hsm.close();
+  else ending.abort(new Error('power off'));
+  await expect(made).rejects.toThrow(what === 'close' ? 'EBADF' : 'power off');
+  expect(readdirSync(runDirectory)).toEqual(['lock']);
 });
 
 test('one function a region, and one a slot', { timeout: TIMEOUT_MS }, async () => {
