@@ -23,6 +23,12 @@ const shared = {
   test: 'test/hw/storage/copy-thread.test.ts',
   file: 'devicemodel/hw/storage/copy-thread/copy-thread.ts',
 };
+const usb = {
+  contract: 'what is lent',
+  owner: '`Lent` of a USB controller',
+  test: 'test/hw/pci/xhci/xhci.test.ts',
+  file: 'devicemodel/hw/pci/xhci/lent.ts',
+};
 const bound = { contract: 'one step is bounded', owner: '`serveChains`, `ImageAside`' };
 const durable = {
   contract: 'durability',
@@ -154,6 +160,32 @@ export const contracts = [
     mutation: 'one without a CPU goes on sharing',
     from: 'if (this.#inTime >= 0) return;',
     to: 'if (this.#inTime < Infinity) return;',
+  },
+  {
+    ...usb,
+    mutation: 'it is waited for as long as storage is',
+    file: 'devicemodel/hw/pci/xhci/controller.ts',
+    from: 'patience.within(back, RECALL_MS)',
+    to: 'patience.within(back)',
+  },
+  {
+    ...usb,
+    mutation: 'what did not come back is waited for again',
+    from: 'this.#life = { bytes: 0, transfers: 0 };',
+    to: '',
+  },
+  {
+    ...usb,
+    mutation: "what comes back late is the next life's",
+    from: 'if (life === this.#life && life.transfers === 0) this.#tellBack();',
+    to: 'this.#tellBack();',
+  },
+  {
+    ...usb,
+    mutation: 'each life lends as much',
+    from: ' || all.bytes + bytes > MAX_BYTES_OF_ALL_LIVES',
+    to: '',
+    test: 'test/hw/pci/xhci/controller.test.ts',
   },
   {
     ...bound,

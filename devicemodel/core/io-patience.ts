@@ -7,6 +7,7 @@
 const FORCED_MS = 500;
 
 interface Wait {
+  readonly atMostMs: number;
   timeout: NodeJS.Timeout;
   readonly onOver: () => void;
 }
@@ -24,9 +25,16 @@ export class IoPatience {
     return this.#isForced ? Math.min(FORCED_MS, this.#timeoutMs) : this.#timeoutMs;
   }
 
-  /** Begin to wait. @param onOver it took too long. @returns to be called when what is waited for has come. */
-  start(onOver: () => void): () => void {
-    const wait: Wait = { timeout: setTimeout(() => this.#over(wait), this.limitMs), onOver };
+  /**
+   * Begin to wait. @param onOver it took too long. @param atMostMs where the limit is too long.
+   * @returns to be called when what is waited for has come.
+   */
+  start(onOver: () => void, atMostMs = Number.POSITIVE_INFINITY): () => void {
+    const wait: Wait = {
+      timeout: setTimeout(() => this.#over(wait), Math.min(this.limitMs, atMostMs)),
+      onOver,
+      atMostMs,
+    };
     this.#waits.add(wait);
     return () => {
       clearTimeout(wait.timeout);
@@ -50,10 +58,13 @@ export class IoPatience {
     });
   }
 
-  /** Wait for work that never fails, and go on without it when it takes too long. @returns whether it came */
-  within(work: Promise<unknown>): Promise<boolean> {
+  /**
+   * Wait for work that never fails, and go on without it when it takes too long. @param atMostMs where the limit is too long.
+   * @returns whether it came
+   */
+  within(work: Promise<unknown>, atMostMs?: number): Promise<boolean> {
     return new Promise((resolve) => {
-      const end = this.start(() => resolve(false));
+      const end = this.start(() => resolve(false), atMostMs);
       void work.then(() => {
         end();
         resolve(true);
@@ -67,7 +78,7 @@ export class IoPatience {
     this.#isForced = true;
     for (const wait of this.#waits) {
       clearTimeout(wait.timeout);
-      wait.timeout = setTimeout(() => this.#over(wait), this.limitMs);
+      wait.timeout = setTimeout(() => this.#over(wait), Math.min(this.limitMs, wait.atMostMs));
     }
   }
 

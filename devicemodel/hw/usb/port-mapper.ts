@@ -23,6 +23,8 @@ export interface HostUsb extends UsbHost {
 
 /** How long until what was just being reset is looked for again: nobody tells when it is over. */
 const RESET_POLL_MS = 100;
+/** A driver of the host has looked at its device by then, and a reset is over, unless something hangs. */
+const GIVE_BACK_MS = 3000;
 
 const isBeingReset = ({ deviceNumber }: HostUsbDevice) => deviceNumber === 0;
 const kindOf = ({ path, id }: HostUsbDevice) => `${path} ${id}`;
@@ -63,8 +65,8 @@ export class PortMapper {
   }
 
   /**
-   * Everything goes back to the host. @returns when it did, or is waited for no longer: something hangs there, and is left
-   * to itself; `closed` then resolves when that came back, too.
+   * Everything goes back to the host. @returns when it did, or is waited for no longer, which is soon: something hangs
+   * there, and is left to itself; `closed` then resolves when that came back, too.
    */
   async stop(): Promise<{ readonly isGivenBack: boolean; readonly closed: Promise<unknown> }> {
     this.#unwatch?.();
@@ -77,14 +79,14 @@ export class PortMapper {
     const closing = devices.map((device) => ({ device, closed: device.close() }));
     const closed = Promise.all([leaving, ...closing.map((one) => one.closed)]);
     const given = await Promise.all([
-      this.#patience.within(leaving),
+      this.#patience.within(leaving, GIVE_BACK_MS),
       ...closing.map((one) => this.#isGivenBack(one.device, one.closed)),
     ]);
     return { isGivenBack: given.every((isBack) => isBack), closed };
   }
 
   async #isGivenBack(device: HostDevice, closed: Promise<void>): Promise<boolean> {
-    const isBack = await this.#patience.within(closed);
+    const isBack = await this.#patience.within(closed, GIVE_BACK_MS);
     if (!isBack) this.#log.warn(`USB device ${device.name} is not given back: it hangs in the host`);
     return isBack;
   }

@@ -10,6 +10,7 @@ import { CommandRing } from './command-ring.ts';
 import { SLICE_BLOCKS } from './endpoint.ts';
 import type { ExtendedCapabilities } from './extended-capabilities.ts';
 import { Interrupter } from './interrupter.ts';
+import { Lent } from './lent.ts';
 import { RootPorts } from './ports.ts';
 import {
   joinAddress,
@@ -32,14 +33,14 @@ const MFINDEX_MASK = 0x3fff;
 const MAX_DOORBELL_TARGET = 32;
 /** Between two slices of the work of a ring that has no end: the guest and other devices have their turn. */
 const PAUSE_NS = 50_000;
-/** Of all endpoints together. */
-const MAX_BYTES_IN_FLIGHT = 16 * 1024 * 1024;
+/** What was asked for is back at once, unless its device or the host's controller hangs. */
+const RECALL_MS = 1000;
 
 export interface ControllerWires {
   readonly memory: GuestMemory;
   readonly clock: Clock;
   readonly log: Log;
-  /** With devices that do not give back what they have. */
+  /** With devices that do not give back what they have; it is short, but shorter still when the VM is ended by force. */
   readonly patience: IoPatience;
   /** Log every command. */
   readonly isTraced?: boolean;
@@ -60,9 +61,7 @@ export class XhciController {
   readonly #work = new Set<() => number>();
   /** Rings that wait until less is in flight. */
   readonly #starved = new Set<() => number>();
-  #bytesInFlight = 0;
-  #transfersInFlight = 0;
-  #whenIdle: Array<() => void> = [];
+  readonly #lent = new Lent(() => this.#feed());
   #isPumping = false;
   /** Nothing new is begun: between `recall` and a reset or `resume`. */
   #isHeld = false;
@@ -98,7 +97,6 @@ export class XhciController {
     this.#slots = new Slots({
       ...telling,
       takeBytes: (count, again) => this.#takeBytes(count, again),
-      giveBytes: (count) => this.#giveBytes(count),
       clock: wires.clock,
       deviceAt: (port) => this.#ports.deviceAt(port),
       contextArray: () => this.#contexts,
@@ -133,6 +131,7 @@ export class XhciController {
     this.#status = UsbStatus.Halted;
     this.#interrupter.reset();
     this.#restart();
+    this.#lent.endLife();
     this.#isHeld = false;
     this.#commands.reset();
     this.#ports.reset();
@@ -156,20 +155,20 @@ export class XhciController {
   }
 
   /**
-   * Ask for everything that devices have. @returns when it came back, or is waited for no longer: it reaches no guest
-   * memory any more, whenever it comes. undefined: it has come back.
+   * Ask for everything that devices have. @returns when it came back, or is waited for no longer, which is soon: it reaches
+   * no guest memory any more, whenever it comes, and is not waited for again. undefined: it has come back.
    */
   recall(): Promise<void> | undefined {
     this.#isHeld = true;
     this.#slots.recall();
-    if (this.#transfersInFlight === 0) return undefined;
-    return this.#idle(new Promise((resolve) => this.#whenIdle.push(resolve)));
+    const back = this.#lent.back();
+    return back === undefined ? undefined : this.#waitFor(back);
   }
 
-  async #idle(work: Promise<void>): Promise<void> {
-    if (await this.#wires.patience.within(work)) return;
-    const count = this.#transfersInFlight;
-    this.#wires.log.warn(`USB: ${count} transfers do not come back from their device: nobody waits for them any more`);
+  async #waitFor(back: Promise<void>): Promise<void> {
+    if (await this.#wires.patience.within(back, RECALL_MS)) return;
+    const count = this.#lent.endLife();
+    this.#wires.log.warn(`USB: transfers are not given back by their device (${count}): nobody waits for them`);
   }
 
   /** The guest runs again after `recall`. */
@@ -327,25 +326,17 @@ export class XhciController {
     if (this.#work.size > 0) this.#workTimer.arm(this.#wires.clock.nowNs() + PAUSE_NS);
   }
 
-  #takeBytes(count: number, again: () => number): boolean {
-    if (this.#isHeld || this.#bytesInFlight + count > MAX_BYTES_IN_FLIGHT) {
-      this.#starved.add(again);
-      return false;
-    }
-    this.#bytesInFlight += count;
-    this.#transfersInFlight++;
-    return true;
+  #takeBytes(count: number, again: () => number): (() => void) | undefined {
+    const giveBack = this.#isHeld ? undefined : this.#lent.take(count);
+    if (giveBack === undefined) this.#starved.add(again);
+    return giveBack;
   }
 
-  #giveBytes(count: number): void {
-    this.#bytesInFlight -= count;
-    this.#transfersInFlight--;
-    if (!this.#isHeld) {
-      for (const again of this.#starved) this.#later(again);
-      this.#starved.clear();
-    }
-    if (this.#transfersInFlight > 0) return;
-    for (const resolve of this.#whenIdle.splice(0)) resolve();
+  /** Less is in flight. */
+  #feed(): void {
+    if (this.#isHeld) return;
+    for (const again of this.#starved) this.#later(again);
+    this.#starved.clear();
   }
 
   /** Rings that wait for their turn, or until less is in flight. */
@@ -353,8 +344,8 @@ export class XhciController {
     return this.#work.size + this.#starved.size;
   }
 
-  /** For people and tests. */
+  /** For people and tests: also what nobody waits for any more. */
   get inFlight(): number {
-    return this.#transfersInFlight;
+    return this.#lent.transfers;
   }
 }

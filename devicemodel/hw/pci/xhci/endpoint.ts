@@ -42,10 +42,11 @@ export interface EndpointWires {
   /** It runs, and an event can be told now. */
   canTell(): boolean;
   tell(event: EventTrb, isQuiet: boolean): void;
-  /** One transfer more, and its bytes. @returns false: too many are in flight, and `again` is called when there are fewer. */
-  takeBytes(count: number, again: () => number): boolean;
-  /** A transfer that was taken came back. */
-  giveBytes(count: number): void;
+  /**
+   * One transfer more, and its bytes. @returns to be called once, when it came back; undefined: too many are in flight, and
+   * `again` is called when there are fewer.
+   */
+  takeBytes(count: number, again: () => number): (() => void) | undefined;
   /** Once, soon; the same function only once. What it returns is what it did, in blocks. */
   later(work: () => number): void;
   /** Neither `later` nor `takeBytes` is to call it any more. */
@@ -57,8 +58,8 @@ interface Work {
   readonly ring: TransferRing;
   readonly tds: readonly TransferDescriptor[];
   transfer: UsbTransfer | undefined;
-  /** What it took of the bytes that may be in flight. */
-  readonly cost: number;
+  /** Its bytes are not in flight any more. */
+  readonly giveBack: () => void;
   /** Bytes of the first descriptor that were done before it was stopped. */
   readonly doneBefore: number;
   /** Instead of descriptors: a block that is none. */
@@ -247,7 +248,8 @@ export class Endpoint {
     const fetched = ring.fetch(memory, this.#kind === 'control');
     if (fetched === 'empty') return undefined;
     if ('badBlock' in fetched) {
-      return this.#wires.takeBytes(0, queue.serve) ? newWork(ring, [], 0, 0, fetched.badBlock) : undefined;
+      const giveBack = this.#wires.takeBytes(0, queue.serve);
+      return giveBack === undefined ? undefined : newWork(ring, [], giveBack, 0, fetched.badBlock);
     }
     const isPartial = queue.partial?.address === fetched.start.address;
     const doneBefore = isPartial ? Math.min(queue.partial?.bytes ?? 0, fetched.totalBytes) : 0;
@@ -255,12 +257,13 @@ export class Endpoint {
     const tds = [fetched];
     if (this.#kind === 'isochronous') this.#takeMorePackets(ring, tds);
     const cost = tds.reduce((sum, td) => sum + td.totalBytes + BLOCK_COST_BYTES * td.blocks.length, 0);
-    if (!this.#wires.takeBytes(cost, queue.serve)) {
+    const giveBack = this.#wires.takeBytes(cost, queue.serve);
+    if (giveBack === undefined) {
       ring.moveTo(before);
       if (doneBefore > 0) queue.partial = { address: fetched.start.address, bytes: doneBefore };
       return undefined;
     }
-    return newWork(ring, tds, cost, doneBefore, undefined);
+    return newWork(ring, tds, giveBack, doneBefore, undefined);
   }
 
   #takeMorePackets(ring: TransferRing, tds: TransferDescriptor[]): void {
@@ -318,7 +321,7 @@ export class Endpoint {
   #done(queue: RingQueue, work: Work): void {
     if (work.isDone) return;
     work.isDone = true;
-    this.#wires.giveBytes(work.cost);
+    work.giveBack();
     this.#strays.delete(work);
     if (this.#isGone) return;
     this.#retire(queue);
@@ -470,11 +473,11 @@ export class Endpoint {
 function newWork(
   ring: TransferRing,
   tds: readonly TransferDescriptor[],
-  cost: number,
+  giveBack: () => void,
   doneBefore: number,
   badBlock: number | undefined,
 ): Work {
-  return { ring, tds, transfer: undefined, cost, doneBefore, badBlock, isDone: false, events: undefined, told: 0 };
+  return { ring, tds, transfer: undefined, giveBack, doneBefore, badBlock, isDone: false, events: undefined, told: 0 };
 }
 
 function hasData(td: TransferDescriptor): boolean {

@@ -820,6 +820,42 @@ test('a device that keeps what it has: neither a reset nor S3 nor the end waits 
   expect(guest.controller.recall()).toBeUndefined();
 });
 
+test('a guest that resets without end does not make a device that hangs keep more and more', async () => {
+  const guest = new XhciGuest().setUp();
+  const device = new FakeUsbDevice();
+  device.isSlow = true;
+  const port = guest.controller.ports.connect(device) ?? 0;
+  const MIB = 1024 * 1024;
+  const keptBytes = () => device.inFlight.reduce((sum, { buffer }) => sum + buffer.length, 0);
+  const kept: number[] = [];
+  for (let life = 0; life < 6; life++) {
+    const slot = guest.startAgain().address(port);
+    guest.configure(slot, { [BULK_IN]: 6, 5: 6 });
+    for (const id of [BULK_IN, 5]) {
+      for (let i = 0; i < 16; i++) {
+        for (let j = 0; j < 15; j++) guest.queue(slot, id, Type.normal, At.buffers, 0x1_0000, CHAIN);
+        guest.queue(slot, id, Type.normal, At.buffers, 0x1_0000, IOC);
+      }
+      guest.ring(slot, id);
+    }
+    kept.push(keptBytes() / MIB);
+    guest.controller.reset();
+  }
+  // The first life has as much as any, and the others what is left.
+  expect(kept[0]).toBeGreaterThan(12);
+  expect(kept.at(-1)).toBeLessThanOrEqual(32);
+  // When it has come to itself there is room again.
+  device.isSlow = false;
+  for (const transfer of [...device.inFlight]) device.give(transfer, 'cancelled');
+  const slot = guest.startAgain().address(port);
+  guest.configure(slot, { [BULK_IN]: 6 });
+  guest.queue(slot, BULK_IN, Type.normal, At.buffers, 8, IOC);
+  guest.ring(slot, BULK_IN);
+  device.complete(8);
+  expect(guest.events()).toMatchObject([{ type: 32, code: Code.success }]);
+  expect(guest.controller.inFlight).toBe(0);
+});
+
 describe('event ring (§4.9.4)', () => {
   test('when it is full the guest is told once, and nothing is lost', () => {
     const { guest, slot } = configured({ eventTrbs: 16 });

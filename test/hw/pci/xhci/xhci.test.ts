@@ -173,3 +173,84 @@ test('libusb goes when the last device is given back, after the end, too', async
   expect(world.host.handles[0]?.calls.at(-1)).toBe('close');
   expect(world.host.dispose).toHaveBeenCalledTimes(1);
 });
+
+/** Longer than anybody may wait for USB, and far less than `--io-timeout`. */
+const SHORT_MS = 5_000;
+
+/** @returns whether it came in a short time */
+async function comesSoon(wait: Promise<unknown> | undefined): Promise<boolean> {
+  let hasCome = wait === undefined;
+  void wait?.then(() => (hasCome = true));
+  await vi.advanceTimersByTimeAsync(SHORT_MS);
+  return hasCome;
+}
+
+describe('a device that keeps what it has', () => {
+  test('costs a short time at one reset, none at the next, and as little at the end', async () => {
+    const world = await withTransfer();
+    const { machine, host } = world;
+    expect(await comesSoon(machine.host.settle(false))).toBe(true);
+    machine.host.reset();
+    expect(machine.host.settle(false)).toBeUndefined();
+    machine.host.reset();
+    expect(await comesSoon(machine.host.settle(true))).toBe(true);
+    expect(await comesSoon(machine.host.stop())).toBe(true);
+    expect(machine.lines.filter((line) => line.startsWith('warn'))).toEqual([
+      expect.stringMatching(/transfers are not given back by their device \(1\)/),
+      expect.stringMatching(/USB device 1-2 .* is not given back/),
+    ]);
+    host.handles[0]?.give('gone');
+    await turn();
+    expect(host.dispose).toHaveBeenCalledTimes(1);
+  });
+
+  test('costs a short time at S3, and the guest goes on with it and with others', async () => {
+    const world = await withTransfer();
+    const { machine, host, guest, slot } = world;
+    expect(await comesSoon(machine.host.settle(true))).toBe(true);
+    machine.host.suspend();
+    machine.host.resume();
+    // It is done again, since nobody knows how far it came.
+    expect(host.handles[0]?.requests).toHaveLength(2);
+    const [old, again] = host.handles[0]!.requests;
+    guest.ram.fill(0xee, At.buffers, At.buffers + 8);
+    old!.buffer.fill(9);
+    old!.done('completed', 8);
+    expect(guest.events()).toEqual([]);
+    expect([...guest.memory.read(At.buffers, 8)]).toEqual(new Array(8).fill(0xee));
+    again!.buffer.fill(5);
+    again!.done('completed', 8);
+    expect(guest.events()).toMatchObject([{ type: 32, code: 1, slot }]);
+    expect([...guest.memory.read(At.buffers, 8)]).toEqual(new Array(8).fill(5));
+  });
+
+  test('is none of the next life, whenever it comes', async () => {
+    const world = await withTransfer();
+    const { machine, host } = world;
+    await comesSoon(machine.host.settle(false));
+    machine.host.reset();
+    const guest = new FunctionGuest(machine).setUp();
+    guest.ram.fill(0, 0x1000, 0x80000);
+    guest.ram.fill(0xee, At.buffers, At.buffers + 8);
+    guest.setUp();
+    const [old] = host.handles[0]!.requests.splice(0);
+    const slot = guest.command(9)?.slot ?? 0;
+    guest.addressSlot(slot, USB2_PORT);
+    expect(guest.configure(slot, { 3: 6 })?.code).toBe(1);
+    guest.queue(slot, 3, 1, At.buffers, 8, 1 << 5);
+    guest.ring(slot, 3);
+    // What the new life waits for is its own.
+    const settled = machine.host.settle(false);
+    old!.buffer.fill(9);
+    old!.done('completed', 8);
+    let hasCome = false;
+    void settled?.then(() => (hasCome = true));
+    await turn();
+    expect(hasCome).toBe(false);
+    expect(guest.events()).toEqual([]);
+    expect([...guest.memory.read(At.buffers, 8)]).toEqual(new Array(8).fill(0xee));
+    host.handles[0]?.give('cancelled');
+    await settled;
+    expect(machine.host.settle(false)).toBeUndefined();
+  });
+});
