@@ -29,6 +29,8 @@ const MAX_IN_FLIGHT: Readonly<Record<TransferKind, number>> = { control: 1, inte
 const MAX_PACKETS = 32;
 /** §4.10.3.1 does not say when a ring counts as run dry; C waits this long, and drivers live with it. */
 const DRY_RING_NS = 100_000_000;
+/** A driver waits some seconds for Stop Endpoint (Linux's five), and then gives the whole controller up. */
+const STOP_NS = 1_000_000_000;
 /** What a block counts for beside its data, so that blocks without data cannot be remembered without end. */
 const BLOCK_COST_BYTES = 1024;
 /** Blocks looked at before others get their turn: on one ring, and on all of a controller at once. */
@@ -64,6 +66,7 @@ interface Work {
   readonly doneBefore: number;
   /** Instead of descriptors: a block that is none. */
   readonly badBlock: number | undefined;
+  /** It came back, or is waited for no longer. */
   isDone: boolean;
   events: PendingEvent[] | undefined;
   told: number;
@@ -92,6 +95,8 @@ export class Endpoint {
   /** Given up, and not back yet. */
   readonly #strays = new Set<Work>();
   #whenStopped: (() => void) | undefined;
+  /** Until a device that is stopped is waited for no longer. */
+  #stopTimer: Timer | undefined;
   /** Of an isochronous endpoint: when its ring counts as run dry. */
   #dryTimer: Timer | undefined;
 
@@ -154,7 +159,10 @@ export class Endpoint {
     return blocks;
   }
 
-  /** §4.6.9: everything in flight comes back first. It may halt meanwhile. @returns when it did; undefined: it has. */
+  /**
+   * §4.6.9: everything in flight comes back first, but for what a device keeps that hangs. It may halt meanwhile. @returns
+   * when it did; undefined: it has.
+   */
   stop(): Promise<void> | undefined {
     this.#dryTimer?.cancel();
     const stopped = new Promise<void>((resolve) => {
@@ -162,7 +170,10 @@ export class Endpoint {
     });
     this.#cancelAll();
     this.#checkStopped();
-    return this.#whenStopped === undefined ? undefined : stopped;
+    if (this.#whenStopped === undefined) return undefined;
+    this.#stopTimer ??= this.#wires.clock.createTimer(() => this.#giveUp());
+    this.#stopTimer.arm(this.#wires.clock.nowNs() + STOP_NS);
+    return stopped;
   }
 
   /** §4.6.8: after a halt. @returns as `stop`. */
@@ -198,6 +209,7 @@ export class Endpoint {
     this.#isGone = true;
     for (const queue of this.#queues) this.#wires.forget(queue.serve);
     this.recall();
+    this.#stopTimer?.cancel();
     this.#whenStopped?.();
     this.#whenStopped = undefined;
   }
@@ -319,9 +331,9 @@ export class Endpoint {
   // Giving it back.
 
   #done(queue: RingQueue, work: Work): void {
+    work.giveBack();
     if (work.isDone) return;
     work.isDone = true;
-    work.giveBack();
     this.#strays.delete(work);
     if (this.#isGone) return;
     this.#retire(queue);
@@ -408,6 +420,13 @@ export class Endpoint {
     }
   }
 
+  /** What the device still has counts as not begun; it comes back to nobody. */
+  #giveUp(): void {
+    this.#strays.clear();
+    for (const work of this.#queues.flatMap(({ works }) => works)) work.isDone = true;
+    this.#checkStopped();
+  }
+
   /** Everything came back and was told as far as it was done: the rings go back to what was not. */
   #checkStopped(): void {
     const resolve = this.#whenStopped;
@@ -421,6 +440,7 @@ export class Endpoint {
       if (!this.#rewind(queue, work)) return;
     }
     this.#whenStopped = undefined;
+    this.#stopTimer?.cancel();
     if (this.#state === EndpointState.Running) this.#setState(EndpointState.Stopped);
     this.#tellDequeue();
     resolve();

@@ -696,6 +696,33 @@ describe('stop (§4.6.9)', () => {
     expect([...guest.memory.read(At.buffers + 0x1000, 4)]).toEqual([5, 6, 7, 8]);
   });
 
+  // A driver that waits longer gives the whole controller up: Linux's after five seconds.
+  test('a device that does not give back what it has keeps no driver waiting, and reaches no memory', async () => {
+    const { guest, device, slot } = configured();
+    device.isSlow = true;
+    const first = guest.queue(slot, BULK_IN, Type.normal, At.buffers, 8, IOC);
+    guest.ring(slot, BULK_IN);
+    const [old] = device.inFlight;
+    expect(guest.command(Command.stop, 0, { slot, endpoint: BULK_IN })).toBeUndefined();
+    guest.clock.advance(2e9);
+    await turn();
+    expect(guest.events()).toMatchObject([
+      { type: 32, code: Code.stopped, pointer: first, rest: 8 },
+      { type: 33, code: Code.success },
+    ]);
+    expect(guest.endpointState(slot, BULK_IN)).toBe(STOPPED);
+    guest.ring(slot, BULK_IN);
+    expect(device.inFlight).toHaveLength(2);
+    old!.buffer.fill(9);
+    device.give(old!, 'completed', 8);
+    expect(guest.events()).toEqual([]);
+    expect([...guest.memory.read(At.buffers, 8)]).toEqual(new Array(8).fill(0));
+    device.complete(Uint8Array.of(1, 2, 3, 4, 5, 6, 7, 8));
+    expect(guest.events()).toMatchObject([{ type: 32, code: Code.success, pointer: first }]);
+    expect([...guest.memory.read(At.buffers, 8)]).toEqual([1, 2, 3, 4, 5, 6, 7, 8]);
+    expect(guest.controller.inFlight).toBe(0);
+  });
+
   test('an endpoint that is let go tells nothing of what comes back', () => {
     const { guest, device, slot } = configured();
     device.isSlow = true;
