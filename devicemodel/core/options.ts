@@ -95,19 +95,22 @@ function isOptional(schema: unknown): boolean {
 
 /**
  * `a,b,k=v,flag` → object for the schema: options without `=` fill the positional keys in schema order, a bare word
- * that names a `named` key is that flag set to `true`.
+ * that names a `named` key is that flag set to `true`. An option goes by its key and by the word that help shows.
  */
 export function optionsFromText(schema: OptionSchema, text: string): Record<string, unknown> {
   const out: Record<string, unknown> = {};
   if (text === '') return out;
   const keys = Object.keys(schema.entries);
-  const positional = keys.filter((k) => optionMeta(schema.entries[k]).named !== true);
+  const isNamed = (key: string) => optionMeta(schema.entries[key]).named === true;
+  const keyOf = (word: string) =>
+    keys.includes(word) ? word : keys.find((key) => optionWordsOf(key, schema.entries[key]).includes(word));
+  const positional = keys.filter((key) => !isNamed(key));
   for (const item of text.split(',')) {
     const eq = item.indexOf('=');
-    const key = eq < 0 ? item : item.slice(0, eq);
-    if (eq >= 0 && keys.includes(key)) {
+    const key = keyOf(eq < 0 ? item : item.slice(0, eq));
+    if (eq >= 0 && key !== undefined) {
       out[key] = item.slice(eq + 1);
-    } else if (eq < 0 && keys.includes(key) && optionMeta(schema.entries[key]).named === true) {
+    } else if (key !== undefined && isNamed(key)) {
       out[key] = true;
     } else {
       const next = positional.find((k) => !(k in out));
