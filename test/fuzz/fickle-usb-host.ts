@@ -10,7 +10,7 @@ import type { HostUsb } from '../../devicemodel/hw/usb/port-mapper.ts';
 import type { Random } from './random.ts';
 
 const PORTS = ['1-1', '1-2', '1-3'] as const;
-/** Calls of one device that are not answered: one piece of work at a time, and one for each control pipe (four slots). */
+/** Calls that are not answered. A device has one at a time; it may have been plugged in anew while that is under way. */
 const MAX_WAITING = 6 * PORTS.length;
 const outcomes: readonly UsbOutcome[] = ['completed', 'completed', 'completed', 'stall', 'error', 'babble', 'timeout'];
 /** LIBUSB_ERROR_NO_DEVICE. */
@@ -23,6 +23,7 @@ class FickleHandle implements Pick<UsbHandle, keyof UsbHandle> {
   readonly claimed = new Set<number>();
   isGone = false;
   isClosed = false;
+  #isCalled = false;
   #ids = 0n;
 
   constructor(host: FickleUsbHost) {
@@ -31,14 +32,18 @@ class FickleHandle implements Pick<UsbHandle, keyof UsbHandle> {
 
   submit(request: UsbRequest): bigint | undefined {
     this.#use();
+    // The kernel would have its caller wait.
+    if (this.#isCalled) this.#host.fail('a transfer is submitted during a call');
     if (this.isGone || this.#host.random.oneIn(32)) return undefined;
     this.requests.set(++this.#ids, request);
     return this.#ids;
   }
 
-  cancel(id: bigint): void {
-    this.#use();
-    if (this.requests.has(id)) this.cancelled.add(id);
+  async cancel(id: bigint): Promise<void> {
+    await this.#answered(() => {
+      if (this.requests.has(id)) this.cancelled.add(id);
+      return 0;
+    });
   }
 
   give(id: bigint, outcome: UsbOutcome): void {
@@ -54,11 +59,8 @@ class FickleHandle implements Pick<UsbHandle, keyof UsbHandle> {
 
   attachDriver = () => this.#call();
   claim = (number: number) => this.#call(() => this.claimed.add(number));
-  release = (number: number) => {
-    this.#use();
-    // What is claimed can be given back.
-    return this.#host.answered(() => (this.claimed.delete(number) ? 0 : -5));
-  };
+  // What is claimed can be given back.
+  release = (number: number) => this.#answered(() => (this.claimed.delete(number) ? 0 : -5));
   setConfiguration = () => this.#call();
   setAlternate = () => this.#call();
   clearHalt = () => this.#call();
@@ -73,14 +75,23 @@ class FickleHandle implements Pick<UsbHandle, keyof UsbHandle> {
   }
 
   #call(done: () => void = () => {}): Promise<number> {
-    this.#use();
-    return this.#host.answered(() => {
+    return this.#answered(() => {
       if (this.isGone) return NO_DEVICE;
       if (this.#host.isFriendly || !this.#host.random.oneIn(8)) {
         done();
         return 0;
       }
       return this.#host.random.pick([-1, -5, -6, -99]);
+    });
+  }
+
+  #answered(result: () => number): Promise<number> {
+    this.#use();
+    if (this.#isCalled) this.#host.fail('two calls of a device are under way');
+    this.#isCalled = true;
+    return this.#host.answered(() => {
+      this.#isCalled = false;
+      return result();
     });
   }
 

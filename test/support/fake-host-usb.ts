@@ -10,7 +10,10 @@ export class FakeHandle {
   refuses = false;
   /** What these calls answer; the others 0. */
   readonly results = new Map<string, number>();
+  /** Calls that begin like this are not answered, until `goOn`. */
+  hanging: string | undefined;
   #ids = 0n;
+  readonly #hung: Array<() => void> = [];
 
   submit(request: UsbRequest): bigint | undefined {
     if (this.refuses) return undefined;
@@ -18,8 +21,8 @@ export class FakeHandle {
     this.requests.push(request);
     return ++this.#ids;
   }
-  cancel(): void {
-    this.calls.push('cancel');
+  async cancel(): Promise<void> {
+    await this.#call('cancel');
   }
   /** The oldest transfer comes back. */
   give(outcome: UsbOutcome, actualBytes = 0): void {
@@ -39,10 +42,17 @@ export class FakeHandle {
   async close(): Promise<void> {
     this.calls.push('close');
   }
+  /** What hangs is answered. */
+  goOn(): void {
+    this.hanging = undefined;
+    for (const answer of this.#hung.splice(0)) answer();
+  }
 
   #call(text: string): Promise<number> {
     this.calls.push(text);
-    return Promise.resolve(this.results.get(text) ?? 0);
+    const result = this.results.get(text) ?? 0;
+    if (this.hanging === undefined || !text.startsWith(this.hanging)) return Promise.resolve(result);
+    return new Promise((resolve) => this.#hung.push(() => resolve(result)));
   }
 }
 

@@ -3,7 +3,7 @@
  *
  * Transfers are asynchronous: libusb's descriptors are watched by the event loop, and its events are handled on this
  * thread, so that `done` of a transfer is called on it, too. Whatever may block (opening, resets, configurations, drivers of
- * the host) runs on a thread of Node's pool. libusb neither looks for devices nor for udev: a device is opened by its node.
+ * the host, and cancelling, for which the kernel waits) runs on a thread of Node's pool. libusb neither looks for devices nor for udev: a device is opened by its node.
  */
 import { open as openCallback } from 'node:fs';
 import { promisify } from 'node:util';
@@ -98,6 +98,8 @@ export interface UsbRequest {
 interface Submitted {
   readonly request: UsbRequest;
   readonly memory: Mapping;
+  /** It is being cancelled, which needs its struct whether it is done meanwhile or not. */
+  isHeld: boolean;
 }
 
 /** libusb for one VM. Whoever made it disposes of it, after all its devices were closed. */
@@ -190,7 +192,7 @@ export class Libusb {
     const submitted = this.#submitted.get(transfer);
     if (submitted === undefined) return;
     this.#submitted.delete(transfer);
-    const { request, memory } = submitted;
+    const { request, memory, isHeld } = submitted;
     const { type, isIn, buffer, packets } = request;
     const view = structOf(transfer, packets.length);
     const headBytes = type === 'control' ? 8 : 0;
@@ -199,8 +201,7 @@ export class Libusb {
     if (type === 'isochronous') actualBytes = takePackets(view, packets);
     if (isIn && type === 'isochronous') buffer.set(memory.bytes.subarray(0, buffer.length));
     else if (isIn) buffer.set(memory.bytes.subarray(headBytes, headBytes + actualBytes), headBytes);
-    native('void libusb_free_transfer(uintptr_t)')(transfer);
-    memory.dispose();
+    if (!isHeld) free(transfer, memory);
     request.done(outcome, actualBytes);
   }
 
@@ -225,22 +226,26 @@ export class Libusb {
     packets.forEach(({ lengthBytes }, i) => {
       view.setUint32(Transfer.packets + Packet.size * i + Packet.length, lengthBytes, true);
     });
-    this.#submitted.set(transfer, { request, memory });
+    this.#submitted.set(transfer, { request, memory, isHeld: false });
     const result = native('int libusb_submit_transfer(uintptr_t)')(transfer);
     if (result === 0) return transfer;
     this.#submitted.delete(transfer);
-    native('void libusb_free_transfer(uintptr_t)')(transfer);
-    memory.dispose();
+    free(transfer, memory);
     return undefined;
   }
 
-  /** Ask for a transfer; `done` is the answer. Nothing happens when it is done already. */
-  cancel(transfer: bigint): void {
-    if (this.#submitted.has(transfer)) native('int libusb_cancel_transfer(uintptr_t)')(transfer);
+  /** Once for each transfer. */
+  async cancel(transfer: bigint): Promise<void> {
+    const submitted = this.#submitted.get(transfer);
+    if (submitted === undefined) return;
+    submitted.isHeld = true;
+    await aside('int libusb_cancel_transfer(uintptr_t)', transfer);
+    submitted.isHeld = false;
+    if (!this.#submitted.has(transfer)) free(transfer, submitted.memory);
   }
 }
 
-/** One open device. Calls that may block run aside, one at a time: the caller sees to that. */
+/** One open device. Calls that may block run aside, one at a time, `submit` not meanwhile: the caller sees to that. */
 export class UsbHandle {
   readonly #libusb: Libusb;
   readonly #handle: bigint;
@@ -256,8 +261,9 @@ export class UsbHandle {
   submit(request: UsbRequest): bigint | undefined {
     return this.#libusb.submit(this.#handle, request);
   }
-  cancel(transfer: bigint): void {
-    this.#libusb.cancel(transfer);
+  /** Ask for a transfer, once; `done` is the answer. Nothing happens when it is done already. @returns when that was asked */
+  cancel(transfer: bigint): Promise<void> {
+    return this.#libusb.cancel(transfer);
   }
 
   /** Each answers 0 or a negative `enum libusb_error`. */
@@ -297,6 +303,11 @@ export class UsbHandle {
     await aside('void libusb_close(uintptr_t)', this.#handle);
     this.#closed();
   }
+}
+
+function free(transfer: bigint, memory: Mapping): void {
+  native('void libusb_free_transfer(uintptr_t)')(transfer);
+  memory.dispose();
 }
 
 function structOf(transfer: bigint, packets: number): DataView {

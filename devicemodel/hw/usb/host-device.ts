@@ -5,9 +5,9 @@
  * Who owns what: from `open` to `close` the device is this VM's, its interfaces are claimed and the host's drivers are away.
  * It stays so while the guest resets it, its controller or itself, and goes back at the end of the VM or when it is
  * pulled out. A transfer is libusb's until it says that it is done; that is waited for before the device is closed. Work that
- * may block is done aside, one piece after the other; control requests and transfers go on meanwhile.
+ * may block is done aside, one piece after the other; control requests have their turn between its calls.
  */
-import type { UsbHandle, UsbOutcome } from '../../core/host/libusb.ts';
+import type { UsbOutcome } from '../../core/host/libusb.ts';
 import type { Log } from '../../core/log.ts';
 import {
   DescriptorType,
@@ -20,6 +20,7 @@ import {
   type UsbTransfer,
 } from './device.ts';
 import type { HostUsbDevice } from './host-tree.ts';
+import { type RawUsbHandle, SerialHandle } from './serial-handle.ts';
 
 const SETUP_BYTES = 8;
 const USB3 = 0x300;
@@ -31,11 +32,10 @@ const UsbError = { NotFound: -5, Busy: -6 } as const;
 
 /** What a device of the host is reached by; other than the real one in tests. */
 export interface UsbHost {
-  open(node: string): Promise<Pick<UsbHandle, keyof UsbHandle>>;
+  open(node: string): Promise<RawUsbHandle>;
   /** Of the configuration it has now. */
   activeInterfaces(path: string): Promise<readonly number[]>;
 }
-type Handle = Pick<UsbHandle, keyof UsbHandle>;
 
 export class HostDevice implements UsbDevice {
   readonly name: string;
@@ -45,12 +45,12 @@ export class HostDevice implements UsbDevice {
   onRemoteWake: (() => void) | undefined;
   readonly #host: UsbHost;
   readonly #log: Log;
-  #handle: Handle | undefined;
+  #handle: SerialHandle | undefined;
   #interfaces: readonly number[] = [];
   #isGone = false;
   /** The last piece of work that is done aside. */
   #work: Promise<unknown> = Promise.resolve();
-  readonly #inFlight = new Map<UsbTransfer, bigint | undefined>();
+  readonly #inFlight = new Map<UsbTransfer, number | undefined>();
   #whenIdle: Array<() => void> = [];
 
   /** Asked for and not done: whoever asks meanwhile gets the same answer. A guest may ask faster than a host does. */
@@ -93,7 +93,7 @@ export class HostDevice implements UsbDevice {
 
   async #open(): Promise<boolean> {
     if (this.#handle !== undefined) return true;
-    const handle = await this.#host.open(this.where.node);
+    const handle = new SerialHandle(await this.#host.open(this.where.node));
     this.#handle = handle;
     await this.#claim(handle);
     // The guest expects a device as it is after a bus reset, and its driver on the host has used this one.
@@ -102,7 +102,7 @@ export class HostDevice implements UsbDevice {
     return false;
   }
 
-  async #resetBus(handle: Handle): Promise<boolean> {
+  async #resetBus(handle: SerialHandle): Promise<boolean> {
     if (!this.#survivesReset) return true;
     this.#isResetting = true;
     const result = await handle.reset();
@@ -150,7 +150,7 @@ export class HostDevice implements UsbDevice {
   }
 
   /** @returns whether all interfaces are ours now */
-  async #claim(handle: Handle): Promise<boolean> {
+  async #claim(handle: SerialHandle): Promise<boolean> {
     this.#interfaces = await this.#host.activeInterfaces(this.where.path);
     let isWhole = true;
     for (const number of this.#interfaces) {
@@ -212,7 +212,7 @@ export class HostDevice implements UsbDevice {
   }
 
   #pass(
-    handle: Handle,
+    handle: SerialHandle,
     transfer: UsbTransfer,
     buffer: Uint8Array,
     done: (outcome: UsbOutcome, actualBytes: number) => void,
@@ -244,7 +244,7 @@ export class HostDevice implements UsbDevice {
     for (const resolve of this.#whenIdle.splice(0)) resolve();
   }
 
-  #control(handle: Handle, transfer: UsbTransfer): void {
+  #control(handle: SerialHandle, transfer: UsbTransfer): void {
     const { setup, isIn } = transfer;
     if (setup === undefined) {
       finish(transfer, 'stall');
@@ -275,7 +275,7 @@ export class HostDevice implements UsbDevice {
   }
 
   /** Requests that the host's USB core carries out. undefined: the device does. */
-  #hostWork(handle: Handle, { requestType, request, value, index }: SetupPacket): Promise<boolean> | undefined {
+  #hostWork(handle: SerialHandle, { requestType, request, value, index }: SetupPacket): Promise<boolean> | undefined {
     switch (requestKey(requestType, request)) {
       case StandardRequest.SetAddress:
         return Promise.resolve(true);
@@ -301,7 +301,7 @@ export class HostDevice implements UsbDevice {
   }
 
   /** The interfaces of another configuration may come with drivers of the host. */
-  async #configure(handle: Handle, value: number): Promise<boolean> {
+  async #configure(handle: SerialHandle, value: number): Promise<boolean> {
     for (const number of this.#interfaces) await handle.release(number);
     const result = await handle.setConfiguration(value === 0 ? -1 : value);
     await this.#claim(handle);
