@@ -580,8 +580,10 @@ function heci(): Recipe {
       { ...client, isFixed: true },
       { ...client, isFixed: false },
     ],
-    connect: (_client, listener) => {
+    idle: () => Promise.resolve(),
+    connect: async (_client, listener) => {
       if (answer < 0) throw new HostError('refused', -answer);
+      if (!listener.isWanted()) return undefined;
       listeners.push(listener);
       return {
         send: () => answer,
@@ -610,7 +612,7 @@ function heci(): Recipe {
       ];
     },
     make: (env) =>
-      new VirtioPci(new VirtioHeci(host, env.clock, env.log), env, {
+      new VirtioPci(new VirtioHeci(host, env.clock, env.log, env.waits.patience), env, {
         mode: 'legacy',
         identity: { vendorId: 0x8086, legacyDeviceId: 0x8602, type: 0xfffe, classCode: 0x078000 },
       }),

@@ -3,7 +3,8 @@ fake-mei.py --cuse: a character device of the kernel's at /dev/mei0, by CUSE.
 
 A connection is an open file (IOCTL_MEI_CONNECT_CLIENT_VTAG), a message a read or a write. What is written comes back
 reversed; "later" comes a moment later, "busy" once refuses the next write, "reset" resets the engine: all that is open
-answers ENODEV. Prints what it hears; ends with its standard input.
+answers ENODEV. A connection to the slow client is answered when there is a line on standard input. Prints what it
+hears; ends with its standard input.
 """
 import ctypes
 import errno
@@ -16,6 +17,7 @@ import time
 
 CONNECT_VTAG = 0xC0144804
 UUID = bytes.fromhex('15676a8ebc9a434088ef9e39c6f63e0f')
+SLOW_UUID = bytes(15) + b'\x02'
 IN_HEADER, OUT_HEADER = struct.Struct('<IIQQIIII'), struct.Struct('<IiQ')
 (LOOKUP, FORGET, GETATTR, SETATTR, OPEN, READ, WRITE, RELEASE, FLUSH) = (1, 2, 3, 4, 14, 15, 16, 18, 25)
 (INIT, INTERRUPT, DESTROY, IOCTL, POLL, BATCH_FORGET) = (26, 36, 38, 39, 40, 42)
@@ -40,6 +42,7 @@ else:
 
 connections = {}
 due = []
+withheld = []
 next_handle = 1
 
 
@@ -75,7 +78,7 @@ def attributes(node):
 def connect(connection, argument):
     uuid, vtag = argument[:16], argument[16]
     say('connect', uuid.hex(), vtag)
-    if uuid != UUID:
+    if uuid not in (UUID, SLOW_UUID):
         return -errno.ENOTTY, b''
     connection.is_connected = True
     # struct mei_client: the longest message, the version of the protocol.
@@ -155,7 +158,10 @@ while True:
     wait = max(0, min(at for at, _, _ in due) - time.monotonic()) if due else None
     ready, _, _ = select.select([fuse, sys.stdin], [], [], wait)
     if sys.stdin in ready:
-        break
+        if os.read(sys.stdin.fileno(), 4096) == b'':
+            break
+        while withheld:
+            send(*withheld.pop())
     for entry in [entry for entry in due if entry[0] <= time.monotonic()]:
         due.remove(entry)
         entry[1].messages.append(entry[2])
@@ -165,7 +171,12 @@ while True:
         _, opcode, unique, node, *_ = IN_HEADER.unpack_from(request)
         if opcode in (FORGET, BATCH_FORGET, INTERRUPT, DESTROY):
             continue
-        error, body = answer(opcode, node, request[IN_HEADER.size :])
-        send(unique, error, body)
+        body = request[IN_HEADER.size :]
+        is_slow = opcode == IOCTL and SLOW_UUID in body
+        reply = (unique, *answer(opcode, node, body))
+        if is_slow:
+            withheld.append(reply)
+        else:
+            send(*reply)
 if not is_cuse:
     libc.umount2(folder.encode(), 2)

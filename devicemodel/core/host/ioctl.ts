@@ -22,3 +22,7 @@ export const ioctlBytesOnce = interruptibleCall<[fd: number, request: number, ar
 export const ioctlAsync = asyncCall<[fd: number, request: number, argument: number | bigint]>(
   'int ioctl(int, unsigned long, uintptr_t)',
 );
+/** As {@link ioctlAsync}, where the argument is memory. */
+export const ioctlBytesAside = asyncCall<[fd: number, request: number, argument: ArrayBufferView]>(
+  'int ioctl(int, unsigned long, void *)',
+);

@@ -1,9 +1,14 @@
-/** /dev/meiN: a connection to a client of the management engine (<linux/mei.h>), a message a read or write. */
+/**
+ * /dev/meiN: connections to clients of the management engine (<linux/mei.h>), a message a read or write.
+ *
+ * The kernel waits for the engine where a connection is made or closed, fifteen seconds for one that hangs. So that is
+ * done on a thread of Node's, for one connection after the other, however many there are.
+ */
 import { HostError } from '../errors.ts';
 import { describeErrno, Errno } from './errno.ts';
 import { watchFd } from './fd-watch.ts';
-import { closeFd, OpenFlag, openFile, readBytes, writeBytes } from './files.ts';
-import { ioctlBytes } from './ioctl.ts';
+import { closeFdAside, OpenFlag, openFileAside, readBytes, writeBytes } from './files.ts';
+import { ioctlBytesAside } from './ioctl.ts';
 
 /** IOCTL_MEI_CONNECT_CLIENT_VTAG: _IOWR('H', 4, struct { u8 uuid[16]; u8 vtag; u8 pad[3]; }). */
 const CONNECT_VTAG = 0xc0144804;
@@ -21,52 +26,76 @@ export interface MeiChannel {
 }
 
 export interface MeiListener {
+  /** Asked when it is the connection's turn: otherwise it is not made. */
+  isWanted(): boolean;
   onMessage(message: Uint8Array): void;
   /** @param errno ENODEV when the engine was reset. */
   onLost(errno: number): void;
 }
 
-/**
- * @param uuid as the engine has it, 16 bytes. @param vtag which of the engine's users this is.
- * @throws HostError with the errno of the refusal
- */
-export function connectMei(
-  path: string,
-  uuid: Uint8Array,
-  vtag: number,
-  maxMessageBytes: number,
-  listener: MeiListener,
-): MeiChannel {
-  const fd = openFile(path, OpenFlag.ReadWrite | OpenFlag.NonBlock | OpenFlag.CloseOnExec);
-  const request = new Uint8Array(CONNECT_BYTES);
-  request.set(uuid);
-  request[VTAG_AT] = vtag;
-  const result = ioctlBytes(fd, CONNECT_VTAG, request);
-  if (result < 0) {
-    closeFd(fd);
-    throw new HostError(`${path}: ${describeErrno(-result)}`, -result);
+export class MeiNode {
+  readonly #path: string;
+  readonly #vtag: number;
+  #last: Promise<unknown> = Promise.resolve();
+
+  /** @param vtag which of the engine's users this is. */
+  constructor(path: string, vtag: number) {
+    this.#path = path;
+    this.#vtag = vtag;
   }
-  const buffer = new Uint8Array(maxMessageBytes);
-  let unwatch: (() => void) | undefined;
-  let isOpen = true;
-  const read = () => {
-    const length = readBytes(fd, buffer, buffer.length);
-    if (length > 0) listener.onMessage(buffer.slice(0, length));
-    else if (-length !== Errno.EAGAIN) listener.onLost(-length);
-  };
-  return {
-    send: (message) => Math.min(0, writeBytes(fd, message, message.length)),
-    listen: (isListening) => {
-      if (isListening === (unwatch !== undefined) || !isOpen) return;
-      unwatch?.();
-      unwatch = isListening ? watchFd(fd, read) : undefined;
-    },
-    close: () => {
-      if (!isOpen) return;
-      isOpen = false;
-      unwatch?.();
-      unwatch = undefined;
-      closeFd(fd);
-    },
-  };
+
+  /**
+   * @param uuid as the engine has it, 16 bytes. @returns undefined: it was not wanted any more when it had its turn.
+   * @throws HostError with the errno of the refusal
+   */
+  connect(uuid: Uint8Array, maxMessageBytes: number, listener: MeiListener): Promise<MeiChannel | undefined> {
+    return this.#inTurn(async () => {
+      if (!listener.isWanted()) return undefined;
+      const fd = await openFileAside(this.#path, OpenFlag.ReadWrite | OpenFlag.NonBlock | OpenFlag.CloseOnExec);
+      const request = new Uint8Array(CONNECT_BYTES);
+      request.set(uuid);
+      request[VTAG_AT] = this.#vtag;
+      const result = await ioctlBytesAside(fd, CONNECT_VTAG, request);
+      if (result >= 0) return this.#channel(fd, maxMessageBytes, listener);
+      await closeFdAside(fd);
+      throw new HostError(`${this.#path}: ${describeErrno(-result)}`, -result);
+    });
+  }
+
+  /** @returns when everything is done that was asked for. */
+  idle(): Promise<unknown> {
+    return this.#last;
+  }
+
+  #inTurn<T>(work: () => Promise<T>): Promise<T> {
+    const done = this.#last.then(work);
+    this.#last = done.catch(() => {});
+    return done;
+  }
+
+  #channel(fd: number, maxMessageBytes: number, listener: MeiListener): MeiChannel {
+    const buffer = new Uint8Array(maxMessageBytes);
+    let unwatch: (() => void) | undefined;
+    let isOpen = true;
+    const read = () => {
+      const length = readBytes(fd, buffer, buffer.length);
+      if (length > 0) listener.onMessage(buffer.slice(0, length));
+      else if (-length !== Errno.EAGAIN) listener.onLost(-length);
+    };
+    return {
+      send: (message) => Math.min(0, writeBytes(fd, message, message.length)),
+      listen: (isListening) => {
+        if (isListening === (unwatch !== undefined) || !isOpen) return;
+        unwatch?.();
+        unwatch = isListening ? watchFd(fd, read) : undefined;
+      },
+      close: () => {
+        if (!isOpen) return;
+        isOpen = false;
+        unwatch?.();
+        unwatch = undefined;
+        void this.#inTurn(() => closeFdAside(fd));
+      },
+    };
+  }
 }

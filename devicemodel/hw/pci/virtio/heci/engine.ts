@@ -24,7 +24,7 @@ import type { EngineClient } from './host.ts';
 /** Fixed clients are numbered from 1, the others from 32. */
 const FIRST_ADDRESS = { fixed: 1, dynamic: 32 } as const;
 const ADDRESSES = 256;
-/** Each is a descriptor of this process. */
+/** Each is a descriptor of this process, or is to become one. */
 const MAX_CONNECTIONS = 64;
 /** Host bus messages that wait for the driver; it gets no answers, and is not heard, beyond that. */
 const MAX_WAITING = 64;
@@ -32,8 +32,11 @@ const MAX_WAITING = 64;
 export interface EngineHost {
   /** @throws HostError */
   clients(): EngineClient[];
-  /** @throws HostError with the errno of the refusal */
-  connect(client: EngineClient, listener: MeiListener): MeiChannel;
+  /**
+   * May take as long as the engine does. @returns undefined: the listener did not want it any more.
+   * @throws HostError with the errno of the refusal
+   */
+  connect(client: EngineClient, listener: MeiListener): Promise<MeiChannel | undefined>;
 }
 
 export interface EngineEvents {
@@ -51,6 +54,8 @@ export class Engine {
   readonly #clients = new Map<number, EngineClient>();
   readonly #connections: EngineConnection[] = [];
   readonly #messages: Uint8Array[] = [];
+  /** Connections that the host was asked for and did not answer, wanted or not. */
+  #pending = 0;
 
   constructor(host: EngineHost, events: EngineEvents) {
     this.#host = host;
@@ -72,7 +77,7 @@ export class Engine {
   start(): void {
     this.disconnectAll();
     for (const [address, client] of this.#clients) {
-      if (client.isFixed) this.#connect(address, 0, client);
+      if (client.isFixed && this.#pending < MAX_CONNECTIONS) this.#connect(address, 0, client, false);
     }
   }
 
@@ -90,7 +95,8 @@ export class Engine {
   receive(header: MessageHeader, payload: Uint8Array): boolean {
     if (header.me === 0 && header.host === 0) return this.#busMessage(payload);
     const connection = this.#find(header.me, header.host);
-    if (connection === undefined) return false;
+    // To a fixed client it waits for the connection, which its driver did not ask for.
+    if (connection === undefined || (connection.channel === undefined && header.host !== 0)) return false;
     if (!connection.add(payload, header.isComplete)) {
       this.#end(connection);
       this.#say(connectionMessage(Command.ClientDisconnect, header.me, header.host, 0));
@@ -176,15 +182,21 @@ export class Engine {
   }
 
   #answerConnect(me: number, host: number, client: EngineClient | undefined): void {
-    const status = this.#tryConnect(me, host, client);
-    this.#say(connectionMessage(Command.ClientConnect | RESPONSE, me, host, status));
-    if (status === HbmStatus.Success && host !== 0) this.#say(flowControl(me, host));
+    const refusal = this.#refusal(me, host, client);
+    if (refusal === undefined) this.#connect(me, host, client as EngineClient, true);
+    else this.#sayConnected(me, host, refusal);
   }
 
-  #tryConnect(me: number, host: number, client: EngineClient | undefined): number {
+  #refusal(me: number, host: number, client: EngineClient | undefined): number | undefined {
     if (client === undefined) return HbmStatus.NotFound;
     if (this.#find(me, host) !== undefined) return HbmStatus.Exists;
-    return this.#connections.length >= MAX_CONNECTIONS ? HbmStatus.Rejected : this.#connect(me, host, client);
+    const isFull = this.#connections.length >= MAX_CONNECTIONS || this.#pending >= MAX_CONNECTIONS;
+    return isFull ? HbmStatus.Rejected : undefined;
+  }
+
+  #sayConnected(me: number, host: number, status: number): void {
+    this.#say(connectionMessage(Command.ClientConnect | RESPONSE, me, host, status));
+    if (status === HbmStatus.Success && host !== 0) this.#say(flowControl(me, host));
   }
 
   #answerDisconnect(me: number, host: number, isResponse: boolean): void {
@@ -194,10 +206,15 @@ export class Engine {
     if (!isResponse) this.#say(connectionMessage(Command.ClientDisconnect | RESPONSE, me, host, status));
   }
 
-  #connect(me: number, host: number, client: EngineClient): number {
+  /** A driver that asked is answered when the host has; until then the connection is there without a channel. */
+  #connect(me: number, host: number, client: EngineClient, isAsked: boolean): void {
     const connection = new EngineConnection(me, host, client.maxMessageBytes);
-    try {
-      connection.channel = this.#host.connect(client, {
+    const isWanted = () => this.#connections.includes(connection);
+    this.#connections.push(connection);
+    this.#pending++;
+    void this.#host
+      .connect(client, {
+        isWanted,
         onMessage: (message) => {
           connection.onMessage(message);
           this.#events.onIncoming();
@@ -206,14 +223,27 @@ export class Engine {
           if (errno === Errno.ENODEV) this.#events.onLost();
           else this.#drop(connection);
         },
+      })
+      .catch((error: unknown) => {
+        if (!(error instanceof DmError)) throw error;
+        return error instanceof HostError ? refusalOf(error.errno) : HbmStatus.Rejected;
+      })
+      .then((answer) => {
+        this.#pending--;
+        if (isWanted()) this.#connected(connection, answer, isAsked);
+        else if (typeof answer === 'object') answer.close();
       });
-    } catch (error) {
-      if (!(error instanceof DmError)) throw error;
-      return error instanceof HostError ? refusalOf(error.errno) : HbmStatus.Rejected;
-    }
-    this.#connections.push(connection);
+  }
+
+  /** @param answer the channel, or why there is none */
+  #connected(connection: EngineConnection, answer: MeiChannel | number | undefined, isAsked: boolean): void {
+    const { me, host } = connection;
+    const hasChannel = typeof answer === 'object';
+    if (hasChannel) connection.channel = answer;
+    else this.#end(connection);
+    if (isAsked) this.#sayConnected(me, host, hasChannel ? HbmStatus.Success : (answer ?? HbmStatus.Rejected));
     connection.listen();
-    return HbmStatus.Success;
+    if (hasChannel && connection.isWaiting) this.#send(connection);
   }
 
   #end(connection: EngineConnection): void {

@@ -4,7 +4,9 @@
  */
 import type { AccessSize } from '../../../../core/address.ts';
 import type { Clock, Timer } from '../../../../core/clock.ts';
-import { connectMei } from '../../../../core/host/mei.ts';
+import { leaveThreadBehind } from '../../../../core/host/exit-hooks.ts';
+import { MeiNode } from '../../../../core/host/mei.ts';
+import type { IoPatience } from '../../../../core/io-patience.ts';
 import type { Log } from '../../../../core/log.ts';
 import { definePciDriver } from '../../driver.ts';
 import type { Chain } from '../ring/chain.ts';
@@ -28,11 +30,15 @@ const BUDGET: SliceBudget = { chains: QUEUE_SIZE, cost: QUEUE_SIZE * MESSAGE_BYT
 const BUSY_RETRY_NS = 50_000_000;
 /** How often one that was reset is looked at until it is there again. */
 const LOOK_EVERY_NS = 1_000_000_000;
+/** An engine that is well has closed its connections by then. */
+const CLOSE_MS = 2000;
 
 /** The host's interface, as far as this device looks at it. */
 export interface HeciHost extends EngineHost {
   readonly isEnabled: boolean;
   firmwareStatus(): readonly number[];
+  /** @returns when no connection is being made or closed. */
+  idle(): Promise<unknown>;
 }
 
 export class VirtioHeci implements VirtioDevice, ChainServer {
@@ -43,6 +49,7 @@ export class VirtioHeci implements VirtioDevice, ChainServer {
   readonly #host: HeciHost;
   readonly #engine: Engine;
   readonly #log: Log;
+  readonly #patience: IoPatience;
   readonly #config = new DataView(new ArrayBuffer(Config.sizeBytes));
   readonly #retry: Timer;
   readonly #look: Timer;
@@ -53,7 +60,9 @@ export class VirtioHeci implements VirtioDevice, ChainServer {
   /** The driver wants to start. */
   #isWanted = false;
 
-  constructor(host: HeciHost, clock: Clock, log: Log) {
+  /** @param patience with an engine that hangs */
+  constructor(host: HeciHost, clock: Clock, log: Log, patience: IoPatience) {
+    this.#patience = patience;
     this.#host = host;
     this.#clock = clock;
     this.#log = log;
@@ -76,10 +85,13 @@ export class VirtioHeci implements VirtioDevice, ChainServer {
     this.#engine.scan();
   }
 
-  stop(): void {
+  async stop(): Promise<void> {
     this.#retry.cancel();
     this.#look.cancel();
     this.#engine.disconnectAll();
+    if (await this.#patience.within(this.#host.idle(), CLOSE_MS)) return;
+    leaveThreadBehind();
+    this.#log.warn('the management engine does not answer: its connections are left to the kernel');
   }
 
   reset(): void {
@@ -207,19 +219,21 @@ export const virtioHeci = definePciDriver({
     const engine = new EngineInterface(env.hostTree?.root ?? '', address);
     // Compat: the VM's number is its tag, as with C.
     const vtag = (env.machine.vmid ?? 0) & 0xff || 1;
+    const node = new MeiNode(engine.path, vtag);
     const host: HeciHost = {
       clients: () => {
         const clients = engine.clients();
         if (clients.length === 0) env.log.warn('the management engine shares no client with guests (no vtag)');
         return clients;
       },
-      connect: (client, listener) => connectMei(engine.path, client.uuid, vtag, client.maxMessageBytes, listener),
+      connect: (client, listener) => node.connect(client.uuid, client.maxMessageBytes, listener),
+      idle: () => node.idle(),
       firmwareStatus: () => engine.firmwareStatus(),
       get isEnabled() {
         return engine.isEnabled;
       },
     };
-    return new VirtioPci(new VirtioHeci(host, env.clock, env.log), env, {
+    return new VirtioPci(new VirtioHeci(host, env.clock, env.log, env.waits.patience), env, {
       mode: 'legacy',
       identity: { vendorId: 0x8086, legacyDeviceId: 0x8602, type: 0xfffe, classCode: 0x078000 },
     });

@@ -14,6 +14,7 @@ import { VirtioDriver, VirtioMachine } from '../../../../support/virtio-driver.t
 
 const UUID = '8e6a6715-9abc-4043-88ef-9e39c6f63e0f';
 const OTHER_UUID = '00000000-0000-0000-0000-000000000001';
+const SLOW_UUID = '00000000-0000-0000-0000-000000000002';
 const fake = join(import.meta.dirname, '../../../../support/fake-mei.py');
 
 const canMount = (() => {
@@ -26,12 +27,12 @@ const canMount = (() => {
   }
 })();
 
-/** An engine with a client that knows how to answer and one that /dev/mei0 does not know. */
+/** An engine with a client that knows how to answer, one that /dev/mei0 does not know, and one that takes its time. */
 async function startEngine() {
   const root = temporaryDirectory();
   const heard: string[] = [];
   mkdirSync(join(root, 'dev'));
-  for (const [number, uuid] of [UUID, OTHER_UUID].entries()) {
+  for (const [number, uuid] of [UUID, OTHER_UUID, SLOW_UUID].entries()) {
     const client = join(root, `sys/class/mei/mei0/device/mei::${number}`);
     mkdirSync(client, { recursive: true });
     const attributes = { uuid, version: '3', vtag: '1', max_len: '1500', max_conn: '1', fixed: '0' };
@@ -47,7 +48,9 @@ async function startEngine() {
   });
   createInterface(engine.stdout).on('line', (line) => heard.push(line));
   await vi.waitFor(() => expect(heard).toEqual(['ready']), 20_000);
-  return { root, heard, state };
+  /** Who waits for the slow client is answered. */
+  const answer = () => engine.stdin.write('\n');
+  return { root, heard, state, answer };
 }
 
 const Config = { HwReady: 4, HostReset: 5 } as const;
@@ -55,7 +58,8 @@ const [RX, TX] = [0x20000, 0x10000];
 
 async function startGuest(root: string) {
   const machine = new VirtioMachine();
-  const fn = virtioHeci.create({}, { ...machine.env(), hostTree: { root, isPlan: false } }) as VirtioPci;
+  const env = machine.env();
+  const fn = virtioHeci.create({}, { ...env, hostTree: { root, isPlan: false } }) as VirtioPci;
   await fn.start();
   onTestFinished(async () => {
     await fn.stop();
@@ -89,7 +93,7 @@ async function startGuest(root: string) {
   };
   const bus = (hex: string) => send(0, 0, Buffer.from(hex, 'hex'));
   const isReady = () => driver.readConfig(Config.HwReady, 1) === 1;
-  return { machine, driver, messages, send, bus, isReady };
+  return { machine, fn, patience: env.waits.patience, driver, messages, send, bus, isReady };
 }
 
 test.skipIf(!canMount)('messages go to a client by its device node, and come back from it', async () => {
@@ -100,10 +104,11 @@ test.skipIf(!canMount)('messages go to a client by its device node, and come bac
 
   // Who is not the engine's is refused with "not found".
   bus('06210900');
-  expect(messages()).toEqual(['00000480 86210901']);
+  await vi.waitFor(() => expect(messages()).toEqual(['00000480 86210901']), 10_000);
   bus('06200700');
-  expect(messages().slice(1)).toEqual(['00000480 86200700', '00000880 0820070000000000']);
-  await vi.waitFor(() => expect(heard).toContain('connect 15676a8ebc9a434088ef9e39c6f63e0f 1'), 10_000);
+  const connected = ['00000480 86200700', '00000880 0820070000000000'];
+  await vi.waitFor(() => expect(messages().slice(1)).toEqual(connected), 10_000);
+  expect(heard).toContain('connect 15676a8ebc9a434088ef9e39c6f63e0f 1');
 
   // What the engine answers waits for the driver's credit.
   bus('0820070000000000');
@@ -131,4 +136,34 @@ test.skipIf(!canMount)('messages go to a client by its device node, and come bac
   state('ENABLED');
   machine.clock.advance(1_500_000_000);
   expect(isReady()).toBe(true);
+});
+
+test.skipIf(!canMount)('a client that takes its time keeps neither the guest, nor its reset, nor the end', async () => {
+  const { root, heard, answer } = await startEngine();
+  const { fn, patience, driver, messages, bus } = await startGuest(root);
+  const slow = () => heard.filter((line) => line === `connect ${'00'.repeat(15)}02 1`).length;
+  driver.writeConfig(Config.HostReset, 1, 0);
+  bus('06220700');
+  await vi.waitFor(() => expect(slow()).toBe(1), 10_000);
+  bus('01000002');
+  expect(messages()).toEqual(['00000480 81010002']);
+  answer();
+  const connected = ['00000480 86220700', '00000880 0822070000000000'];
+  await vi.waitFor(() => expect(messages().slice(1)).toEqual(connected), 10_000);
+
+  // What is there after a reset is nobody's.
+  bus('06220800');
+  await vi.waitFor(() => expect(slow()).toBe(2), 10_000);
+  driver.writeConfig(Config.HostReset, 1, 1);
+  answer();
+  await vi.waitFor(() => expect(heard.at(-1)).toBe('release 0'), 10_000);
+  expect(messages()).toHaveLength(3);
+
+  driver.writeConfig(Config.HostReset, 1, 0);
+  bus('06220900');
+  await vi.waitFor(() => expect(slow()).toBe(3), 10_000);
+  patience.force();
+  await fn.stop();
+  answer();
+  await vi.waitFor(() => expect(heard.at(-1)).toBe('release 0'), 10_000);
 });

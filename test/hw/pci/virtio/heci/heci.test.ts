@@ -38,7 +38,18 @@ class FakeHost implements HeciHost {
   firmwareStatus() {
     return [0x90000255, 2, 3, 4, 5, 6];
   }
-  connect(_client: EngineClient, listener: MeiListener) {
+  /** Until it resolves no connection is made. */
+  gate: Promise<unknown> = Promise.resolve();
+  /** What connections were asked for, wanted or not. */
+  asked = 0;
+
+  idle() {
+    return this.gate;
+  }
+  async connect(_client: EngineClient, listener: MeiListener) {
+    this.asked++;
+    await this.gate;
+    if (!listener.isWanted()) return undefined;
     if (this.refusal !== 0) throw new HostError('/dev/mei0: refused', this.refusal);
     const connection = { listener, sent: [] as Uint8Array[], isListening: false };
     this.open.push(connection);
@@ -58,6 +69,8 @@ class FakeHost implements HeciHost {
   }
 }
 
+/** What the host has answered was heard. */
+const turn = () => new Promise((resolve) => setImmediate(resolve));
 const HwReady = 4;
 const HostReset = 5;
 
@@ -70,7 +83,7 @@ async function makeHeci(buffers = 16) {
   undo.push(() => machine.dispose());
   const host = new FakeHost();
   const env = machine.env();
-  const device = new VirtioHeci(host, machine.clock, env.log);
+  const device = new VirtioHeci(host, machine.clock, env.log, env.waits.patience);
   const fn = new VirtioPci(device, env, {
     mode: 'legacy',
     identity: { vendorId: 0x8086, legacyDeviceId: 0x8602, type: 0xfffe, classCode: 0x078000 },
@@ -89,7 +102,8 @@ async function makeHeci(buffers = 16) {
   };
   for (let i = 0; i < buffers; i++) give();
   /** What came since, as header and payload in hexadecimal. */
-  const receive = () => {
+  const receive = async () => {
+    await turn();
     machine.clock.advance(1_000_000);
     return driver.takeUsed(0).map(({ length }) => {
       const bytes = Buffer.from(machine.memory.read(given[taken++] as number, length));
@@ -110,9 +124,9 @@ async function makeHeci(buffers = 16) {
   };
   const bus = (hex: string) => send(0, 0, Buffer.from(hex, 'hex'));
   const config = (offset: number) => device.readConfig(offset, 1);
-  const start = () => {
+  const start = async () => {
     device.writeConfig(HostReset, 1, 0);
-    receive();
+    await receive();
   };
   return { machine, host, driver, device, fn, receive, send, bus, config, give, start };
 }
@@ -125,18 +139,19 @@ test('a driver starts the engine, finds its clients, and connects to one', async
   expect(config(HwReady)).toBe(1);
   expect(device.readConfig(0, 4)).toBe(128);
   expect(device.readConfig(8, 4)).toBe(0x90000255);
+  await turn();
   // The fixed client is connected already, and listened to.
   expect(host.open.map((c) => c.isListening)).toEqual([true]);
   bus('01000002');
-  expect(receive()).toEqual(['00000480 81010002']);
+  expect(await receive()).toEqual(['00000480 81010002']);
   bus('04000000');
-  expect(receive()).toEqual([`00002480 84000000${'02000000'}${'01'}${'00'.repeat(27)}`]);
+  expect(await receive()).toEqual([`00002480 84000000${'02000000'}${'01'}${'00'.repeat(27)}`]);
   bus('05200000');
-  expect(receive()).toEqual(['00001c80 85200000' + '15676a8ebc9a434088ef9e39c6f63e0f' + '03020000' + 'dc050000']);
+  expect(await receive()).toEqual(['00001c80 85200000' + '15676a8ebc9a434088ef9e39c6f63e0f' + '03020000' + 'dc050000']);
   bus('05210000');
-  expect(receive()).toEqual([`00001c80 85210100${'00'.repeat(24)}`]);
+  expect(await receive()).toEqual([`00001c80 85210100${'00'.repeat(24)}`]);
   bus('06200700');
-  expect(receive()).toEqual(['00000480 86200700', '00000880 0820070000000000']);
+  expect(await receive()).toEqual(['00000480 86200700', '00000880 0820070000000000']);
   const connection = host.open[1] as FakeHost['open'][number];
   expect(connection.isListening).toBe(false);
 
@@ -145,17 +160,17 @@ test('a driver starts the engine, finds its clients, and connects to one', async
   expect(connection.sent).toEqual([]);
   send(32, 7, Buffer.alloc(10, 0xbb), true);
   expect(connection.sent).toEqual([Buffer.concat([Buffer.alloc(500, 0xaa), Buffer.alloc(10, 0xbb)])]);
-  expect(receive()).toEqual(['00000880 0820070000000000']);
+  expect(await receive()).toEqual(['00000880 0820070000000000']);
 
   // From the engine: only when the driver has given a credit, in buffers of 512 bytes.
   bus('0820070000000000');
   expect(connection.isListening).toBe(true);
   connection.listener.onMessage(Buffer.alloc(600, 0xcc));
   expect(connection.isListening).toBe(false);
-  expect(receive()).toEqual([`2007fc01 ${'cc'.repeat(508)}`, `20075c80 ${'cc'.repeat(92)}`]);
+  expect(await receive()).toEqual([`2007fc01 ${'cc'.repeat(508)}`, `20075c80 ${'cc'.repeat(92)}`]);
 
   bus('07200700');
-  expect(receive()).toEqual(['00000480 87200700']);
+  expect(await receive()).toEqual(['00000480 87200700']);
   expect(host.open).toHaveLength(1);
 });
 
@@ -167,27 +182,32 @@ test.each([
   ['a device that cannot be opened', '06200100', Errno.EACCES, '86200104'],
 ])('a connection to %s is refused', async (_, request, refusal, answer) => {
   const { host, receive, bus, start } = await makeHeci();
-  start();
+  await start();
   host.refusal = refusal;
   bus(request);
-  expect(receive()).toEqual([`00000480 ${answer}`]);
+  expect(await receive()).toEqual([`00000480 ${answer}`]);
 });
 
 test('what else is answered', async () => {
   const { receive, bus, start } = await makeHeci();
-  start();
+  await start();
   bus('01000900');
   bus('07200100');
   bus('0a000000');
   bus('1020010100');
-  expect(receive()).toEqual(['00000480 81000002', '00000480 87200101', '00000480 8a000000', '00000580 9020010401']);
+  expect(await receive()).toEqual([
+    '00000480 81000002',
+    '00000480 87200101',
+    '00000480 8a000000',
+    '00000580 9020010401',
+  ]);
 });
 
 test('a busy engine is asked again; one that was reset is waited for', async () => {
   const { host, machine, receive, bus, send, start, config } = await makeHeci();
-  start();
+  await start();
   bus('06200700');
-  receive();
+  await receive();
   const connection = host.open[1] as FakeHost['open'][number];
   host.answer = -Errno.EAGAIN;
   send(32, 7, Buffer.from('hello'));
@@ -212,9 +232,9 @@ test('a busy engine is asked again; one that was reset is waited for', async () 
 
 test('an engine that is reset while two connections wait for it says nothing about either', async () => {
   const { host, machine, receive, bus, send, start } = await makeHeci();
-  start();
+  await start();
   for (const address of ['07', '08']) bus(`0620${address}00`);
-  receive();
+  await receive();
   host.answer = -Errno.EAGAIN;
   for (const address of [7, 8]) send(32, address, Buffer.from('hello'));
   host.answer = -Errno.ENODEV;
@@ -222,7 +242,7 @@ test('an engine that is reset while two connections wait for it says nothing abo
   machine.clock.advance(100_000_000);
   expect(host.open).toEqual([]);
   // Neither of them is there any more: the driver would have credits for what it has to connect anew.
-  expect(receive()).toEqual([]);
+  expect(await receive()).toEqual([]);
 });
 
 test.each([
@@ -230,27 +250,27 @@ test.each([
   ['that the engine does not take, eight of them', 9, -Errno.EAGAIN],
 ])('messages %s end the connection', async (_, count, answer) => {
   const { host, receive, bus, send, start } = await makeHeci();
-  start();
+  await start();
   bus('06200700');
-  receive();
+  await receive();
   host.answer = answer;
   for (let i = 0; i < count + 1; i++) send(32, 7, Buffer.alloc(400), answer !== 0);
   expect(host.open).toHaveLength(1);
-  expect(receive()).toContain('00000480 07200700');
+  expect(await receive()).toContain('00000480 07200700');
 });
 
 test('the engine ends a connection: the driver is told', async () => {
   const { host, receive, bus, start } = await makeHeci();
-  start();
+  await start();
   bus('06200700');
-  receive();
+  await receive();
   host.open[1]?.listener.onLost(Errno.EIO);
-  expect(receive()).toEqual(['00000480 07200700']);
+  expect(await receive()).toEqual(['00000480 07200700']);
 });
 
 test('a driver without buffers is not heard beyond what waits for it', async () => {
   const { bus, receive, give, start, machine } = await makeHeci(0);
-  start();
+  await start();
   for (let i = 0; i < 60; i++) bus('01000002');
   for (let i = 0; i < 60; i++) bus('0a000000');
   // What waits is 64 messages at most; the rest stays in the ring, and none is lost.
@@ -258,7 +278,7 @@ test('a driver without buffers is not heard beyond what waits for it', async () 
   for (let round = 0; round < 8; round++) {
     for (let n = 0; n < 16; n++) give();
     machine.clock.advance(10_000_000);
-    received.push(...receive());
+    received.push(...(await receive()));
   }
   expect(received).toEqual([...Array(60).fill('00000480 81010002'), ...Array(60).fill('00000480 8a000000')]);
 });
@@ -266,9 +286,9 @@ test('a driver without buffers is not heard beyond what waits for it', async () 
 test('resets of every kind leave no connection', async () => {
   for (const how of ['driver', 'device', 'stop'] as const) {
     const { host, device, fn, bus, receive, start } = await makeHeci();
-    start();
+    await start();
     bus('06200700');
-    receive();
+    await receive();
     expect(host.open).toHaveLength(2);
     if (how === 'driver') device.writeConfig(HostReset, 1, 1);
     else if (how === 'device') fn.reset();
@@ -277,11 +297,86 @@ test('resets of every kind leave no connection', async () => {
   }
 });
 
+describe('an engine that takes its time to connect', () => {
+  /** A driver whose connections are not answered until `open`. */
+  async function makeSlow() {
+    const world = await makeHeci();
+    await world.start();
+    let open = () => {};
+    world.host.gate = new Promise<void>((resolve) => (open = resolve));
+    return { ...world, open };
+  }
+
+  test('the driver is answered then, goes on meanwhile, and has no second connection of that name', async () => {
+    const { host, bus, send, receive, open } = await makeSlow();
+    bus('06200700');
+    bus('06200700');
+    bus('01000002');
+    send(32, 7, Buffer.from('early'));
+    expect(await receive()).toEqual(['00000480 86200702', '00000480 81010002']);
+    open();
+    expect(await receive()).toEqual(['00000480 86200700', '00000880 0820070000000000']);
+    expect(host.open[1]?.sent).toEqual([]);
+    send(32, 7, Buffer.from('now'));
+    expect(host.open[1]?.sent.map(String)).toEqual(['now']);
+  });
+
+  test('a driver that takes it back, resets or leaves hears nothing of it', async () => {
+    for (const how of ['disconnect', 'driver', 'device', 'stop'] as const) {
+      const { host, device, fn, machine, bus, receive, open } = await makeSlow();
+      bus('06200700');
+      if (how === 'disconnect') bus('07200700');
+      else if (how === 'driver') device.writeConfig(HostReset, 1, 1);
+      else if (how === 'device') fn.reset();
+      let stopped: Promise<void> | undefined;
+      if (how === 'stop') {
+        machine.env().waits.patience.force();
+        stopped = fn.stop();
+      }
+      open();
+      await stopped;
+      if (how === 'disconnect' || how === 'driver') {
+        expect(await receive()).toEqual(how === 'disconnect' ? ['00000480 87200700'] : []);
+      } else await turn();
+      expect(host.open).toHaveLength(how === 'disconnect' ? 1 : 0);
+    }
+  });
+
+  test('what is sent to a fixed client waits for it', async () => {
+    const { host, device, send, open } = await makeSlow();
+    device.writeConfig(HostReset, 1, 1);
+    device.writeConfig(HostReset, 1, 0);
+    send(1, 0, Buffer.from('hello'));
+    open();
+    await turn();
+    expect(host.open.map(({ sent }) => sent.map(String))).toEqual([['hello']]);
+  });
+
+  test('however often it is asked for, there is an end to what is remembered', async () => {
+    const { host, device, bus, open } = await makeSlow();
+    const before = host.asked;
+    for (let i = 0; i < 200; i++) {
+      bus('06200700');
+      bus('07200700');
+      device.writeConfig(HostReset, 1, 1);
+      device.writeConfig(HostReset, 1, 0);
+    }
+    expect(host.asked - before).toBe(64);
+    open();
+    await turn();
+    device.writeConfig(HostReset, 1, 1);
+    device.writeConfig(HostReset, 1, 0);
+    bus('06200900');
+    await turn();
+    expect(host.open).toHaveLength(2);
+  });
+});
+
 test('anything a driver may send: no more connections than there may be, and nothing thrown', async () => {
   const { host, bus, send, receive, give, start } = await makeHeci();
-  start();
-  fc.assert(
-    fc.property(
+  await start();
+  await fc.assert(
+    fc.asyncProperty(
       fc.array(
         fc.record({
           me: fc.constantFrom(0, 1, 32, 33, 255),
@@ -292,11 +387,11 @@ test('anything a driver may send: no more connections than there may be, and not
         }),
         { maxLength: 20 },
       ),
-      (messages) => {
+      async (messages) => {
         for (const { me, hostAddress, bytes, isComplete, command } of messages) {
           if (command === undefined) send(me, hostAddress, bytes, isComplete);
           else bus(Buffer.from([command, me, hostAddress, ...bytes.subarray(0, 6)]).toString('hex'));
-          receive();
+          await receive();
           give();
         }
         expect(host.open.length).toBeLessThanOrEqual(64);
