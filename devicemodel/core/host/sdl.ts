@@ -35,8 +35,12 @@ const EventType = {
 const WindowEvent = { Exposed: 3, Resized: 5, SizeChanged: 6, FocusLost: 13, Close: 14 } as const;
 /** One call takes no more of them. */
 const MAX_EVENTS = 256;
-/** SDL_SysWMinfo: version, subsystem, and for X11 (2) its Display. */
-const WmInfo = { subsystem: 4, display: 8, size: 80, x11: 2 } as const;
+/** SDL_SysWMinfo: version, subsystem, and for X11 (2) its Display and Window. */
+const WmInfo = { subsystem: 4, display: 8, window: 16, size: 80, x11: 2 } as const;
+/** XWindowAttributes, of which nothing is looked at. */
+const ATTRIBUTES_BYTES = 256;
+/** How often it is asked whether the window is there: each time is a round trip to the server. */
+const LOOK_MS = 1000;
 
 export type SdlEvent =
   /** @param scancode USB HID usage of the key */
@@ -72,6 +76,13 @@ export interface SdlCursor {
   readonly pixels: Uint8Array;
 }
 
+interface Cursor {
+  readonly handle: bigint;
+  readonly surface: bigint;
+  /** The surface has them by their address alone. */
+  readonly pixels: Uint8Array;
+}
+
 type Native = (...args: unknown[]) => number | bigint;
 
 export class SdlWindow {
@@ -79,10 +90,13 @@ export class SdlWindow {
   readonly #functions = new Map<string, Native>();
   readonly #window: bigint;
   readonly #event = new DataView(new ArrayBuffer(EVENT_BYTES));
-  #cursor: { readonly handle: bigint; readonly surface: bigint } | undefined;
-  #isLost = false;
+  #cursor: Cursor | undefined;
+  #loss: 'server' | 'window' | undefined;
   /** To the X server. */
   #connection: PollSet | undefined;
+  /** Whether the X server has the window. */
+  #isThere: () => boolean = () => true;
+  #lookedAtMs = 0;
 
   /** @throws HostError with what is missing */
   constructor(title: string, width: number, height: number) {
@@ -93,6 +107,7 @@ export class SdlWindow {
     setHint('SDL_VIDEO_ALLOW_SCREENSAVER', '1');
     // Rows are copied to the window as they are: a renderer of OpenGL would cost more, and ends the process with its server.
     setHint('SDL_FRAMEBUFFER_ACCELERATION', '0');
+    surviveErrors();
     this.#check('SDL_InitSubSystem', Number(this.#native('int SDL_InitSubSystem(uint32_t)')(INIT_VIDEO)) === 0);
     const create = this.#native('uintptr_t SDL_CreateWindow(const char *, int, int, int, int, uint32_t)');
     const at = WINDOWPOS_UNDEFINED;
@@ -101,9 +116,9 @@ export class SdlWindow {
     this.#surviveServer();
   }
 
-  /** The display server is gone: nothing is shown any more. */
-  get isLost(): boolean {
-    return this.#isLost;
+  /** Nothing is shown any more: the display server is gone, or a client of it has destroyed the window. */
+  get loss(): 'server' | 'window' | undefined {
+    return this.#loss;
   }
 
   setSize(width: number, height: number): void {
@@ -161,7 +176,7 @@ export class SdlWindow {
     const bytes = new Uint8Array(this.#event.buffer);
     const events: SdlEvent[] = [];
     this.#look();
-    for (let i = 0; i < MAX_EVENTS && !this.#isLost && poll(bytes) !== 0; i++) {
+    for (let i = 0; i < MAX_EVENTS && this.#loss === undefined && poll(bytes) !== 0; i++) {
       const event = decode(this.#event);
       if (event !== undefined) events.push(event);
     }
@@ -170,14 +185,14 @@ export class SdlWindow {
 
   close(): void {
     // A call to a server that is gone does not come back.
-    if (!this.#isLost) {
+    if (this.#loss !== 'server') {
       if (this.#cursor !== undefined) this.#freeCursor(this.#cursor);
       this.#native('void SDL_DestroyWindow(uintptr_t)')(this.#window);
       this.#native('void SDL_Quit()')();
     }
   }
 
-  #makeCursor({ width, height, hotX, hotY, pixels }: SdlCursor): { handle: bigint; surface: bigint } | undefined {
+  #makeCursor({ width, height, hotX, hotY, pixels }: SdlCursor): Cursor | undefined {
     const from = this.#native(
       'uintptr_t SDL_CreateRGBSurfaceFrom(void *, int, int, int, int, uint32_t, uint32_t, uint32_t, uint32_t)',
     );
@@ -186,12 +201,12 @@ export class SdlWindow {
     if (surface === 0n) return undefined;
     const make = this.#native('uintptr_t SDL_CreateColorCursor(uintptr_t, int, int)');
     const handle = BigInt(make(surface, Math.min(hotX, width - 1), Math.min(hotY, height - 1)));
-    if (handle !== 0n) return { handle, surface };
+    if (handle !== 0n) return { handle, surface, pixels };
     this.#native('void SDL_FreeSurface(uintptr_t)')(surface);
     return undefined;
   }
 
-  #freeCursor({ handle, surface }: { handle: bigint; surface: bigint }): void {
+  #freeCursor({ handle, surface }: Cursor): void {
     this.#native('void SDL_FreeCursor(uintptr_t)')(handle);
     this.#native('void SDL_FreeSurface(uintptr_t)')(surface);
   }
@@ -204,31 +219,29 @@ export class SdlWindow {
     if (Number(this.#native('int SDL_GetWindowWMInfo(uintptr_t, void *)')(this.#window, info)) === 0) return;
     if (view.getUint32(WmInfo.subsystem, true) !== WmInfo.x11) return;
     const display = view.getBigUint64(WmInfo.display, true);
-    let functions: Native[];
-    try {
-      const xlib = koffi.load(XLIB);
-      functions = [
-        'uintptr_t XSetIOErrorHandler(uintptr_t)',
-        'void XSetIOErrorExitHandler(uintptr_t, uintptr_t, uintptr_t)',
-        'int XConnectionNumber(uintptr_t)',
-      ].map((prototype) => xlib.func(prototype) as unknown as Native);
-    } catch {
-      return; // before libX11 1.7
+    const setExitHandler = xlib('void XSetIOErrorExitHandler(uintptr_t, uintptr_t, uintptr_t)');
+    const connectionOf = xlib('int XConnectionNumber(uintptr_t)');
+    const attributesOf = xlib('int XGetWindowAttributes(uintptr_t, unsigned long, void *)');
+    if (attributesOf !== undefined) {
+      const window = view.getBigUint64(WmInfo.window, true);
+      const attributes = new Uint8Array(ATTRIBUTES_BYTES);
+      this.#isThere = () => Number(attributesOf(display, window, attributes)) !== 0;
     }
-    const [setHandler, setExitHandler, connectionOf] = functions as [Native, Native, Native];
-    // Something that returns: nothing of ours may be called from inside of Xlib.
-    const nothing = BigInt(koffi.address(koffi.load(null).symbol('getpid', 'void')));
-    setHandler(nothing);
-    setExitHandler(display, nothing, 0);
+    if (setExitHandler === undefined || connectionOf === undefined) return; // before libX11 1.7
+    setExitHandler(display, doNothing(), 0);
     this.#connection = new PollSet(1);
     this.#connection.watch(0, Number(connectionOf(display)));
   }
 
-  /** Whether the other side of the X server's connection has hung up. */
+  /** Whether the other side of the X server's connection has hung up, and the window is there. */
   #look(): void {
     const isOver = PollResult.Hangup | PollResult.Error;
     const results = this.#connection?.wait(1, 0) === 1 ? this.#connection.results(0) : 0;
-    if ((results & isOver) !== 0) this.#isLost = true;
+    if ((results & isOver) !== 0) this.#loss = 'server';
+    const nowMs = performance.now();
+    if (this.#loss !== undefined || nowMs - this.#lookedAtMs < LOOK_MS) return;
+    this.#lookedAtMs = nowMs;
+    if (!this.#isThere()) this.#loss = 'window';
   }
 
   #native(prototype: string): Native {
@@ -259,6 +272,29 @@ function loadLibrary(): ReturnType<typeof koffi.load> {
     const hint = 'install SDL: apt install libsdl2-2.0-0';
     throw new HostError(`no window: there is no ${LIBRARY}`, Errno.ENOENT, { cause: error, hint });
   }
+}
+
+/** undefined: there is no libX11 here, or no such function in it. */
+function xlib(prototype: string): Native | undefined {
+  try {
+    return koffi.load(XLIB).func(prototype) as unknown as Native;
+  } catch {
+    return undefined;
+  }
+}
+
+/** Something that returns: nothing of ours may be called from inside of Xlib. */
+function doNothing(): bigint {
+  return BigInt(koffi.address(koffi.load(null).symbol('getpid', 'void')));
+}
+
+/**
+ * Xlib ends the process at a request that the X server refuses, and any of its clients may destroy a window of another's.
+ * SDL's own handler, which it sets when it begins, hands on to the one from before.
+ */
+function surviveErrors(): void {
+  xlib('uintptr_t XSetErrorHandler(uintptr_t)')?.(doNothing());
+  xlib('uintptr_t XSetIOErrorHandler(uintptr_t)')?.(doNothing());
 }
 
 function viewAt(address: bigint, sizeBytes: number): DataView {

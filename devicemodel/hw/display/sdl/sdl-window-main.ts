@@ -25,8 +25,9 @@ function run({ title, width, height }: WindowSetup): void {
 
   const timer = setInterval(() => {
     const events = window.takeEvents();
-    if (window.isLost) {
-      tell({ kind: 'failed', message: 'the window is gone with its display server', hint: undefined });
+    if (window.loss !== undefined) {
+      const how = window.loss === 'server' ? 'gone with its display server' : 'destroyed by another program';
+      tell({ kind: 'failed', message: `the window is ${how}`, hint: undefined });
       end();
       return;
     }
