@@ -1,11 +1,13 @@
 /** Software SRAM on a host made up here: which caches, where, and what the guest is told. */
+import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { HostError } from '../../../../devicemodel/core/errors.ts';
+import { ConfigError, HostError } from '../../../../devicemodel/core/errors.ts';
 import type { TccDriver } from '../../../../devicemodel/core/host/tcc-buffer.ts';
 import type { Hsm } from '../../../../devicemodel/core/hsm/hsm.ts';
 import { KeptOverLives } from '../../../../devicemodel/core/kept-over-lives.ts';
 import { silentLog } from '../../../../devicemodel/core/log.ts';
 import { GuestMemory } from '../../../../devicemodel/core/memory.ts';
+import { checkOptions } from '../../../../devicemodel/core/options.ts';
 import { KiB } from '../../../../devicemodel/core/units.ts';
 import { MmioWindow } from '../../../../devicemodel/hw/platform/mmio-window.ts';
 import {
@@ -14,6 +16,8 @@ import {
   placeBuffers,
   ssramBuffers,
 } from '../../../../devicemodel/hw/platform/ssram/buffers.ts';
+import { MAX_SSRAM_BYTES, parseSsramText, SsramOptions } from '../../../../devicemodel/hw/platform/ssram/options.ts';
+import { guestRtct, isVersion2 } from '../../../../devicemodel/hw/platform/ssram/rtct.ts';
 import { Ssram } from '../../../../devicemodel/hw/platform/ssram/ssram.ts';
 import { FakePower } from '../../../support/fake-line.ts';
 
@@ -197,4 +201,142 @@ test('a host without the module: what is missing, and what would bring it', () =
   const device = new Ssram({ regions: [region(2, [0], 4 * KiB)] }, env);
   expect(() => device.start()).toThrow(HostError);
   expect(() => device.start()).toThrow('--ssram: /dev/tcc/tcc_buffer: open: ENOENT');
+});
+
+test('a cache that cannot be had in the middle: what was taken goes back, once', () => {
+  const { calls, env, tcc, caches: hierarchy } = host();
+  const options = { regions: [region(2, [0], 8 * KiB), region(3, [0], 128 * KiB)] };
+  const device = new Ssram(options, env, { openTcc: () => tcc, caches: hierarchy });
+  expect(() => device.start()).toThrow(/131072 bytes of the L3 cache of CPU 2: no region/);
+  expect(device.tables()).toEqual([]);
+  device.stop();
+  device.stop();
+  expect(calls).toEqual(['request 1 8192', 'unmap 7f000000', 'map 7f000000 8192 10000', 'close', 'dispose 1']);
+});
+
+/** Whatever firmware may have written: entries of any size and type, a length that is not the table's. */
+const anyRtct = fc
+  .record({
+    entries: fc.array(
+      fc.record({
+        sizeBytes: fc.oneof(fc.nat(40), fc.nat(0xffff)),
+        type: fc.oneof(fc.nat(9), fc.nat(0xffff_ffff)),
+        data: fc.uint8Array({ maxLength: 32 }),
+      }),
+      { maxLength: 12 },
+    ),
+    header: fc.uint8Array({ maxLength: 40 }),
+    length: fc.option(fc.oneof(fc.nat(100), fc.nat(0xffff_ffff)), { nil: undefined }),
+    cutBytes: fc.nat(64),
+  })
+  .map(({ entries, header, length, cutBytes }) => {
+    const parts = entries.map(({ sizeBytes, type, data }) => {
+      const bytes = Buffer.alloc(8 + data.length);
+      bytes.writeUInt16LE(sizeBytes, 0);
+      bytes.writeUInt32LE(type, 4);
+      bytes.set(data, 8);
+      return bytes;
+    });
+    const table = Buffer.concat([header, ...parts]);
+    if (table.length >= 8) table.writeUInt32LE(length ?? table.length, 4);
+    return new Uint8Array(table.subarray(0, Math.max(0, table.length - cutBytes)));
+  });
+
+test('any table of the host: the guest gets a whole one, with no more of it than latencies', () => {
+  const buffers = ssramBuffers([region(2, [0], 4 * KiB)], vcpus, caches);
+  fc.assert(
+    fc.property(anyRtct, (hostTable) => {
+      isVersion2(hostTable);
+      const table = Buffer.from(guestRtct(buffers, new Map(), caches, hostTable));
+      expect(table.readUInt32LE(4)).toBe(table.length);
+      expect(table.length).toBeLessThanOrEqual(36 + 24 + 20 + 32 + hostTable.length);
+      expect(table.reduce((sum, byte) => sum + byte, 0) & 0xff).toBe(0);
+      const types: number[] = [];
+      let at = 36;
+      for (; at < table.length; at += table.readUInt16LE(at)) {
+        expect(table.readUInt16LE(at)).toBeGreaterThanOrEqual(8);
+        types.push(table.readUInt32LE(at + 4));
+      }
+      expect(at).toBe(table.length);
+      expect(types.slice(0, 3)).toEqual([0, 6, 7]);
+      expect(new Set(types.slice(3))).toEqual(new Set(types.length > 3 ? [8] : []));
+    }),
+    { numRuns: 1000 },
+  );
+});
+
+test('any words of the option: refused, or regions that a VM may have', () => {
+  const word = fc.constantFrom(
+    ...[
+      'L2',
+      'l3',
+      'L4',
+      ',',
+      ';',
+      '=',
+      'vcpu',
+      'size',
+      'all',
+      '0',
+      '99',
+      '-1',
+      '1.5',
+      '4K',
+      '8m',
+      '9M',
+      '0k',
+      '5k',
+      ' ',
+    ],
+  );
+  const text = fc.oneof(
+    fc.array(word, { maxLength: 16 }).map((words) => words.join('')),
+    fc
+      .array(fc.tuple(fc.constantFrom('2', '3', '4'), fc.nat(101), fc.nat(9000), fc.constantFrom('k', 'M', '')))
+      .map((all) => all.map(([l, n, size, unit]) => `L${l},vcpu=${n},size=${size}${unit}`).join(';')),
+  );
+  fc.assert(
+    fc.property(text, (words) => {
+      let regions: SsramOptions['regions'];
+      try {
+        ({ regions } = checkOptions(SsramOptions, parseSsramText(words)));
+      } catch (error) {
+        expect(error).toBeInstanceOf(ConfigError);
+        return;
+      }
+      expect(regions.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0)).toBeLessThanOrEqual(MAX_SSRAM_BYTES);
+      for (const { sizeBytes, cacheLevel } of regions) {
+        expect([sizeBytes > 0, sizeBytes % (4 * KiB), [2, 3].includes(cacheLevel)]).toEqual([true, 0, true]);
+      }
+    }),
+    { numRuns: 2000 },
+  );
+});
+
+test('any regions on any caches: each in its place, none over another, all in the range', () => {
+  fc.assert(
+    fc.property(
+      fc.record({ l2Shift: fc.nat(6), l3Shift: fc.nat(12), isL3Inclusive: fc.boolean() }),
+      fc.array(fc.record({ lapicId: fc.nat(0xffff_fffe), pcpu: fc.nat(127) }), { minLength: 1, maxLength: 8 }),
+      fc.array(fc.tuple(fc.constantFrom(2, 3), fc.nat(8), fc.integer({ min: 1, max: 128 })), { maxLength: 16 }),
+      (hierarchy, processors, wanted) => {
+        const regions = wanted.map(([level, vcpu, pages]) => region(level as 2 | 3, [vcpu], pages * 4 * KiB));
+        let buffers: ReturnType<typeof ssramBuffers>;
+        try {
+          buffers = ssramBuffers(regions, processors, hierarchy);
+        } catch (error) {
+          expect(error).toBeInstanceOf(ConfigError);
+          return;
+        }
+        placeBuffers(buffers, 0x7f00_0000, hierarchy);
+        let end = 0x7f00_0000;
+        for (const { gpa, sizeBytes } of buffers.toSorted((a, b) => a.gpa - b.gpa || a.sizeBytes - b.sizeBytes)) {
+          expect(gpa).toBe(end);
+          end += sizeBytes;
+        }
+        expect(end).toBe(0x7f00_0000 + regions.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0));
+      },
+    ),
+    { numRuns: 1000 },
+  );
 });
