@@ -320,6 +320,22 @@ export const contracts = [
   },
   {
     ...groups,
+    mutation: 'descriptors that nobody wants are taken with what they come with',
+    file: 'devicemodel/core/host/byte-stream.ts',
+    from: "      else if (seen.hasRights) this.#end('it sends descriptors');\n",
+    to: '',
+    test: 'test/hypervisor/embedded/strangers-descriptors.test.ts',
+  },
+  {
+    ...groups,
+    mutation: 'and closed with the connection',
+    file: 'devicemodel/core/host/wary-socket.ts',
+    from: '        keptCount++;\n',
+    to: '        closeFd(fd);\n',
+    test: 'test/hypervisor/embedded/strangers-descriptors.test.ts',
+  },
+  {
+    ...groups,
     mutation: 'an id is free whose socket stays',
     file: 'hypervisor/embedded/meeting-folder.ts',
     from: 'return lookAt(path) === undefined;',

@@ -6,12 +6,14 @@
  * Every two VMs have one connection, over which each says what it has. Its end takes everything back: a VM that is gone,
  * however it went, leaves nothing.
  */
-import { rmSync } from 'node:fs';
+import { Errno } from '../../devicemodel/core/host/errno.ts';
 import { Eventfd } from '../../devicemodel/core/host/eventfd.ts';
-import { acceptFds, connectForFds, listenForFds, receiveFds, sendFds } from '../../devicemodel/core/host/fd-socket.ts';
+import { receiveFds, sendFds } from '../../devicemodel/core/host/fd-socket.ts';
 import { watchFd } from '../../devicemodel/core/host/fd-watch.ts';
 import { closeFd } from '../../devicemodel/core/host/files.ts';
 import { peerUser } from '../../devicemodel/core/host/peer-user.ts';
+import { UnixDoor } from '../../devicemodel/core/host/unix-door.ts';
+import { allowRights, connectTo, hangUp } from '../../devicemodel/core/host/wary-socket.ts';
 import type { Log } from '../../devicemodel/core/log.ts';
 import { hostEventfds } from './host-eventfds.ts';
 import type { MeetingFolder } from './meeting-folder.ts';
@@ -34,8 +36,8 @@ type Message =
   | { readonly kind: 'bells'; readonly region: string }
   | { readonly kind: 'gone'; readonly region: string };
 
-/** A connection that there is no descriptor for is looked at again after this time. */
-const FULL_PAUSE_MS = 1000;
+/** A VM that lets nobody in is called again after this time. */
+const CALL_AGAIN_MS = 1000;
 /** Regions that another VM may have: what it gives for each is open here as long as it is there. */
 const MAX_REGIONS = 64;
 /** Connections: one for each VM there can be. */
@@ -66,10 +68,8 @@ export class Doorbells {
   readonly #unheard = new Set<number | undefined>();
   readonly #regions = new Map<string, Region>();
   #folder: MeetingFolder | undefined;
-  #path = '';
-  #listener = -1;
-  #unwatch: (() => void) | undefined;
-  #pause: NodeJS.Timeout | undefined;
+  #door: UnixDoor | undefined;
+  readonly #again = new Set<NodeJS.Timeout>();
   #vmid = 0;
 
   constructor(log: Log) {
@@ -84,37 +84,54 @@ export class Doorbells {
     this.#vmid = vmid;
     this.#folder = folder;
     const path = folder.pathOf(vmid, 'bells');
-    this.#listener = listenForFds(path, folder.socketMask);
-    this.#path = path;
+    this.#door = new UnixDoor({
+      path,
+      kind: 'packets',
+      mask: folder.socketMask,
+      onCaller: (fd) => this.#letIn(fd),
+      onRest: (why) => this.#log.rationed('warn', () => `doorbells: ${why}; those of new VMs come by message`),
+    });
     folder.share(path);
-    this.#listen();
-    for (const other of others) {
-      const way = folder.reach(other, 'bells');
-      // Beside a VM that has none, anybody may have made one of that name.
-      const isTheirs = way !== undefined && folder.isOf(other, way.userId);
-      const fd = isTheirs ? connectForFds(way.path) : undefined;
-      way?.release();
-      // One that came up without: its doorbells go the other way, by message.
-      if (fd !== undefined) this.#adopt(fd, other);
-    }
+    for (const other of others) this.#call(other, folder);
   }
 
-  #listen(): void {
-    this.#unwatch = watchFd(this.#listener, () => {
+  /** @throws HostError without descriptors */
+  #call(other: number, folder: MeetingFolder): void {
+    const way = folder.reach(other, 'bells');
+    // Beside a VM that has none, anybody may have made one of that name.
+    const isTheirs = way !== undefined && folder.isOf(other, way.userId);
+    const fd = isTheirs ? connectTo(way.path, 'packets') : -1;
+    way?.release();
+    // One that came up without: its doorbells go the other way, by message.
+    if (fd >= 0) this.#adopt(fd, other);
+    else if (isTheirs && fd === -Errno.EAGAIN) this.#callAgain(other, folder);
+  }
+
+  /** So many wait to be let in there, or it stands still. */
+  #callAgain(other: number, folder: MeetingFolder): void {
+    const timer = setTimeout(() => {
+      this.#again.delete(timer);
+      if ([...this.#peers].some((peer) => (peer.vmid || peer.calledId) === other)) return;
       try {
-        const fd = acceptFds(this.#listener);
-        if (fd === undefined) return;
-        if (this.#unheard.has(peerUser(fd))) {
-          closeFd(fd);
-          return;
-        }
-        this.#makeRoom();
-        if (this.#peers.size < MAX_PEERS + MAX_STRANGERS) this.#adopt(fd);
-        else closeFd(fd);
-      } catch (error) {
-        this.#rest((error as Error).message);
+        this.#call(other, folder);
+      } catch {
+        this.#callAgain(other, folder);
       }
-    });
+    }, CALL_AGAIN_MS);
+    timer.unref();
+    this.#again.add(timer);
+  }
+
+  #letIn(fd: number): void {
+    if (!this.#unheard.has(peerUser(fd))) {
+      this.#makeRoom();
+      if (this.#peers.size < MAX_PEERS + MAX_STRANGERS) {
+        allowRights(fd);
+        this.#adopt(fd);
+        return;
+      }
+    }
+    this.#hangUp(fd);
   }
 
   /** However many connect and say nothing, the next VM is let in. */
@@ -125,30 +142,11 @@ export class Doorbells {
     this.#drop(strangers[0] as Peer);
   }
 
-  /** Who cannot be let in stays readable, and would be looked at without end. */
-  #rest(why: string): void {
-    this.#log.rationed('warn', () => `doorbells: ${why}; those of one VM come by message until there is room`);
-    this.#unwatch?.();
-    this.#unwatch = undefined;
-    this.#pause = setTimeout(() => {
-      try {
-        this.#listen();
-      } catch (error) {
-        this.#rest((error as Error).message);
-      }
-    }, FULL_PAUSE_MS);
-    this.#pause.unref();
-  }
-
   leave(): void {
-    clearTimeout(this.#pause);
+    for (const timer of this.#again) clearTimeout(timer);
     for (const peer of this.#peers) this.#drop(peer);
     for (const name of [...this.#regions.keys()]) this.#forget(name);
-    if (this.#listener < 0) return;
-    this.#unwatch?.();
-    closeFd(this.#listener);
-    this.#listener = -1;
-    rmSync(this.#path, { force: true });
+    this.#door?.close();
   }
 
   /** @throws HostError */
@@ -156,7 +154,7 @@ export class Doorbells {
     const own = makeEventfds(vectors);
     const region: Region = { own, handler: undefined };
     this.#regions.set(name, region);
-    for (const peer of this.#peers) this.#offer(peer, name, region);
+    for (const peer of this.#peers) if (isListening(peer)) this.#offer(peer, name, region);
     return {
       own: own.map(({ fd }) => fd),
       onPeers: (handler) => {
@@ -188,13 +186,17 @@ export class Doorbells {
     try {
       unwatch = watchFd(fd, () => this.#receive(peer));
     } catch (error) {
-      closeFd(fd);
+      this.#hangUp(fd);
       this.#log.warn(`doorbells: ${(error as Error).message}; those of one VM come by message`);
       return;
     }
     const peer: Peer = { vmid: 0, calledId, fd, bells: new Map(), unwatch };
     this.#peers.add(peer);
     this.#send(peer, { kind: 'hello', vmid: this.#vmid });
+    if (isListening(peer)) this.#offerAll(peer);
+  }
+
+  #offerAll(peer: Peer): void {
     for (const [name, region] of this.#regions) this.#offer(peer, name, region);
   }
 
@@ -216,13 +218,16 @@ export class Doorbells {
   #receive(peer: Peer): void {
     const received = receiveFds(peer.fd);
     if (received === undefined) return;
-    if (received === 'ended') {
+    if (received === 'no room') {
+      this.#log.rationed('warn', () => `doorbells: no descriptors for those of VM ${peer.vmid}; they come by message`);
+    }
+    if (typeof received === 'string') {
       this.#drop(peer);
       return;
     }
     const message = parse(received.text);
     if (message === undefined || !this.#isRight(peer, message, received.fds)) {
-      this.#giveBack(peer, received.fds);
+      this.#giveBack(peerUser(peer.fd), received.fds);
       this.#log.warn('doorbells: a message that no VM sends; the connection is closed');
       this.#drop(peer);
       return;
@@ -234,6 +239,7 @@ export class Doorbells {
           if (other !== peer && (other.vmid || other.calledId) === message.vmid) this.#drop(other);
         }
         peer.vmid = message.vmid;
+        if (peer.calledId !== undefined) this.#offerAll(peer);
         break;
       case 'bells':
         this.#lose(peer, message.region);
@@ -263,14 +269,24 @@ export class Doorbells {
   /**
    * Descriptors of a message that is not one. Those that are no eventfds stay open: closing one can wait for whoever sent it, as
    * one of a file system of that user's own making. So their sender is heard no more.
+   * @returns whether they are all closed.
    */
-  #giveBack(sender: Peer, fds: readonly number[]): void {
+  #giveBack(user: number | undefined, fds: readonly number[]): boolean {
     const [eventfds, others] = [fds.filter(isEventfd), fds.filter((fd) => !isEventfd(fd))];
     for (const fd of eventfds) closeFd(fd);
-    if (others.length === 0) return;
-    const user = peerUser(sender.fd);
+    if (others.length === 0) return true;
     this.#unheard.add(user);
     for (const peer of this.#peers) if (peerUser(peer.fd) === user) this.#drop(peer);
+    return false;
+  }
+
+  /** With what it has said that was not heard yet. */
+  #hangUp(fd: number): void {
+    hangUp(fd, 'packets', () => {
+      const user = peerUser(fd);
+      const received = this.#unheard.has(user) ? undefined : receiveFds(fd);
+      return typeof received === 'object' && this.#giveBack(user, received.fds);
+    });
   }
 
   #lose(peer: Peer, name: string): void {
@@ -285,9 +301,12 @@ export class Doorbells {
     if (!this.#peers.delete(peer)) return;
     for (const name of [...peer.bells.keys()]) this.#lose(peer, name);
     peer.unwatch();
-    closeFd(peer.fd);
+    this.#hangUp(peer.fd);
   }
 }
+
+/** Who is called takes descriptors once it has let us in, and says who it is then. */
+const isListening = ({ calledId, vmid }: Peer) => calledId === undefined || vmid !== 0;
 
 const isEventfd = (fd: number) => hostEventfds.check(fd) === 0;
 

@@ -3,18 +3,16 @@
  * folder, one Unix socket a VM named after its id, every two VMs with one connection. Over it go doorbells and vUART
  * bytes, one JSON object a line.
  */
-import { existsSync, readdirSync, rmSync } from 'node:fs';
-import { createServer, type Server, type Socket } from 'node:net';
+import { existsSync, readdirSync } from 'node:fs';
 import { DmError, ExitCode, HostError } from '../../devicemodel/core/errors.ts';
 import { isSameFile } from '../../devicemodel/core/host/dead-regions.ts';
 import { Errno } from '../../devicemodel/core/host/errno.ts';
-import { onProcessExit } from '../../devicemodel/core/host/exit-hooks.ts';
 import { lockWhenFree } from '../../devicemodel/core/host/file-lock.ts';
 import { closeFd } from '../../devicemodel/core/host/files.ts';
-import { connectUnix } from '../../devicemodel/core/host/is-served.ts';
 import { pathFailure } from '../../devicemodel/core/host/path-failure.ts';
 import { checkSocketPath } from '../../devicemodel/core/host/socket-path.ts';
-import { withUmask } from '../../devicemodel/core/host/umask.ts';
+import { UnixDoor } from '../../devicemodel/core/host/unix-door.ts';
+import { connectTo, hangUp } from '../../devicemodel/core/host/wary-socket.ts';
 import type { Log } from '../../devicemodel/core/log.ts';
 import { Doorbells, type RegionBells } from './doorbells.ts';
 import { LocalVuart } from './local-vuart.ts';
@@ -32,6 +30,8 @@ const SOCKET_KINDS = ['sock', 'bells'] as const;
 const MAX_VUARTS = 64;
 /** That were taken one after the other, and were not those of the folder any more. */
 const MAX_LOCKS = 10;
+/** Of connect(2): there is no such file, or nobody has it open to listen any more. */
+const NOBODY: ReadonlySet<number> = new Set([Errno.ENOENT, Errno.ECONNREFUSED]);
 /** Connections that have not said whose they are; another VM says so at once. */
 const MAX_STRANGERS = 16;
 /** After this time a lost connection is made anew: by the VM with the lower id, or else by the other. */
@@ -41,7 +41,7 @@ export class Neighbours {
   readonly #place: MeetingPlace;
   readonly #folder: MeetingFolder;
   readonly #log: Log;
-  #server: Server | undefined;
+  #door: UnixDoor | undefined;
   #name = '';
   #vmid = 0;
   readonly #peers = new Set<Peer>();
@@ -80,11 +80,11 @@ export class Neighbours {
   }
 
   /** Who looks at which sockets are dead must not be disturbed: a fresh one of another process would look dead, too. */
-  async #underLock(work: () => Promise<void>, ending = this.#leaving.signal): Promise<void> {
+  async #underLock(work: () => void, ending = this.#leaving.signal): Promise<void> {
     const lockPath = `${this.#folder.path}/lock`;
     const lock = await this.#lock(lockPath, ending);
     try {
-      await work();
+      work();
     } finally {
       closeFd(lock);
     }
@@ -115,12 +115,17 @@ export class Neighbours {
     }
   }
 
-  /** @returns as connectUnix does, and 'strange' for what is no socket of a VM's. @throws HostError without descriptors */
-  async #connect(vmid: number): Promise<Awaited<ReturnType<typeof connectUnix>> | 'strange'> {
+  /**
+   * @returns a connection; 'nobody' where nobody listens any more, or where there is no socket of a VM's; 'unreachable' when there
+   * cannot be a connection now: one that stands still has no room for who waits. @throws HostError without descriptors
+   */
+  #connect(vmid: number): number | 'nobody' | 'unreachable' {
     const way = this.#folder.reach(vmid);
-    if (way === undefined) return 'strange';
+    if (way === undefined) return 'nobody';
     try {
-      return await connectUnix(way.path);
+      const fd = connectTo(way.path, 'bytes');
+      if (fd >= 0) return fd;
+      return NOBODY.has(-fd) ? 'nobody' : 'unreachable';
     } finally {
       way.release();
     }
@@ -132,16 +137,16 @@ export class Neighbours {
    */
   #lookAfter(vmid: number, isAgain = false): void {
     const files = SOCKET_KINDS.map((kind) => this.#folder.pathOf(vmid, kind));
-    const isDone = () => this.#server === undefined || [...this.#peers].some((peer) => peer.vmid === vmid);
+    const isDone = () => this.#door === undefined || [...this.#peers].some((peer) => peer.vmid === vmid);
     if (isDone() || !files.some((file) => existsSync(file))) return;
-    this.#underLock(async () => {
-      const found = await this.#connect(vmid);
-      if (found === 'nobody' || found === 'strange') {
+    this.#underLock(() => {
+      const found = this.#connect(vmid);
+      if (found === 'nobody') {
         for (const kind of SOCKET_KINDS) this.#folder.clear(vmid, kind);
       } else if (found !== 'unreachable' && isAgain && !isDone()) {
         this.#adopt(found, vmid);
       } else {
-        if (found !== 'unreachable') found.destroy();
+        if (found !== 'unreachable') hangUp(found, 'bytes');
         this.#lookAgain(vmid);
       }
     }).catch((error) => {
@@ -152,7 +157,7 @@ export class Neighbours {
 
   /** Whoever has its id now connects to this VM by itself, and has time to. */
   #lookAgain(vmid: number): void {
-    if (this.#server === undefined) return;
+    if (this.#door === undefined) return;
     clearTimeout(this.#again.get(vmid));
     const timer = setTimeout(
       () => {
@@ -221,7 +226,7 @@ export class Neighbours {
     return vuart;
   }
 
-  async #claim(): Promise<void> {
+  #claim(): void {
     const taken = new Set<number>();
     for (const file of readdirSync(this.#folder.path)) {
       const match = SOCKET_NAME.exec(file);
@@ -231,8 +236,8 @@ export class Neighbours {
     const unreachable: number[] = [];
     const others: number[] = [];
     for (const vmid of [...taken]) {
-      const found = await this.#connect(vmid);
-      if (found === 'nobody' || found === 'strange') {
+      const found = this.#connect(vmid);
+      if (found === 'nobody') {
         if (this.#isCleared(vmid)) taken.delete(vmid);
         continue;
       }
@@ -244,7 +249,7 @@ export class Neighbours {
     for (let vmid = 1; vmid <= MAX_VMID; vmid++) {
       if (taken.has(vmid) || !this.#isCleared(vmid)) continue;
       this.#vmid = vmid;
-      this.#server = await listen(this.#folder, vmid, (socket) => this.#adopt(socket));
+      this.#listen();
       for (const peer of this.#peers) this.#introduce(peer);
       for (const other of unreachable) this.#lookAgain(other);
       this.#bells?.join(vmid, others, this.#folder);
@@ -260,8 +265,8 @@ export class Neighbours {
 
   #leave(): void {
     this.#leaving.abort();
-    this.#server?.close(); // removes the socket
-    this.#server = undefined;
+    this.#door?.close();
+    this.#door = undefined;
     for (const timer of this.#again.values()) clearTimeout(timer);
     this.#again.clear();
     for (const peer of this.#peers) peer.close();
@@ -271,20 +276,48 @@ export class Neighbours {
     this.#vuarts.clear();
   }
 
+  /** @throws HostError */
+  #listen(): void {
+    const path = this.#folder.pathOf(this.#vmid);
+    try {
+      this.#door = new UnixDoor({
+        path,
+        kind: 'bytes',
+        mask: this.#folder.socketMask,
+        onCaller: (fd) => this.#letIn(fd),
+        onRest: (why) => this.#log.rationed('warn', () => why),
+      });
+    } catch (error) {
+      throw pathFailure(path, error, ExitCode.CannotCreate);
+    }
+    this.#folder.share(path);
+  }
+
+  #letIn(fd: number): void {
+    this.#makeRoom();
+    if (this.#peers.size < MAX_VMID + MAX_STRANGERS) this.#adopt(fd);
+    else hangUp(fd, 'bytes');
+  }
+
   /** @param vmid who is at the other end, 0: not known yet. */
-  #adopt(socket: Socket, vmid = 0): void {
-    const peer = new Peer(
-      socket,
-      (message) => this.#take(peer, message),
-      (why) => {
-        if (why !== undefined) this.#log.rationed('warn', () => `connection to "${peer.name}" dropped: ${why}`);
-        this.#peers.delete(peer);
-        for (const vuart of this.#vuarts.values()) this.#lost(vuart, peer, undefined);
-        if (peer.vmid !== 0) this.#lookAfter(peer.vmid);
-      },
-    );
+  #adopt(fd: number, vmid = 0): void {
+    let peer: Peer;
+    try {
+      peer = new Peer(
+        fd,
+        (message) => this.#take(peer, message),
+        (why) => {
+          if (why !== undefined) this.#log.rationed('warn', () => `connection to "${peer.name}" dropped: ${why}`);
+          this.#peers.delete(peer);
+          for (const vuart of this.#vuarts.values()) this.#lost(vuart, peer, undefined);
+          if (peer.vmid !== 0) this.#lookAfter(peer.vmid);
+        },
+      );
+    } catch (error) {
+      this.#log.warn(`${(error as Error).message}; one VM is not met`);
+      return;
+    }
     peer.vmid = vmid;
-    if (vmid === 0) this.#makeRoom();
     this.#peers.add(peer);
     if (this.#vmid !== 0) this.#introduce(peer);
   }
@@ -423,35 +456,4 @@ export class Neighbours {
     for (const peer of this.#peers) peer.send({ kind: 'vuart', index: vuart.index, wants: vuart.wants ?? null });
     this.#findPeerFor(vuart);
   }
-}
-
-/** @throws HostError */
-function listen(folder: MeetingFolder, vmid: number, onConnection: (socket: Socket) => void): Promise<Server> {
-  const path = folder.pathOf(vmid);
-  return new Promise((resolve, reject) => {
-    const server = createServer(onConnection);
-    server.maxConnections = MAX_VMID + MAX_STRANGERS;
-    // Also of an accept that fails later, which nobody waits for.
-    server.on('error', (cause) => {
-      reject(new HostError(`${path}: ${cause.message}`, 0, { exitCode: ExitCode.CannotCreate, cause }));
-    });
-    const onListening = () => {
-      server.unref();
-      // An accept that fails (no descriptor left) must not end the VM.
-      server.on('error', () => {});
-      // Closed, it removes its file itself.
-      server.once(
-        'close',
-        onProcessExit(() => rmSync(path, { force: true })),
-      );
-      try {
-        folder.share(path);
-        resolve(server);
-      } catch (error) {
-        server.close();
-        reject(error);
-      }
-    };
-    withUmask(folder.socketMask, () => server.listen(path, onListening));
-  });
 }

@@ -1,48 +1,34 @@
 /**
- * Unix sockets that carry descriptors: SOCK_SEQPACKET, one message a packet, with SCM_RIGHTS (unix(7)). Node's own sockets
- * cannot. Nothing here waits.
+ * Messages with descriptors over Unix sockets (wary-socket.ts, `packets`). Node's own sockets cannot. Nothing here waits.
  */
-import { rmSync } from 'node:fs';
+import { readdirSync } from 'node:fs';
 import { Errno } from './errno.ts';
-import { closeFd } from './files.ts';
-import { hostCall, must } from './libc.ts';
+import { hostCall } from './libc.ts';
 import { type Mapping, mapForThread } from './mapping.ts';
-import { OWNER_ONLY, withUmask } from './umask.ts';
+import { processLimit } from './process-limits.ts';
+import { look } from './wary-socket.ts';
 
-const AF_UNIX = 1;
-const SOCK_SEQPACKET = 5;
-const SOCK_FLAGS = 0o4000 | 0o2000000; // SOCK_NONBLOCK | SOCK_CLOEXEC
 const SOL_SOCKET = 1;
 const SCM_RIGHTS = 1;
 const MSG_NOSIGNAL = 0x4000;
 const MSG_CMSG_CLOEXEC = 0x4000_0000;
 /** Control data or text was cut off. */
 const MSG_TRUNCATED = 0x20 | 0x08;
-const BACKLOG = 64;
-/** struct sockaddr_un: family, then the path with its end. */
-const ADDRESS_BYTES = 110;
 /** struct msghdr, iovec and cmsghdr on x86-64. */
 const Header = { iov: 16, iovCount: 24, control: 32, controlBytes: 40, flags: 48, sizeBytes: 56 } as const;
 const Control = { length: 0, level: 8, type: 12, data: 16 } as const;
 
-/** Descriptors in one message, at most. */
+/** Descriptors in one message of ours, at most. */
 export const MAX_FDS = 16;
+/** In one of anybody's [SCM_MAX_FD]: what there is no room for the kernel closes, and may wait. */
+const MAX_TAKEN_FDS = 253;
 /** Bytes of text in one message, at most. */
 const MAX_TEXT_BYTES = 1024;
-const CONTROL_BYTES = Control.data + 4 * MAX_FDS;
+const CONTROL_BYTES = Control.data + 4 * (MAX_TAKEN_FDS + 1);
 /** Places in the page that the calls read and write. */
-const Place = { header: 0, iov: 64, control: 128, text: 512 } as const;
+const Place = { header: 0, iov: 64, control: 128, text: 2048 } as const;
 const PAGE_BYTES = 4096;
 
-const socket = hostCall<[family: number, type: number, protocol: number]>('int socket(int, int, int)');
-const bind = hostCall<[fd: number, address: Uint8Array, bytes: number]>('int bind(int, const void *, unsigned int)');
-const connect = hostCall<[fd: number, address: Uint8Array, bytes: number]>(
-  'int connect(int, const void *, unsigned int)',
-);
-const listen = hostCall<[fd: number, backlog: number]>('int listen(int, int)');
-const accept4 = hostCall<[fd: number, address: null, bytes: null, flags: number]>(
-  'int accept4(int, void *, void *, int)',
-);
 const sendmsg = hostCall<[fd: number, header: bigint, flags: number]>('int64_t sendmsg(int, uintptr_t, int)');
 const recvmsg = hostCall<[fd: number, header: bigint, flags: number]>('int64_t recvmsg(int, uintptr_t, int)');
 
@@ -62,60 +48,6 @@ function scratch() {
   view.setBigUint64(Place.iov, at(Place.text), true);
   view.setBigUint64(Place.header + Header.control, at(Place.control), true);
   return { bytes: mapping.bytes, view, header: at(Place.header) };
-}
-
-function address(path: string): Uint8Array {
-  const out = new Uint8Array(ADDRESS_BYTES);
-  out[0] = AF_UNIX;
-  out.set(new TextEncoder().encode(path).subarray(0, ADDRESS_BYTES - 3), 2);
-  return out;
-}
-
-function newSocket(what: string): number {
-  return must(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_FLAGS, 0), 'socket', what);
-}
-
-/**
- * A file of that name must not be there. @param mask what its mode does not have: for this user alone, if it is not given.
- * @returns a descriptor that is readable when somebody connects. @throws HostError
- */
-export function listenForFds(path: string, mask = OWNER_ONLY): number {
-  const fd = newSocket(path);
-  let isBound = false;
-  try {
-    must(
-      withUmask(mask, () => bind(fd, address(path), ADDRESS_BYTES)),
-      'bind',
-      path,
-    );
-    isBound = true;
-    must(listen(fd, BACKLOG), 'listen', path);
-    return fd;
-  } catch (error) {
-    closeFd(fd);
-    if (isBound) rmSync(path, { force: true });
-    throw error;
-  }
-}
-
-/** Of accept(2): nobody waits, or who waited went away. */
-const NOBODY: ReadonlySet<number> = new Set([Errno.EAGAIN, Errno.ECONNABORTED]);
-
-/**
- * @returns a connection, or undefined when nobody waits for one.
- * @throws HostError when there is no room for one now: who waits goes on waiting, and the listener stays readable.
- */
-export function acceptFds(listener: number): number | undefined {
-  const fd = accept4(listener, null, null, SOCK_FLAGS);
-  return NOBODY.has(-fd) ? undefined : must(fd, 'accept', 'a connection');
-}
-
-/** @returns a connection, or undefined when nobody listens there. @throws HostError without descriptors. */
-export function connectForFds(path: string): number | undefined {
-  const fd = newSocket(path);
-  if (connect(fd, address(path), ADDRESS_BYTES) === 0) return fd;
-  closeFd(fd);
-  return undefined;
 }
 
 /** The other side gets descriptors of its own. @returns false when it is gone, or does not read. */
@@ -138,11 +70,23 @@ export function sendFds(fd: number, text: string, fds: readonly number[]): boole
   return sendmsg(fd, header, MSG_NOSIGNAL) === encoded.length;
 }
 
+/** Half of what this process may have stays its own. */
+function hasRoomForOthers(): boolean {
+  const limit = processLimit('Max open files');
+  if (limit === Number.POSITIVE_INFINITY) return true;
+  return limit - readdirSync('/proc/self/fd').length > Math.max(limit / 2, 2 * MAX_TAKEN_FDS);
+}
+
 /**
- * The descriptors are the caller's. @returns undefined when there is nothing yet, 'ended' when the other side is gone; no
- * text for what is no message of ours.
+ * The descriptors are the caller's, however many. @returns undefined when there is nothing yet, 'ended' when the other side is
+ * gone, 'no room' for a message with descriptors that are too many: it stays there; no text for what is no message of ours.
  */
-export function receiveFds(fd: number): { readonly text: string; readonly fds: number[] } | 'ended' | undefined {
+export function receiveFds(
+  fd: number,
+): { readonly text: string; readonly fds: readonly number[] } | 'ended' | 'no room' | undefined {
+  const seen = look(fd);
+  if (typeof seen !== 'object') return seen;
+  if (seen.hasRights && !hasRoomForOthers()) return 'no room';
   const { bytes, view, header } = scratch();
   view.setBigUint64(Place.iov + 8, BigInt(MAX_TEXT_BYTES), true);
   view.setBigUint64(Place.header + Header.controlBytes, BigInt(CONTROL_BYTES), true);

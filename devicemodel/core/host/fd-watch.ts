@@ -22,9 +22,15 @@ export function watchFd(fd: number, onReadable: () => void): () => void {
   return watchFdFor(fd, 'readable', onReadable);
 }
 
-/** As {@link watchFd}, for one of the two directions; an error of the descriptor counts as ready. */
-export function watchFdFor(fd: number, event: 'readable' | 'writable', onReady: () => void): () => void {
+export type FdEvent = 'readable' | 'writable' | 'either';
+
+/**
+ * As {@link watchFd}, for one of the two directions or both; an error of the descriptor counts as ready. A descriptor has one
+ * watch at a time. @param keepsProcess false: the process may end meanwhile.
+ */
+export function watchFdFor(fd: number, event: FdEvent, onReady: () => void, keepsProcess = true): () => void {
   const handle = poll(fd, event, onReady);
+  if (!keepsProcess) handle.unref();
   watches.add(handle);
   for (const listener of watchAdded) listener();
   return () => {
@@ -45,9 +51,9 @@ export function closeWatches(): void {
   watches.clear();
 }
 
-function poll(fd: number, event: 'readable' | 'writable', onReady: () => void) {
+function poll(fd: number, event: FdEvent, onReady: () => void) {
   try {
-    return koffi.node.poll(fd, { [event]: true }, onReady);
+    return koffi.node.poll(fd, { readable: event !== 'writable', writable: event !== 'readable' }, onReady);
   } catch (cause) {
     // koffi says in words what libuv answered.
     const message = `descriptor ${fd}: the event loop cannot look at it: ${(cause as Error).message}`;

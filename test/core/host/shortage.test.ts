@@ -5,8 +5,8 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test, vi } from 'vitest';
 import type { Clock } from '../../../devicemodel/core/clock.ts';
 import { HostError } from '../../../devicemodel/core/errors.ts';
-import { listenForFds } from '../../../devicemodel/core/host/fd-socket.ts';
 import { watchUevents } from '../../../devicemodel/core/host/uevents.ts';
+import { listenAt } from '../../../devicemodel/core/host/wary-socket.ts';
 import type { IoeventfdSpec } from '../../../devicemodel/core/hsm/hsm.ts';
 import { silentLog } from '../../../devicemodel/core/log.ts';
 import { ThreadPulses } from '../../../devicemodel/core/thread-pulses.ts';
@@ -35,11 +35,13 @@ const left = {
 
 vi.mock(import('../../../devicemodel/core/host/fd-watch.ts'), async (original) => {
   const real = await original();
-  const watchFd: typeof real.watchFd = (...args) => {
-    if (left.watches-- <= 0) throw new HostError('the event loop cannot look at it', ENOMEM);
-    return real.watchFd(...args);
-  };
-  return { ...real, watchFd };
+  const limited =
+    <Args extends unknown[], Result>(watch: (...args: Args) => Result) =>
+    (...args: Args): Result => {
+      if (left.watches-- <= 0) throw new HostError('the event loop cannot look at it', ENOMEM);
+      return watch(...args);
+    };
+  return { ...real, watchFd: limited(real.watchFd), watchFdFor: limited(real.watchFdFor) };
 });
 vi.mock(import('../../../devicemodel/core/host/worker.ts'), async (original) => {
   const real = await original();
@@ -160,7 +162,7 @@ test('a socket that was made and is not listened on is removed', () => {
   const before = openFds();
   left.listens = 0;
   const path = join(directory, 'socket');
-  expect(() => listenForFds(path)).toThrow(/listen: EADDRINUSE/);
+  expect(() => listenAt(path, 'packets')).toThrow(/listen: EADDRINUSE/);
   expect([existsSync(path), openFds()]).toEqual([false, before]);
 });
 

@@ -4,12 +4,13 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { signalEventfd, takeEventfd } from '../../../devicemodel/core/host/eventfd.ts';
-import { connectForFds, receiveFds, sendFds } from '../../../devicemodel/core/host/fd-socket.ts';
+import { receiveFds, sendFds } from '../../../devicemodel/core/host/fd-socket.ts';
 import { closeFd } from '../../../devicemodel/core/host/files.ts';
-import { native } from '../../../devicemodel/core/host/libc.ts';
 import { silentLog } from '../../../devicemodel/core/log.ts';
 import { Neighbours } from '../../../hypervisor/embedded/neighbours.ts';
+import { limitDescriptors } from '../../support/descriptor-limit.ts';
 import { memoryLog } from '../../support/memory-log.ts';
+import { connectForFds, offerFds } from '../../support/packet-socket.ts';
 
 const REGION = 'hv:/shm0';
 
@@ -101,7 +102,7 @@ test.each([
   const { bells } = await vm('a', { log });
   const before = openFds();
   const fd = connectForFds(join(directory, 'vm-1.bells')) as number;
-  expect(sendFds(fd, text, bells?.own ?? [])).toBe(true);
+  await offerFds(fd, text, bells?.own ?? []);
   await until(() => lines.some((line) => line.includes('a message that no VM sends')));
   // What was said before it hung up, then the end.
   await until(() => {
@@ -127,7 +128,7 @@ test.each([
   const before = openFds();
   const fd = connectForFds(join(directory, 'vm-1.bells')) as number;
   for (const text of texts) {
-    expect(sendFds(fd, text, text === texts[0] ? [] : (bells?.own.slice(0, 2) ?? []))).toBe(true);
+    await offerFds(fd, text, text === texts[0] ? [] : (bells?.own.slice(0, 2) ?? []));
     // As a VM would: the socket holds only so many.
     await new Promise((resolve) => setImmediate(resolve));
     if (text === texts[1] && seen !== 0) await until(() => peers.has(seen));
@@ -147,18 +148,6 @@ test('what was left by a VM that was killed is in nobody’s way', async () => {
   await until(() => again.peers.has(2) && second.peers.has(1));
 });
 
-/** <bits/resource.h>. */
-const RLIMIT_NOFILE = 7;
-
-/** How many descriptors this process may have. @returns how to take it back. */
-function limitDescriptors(count: bigint): () => void {
-  const prlimit = native('int prlimit(int, int, const void *, void *)');
-  const before = new BigUint64Array(2);
-  prlimit(0, RLIMIT_NOFILE, null, before);
-  prlimit(0, RLIMIT_NOFILE, new BigUint64Array([count, before[1] as bigint]), null);
-  return () => void prlimit(0, RLIMIT_NOFILE, before, null);
-}
-
 // Mutation: without #rest the event loop turns without end as long as somebody waits to be let in.
 test('who comes when there is no descriptor left is let in later, and costs nothing meanwhile', async () => {
   const { log, lines } = memoryLog();
@@ -166,7 +155,7 @@ test('who comes when there is no descriptor left is let in later, and costs noth
   const fd = connectForFds(join(directory, 'vm-1.bells')) as number;
   cleanUp.push(() => closeFd(fd));
   const said = () => lines.filter((line) => line.includes('EMFILE'));
-  const raise = limitDescriptors(3n);
+  const raise = limitDescriptors(3);
   try {
     await until(() => said().length > 0);
     const before = performance.eventLoopUtilization();
@@ -177,7 +166,7 @@ test('who comes when there is no descriptor left is let in later, and costs noth
     raise();
   }
   sendFds(fd, JSON.stringify({ kind: 'hello', vmid: 9 }), []);
-  sendFds(fd, JSON.stringify({ kind: 'bells', region: REGION }), first.bells?.own ?? []);
+  await offerFds(fd, JSON.stringify({ kind: 'bells', region: REGION }), first.bells?.own ?? []);
   await until(() => first.peers.has(9));
 });
 
@@ -192,14 +181,14 @@ test('who does not read what it is told is told nothing any more, and knows it',
   const fd = connectForFds(join(directory, 'vm-1.bells')) as number;
   cleanUp.push(() => closeFd(fd));
   sendFds(fd, JSON.stringify({ kind: 'hello', vmid: 9 }), []);
-  sendFds(fd, JSON.stringify({ kind: 'bells', region: REGION }), own?.own ?? []);
+  await offerFds(fd, JSON.stringify({ kind: 'bells', region: REGION }), own?.own ?? []);
   await until(() => peers.has(9));
   for (let i = 0; i < 1000; i++) neighbours.bells('hv:/again', 1)?.dispose();
   expect([...peers]).toEqual([]);
   await until(() => {
     const received = receiveFds(fd);
     if (received === 'ended') return true;
-    for (const each of received?.fds ?? []) closeFd(each);
+    for (const each of typeof received === 'object' ? received.fds : []) closeFd(each);
     return false;
   });
 });

@@ -24,13 +24,7 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
-import {
-  acceptFds,
-  connectForFds,
-  listenForFds,
-  receiveFds,
-  sendFds,
-} from '../../../devicemodel/core/host/fd-socket.ts';
+import { receiveFds, sendFds } from '../../../devicemodel/core/host/fd-socket.ts';
 import { tryLock } from '../../../devicemodel/core/host/file-lock.ts';
 import { closeFd, OpenFlag, openFile } from '../../../devicemodel/core/host/files.ts';
 import { openGroupFile } from '../../../devicemodel/core/host/group-place.ts';
@@ -39,6 +33,7 @@ import { Neighbours } from '../../../hypervisor/embedded/neighbours.ts';
 import { forgetSharedRegions, openSharedRegion, sweepDeadRegions } from '../../../hypervisor/embedded/shared-region.ts';
 import { bundledWorker } from '../../support/bundle-worker.ts';
 import { memoryLog } from '../../support/memory-log.ts';
+import { acceptFds, connectForFds, listenForFds, offerFds } from '../../support/packet-socket.ts';
 
 /** Nobody has these numbers on a machine for tests; names are not needed. */
 const GROUP = 4777;
@@ -502,7 +497,7 @@ describe.skipIf(!isRoot)('a member of the group who means no good', () => {
     const found: Array<[number, boolean]> = [];
     bells?.onPeers((vmid, fds) => found.push([vmid, fds !== undefined]));
     writeFileSync(path, '');
-    const connected = (name: string) => {
+    const connected = async (name: string) => {
       const socket = connect(join(folder, 'vm-1.sock')).on('error', () => {});
       cleanUp.push(() => socket.destroy());
       let heard = '';
@@ -512,14 +507,14 @@ describe.skipIf(!isRoot)('a member of the group who means no good', () => {
       socket.write(`{"kind":"hello","vmid":7,"name":"${name}"}\n`);
       const fd = connectForFds(bellsPath) as number;
       sendFds(fd, '{"kind":"hello","vmid":7}', []);
-      sendFds(fd, JSON.stringify({ kind: 'bells', region: REGION }), bells?.own ?? []);
+      await offerFds(fd, JSON.stringify({ kind: 'bells', region: REGION }), bells?.own ?? []);
       return { socket, fd, heard: () => heard };
     };
-    const first = connected('first');
+    const first = await connected('first');
     await until(() => lines.some((line) => line.includes('VM 7 "first" is there')) && found.length === 1);
-    const second = connected('second');
-    cleanUp.push(() => closeFd(second.fd));
     const isClosed = new Promise((resolve) => first.socket.once('close', resolve));
+    const second = await connected('second');
+    cleanUp.push(() => closeFd(second.fd));
     await until(() => lines.some((line) => line.includes('VM 7 "second" is there')) && found.length === 3);
     neighbours.ring(REGION, 7, 3);
     await until(() => second.heard().includes('"doorbell"'));
@@ -580,18 +575,18 @@ describe.skipIf(!isRoot)('a member of the group who means no good', () => {
       const file = openFile(device, OpenFlag.ReadWrite | OpenFlag.CloseOnExec);
       cleanUp.push(() => closeFd(file));
       const before = openTimes(device);
-      const says = (fd: number) => {
+      const says = async (fd: number, send: typeof offerFds) => {
         // The owner of vm-1 is who may speak for others of that user; here it is this very process.
         sendFds(fd, JSON.stringify({ kind: 'hello', vmid: 7 }), []);
-        sendFds(fd, JSON.stringify({ kind: 'bells', region: REGION }), [file, ...(bells?.own.slice(1) ?? [])]);
+        await send(fd, JSON.stringify({ kind: 'bells', region: REGION }), [file, ...(bells?.own.slice(1) ?? [])]);
       };
       writeFileSync(join(folder, 'vm-7.sock'), '');
       const first = connectForFds(path) as number;
-      says(first);
+      await says(first, offerFds);
       await until(() => lines.some((line) => line.includes('a message that no VM sends')));
       closeFd(first);
       const second = connectForFds(path) as number;
-      says(second);
+      await says(second, async (...args) => void sendFds(...args));
       await until(() => receiveFds(second) === 'ended');
       closeFd(second);
       expect(openTimes(device)).toBe(before + 1);
