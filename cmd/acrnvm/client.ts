@@ -6,7 +6,9 @@ import { deadManagerSockets, type ManagerSocketFile, managerFolder } from '../..
 import { readLockText } from '../../control/vm-lock-file.ts';
 import { defaultApiSocket, vmFoldersRoot } from '../../control/vm-paths.ts';
 import { DmError, type DmErrorOptions, ExitCode } from '../../devicemodel/core/errors.ts';
+import { groupFolders, ownRegionFiles, ownSockets } from '../../devicemodel/core/host/group-folders.ts';
 import { isOfThisUserAlone, regionFiles } from '../../devicemodel/core/host/region-files.ts';
+import { isListenedAt } from '../../devicemodel/core/host/socket-path.ts';
 
 /** What went wrong, and the status acrnvm ends with: that of acrn-dm for the same. */
 export class ClientError extends DmError {
@@ -177,10 +179,19 @@ export async function deadSocketsOfAcrnctl(): Promise<ManagerSocketFile[]> {
 
 /** What killed VMs left of the memory that they shared with others, on the embedded hypervisor: to be told of, not to act on. */
 export function deadRegions(): string[] {
-  return regionFiles().filter((path) => {
+  const own = regionFiles().filter((path) => {
     const stat = lstatSync(path, { throwIfNoEntry: false });
-    return stat !== undefined && isOfThisUserAlone(stat) && !isLocked(path);
+    return stat !== undefined && isOfThisUserAlone(stat);
   });
+  const ofGroups = groupFolders().flatMap(({ folder }) => ownRegionFiles(folder));
+  return [...own, ...ofGroups].filter((path) => !isLocked(path));
+}
+
+/** As {@link deadRegions}: sockets of this user's VMs where those of a group meet. */
+export function deadMemberSockets(): string[] {
+  return groupFolders()
+    .flatMap(({ folder }) => ownSockets(folder))
+    .filter((path) => !isListenedAt(path));
 }
 
 /** @throws ClientError: that nothing can be seen there does not mean that nothing runs. */

@@ -226,16 +226,17 @@ export const commands: readonly Command[] = [
     words: 0,
     run: async ({ isJson }) => {
       // Locks need calls that Node does not have: they are loaded for this alone.
-      const [{ sweepDeadFolders }, { removeDeadRegions }] = await Promise.all([
+      const [{ sweepDeadFolders }, { removeDeadRegions }, { removeDeadMembers }] = await Promise.all([
         import('../../control/vm-folder.ts'),
         import('../../devicemodel/core/host/dead-regions.ts'),
+        import('../../devicemodel/core/host/dead-members.ts'),
       ]);
       // What may not be looked into is said.
       foldersIn(vmFoldersRoot());
       const folders = sweepDeadFolders();
       const sockets = await deadSocketsOfAcrnctl();
       for (const { path } of sockets) rmSync(path, { force: true });
-      const regions = removeDeadRegions();
+      const regions = [...removeDeadRegions(), ...(await removeDeadMembers())];
       const names = [...new Set([...folders, ...sockets.map(({ vmName }) => vmName)])].sort();
       const gone = [...names, ...regions];
       if (isJson) printJson(gone);

@@ -6,7 +6,7 @@ import { managerFolder } from '../../control/manager-folder.ts';
 import { vmFoldersRoot } from '../../control/vm-paths.ts';
 import { processLimit } from '../../devicemodel/core/host/process-limits.ts';
 import { runRoot } from '../../devicemodel/core/host/run-folder.ts';
-import { deadRegions, deadSocketsOfAcrnctl, listVms } from './client.ts';
+import { deadMemberSockets, deadRegions, deadSocketsOfAcrnctl, listVms } from './client.ts';
 
 export interface Finding {
   readonly what: string;
@@ -120,7 +120,9 @@ async function staleSockets(): Promise<Finding> {
     return { what, verdict: 'fail', detail: (error as Error).message };
   }
   const sockets = await deadSocketsOfAcrnctl();
-  const dead = [...new Set([...folders, ...sockets.map(({ vmName }) => vmName), ...deadRegions()])];
+  const dead = [
+    ...new Set([...folders, ...sockets.map(({ vmName }) => vmName), ...deadRegions(), ...deadMemberSockets()]),
+  ];
   if (dead.length === 0) return { what, verdict: 'ok', detail: 'nothing left behind' };
   return { what, verdict: 'warn', detail: dead.join(', '), mend: 'acrnvm prune' };
 }

@@ -1,17 +1,16 @@
 /** Where the VMs of this host meet: those of one user, or of the users of a group. */
-import { accessSync, constants, lstatSync, readdirSync, statSync } from 'node:fs';
+import { accessSync, constants, statSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { type VmConfig, wantsHypervisorDevices } from '../../devicemodel/core/config.ts';
 import { ConfigError, DmError, ExitCode } from '../../devicemodel/core/errors.ts';
 import { Errno } from '../../devicemodel/core/host/errno.ts';
+import { groupFolder, groupFolders, hasOwnVm } from '../../devicemodel/core/host/group-folders.ts';
 import { errnoOf, pathFailure } from '../../devicemodel/core/host/path-failure.ts';
 import { ROOT_RUN_FOLDER, runRoot } from '../../devicemodel/core/host/run-folder.ts';
-import { checkSocketPath, isListenedAt } from '../../devicemodel/core/host/socket-path.ts';
+import { checkSocketPath } from '../../devicemodel/core/host/socket-path.ts';
 import type { Log } from '../../devicemodel/core/log.ts';
 
 export const ROOT_DIRECTORY = join(ROOT_RUN_FOLDER, 'soft');
-/** Of the folder of a group: its number follows. */
-const GROUP_PREFIX = 'group-';
 /** The longest name of a socket in it. */
 const LONGEST_NAME = 'vm-255.bells';
 const HINT = 'ACRN_RUN_DIR=FOLDER in the environment names another place than /run/acrn';
@@ -32,7 +31,7 @@ export function ownMeetingPlace(env: NodeJS.ProcessEnv = process.env, uid = proc
 
 /** One for all users: below /run/acrn, or what stands for it. */
 export function groupMeetingPlace(groupId: number, env: NodeJS.ProcessEnv = process.env): MeetingPlace {
-  return { folder: join(runRoot(env, 0), `${GROUP_PREFIX}${groupId}`), groupId };
+  return { folder: groupFolder(groupId, env), groupId };
 }
 
 /** What was said last: a VM asks anew in each of its lives. */
@@ -46,33 +45,8 @@ function warnOnce(log: Log | undefined, line: string): void {
 
 /** Where else there are VMs of this user, which this one will not meet. */
 function partedFrom(place: MeetingPlace): string[] {
-  const top = runRoot(process.env, 0);
-  const ofGroups = namesIn(top).filter((name) => name.startsWith(GROUP_PREFIX));
-  const folders = [ownMeetingPlace().folder, ...ofGroups.map((name) => join(top, name))];
-  return folders.filter((folder) => folder !== place.folder && hasVmOfThisUser(folder));
-}
-
-function hasVmOfThisUser(folder: string): boolean {
-  return namesIn(folder)
-    .filter((name) => /^vm-\d+\.sock$/.test(name))
-    .map((name) => join(folder, name))
-    .some((path) => isListenedAt(path) && isOfThisUser(path));
-}
-
-function isOfThisUser(path: string): boolean {
-  try {
-    return lstatSync(path).uid === process.geteuid?.();
-  } catch {
-    return false; // it went, or another member put something here that cannot be looked at
-  }
-}
-
-function namesIn(folder: string): string[] {
-  try {
-    return readdirSync(folder);
-  } catch {
-    return []; // it is not there, or not for this user: nor is a VM of it
-  }
+  const folders = [ownMeetingPlace().folder, ...groupFolders().map(({ folder }) => folder)];
+  return folders.filter((folder) => folder !== place.folder && hasOwnVm(folder));
 }
 
 function warnOfParted(log: Log | undefined, place: MeetingPlace, pci: VmConfig['pci']): void {

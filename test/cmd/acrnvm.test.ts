@@ -2,11 +2,13 @@
 import { execFile, spawn } from 'node:child_process';
 import {
   chmodSync,
+  chownSync,
   closeSync,
   existsSync,
   mkdirSync,
   mkdtempSync,
   openSync,
+  readdirSync,
   readFileSync,
   rmSync,
   writeFileSync,
@@ -22,7 +24,12 @@ import { claimName } from '../../control/vm-folder.ts';
 import { defaultApiSocket, vmFolder } from '../../control/vm-paths.ts';
 import { tallyRead } from '../../devicemodel/core/counters.ts';
 import { ExitCode } from '../../devicemodel/core/errors.ts';
+import { tryLock } from '../../devicemodel/core/host/file-lock.ts';
+import { closeFd } from '../../devicemodel/core/host/files.ts';
+import { groupFolder } from '../../devicemodel/core/host/group-folders.ts';
+import { openGroupFile } from '../../devicemodel/core/host/group-place.ts';
 import { regionPath } from '../../devicemodel/core/host/region-files.ts';
+import { listenAt } from '../../devicemodel/core/host/wary-socket.ts';
 import { forgetSharedRegions, openSharedRegion } from '../../hypervisor/embedded/shared-region.ts';
 import { FakeVmm } from '../support/fake-vmm.ts';
 import { memoryLog } from '../support/memory-log.ts';
@@ -224,6 +231,46 @@ test('prune takes the memory of regions that nobody has any more, and of no othe
     rmSync(regionPath(others), { force: true });
     region?.dispose();
     forgetSharedRegions();
+  }
+});
+
+// Mutation: sweep the place as a VM does that starts: root's prune takes what others left, and what it holds in memory.
+test('prune takes what dead VMs of this user left in the place of a group, and nothing of others', async () => {
+  const groupId = process.getegid?.() ?? 0;
+  const folder = groupFolder(groupId);
+  const at = (name: string) => join(folder, name);
+  mkdirSync(folder, { recursive: true });
+  chmodSync(folder, 0o3770);
+  const fds: number[] = [];
+  const put = (name: string) => {
+    const fd = openGroupFile(at(name), groupId, { isMade: true });
+    fds.push(fd);
+    return fd;
+  };
+  try {
+    put('lock');
+    const dead = { 'vm-1.sock': 'bytes', 'vm-1.bells': 'packets', 'vm-3.sock': 'bytes' } as const;
+    for (const [name, kind] of Object.entries(dead)) closeFd(listenAt(at(name), kind));
+    fds.push(listenAt(at('vm-2.sock'), 'bytes'), listenAt(at('vm-2.bells'), 'packets'));
+    for (const name of ['region.left', 'region.used', 'region.theirs', 'vm-4.sock']) put(name);
+    tryLock(fds.at(-3) as number, 'shared', 'region.used');
+    // Only root can show it.
+    const isRoot = process.geteuid?.() === 0;
+    for (const name of ['vm-3.sock', 'region.theirs']) if (isRoot) chownSync(at(name), 4242, groupId);
+    writeFileSync(at('region.theirs'), 'theirs');
+    const left = ['region.left', 'vm-1.bells', 'vm-1.sock', ...(isRoot ? [] : ['region.theirs', 'vm-3.sock'])].sort();
+    const doctor = (await acrnvm('doctor')).stdout;
+    expect(left.filter((name) => !doctor.includes(at(name)))).toEqual([]);
+    expect(doctor).not.toMatch(/region\.used|vm-2/);
+    const before = readdirSync(folder);
+    const { stdout } = await acrnvm('prune');
+    const after = readdirSync(folder);
+    expect(before.filter((name) => !after.includes(name)).sort()).toEqual(left);
+    expect(left.filter((name) => !stdout.includes(at(name)))).toEqual([]);
+    if (isRoot) expect(readFileSync(at('region.theirs'), 'utf8')).toBe('theirs');
+  } finally {
+    for (const fd of fds) closeFd(fd);
+    rmSync(folder, { recursive: true });
   }
 });
 
