@@ -3,7 +3,7 @@ import { existsSync, lstatSync, readdirSync, readFileSync, statSync } from 'node
 import { request as httpRequest, type IncomingMessage } from 'node:http';
 import { join } from 'node:path';
 import { deadManagerSockets, type ManagerSocketFile, managerFolder } from '../../control/manager-folder.ts';
-import { readLockText } from '../../control/vm-lock-file.ts';
+import { type LockText, readLockText } from '../../control/vm-lock-file.ts';
 import { defaultApiSocket, vmFoldersRoot } from '../../control/vm-paths.ts';
 import { DmError, type DmErrorOptions, ExitCode } from '../../devicemodel/core/errors.ts';
 import { groupFolders, ownRegionFiles, ownSockets } from '../../devicemodel/core/host/group-folders.ts';
@@ -128,13 +128,7 @@ function problemError(status: number, text: string): ClientError {
 /** Where a VM of that name says that its API is; or the path of a socket, as it was written. */
 export function socketOf(name: string): string {
   if (name.includes('/')) return name;
-  const apiSocket = readLockText(lockOf(name))?.apiSocket;
-  // What a VM that was killed wrote there may be another one's by now.
-  return apiSocket !== undefined && isHeld(name) ? apiSocket : defaultApiSocket(name);
-}
-
-function lockOf(name: string): string {
-  return join(vmFoldersRoot(), name, 'lock');
+  return heldLock(name)?.apiSocket ?? defaultApiSocket(name);
 }
 
 export interface VmRow {
@@ -162,7 +156,7 @@ export async function listVms(): Promise<VmRow[]> {
         const code = causeCode(error);
         if (code === 'EACCES') return { name, state: 'not ours' };
         if (code === 'ETIMEDOUT') return { name, state: 'unresponsive' };
-        return isHeld(name) ? { name, state: 'without an API' } : { name, state: 'dead' };
+        return { name, state: heldLock(name) === undefined ? 'dead' : 'without an API' };
       }
     }),
   );
@@ -208,20 +202,19 @@ export function foldersIn(path: string): string[] {
   }
 }
 
-/** Whether the process that took the name is there. */
-function isHeld(name: string): boolean {
-  const lock = lockOf(name);
-  if (!existsSync(lock)) return false;
+/** What the process wrote that took the name; undefined when it is gone: what it wrote may be another's by now. */
+function heldLock(name: string): LockText | undefined {
+  const lock = join(vmFoldersRoot(), name, 'lock');
+  const text = readLockText(lock) ?? { pid: '' };
   try {
-    const pid = Number(readLockText(lock)?.pid);
-    // Nobody's yet, or of a process that was killed before it wrote its number: number 0 would be ourselves.
-    if (pid > 0) process.kill(pid, 0);
+    // None yet, or of a process that was killed before it wrote its number: number 0 would be ourselves.
+    if (Number(text.pid) > 0) process.kill(Number(text.pid), 0);
   } catch (error) {
     // The process of another user's VM is not for us to ask.
-    if ((error as NodeJS.ErrnoException).code !== 'EPERM') return false;
+    if ((error as NodeJS.ErrnoException).code !== 'EPERM') return undefined;
   }
   // The number may be another process's by now; the lock is not.
-  return isLocked(lock);
+  return existsSync(lock) && isLocked(lock) ? text : undefined;
 }
 
 /** Whether anybody has a lock on the file: where that cannot be told, yes. */
