@@ -97,24 +97,27 @@ async function dryRun(order: VmOrder): Promise<ExitCode> {
   // What a host lacks that the VM need not run on is worth a word and no more.
   const isForHere = !isThisHost || (hypervisor.kind === 'acrn' ? hypervisor.isPresent() : config.hypervisor !== 'auto');
   const doubts = isForHere ? [] : found.problems.map((problem) => problem.message);
-  const shared = isThisHost ? [...claimFindings(config).warnings, ...pipeWarnings(config)] : [];
+  const clashes = isThisHost ? claimFindings(config) : { problems: [], warnings: [] };
+  const shared = isThisHost ? [...clashes.warnings, ...pipeWarnings(config)] : [];
   writeLines(standardError, [
     ...order.notices.map((notice) => oneLine(`acrn-dm: ${notice.level === 'warn' ? 'warning: ' : ''}${notice.text}`)),
     ...[...doubts, ...shared, ...found.warnings].map((text) => oneLine(`acrn-dm: warning: ${text}`)),
   ]);
+  const images = isThisHost ? imageProblems(config) : [];
   // In the order in which a start would meet them: the first is what it would end with.
   const problems = [...problemsOf(config)];
   problems.push(...(isThisHost ? await hostProblems(config) : hostTreeProblems(hostRoot)));
   if (isForHere) problems.push(...found.problems);
-  if (problems.length === 0) problems.push(...(await engineProblems(config, hypervisor, hostRoot)));
-  if (isThisHost) problems.push(...imageProblems(config).filter((image) => isNew(image, problems)));
+  if (problems.length === 0) problems.push(...(await engineProblems(config, hypervisor, hostRoot, images)));
+  problems.push(...images.filter((image) => isNew(image, problems)));
   let written: ExitCode = ExitCode.Ok;
   try {
     const plan = await describeVm(config, hostRoot, hypervisor.kind === 'acrn' || config.hypervisor === 'auto');
     written = print(order.format === 'json' ? [JSON.stringify(plan, undefined, 2)] : formatDryRun(plan));
   } catch (error) {
     if (!(error instanceof DmError) || error instanceof BugError) throw error;
-    if (isNew(error, problems)) problems.push(error);
+    // Two that want the same cannot be put together, either: that is said already, by what was ordered.
+    if (clashes.problems.length === 0 && isNew(error, problems)) problems.push(error);
   }
   for (const problem of problems) writeLines(standardError, errorLines(problem, { debug }));
   return problems[0]?.exitCode ?? written;
@@ -134,22 +137,24 @@ async function hypervisorOf(config: VmConfig): Promise<Hypervisor> {
 }
 
 /**
- * Why the hypervisor that would be taken cannot run this VM. Where there is no ACRN and the user named none, the plan may
+ * Why the hypervisor that would be taken cannot run this VM, but for what is wrong with its images on any. Where there is no ACRN and the user named none, the plan may
  * well be for another machine: then these are warnings.
  */
 async function engineProblems(
   config: VmConfig,
   hypervisor: Hypervisor,
   hostRoot: string | undefined,
+  images: readonly DmError[],
 ): Promise<readonly DmError[]> {
   const { checkHypervisor, problemIn } = await import('../config/preflight.ts');
-  const problems: DmError[] = problemIn(() => checkHypervisor(config, hypervisor));
+  const found: DmError[] = problemIn(() => checkHypervisor(config, hypervisor));
   try {
-    problems.push(...(await hypervisor.problems(config, hostRoot)));
+    found.push(...(await hypervisor.problems(config, hostRoot)));
   } catch (error) {
     if (!(error instanceof DmError)) throw error;
-    problems.push(error);
+    found.push(error);
   }
+  const problems = found.filter((problem) => isNew(problem, images));
   if (config.hypervisor !== 'auto' && hypervisor.kind !== 'acrn' && problems.length === 0) {
     // What a start says of its vCPUs.
     const write = (_level: string, line: string) => void writeLines(standardError, [`acrn-dm: warning: ${line}`]);

@@ -160,7 +160,16 @@ describe('acrn-dm', () => {
     const { status, stdout, stderr } = acrnDm('--dry-run', '-k', '/nonexistent/bzImage', 'vm');
     expect(status).toBe(ExitCode.NoInput);
     expect(stdout).toContain('vm');
-    expect(stderr).toContain('/nonexistent/bzImage');
+    // Mutation: let the embedded hypervisor say it again, as if it were for the want of ACRN.
+    expect(stderr.trimEnd().split('\n')).toEqual([expect.stringContaining('/nonexistent/bzImage')]);
+  });
+  // Mutation: add what the machine says that cannot be put together.
+  test('two that want the same are told once', () => {
+    const plan = ['--dry-run', '-k', DEMO, '-s', '0:0,hostbridge', '-s', '1:0,lpc', '-l', 'com1,stdio'];
+    const { status, stderr } = acrnDm(...plan, '-l', 'com2,stdio', 'vm');
+    expect(status).toBe(ExitCode.Usage);
+    expect(stderr.match(/stdio/g)).toHaveLength(3);
+    expect(stderr).toContain('-l com2,stdio: -l com1,stdio has stdio already');
   });
   test('a missing kernel is found before a hypervisor is asked', () => {
     const { status, stderr } = acrnDm('--hypervisor', 'soft', '-k', '/nonexistent/bzImage', 'vm');
