@@ -10,6 +10,7 @@ import type {
   PlatformDeviceConfig,
   VmConfig,
 } from '../devicemodel/core/config.ts';
+import { ConfigError } from '../devicemodel/core/errors.ts';
 import { checkOptions, parseSocketPath } from '../devicemodel/core/options.ts';
 import {
   type AnyPlatformDriver,
@@ -187,7 +188,7 @@ const apply: Record<Exclude<VmOption['id'], PlatformOptionName>, Apply> = {
   'on-crash': (c, value) => {
     c.afterEnd = { ...c.afterEnd, onCrash: parseWord(value, ['exit', 'stay']) };
   },
-  'crash-dump': (c, value) => void (c.crashDumpPath = value),
+  'crash-dump': (c, value) => void (c.crashDumpPath = parsePath(value)),
   'shutdown-timeout': (c, value) => void (c.shutdownTimeoutMs = parseTimeout(value)),
   logger_setting: (c, value, spelled) => void (c.logger = parseLoggerSetting(value, notify(c, spelled), c.logger)),
   'log-format': (c, value) => void (c.logFormat = parseWord(value, ['text', 'json'])),
@@ -253,6 +254,11 @@ export function finishDraft(draft: VmDraft, givenName: string, drivers: readonly
     warn(`${spell('lapic_pt')}: ignored, only a real-time VM (${rtvm}) can have the local APIC passed through`);
   }
   for (const { driver } of draft.platform) platformDriver(driver).check?.(draft.platform);
+  if (draft.debugExit && draft.platform.some(({ driver }) => driver === 'testdev')) {
+    throw new ConfigError(`${spell('debugexit')}: the exit port of ${spell('testdev')} is there already`, {
+      hint: 'leave one of them out',
+    });
+  }
   const hasLpc = slots.pci.some((slot) => slot.driver === 'lpc');
   if (draft.com.length > 0 && !hasLpc) warn(`${spell('lpc')}: has no effect without the LPC bridge, -s 1:0,lpc`);
 

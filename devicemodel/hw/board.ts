@@ -18,6 +18,7 @@ import { readCpuStates } from '../core/firmware/cpu-states.ts';
 import type { E820Range } from '../core/firmware/e820.ts';
 import { buildMpTable } from '../core/firmware/mptable.ts';
 import { openSharedMemory } from '../core/host/shared-memory.ts';
+import type { Registration } from '../core/io-bus.ts';
 import { KeptOverLives } from '../core/kept-over-lives.ts';
 import { Layout } from '../core/layout.ts';
 import { alignUp, MiB } from '../core/units.ts';
@@ -194,16 +195,14 @@ class Pc implements Board {
     // The keyboard's and the clock's irqs are not ones a link may have; the mouse's is.
     this.#pirq.reserve(I8042Irq.aux);
     await this.#addPciFunctions();
-    // Serial ports hang off the LPC bridge: without one they do not exist.
-    if (config.pci.some((slot) => slot.driver === 'lpc')) this.#attachSerialPorts();
     for (const device of this.#optional) {
       for (const registration of device.attach(pio, mmio)) {
         undo.add(registration);
-        const { base, size } = registration.range;
-        // No BAR is placed where it would not be decoded.
-        if (base >= Layout.pciIo.base && base < Layout.pciIo.end) this.pciConfig.allocator.reserve('io', base, size);
+        this.#keepBarsOff(registration);
       }
     }
+    // Serial ports hang off the LPC bridge: without one they do not exist. After all others, whose ports COM5 cannot have.
+    if (config.pci.some((slot) => slot.driver === 'lpc')) this.#attachSerialPorts();
     this.pciConfig.configure();
     undo.defer(() => this.pciConfig.dispose());
   }
@@ -442,8 +441,14 @@ class Pc implements Board {
         backend: this.#options.consoles.open(name, com.backend),
       });
       undo.add(registration);
+      this.#keepBarsOff(registration);
       this.#serial.push(uart);
     }
+  }
+
+  /** No BAR is placed where it would not be decoded. */
+  #keepBarsOff({ range: { base, size } }: Registration): void {
+    if (base >= Layout.pciIo.base && base < Layout.pciIo.end) this.pciConfig.allocator.reserve('io', base, size);
   }
 }
 

@@ -36,6 +36,28 @@ describe('plan', () => {
       );
     },
   );
+  // Mutation: attach the devices of options behind the serial ports: an internal error.
+  test.each([
+    ['0x510', ['--fw_cfg', 'opt/x,string=y'], 'of its ports, 0x510 to 0x517, fw_cfg has 0x510'],
+    ['0xf4', ['--testdev'], 'of its ports, 0xf4 to 0xfb, test device exit has 0xf4'],
+    ['0x2000', ['--testdev'], 'of its ports, 0x2000 to 0x2007, test device lines has 0x2000'],
+    ['0xf0', ['--debugexit'], 'of its ports, 0xf0 to 0xf7, debug exit has 0xf4'],
+  ])('com5 at %s beside %s is refused', async (port, options, why) => {
+    const words = ['-s', '1:0,lpc', '-l', `com5,null,${port},5`, ...options, '-k', 'k', 'vm'];
+    await expect(planOf(...words)).rejects.toThrow(
+      expect.objectContaining({ message: expect.stringContaining(why), exitCode: ExitCode.Usage }),
+    );
+  });
+  // Mutation: let BARs be placed on COM5: the device behind them is not decoded.
+  test('no BAR is placed on the ports of com5', async () => {
+    const rnd = ['-s', '3,virtio-rnd', '-k', 'k', 'vm'];
+    const place = async (port: string) =>
+      (await planOf('-s', '1:0,lpc', '-l', `com5,null,${port},5`, ...rnd)).pci
+        .find(({ bdf }) => bdf === '00:03.0')
+        ?.bars.find(({ index }) => index === 0)?.address;
+    expect(await place('0x9000')).toBe(0x2000);
+    expect(await place('0x2010')).toBe(0x3000);
+  });
   test('BARs are where the PCI host places them', async () => {
     const { pci } = await planOf(...argv);
     const addresses = (bdf: string) => pci.find((fn) => fn.bdf === bdf)?.bars.map((bar) => bar.address);
