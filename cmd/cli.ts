@@ -146,6 +146,9 @@ export function parseCommandLine(
     debug: false,
   };
   const names: string[] = [];
+  /** How a word that was not meant so may have become a name. */
+  let slip: string | undefined;
+  let before: GivenOption | undefined;
   const given = new Map<OptionId, string>();
   /** As spelled: what means nothing to a benchmark. */
   const besideBenchmark: string[] = [];
@@ -156,8 +159,11 @@ export function parseCommandLine(
   for (const item of getoptLong(argv, optionTable)) {
     if (item.kind === 'positional') {
       names.push(item.text);
+      slip ??= before === undefined ? undefined : slipOf(before, item.text);
+      before = undefined;
       continue;
     }
+    before = item;
     const { spelled, value } = item;
     const id = item.option.id;
     if (id === 'help') return { action: 'help', topic: { kind: 'options' } };
@@ -188,7 +194,7 @@ export function parseCommandLine(
   }
   if (names.length === 0 && nameInFile !== undefined) names.push(nameInFile);
   try {
-    return orderOf(collected, names, drivers, argv);
+    return orderOf(collected, names, drivers, argv, names.length === 0 ? lostName(before, argv) : slip);
   } catch (error) {
     throw placedInFile(inFiles, error);
   }
@@ -211,6 +217,23 @@ function noteRepetition(
   given.set(option.id, value);
   if (before === undefined || before === value) return;
   notices.push({ level: 'warn', text: `${spelled} ${value}: replaces "${before}" of an earlier ${spelled}` });
+}
+
+/** How the word behind an option may have got there, other than as a name: `--dry-run json`, `-kernel bzImage`. */
+function slipOf({ option, spelled, value }: GivenOption, word: string): string | undefined {
+  if (value === undefined) {
+    if (option.arg === 'optional') return /^(json|text)$/.test(word) ? `write ${spelled}=${word}` : undefined;
+    if (option.argPattern === undefined || !/[,=]/.test(word)) return undefined;
+    return `"${word}" is no value of ${spelled}: write ${spelled} ${option.metavar ?? 'VALUE'}`;
+  }
+  const long = optionTable.find(({ name }) => name !== undefined && `-${name}` === `${spelled}${value}`);
+  return long === undefined ? undefined : `did you mean --${long.name}? ${spelled} has the value "${value}" here`;
+}
+
+/** The last option took the last word, which may have been meant as the name. */
+function lostName(last: GivenOption | undefined, argv: readonly string[]): string | undefined {
+  const isTaken = last?.value !== undefined && last.value === argv.at(-1) && !last.value.startsWith('-');
+  return isTaken ? `"${last.value}" is taken as the value of ${last.spelled}: is that missing?` : undefined;
 }
 
 /** What goes with --benchmark: where its guest runs. */
@@ -341,20 +364,22 @@ function orderOf(
   names: readonly string[],
   drivers: readonly PciDriverEntry[],
   argv: readonly string[],
+  slip: string | undefined,
 ): VmOrder | ServeOrder {
   if (names.length > 1) {
+    const usual =
+      names[0] === 'config'
+        ? 'give one; as a command, config has the words convert, argv, check, schema and help'
+        : 'give one; a value with spaces needs quotes, and the words of one option have commas between them and no space';
     throw new ConfigError(`${names.length} VM names are given: ${names.map((n) => `"${n}"`).join(', ')}`, {
-      hint:
-        names[0] === 'config'
-          ? 'give one; as a command, config has the words convert, argv, check, schema and help'
-          : 'give one; a value with spaces needs quotes, and the words of one option have commas between them and no space',
+      hint: slip ?? usual,
     });
   }
   const [name] = names;
   if (name === undefined && c.dryRun === undefined && isServeOrder(c)) return serveOrderOf(c, argv);
   if (name === undefined) {
     throw new ConfigError('the name of the VM is missing', {
-      hint: 'usage: acrn-dm [OPTIONS] NAME; acrn-dm --help lists the options',
+      hint: slip ?? 'usage: acrn-dm [OPTIONS] NAME; acrn-dm --help lists the options',
     });
   }
   return {

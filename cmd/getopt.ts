@@ -85,6 +85,27 @@ function* cluster<O extends GetoptOption>(
   }
 }
 
+/** What other programs call it. */
+const OTHER_NAMES: Readonly<Record<string, string>> = {
+  memory: 'memsize',
+  ram: 'memsize',
+  cpus: 'cpu_affinity',
+  smp: 'cpu_affinity',
+  vcpus: 'cpu_affinity',
+  accel: 'hypervisor',
+  initrd: 'ramdisk',
+  initramfs: 'ramdisk',
+  append: 'bootargs',
+  cmdline: 'bootargs',
+  firmware: 'ovmf',
+  device: 'pci_slot',
+  disk: 'pci_slot',
+  drive: 'pci_slot',
+  net: 'pci_slot',
+  netdev: 'pci_slot',
+  serial: 'lpc',
+};
+
 function findLong<O extends GetoptOption>(text: string, options: readonly O[]): O {
   const exact = options.find((o) => o.name === text);
   if (exact !== undefined) return exact;
@@ -104,8 +125,9 @@ function findLong<O extends GetoptOption>(text: string, options: readonly O[]): 
     throw new ConfigError(`option --${text} is ambiguous: ${names}`);
   }
   const known = options.flatMap((o) => (o.name === undefined || o.rank === undefined ? [] : [o.name]));
+  const other = Object.hasOwn(OTHER_NAMES, text) ? OTHER_NAMES[text] : undefined;
   // A hyphen for an underscore (--cpu-affinity) is the most common slip.
-  const guess = didYouMean(text.replaceAll('-', '_'), known);
+  const guess = known.find((name) => name === other) ?? didYouMean(text.replaceAll('-', '_'), known);
   throw new ConfigError(`unknown option --${text}`, {
     hint: guess === undefined ? seeHelp : `did you mean --${guess}?`,
   });

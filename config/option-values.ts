@@ -137,6 +137,8 @@ export function parsePath(text: string): string {
   return text;
 }
 
+const ovmfForm = 'write --ovmf [w,]FILE or --ovmf [w,]code=FILE,vars=FILE';
+
 /**
  * `[w,]FILE` or `[w,]code=FILE,vars=FILE`, in any order.
  * Compat: C takes the last of several images, and an image next to one half of a pair.
@@ -146,7 +148,8 @@ export function parseOvmf(text: string): OvmfImage {
   const found: { path?: string; code?: string; vars?: string } = {};
   const set = (key: 'path' | 'code' | 'vars', value: string) => {
     if (found[key] !== undefined) {
-      throw new ConfigError(`two ${{ path: 'images', code: 'code= files', vars: 'vars= files' }[key]} in "${text}"`);
+      const what = { path: 'images', code: 'code= files', vars: 'vars= files' }[key];
+      throw new ConfigError(`two ${what} in "${text}"`, { hint: ovmfForm });
     }
     found[key] = parsePath(value);
   };
@@ -167,9 +170,7 @@ export function parseOvmf(text: string): OvmfImage {
   }
   if (code !== undefined && vars !== undefined) return { form: 'split', codePath: code, varsPath: vars, writeBack };
   const missing = code !== undefined ? 'vars=FILE' : vars !== undefined ? 'code=FILE' : 'the image';
-  throw new ConfigError(`${missing} is missing in "${text}"`, {
-    hint: 'write --ovmf [w,]FILE or --ovmf [w,]code=FILE,vars=FILE',
-  });
+  throw new ConfigError(`${missing} is missing in "${text}"`, { hint: ovmfForm });
 }
 
 const logSinks = ['console', 'kmsg', 'disk'] as const;
@@ -246,6 +247,9 @@ export function parseApiSocket(text: string): ApiSocket {
   const [, fd] = DESCRIPTOR.exec(text) ?? [];
   if (fd !== undefined) return { kind: 'fd', fd: Number(fd) };
   if (/^fd=/.test(text)) throw new ConfigError(`"${text}" is not fd=N, the number of a listening socket`);
+  if (/^(on|off|yes|no)$/i.test(text)) {
+    throw new ConfigError(`"${text}" is neither off nor the path of a socket`, { hint: `write off, or ./${text}` });
+  }
   return { kind: 'path', path: parseSocketPath(text.startsWith('path=') ? text.slice('path='.length) : text) };
 }
 

@@ -191,6 +191,7 @@ const OTHER_WORDS: Readonly<Record<string, string>> = {
   'read-only': 'ro',
   direct: 'nocache',
   'cache=none': 'nocache',
+  'cache=unsafe': 'writeback',
   'cache=writeback': 'writeback',
   'cache=writethrough': 'writethru',
   queues: 'mq',
@@ -205,6 +206,7 @@ const OTHER_WORDS: Readonly<Record<string, string>> = {
 function guessOption({ word, known }: UnknownOption, schema: OptionSchema): string | undefined {
   const words = known ?? optionWords(schema);
   const [key, ...value] = word.split('=') as [string, ...string[]];
+  if (word === 'rw' && words.includes('ro')) return 'a disk can be written without a word for it.';
   if (value.length > 0 && words.includes(key)) return `${key} takes no value.`;
   if (words.includes(word)) return `${key} takes a value.`;
   const otherWord = OTHER_WORDS[word] ?? OTHER_WORDS[key];

@@ -122,6 +122,27 @@ const obsolete: Readonly<Record<string, string>> = {
   'virtio-hyper_dmabuf': 'hyper_dmabuf is no longer supported: use ivshmem',
 };
 
+/** What other programs call it. */
+const OTHER_NAMES: Readonly<Record<string, string>> = {
+  e1000: 'virtio-net',
+  'e1000-82545em': 'virtio-net',
+  rtl8139: 'virtio-net',
+  nvme: 'virtio-blk',
+  ide: 'ahci',
+  sata: 'ahci',
+  ehci: 'xhci',
+  uhci: 'xhci',
+  usb: 'xhci',
+  vga: 'virtio-gpu',
+  'virtio-vga': 'virtio-gpu',
+  'vfio-pci': 'passthru',
+  vfio: 'passthru',
+  watchdog: 'wdt-i6300esb',
+  wdt: 'wdt-i6300esb',
+  'virtio-serial': 'virtio-console',
+  rng: 'virtio-rnd',
+};
+
 /** What a name on the command line stands for. */
 export type PciDriverLookup =
   | { readonly kind: 'driver'; readonly entry: PciDriverEntry }
@@ -133,10 +154,9 @@ export function lookupPciDriver(name: string, drivers: readonly PciDriverEntry[]
   if (entry !== undefined) return { kind: 'driver', entry };
   const gone = Object.hasOwn(obsolete, name) ? obsolete[name] : undefined;
   if (gone !== undefined) return { kind: 'obsolete', message: `device "${name}" is obsolete: ${gone}` };
-  const near = nearest(
-    name,
-    drivers.flatMap((d) => [d.name, ...(d.aliases ?? [])]),
-  );
+  const names = drivers.flatMap((d) => [d.name, ...(d.aliases ?? [])]);
+  const other = Object.hasOwn(OTHER_NAMES, name) ? OTHER_NAMES[name] : undefined;
+  const near = names.find((known) => known === other) ?? nearest(name, names);
   return {
     kind: 'unknown',
     message: `unknown device "${name}"`,

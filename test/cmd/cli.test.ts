@@ -31,6 +31,40 @@ describe('a VM', () => {
     const ofCommand = expect.objectContaining({ hint: expect.stringContaining('convert, argv, check') });
     expect(() => parse('config', 'frob')).toThrow(ofCommand);
   });
+  test('has one exit port', () => {
+    expect(() => parse('--testdev', '--debugexit', '-k', 'k', 'vm1')).toThrow(
+      '--debugexit: the exit port of --testdev is there already',
+    );
+  });
+  // Mutation: say "a value with spaces needs quotes" of all of them.
+  test.each([
+    [['--dry-run', 'json', 'vm1'], 'write --dry-run=json'],
+    [['-kernel', 'bzImage', 'vm1'], 'did you mean --kernel? -k has the value "ernel" here'],
+    [['--ssram', 'L4,vcpu=0,size=4K', 'vm1'], '"L4,vcpu=0,size=4K" is no value of --ssram: write --ssram {L2|L3},'],
+    [['--dry-run', 'vm1', 'vm2'], 'quotes'],
+    [['-s', '3,', 'virtio-rnd', 'vm1'], 'quotes'],
+    [['-kb', 'c', 'd'], 'quotes'],
+  ])('%j: a word that became a name is told how', (argv, hint) => {
+    expect(() => parse(...argv)).toThrow(
+      expect.objectContaining({
+        message: expect.stringContaining('2 VM names'),
+        hint: expect.stringContaining(hint),
+      }),
+    );
+  });
+  test.each([
+    [['-k', 'k', '--scenario', 'vm1'], '"vm1" is taken as the value of --scenario: is that missing?'],
+    [['-k', 'k', '-B', 'vm1'], '"vm1" is taken as the value of -B'],
+    [['-k', 'k', '--scenario=vm1'], 'usage:'],
+    [['-k', 'k', '--rtvm'], 'usage:'],
+  ])('%j: a name that became a value is told so', (argv, hint) => {
+    expect(() => parse(...argv)).toThrow(
+      expect.objectContaining({
+        message: 'the name of the VM is missing',
+        hint: expect.stringContaining(hint),
+      }),
+    );
+  });
   test('its name may stand anywhere, and behind --', () => {
     expect(config('vm1', '-m', '1g')).toMatchObject({ name: 'vm1', memoryBytes: GiB });
     expect(config('-m1g', '--', '-vm')).toMatchObject({ name: '-vm', memoryBytes: GiB });

@@ -68,6 +68,8 @@ describe('long options', () => {
   test.each([
     ['--memsise', 'did you mean --memsize?'],
     ['--cpu-affinity', 'did you mean --cpu_affinity?'],
+    ['--memory', 'did you mean --memsize?'],
+    ['--cpus', 'did you mean --cpu_affinity?'],
     ['--frobnicate', 'acrn-dm --help lists all options'],
   ])('unknown %s: %s', (word, hint) => {
     expect(() => parse(word)).toThrow(expect.objectContaining({ message: `unknown option ${word}`, hint }));

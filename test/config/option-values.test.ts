@@ -130,6 +130,17 @@ describe('ovmf', () => {
   });
 });
 
+// Mutation: take each for the path of a socket, and `OFF` listens in the folder one is in.
+test.each(['OFF', 'on', 'Off', 'no'])('--api-socket %s is no path', (text) => {
+  expect(() => values.parseApiSocket(text)).toThrow(
+    expect.objectContaining({
+      message: `"${text}" is neither off nor the path of a socket`,
+      hint: `write off, or ./${text}`,
+    }),
+  );
+  expect(values.parseApiSocket(`./${text}`)).toEqual({ kind: 'path', path: `./${text}` });
+});
+
 describe('logger_setting', () => {
   test('several sinks', () => {
     expect(values.parseLoggerSetting('console,level=4;kmsg,level=3;disk,level=5', silent)).toEqual([

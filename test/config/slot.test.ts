@@ -172,6 +172,8 @@ describe('-s', () => {
   test.each([
     ['3,ahci,hd:d.img,writback', 'did you mean "writeback"?'],
     ['3,ahci,hd:d.img,ro=1', 'ro takes no value.'],
+    ['3,virtio-blk,d.img,rw', 'a disk can be written without a word for it.'],
+    ['3,virtio-blk,d.img,cache=unsafe', 'did you mean "writeback"?'],
     ['3,ahci-cd,d.iso,sectorsise=512', 'did you mean "sectorsize"?'],
     ['3,xhci,tablt', 'did you mean "tablet"?'],
     ['3,xhci,1-1,tablet=1', 'tablet takes no value.'],

@@ -72,6 +72,10 @@ test.each([
   ['virtio-ntet', 'virtio-net'],
   ['virtio-inputt', 'virtio-input'],
   ['virtio_rnd', 'virtio-rnd'],
+  ['virtio-vga', 'virtio-gpu'],
+  ['ehci', 'xhci'],
+  ['e1000', 'virtio-net'],
+  ['vfio-pci', 'passthru'],
 ])('a device %s may have been meant as %s', (name, meant) => {
   const found = lookupPciDriver(name);
   const guess = found.kind === 'unknown' ? /did you mean "([^"]+)"/.exec(found.hint)?.[1] : name;

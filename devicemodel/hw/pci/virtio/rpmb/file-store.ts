@@ -54,7 +54,7 @@ export class RpmbFileStore implements RpmbStore {
     const follow = isInStickyFolder(this.#path) ? OpenFlag.NoFollow : 0;
     const flags = OpenFlag.ReadWrite | OpenFlag.Create | OpenFlag.NonBlock | OpenFlag.NoCtty | OpenFlag.CloseOnExec;
     this.#file = await open(this.#path, flags | follow, PRIVATE).catch((error: Error) => {
-      throw pathFailure(`${this.#path} cannot be opened`, error);
+      throw pathFailure(`${this.#path} cannot be opened`, error, undefined, 'name a file: virtio-rpmb,path=FILE');
     });
     const stat = await this.#file.stat();
     if (!stat.isFile()) throw this.#isNone('it is no regular file');

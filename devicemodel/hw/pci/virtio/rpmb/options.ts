@@ -49,7 +49,8 @@ export function parseRpmbText(text: string): Record<string, unknown> {
   const options: { isPhysical?: boolean; path?: string } = {};
   for (const word of text === '' ? [] : text.split(',')) {
     if (word === 'physical_rpmb') options.isPhysical = true;
-    else if (/^path=./.test(word)) options.path = word.slice('path='.length);
+    else if (word === 'path=') throw new ConfigError('virtio-rpmb: path=: the name of the file is missing');
+    else if (word.startsWith('path=')) options.path = word.slice('path='.length);
     else throw new UnknownOption(word, 'virtio-rpmb');
   }
   if (options.isPhysical === true && options.path !== undefined) {
