@@ -1,4 +1,5 @@
 /** Why KVM gave a vCPU back that it cannot run any further, in words. <linux/kvm.h>. */
+import { hex } from '../../devicemodel/core/address.ts';
 import { KvmExit, RunField } from '../../devicemodel/core/host/kvm-abi.ts';
 
 /** KVM_INTERNAL_ERROR_*. */
@@ -8,8 +9,6 @@ const SUBERRORS: Readonly<Record<number, string>> = {
   3: 'an interrupt could not be delivered',
   4: 'an exit nobody expected',
 };
-
-const hex = (value: bigint | number) => `0x${value.toString(16)}`;
 
 /** @param run struct kvm_run. */
 export function describeFailure(run: DataView): string {
