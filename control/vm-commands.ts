@@ -117,7 +117,8 @@ export const vmCommands = {
     run: async ({ vm }, { slot, port }): Promise<void> => boardOf(vm).changeMedium(slot, port, undefined),
   }),
   insert: command({
-    summary: 'Put a medium into an empty CD drive of ahci; the guest hears of it.',
+    summary:
+      'Put a medium into an empty CD drive of ahci, or into a virtio-blk that was started with nodisk; the guest hears of it.',
     args: v.object({ ...drive, medium: v.pipe(v.string(), v.regex(/^[^,]/, 'expected PATH[,OPTIONS]')) }),
     run: async ({ vm }, { slot, port, medium }): Promise<void> => boardOf(vm).changeMedium(slot, port, medium),
   }),

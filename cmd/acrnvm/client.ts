@@ -69,17 +69,25 @@ export function open(
     request.once('response', () => clearTimeout(timer));
     request.once('error', (cause: NodeJS.ErrnoException) => {
       clearTimeout(timer);
-      const isGone = cause.code === 'ENOENT' || cause.code === 'ECONNREFUSED';
-      reject(
-        new ClientError(isGone ? `nobody is there (${socketPath})` : `${socketPath}: ${cause.message}`, {
-          cause,
-          exitCode: cause.code === 'EACCES' ? ExitCode.NoPermission : ExitCode.Unavailable,
-          ...(isGone ? { hint: 'acrnvm ls lists the VMs that run' } : {}),
-        }),
-      );
+      reject(noConnection(socketPath, cause));
     });
     if (body === undefined) request.end();
     else request.setHeader('content-type', 'application/json').end(JSON.stringify(body));
+  });
+}
+
+function noConnection(socketPath: string, cause: NodeJS.ErrnoException): ClientError {
+  if (cause.code === 'EACCES') {
+    return new ClientError(`${socketPath} is not open to this user`, {
+      cause,
+      exitCode: ExitCode.NoPermission,
+      hint: 'ask as the user who started the VM, or start it with --socket-group',
+    });
+  }
+  const isGone = cause.code === 'ENOENT' || cause.code === 'ECONNREFUSED';
+  return new ClientError(isGone ? `nobody is there (${socketPath})` : `${socketPath}: ${cause.message}`, {
+    cause,
+    ...(isGone ? { hint: 'acrnvm ls lists the VMs that run' } : {}),
   });
 }
 

@@ -2,6 +2,7 @@
 import { spawn } from 'node:child_process';
 import { rmSync } from 'node:fs';
 import { constants } from 'node:os';
+import { resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { vmFoldersRoot } from '../../control/vm-paths.ts';
@@ -134,7 +135,8 @@ export const commands: readonly Command[] = [
     'put a medium into a CD drive, or into a virtio-blk that was started with nodisk',
     async (invocation) => {
       const disk = deviceResource(invocation, 'disk');
-      const path = needed(invocation, 2, 'the path');
+      // Of this folder, and not of that in which the VM was started.
+      const path = resolve(needed(invocation, 2, 'the path'));
       await call(socket(invocation), 'PUT', disk, { path });
       return tellState(invocation);
     },

@@ -242,13 +242,9 @@ function driveOf({ config }: RunningGuest, asked = '') {
 function insertDisk(vmm: Vmm): Route['run'] {
   return async ({ parameters, body }): Promise<Answer> => {
     const guest = needGuest(vmm);
-    const { slot, port, isDrive } = driveOf(guest, parameters['slot']);
+    const { slot, port } = driveOf(guest, parameters['slot']);
     const { path } = parsed(Take.medium, body);
-    if (isDrive) {
-      await guest.commands.run('insert', { slot, port, medium: path });
-    } else if (!(await guest.commands.run('blkrescan', { medium: `${slot},${path}` }))) {
-      throw new HttpProblem(409, 'no-medium', `${slot},${path}: not inserted`, { hint: 'the log of the VM says why' });
-    }
+    await guest.commands.run('insert', { slot, port, medium: path });
     vmm.events.emit('disk', 'inserted', { slot: parameters['slot'] });
     return done;
   };

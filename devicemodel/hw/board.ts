@@ -406,8 +406,14 @@ class Pc implements Board {
   }
 
   async changeMedium(slot: string, port: number, medium: string | undefined): Promise<void> {
+    const fn = this.#functionIn(slot);
+    if (fn !== undefined && medium !== undefined && this.#isBlock(fn)) {
+      const { rescanBlock } = await import('./pci/virtio/block/block.ts');
+      await rescanBlock(fn, medium);
+      return;
+    }
     const { changeMedium } = await import('./pci/ahci/ahci.ts');
-    await changeMedium(this.#functionIn(slot), port, medium);
+    await changeMedium(fn, port, medium);
   }
 
   async resizeDisk(slot: string, sizeBytes: number | undefined): Promise<number> {
@@ -418,6 +424,11 @@ class Pc implements Board {
   async setLink(slot: string, isUp: boolean): Promise<void> {
     const { setCableOf } = await import('./pci/virtio/net/net.ts');
     setCableOf(this.#functionIn(slot), isUp);
+  }
+
+  #isBlock(fn: PciFunction): boolean {
+    const { pci } = this.#parts.config;
+    return pci.some(({ bdf, driver }) => driver === 'virtio-blk' && this.pciConfig.functionAt(bdf) === fn);
   }
 
   /** @param slot `SLOT` of bus 0, or `BUS:SLOT:FUNCTION`. */

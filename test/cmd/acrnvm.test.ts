@@ -79,7 +79,9 @@ test.each([
   [['resume', 'vm1'], 'resume'],
   [['wake', 'vm1'], 'wake'],
   [['button', 'vm1'], 'power button'],
-  [['disk', 'vm1', '4', '/disk.img,ro'], 'blkrescan 4,/disk.img,ro'],
+  [['disk', 'vm1', '4', '/disk.img,ro'], 'medium of 4 port 0: /disk.img,ro'],
+  // Mutation: leave it to the VM, which was started elsewhere.
+  [['disk', 'vm1', '4', 'disk.img,ro'], `medium of 4 port 0: ${join(process.cwd(), 'disk.img,ro')}`],
   [['disk', 'vm1', '5@1', '/cd.iso'], 'medium of 5 port 1: /cd.iso'],
   [['eject', 'vm1', '5'], 'medium of 5 port 0: out'],
   [['resize', 'vm1', '3', '2G'], 'size of 3: 2147483648'],
@@ -89,8 +91,7 @@ test.each([
   if (argv[0] === 'wake') vmm.state = 'suspended';
   const result = await acrnvm(...argv);
   expect(vmm.asked).toEqual([call]);
-  // The disk of this VM would be in slot 0:4:0: it is refused, and says so by its status.
-  expect(result.status).toBe(argv[0] === 'disk' && argv[2] === '4' ? ExitCode.Unavailable : 0);
+  expect(result.status).toBe(0);
 });
 
 test('ls and info, for people and for programs', async () => {

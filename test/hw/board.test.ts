@@ -74,6 +74,14 @@ describe('blkrescan', () => {
     expect(await board.rescanBlockDevice(`4,${image}`)).toBe(false);
   });
 
+  // Mutation: say of it what is said of a device that is no CD drive.
+  test('so does an insert, which says why it cannot', async () => {
+    const { board, image } = await makeMachine();
+    await expect(board.changeMedium?.('4', 0, `${image}.not`)).rejects.toThrow(/disk\.not: open: ENOENT/);
+    await board.changeMedium?.('4', 0, image);
+    await expect(board.changeMedium?.('4', 0, image)).rejects.toThrow('a disk cannot be replaced');
+  });
+
   test('and into a slot below a root port', async () => {
     const { image } = await makeMachine();
     const { board } = await makeBoard([
