@@ -8,7 +8,7 @@
  */
 import { Errno } from '../../devicemodel/core/host/errno.ts';
 import { Eventfd } from '../../devicemodel/core/host/eventfd.ts';
-import { receiveFds, sendFds } from '../../devicemodel/core/host/fd-socket.ts';
+import { MAX_FDS, receiveFds, sendFds } from '../../devicemodel/core/host/fd-socket.ts';
 import { watchFd } from '../../devicemodel/core/host/fd-watch.ts';
 import { closeFd } from '../../devicemodel/core/host/files.ts';
 import { peerUser } from '../../devicemodel/core/host/peer-user.ts';
@@ -40,6 +40,8 @@ type Message =
 const CALL_AGAIN_MS = 1000;
 /** Regions that another VM may have: what it gives for each is open here as long as it is there. */
 const MAX_REGIONS = 64;
+/** What a VM may give and take back at once, and each second: it is connected to the guest's register in the kernel, which waits. */
+const CHANGES = { atOnce: 256, perS: 32 } as const;
 /** Connections: one for each VM there can be. */
 const MAX_PEERS = 255;
 /** More that have not said whose they are; another VM says so at once. */
@@ -54,6 +56,9 @@ interface Peer {
   readonly unwatch: () => void;
   /** By region. The descriptors are ours. */
   readonly bells: Map<string, readonly number[]>;
+  /** What it may give or take back still, as of `countedMs`. */
+  changesLeft: number;
+  countedMs: number;
 }
 
 interface Region {
@@ -190,7 +195,8 @@ export class Doorbells {
       this.#log.warn(`doorbells: ${(error as Error).message}; those of one VM come by message`);
       return;
     }
-    const peer: Peer = { vmid: 0, calledId, fd, bells: new Map(), unwatch };
+    const counted = { changesLeft: CHANGES.atOnce, countedMs: performance.now() };
+    const peer: Peer = { vmid: 0, calledId, fd, bells: new Map(), unwatch, ...counted };
     this.#peers.add(peer);
     this.#send(peer, { kind: 'hello', vmid: this.#vmid });
     if (isListening(peer)) this.#offerAll(peer);
@@ -232,6 +238,12 @@ export class Doorbells {
       this.#drop(peer);
       return;
     }
+    if (message.kind !== 'hello' && !mayChange(peer)) {
+      this.#log.rationed('warn', () => `doorbells: VM ${peer.vmid} changes its own too often; they come by message`);
+      for (const fd of received.fds) closeFd(fd);
+      this.#drop(peer);
+      return;
+    }
     switch (message.kind) {
       case 'hello':
         // One connection for each VM: that of whose the id is now. Who had it before may have kept its own.
@@ -260,7 +272,12 @@ export class Doorbells {
         // Also where it was found under that id: it may be another's by now.
         return [undefined, message.vmid].includes(calledId) && this.#folder?.isOf(message.vmid, peerUser(fd)) === true;
       case 'bells':
-        return vmid !== 0 && (bells.has(message.region) || bells.size < MAX_REGIONS) && fds.every(isEventfd);
+        return (
+          vmid !== 0 &&
+          (bells.has(message.region) || bells.size < MAX_REGIONS) &&
+          fds.length <= MAX_FDS &&
+          fds.every(isEventfd)
+        );
       case 'gone':
         return vmid !== 0 && fds.length === 0;
     }
@@ -307,6 +324,15 @@ export class Doorbells {
 
 /** Who is called takes descriptors once it has let us in, and says who it is then. */
 const isListening = ({ calledId, vmid }: Peer) => calledId === undefined || vmid !== 0;
+
+/** Counts one. */
+function mayChange(peer: Peer): boolean {
+  const nowMs = performance.now();
+  const earned = ((nowMs - peer.countedMs) / 1000) * CHANGES.perS;
+  peer.changesLeft = Math.min(CHANGES.atOnce, peer.changesLeft + earned) - 1;
+  peer.countedMs = nowMs;
+  return peer.changesLeft >= 0;
+}
 
 const isEventfd = (fd: number) => hostEventfds.check(fd) === 0;
 

@@ -5,6 +5,8 @@ import type { VuartAddress } from './scenario.ts';
 export const MAX_VMID = 255;
 /** The largest number in a message: an index, a vector, a count. */
 export const MAX_NUMBER = 0xffff;
+/** Characters of a VM's or a region's name: what a VM says is kept as long as it is there. */
+const MAX_NAME = 255;
 
 /** What VMs tell each other. */
 export type Message =
@@ -25,17 +27,18 @@ export function parseMessage(line: string): Message {
   const isIndex = (value: unknown) =>
     Number.isInteger(value) && (value as number) >= 0 && (value as number) <= MAX_NUMBER;
   const isVmid = (value: unknown) => isIndex(value) && value !== 0 && (value as number) <= MAX_VMID;
+  const isName = (value: unknown) => typeof value === 'string' && value.length <= MAX_NAME;
   const isAddress = (value: unknown) =>
     value === null ||
     (typeof value === 'object' &&
-      typeof (value as { vm?: unknown }).vm === 'string' &&
+      isName((value as { vm?: unknown }).vm) &&
       isIndex((value as { index?: unknown }).index));
   const isRight = () => {
     switch (message['kind']) {
       case 'hello':
-        return isVmid(message['vmid']) && typeof message['name'] === 'string';
+        return isVmid(message['vmid']) && isName(message['name']);
       case 'doorbell':
-        return typeof message['region'] === 'string' && isIndex(message['vector']);
+        return isName(message['region']) && isIndex(message['vector']);
       case 'vuart':
         return isIndex(message['index']) && isAddress(message['wants']);
       case 'vuart-gone':

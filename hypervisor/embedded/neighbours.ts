@@ -24,7 +24,8 @@ import type { VuartAddress } from './scenario.ts';
 import { sweepDeadRegions } from './shared-region.ts';
 import type { VuartWire } from './vpci/vuart.ts';
 
-const SOCKET_NAME = /^vm-(\d+)\.sock$/;
+/** Of an id as it is written. */
+const SOCKET_NAME = /^vm-([1-9]\d{0,2})\.sock$/;
 const SOCKET_KINDS = ['sock', 'bells'] as const;
 /** vUARTs of another VM that count; ACRN gives a VM eight. */
 const MAX_VUARTS = 64;
@@ -50,6 +51,9 @@ export class Neighbours {
   readonly #bells: Doorbells | undefined;
   /** By VM: when it is connected to anew. */
   readonly #again = new Map<number, NodeJS.Timeout>();
+  /** By VM: its connection was lost, and is made anew or not. All of them are looked at under one lock. */
+  readonly #lost = new Map<number, boolean>();
+  #isLooking = false;
   /** Aborted when it leaves: it waits for nothing any more. */
   readonly #leaving = new AbortController();
 
@@ -137,22 +141,42 @@ export class Neighbours {
    */
   #lookAfter(vmid: number, isAgain = false): void {
     const files = SOCKET_KINDS.map((kind) => this.#folder.pathOf(vmid, kind));
-    const isDone = () => this.#door === undefined || [...this.#peers].some((peer) => peer.vmid === vmid);
-    if (isDone() || !files.some((file) => existsSync(file))) return;
+    if (this.#isMet(vmid) || !files.some((file) => existsSync(file))) return;
+    this.#lost.set(vmid, isAgain || this.#lost.get(vmid) === true);
+    if (this.#isLooking) return;
+    this.#isLooking = true;
     this.#underLock(() => {
-      const found = this.#connect(vmid);
-      if (found === 'nobody') {
-        for (const kind of SOCKET_KINDS) this.#folder.clear(vmid, kind);
-      } else if (found !== 'unreachable' && isAgain && !isDone()) {
-        this.#adopt(found, vmid);
-      } else {
-        if (found !== 'unreachable') hangUp(found, 'bytes');
-        this.#lookAgain(vmid);
+      for (const [lost, isAgainToo] of this.#lost) {
+        this.#look(lost, isAgainToo);
+        this.#lost.delete(lost);
       }
-    }).catch((error) => {
-      this.#log.debug(`sockets of VM ${vmid} cannot be looked at yet: ${error}`);
+    })
+      .catch((error) => {
+        this.#log.debug(`sockets of other VMs cannot be looked at yet: ${error}`);
+        for (const lost of this.#lost.keys()) this.#lookAgain(lost);
+        this.#lost.clear();
+      })
+      .finally(() => {
+        this.#isLooking = false;
+      });
+  }
+
+  /** Or there is nothing to be met for. */
+  #isMet(vmid: number): boolean {
+    return this.#door === undefined || [...this.#peers].some((peer) => peer.vmid === vmid);
+  }
+
+  /** Under the lock. @throws HostError without descriptors */
+  #look(vmid: number, isAgain: boolean): void {
+    const found = this.#connect(vmid);
+    if (found === 'nobody') {
+      for (const kind of SOCKET_KINDS) this.#folder.clear(vmid, kind);
+    } else if (found !== 'unreachable' && isAgain && !this.#isMet(vmid)) {
+      this.#adopt(found, vmid);
+    } else {
+      if (found !== 'unreachable') hangUp(found, 'bytes');
       this.#lookAgain(vmid);
-    });
+    }
   }
 
   /** Whoever has its id now connects to this VM by itself, and has time to. */
@@ -230,7 +254,8 @@ export class Neighbours {
     const taken = new Set<number>();
     for (const file of readdirSync(this.#folder.path)) {
       const match = SOCKET_NAME.exec(file);
-      if (match !== null) taken.add(Number(match[1]));
+      // Others' are nobody's, however many somebody has put there.
+      if (match !== null && Number(match[1]) <= MAX_VMID) taken.add(Number(match[1]));
     }
     // They stand still, or this process has no descriptor left: their ids are taken all the same.
     const unreachable: number[] = [];
@@ -255,7 +280,9 @@ export class Neighbours {
       this.#bells?.join(vmid, others, this.#folder);
       return;
     }
-    throw new HostError(`${this.#folder.path}: ${MAX_VMID} VMs run on this host already`, 0);
+    throw new HostError(`${this.#folder.path}: all ${MAX_VMID} ids are taken`, 0, {
+      hint: 'a file vm-N.sock there keeps the id N; its owner, or root, can remove that of a VM that is gone',
+    });
   }
 
   /** Of an id that nobody has. */
@@ -309,7 +336,7 @@ export class Neighbours {
         (why) => {
           if (why !== undefined) this.#log.rationed('warn', () => `connection to "${peer.name}" dropped: ${why}`);
           this.#peers.delete(peer);
-          for (const vuart of this.#vuarts.values()) this.#lost(vuart, peer, undefined);
+          for (const vuart of this.#vuarts.values()) this.#lose(vuart, peer, undefined);
           if (peer.vmid !== 0) this.#lookAfter(peer.vmid);
         },
       );
@@ -378,7 +405,7 @@ export class Neighbours {
         peer.vuarts.delete(message.index);
         for (const vuart of this.#vuarts.values()) {
           vuart.refused.delete(`${peer.vmid}:${message.index}`);
-          this.#lost(vuart, peer, message.index);
+          this.#lose(vuart, peer, message.index);
         }
         return;
       case 'pair': {
@@ -440,7 +467,7 @@ export class Neighbours {
   }
 
   /** A peer, or one of its vUARTs, is gone. */
-  #lost(vuart: LocalVuart, peer: Peer, index: number | undefined): void {
+  #lose(vuart: LocalVuart, peer: Peer, index: number | undefined): void {
     const isIt = (of: Peer | undefined, at: number | undefined) => of === peer && (index === undefined || at === index);
     if (isIt(vuart.peer, vuart.peerIndex)) {
       this.#disconnect(vuart);

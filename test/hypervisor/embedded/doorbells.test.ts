@@ -11,6 +11,7 @@ import { Neighbours } from '../../../hypervisor/embedded/neighbours.ts';
 import { limitDescriptors } from '../../support/descriptor-limit.ts';
 import { memoryLog } from '../../support/memory-log.ts';
 import { connectForFds, offerFds } from '../../support/packet-socket.ts';
+import { sendRights } from '../../support/send-rights.ts';
 
 const REGION = 'hv:/shm0';
 
@@ -116,6 +117,38 @@ test.each([
 
 const hello = (vmid: number) => JSON.stringify({ kind: 'hello', vmid });
 const bellsOf = (region: string) => JSON.stringify({ kind: 'bells', region });
+
+// Mutation: any number that a message has room for: 253 for each region of each VM.
+test('a VM with more vectors than there are is hung up on', async () => {
+  const { log, lines } = memoryLog();
+  const { bells, peers } = await vm('a', { log });
+  const before = openFds();
+  const fd = connectForFds(join(directory, 'vm-1.bells')) as number;
+  cleanUp.push(() => closeFd(fd));
+  sendFds(fd, hello(7), []);
+  const own = bells?.own ?? [];
+  await until(() => sendRights(fd, bellsOf(REGION), [...own, ...own, ...own.slice(0, 1)]));
+  await until(() => lines.some((line) => line.includes('a message that no VM sends')));
+  expect([...peers.keys()]).toEqual([]);
+  expect(openFds()).toBeLessThanOrEqual(before + 1);
+});
+
+// Mutation: count what there is, not what changes: each is connected to the register of the guest, and the thread does nothing else.
+test('a VM that gives and takes back without end is hung up on', async () => {
+  const { log, lines } = memoryLog();
+  const { bells, peers } = await vm('a', { log });
+  const before = openFds();
+  const fd = connectForFds(join(directory, 'vm-1.bells')) as number;
+  cleanUp.push(() => closeFd(fd));
+  sendFds(fd, hello(7), []);
+  await offerFds(fd, bellsOf(REGION), bells?.own ?? []);
+  await until(() => {
+    while (sendFds(fd, bellsOf(REGION), bells?.own ?? []));
+    return lines.some((line) => line.includes('VM 7 changes its own too often'));
+  });
+  expect([...peers.keys()]).toEqual([]);
+  await until(() => openFds() <= before + 1);
+});
 
 // Mutation: without #isRight, the first VM's descriptors are closed and it is still rung; the others stay open.
 test.each([

@@ -4,6 +4,7 @@ import {
   mkdirSync,
   mkdtempSync,
   readdirSync,
+  readlinkSync,
   renameSync,
   rmSync,
   statSync,
@@ -80,6 +81,48 @@ test('one that waits for the lock of the folder gives up when it is told to, and
   await expect(joined).rejects.toThrow('power off');
   expect(readdirSync('/proc/self/fd').length).toBe(before);
   expect(readdirSync(directory)).toEqual(['lock']);
+});
+
+// Mutation: call whatever has the shape of a VM's name: a thousand of them are a thousand connections of each VM.
+test('what no id is written as is nobody’s', async () => {
+  let callers = 0;
+  for (const name of ['vm-256.sock', 'vm-999.sock', 'vm-01.sock', 'vm-0.sock', 'vm-99999999999.sock']) {
+    const server = createServer(() => callers++).listen(join(directory, name));
+    await new Promise((resolve) => server.once('listening', resolve));
+    releases.push(() => server.close());
+  }
+  expect((await join_('a')).vmid).toBe(1);
+  expect((await join_('b')).vmid).toBe(2);
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  expect(callers).toBe(0);
+});
+
+// Mutation: wait for the lock once for each lost connection: whoever has the lock has this VM open it without end.
+test('connections that are lost while somebody has the lock are looked at under one', async () => {
+  await join_('a');
+  const lock = join(directory, 'lock');
+  const fd = openFile(lock, OpenFlag.ReadWrite | OpenFlag.CloseOnExec);
+  releases.push(() => closeFd(fd));
+  tryLock(fd, 'exclusive', lock);
+  for (let vmid = 10; vmid < 20; vmid++) {
+    writeFileSync(join(directory, `vm-${vmid}.sock`), '');
+    for (let i = 0; i < 3; i++) {
+      const socket = connect(join(directory, 'vm-1.sock'));
+      await new Promise((resolve) => socket.once('data', resolve));
+      socket.write(`{"kind":"hello","vmid":${vmid},"name":"x"}\n`);
+      socket.end();
+      await new Promise((resolve) => socket.once('close', resolve));
+    }
+  }
+  await new Promise((resolve) => setTimeout(resolve, 20));
+  const locks = readdirSync('/proc/self/fd').filter((each) => {
+    try {
+      return readlinkSync(`/proc/self/fd/${each}`) === lock;
+    } catch {
+      return false; // that of the listing
+    }
+  });
+  expect(locks).toHaveLength(2);
 });
 
 test('ids count from 1 and are free again after release', async () => {
@@ -422,6 +465,8 @@ describe('a process beside the VMs, or a VM of another version', () => {
     ['that it is this VM', [{ ...hello, vmid: 1 }]],
     ['that it is the Service VM', [{ ...hello, vmid: 0 }]],
     ['that it is a VM that cannot be', [{ ...hello, vmid: 256 }]],
+    ['a name without end', [{ ...hello, name: 'x'.repeat(256) }]],
+    ['one of whom it wants', [hello, { kind: 'vuart', index: 1, wants: { vm: 'x'.repeat(256), index: 1 } }]],
   ])('it says %s: its connection is closed', async (_what, messages) => {
     const a = await join_('a');
     const other = stranger();
