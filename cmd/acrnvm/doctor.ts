@@ -4,6 +4,7 @@ import { createRequire } from 'node:module';
 import { dirname, isAbsolute } from 'node:path';
 import { managerFolder } from '../../control/manager-folder.ts';
 import { vmFoldersRoot } from '../../control/vm-paths.ts';
+import { hasVirtualization, readCpuinfo } from '../../devicemodel/core/host/cpuinfo.ts';
 import { processLimit } from '../../devicemodel/core/host/process-limits.ts';
 import { runRoot } from '../../devicemodel/core/host/run-folder.ts';
 import { deadMemberSockets, deadRegions, deadSocketsOfAcrnctl, listVms } from './client.ts';
@@ -82,7 +83,29 @@ function offlineCpus(): Finding {
   };
 }
 
-function iommu(): Finding {
+/** Into the set-up of the firmware, on machines with UEFI. */
+const FIRMWARE_SETUP = 'sudo systemctl reboot --firmware-setup';
+
+/** @param cpuinfo as the kernel tells it. */
+export function kvm(cpuinfo: string): Finding {
+  const found = node('KVM', '/dev/kvm', {
+    verdict: 'warn',
+    detail: 'not on this machine (no /dev/kvm)',
+    mend: 'sudo modprobe kvm-intel || sudo modprobe kvm-amd',
+  });
+  if (hasVirtualization(cpuinfo)) return found;
+  return {
+    what: 'KVM',
+    verdict: 'warn',
+    detail:
+      'the CPU shows neither VT-x nor AMD-V: switched off in the firmware, or this is a VM itself that is not given them; ' +
+      'VMs run on the software CPU',
+    mend: FIRMWARE_SETUP,
+  };
+}
+
+/** @param cpuinfo as the kernel tells it. */
+export function iommu(cpuinfo: string): Finding {
   const what = 'IOMMU';
   const groups = existsSync('/sys/kernel/iommu_groups') ? readdirSync('/sys/kernel/iommu_groups').length : 0;
   if (groups > 0) return { what, verdict: 'ok', detail: `${groups} groups` };
@@ -90,7 +113,10 @@ function iommu(): Finding {
     what,
     verdict: 'warn',
     detail: 'none: nothing of this host can be passed through, but on ACRN, which has it to itself',
-    mend: `echo 'GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX intel_iommu=on"' | sudo tee /etc/default/grub.d/iommu.cfg && sudo update-grub`,
+    // Linux uses an AMD one by itself, once the firmware shows it.
+    mend: /^vendor_id\s*:\s*AuthenticAMD$/m.test(cpuinfo)
+      ? FIRMWARE_SETUP
+      : `echo 'GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX intel_iommu=on"' | sudo tee /etc/default/grub.d/iommu.cfg && sudo update-grub`,
   };
 }
 
@@ -189,7 +215,7 @@ function lockedMemory(): Finding {
         what,
         verdict: 'warn',
         detail: `up to ${Math.floor(limit / 2 ** 10)} KiB: functions of the host cannot be passed through on KVM`,
-        mend: 'ulimit -l unlimited',
+        mend: 'sudo prlimit --pid $$ --memlock=unlimited',
       };
 }
 
@@ -223,17 +249,15 @@ export async function examineHost(): Promise<Finding[]> {
   return [
     node('ACRN', '/dev/acrn_hsm', {
       verdict: 'warn',
-      detail: 'not on this machine (no /dev/acrn_hsm): VMs run on the embedded hypervisor, by KVM or in software',
+      detail:
+        'not on this machine (no /dev/acrn_hsm): VMs run on the embedded hypervisor, by KVM or in software; ' +
+        'on a Service VM its module is missing',
       mend: 'sudo modprobe acrn',
     }),
-    node('KVM', '/dev/kvm', {
-      verdict: 'warn',
-      detail: 'not on this machine (no /dev/kvm)',
-      mend: 'sudo modprobe kvm-intel || sudo modprobe kvm-amd',
-    }),
+    kvm(readCpuinfo()),
     hugePages(),
     offlineCpus(),
-    iommu(),
+    iommu(readCpuinfo()),
     node('taps', '/dev/net/tun', {
       verdict: 'fail',
       detail: 'no network for VMs (no /dev/net/tun)',

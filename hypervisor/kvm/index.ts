@@ -1,15 +1,17 @@
 /** The embedded hypervisor on /dev/kvm. What runs a VM is loaded when one is run: a dry run asks less. */
+
 import { closeSync, openSync, statSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { wantedHostFunctions } from '../../devicemodel/core/config.ts';
 import type { DmError } from '../../devicemodel/core/errors.ts';
+import { hasVirtualization, readCpuinfo } from '../../devicemodel/core/host/cpuinfo.ts';
 import { describeErrno } from '../../devicemodel/core/host/errno.ts';
 import { errnoOf } from '../../devicemodel/core/host/path-failure.ts';
 import { meetingPlaceProblems } from '../embedded/meeting-place.ts';
 import { regionProblems } from '../embedded/region-problems.ts';
 import { scenarioProblems } from '../embedded/scenario-problems.ts';
 import type { Hypervisor } from '../hypervisor.ts';
-import { hasVirtualization, readCpuinfo, vcpuCpus, vcpuProblems } from './placement.ts';
+import { vcpuCpus, vcpuProblems } from './placement.ts';
 
 const DEVICE_PATH = '/dev/kvm';
 

@@ -1,10 +1,8 @@
 /** The vCPUs of a VM and where they run. `--cpu_affinity` names CPUs by local APIC id, as on a Service VM of ACRN. */
-import { readFileSync } from 'node:fs';
 import type { VmConfig } from '../../devicemodel/core/config.ts';
 import { ConfigError, ExitCode } from '../../devicemodel/core/errors.ts';
+import { readCpuinfo } from '../../devicemodel/core/host/cpuinfo.ts';
 import { IOREQ_SLOTS } from '../../devicemodel/core/ioreq-page.ts';
-
-const CPUINFO_PATH = '/proc/cpuinfo';
 
 /** CPU numbers of Linux by local APIC id. @param text of /proc/cpuinfo. */
 export function parseCpuinfo(text: string): Map<number, number> {
@@ -16,19 +14,6 @@ export function parseCpuinfo(text: string): Map<number, number> {
     if (cpu !== undefined && id !== undefined) cpus.set(Number(id), Number(cpu));
   }
   return cpus;
-}
-
-/** Whether its CPU can run guests: VT-x or AMD-V. @param text of /proc/cpuinfo. */
-export function hasVirtualization(text: string): boolean {
-  return /^flags\s*:.*\b(vmx|svm)\b/m.test(text);
-}
-
-export function readCpuinfo(): string {
-  try {
-    return readFileSync(CPUINFO_PATH, 'utf8');
-  } catch {
-    return '';
-  }
 }
 
 export interface VcpuCpus {

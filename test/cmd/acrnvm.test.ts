@@ -18,6 +18,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { build } from 'esbuild';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { iommu, kvm } from '../../cmd/acrnvm/doctor.ts';
 import { openApiDoor } from '../../control/api-door.ts';
 import { managerFolder } from '../../control/manager-folder.ts';
 import { claimName } from '../../control/vm-folder.ts';
@@ -359,6 +360,19 @@ test('doctor: whatever is not well has the command that mends it', async () => {
   // A machine of two CPUs has no third to take offline.
   const files = findings.flatMap(({ mend = '' }) => mend.match(/\/sys\/\S+/g) ?? []);
   expect(files.filter((path) => !existsSync(path))).toEqual([]);
+});
+
+// Mutation: take /dev/kvm for KVM. It may be there on a CPU that runs no guests.
+test('doctor looks for VT-x and AMD-V, and not for /dev/kvm alone', () => {
+  const asVm = 'vendor_id\t: AuthenticAMD\nflags\t\t: fpu sse2 hypervisor\n';
+  expect(kvm(asVm)).toMatchObject({ verdict: 'warn', detail: expect.stringContaining('neither VT-x nor AMD-V') });
+  expect(kvm(asVm.replace('fpu', 'fpu svm')).detail).toContain('/dev/kvm');
+});
+
+// Mutation: tell an AMD machine of intel_iommu=on.
+test('doctor: an IOMMU of AMD wants no option of the kernel', () => {
+  const found = iommu('vendor_id\t: AuthenticAMD\n');
+  if (found.verdict !== 'ok') expect(found.mend).not.toContain('intel_iommu');
 });
 
 // Mutation: look at /run/acrn alone, whatever ACRN_RUN_DIR says and whatever is below.

@@ -3,9 +3,10 @@ import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { availableParallelism, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
+import { readCpuinfo } from '../../../devicemodel/core/host/cpuinfo.ts';
 import { silentLog } from '../../../devicemodel/core/log.ts';
 import { openKvmHsm } from '../../../hypervisor/kvm/open.ts';
-import { parseCpuinfo, readCpuinfo } from '../../../hypervisor/kvm/placement.ts';
+import { parseCpuinfo } from '../../../hypervisor/kvm/placement.ts';
 import { FakeKvm } from '../../support/fake-kvm.ts';
 
 /** Of the calling thread, as Linux lists them. */

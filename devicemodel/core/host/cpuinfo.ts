@@ -1,0 +1,18 @@
+/** What Linux says of this machine's CPUs. */
+import { readFileSync } from 'node:fs';
+
+const CPUINFO_PATH = '/proc/cpuinfo';
+
+/** @returns nothing where it cannot be read. */
+export function readCpuinfo(): string {
+  try {
+    return readFileSync(CPUINFO_PATH, 'utf8');
+  } catch {
+    return '';
+  }
+}
+
+/** Whether its CPU can run guests: VT-x or AMD-V. @param text of /proc/cpuinfo. */
+export function hasVirtualization(text: string): boolean {
+  return /^flags\s*:.*\b(vmx|svm)\b/m.test(text);
+}
