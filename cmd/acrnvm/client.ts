@@ -1,7 +1,7 @@
 /** The running VMs of this user, and requests to their APIs. */
 import { existsSync, lstatSync, readdirSync, readFileSync, statSync } from 'node:fs';
 import { request as httpRequest, type IncomingMessage } from 'node:http';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { deadManagerSockets, type ManagerSocketFile, managerFolder } from '../../control/manager-folder.ts';
 import { type LockText, readLockText } from '../../control/vm-lock-file.ts';
 import { defaultApiSocket, vmFoldersRoot } from '../../control/vm-paths.ts';
@@ -76,12 +76,31 @@ export function open(
   });
 }
 
+/** @returns the number if that process stands still, by SIGSTOP or Ctrl-Z. */
+function stoppedProcess(pid = ''): string | undefined {
+  if (!/^\d+$/.test(pid)) return undefined;
+  try {
+    // proc(5): the name, in parentheses, may have any character.
+    return /\) [Tt] [^)]*$/.test(readFileSync(`/proc/${pid}/stat`, 'utf8')) ? pid : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
 function noConnection(socketPath: string, cause: NodeJS.ErrnoException): ClientError {
   if (cause.code === 'EACCES') {
     return new ClientError(`${socketPath} is not open to this user`, {
       cause,
       exitCode: ExitCode.NoPermission,
       hint: 'ask as the user who started the VM, or start it with --socket-group',
+    });
+  }
+  const stopped =
+    cause.code === 'ETIMEDOUT' ? stoppedProcess(readLockText(join(dirname(socketPath), 'lock'))?.pid) : undefined;
+  if (stopped !== undefined) {
+    return new ClientError(`${socketPath}: ${cause.message}: process ${stopped} is stopped`, {
+      cause,
+      hint: `kill -CONT ${stopped} lets it go on`,
     });
   }
   const isGone = cause.code === 'ENOENT' || cause.code === 'ECONNREFUSED';
@@ -163,8 +182,10 @@ export async function listVms(): Promise<VmRow[]> {
       } catch (error) {
         const code = causeCode(error);
         if (code === 'EACCES') return { name, state: 'not ours' };
-        if (code === 'ETIMEDOUT') return { name, state: 'unresponsive' };
-        return { name, state: heldLock(name) === undefined ? 'dead' : 'without an API' };
+        const lock = heldLock(name);
+        const pid = Number(lock?.pid) > 0 ? { pid: Number(lock?.pid) } : {};
+        if (code === 'ETIMEDOUT') return { name, state: 'unresponsive', ...pid };
+        return lock === undefined ? { name, state: 'dead' } : { name, state: 'without an API', ...pid };
       }
     }),
   );

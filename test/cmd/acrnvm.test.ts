@@ -18,6 +18,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { build } from 'esbuild';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { glanceAt } from '../../cmd/acrnvm/client.ts';
 import { iommu, kvm } from '../../cmd/acrnvm/doctor.ts';
 import { openApiDoor } from '../../control/api-door.ts';
 import { managerFolder } from '../../control/manager-folder.ts';
@@ -360,6 +361,24 @@ test('doctor: whatever is not well has the command that mends it', async () => {
   // A machine of two CPUs has no third to take offline.
   const files = findings.flatMap(({ mend = '' }) => mend.match(/\/sys\/\S+/g) ?? []);
   expect(files.filter((path) => !existsSync(path))).toEqual([]);
+});
+
+// Mutation: say that it did not answer, and no more.
+test('a VM whose process stands still is told with the command that lets it go on', async () => {
+  const folder = mkdtempSync(scratch.file('still-'));
+  const process_ = spawn('sleep', ['60'], { stdio: 'ignore' });
+  const server = createServer(() => {}).listen(join(folder, 'api.sock'));
+  try {
+    process_.kill('SIGSTOP');
+    writeFileSync(join(folder, 'lock'), `${process_.pid}\n`);
+    await expect(glanceAt(join(folder, 'api.sock'))).rejects.toMatchObject({
+      message: expect.stringContaining(`process ${process_.pid} is stopped`),
+      hint: `kill -CONT ${process_.pid} lets it go on`,
+    });
+  } finally {
+    process_.kill('SIGKILL');
+    server.close();
+  }
 });
 
 // Mutation: take /dev/kvm for KVM. It may be there on a CPU that runs no guests.
