@@ -2,7 +2,7 @@
  * A device that makes one vCPU wait: the others are served, and nobody sees it half done.
  * Mutation tried for each test: named in its comment.
  */
-import { describe, expect, test } from 'vitest';
+import { describe, expect, onTestFinished, test, vi } from 'vitest';
 import type { IoRegion } from '../../devicemodel/core/device.ts';
 import { MmioBus, PioBus } from '../../devicemodel/core/io-bus.ts';
 import { IoPatience } from '../../devicemodel/core/io-patience.ts';
@@ -155,5 +155,23 @@ describe('patience', () => {
     patience.force();
     patience.start(() => over.push('after'));
     await expect.poll(() => over.sort(), { timeout: 5000 }).toEqual(['after', 'before']);
+  });
+
+  // Mutation: `force` gives a wait with a limit of its own the time that is left to all.
+  test('of who has a limit of its own is no longer than that, by force neither', async () => {
+    vi.useFakeTimers();
+    onTestFinished(() => void vi.useRealTimers());
+    const over: string[] = [];
+    const patience = new IoPatience(3_600_000);
+    const wait = (name: string, atMostMs: number, work: Promise<unknown> = new Promise(() => {})) =>
+      void patience.within(work, atMostMs).then((isThere) => over.push(`${name} ${isThere}`));
+    wait('short', 20);
+    wait('there', 20, Promise.resolve());
+    await vi.advanceTimersByTimeAsync(20);
+    expect(over).toEqual(['there true', 'short false']);
+    wait('forced', 30);
+    patience.force();
+    await vi.advanceTimersByTimeAsync(30);
+    expect(over.at(-1)).toBe('forced false');
   });
 });
