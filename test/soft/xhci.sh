@@ -16,13 +16,14 @@ event_of() { for d in /sys/class/input/event*; do ! grep -q "$1" $d/device/name 
 # One at a time, as nothing here may be buffered.
 events() {
   exec 3< $1
+  # The kernel asks the tablet for reports from now on.
+  echo LISTENING
   while true; do
     set -- $(dd bs=16 count=1 <&3 2> /dev/null | od -An -v -tu2)
     echo "POINTER $5 $6 $7"
   done
 }
 events $(event_of "HID Tablet") &
-echo LISTENING
 sleep 600
 GUEST
 guest_script "$scratch/guest.sh"
