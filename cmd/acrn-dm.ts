@@ -137,8 +137,8 @@ async function hypervisorOf(config: VmConfig): Promise<Hypervisor> {
 }
 
 /**
- * Why the hypervisor that would be taken cannot run this VM, but for what is wrong with its images on any. Where there is no ACRN and the user named none, the plan may
- * well be for another machine: then these are warnings.
+ * Why the hypervisor that would be taken cannot run this VM, but for what is wrong with its images on any. Where there
+ * is no ACRN and the user named none, the plan may well be for another machine: then these are warnings.
  */
 async function engineProblems(
   config: VmConfig,

@@ -15,7 +15,10 @@ const BASE_THREADS = 7;
 const PoolThreads = { default: 4, most: 1024 } as const;
 /** Code and heap, and the stacks of threads. */
 const BASE_DATA_BYTES = 96 * MIB;
-/** The software CPU: beside the guest's memory, which is part of it, what its compiler makes. (With 128 MiB of memory 293 MiB were too little, 342 enough.) */
+/**
+ * The software CPU: beside the guest's memory, which is part of it, what its compiler makes. (With 128 MiB of memory
+ * 293 MiB were too little, 342 enough.)
+ */
 const SOFT_DATA_BYTES = 72 * MIB;
 /** What is mapped of programs and libraries, and kept free around them. */
 const BASE_ADDRESS_BYTES = 700 * MIB;

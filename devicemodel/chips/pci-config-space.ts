@@ -323,7 +323,10 @@ export class ConfigSpace {
     return this.addCapability(CapId.PciExpress, body, { writable: new Uint8Array(body.length).fill(0xff) });
   }
 
-  /** @returns the offset of the first capability with this id, or undefined. Follows the list as built, not as the guest may have overwritten it. */
+  /**
+   * @returns the offset of the first capability with this id, or undefined. Follows the list as built, not as the
+   * guest may have overwritten it.
+   */
   findCapability(id: number): number | undefined {
     if (this.#lastCapability === 0) return undefined;
     for (let offset: number = FIRST_CAPABILITY; offset !== 0; offset = this.get8(offset + 1)) {

@@ -7,7 +7,10 @@ export interface CharBackend {
   readonly name: string;
   /** Next received byte, or -1. */
   read(): number;
-  /** One byte out; kept until `flush` at the end of the turn. Never blocks the guest: what the host does not take is dropped once a bounded buffer is full. */
+  /**
+   * One byte out; kept until `flush` at the end of the turn. Never blocks the guest: what the host does not take is
+   * dropped once a bounded buffer is full.
+   */
   write(byte: number): void;
   flush(): void;
   /** Whether a byte written now would be kept. Without it the device need not wait, whatever becomes of the byte. */

@@ -109,7 +109,10 @@ export class IoreqPage {
     return high === 0 ? low : high * TWO_32 + low;
   }
 
-  /** As {@link address}, for a port access: 32 bits, and all ones for what has more. An integer all the way is less to compute. */
+  /**
+   * As {@link address}, for a port access: 32 bits, and all ones for what has more. An integer all the way is less to
+   * compute.
+   */
   port(vcpu: number): number {
     const base = vcpu << SLOT_WORD_SHIFT;
     return this.#words[base + Word.addressHigh] === 0

@@ -32,7 +32,10 @@ export function formatSize(sizeBytes: number): string {
   return `${sizeBytes} bytes`;
 }
 
-/** `512M`, `1g`; a plain number is bytes. @param units those that are known, each 1024 times the one before. @returns undefined for no size. */
+/**
+ * `512M`, `1g`; a plain number is bytes.
+ * @param units those that are known, each 1024 times the one before. @returns undefined for no size.
+ */
 export function parseBytes(text: string, units = 'KMGT'): number | undefined {
   const [, digits, unit = ''] = /^(\d+)([A-Z]?)$/i.exec(text) ?? [];
   const power = unit === '' ? 0 : units.indexOf(unit.toUpperCase()) + 1;

@@ -167,7 +167,10 @@ function checkIdentity(file: ImageFile, view: DataView): void {
  * @param segments in the order they are loaded. @throws ConfigError
  */
 function checkOverlap(file: ImageFile, segments: readonly ElfSegment[]): void {
-  /** Segments that reach up to where the sweep is: those with bytes of the file, first loaded first; and all, last loaded first. */
+  /**
+   * Segments that reach up to where the sweep is: those with bytes of the file, first loaded first; and all, last
+   * loaded first.
+   */
   const withBytes = new Heap<LoadedSegment>((a, b) => a.order < b.order);
   const all = new Heap<LoadedSegment>((a, b) => a.order > b.order);
   const loaded = segments.map((segment, order): LoadedSegment => ({ ...segment, order }));

@@ -76,7 +76,10 @@ export interface PciEnv {
   readonly msi: MsiSink;
   readonly power: PowerControl;
   readonly waits: Waits;
-  /** Legacy interrupt: takes a pin (INTA# first) and a line on first call; the same line on later calls. Level, active low at the IOAPIC. */
+  /**
+   * Legacy interrupt: takes a pin (INTA# first) and a line on first call; the same line on later calls. Level, active
+   * low at the IOAPIC.
+   */
   intx(): InterruptLine;
   /**
    * The bus below this function, which has to be on bus 0: takes a number on the first call, the same on later calls

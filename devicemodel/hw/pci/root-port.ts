@@ -77,7 +77,10 @@ export class RootPort implements HypervisorPciFunction {
     this.#created = vdev;
   }
 
-  /** DESTROY_VDEV, after the endpoint was taken away. The bus keeps its number. Safe twice, and without `create`. @throws HsmError */
+  /**
+   * DESTROY_VDEV, after the endpoint was taken away. The bus keeps its number. Safe twice, and without `create`.
+   * @throws HsmError
+   */
   destroy(hsm: Pick<Hsm, 'destroyVdev'>): void {
     const vdev = this.#created;
     this.#created = undefined;

@@ -1,4 +1,7 @@
-/** The real-time configuration table of a guest with software SRAM. Spec: Intel, RTCT version 2; entries are u16 size, u16 format, u32 type, data. */
+/**
+ * The real-time configuration table of a guest with software SRAM. Spec: Intel, RTCT version 2; entries are u16 size,
+ * u16 format, u32 type, data.
+ */
 import type { CacheHierarchy, SsramBuffer } from './buffers.ts';
 
 const HEADER_BYTES = 36;
