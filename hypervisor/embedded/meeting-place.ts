@@ -13,7 +13,7 @@ import type { Log } from '../../devicemodel/core/log.ts';
 export const ROOT_DIRECTORY = join(ROOT_RUN_FOLDER, 'soft');
 /** The longest name of a socket in it. */
 const LONGEST_NAME = 'vm-255.bells';
-const HINT = 'ACRN_RUN_DIR=FOLDER in the environment names another place than /run/acrn';
+const HINT = 'ACRN_RUN_DIR=FOLDER in the environment names another place';
 
 /** Text and a number: it may go to another thread. */
 export interface MeetingPlace {
@@ -113,9 +113,18 @@ export async function meetingPlaceProblems(config: Wants): Promise<DmError[]> {
     // The environment is wrong, not the command line.
     const exitCode = error.exitCode === ExitCode.Usage ? ExitCode.CannotCreate : error.exitCode;
     return [
-      new ConfigError(`${folder}, where the VMs of this host meet: ${error.message}`, { exitCode, cause, hint: HINT }),
+      new ConfigError(`${folder}, where the VMs of this host meet: ${error.message}`, {
+        exitCode,
+        cause,
+        hint: placeHint(folder),
+      }),
     ];
   }
+}
+
+export function placeHint(folder: string, { XDG_RUNTIME_DIR: session }: NodeJS.ProcessEnv = process.env): string {
+  const isOfSession = session !== undefined && session !== '' && folder.startsWith(join(session, '/'));
+  return isOfSession ? `${HINT}; XDG_RUNTIME_DIR leads here: unset it if it is another user's, as after su` : HINT;
 }
 
 /** Why it cannot be used. Reads only. */

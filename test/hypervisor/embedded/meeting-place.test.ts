@@ -3,7 +3,12 @@ import { chmodSync, chownSync, existsSync, mkdirSync, mkdtempSync, rmSync, write
 import { createServer, type Server } from 'node:net';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { groupMeetingPlace, meetingPlace, meetingPlaceProblems } from '../../../hypervisor/embedded/meeting-place.ts';
+import {
+  groupMeetingPlace,
+  meetingPlace,
+  meetingPlaceProblems,
+  placeHint,
+} from '../../../hypervisor/embedded/meeting-place.ts';
 import { openSoftHsm } from '../../../hypervisor/soft/open.ts';
 import { memoryLog } from '../../support/memory-log.ts';
 
@@ -136,6 +141,13 @@ describe.skipIf(!isRoot)('a VM that does not meet others of its user', () => {
     await listenIn(join(top, 'elsewhere'));
     expect(await said(withRegion)).toEqual([]);
   });
+});
+
+// Mutation: name /run/acrn to a user whose XDG_RUNTIME_DIR leads to another's.
+test('a place that XDG_RUNTIME_DIR leads to is told so', () => {
+  expect(placeHint('/run/user/7/acrn/soft', { XDG_RUNTIME_DIR: '/run/user/7' })).toContain('unset it');
+  expect(placeHint('/run/user/77/acrn/soft', { XDG_RUNTIME_DIR: '/run/user/7' })).not.toContain('XDG');
+  expect(placeHint('/run/acrn/soft', {})).toMatch(/^ACRN_RUN_DIR=FOLDER/);
 });
 
 test('a place of the user’s that cannot be had is found before there is a VM', async () => {
