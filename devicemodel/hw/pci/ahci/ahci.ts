@@ -355,7 +355,7 @@ function serialOf(text: string): string {
  * @throws ConfigError, HostError, StorageHangError
  */
 export async function changeMedium(fn: PciFunction | undefined, port: number, text: string | undefined): Promise<void> {
-  if (!(fn instanceof Ahci)) throw new ConfigError('there is no ahci in that slot');
+  if (!(fn instanceof Ahci)) throw new ConfigError('neither an ahci nor a virtio-blk is in that slot');
   const image = text === undefined ? undefined : checkOptions(ImageSchema, parseDriveImage('ahci', text));
   await fn.changeMedium(port, image);
 }
