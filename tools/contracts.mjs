@@ -393,6 +393,14 @@ export const contracts = [
 
 const TIMEOUT_MS = 180_000;
 
+function killGroup(pid) {
+  try {
+    process.kill(-pid, 'SIGKILL');
+  } catch {
+    // Nothing of it is left.
+  }
+}
+
 /** @returns whether a test failed. */
 function isNoticed({ file, from, to, test }) {
   const path = join(root, file);
@@ -406,8 +414,11 @@ function isNoticed({ file, from, to, test }) {
     const args = [join(root, 'node_modules/vitest/vitest.mjs'), 'run', '--reporter=dot', '--bail=1', test];
     // The integration tests run what is built; one that waits for ever has noticed, too.
     if (test.includes('integration')) spawnSync(process.execPath, [join(root, 'tools/build.mjs')], { stdio: 'ignore' });
-    const options = { cwd: root, stdio: 'ignore', timeout: TIMEOUT_MS, killSignal: 'SIGKILL' };
-    return spawnSync(process.execPath, args, options).status !== 0;
+    // A group of its own: a worker that turns without end does not notice that its runner was killed.
+    const options = { cwd: root, stdio: 'ignore', timeout: TIMEOUT_MS, killSignal: 'SIGKILL', detached: true };
+    const { status, pid } = spawnSync(process.execPath, args, options);
+    killGroup(pid);
+    return status !== 0;
   } finally {
     writeFileSync(path, source);
   }
