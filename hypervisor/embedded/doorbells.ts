@@ -13,7 +13,7 @@ import { watchFd } from '../../devicemodel/core/host/fd-watch.ts';
 import { closeFd } from '../../devicemodel/core/host/files.ts';
 import { peerUser } from '../../devicemodel/core/host/peer-user.ts';
 import { UnixDoor } from '../../devicemodel/core/host/unix-door.ts';
-import { allowRights, connectTo, hangUp } from '../../devicemodel/core/host/wary-socket.ts';
+import { allowRights, connectTo, hangUp, isFullOfKept } from '../../devicemodel/core/host/wary-socket.ts';
 import type { Log } from '../../devicemodel/core/log.ts';
 import { hostEventfds } from './host-eventfds.ts';
 import type { MeetingFolder } from './meeting-folder.ts';
@@ -102,14 +102,20 @@ export class Doorbells {
 
   /** @throws HostError without descriptors */
   #call(other: number, folder: MeetingFolder): void {
+    if (isFullOfKept()) return;
     const way = folder.reach(other, 'bells');
-    // Beside a VM that has none, anybody may have made one of that name.
-    const isTheirs = way !== undefined && folder.isOf(other, way.userId);
-    const fd = isTheirs ? connectTo(way.path, 'packets') : -1;
-    way?.release();
     // One that came up without: its doorbells go the other way, by message.
+    if (way === undefined) return;
+    let fd: number;
+    try {
+      // Beside a VM that has none, anybody may have made one of that name.
+      if (!folder.isOf(other, way.userId) || this.#unheard.has(way.userId)) return;
+      fd = connectTo(way.path, 'packets');
+    } finally {
+      way.release();
+    }
     if (fd >= 0) this.#adopt(fd, other);
-    else if (isTheirs && fd === -Errno.EAGAIN) this.#callAgain(other, folder);
+    else if (fd === -Errno.EAGAIN) this.#callAgain(other, folder);
   }
 
   /** So many wait to be let in there, or it stands still. */

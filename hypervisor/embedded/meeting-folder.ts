@@ -141,6 +141,12 @@ class GroupFolder implements MeetingFolder {
   }
 }
 
+/** @returns what tells a file from one that is made anew under its name; undefined: there is none, or it cannot be looked at. */
+export function identityOf(path: string): string | undefined {
+  const found = lookAt(path);
+  return typeof found === 'object' ? `${found.dev}:${found.ino}:${found.ctimeMs}` : undefined;
+}
+
 /** @returns 'hidden' for what cannot be looked at: a member may mount a file system that lets nobody else. */
 function lookAt(path: string): Stats | 'hidden' | undefined {
   try {

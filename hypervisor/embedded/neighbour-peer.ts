@@ -54,6 +54,11 @@ export class Peer {
     });
   }
 
+  /** It has ended, and stays open, hung up (byte-stream.ts). */
+  get isKept(): boolean {
+    return this.#stream.isKept;
+  }
+
   send(message: Message): void {
     if (this.#stream.keptBytes > MAX_KEPT_BYTES) this.end('it does not read');
     else this.#stream.write(`${JSON.stringify(message)}\n`);

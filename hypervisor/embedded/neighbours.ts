@@ -12,11 +12,11 @@ import { closeFd } from '../../devicemodel/core/host/files.ts';
 import { pathFailure } from '../../devicemodel/core/host/path-failure.ts';
 import { checkSocketPath } from '../../devicemodel/core/host/socket-path.ts';
 import { UnixDoor } from '../../devicemodel/core/host/unix-door.ts';
-import { connectTo, hangUp } from '../../devicemodel/core/host/wary-socket.ts';
+import { connectTo, hangUp, isFullOfKept } from '../../devicemodel/core/host/wary-socket.ts';
 import type { Log } from '../../devicemodel/core/log.ts';
 import { Doorbells, type RegionBells } from './doorbells.ts';
 import { LocalVuart } from './local-vuart.ts';
-import { type MeetingFolder, meetingFolder } from './meeting-folder.ts';
+import { identityOf, type MeetingFolder, meetingFolder } from './meeting-folder.ts';
 import type { MeetingPlace } from './meeting-place.ts';
 import { MAX_VMID, type Message } from './neighbour-messages.ts';
 import { Peer } from './neighbour-peer.ts';
@@ -53,6 +53,8 @@ export class Neighbours {
   readonly #again = new Map<number, NodeJS.Timeout>();
   /** By VM: its connection was lost, and is made anew or not. All of them are looked at under one lock. */
   readonly #lost = new Map<number, boolean>();
+  /** By VM: its socket, as it was when who listens there sent descriptors. It is not called again. */
+  readonly #shunned = new Map<number, string>();
   #isLooking = false;
   /** Aborted when it leaves: it waits for nothing any more. */
   readonly #leaving = new AbortController();
@@ -121,9 +123,11 @@ export class Neighbours {
 
   /**
    * @returns a connection; 'nobody' where nobody listens any more, or where there is no socket of a VM's; 'unreachable' when there
-   * cannot be a connection now: one that stands still has no room for who waits. @throws HostError without descriptors
+   * cannot be a connection now: one that stands still has no room for who waits, and from some time on nobody is called any more.
+   * @throws HostError without descriptors
    */
   #connect(vmid: number): number | 'nobody' | 'unreachable' {
+    if (isFullOfKept()) return 'unreachable';
     const way = this.#folder.reach(vmid);
     if (way === undefined) return 'nobody';
     try {
@@ -141,7 +145,7 @@ export class Neighbours {
    */
   #lookAfter(vmid: number, isAgain = false): void {
     const files = SOCKET_KINDS.map((kind) => this.#folder.pathOf(vmid, kind));
-    if (this.#isMet(vmid) || !files.some((file) => existsSync(file))) return;
+    if (this.#isMet(vmid) || !this.#mayCall(vmid) || !files.some((file) => existsSync(file))) return;
     this.#lost.set(vmid, isAgain || this.#lost.get(vmid) === true);
     if (this.#isLooking) return;
     this.#isLooking = true;
@@ -166,6 +170,16 @@ export class Neighbours {
     return this.#door === undefined || [...this.#peers].some((peer) => peer.vmid === vmid);
   }
 
+  /** Each call of one that sends descriptors can be one more that stays open. */
+  #mayCall(vmid: number): boolean {
+    const shunned = this.#shunned.get(vmid);
+    return !isFullOfKept() && (shunned === undefined || shunned !== identityOf(this.#folder.pathOf(vmid)));
+  }
+
+  #shun(vmid: number, socket: string | undefined): void {
+    if (socket !== undefined) this.#shunned.set(vmid, socket);
+  }
+
   /** Under the lock. @throws HostError without descriptors */
   #look(vmid: number, isAgain: boolean): void {
     const found = this.#connect(vmid);
@@ -174,7 +188,7 @@ export class Neighbours {
     } else if (found !== 'unreachable' && isAgain && !this.#isMet(vmid)) {
       this.#adopt(found, vmid);
     } else {
-      if (found !== 'unreachable') hangUp(found, 'bytes');
+      if (found !== 'unreachable' && !hangUp(found, 'bytes')) this.#shun(vmid, identityOf(this.#folder.pathOf(vmid)));
       this.#lookAgain(vmid);
     }
   }
@@ -257,7 +271,7 @@ export class Neighbours {
       // Others' are nobody's, however many somebody has put there.
       if (match !== null && Number(match[1]) <= MAX_VMID) taken.add(Number(match[1]));
     }
-    // They stand still, or this process has no descriptor left: their ids are taken all the same.
+    // They stand still, or nobody is called any more: their ids are taken all the same.
     const unreachable: number[] = [];
     const others: number[] = [];
     for (const vmid of [...taken]) {
@@ -328,6 +342,7 @@ export class Neighbours {
 
   /** @param vmid who is at the other end, 0: not known yet. */
   #adopt(fd: number, vmid = 0): void {
+    const called = vmid === 0 ? undefined : identityOf(this.#folder.pathOf(vmid));
     let peer: Peer;
     try {
       peer = new Peer(
@@ -337,6 +352,7 @@ export class Neighbours {
           if (why !== undefined) this.#log.rationed('warn', () => `connection to "${peer.name}" dropped: ${why}`);
           this.#peers.delete(peer);
           for (const vuart of this.#vuarts.values()) this.#lose(vuart, peer, undefined);
+          if (peer.isKept) this.#shun(vmid, called);
           if (peer.vmid !== 0) this.#lookAfter(peer.vmid);
         },
       );

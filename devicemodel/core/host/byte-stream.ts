@@ -27,6 +27,7 @@ export class ByteStream {
   readonly #decoder = new TextDecoder();
   #unwatch: () => void;
   #isOpen = true;
+  #isKept = false;
   /** Not gone out yet. */
   #kept: Uint8Array[] = [];
   #keptBytes = 0;
@@ -45,6 +46,11 @@ export class ByteStream {
 
   get isOpen(): boolean {
     return this.#isOpen;
+  }
+
+  /** It has ended, and stays open, hung up: what came last has descriptors. */
+  get isKept(): boolean {
+    return this.#isKept;
   }
 
   get keptBytes(): number {
@@ -69,7 +75,7 @@ export class ByteStream {
     this.#unwatch();
     this.#kept = [];
     this.#keptBytes = 0;
-    hangUp(this.#fd, 'bytes');
+    this.#isKept = !hangUp(this.#fd, 'bytes');
   }
 
   #watch(event: FdEvent): () => void {

@@ -6,6 +6,7 @@
  * waits.
  */
 import { rmSync } from 'node:fs';
+import { getEnvironmentData, setEnvironmentData } from 'node:worker_threads';
 import { Errno } from './errno.ts';
 import { closeFd } from './files.ts';
 import { hostCall, must } from './libc.ts';
@@ -32,7 +33,7 @@ const CREDENTIALS_BYTES = 32;
 const Place = { header: 0, iov: 64, control: 96, bytes: 128 } as const;
 /** What is looked at, at most. */
 export const LOOK_BYTES = 0x1_0000;
-/** Connections that stay open because of what they bring; who keeps a door lets nobody in any more. */
+/** Connections that stay open because of what they bring; who keeps a door lets nobody in any more, and calls nobody. */
 const MAX_KEPT = 256;
 
 export type SocketKind = keyof typeof SOCKET_TYPES;
@@ -184,10 +185,21 @@ export function takeBytes(fd: number, { sizeBytes }: Seen): Uint8Array {
   return (scratch as { mapping: Mapping }).mapping.bytes.subarray(Place.bytes, Place.bytes + length);
 }
 
-let keptCount = 0;
+/** One for all threads of the process: those that are started from now on have it, too. */
+const KEPT_COUNT = 'acrn-dm: connections that stay open';
 
-/** So much stays open here for good that nobody is let in any more: else it would be any number. */
-export const isFullOfKept = () => keptCount >= MAX_KEPT;
+function keptCount(): Int32Array {
+  const shared = getEnvironmentData(KEPT_COUNT);
+  if (shared instanceof SharedArrayBuffer) return new Int32Array(shared);
+  const made = new SharedArrayBuffer(Int32Array.BYTES_PER_ELEMENT);
+  setEnvironmentData(KEPT_COUNT, made);
+  return new Int32Array(made);
+}
+
+const kept = keptCount();
+
+/** So much stays open here for good that nobody is let in, or called, any more: else it would be any number. */
+export const isFullOfKept = () => Atomics.load(kept, 0) >= MAX_KEPT;
 
 /**
  * Hang up, and close the connection if that cannot wait for the other end.
@@ -214,7 +226,7 @@ export function hangUp(fd: number, kind: SocketKind, takeRights: (fd: number) =>
     } else {
       set(fd, Option.passCredentials, false);
       if (!takeRights(fd)) {
-        keptCount++;
+        Atomics.add(kept, 0, 1);
         return false;
       }
       set(fd, Option.passCredentials, true);
