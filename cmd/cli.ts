@@ -230,10 +230,12 @@ function slipOf({ option, spelled, value }: GivenOption, word: string): string |
   return long === undefined ? undefined : `did you mean --${long.name}? ${spelled} has the value "${value}" here`;
 }
 
-/** The last option took the last word, which may have been meant as the name. */
+const USAGE = 'usage: acrn-dm [OPTIONS] NAME';
+
+/** The last option took the last word, which may have been meant as the name, or not: the usage is said in any case. */
 function lostName(last: GivenOption | undefined, argv: readonly string[]): string | undefined {
   const isTaken = last?.value !== undefined && last.value === argv.at(-1) && !last.value.startsWith('-');
-  return isTaken ? `"${last.value}" is taken as the value of ${last.spelled}: is that missing?` : undefined;
+  return isTaken ? `${USAGE}; the last word, "${last.value}", is the value of ${last.spelled}` : undefined;
 }
 
 /** What goes with --benchmark: where its guest runs. */
@@ -379,7 +381,7 @@ function orderOf(
   if (name === undefined && c.dryRun === undefined && isServeOrder(c)) return serveOrderOf(c, argv);
   if (name === undefined) {
     throw new ConfigError('the name of the VM is missing', {
-      hint: slip ?? 'usage: acrn-dm [OPTIONS] NAME; acrn-dm --help lists the options',
+      hint: slip ?? `${USAGE}; acrn-dm --help lists the options`,
     });
   }
   return {

@@ -53,8 +53,11 @@ describe('a VM', () => {
     );
   });
   test.each([
-    [['-k', 'k', '--scenario', 'vm1'], '"vm1" is taken as the value of --scenario: is that missing?'],
-    [['-k', 'k', '-B', 'vm1'], '"vm1" is taken as the value of -B'],
+    [
+      ['-k', 'k', '--scenario', 'vm1'],
+      'usage: acrn-dm [OPTIONS] NAME; the last word, "vm1", is the value of --scenario',
+    ],
+    [['-k', 'k', '-m', '1G'], 'usage: acrn-dm [OPTIONS] NAME; the last word, "1G", is the value of -m'],
     [['-k', 'k', '--scenario=vm1'], 'usage:'],
     [['-k', 'k', '--rtvm'], 'usage:'],
   ])('%j: a name that became a value is told so', (argv, hint) => {
