@@ -408,6 +408,8 @@ class Pc implements Board {
   async changeMedium(slot: string, port: number, medium: string | undefined): Promise<void> {
     const fn = this.#functionIn(slot);
     if (fn !== undefined && medium !== undefined && this.#isBlock(fn)) {
+      if (port !== 0)
+        throw new ConfigError(`a virtio-blk has no port ${port}`, { hint: `give the slot alone: ${slot}` });
       const { rescanBlock } = await import('./pci/virtio/block/block.ts');
       await rescanBlock(fn, medium);
       return;

@@ -78,8 +78,17 @@ describe('blkrescan', () => {
   test('so does an insert, which says why it cannot', async () => {
     const { board, image } = await makeMachine();
     await expect(board.changeMedium?.('4', 0, `${image}.not`)).rejects.toThrow(/disk\.not: open: ENOENT/);
+    await expect(board.changeMedium?.('4', 1, image)).rejects.toThrow('a virtio-blk has no port 1');
+    await expect(board.changeMedium?.('3', 0, image)).rejects.toThrow(
+      'neither an ahci nor a virtio-blk is in that slot',
+    );
     await board.changeMedium?.('4', 0, image);
     await expect(board.changeMedium?.('4', 0, image)).rejects.toThrow('a disk cannot be replaced');
+  });
+
+  test('an eject is of CD drives alone', async () => {
+    const { board } = await makeMachine();
+    await expect(board.changeMedium?.('4', 0, undefined)).rejects.toThrow('there is no ahci in that slot');
   });
 
   test('and into a slot below a root port', async () => {

@@ -355,7 +355,11 @@ function serialOf(text: string): string {
  * @throws ConfigError, HostError, StorageHangError
  */
 export async function changeMedium(fn: PciFunction | undefined, port: number, text: string | undefined): Promise<void> {
-  if (!(fn instanceof Ahci)) throw new ConfigError('neither an ahci nor a virtio-blk is in that slot');
+  if (!(fn instanceof Ahci)) {
+    // Into a virtio-blk without a disk one can be put, out of it none can be taken.
+    const wanted = text === undefined ? 'there is no ahci' : 'neither an ahci nor a virtio-blk is';
+    throw new ConfigError(`${wanted} in that slot`);
+  }
   const image = text === undefined ? undefined : checkOptions(ImageSchema, parseDriveImage('ahci', text));
   await fn.changeMedium(port, image);
 }
