@@ -26,7 +26,7 @@ export interface MeiChannel {
 }
 
 export interface MeiListener {
-  /** Asked when it is the connection's turn: otherwise it is not made. */
+  /** Asked when it is the connection's turn, and when it is made: otherwise it is not made, or closed again. */
   isWanted(): boolean;
   onMessage(message: Uint8Array): void;
   /** @param errno ENODEV when the engine was reset. */
@@ -45,7 +45,8 @@ export class MeiNode {
   }
 
   /**
-   * @param uuid as the engine has it, 16 bytes. @returns undefined: it was not wanted any more when it had its turn.
+   * @param uuid as the engine has it, 16 bytes. @returns undefined: it was not wanted any more when it had its turn, or
+   * when it was answered, and is closed.
    * @throws HostError with the errno of the refusal
    */
   connect(uuid: Uint8Array, maxMessageBytes: number, listener: MeiListener): Promise<MeiChannel | undefined> {
@@ -56,8 +57,10 @@ export class MeiNode {
       request.set(uuid);
       request[VTAG_AT] = this.#vtag;
       const result = await ioctlBytesAside(fd, CONNECT_VTAG, request);
-      if (result >= 0) return this.#channel(fd, maxMessageBytes, listener);
+      if (result >= 0 && listener.isWanted()) return this.#channel(fd, maxMessageBytes, listener);
+      // Within this turn: who waits for `idle` waits for it, too.
       await closeFdAside(fd);
+      if (result >= 0) return undefined;
       throw new HostError(`${this.#path}: ${describeErrno(-result)}`, -result);
     });
   }

@@ -3,10 +3,11 @@
  * the test's own (test/support/fake-mei.py). Needs root, /dev/fuse and Python.
  */
 import { spawn, spawnSync } from 'node:child_process';
-import { accessSync, constants, mkdirSync, writeFileSync } from 'node:fs';
+import { accessSync, constants, mkdirSync, readdirSync, readlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { expect, onTestFinished, test, vi } from 'vitest';
+import { MeiNode } from '../../../../../devicemodel/core/host/mei.ts';
 import { virtioHeci } from '../../../../../devicemodel/hw/pci/virtio/heci/heci.ts';
 import type { VirtioPci } from '../../../../../devicemodel/hw/pci/virtio/transport/transport.ts';
 import { temporaryDirectory } from '../../../../support/images.ts';
@@ -166,4 +167,31 @@ test.skipIf(!canMount)('a client that takes its time keeps neither the guest, no
   await fn.stop();
   answer();
   await vi.waitFor(() => expect(heard.at(-1)).toBe('release 0'), 10_000);
+});
+
+function openDescriptorsOf(path: string): number {
+  return readdirSync('/proc/self/fd').filter((fd) => {
+    try {
+      return readlinkSync(`/proc/self/fd/${fd}`) === path;
+    } catch {
+      return false;
+    }
+  }).length;
+}
+
+test.skipIf(!canMount)('who waits for connections waits until one that nobody wants is closed', async () => {
+  const { root, heard, answer } = await startEngine();
+  const path = join(root, 'dev/mei0');
+  const node = new MeiNode(path, 1);
+  let isWanted = true;
+  const uuid = Buffer.from(`${'00'.repeat(15)}02`, 'hex');
+  const listener = { isWanted: () => isWanted, onMessage: () => {}, onLost: () => {} };
+  const connected = node.connect(uuid, 512, listener);
+  await vi.waitFor(() => expect(heard.at(-1)).toMatch(/^connect /), 10_000);
+  isWanted = false;
+  const idle = node.idle();
+  answer();
+  await idle;
+  expect(openDescriptorsOf(path)).toBe(0);
+  expect(await connected).toBeUndefined();
 });
