@@ -386,6 +386,8 @@ test('doctor looks for VT-x and AMD-V, and not for /dev/kvm alone', () => {
   const asVm = 'vendor_id\t: AuthenticAMD\nflags\t\t: fpu sse2 hypervisor\n';
   expect(kvm(asVm)).toMatchObject({ verdict: 'warn', detail: expect.stringContaining('neither VT-x nor AMD-V') });
   expect(kvm(asVm.replace('fpu', 'fpu svm')).detail).toContain('/dev/kvm');
+  // Where /proc/cpuinfo cannot be read the device has the word.
+  expect(kvm('').detail).toContain('/dev/kvm');
 });
 
 // Mutation: tell an AMD machine of intel_iommu=on.

@@ -12,7 +12,10 @@ export function readCpuinfo(): string {
   }
 }
 
-/** Whether its CPU can run guests: VT-x or AMD-V. @param text of /proc/cpuinfo. */
+/**
+ * Whether its CPU can run guests: VT-x or AMD-V. Where nothing is told of the CPU, nothing is known against it.
+ * @param text of /proc/cpuinfo.
+ */
 export function hasVirtualization(text: string): boolean {
-  return /^flags\s*:.*\b(vmx|svm)\b/m.test(text);
+  return text === '' || /^flags\s*:.*\b(vmx|svm)\b/m.test(text);
 }

@@ -168,6 +168,7 @@ describe('what is in the way of KVM', () => {
   test('nothing', () => {
     expect(kvmObstacle('/dev/null', intel)).toBeUndefined();
     expect(kvmObstacle('/dev/null', 'flags : svm\n')).toBeUndefined();
+    expect(kvmObstacle('/dev/null', '')).toBeUndefined();
   });
 
   // Mutation: with access(2) in place of open(2), both are said to be nothing.
