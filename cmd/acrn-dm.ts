@@ -8,7 +8,7 @@ import { pciDrivers } from '../devicemodel/hw/registry.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import { type BenchmarkOrder, mayNameConfig, parseCommandLine, type ServeOrder, type VmOrder } from './cli.ts';
 import { errorLines, exitCodeOf, fdSink, oneLine, writeLines } from './report.ts';
-import { disksOf, sizeThreadPool } from './thread-pool.ts';
+import { hangingCallsOf, sizeThreadPool } from './thread-pool.ts';
 
 /** Width of help where there is no terminal to ask. */
 const DEFAULT_COLUMNS = 100;
@@ -188,7 +188,7 @@ async function checkOrder({ config }: VmOrder, log: Log): Promise<void> {
 
 async function run(order: VmOrder): Promise<ExitCode> {
   const { config } = order;
-  sizeThreadPool(disksOf(config));
+  sizeThreadPool(hangingCallsOf(config));
   const log = await openLog(order, config, config.name);
   await checkOrder(order, log);
   const { abandonVm, runVm } = await import('./run.ts');

@@ -171,7 +171,9 @@ export interface PciDriverInfo<S extends OptionSchema = OptionSchema> {
    * to be started, before the hypervisor is asked for one.
    */
   hostPaths?(options: v.InferOutput<S>): readonly string[];
-  /** The same for what those paths have to be. Reads only. @throws ConfigError */
+  /** Calls into the host, beside those on `hostPaths`, that may block for long at one time; default: none. */
+  hangingCalls?(options: v.InferOutput<S>): number;
+  /** What the `hostPaths` have to be. Reads only. @throws ConfigError */
   inspectHost?(options: v.InferOutput<S>): void;
   /** The same for all functions of the driver in one VM together. @throws ConfigError */
   inspectAll?(all: readonly v.InferOutput<S>[]): void;

@@ -109,6 +109,7 @@ export const xhciInfo = describePciDriver({
     ...(log === undefined || /^[fwidv]/i.test(log) ? [] : [`log=${log} is none of F, W, I, D and V and is ignored`]),
     ...unknown,
   ],
+  hangingCalls: ({ ports }) => ports.length,
   inspectHost: ({ ports }) => {
     for (const busPort of ports) checkPort(busPort);
   },

@@ -32,4 +32,6 @@ export const heciInfo = describePciDriver({
   options: HeciOptions,
   isSingle: true,
   parseText: parseHeciText,
+  // One connection after the other is made or closed.
+  hangingCalls: () => 1,
 });
