@@ -3,7 +3,8 @@
  *
  * Transfers are asynchronous: libusb's descriptors are watched by the event loop, and its events are handled on this
  * thread, so that `done` of a transfer is called on it, too. Whatever may block (opening, resets, configurations, drivers of
- * the host, and cancelling, for which the kernel waits) runs on a thread of Node's pool. libusb neither looks for devices nor for udev: a device is opened by its node.
+ * the host, and cancelling, for which the kernel waits) runs on a thread of Node's pool. libusb neither looks for
+ * devices nor for udev: a device is opened by its node.
  */
 import { open as openCallback } from 'node:fs';
 import { promisify } from 'node:util';
