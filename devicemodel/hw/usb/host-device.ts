@@ -121,13 +121,14 @@ export class HostDevice implements UsbDevice {
     if (this.#isGone) return false;
     if (this.#handle === undefined) return true;
     if (this.#resetting !== undefined) return this.#resetting;
-    this.#cancelAll();
     this.#resetting = this.#aside(async () => {
       await this.#idle();
       return this.#handle === undefined || this.#resetBus(this.#handle);
     }, false).finally(() => {
       this.#resetting = undefined;
     });
+    // What is cancelled may have its driver ask for more, which a reset refuses.
+    this.#cancelAll();
     return this.#resetting;
   }
 
@@ -184,7 +185,7 @@ export class HostDevice implements UsbDevice {
   }
 
   #cancelAll(): void {
-    for (const id of this.#inFlight.values()) if (id !== undefined) this.#handle?.cancel(id);
+    for (const id of [...this.#inFlight.values()]) if (id !== undefined) this.#handle?.cancel(id);
   }
 
   // Transfers.

@@ -2,7 +2,7 @@
  * An open device of the host, one call after the other. The kernel keeps a lock of the device for the time of each, also
  * while it waits for a device that hangs; it takes the same lock to have a transfer submitted, which is done on the thread
  * that serves the guest. So a transfer waits here until no call is under way, and a device keeps one thread of Node's
- * pool at most.
+ * pool at most. What is left: libusb hears of the end of a transfer under that lock as well.
  */
 import type { UsbHandle, UsbOutcome, UsbRequest } from '../../core/host/libusb.ts';
 
@@ -98,11 +98,14 @@ export class SerialHandle {
   }
 
   #submitWaiting(): void {
-    for (const [id, request] of this.#waiting) {
+    for (const [id, request] of [...this.#waiting]) {
+      if (!this.#waiting.has(id)) continue;
       // One that failed may have made its driver ask for something.
       if (this.#calls > 0) return;
       this.#waiting.delete(id);
       if (!this.#pass(id, request)) request.done('error', 0);
     }
+    // What was asked for meanwhile: others have their turn.
+    if (this.#waiting.size > 0) setImmediate(() => this.#calls === 0 && this.#submitWaiting());
   }
 }

@@ -212,6 +212,30 @@ async function openDevice() {
 }
 
 describe('host device', () => {
+  // Mutation: what is cancelled is looked for in the list that its driver adds to, or before the reset refuses.
+  test('a driver that asks anew for each that is cancelled does not keep a reset', async () => {
+    const { device, handle } = await openDevice();
+    // While a call of the device is out, transfers wait, and come back at once.
+    handle.hanging = 'alternate';
+    device.submit(control(0x01, 11, 1));
+    await turn();
+    let cancelled = 0;
+    const submit = () => {
+      const transfer: UsbTransfer = bulk({
+        type: 'isochronous',
+        done: () => {
+          if (transfer.status === 'cancelled' && ++cancelled < 1000) submit();
+        },
+      });
+      device.submit(transfer);
+    };
+    submit();
+    const reset = device.reset();
+    expect(cancelled).toBe(1);
+    handle.goOn();
+    expect(await reset).toBe(true);
+  });
+
   test('the host’s drivers go, interfaces are claimed, the device is reset; once', async () => {
     const { device, opened, host } = await openDevice();
     expect(opened).toEqual(['claim 0', 'claim 1', 'reset']);

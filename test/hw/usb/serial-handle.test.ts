@@ -101,6 +101,29 @@ test('one that waited and is refused fails; one that is refused at once has neve
   expect(over).toHaveLength(1);
 });
 
+// Mutation: those that are asked for meanwhile are submitted in the same loop.
+test('a driver that asks anew for each that fails has one more a turn, not the thread', async () => {
+  const { raw, handle, request } = make();
+  let failed = 0;
+  const again = (): UsbRequest => ({
+    ...request(1),
+    done: () => {
+      if (++failed < 10_000) handle.submit(again());
+    },
+  });
+  raw.hanging = 'reset';
+  const call = handle.reset();
+  handle.submit(again());
+  handle.submit(again());
+  raw.refuses = true;
+  raw.goOn();
+  await call;
+  expect(failed).toBe(2);
+  await turn();
+  expect(failed).toBeGreaterThan(2);
+  expect(failed).toBeLessThan(10);
+});
+
 test('a call that fails is told to who made it, and keeps nobody from the next', async () => {
   const { raw, handle, over, request } = make();
   raw.reset = () => Promise.reject(new Error('no thread'));
