@@ -235,13 +235,16 @@ export class SdlWindow {
 
   /** Whether the other side of the X server's connection has hung up, and the window is there. */
   #look(): void {
-    const isOver = PollResult.Hangup | PollResult.Error;
-    const results = this.#connection?.wait(1, 0) === 1 ? this.#connection.results(0) : 0;
-    if ((results & isOver) !== 0) this.#loss = 'server';
+    if (this.#isHungUp()) this.#loss = 'server';
     const nowMs = performance.now();
     if (this.#loss !== undefined || nowMs - this.#lookedAtMs < LOOK_MS) return;
     this.#lookedAtMs = nowMs;
-    if (!this.#isThere()) this.#loss = 'window';
+    if (!this.#isThere()) this.#loss = this.#isHungUp() ? 'server' : 'window';
+  }
+
+  #isHungUp(): boolean {
+    const results = this.#connection?.wait(1, 0) === 1 ? this.#connection.results(0) : 0;
+    return (results & (PollResult.Hangup | PollResult.Error)) !== 0;
   }
 
   #native(prototype: string): Native {
