@@ -4,7 +4,7 @@
  * whose line in the list below has it. The list is what docs/architecture.md shows (test/contracts.test.ts compares).
  */
 import './usage.mjs';
-import { spawnSync } from 'node:child_process';
+import { spawn } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
@@ -393,43 +393,72 @@ export const contracts = [
 
 const TIMEOUT_MS = 180_000;
 
-function killGroup(pid) {
+/** The group of what runs now, and the source as it was: nothing of either outlives this program. */
+let group;
+let writeBack = () => {};
+
+function killGroup() {
   try {
-    process.kill(-pid, 'SIGKILL');
+    if (group !== undefined) process.kill(-group, 'SIGKILL');
   } catch {
     // Nothing of it is left.
   }
+  group = undefined;
+}
+
+/**
+ * In a group of its own: a worker that turns without end does not notice that its runner was killed.
+ * @returns its status; null: it was killed, as is one that takes too long. Rejects where it could not be started.
+ */
+function runNode(args) {
+  return new Promise((resolve, reject) => {
+    const child = spawn(process.execPath, args, { cwd: root, stdio: 'ignore', detached: true });
+    group = child.pid;
+    const timer = setTimeout(killGroup, TIMEOUT_MS);
+    const ended = (answer) => {
+      clearTimeout(timer);
+      killGroup();
+      answer();
+    };
+    child.once('error', (error) => ended(() => reject(error)));
+    child.once('exit', (status) => ended(() => resolve(status)));
+  });
 }
 
 /** @returns whether a test failed. */
-function isNoticed({ file, from, to, test }) {
+async function isNoticed({ file, from, to, test }) {
   const path = join(root, file);
   const source = readFileSync(path, 'utf8');
   if (source.split(from).length !== 2) throw new Error(`${file}: "${from}" is to be there once`);
-  writeFileSync(
-    path,
-    source.replace(from, () => to),
-  );
+  writeBack = () => writeFileSync(path, source);
   try {
-    const args = [join(root, 'node_modules/vitest/vitest.mjs'), 'run', '--reporter=dot', '--bail=1', test];
+    writeFileSync(
+      path,
+      source.replace(from, () => to),
+    );
     // The integration tests run what is built; one that waits for ever has noticed, too.
-    if (test.includes('integration')) spawnSync(process.execPath, [join(root, 'tools/build.mjs')], { stdio: 'ignore' });
-    // A group of its own: a worker that turns without end does not notice that its runner was killed.
-    const options = { cwd: root, stdio: 'ignore', timeout: TIMEOUT_MS, killSignal: 'SIGKILL', detached: true };
-    const { status, pid } = spawnSync(process.execPath, args, options);
-    killGroup(pid);
-    return status !== 0;
+    if (test.includes('integration')) await runNode([join(root, 'tools/build.mjs')]);
+    const vitest = join(root, 'node_modules/vitest/vitest.mjs');
+    return (await runNode([vitest, 'run', '--reporter=dot', '--bail=1', test])) !== 0;
   } finally {
-    writeFileSync(path, source);
+    writeBack();
+    writeBack = () => {};
   }
 }
 
+function endBySignal(_signal, number) {
+  killGroup();
+  writeBack();
+  process.exit(128 + number);
+}
+
 if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) {
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.once(signal, endBySignal);
   const words = process.argv.slice(2);
   const asked = contracts.filter((one) => words.every((word) => JSON.stringify(one).includes(word)));
   let status = asked.length === 0 ? 1 : 0;
   for (const one of asked) {
-    const isKilled = isNoticed(one);
+    const isKilled = await isNoticed(one);
     console.log(`${isKilled ? 'noticed ' : 'SURVIVED'} ${one.contract}: ${one.mutation} (${one.test})`);
     if (!isKilled) status = 1;
   }
