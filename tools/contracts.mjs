@@ -330,7 +330,7 @@ export const contracts = [
     ...groups,
     mutation: 'and closed with the connection',
     file: 'devicemodel/core/host/wary-socket.ts',
-    from: '        keptCount++;\n',
+    from: '        Atomics.add(kept, 0, 1);\n',
     to: '        closeFd(fd);\n',
     test: 'test/hypervisor/embedded/strangers-descriptors.test.ts',
   },
