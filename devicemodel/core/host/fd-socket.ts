@@ -5,7 +5,7 @@ import { readdirSync } from 'node:fs';
 import { Errno } from './errno.ts';
 import { hostCall } from './libc.ts';
 import { type Mapping, mapForThread } from './mapping.ts';
-import { processLimit } from './process-limits.ts';
+import { processLimit, processLimitsText } from './process-limits.ts';
 import { look } from './wary-socket.ts';
 
 const SOL_SOCKET = 1;
@@ -70,11 +70,17 @@ export function sendFds(fd: number, text: string, fds: readonly number[]): boole
   return sendmsg(fd, header, MSG_NOSIGNAL) === encoded.length;
 }
 
-/** Half of what this process may have stays its own. */
+/** Half of what this process may have stays its own. Where there is no descriptor to ask with there is no room. */
 function hasRoomForOthers(): boolean {
-  const limit = processLimit('Max open files');
+  const limits = processLimitsText();
+  if (limits === '') return false;
+  const limit = processLimit('Max open files', limits);
   if (limit === Number.POSITIVE_INFINITY) return true;
-  return limit - readdirSync('/proc/self/fd').length > Math.max(limit / 2, 2 * MAX_TAKEN_FDS);
+  try {
+    return limit - readdirSync('/proc/self/fd').length > Math.max(limit / 2, 2 * MAX_TAKEN_FDS);
+  } catch {
+    return false;
+  }
 }
 
 /**
