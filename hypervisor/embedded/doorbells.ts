@@ -40,7 +40,10 @@ type Message =
 const CALL_AGAIN_MS = 1000;
 /** Regions that another VM may have: what it gives for each is open here as long as it is there. */
 const MAX_REGIONS = 64;
-/** What a VM may give and take back at once, and each second: it is connected to the guest's register in the kernel, which waits. */
+/**
+ * What another user, or a VM of this one, may say at once, and each second: what is given and taken back is connected to the guest's
+ * register in the kernel, which waits.
+ */
 const CHANGES = { atOnce: 256, perS: 32 } as const;
 /** Connections: one for each VM there can be. */
 const MAX_PEERS = 255;
@@ -56,7 +59,10 @@ interface Peer {
   readonly unwatch: () => void;
   /** By region. The descriptors are ours. */
   readonly bells: Map<string, readonly number[]>;
-  /** What it may give or take back still, as of `countedMs`. */
+}
+
+interface Allowance {
+  /** What may be changed still, as of `countedMs`. */
   changesLeft: number;
   countedMs: number;
 }
@@ -71,6 +77,8 @@ export class Doorbells {
   readonly #peers = new Set<Peer>();
   /** Users who sent descriptors that are no eventfds: their doorbells come by message. */
   readonly #unheard = new Set<number | undefined>();
+  /** As long as this VM is there, by user, or by VM of its own user. */
+  readonly #allowances = new Map<string, Allowance>();
   readonly #regions = new Map<string, Region>();
   #folder: MeetingFolder | undefined;
   #door: UnixDoor | undefined;
@@ -201,8 +209,7 @@ export class Doorbells {
       this.#log.warn(`doorbells: ${(error as Error).message}; those of one VM come by message`);
       return;
     }
-    const counted = { changesLeft: CHANGES.atOnce, countedMs: performance.now() };
-    const peer: Peer = { vmid: 0, calledId, fd, bells: new Map(), unwatch, ...counted };
+    const peer: Peer = { vmid: 0, calledId, fd, bells: new Map(), unwatch };
     this.#peers.add(peer);
     this.#send(peer, { kind: 'hello', vmid: this.#vmid });
     if (isListening(peer)) this.#offerAll(peer);
@@ -244,8 +251,9 @@ export class Doorbells {
       this.#drop(peer);
       return;
     }
-    if (message.kind !== 'hello' && !mayChange(peer)) {
-      this.#log.rationed('warn', () => `doorbells: VM ${peer.vmid} changes its own too often; they come by message`);
+    const vmid = message.kind === 'hello' ? message.vmid : peer.vmid;
+    if (!this.#mayChange(peerUser(peer.fd), vmid)) {
+      this.#log.rationed('warn', () => `doorbells: VM ${vmid} changes its own too often; they come by message`);
       for (const fd of received.fds) closeFd(fd);
       this.#drop(peer);
       return;
@@ -268,6 +276,17 @@ export class Doorbells {
         this.#lose(peer, message.region);
         break;
     }
+  }
+
+  /** Counts one. Who connects anew has no more left for that. Another user's VMs have one allowance, those of this VM's user one each. */
+  #mayChange(user: number | undefined, vmid: number): boolean {
+    const key = user === process.geteuid?.() ? `VM ${vmid}` : `user ${user}`;
+    const nowMs = performance.now();
+    const { changesLeft, countedMs } = this.#allowances.get(key) ?? { changesLeft: CHANGES.atOnce, countedMs: nowMs };
+    const left = Math.min(CHANGES.atOnce, changesLeft + ((nowMs - countedMs) / 1000) * CHANGES.perS);
+    const mayChange = left >= 1;
+    this.#allowances.set(key, { changesLeft: mayChange ? left - 1 : left, countedMs: nowMs });
+    return mayChange;
   }
 
   /** A VM says who it is once, first, and not that it is this one; descriptors are those of a region. */
@@ -330,15 +349,6 @@ export class Doorbells {
 
 /** Who is called takes descriptors once it has let us in, and says who it is then. */
 const isListening = ({ calledId, vmid }: Peer) => calledId === undefined || vmid !== 0;
-
-/** Counts one. */
-function mayChange(peer: Peer): boolean {
-  const nowMs = performance.now();
-  const earned = ((nowMs - peer.countedMs) / 1000) * CHANGES.perS;
-  peer.changesLeft = Math.min(CHANGES.atOnce, peer.changesLeft + earned) - 1;
-  peer.countedMs = nowMs;
-  return peer.changesLeft >= 0;
-}
 
 const isEventfd = (fd: number) => hostEventfds.check(fd) === 0;
 

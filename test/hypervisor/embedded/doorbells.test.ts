@@ -150,6 +150,28 @@ test('a VM that gives and takes back without end is hung up on', async () => {
   await until(() => openFds() <= before + 1);
 });
 
+// Mutation: a count of each connection: whoever is hung up on connects anew and has as many again.
+test('a VM that comes and goes without end is hung up on as soon as it comes', async () => {
+  const { log, lines } = memoryLog();
+  await vm('a', { log });
+  const before = openFds();
+  const fds: number[] = [];
+  cleanUp.push(() => {
+    for (const fd of fds.splice(0)) closeFd(fd);
+  });
+  await until(() => {
+    for (let i = 0; i < 16; i++) {
+      const fd = connectForFds(join(directory, 'vm-1.bells'));
+      if (fd === undefined) break;
+      sendFds(fd, hello(7), []);
+      fds.push(fd);
+    }
+    return lines.some((line) => line.includes('changes its own too often'));
+  });
+  for (const fd of fds.splice(0)) closeFd(fd);
+  await until(() => openFds() <= before);
+});
+
 // Mutation: without #isRight, the first VM's descriptors are closed and it is still rung; the others stay open.
 test.each([
   ['is another VM by and by', [hello(7), bellsOf(REGION), hello(8)], 7],
