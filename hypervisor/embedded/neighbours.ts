@@ -306,6 +306,8 @@ export class Neighbours {
 
   #leave(): void {
     this.#leaving.abort();
+    // While nobody else can have the id, which is that of `vm-N.sock`.
+    this.#bells?.leave();
     this.#door?.close();
     this.#door = undefined;
     for (const timer of this.#again.values()) clearTimeout(timer);
@@ -313,7 +315,6 @@ export class Neighbours {
     for (const peer of this.#peers) peer.close();
     this.#peers.clear();
     this.#doorbells.clear();
-    this.#bells?.leave();
     this.#vuarts.clear();
   }
 

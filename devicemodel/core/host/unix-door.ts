@@ -83,7 +83,11 @@ export class UnixDoor {
     this.#unwatch?.();
     this.#forgetAtExit();
     // While nobody else can have the name.
-    rmSync(this.#options.path, { force: true });
+    try {
+      rmSync(this.#options.path, { force: true });
+    } catch {
+      // Another's by now, or on a file system that nothing is removed from: nobody listens there any more.
+    }
     closeDoor(this.#listener, this.#options.kind);
   }
 }

@@ -9,6 +9,7 @@ import {
   rmSync,
   statSync,
   symlinkSync,
+  watch,
   writeFileSync,
 } from 'node:fs';
 import { connect, createServer, type Socket } from 'node:net';
@@ -265,6 +266,29 @@ test('leaving removes the socket', async () => {
   const a = await join_('a');
   a.release();
   await until(() => readdirSync(directory).every((file) => file === 'lock'));
+});
+
+// Mutation: `vm-1.sock` first: another process has the id at once, and its socket for doorbells is removed.
+test('leaving removes the socket by which it has its id last', async () => {
+  const neighbours = new Neighbours({ folder: directory }, silentLog, { hasBells: true });
+  const { release } = await neighbours.join('a');
+  const changed: string[] = [];
+  const watcher = watch(directory, (_event, name) => changed.push(String(name)));
+  releases.push(() => watcher.close());
+  release();
+  await until(() => changed.includes('vm-1.sock'));
+  expect(changed.filter((name) => name.startsWith('vm-1.'))).toEqual(['vm-1.bells', 'vm-1.sock']);
+});
+
+// Mutation: without a catch in UnixDoor.close the release throws, and the rest stays.
+test('leaving goes on where its socket cannot be removed', async () => {
+  const before = readdirSync('/proc/self/fd').length;
+  const { release } = await join_('a');
+  const path = join(directory, 'vm-1.sock');
+  rmSync(path);
+  mkdirSync(path);
+  release();
+  await until(() => readdirSync('/proc/self/fd').length <= before);
 });
 
 /** A socket file that nobody serves, as a VM leaves it that was killed. */
