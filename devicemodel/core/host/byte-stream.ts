@@ -1,5 +1,5 @@
 /** A connection of bytes with one who may be an attacker (wary-socket.ts): what it cannot take is kept, up to what its user allows. */
-import { Errno } from './errno.ts';
+import { describeErrno, Errno } from './errno.ts';
 import { type FdEvent, watchFdFor } from './fd-watch.ts';
 import { hostCall } from './libc.ts';
 import { hangUp, look, takeBytes } from './wary-socket.ts';
@@ -7,6 +7,9 @@ import { hangUp, look, takeBytes } from './wary-socket.ts';
 const MSG_NOSIGNAL = 0x4000;
 /** What is read at a time, before others have their turn. */
 const MAX_LOOKS = 16;
+
+/** Of send(2): the other end. What it said before is read still. */
+const GONE: ReadonlySet<number> = new Set([Errno.EPIPE, Errno.ECONNRESET]);
 
 const send = hostCall<[fd: number, bytes: Uint8Array, sizeBytes: number, flags: number]>(
   'int64_t send(int, const void *, size_t, int)',
@@ -95,7 +98,7 @@ export class ByteStream {
   #turn(): void {
     if (this.#keptBytes > 0) {
       this.#flush();
-      if (this.#keptBytes === 0) {
+      if (this.#isOpen && this.#keptBytes === 0) {
         this.#watchAnew('readable');
         this.#events.drained();
       }
@@ -109,7 +112,7 @@ export class ByteStream {
     }
   }
 
-  /** What went wrong shows when it is read. */
+  /** What cannot be sent now or later ends the connection: the other end must not have what comes after it. */
   #flush(): void {
     while (this.#kept.length > 0) {
       const first = this.#kept[0] as Uint8Array;
@@ -118,6 +121,7 @@ export class ByteStream {
       if (sent < 0) {
         this.#kept = [];
         this.#keptBytes = 0;
+        if (!GONE.has(-sent)) this.#end(`it cannot be sent to: ${describeErrno(-sent)}`);
         return;
       }
       this.#keptBytes -= sent;

@@ -5,8 +5,10 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test, vi } from 'vitest';
 import type { Clock } from '../../../devicemodel/core/clock.ts';
 import { HostError } from '../../../devicemodel/core/errors.ts';
+import { ByteStream } from '../../../devicemodel/core/host/byte-stream.ts';
+import { closeFd } from '../../../devicemodel/core/host/files.ts';
 import { watchUevents } from '../../../devicemodel/core/host/uevents.ts';
-import { listenAt } from '../../../devicemodel/core/host/wary-socket.ts';
+import { acceptCaller, connectTo, listenAt } from '../../../devicemodel/core/host/wary-socket.ts';
 import type { IoeventfdSpec } from '../../../devicemodel/core/hsm/hsm.ts';
 import { silentLog } from '../../../devicemodel/core/log.ts';
 import { ThreadPulses } from '../../../devicemodel/core/thread-pulses.ts';
@@ -23,7 +25,7 @@ import { TimerfdClock } from '../../../hypervisor/turn-loop/timerfd-clock.ts';
 import { FakeVcpu } from '../../support/fake-kvm.ts';
 import { memoryLog } from '../../support/memory-log.ts';
 
-const { ENOMEM, EAGAIN, EADDRINUSE } = constants.errno;
+const { ENOMEM, ENOBUFS, EAGAIN, EADDRINUSE } = constants.errno;
 const PATIENCE_MS = 20_000;
 
 /** How many more the host gives. */
@@ -31,6 +33,7 @@ const left = {
   watches: Number.POSITIVE_INFINITY,
   threads: Number.POSITIVE_INFINITY,
   listens: Number.POSITIVE_INFINITY,
+  sends: Number.POSITIVE_INFINITY,
 };
 
 vi.mock(import('../../../devicemodel/core/host/fd-watch.ts'), async (original) => {
@@ -55,9 +58,10 @@ vi.mock(import('../../../devicemodel/core/host/libc.ts'), async (original) => {
   const real = await original();
   const hostCall: typeof real.hostCall = (prototype) => {
     const call = real.hostCall(prototype);
-    return prototype.startsWith('int listen(')
-      ? (...args) => (left.listens-- <= 0 ? -EADDRINUSE : call(...args))
-      : call;
+    if (prototype.startsWith('int listen(')) {
+      return (...args) => (left.listens-- <= 0 ? -EADDRINUSE : call(...args));
+    }
+    return prototype.startsWith('int64_t send(') ? (...args) => (left.sends-- <= 0 ? -ENOBUFS : call(...args)) : call;
   };
   return { ...real, hostCall };
 });
@@ -94,6 +98,25 @@ test.each<[string, () => unknown]>([
   expect(make).toThrow(HostError);
   await new Promise((resolve) => setImmediate(resolve));
   expect(openFds()).toBe(before);
+});
+
+// Mutation: forget it: the other end gets what comes next, and does not know.
+test('what the host has no memory to send ends the connection', () => {
+  const path = join(directory, 'socket');
+  const listener = listenAt(path, 'bytes');
+  const stream = new ByteStream(connectTo(path, 'bytes'), {
+    text: () => {},
+    drained: () => {},
+    ended: (why) => said.push(why),
+  });
+  const said: unknown[] = [];
+  left.sends = 1;
+  stream.write('one');
+  expect(stream.isOpen).toBe(true);
+  stream.write('two');
+  expect([stream.isOpen, stream.keptBytes, said]).toEqual([false, 0, [expect.stringContaining('ENOBUFS')]]);
+  closeFd(acceptCaller(listener) as number);
+  closeFd(listener);
 });
 
 /** A transport with one queue, and the kicks that the hypervisor has. */
