@@ -50,8 +50,12 @@ function removeIfDead(path: string, groupId: number): boolean {
   const socket = pinGroupSocket(path, groupId);
   if (typeof socket === 'string') return false;
   const kind = path.endsWith('.bells') ? 'packets' : 'bytes';
-  const fd = connectTo(socket.path, kind);
-  socket.release();
+  let fd: number;
+  try {
+    fd = connectTo(socket.path, kind);
+  } finally {
+    socket.release();
+  }
   if (fd >= 0) hangUp(fd, kind);
   if (fd !== -Errno.ECONNREFUSED) return false;
   unlinkSync(path);
