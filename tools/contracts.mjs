@@ -279,8 +279,8 @@ export const contracts = [
     ...groups,
     mutation: "whoever has a VM's name for doorbells is that VM",
     file: 'hypervisor/embedded/doorbells.ts',
-    from: 'way !== undefined && folder.isOf(other, way.userId)',
-    to: 'way !== undefined',
+    from: '!folder.isOf(other, way.userId) || ',
+    to: '',
   },
   {
     ...groups,
