@@ -28,11 +28,10 @@ vm() {
     "$@" "fw$$" < /dev/null > "$scratch/log" 2>&1 &
   local dm=$! end=$((SECONDS + seconds * slow))
   while kill -0 "$dm" 2> /dev/null && [ $SECONDS -lt $end ] && ! grep -aq -- "$text" "$scratch/log"; do sleep 0.2; done
-  grep -aq -- "$text" "$scratch/log"
-  local found=$?
   if [ "${STOP:-}" = 1 ]; then kill "$dm" 2> /dev/null; fi
   wait "$dm" 2> /dev/null
-  return $found
+  # What it printed to its very end counts: a busy machine may take all of the time.
+  grep -aq -- "$text" "$scratch/log"
 }
 
 check() {
