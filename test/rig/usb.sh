@@ -5,8 +5,7 @@
 #   gadget   another one (Linux's mass storage gadget on dummy_hcd) is pulled out and plugged in while the guest writes
 #   tablet   QEMU's tablet: the guest's driver has it at once, it stays, and what is pointed at arrives
 #
-# By hand: five minutes with MIB=4, sixteen with 32 on a machine that had much else to do. SLOW=4 gives everything four
-# times as long.
+# By hand: two minutes, sixteen on a machine that had much else to do. SLOW=4 gives everything four times as long.
 export MIB=${MIB:-32} SLOW=${SLOW:-1} STEPS=${STEPS:-stick gadget tablet} RIG_PASS="MIB STEPS"
 export RIG_TIMEOUT=${RIG_TIMEOUT:-$((SLOW * (200 + 5 * MIB)))}
 
