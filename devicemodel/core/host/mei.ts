@@ -5,6 +5,7 @@
  * done on a thread of Node's, for one connection after the other, however many there are.
  */
 import { HostError } from '../errors.ts';
+import { InTurn } from '../in-turn.ts';
 import { describeErrno, Errno } from './errno.ts';
 import { watchFd } from './fd-watch.ts';
 import { closeFdAside, OpenFlag, openFileAside, readBytes, writeBytes } from './files.ts';
@@ -36,7 +37,7 @@ export interface MeiListener {
 export class MeiNode {
   readonly #path: string;
   readonly #vtag: number;
-  #last: Promise<unknown> = Promise.resolve();
+  readonly #calls = new InTurn();
 
   /** @param vtag which of the engine's users this is. */
   constructor(path: string, vtag: number) {
@@ -50,7 +51,7 @@ export class MeiNode {
    * @throws HostError with the errno of the refusal
    */
   connect(uuid: Uint8Array, maxMessageBytes: number, listener: MeiListener): Promise<MeiChannel | undefined> {
-    return this.#inTurn(async () => {
+    return this.#calls.run(async () => {
       if (!listener.isWanted()) return undefined;
       const fd = await openFileAside(this.#path, OpenFlag.ReadWrite | OpenFlag.NonBlock | OpenFlag.CloseOnExec);
       const request = new Uint8Array(CONNECT_BYTES);
@@ -67,13 +68,7 @@ export class MeiNode {
 
   /** @returns when everything is done that was asked for. */
   idle(): Promise<unknown> {
-    return this.#last;
-  }
-
-  #inTurn<T>(work: () => Promise<T>): Promise<T> {
-    const done = this.#last.then(work);
-    this.#last = done.catch(() => {});
-    return done;
+    return this.#calls.idle();
   }
 
   #channel(fd: number, maxMessageBytes: number, listener: MeiListener): MeiChannel {
@@ -97,7 +92,7 @@ export class MeiNode {
         isOpen = false;
         unwatch?.();
         unwatch = undefined;
-        void this.#inTurn(() => closeFdAside(fd));
+        void this.#calls.run(() => closeFdAside(fd));
       },
     };
   }

@@ -5,13 +5,14 @@
  * pool at most. What is left: libusb hears of the end of a transfer under that lock as well.
  */
 import type { UsbHandle, UsbOutcome, UsbRequest } from '../../core/host/libusb.ts';
+import { InTurn } from '../../core/in-turn.ts';
 
 /** What is called; other than the real one in tests. */
 export type RawUsbHandle = Pick<UsbHandle, keyof UsbHandle>;
 
 export class SerialHandle {
   readonly #handle: RawUsbHandle;
-  #last: Promise<unknown> = Promise.resolve();
+  readonly #turns = new InTurn();
   /** Calls that are under way, or wait for those. */
   #calls = 0;
   #ids = 0;
@@ -87,10 +88,8 @@ export class SerialHandle {
 
   async #call<T>(work: () => Promise<T>): Promise<T> {
     this.#calls++;
-    const call = this.#last.then(work);
-    this.#last = call.catch(() => {});
     try {
-      return await call;
+      return await this.#turns.run(work);
     } finally {
       this.#calls--;
       if (this.#calls === 0) this.#submitWaiting();

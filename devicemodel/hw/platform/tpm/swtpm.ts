@@ -6,6 +6,7 @@ import { Socket } from 'node:net';
 import { DmError, HostError } from '../../../core/errors.ts';
 import { closeFd } from '../../../core/host/files.ts';
 import { connectUnix, sendDescriptor, socketPair } from '../../../core/host/unix-sockets.ts';
+import { InTurn } from '../../../core/in-turn.ts';
 import type { Log } from '../../../core/log.ts';
 import { HEADER_BYTES, plainResponse, ResponseCode, sizeOf, type TpmBackend } from './backend.ts';
 import { CRB_BUFFER_BYTES } from './crb.ts';
@@ -225,8 +226,8 @@ export class Swtpm implements TpmBackend {
   #isBusy = false;
   /** The command under way was told to end: once is enough, however often a guest says it. */
   #isCancelled = false;
-  /** Commands and power cycles, one after the other. Never rejected. */
-  #line: Promise<unknown> = Promise.resolve();
+  /** Commands and power cycles. */
+  readonly #line = new InTurn();
 
   constructor(path: string, log: Log, { retryMs = RETRY_MS, answerMs = ANSWER_MS }: SwtpmTimes = {}) {
     this.#path = path;
@@ -258,7 +259,7 @@ export class Swtpm implements TpmBackend {
   }
 
   execute(command: Uint8Array): Promise<Uint8Array> {
-    return this.#inLine(async () => {
+    return this.#line.run(async () => {
       this.#isBusy = true;
       this.#isCancelled = false;
       try {
@@ -281,7 +282,7 @@ export class Swtpm implements TpmBackend {
 
   powerCycle(): void {
     const giveUp = this.#isBusy ? this.#giveUpSoon() : undefined;
-    void this.#inLine(async () => {
+    void this.#line.run(async () => {
       clearTimeout(giveUp);
       const connection = this.#connection;
       if (connection === undefined) return;
@@ -311,12 +312,6 @@ export class Swtpm implements TpmBackend {
     await this.#connection?.order('Shutdown', SHUTDOWN_MS).catch(() => {});
     this.#connection?.end('the VM is over');
     this.#connection = undefined;
-  }
-
-  #inLine<T>(work: () => Promise<T>): Promise<T> {
-    const result = this.#line.then(work);
-    this.#line = result.catch(() => {});
-    return result;
   }
 
   /** @throws DmError; there is no connection then. */
