@@ -6,6 +6,7 @@ import { runRoot } from './run-folder.ts';
 import { isListenedAt } from './socket-path.ts';
 
 const PREFIX = 'group-';
+const FOLDER_NAME = new RegExp(`^${PREFIX}(\\d+)$`);
 const SOCKET_NAME = /^vm-\d+\.(sock|bells)$/;
 
 export interface GroupFolder {
@@ -22,7 +23,7 @@ export function groupFolder(groupId: number, env: NodeJS.ProcessEnv = process.en
 export function groupFolders(env: NodeJS.ProcessEnv = process.env): GroupFolder[] {
   const top = runRoot(env, 0);
   return namesIn(top).flatMap((name) => {
-    const [, number] = /^group-(\d+)$/.exec(name) ?? [];
+    const [, number] = FOLDER_NAME.exec(name) ?? [];
     return number === undefined ? [] : [{ folder: join(top, name), groupId: Number(number) }];
   });
 }

@@ -47,9 +47,7 @@ export class UnixDoor {
 
   #letIn(): void {
     if (isFullOfKept()) {
-      this.#unwatch?.();
-      this.#unwatch = undefined;
-      this.#options.onRest('too many connections brought descriptors that nobody asked for: no more are let in');
+      this.#turnAway('too many connections brought descriptors that nobody asked for: no more are let in');
       return;
     }
     try {
@@ -61,10 +59,14 @@ export class UnixDoor {
   }
 
   /** Who cannot be let in stays readable, and would be looked at without end. */
-  #rest(why: string): void {
-    this.#options.onRest(why);
+  #turnAway(why: string): void {
     this.#unwatch?.();
     this.#unwatch = undefined;
+    this.#options.onRest(why);
+  }
+
+  #rest(why: string): void {
+    this.#turnAway(why);
     this.#pause = setTimeout(() => {
       try {
         this.#watch();

@@ -116,6 +116,13 @@ test.each([
 });
 
 const hello = (vmid: number) => JSON.stringify({ kind: 'hello', vmid });
+/** @returns a connection to the first VM, of one that says it has this id. */
+function callAs(vmid: number): number {
+  const fd = connectForFds(join(directory, 'vm-1.bells')) as number;
+  cleanUp.push(() => closeFd(fd));
+  sendFds(fd, hello(vmid), []);
+  return fd;
+}
 const bellsOf = (region: string) => JSON.stringify({ kind: 'bells', region });
 
 // Mutation: any number that a message has room for: 253 for each region of each VM.
@@ -123,9 +130,7 @@ test('a VM with more vectors than there are is hung up on', async () => {
   const { log, lines } = memoryLog();
   const { bells, peers } = await vm('a', { log });
   const before = openFds();
-  const fd = connectForFds(join(directory, 'vm-1.bells')) as number;
-  cleanUp.push(() => closeFd(fd));
-  sendFds(fd, hello(7), []);
+  const fd = callAs(7);
   const own = bells?.own ?? [];
   await until(() => sendRights(fd, bellsOf(REGION), [...own, ...own, ...own.slice(0, 1)]));
   await until(() => lines.some((line) => line.includes('a message that no VM sends')));
@@ -138,9 +143,7 @@ test('a VM that gives and takes back without end is hung up on', async () => {
   const { log, lines } = memoryLog();
   const { bells, peers } = await vm('a', { log });
   const before = openFds();
-  const fd = connectForFds(join(directory, 'vm-1.bells')) as number;
-  cleanUp.push(() => closeFd(fd));
-  sendFds(fd, hello(7), []);
+  const fd = callAs(7);
   await offerFds(fd, bellsOf(REGION), bells?.own ?? []);
   await until(() => {
     while (sendFds(fd, bellsOf(REGION), bells?.own ?? []));
