@@ -4,8 +4,8 @@
 import { readdirSync } from 'node:fs';
 import { Errno } from './errno.ts';
 import { hostCall } from './libc.ts';
-import { type Mapping, mapForThread } from './mapping.ts';
 import { processLimit, processLimitsText } from './process-limits.ts';
+import { SocketMessage } from './socket-message.ts';
 import { look } from './wary-socket.ts';
 
 const SOL_SOCKET = 1;
@@ -14,8 +14,7 @@ const MSG_NOSIGNAL = 0x4000;
 const MSG_CMSG_CLOEXEC = 0x4000_0000;
 /** Control data or text was cut off. */
 const MSG_TRUNCATED = 0x20 | 0x08;
-/** struct msghdr, iovec and cmsghdr on x86-64. */
-const Header = { iov: 16, iovCount: 24, control: 32, controlBytes: 40, flags: 48, sizeBytes: 56 } as const;
+/** struct cmsghdr on x86-64. */
 const Control = { length: 0, level: 8, type: 12, data: 16 } as const;
 
 /** Descriptors in one message of ours, at most. */
@@ -25,47 +24,25 @@ const MAX_TAKEN_FDS = 253;
 /** Bytes of text in one message, at most. */
 const MAX_TEXT_BYTES = 1024;
 const CONTROL_BYTES = Control.data + 4 * (MAX_TAKEN_FDS + 1);
-/** Places in the page that the calls read and write. */
-const Place = { header: 0, iov: 64, control: 128, text: 2048 } as const;
-const PAGE_BYTES = 4096;
-
 const sendmsg = hostCall<[fd: number, header: bigint, flags: number]>('int64_t sendmsg(int, uintptr_t, int)');
 const recvmsg = hostCall<[fd: number, header: bigint, flags: number]>('int64_t recvmsg(int, uintptr_t, int)');
 
 /** Memory that does not move, for what the header points at. */
-let page: { readonly mapping: Mapping; readonly view: DataView } | undefined;
-
-function scratch() {
-  if (page === undefined) {
-    const mapping = mapForThread(PAGE_BYTES, 'messages with descriptors');
-    page = { mapping, view: new DataView(mapping.bytes.buffer, mapping.bytes.byteOffset, PAGE_BYTES) };
-  }
-  const { mapping, view } = page;
-  const at = (place: number) => mapping.address + BigInt(place);
-  mapping.bytes.fill(0, 0, Place.text);
-  view.setBigUint64(Place.header + Header.iov, at(Place.iov), true);
-  view.setBigUint64(Place.header + Header.iovCount, 1n, true);
-  view.setBigUint64(Place.iov, at(Place.text), true);
-  view.setBigUint64(Place.header + Header.control, at(Place.control), true);
-  return { bytes: mapping.bytes, view, header: at(Place.header) };
-}
+const message = new SocketMessage('messages with descriptors', CONTROL_BYTES, MAX_TEXT_BYTES);
 
 /** The other side gets descriptors of its own. @returns false when it is gone, or does not read. */
 export function sendFds(fd: number, text: string, fds: readonly number[]): boolean {
-  const { bytes, view, header } = scratch();
   const encoded = new TextEncoder().encode(text);
   if (encoded.length > MAX_TEXT_BYTES || fds.length > MAX_FDS) return false;
-  bytes.set(encoded, Place.text);
-  view.setBigUint64(Place.iov + 8, BigInt(encoded.length), true);
+  const length = fds.length === 0 ? 0 : Control.data + 4 * fds.length;
+  const header = message.prepare(encoded.length, Math.ceil(length / 8) * 8);
+  message.data.set(encoded);
   if (fds.length > 0) {
-    const length = Control.data + 4 * fds.length;
-    view.setBigUint64(Place.header + Header.controlBytes, BigInt(Math.ceil(length / 8) * 8), true);
-    view.setBigUint64(Place.control + Control.length, BigInt(length), true);
-    view.setInt32(Place.control + Control.level, SOL_SOCKET, true);
-    view.setInt32(Place.control + Control.type, SCM_RIGHTS, true);
-    for (const [i, value] of fds.entries()) view.setInt32(Place.control + Control.data + 4 * i, value, true);
-  } else {
-    view.setBigUint64(Place.header + Header.control, 0n, true);
+    const { control } = message;
+    control.setBigUint64(Control.length, BigInt(length), true);
+    control.setInt32(Control.level, SOL_SOCKET, true);
+    control.setInt32(Control.type, SCM_RIGHTS, true);
+    for (const [i, value] of fds.entries()) control.setInt32(Control.data + 4 * i, value, true);
   }
   return sendmsg(fd, header, MSG_NOSIGNAL) === encoded.length;
 }
@@ -93,25 +70,22 @@ export function receiveFds(
   const seen = look(fd);
   if (typeof seen !== 'object') return seen;
   if (seen.hasRights && !hasRoomForOthers()) return 'no room';
-  const { bytes, view, header } = scratch();
-  view.setBigUint64(Place.iov + 8, BigInt(MAX_TEXT_BYTES), true);
-  view.setBigUint64(Place.header + Header.controlBytes, BigInt(CONTROL_BYTES), true);
-  const length = recvmsg(fd, header, MSG_CMSG_CLOEXEC);
+  const length = recvmsg(fd, message.prepare(MAX_TEXT_BYTES, CONTROL_BYTES), MSG_CMSG_CLOEXEC);
   if (length === -Errno.EAGAIN) return undefined;
   if (length < 0) return 'ended';
   const fds: number[] = [];
-  const controlBytes = Number(view.getBigUint64(Place.header + Header.controlBytes, true));
+  const { control, controlBytes } = message;
   const isRights =
     controlBytes >= Control.data &&
-    view.getInt32(Place.control + Control.level, true) === SOL_SOCKET &&
-    view.getInt32(Place.control + Control.type, true) === SCM_RIGHTS;
+    control.getInt32(Control.level, true) === SOL_SOCKET &&
+    control.getInt32(Control.type, true) === SCM_RIGHTS;
   if (isRights) {
-    const end = Number(view.getBigUint64(Place.control + Control.length, true));
+    const end = Number(control.getBigUint64(Control.length, true));
     for (let at: number = Control.data; at + 4 <= Math.min(end, CONTROL_BYTES); at += 4) {
-      fds.push(view.getInt32(Place.control + at, true));
+      fds.push(control.getInt32(at, true));
     }
   }
   if (length === 0 && fds.length === 0) return 'ended';
-  if ((view.getInt32(Place.header + Header.flags, true) & MSG_TRUNCATED) !== 0) return { text: '', fds };
-  return { text: new TextDecoder().decode(bytes.subarray(Place.text, Place.text + length)), fds };
+  if ((message.flags & MSG_TRUNCATED) !== 0) return { text: '', fds };
+  return { text: new TextDecoder().decode(message.data.subarray(0, length)), fds };
 }

@@ -10,7 +10,7 @@ import { getEnvironmentData, setEnvironmentData } from 'node:worker_threads';
 import { Errno } from './errno.ts';
 import { closeFd } from './files.ts';
 import { hostCall, must } from './libc.ts';
-import { type Mapping, mapForThread } from './mapping.ts';
+import { SocketMessage } from './socket-message.ts';
 import { OWNER_ONLY, withUmask } from './umask.ts';
 
 const AF_UNIX = 1;
@@ -25,12 +25,8 @@ const MSG_CONTROL_CUT = 0x08;
 const BACKLOG = 64;
 /** struct sockaddr_un: family, then the path with its end. */
 const ADDRESS_BYTES = 110;
-/** struct msghdr on x86-64, where the call has its answers. */
-const Header = { iov: 16, iovCount: 24, control: 32, controlBytes: 40, flags: 48 } as const;
 /** Room for who sent a message, and for nothing else: a struct cmsghdr and a struct ucred, aligned. */
 const CREDENTIALS_BYTES = 32;
-/** Places in the memory that the calls read and write. */
-const Place = { header: 0, iov: 64, control: 96, bytes: 128 } as const;
 /** What is looked at, at most. */
 export const LOOK_BYTES = 0x1_0000;
 /** Connections that stay open because of what they bring; who keeps a door lets nobody in any more, and calls nobody. */
@@ -130,24 +126,7 @@ export function connectTo(path: string, kind: SocketKind): number {
   return result;
 }
 
-/** Memory that does not move, for what the header points at. */
-let scratch: { readonly mapping: Mapping; readonly view: DataView } | undefined;
-
-function prepared(controlBytes: number) {
-  if (scratch === undefined) {
-    const mapping = mapForThread(Place.bytes + LOOK_BYTES, 'what comes by sockets');
-    scratch = { mapping, view: new DataView(mapping.bytes.buffer, mapping.bytes.byteOffset, Place.bytes) };
-  }
-  const { mapping, view } = scratch;
-  const at = (place: number) => mapping.address + BigInt(place);
-  mapping.bytes.fill(0, 0, Place.bytes);
-  view.setBigUint64(Place.header + Header.iov, at(Place.iov), true);
-  view.setBigUint64(Place.header + Header.iovCount, 1n, true);
-  view.setBigUint64(Place.iov, at(Place.bytes), true);
-  view.setBigUint64(Place.header + Header.control, controlBytes === 0 ? 0n : at(Place.control), true);
-  view.setBigUint64(Place.header + Header.controlBytes, BigInt(controlBytes), true);
-  return { bytes: mapping.bytes, view, header: at(Place.header) };
-}
+const message = new SocketMessage('what comes by sockets', CREDENTIALS_BYTES, LOOK_BYTES);
 
 export interface Seen {
   /** How many bytes came. */
@@ -159,14 +138,12 @@ export interface Seen {
 }
 
 function receive(fd: number, flags: number, sizeBytes: number, controlBytes = 0): Seen | number {
-  const { view, header } = prepared(controlBytes);
-  view.setBigUint64(Place.iov + 8, BigInt(sizeBytes), true);
-  const result = recvmsg(fd, header, flags);
+  const result = recvmsg(fd, message.prepare(sizeBytes, controlBytes), flags);
   if (result < 0) return result;
   return {
     sizeBytes: result,
-    hasRights: (view.getInt32(Place.header + Header.flags, true) & MSG_CONTROL_CUT) !== 0,
-    hasCredentials: view.getBigUint64(Place.header + Header.controlBytes, true) !== 0n,
+    hasRights: (message.flags & MSG_CONTROL_CUT) !== 0,
+    hasCredentials: message.controlBytes !== 0,
   };
 }
 
@@ -181,8 +158,7 @@ export function look(fd: number): Seen | 'ended' | undefined {
 /** What {@link look} saw, and no byte more. @returns bytes that are right until the next call. */
 export function takeBytes(fd: number, { sizeBytes }: Seen): Uint8Array {
   const taken = receive(fd, 0, sizeBytes);
-  const length = typeof taken === 'number' ? 0 : taken.sizeBytes;
-  return (scratch as { mapping: Mapping }).mapping.bytes.subarray(Place.bytes, Place.bytes + length);
+  return message.data.subarray(0, typeof taken === 'number' ? 0 : taken.sizeBytes);
 }
 
 /** One for all threads of the process: those that are started from now on have it, too. */
