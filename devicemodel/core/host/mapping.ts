@@ -86,10 +86,10 @@ export function mapUntouched(sizeBytes: number, what: string, fd: number): Pick<
 }
 
 /**
- * Map registers of a device that others read and write by their address. Nothing of this process looks at them: a device
- * that is switched off answers with a signal. @throws HostError
+ * Map what is read and written by its address alone, by others and by system calls: registers of a device, which answers
+ * with a signal when it is switched off, or a file that may shrink. Nothing of this process looks at it. @throws HostError
  */
-export function mapDevice(
+export function mapUnseen(
   sizeBytes: number,
   what: string,
   fd: number,

@@ -7,7 +7,7 @@ import { Errno } from './errno.ts';
 import { closeFd, OpenFlag, openFile } from './files.ts';
 import { ioctlBytes, ioctlNumber } from './ioctl.ts';
 import { hostCall, must } from './libc.ts';
-import { mapDevice } from './mapping.ts';
+import { mapUnseen } from './mapping.ts';
 import { sysfsPciName } from './sysfs-pci.ts';
 import {
   DeviceFlag,
@@ -255,7 +255,7 @@ class RealDevice implements VfioDevice {
   }
 
   map(region: VfioRegion, { offset, sizeBytes }: VfioArea): { readonly address: bigint; dispose(): void } {
-    return mapDevice(sizeBytes, this.#name, this.#fd, region.offset + offset);
+    return mapUnseen(sizeBytes, this.#name, this.#fd, region.offset + offset);
   }
 
   setInterrupts(kind: VfioIrqKind, fds: readonly number[]): number {

@@ -4,7 +4,7 @@
  *
  * Requests are held until the kick, so that it is known how many there are: one that is alone and cannot wait is a system
  * call, several are handed over with one, which carries out those that cannot wait, and neighbours in the file are one.
- * Large reads of a busy image in memory are shared with a thread that copies beside this one (copy-thread/).
+ * Large transfers of a busy image in memory are shared with a thread that copies beside this one (copy-thread/).
  */
 import type { Clock } from '../../core/clock.ts';
 import { BugError } from '../../core/errors.ts';
@@ -138,6 +138,7 @@ export class RingQueue implements ImageQueue {
     if (io.image.neverWaits) {
       this.#copyThread = new CopyThread({
         fd: io.image.fd,
+        writableBytes: () => (io.image.isReadOnly ? 0 : io.image.base + io.image.sizeBytes),
         iovecs: this.#iovecs.address,
         iovecBytes: MAX_PIECES * IOVEC_BYTES,
         what: io.image.path,
@@ -195,19 +196,20 @@ export class RingQueue implements ImageQueue {
     return this.#mayCopy(count);
   }
 
-  // What two threads read.
+  // What two threads copy.
 
   /** Publish a request that is large enough, unless it is the first: that one is this thread's, and may be the only one. */
   #share(request: ImageRequest): boolean {
     const thread = this.#copyThread;
     const { op, count, offset } = request;
-    // Writes of one file exclude each other in the kernel: two threads would take turns.
-    if (thread === undefined || count < MIN_SHARED_BYTES || op !== ImageOp.Read) return false;
+    if (thread === undefined || count < MIN_SHARED_BYTES || !isTransfer(op)) return false;
     if (this.#held.length === 0 && this.#shared.length === 0) return false;
     if (!thread.isUp) {
       thread.couldShare();
       return false;
     }
+    const at = this.#io.image.base + offset;
+    if (isWrite(op) && !thread.canWriteTo(at + count)) return false;
     if (thread.rests || !this.#isForNow(request)) return false;
     const slot = this.#describeCall(this.#take(request), request, true);
     if (slot.askedBytes < count) {
@@ -216,18 +218,18 @@ export class RingQueue implements ImageQueue {
       return false;
     }
     this.#shared.push(slot);
-    thread.publish(slot.index, slot.pieces, count, this.#io.image.base + offset);
+    thread.publish(slot.index, slot.pieces, count, at, isWrite(op));
     return true;
   }
 
   /** Carry out what nobody has taken, and wait for the one that the other thread is at. */
-  #readShared(): void {
+  #copyShared(): void {
     const thread = this.#copyThread as CopyThread;
     this.#isLate = false;
     for (let job = thread.take(); job >= 0; job = thread.take()) {
       const slot = this.#slots[job] as Slot;
       this.#shared.splice(this.#shared.indexOf(slot), 1);
-      this.#readAlone(slot);
+      this.#copyAlone(slot);
     }
     while (this.#shared.length > 0) {
       const slot = this.#shared[0] as Slot;
@@ -237,15 +239,15 @@ export class RingQueue implements ImageQueue {
       }
       this.#shared.shift();
       if (thread.stateOf(slot.index) === JobState.Done) this.#over(slot, slot.request as ImageRequest, 0);
-      else this.#readAlone(slot);
+      else this.#copyAlone(slot);
     }
   }
 
   /** Also what the other thread could not do: this one sees why. */
-  #readAlone(slot: Slot): void {
+  #copyAlone(slot: Slot): void {
     const request = slot.request as ImageRequest;
-    const { buffers, count, offset } = request;
-    this.#over(slot, request, this.#io.transfer(buffers, 0, count, offset, false));
+    const { op, buffers, count, offset } = request;
+    this.#over(slot, request, this.#io.transfer(buffers, 0, count, offset, isWrite(op)));
   }
 
   // What this thread or the kernel does.
@@ -387,7 +389,7 @@ export class RingQueue implements ImageQueue {
     do {
       this.#beginHeld();
       this.#submitPrepared();
-      if (this.#shared.length > 0) this.#readShared();
+      if (this.#shared.length > 0) this.#copyShared();
       while (this.#uring.next()) this.#complete(this.#uring.userData, this.#uring.result);
     } while (this.#isPrepared || this.#held.length > 0 || (this.#shared.length > 0 && !this.#isLate));
     this.#isReaping = false;

@@ -1,12 +1,14 @@
-/** Reads of an image in memory that two threads share: each is done once, by whoever has it, and belongs to it until then. */
-import { closeSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+/** Transfers of an image in memory that two threads share: each is done once, by whoever has it, and belongs to it until then. */
+import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { Worker } from 'node:worker_threads';
 import { beforeAll, expect, onTestFinished, test, vi } from 'vitest';
 import { GuestBuffers, GuestRam } from '../../../devicemodel/core/guest-buffers.ts';
 import { Errno } from '../../../devicemodel/core/host/errno.ts';
+import { tryLock } from '../../../devicemodel/core/host/file-lock.ts';
 import { map } from '../../../devicemodel/core/host/mapping.ts';
+import { MemoryWriter } from '../../../devicemodel/core/host/process-memory.ts';
 import { silentLog } from '../../../devicemodel/core/log.ts';
 import { ThreadPulses } from '../../../devicemodel/core/thread-pulses.ts';
 import { CopyThread } from '../../../devicemodel/hw/storage/copy-thread/copy-thread.ts';
@@ -68,11 +70,16 @@ async function setUp(workerUrl: URL = real.url) {
   const options = { ro: false, writeback: true, nocache: false, discard: undefined };
   const io = new ImageIo({ ...(await openDiskImage(path, options, silentLog)), neverWaits: true });
   const queue = new RingQueue(io, clock, log.log, pulses, workerUrl);
+  let isOpen = true;
+  const closeImage = () => {
+    if (isOpen) closeSync(io.image.fd);
+    isOpen = false;
+  };
   onTestFinished(async () => {
     await queue.drained();
     queue.dispose();
     io.dispose();
-    closeSync(io.image.fd);
+    closeImage();
     ram.dispose();
     rmSync(dir, { recursive: true });
   });
@@ -84,19 +91,29 @@ async function setUp(workerUrl: URL = real.url) {
       queue.submit({ op, buffers, count, offset, isDurable: false, done });
     });
   };
+  /** In guest memory, of the n-th transfer of a full queue. */
+  const placeOf = (i: number) => ((i * 7) % QUEUE_CAPACITY) * READ_BYTES;
   /** A full queue, each from another place to another. */
-  const readAll = () => {
-    ram.bytes.fill(0);
-    const results = Array.from({ length: QUEUE_CAPACITY }, (_, i) =>
-      submit(ImageOp.Read, i * READ_BYTES, ((i * 7) % QUEUE_CAPACITY) * READ_BYTES),
-    );
+  const moveAll = (op: ImageOp) => {
+    const results = all.map((i) => submit(op, i * READ_BYTES, placeOf(i)));
     queue.kick();
     return Promise.all(results);
   };
+  const readAll = () => {
+    ram.bytes.fill(0);
+    return moveAll(ImageOp.Read);
+  };
+  const writeAll = (n: number) => {
+    for (const i of all) ram.bytes.fill(n + i, placeOf(i), placeOf(i) + READ_BYTES);
+    return moveAll(ImageOp.Write);
+  };
   const isRight = (i: number) => {
-    const at = ((i * 7) % QUEUE_CAPACITY) * READ_BYTES;
+    const at = placeOf(i);
     return Buffer.compare(ram.bytes.subarray(at, at + READ_BYTES), contents(i * READ_BYTES)) === 0;
   };
+  /** Whether the image has what `writeAll(n)` wrote. */
+  const isWritten = (n: number) =>
+    readFileSync(path).equals(Buffer.concat(all.map((i) => Buffer.alloc(READ_BYTES, n + i))));
   const publish = vi.spyOn(CopyThread.prototype, 'publish');
   onTestFinished(() => publish.mockRestore());
   /** There is much to do until the thread takes part. */
@@ -107,7 +124,22 @@ async function setUp(workerUrl: URL = real.url) {
       void readAll();
     }
   };
-  return { path, ram, clock, log, pulses, queue, submit, readAll, isRight, beBusy, publish };
+  return {
+    path,
+    ram,
+    clock,
+    log,
+    pulses,
+    queue,
+    submit,
+    readAll,
+    isRight,
+    writeAll,
+    isWritten,
+    beBusy,
+    publish,
+    closeImage,
+  };
 }
 
 /** @param code of a worker. */
@@ -138,6 +170,47 @@ test('what is read by two is read once, and right', async () => {
   expect(queue.drained()).toBeUndefined();
 });
 
+test('what is written by two is written once, and right', async () => {
+  const { writeAll, isWritten, beBusy, publish, clock } = await setUp();
+  await beBusy();
+  publish.mockClear();
+  const transfer = vi.spyOn(ImageIo.prototype, 'transfer');
+  onTestFinished(() => transfer.mockRestore());
+  let times = 0;
+  // Two threads run for the jobs, and this one may have had them all.
+  while (times < 50 || transfer.mock.calls.length === times * QUEUE_CAPACITY) {
+    clock.advance(MAX_REST_NS);
+    expect(await writeAll(++times)).toEqual(zeros);
+    expect(isWritten(times)).toBe(true);
+  }
+  expect(publish).toHaveBeenCalledTimes(times * (QUEUE_CAPACITY - 1));
+});
+
+// Mutation: what is mapped is left to the thread, or for ever.
+test('an image that is closed is locked no longer', async () => {
+  const { beBusy, queue, path, closeImage } = await setUp();
+  await beBusy();
+  const other = openSync(path, 'r+');
+  onTestFinished(() => closeSync(other));
+  expect(tryLock(other, 'exclusive', path)).toBe(false);
+  await queue.drained();
+  queue.dispose();
+  closeImage();
+  expect(tryLock(other, 'exclusive', path)).toBe(true);
+});
+
+// Mutation: the answer of the thread is the request's.
+test('where the image has become shorter nobody is hurt, and it is written all the same', async () => {
+  const { writeAll, isWritten, beBusy, path, clock } = await setUp();
+  await beBusy();
+  for (let n = 0; n < 20; n++) {
+    clock.advance(MAX_REST_NS);
+    truncateSync(path, IMAGE_BYTES / 4);
+    expect(await writeAll(n)).toEqual(zeros);
+    expect(isWritten(n)).toBe(true);
+  }
+});
+
 // Mutation: the answer of the thread is the request's.
 test('what the thread cannot read this one looks at', async () => {
   const { readAll, isRight, beBusy, path } = await setUp();
@@ -148,7 +221,7 @@ test('what the thread cannot read this one looks at', async () => {
   expect(all.slice(0, half).filter((i) => !isRight(i))).toEqual([]);
 });
 
-test('a quiet image, small reads, writes and a read that is alone have no thread', async () => {
+test('a quiet image, small transfers and one that is alone have no thread', async () => {
   const { readAll, submit, queue, clock, pulses, publish } = await setUp();
   const start = vi.spyOn(pulses, 'add');
   for (let n = 0; n < 3 * BUSY_KICKS; n++) {
@@ -164,7 +237,8 @@ test('a quiet image, small reads, writes and a read that is alone have no thread
   };
   await several(ImageOp.Read, 4096, 8);
   await several(ImageOp.Read, READ_BYTES, 1);
-  await several(ImageOp.Write, READ_BYTES, 8);
+  await several(ImageOp.Write, 4096, 8);
+  await several(ImageOp.Write, READ_BYTES, 1);
   expect(start).not.toHaveBeenCalled();
   expect(publish).not.toHaveBeenCalled();
 });
@@ -238,6 +312,20 @@ test.each(['fail', 'die'] as const)('where the thread says %s the read is made h
   expect(all.filter((i) => !isRight(i))).toEqual([]);
   expect(log.lines.some((line) => line.includes('told to'))).toBe(how === 'die');
   if (how === 'die') expect(await readAll()).toEqual(zeros);
+});
+
+test('where the host does not let it write it is left to read', async () => {
+  const isAllowed = vi.spyOn(MemoryWriter.prototype, 'isAllowed', 'get').mockReturnValue(false);
+  onTestFinished(() => isAllowed.mockRestore());
+  const { beBusy, readAll, writeAll, isWritten, publish, clock } = await setUp();
+  await beBusy();
+  publish.mockClear();
+  clock.advance(MAX_REST_NS);
+  expect(await writeAll(1)).toEqual(zeros);
+  expect(isWritten(1)).toBe(true);
+  expect(publish).not.toHaveBeenCalled();
+  await readAll();
+  expect(publish).toHaveBeenCalled();
 });
 
 test('a thread that does not come up is not tried again', async () => {

@@ -1,10 +1,12 @@
 /**
- * A copying thread: takes jobs and reads what they ask for, each by a system call, and sleeps while there are none. It knows
- * nothing of whom a job is for, and touches guest memory only between taking a job and writing its state.
+ * A copying thread: takes jobs and reads or writes what they ask for, each by a system call, and sleeps while there are none.
+ * It knows nothing of whom a job is for, and touches guest memory and the image only between taking a job and writing its
+ * state.
  */
 import { parentPort, workerData } from 'node:worker_threads';
 import { readVectorAt } from '../../../core/host/files.ts';
 import { viewOf } from '../../../core/host/mapping.ts';
+import { MemoryWriter } from '../../../core/host/process-memory.ts';
 import { QUEUE_CAPACITY } from '../image-queue.ts';
 import { type CopyThreadMessage, type CopyThreadSetup, JobState, JobWord, takeJob, Word, wordOf } from './words.ts';
 
@@ -14,16 +16,22 @@ function tell(message: CopyThreadMessage): void {
   parentPort?.postMessage(message);
 }
 
-function run({ words: shared, fd, iovecs, iovecBytes }: CopyThreadSetup): void {
+function run({ words: shared, fd, mapped, iovecs, iovecBytes }: CopyThreadSetup): void {
   const words = new Int32Array(shared);
   const pieces = Array.from({ length: QUEUE_CAPACITY }, (_, job) =>
     viewOf(iovecs + BigInt(job * iovecBytes), iovecBytes),
   );
+  const writer = new MemoryWriter();
   const carryOut = (job: number): number => {
     const word = (index: number) => words[wordOf(job, index)] as number;
     const at = (word(JobWord.AtLow) >>> 0) + word(JobWord.AtHigh) * TWO_32;
-    const got = readVectorAt(fd, pieces[job] as Uint8Array, word(JobWord.Pieces), at);
-    return got === word(JobWord.Bytes) ? JobState.Done : JobState.Failed;
+    const iovec = pieces[job] as Uint8Array;
+    const [count, sizeBytes] = [word(JobWord.Pieces), word(JobWord.Bytes)];
+    const moved =
+      word(JobWord.IsWrite) === 0
+        ? readVectorAt(fd, iovec, count, at)
+        : writer.write(iovec, count, mapped + BigInt(at), sizeBytes);
+    return moved === sizeBytes ? JobState.Done : JobState.Failed;
   };
   tell('ready');
   for (;;) {

@@ -1,15 +1,21 @@
 /**
- * A second thread for what a guest reads at once from a busy image in memory, seen from the device thread. Both take jobs
+ * A second thread for what a guest reads or writes at once of a busy image in memory, seen from the device thread. Both take jobs
  * from one list, so that two CPUs copy; where the other thread has no CPU, this one does them all. Who asked for what, and
  * what is to be told to the guest, stays with the device thread, which only waits when nothing is left to take, for a
  * millisecond at most. Where the other thread has no CPU that costs more than it gains: nothing is shared for a while then.
+ *
+ * Linux lets one thread at a time write to a file, but any number to memory that it is mapped to: that is how the other
+ * thread writes, beside this one, which does not.
  */
 import { existsSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import type { Worker } from 'node:worker_threads';
 import type { Clock } from '../../../core/clock.ts';
+import { HostError } from '../../../core/errors.ts';
 import { leaveThreadBehind, onProcessEnd } from '../../../core/host/exit-hooks.ts';
+import { type Mapping, mapUnseen } from '../../../core/host/mapping.ts';
+import { MemoryWriter } from '../../../core/host/process-memory.ts';
 import { startWorker } from '../../../core/host/worker.ts';
 import type { Log } from '../../../core/log.ts';
 import type { ThreadPulse, ThreadPulses } from '../../../core/thread-pulses.ts';
@@ -48,6 +54,8 @@ const TWO_32 = 0x1_0000_0000;
 
 export interface CopyThreadOptions {
   readonly fd: number;
+  /** So many bytes of its file may be written. */
+  readonly writableBytes: () => number;
   /** Where the pieces of each job are (words.ts). */
   readonly iovecs: bigint;
   readonly iovecBytes: number;
@@ -66,6 +74,9 @@ export class CopyThread {
   readonly #options: CopyThreadOptions;
   /** From the first thread on, for all of them. */
   #words: Int32Array | undefined;
+  /** The image, and how much of its file, for the thread to write. */
+  #image: Pick<Mapping, 'address' | 'dispose'> | undefined;
+  #imageBytes = 0;
   #worker: Worker | undefined;
   #isReady = false;
   #starts = 0;
@@ -101,7 +112,14 @@ export class CopyThread {
     const { fd, iovecs, iovecBytes, what, log, pulses } = this.#options;
     const words = (this.#words ??= new Int32Array(new SharedArrayBuffer(WORDS * 4)));
     this.#starts++;
-    const workerData: CopyThreadSetup = { words: words.buffer as SharedArrayBuffer, fd, iovecs, iovecBytes };
+    if (this.#image === undefined) this.#mapImage();
+    const workerData: CopyThreadSetup = {
+      words: words.buffer as SharedArrayBuffer,
+      fd,
+      mapped: this.#image?.address ?? 0n,
+      iovecs,
+      iovecBytes,
+    };
     let worker: Worker;
     try {
       worker = startWorker(this.#workerUrl, { workerData, stdin: false }, 'copying thread');
@@ -132,9 +150,27 @@ export class CopyThread {
     worker.unref();
   }
 
+  /** Where the host does not let us, the thread reads alone. */
+  #mapImage(): void {
+    const { fd, writableBytes, what, log } = this.#options;
+    const sizeBytes = writableBytes();
+    if (sizeBytes === 0 || !new MemoryWriter().isAllowed) return;
+    try {
+      this.#image = mapUnseen(sizeBytes, what, fd, 0);
+      this.#imageBytes = sizeBytes;
+    } catch (error) {
+      if (!(error instanceof HostError)) throw error;
+      log.debug(`${error.message}: writes are not shared`);
+    }
+  }
+
   /** No job is under way. The thread ends by itself. */
   dispose(): void {
     this.#starts = MAX_STARTS;
+    // Now: what is mapped stays open, and locked.
+    this.#image?.dispose();
+    this.#image = undefined;
+    this.#imageBytes = 0;
     this.#worker = undefined;
     this.#isReady = false;
     if (this.#words === undefined) return;
@@ -149,19 +185,25 @@ export class CopyThread {
     return this.#isReady;
   }
 
+  /** Whether that one can write the file up to this byte. */
+  canWriteTo(end: number): boolean {
+    return end <= this.#imageBytes;
+  }
+
   /** Whether that one had no CPU lately. */
   get rests(): boolean {
     if (this.#restsUntilNs !== 0 && this.#options.clock.nowNs() >= this.#restsUntilNs) this.#restsUntilNs = 0;
     return this.#restsUntilNs !== 0;
   }
 
-  /** Let whoever comes first carry out a read whose pieces are described. @param at byte in the file. */
-  publish(job: number, pieces: number, bytes: number, at: number): void {
+  /** Let whoever comes first carry out a transfer whose pieces are described. @param at byte in the file. */
+  publish(job: number, pieces: number, bytes: number, at: number, isWrite: boolean): void {
     const words = this.#words as Int32Array;
     const first = wordOf(job, 0);
     words[first + JobWord.State] = JobState.Open;
     words[first + JobWord.Pieces] = pieces;
     words[first + JobWord.Bytes] = bytes;
+    words[first + JobWord.IsWrite] = isWrite ? 1 : 0;
     words[first + JobWord.AtLow] = at % TWO_32;
     words[first + JobWord.AtHigh] = Math.floor(at / TWO_32);
     const published = Atomics.load(words, Word.Published);

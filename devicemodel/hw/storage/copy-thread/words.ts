@@ -1,6 +1,6 @@
 /**
- * What the device thread and a copying thread share: one block of words. A job is a read that the device thread described
- * and published. It belongs to whoever takes it, which is one step of `Taken`; what the thread took is the thread's until
+ * What the device thread and a copying thread share: one block of words. A job is a read or a write that the device thread
+ * described and published. It belongs to whoever takes it, which is one step of `Taken`; what the thread took is the thread's until
  * it has written the job's state.
  */
 import { QUEUE_CAPACITY } from '../image-queue.ts';
@@ -29,7 +29,7 @@ export const Word = {
 } as const;
 
 /** Words of a job. */
-export const JobWord = { State: 0, Pieces: 1, Bytes: 2, AtLow: 3, AtHigh: 4, Count: 8 } as const;
+export const JobWord = { State: 0, Pieces: 1, Bytes: 2, AtLow: 3, AtHigh: 4, IsWrite: 5, Count: 8 } as const;
 export const JobState = {
   Open: 0,
   /** All bytes are there. */ Done: 1,
@@ -56,6 +56,8 @@ export interface CopyThreadSetup {
   readonly words: SharedArrayBuffer;
   /** The image. */
   readonly fd: number;
+  /** Where it is mapped, to be written; 0: nothing is written. */
+  readonly mapped: bigint;
   /** The pieces of guest memory of each job: so many bytes of struct iovec, one after the other. */
   readonly iovecs: bigint;
   readonly iovecBytes: number;
