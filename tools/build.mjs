@@ -31,7 +31,7 @@ import {
 import { basename, dirname, join, relative, resolve } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { parseArgs } from 'node:util';
-import { assemble } from './bundle/parts.mjs';
+import { assemble, urlOfThisFile } from './bundle/parts.mjs';
 import { root } from './root.mjs';
 
 /** Sources by path, time and size; with the Node version, since the code cache belongs to it. */
@@ -75,6 +75,7 @@ const usual = [
   'hypervisor/acrn/index.ts',
   'hypervisor/blocking-loop/loop.ts',
   'hypervisor/choose.ts',
+  'hypervisor/turn-loop/loop.ts',
 ];
 
 /** Parts of Node that take 1 to 4 ms to load, and that most VMs never use: loaded at first use. */
@@ -143,7 +144,7 @@ async function bundle(entryPoints, options) {
     target: 'node20.19',
     external: ['v86', '@koromix/*'],
     alias: { 'string-width': './tools/bundle/string-width.cjs' },
-    define: { 'import.meta.url': '__bundleUrl', ACRN_DM_VERSION: JSON.stringify(version) },
+    define: { 'import.meta.url': '__bundle.url', ACRN_DM_VERSION: JSON.stringify(version) },
     plugins: [yargsPlugin, lazyBuiltinsPlugin, koffiPlugin],
     legalComments: 'inline',
     sourcemap: 'external',
@@ -159,7 +160,7 @@ async function oneFile(entryPoint, outfile, firstLine = '') {
     outfile,
     format: 'cjs',
     supported: { 'dynamic-import': false },
-    banner: { js: `${firstLine}"use strict";const __bundleUrl=require("node:url").pathToFileURL(__filename).href;` },
+    banner: { js: `${firstLine}"use strict";const __bundle=${urlOfThisFile};` },
   });
   for (const { path, text } of outputFiles) replaceFile(path, text);
 }

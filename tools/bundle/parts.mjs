@@ -20,6 +20,9 @@ const EXPORTS = /export\{([^}]*)\};\s*$/;
 const DEFAULT_EXPORT = /export default ([^;]+);\s*$/;
 const DYNAMIC_IMPORT = /\bimport\("([^"]+)"\)/g;
 
+/** Expression with the property `url`, for import.meta: only some starts ask for it, and it takes a millisecond. */
+export const urlOfThisFile = '{get url(){return require("node:url").pathToFileURL(__filename).href}}';
+
 const isChunk = (path) => path.startsWith('./') && path.endsWith('.js');
 const nameOf = (path) => basename(path, '.js');
 
@@ -46,7 +49,7 @@ function staticImport(original, whole, all, named, path) {
   return padded(bindings.length === 0 ? `${source};` : `const ${bindings.join(',')};`, original);
 }
 
-/** The body of a function of $part, $later, $rq (require) and __bundleUrl that returns the exports of a chunk. */
+/** The body of a function of $part, $later, $rq (require) and __bundle that returns the exports of a chunk. */
 function functionBody(code, name) {
   // esbuild's short names do not get that far; if they ever do, it is seen here.
   if (/\$(part|later|rq)\b/.test(code)) throw new Error(`build: ${name} uses a name of the loader`);
@@ -100,22 +103,21 @@ export function assemble(output, usual) {
       text += piece;
       line += piece.split('\n').length - 1;
     } else {
-      const head = 'module.exports=($part,$later,$rq,__bundleUrl)=>{"use strict";const require=$rq;\n';
+      const head = 'module.exports=($part,$later,$rq,__bundle)=>{"use strict";const require=$rq;\n';
       const mapHere = { version: 3, sections: [{ offset: { line: 1, column: 0 }, map }] };
       parts.push({ name, text: `${head}${body}\n};\n`, map: JSON.stringify(mapHere) });
     }
   }
   const run = [
     'const $done={},$rq=require',
-    'const $load=(name)=>($chunks[name]??require("./parts/"+name+".cjs"))($part,$later,$rq,__bundleUrl)',
+    'const $load=(name)=>($chunks[name]??require("./parts/"+name+".cjs"))($part,$later,$rq,__bundle)',
     'const $part=(name)=>($done[name]??=$load(name))',
     // A package of others, or a part; as with import(), what fails fails later.
     'const $later=async(name,outside)=>outside===undefined?$part(name):{default:require(outside)}',
     // By its name, or undefined for all of the bundle: for whoever makes the code cache.
     'return(name)=>name===undefined?void Object.keys($chunks).forEach($part):$part(name)',
   ];
-  const head =
-    '(function(require,module,__filename,__dirname){"use strict";const __bundleUrl=require("node:url").pathToFileURL(__filename).href;';
+  const head = `(function(require,module,__filename,__dirname){"use strict";const __bundle=${urlOfThisFile};`;
   return {
     bundle: `${head}const $chunks=\n${text}\n};${run.join(';')}})`,
     map: JSON.stringify({ version: 3, sections }),
