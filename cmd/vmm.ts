@@ -23,6 +23,7 @@ import { isObserved, leaveThreadBehind } from '../devicemodel/core/host/exit-hoo
 import { ignoreOtherSignals } from '../devicemodel/core/host/signals.ts';
 import { type Log, LogLevel } from '../devicemodel/core/log.ts';
 import { LogTail } from '../devicemodel/core/log-tail.ts';
+import { monotonicMs } from '../devicemodel/core/monotonic.ts';
 import { DEFAULT_SHUTDOWN_TIMEOUT_MS } from '../devicemodel/core/vm.ts';
 import type { GuestCrash } from '../devicemodel/core/vm-events.ts';
 import { Launch } from '../library/launcher.ts';
@@ -208,7 +209,7 @@ export class ProcessVmm implements Vmm {
     this.#releaseName = claimName(vm.name, log, apiSocket?.kind === 'path' ? apiSocket.path : undefined);
     let stopFollowing: (() => void) | undefined;
     try {
-      this.#launchedMs = performance.now();
+      this.#launchedMs = monotonicMs();
       this.#addedIds.clear();
       const launch = await Launch.prepare(vm, { log, ownsThread: true, onCommands: () => this.#connectSignals() });
       this.#launch = launch;

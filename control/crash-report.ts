@@ -1,9 +1,11 @@
 /** What is known of a guest at the moment it was given up: by a triple fault, or by its own watchdog. */
+
 import type { TappableLine } from '../devicemodel/core/char-backend.ts';
 import type { CounterBook } from '../devicemodel/core/counters.ts';
 import { writeOutput } from '../devicemodel/core/host/output-file.ts';
 import type { Log } from '../devicemodel/core/log.ts';
 import type { LogLine } from '../devicemodel/core/log-tail.ts';
+import { monotonicMs } from '../devicemodel/core/monotonic.ts';
 import type { GuestCrash } from '../devicemodel/core/vm-events.ts';
 
 export interface CrashReport extends GuestCrash {
@@ -33,7 +35,7 @@ export function crashReport(crash: GuestCrash, guest: CrashedGuest, log: readonl
     time: new Date().toISOString(),
     name: guest.config.name,
     hypervisor: guest.hypervisor,
-    uptimeS: Math.round((performance.now() - guest.launchedMs) / 1000),
+    uptimeS: Math.round((monotonicMs() - guest.launchedMs) / 1000),
     memoryBytes: guest.config.memoryBytes,
     consoles: Object.fromEntries(guest.lines.map((line) => [line.id, Buffer.from(line.history()).toString('utf8')])),
     counters: guest.counters.all.map((each) => ({ kind: each.kind, id: each.id, ...each.values() })),

@@ -1,5 +1,7 @@
 /** Figures of a VM, its devices and its process, for Prometheus' text format or as JSON. */
+
 import type { CounterKind, CounterName, Counters } from '../../devicemodel/core/counters.ts';
+import { monotonicMs } from '../../devicemodel/core/monotonic.ts';
 import { LAG_BOUNDS_S, type LagHistogram } from './thread-lag.ts';
 import { stateOf, type Vmm } from './vmm.ts';
 
@@ -57,7 +59,7 @@ export function metricsOf(vmm: Vmm, lag: LagHistogram): Metric[] {
       samples: [{ labels: { name, hypervisor: guest.hypervisor, version }, value: 1 }],
     },
     vmState,
-    one('gauge', 'acrn_vm_uptime_seconds', 'Since the VM was launched.', (performance.now() - guest.launchedMs) / 1000),
+    one('gauge', 'acrn_vm_uptime_seconds', 'Since the VM was launched.', (monotonicMs() - guest.launchedMs) / 1000),
     one('gauge', 'acrn_guest_memory_bytes', 'RAM of the guest.', memoryBytes),
     ...deviceMetrics(guest.counters.all),
     ...process_,

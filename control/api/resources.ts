@@ -1,8 +1,10 @@
 /** What a VM has beside Cloud Hypervisor's dialect: `/v1`. */
+
 import type { IncomingMessage } from 'node:http';
 import type { Duplex } from 'node:stream';
 import * as v from 'valibot';
 import { formatSlot } from '../../devicemodel/core/address.ts';
+import { monotonicMs } from '../../devicemodel/core/monotonic.ts';
 import type { StreamEvent } from '../event-stream.ts';
 import { logRoutes } from './log-routes.ts';
 import { metricsOf, metricsText } from './metrics.ts';
@@ -173,7 +175,7 @@ function describe(vmm: Vmm): object {
     state,
     hypervisor: guest.hypervisor,
     memoryBytes: guest.config.memoryBytes,
-    uptimeS: Math.round((performance.now() - guest.launchedMs) / 1000),
+    uptimeS: Math.round((monotonicMs() - guest.launchedMs) / 1000),
     ...process_,
   };
 }

@@ -18,7 +18,7 @@ export interface RunningGuest {
   readonly lines: readonly TappableLine[];
   /** What its devices count. */
   readonly counters: Pick<CounterBook, 'all'>;
-  /** `performance.now()` when it was launched. */
+  /** `monotonicMs()` when it was launched. */
   readonly launchedMs: number;
   /** What vm.add-disk called the devices that got a medium, by the slot `bb:dd.f`. */
   readonly addedIds: Map<string, string>;

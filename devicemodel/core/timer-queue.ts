@@ -3,7 +3,9 @@
  * hypervisor (hypervisor/blocking-loop/system-clock.ts), or by a descriptor of the event loop where that one idles
  * (hypervisor/turn-loop/timerfd-clock.ts).
  */
+
 import type { Clock, Timer } from './clock.ts';
+import { monotonicNs } from './monotonic.ts';
 
 class QueuedTimer implements Timer {
   dueNs: number | undefined;
@@ -29,7 +31,7 @@ export abstract class TimerQueue implements Clock {
   #wakeNs = Number.POSITIVE_INFINITY;
 
   nowNs(): number {
-    return Math.round(performance.now() * 1e6);
+    return monotonicNs();
   }
 
   wallMs(): number {

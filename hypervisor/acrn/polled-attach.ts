@@ -4,11 +4,13 @@
  * that signals and timers are heard, and this one saves the two changes of thread where it can: it looks at the request
  * page itself for as long as the next request should take. Everything only that case needs is here.
  */
+
 import { availableParallelism } from 'node:os';
 import { ioctlAsync } from '../../devicemodel/core/host/ioctl.ts';
 import { yieldCpu } from '../../devicemodel/core/host/scheduling.ts';
 import type { WaitResult } from '../../devicemodel/core/hsm/hsm.ts';
 import type { IoreqPage } from '../../devicemodel/core/ioreq-page.ts';
+import { monotonicMs, monotonicNs } from '../../devicemodel/core/monotonic.ts';
 import { Ioctl } from './abi.ts';
 
 export interface PolledAttachParts {
@@ -89,7 +91,7 @@ class Linger {
     for (let untilMs = 0; ; yieldCpu()) {
       for (let n = 0; n < Look.looksPerYield; n++) if (hasPending()) return true;
       // Mostly it has come by now, without a look at the clock.
-      const nowMs = performance.now();
+      const nowMs = monotonicMs();
       if (untilMs === 0) untilMs = nowMs + this.#budgetNs / 1e6;
       else if (nowMs >= untilMs) return false;
     }
@@ -97,12 +99,12 @@ class Linger {
 
   /** The thread goes to sleep. */
   sleeping(): void {
-    this.#waitingSinceNs = performance.now() * 1e6;
+    this.#waitingSinceNs = monotonicNs();
   }
 
   /** It woke, and there was something to serve: was it worth the sleep? */
   woken(): void {
-    const sleptNs = performance.now() * 1e6 - this.#waitingSinceNs;
+    const sleptNs = monotonicNs() - this.#waitingSinceNs;
     // One late request, of a guest that was not run for a moment, is not the end of a busy time.
     const half = this.#budgetNs / 2 < Look.startNs ? 0 : this.#budgetNs / 2;
     this.#budgetNs = sleptNs > this.#maxNs ? half : Math.min(this.#maxNs, Math.max(Look.startNs, this.#budgetNs * 2));

@@ -9,6 +9,7 @@
  * A signal that lands just before the blocking call is entered is lost. So a kick is a number: the watcher bumps it and
  * signals again until this thread has copied it; a timer repeats until it was served.
  */
+
 import type { Worker } from 'node:worker_threads';
 import { eventLoopFd, eventLoopTimeoutMs, freshEventLoopTimeoutMs } from '../../devicemodel/core/host/event-loop.ts';
 import { createEventfd, Eventfd, signalEventfd } from '../../devicemodel/core/host/eventfd.ts';
@@ -18,6 +19,7 @@ import { PollSet } from '../../devicemodel/core/host/poll.ts';
 import { threadId } from '../../devicemodel/core/host/scheduling.ts';
 import { KICK_SIGNAL } from '../../devicemodel/core/host/signals.ts';
 import { startWorker } from '../../devicemodel/core/host/worker.ts';
+import { monotonicMs } from '../../devicemodel/core/monotonic.ts';
 import { Watcher, type WatcherData, Word, watcherThread } from './watcher-thread.ts';
 
 /** The event loop counts in milliseconds: a timer seems to move by as much from turn to turn. */
@@ -220,7 +222,7 @@ export class Wakeups {
    */
   #publishTimeout(kick: number): void {
     const words = this.#words;
-    const nowMs = performance.now();
+    const nowMs = monotonicMs();
     const timeoutMs = eventLoopTimeoutMs();
     const dueMs = timeoutMs < 0 ? Number.POSITIVE_INFINITY : nowMs + timeoutMs;
     Atomics.store(words, Word.TimeoutMs, timeoutMs);

@@ -2,9 +2,11 @@
  * Turns of the event loop for a thread that leaves it free while the guest idles: only a guest that is busy keeps it from
  * running. Then its descriptor is asked now and then, which costs a microsecond, where a turn costs dozens.
  */
+
 import { eventLoopFd, freshEventLoopTimeoutMs } from '../../devicemodel/core/host/event-loop.ts';
 import { onWatchAdded } from '../../devicemodel/core/host/fd-watch.ts';
 import { PollSet } from '../../devicemodel/core/host/poll.ts';
+import { monotonicMs } from '../../devicemodel/core/monotonic.ts';
 
 /** Requests between two looks at the clock, where each is a short one. */
 const LOOK_EVERY = 32;
@@ -32,7 +34,7 @@ export class EventLoopPoll {
     if (this.#turnRequested) return true;
     if (++this.#looks < this.#lookEvery) return false;
     this.#looks = 0;
-    const now = performance.now();
+    const now = monotonicMs();
     if (now - this.#askedMs < ASK_EVERY_MS) return false;
     this.#askedMs = now;
     if (now - this.#turnedMs > TURN_EVERY_MS || this.#poll.wait(1, 0) > 0) return true;
@@ -59,7 +61,7 @@ export class EventLoopPoll {
   }
 
   #turned(): void {
-    this.#turnedMs = performance.now();
+    this.#turnedMs = monotonicMs();
     this.#askedMs = this.#turnedMs;
   }
 

@@ -7,6 +7,7 @@ import type { TappableLine } from '../../devicemodel/core/char-backend.ts';
 import type { VmConfig } from '../../devicemodel/core/config.ts';
 import { CounterBook } from '../../devicemodel/core/counters.ts';
 import { LogTail } from '../../devicemodel/core/log-tail.ts';
+import { monotonicMs } from '../../devicemodel/core/monotonic.ts';
 import type { VmState } from '../../devicemodel/core/vm-events.ts';
 import { fakeTarget } from './fake-command-target.ts';
 
@@ -60,7 +61,7 @@ export class FakeVmm implements Vmm {
       commands: this.#target.commands,
       lines: [this.line],
       counters: this.counters,
-      launchedMs: performance.now(),
+      launchedMs: monotonicMs(),
       addedIds: this.#addedIds,
     };
   }

@@ -1,5 +1,5 @@
 /** For how long the device thread looks for a request before it sleeps. The clock and the scheduler are the test's. */
-import { afterEach, beforeEach, expect, test, vi } from 'vitest';
+import { expect, test, vi } from 'vitest';
 import type { IoreqPage } from '../../../devicemodel/core/ioreq-page.ts';
 import { PolledAttach } from '../../../hypervisor/acrn/polled-attach.ts';
 
@@ -17,12 +17,10 @@ vi.mock('../../../devicemodel/core/host/ioctl.ts', async (original) => ({
   ...(await original<object>()),
   ioctlAsync: async () => 0,
 }));
-beforeEach(() => {
-  vi.spyOn(performance, 'now').mockImplementation(() => nowMs);
-});
-afterEach(() => {
-  vi.restoreAllMocks();
-});
+vi.mock('../../../devicemodel/core/monotonic.ts', () => ({
+  monotonicMs: () => nowMs,
+  monotonicNs: () => nowMs * 1e6,
+}));
 
 // Mutation: look at the clock after eight turns of others only, or never.
 test.each([
