@@ -1,7 +1,7 @@
 /** An error → the lines a user sees and the status the process ends with. */
 import { writeSync } from 'node:fs';
-import { isatty } from 'node:tty';
 import { BugError, DmError, ExitCode, isSystemError } from '../devicemodel/core/errors.ts';
+import { isTerminal } from '../devicemodel/core/terminal-state.ts';
 import { withSourcePlaces } from './source-places.ts';
 
 /** Lines of `cause:` that are worth reading. */
@@ -79,7 +79,7 @@ const FULL_PIPE_WAIT_MS = 5;
 export function fdSink(fd: number): LineSink {
   return {
     get isTerminal() {
-      return isatty(fd);
+      return isTerminal(fd);
     },
     write: (text) => {
       const bytes = Buffer.from(text);
