@@ -7,27 +7,19 @@ import { Log, LogLevel } from '../devicemodel/core/log.ts';
 import { pciDrivers } from '../devicemodel/hw/registry.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import { type BenchmarkOrder, mayNameConfig, parseCommandLine, type ServeOrder, type VmOrder } from './cli.ts';
-import { errorLines, exitCodeOf, fdSink, oneLine, writeLines } from './report.ts';
+import { errorLines, exitCodeOf, fdSink, oneLine, print, writeLines } from './report.ts';
 import { hangingCallsOf, sizeThreadPool } from './thread-pool.ts';
 
 /** Width of help where there is no terminal to ask. */
 const DEFAULT_COLUMNS = 100;
 const MIN_COLUMNS = 40;
 
-const standardOutput = fdSink(1);
 const standardError = fdSink(2);
 const argv = process.argv.slice(2);
 /** Asked before the command line is parsed: its own mistakes are reported too. */
 const debug = argv.includes('--debug');
 /** A link of that name: its clients, libvirt among them, start the program with its own options. */
 const isCloudHypervisor = basename(process.argv[1] ?? '') === 'cloud-hypervisor';
-
-/** What was asked for goes to standard output; who does not get it must not take the status for a yes. */
-function print(lines: readonly string[]): ExitCode {
-  if (writeLines(standardOutput, lines)) return ExitCode.Ok;
-  writeLines(standardError, ['acrn-dm: standard output cannot be written (full, or closed by its reader)']);
-  return ExitCode.IoError;
-}
 
 function fail(error: unknown): ExitCode {
   writeLines(standardError, errorLines(error, { debug }));

@@ -1,4 +1,4 @@
-/** An error → the lines a user sees and the status the process ends with. */
+/** What a user sees: what was asked for, or an error as lines and the status the process ends with. */
 import { writeSync } from 'node:fs';
 import { BugError, DmError, ExitCode, isSystemError } from '../devicemodel/core/errors.ts';
 import { isTerminal } from '../devicemodel/core/terminal-state.ts';
@@ -109,6 +109,13 @@ export function writeLines(sink: LineSink, lines: readonly string[]): boolean {
   } catch {
     return false;
   }
+}
+
+/** What was asked for goes to standard output; who does not get it must not take the status for a yes. */
+export function print(lines: readonly string[]): ExitCode {
+  if (writeLines(fdSink(1), lines)) return ExitCode.Ok;
+  writeLines(fdSink(2), ['acrn-dm: standard output cannot be written (full, or closed by its reader)']);
+  return ExitCode.IoError;
 }
 
 function messageOf(error: unknown): string {

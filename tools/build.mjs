@@ -5,6 +5,7 @@
  *   dist/acrn-dm.bundle.cjs     cmd/acrn-dm.ts and what most starts need, one file; packages with native parts stay outside
  *   dist/parts/                 what only some starts need: a device, an engine, a report; see bundle/parts.mjs
  *   dist/acrn-dm.VERSION.cache  compiled code for the V8 this was built with, and a checksum over it and the bundle
+ *   dist/version.js             the answer to --version, without the program
  *   dist/acrnvm.js              the client of the API
  *   dist/yargs.cjs              loaded when the help is asked for
  *   dist/data-thread-main.js    what runs in a thread of its own
@@ -194,6 +195,7 @@ async function program(dist) {
   const [firstLine] = readFileSync(join(root, 'tools/bundle/acrn-dm.js'), 'utf8').split('\n');
   await oneFile('cmd/acrnvm/main.ts', join(dist, 'acrnvm.js'), `${firstLine}\n`);
   chmodSync(join(dist, 'acrnvm.js'), 0o755);
+  await oneFile('cmd/version-only.ts', join(dist, 'version.js'));
   for (const thread of threads) await oneFile(thread, join(dist, basename(thread).replace(/\.ts$/, '.js')));
 }
 

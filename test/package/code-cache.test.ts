@@ -42,13 +42,14 @@ describe.skipIf(whyNoSoftHypervisor() !== undefined)('the code cache', () => {
     const result = spawnSync(process.execPath, [join(dist, 'acrn-dm.js'), ...args], { encoding: 'utf8' });
     return { status: result.status, signal: result.signal, stdout: result.stdout, stderr: result.stderr };
   };
-  const startsAs = (shown: string) =>
-    expect(start('--version')).toEqual({
-      status: 0,
-      signal: null,
-      stdout: `DM version is: 3.4 (acrn-dm ${shown})\n`,
-      stderr: '',
-    });
+  const answer = (shown: string) => ({
+    status: 0,
+    signal: null,
+    stdout: `DM version is: 3.4 (acrn-dm ${shown})\n`,
+    stderr: '',
+  });
+  /** With another word beside it, the program answers. */
+  const startsAs = (shown: string) => expect(start('--debug', '--version')).toEqual(answer(shown));
 
   /** The cache with another version in it, as a damage would have left it. */
   const altered = () => {
@@ -116,5 +117,17 @@ describe.skipIf(whyNoSoftHypervisor() !== undefined)('the code cache', () => {
   test('may be missing', () => {
     rmSync(cachePath, { force: true });
     startsAs(version);
+  });
+
+  /** Mutation: without the branch in tools/bundle/acrn-dm.js, or with it for other words. */
+  test('is not even read for --version alone, nor is the bundle', () => {
+    writeFileSync(join(dist, 'acrn-dm.bundle.cjs'), 'not a program');
+    try {
+      expect(start('--version')).toEqual(answer(version));
+      expect(start('-v')).toEqual(answer(version));
+      expect(start('--debug', '--version').status).toBe(1);
+    } finally {
+      writeFileSync(join(dist, 'acrn-dm.bundle.cjs'), bundle);
+    }
   });
 });

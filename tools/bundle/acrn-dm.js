@@ -14,6 +14,11 @@
  */
 const isProgram = require.main === module;
 if (isProgram) process.on('SIGUSR1', () => {});
+// What libvirt asks for often is a file of its own.
+const [, name, word] = process.argv;
+if (isProgram && process.argv.length === 3 && /^(--version|-v)$/.test(word) && !name.endsWith('cloud-hypervisor')) {
+  require(`${__dirname}/version.js`); // and ends
+}
 const { readFileSync } = require('node:fs');
 const { Script } = require('node:vm');
 const filename = `${__dirname}/acrn-dm.bundle.cjs`;
