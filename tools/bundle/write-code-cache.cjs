@@ -9,6 +9,7 @@
 const { readFileSync, renameSync, writeFileSync } = require('node:fs');
 const { createRequire } = require('node:module');
 const { join, resolve } = require('node:path');
+const { setFlagsFromString } = require('node:v8');
 const { Script } = require('node:vm');
 const { crc32 } = require('node:zlib');
 
@@ -18,11 +19,14 @@ const bundle = readFileSync(filename);
 // The name is in the cache, which is packed: not the path of the machine that builds.
 const script = new Script(bundle.latin1Slice(), { filename: 'acrn-dm.bundle.cjs' });
 
+// What a start needs once is needed in the cache; the flag is part of what V8 compares, so it is as it was in the end.
+setFlagsFromString('--no-flush-bytecode');
 let part;
 process.on('exit', () => {
   // What this run did not come to, the hypervisor's part, is at least loaded: loading it would compile most of a start.
   part();
   const file = join(dist, `acrn-dm.${process.versions.v8}.cache`);
+  setFlagsFromString('--flush-bytecode');
   const data = script.createCachedData();
   const header = Buffer.alloc(8);
   header.writeUInt32LE(crc32(data, crc32(bundle)));
