@@ -1,6 +1,7 @@
 #!/bin/bash
-# A USB device of the host that hangs, by Linux's own USB core and libusb (test/hw/usb/hanging-device.test.ts), which needs
-# no guest: the device is a program, by USB/IP. Three minutes.
+# A USB device of the host that hangs, by Linux's own USB core and libusb (test/hw/usb/hanging-device.test.ts), also while
+# it ends a transfer, and another device of the host that goes on meanwhile. It needs no guest: the devices are programs,
+# by USB/IP. Three minutes.
 # Status: 0 passed, 1 failed, 125 the rig itself failed.
 set -u
 . "$(dirname "${BASH_SOURCE[0]}")/rig.sh"

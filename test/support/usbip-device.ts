@@ -1,7 +1,7 @@
 /**
  * A USB device that is a program: the server's side of USB/IP (Documentation/usb/usbip_protocol.rst) on a socket of Linux's
- * vhci_hcd. It answers what a host asks of a device with one bulk endpoint each way, and keeps all bulk transfers; that one
- * is to be taken back it hears, and says nothing until the test does.
+ * vhci_hcd. It answers what a host asks of a device with one bulk endpoint each way, and keeps all bulk transfers until the
+ * test gives them back; that one is to be taken back it hears, and says nothing until the test does.
  */
 import { existsSync, writeFileSync } from 'node:fs';
 import { Socket } from 'node:net';
@@ -29,9 +29,11 @@ export class UsbIpDevice {
   /** Sequence numbers of bulk transfers, by the request that takes them back where there is one. */
   readonly kept = new Set<number>();
   readonly askedBack = new Map<number, number>();
+  /** Requests of its control endpoint are kept, too. */
+  keepsControl = false;
 
-  /** Plugged into the first port. */
-  constructor() {
+  /** @param port of the virtual host controller */
+  constructor(port = 0) {
     const fds = new Int32Array(2);
     if (native('int socketpair(int, int, int, void *)')(AF_UNIX, SOCK_STREAM, 0, fds) !== 0) {
       throw new Error('no socket pair');
@@ -39,7 +41,7 @@ export class UsbIpDevice {
     const [ours = -1, kernels = -1] = fds;
     this.#socket = new Socket({ fd: ours, readable: true, writable: true });
     this.#socket.on('data', (bytes: Buffer) => this.#take(bytes)).on('error', () => {});
-    writeFileSync(`${VHCI}/attach`, `0 ${kernels} ${(1 << 16) | 2} ${HIGH_SPEED}`);
+    writeFileSync(`${VHCI}/attach`, `${port} ${kernels} ${(1 << 16) | (port + 2)} ${HIGH_SPEED}`);
     closeFd(kernels);
   }
 
@@ -47,8 +49,17 @@ export class UsbIpDevice {
     this.#socket.destroy();
   }
 
+  /** The oldest transfer is done: one from the device to the host, of so many zeros. */
+  complete(bytes: number): void {
+    const [number] = this.kept;
+    if (number === undefined) throw new Error('nothing is in flight');
+    this.kept.delete(number);
+    this.#answer(Command.Submitted, number, 0, Buffer.alloc(bytes));
+  }
+
   /** What was asked back is given back. */
   comeToItself(): void {
+    this.keepsControl = false;
     for (const [request, transfer] of this.askedBack) {
       this.kept.delete(transfer);
       this.#answer(Command.Unlinked, request, -ECONNRESET);
@@ -67,7 +78,7 @@ export class UsbIpDevice {
       this.#input = header.subarray(HEADER_BYTES + dataBytes);
       const number = header.readUInt32BE(4);
       if (!isSubmit) this.askedBack.set(number, header.readUInt32BE(20));
-      else if (header.readUInt32BE(16) !== 0) this.kept.add(number);
+      else if (header.readUInt32BE(16) !== 0 || this.keepsControl) this.kept.add(number);
       else this.#control(number, header.subarray(40, 48));
     }
   }

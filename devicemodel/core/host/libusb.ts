@@ -5,20 +5,26 @@
  * thread, so that `done` of a transfer is called on it, too. Whatever may block (opening, resets, configurations, drivers of
  * the host, and cancelling, for which the kernel waits) runs on a thread of Node's pool. libusb neither looks for
  * devices nor for udev: a device is opened by its node.
+ *
+ * Each device has a libusb context of its own, since handling the events of one asks the kernel about all its devices,
+ * under a lock of the context and under that lock of the device which the kernel keeps for the time of a call. So while a
+ * call is under way nobody looks at what its device has to tell, and the others go on.
  */
-import { open as openCallback } from 'node:fs';
+import { close as closeCallback, open as openCallback } from 'node:fs';
 import { promisify } from 'node:util';
 import koffi from 'koffi';
 import { HostError } from '../errors.ts';
 import { Errno } from './errno.ts';
 import { watchFdFor } from './fd-watch.ts';
-import { closeFd, OpenFlag } from './files.ts';
+import { OpenFlag } from './files.ts';
 import { type Mapping, map, viewOf } from './mapping.ts';
 
 const LIBRARY = 'libusb-1.0.so.0';
 /** enum libusb_option: no enumeration, so that neither udev nor rights to all devices are needed. */
 const OPTION_NO_DEVICE_DISCOVERY = 2;
 const openFileAside = promisify(openCallback);
+/** The kernel takes the device's lock for that, too. */
+const closeFileAside = promisify(closeCallback);
 
 /** struct libusb_transfer, x86-64. */
 const Transfer = {
@@ -71,11 +77,12 @@ function aside(prototype: string, ...args: unknown[]): Promise<number> {
 }
 
 /** @throws HostError with the package that has it. */
-function loadLibrary(): void {
+export function loadLibusb(): void {
   if (library !== undefined) return;
   try {
     library = koffi.load(LIBRARY);
     native('int libusb_wrap_sys_device(uintptr_t, intptr_t, void *)');
+    native('int libusb_set_option(uintptr_t, int)')(0, OPTION_NO_DEVICE_DISCOVERY);
   } catch (error) {
     library = undefined;
     throw new HostError(`USB devices of the host need ${LIBRARY} 1.0.24 or newer`, Errno.ENOENT, {
@@ -99,63 +106,57 @@ export interface UsbRequest {
 interface Submitted {
   readonly request: UsbRequest;
   readonly memory: Mapping;
-  /** It is being cancelled, which needs its struct whether it is done meanwhile or not. */
-  isHeld: boolean;
 }
 
-/** libusb for one VM. Whoever made it disposes of it, after all its devices were closed. */
-export class Libusb {
+/** @param node `/dev/bus/usb/001/002`. @throws HostError */
+export async function openUsbDevice(node: string): Promise<UsbHandle> {
+  loadLibusb();
+  const fd = await openFileAside(node, OpenFlag.ReadWrite | OpenFlag.CloseOnExec);
+  const context = new BigUint64Array(1);
+  const handle = new BigUint64Array(1);
+  let call = 'libusb_init';
+  let result = Number(native('int libusb_init(void *)')(context));
+  if (result === 0) {
+    call = 'libusb_wrap_sys_device';
+    result = await aside('int libusb_wrap_sys_device(uintptr_t, intptr_t, void *)', context[0], fd, handle);
+    if (result === 0) return new UsbHandle(context[0] as bigint, handle[0] as bigint, fd);
+    native('void libusb_exit(uintptr_t)')(context[0]);
+  }
+  await closeFileAside(fd);
+  throw new HostError(`${node}: ${call}: ${errorName(result)}`, Errno.EIO);
+}
+
+/**
+ * One open device, and the libusb context that it has for itself: owned by whoever opened it, until `close`. Calls that may
+ * block run aside, one at a time, `submit` not meanwhile: the caller sees to that.
+ */
+export class UsbHandle {
   readonly #context: bigint;
+  readonly #handle: bigint;
+  readonly #fd: number;
   /** Transfers that libusb has, by the address of their struct. */
   readonly #submitted = new Map<bigint, Submitted>();
+  /** Transfers that libusb is done with, while it is still at its events. */
+  readonly #finished: bigint[] = [];
   readonly #callback: bigint;
-  readonly #release: () => void;
+  readonly #unregisterCallback: () => void;
   readonly #timeval = new BigInt64Array(2);
   #watches: Array<() => void> = [];
   #watched = '';
-  #isLive = true;
+  #calls = 0;
 
-  /** @throws HostError */
-  constructor() {
-    loadLibrary();
-    native('int libusb_set_option(uintptr_t, int)')(0, OPTION_NO_DEVICE_DISCOVERY);
-    const context = new BigUint64Array(1);
-    const result = native('int libusb_init(void *)')(context);
-    if (result !== 0) throw new HostError(`libusb_init: ${errorName(Number(result))}`, Errno.EIO);
-    this.#context = context[0] as bigint;
+  /** @internal by openUsbDevice */
+  constructor(context: bigint, handle: bigint, fd: number) {
+    this.#context = context;
+    this.#handle = handle;
+    this.#fd = fd;
     const registered = koffi.register(
-      (transfer: number | bigint) => this.#finished(BigInt(transfer)),
+      (transfer: number | bigint) => void this.#finished.push(BigInt(transfer)),
       koffi.pointer(koffi.proto('void(uintptr_t transfer)')),
     );
     this.#callback = BigInt(koffi.address(registered));
-    this.#release = () => koffi.unregister(registered);
+    this.#unregisterCallback = () => koffi.unregister(registered);
     this.#watch();
-  }
-
-  dispose(): void {
-    if (!this.#isLive) return;
-    this.#isLive = false;
-    for (const stop of this.#watches.splice(0)) stop();
-    native('void libusb_exit(uintptr_t)')(this.#context);
-    this.#release();
-  }
-
-  /** @param node `/dev/bus/usb/001/002`. @throws HostError */
-  async open(node: string): Promise<UsbHandle> {
-    const fd = await openFileAside(node, OpenFlag.ReadWrite | OpenFlag.CloseOnExec);
-    const handle = new BigUint64Array(1);
-    const prototype = 'int libusb_wrap_sys_device(uintptr_t, intptr_t, void *)';
-    const result = await aside(prototype, this.#context, fd, handle);
-    if (result !== 0) {
-      closeFd(fd);
-      throw new HostError(`${node}: libusb_wrap_sys_device: ${errorName(result)}`, Errno.EIO);
-    }
-    this.#watch();
-    return new UsbHandle(this, handle[0] as bigint, () => {
-      // Not watched any more before its number is another file's.
-      if (this.#isLive) this.#watch();
-      closeFd(fd);
-    });
   }
 
   // Events.
@@ -175,25 +176,33 @@ export class Libusb {
     native('void libusb_free_pollfds(uintptr_t)')(list);
     const key = JSON.stringify(fds);
     if (key === this.#watched) return;
+    this.#unwatch();
     this.#watched = key;
-    for (const stop of this.#watches.splice(0)) stop();
     const events = (isWritable: boolean) => (isWritable ? ('writable' as const) : ('readable' as const));
     this.#watches = fds.map(({ fd, isWritable }) => watchFdFor(fd, events(isWritable), () => this.#handleEvents()));
   }
 
-  #handleEvents(): void {
-    if (!this.#isLive) return;
-    const before = this.#submitted.size;
-    native('int libusb_handle_events_timeout_completed(uintptr_t, void *, uintptr_t)')(this.#context, this.#timeval, 0);
-    // A device that was pulled out is dropped by libusb, and its descriptor would be ready for ever.
-    if (this.#submitted.size === before) this.#watch();
+  #unwatch(): void {
+    this.#watched = '';
+    for (const stop of this.#watches.splice(0)) stop();
   }
 
-  #finished(transfer: bigint): void {
+  #handleEvents(): void {
+    // Told of before a call began.
+    if (this.#calls > 0) return;
+    native('int libusb_handle_events_timeout_completed(uintptr_t, void *, uintptr_t)')(this.#context, this.#timeval, 0);
+    const finished = this.#finished.splice(0);
+    // A device that was pulled out is dropped by libusb, and its descriptor would be ready for ever.
+    if (finished.length === 0) this.#watch();
+    // Only now: it may begin a call, and libusb would go on asking the kernel for the next one meanwhile.
+    for (const transfer of finished) this.#finish(transfer);
+  }
+
+  #finish(transfer: bigint): void {
     const submitted = this.#submitted.get(transfer);
     if (submitted === undefined) return;
     this.#submitted.delete(transfer);
-    const { request, memory, isHeld } = submitted;
+    const { request, memory } = submitted;
     const { type, isIn, buffer, packets } = request;
     const view = structOf(transfer, packets.length);
     const headBytes = type === 'control' ? 8 : 0;
@@ -202,21 +211,21 @@ export class Libusb {
     if (type === 'isochronous') actualBytes = takePackets(view, packets);
     if (isIn && type === 'isochronous') buffer.set(memory.bytes.subarray(0, buffer.length));
     else if (isIn) buffer.set(memory.bytes.subarray(headBytes, headBytes + actualBytes), headBytes);
-    if (!isHeld) free(transfer, memory);
+    free(transfer, memory);
     request.done(outcome, actualBytes);
   }
 
-  // Used by UsbHandle.
+  // Transfers.
 
   /** @returns what `cancel` takes; undefined: it was refused, and `done` is not called. */
-  submit(handle: bigint, request: UsbRequest): bigint | undefined {
+  submit(request: UsbRequest): bigint | undefined {
     const { type, endpoint, buffer, packets } = request;
     const transfer = BigInt(native('uintptr_t libusb_alloc_transfer(int)')(packets.length));
     if (transfer === 0n) return undefined;
     const memory = map(Math.max(1, buffer.length), 'USB transfer');
     memory.bytes.set(buffer);
     const view = structOf(transfer, packets.length);
-    view.setBigUint64(Transfer.handle, handle, true);
+    view.setBigUint64(Transfer.handle, this.#handle, true);
     view.setUint8(Transfer.endpoint, endpoint);
     view.setUint8(Transfer.type, transferTypes[type]);
     view.setUint32(Transfer.timeout, 0, true);
@@ -227,7 +236,7 @@ export class Libusb {
     packets.forEach(({ lengthBytes }, i) => {
       view.setUint32(Transfer.packets + Packet.size * i + Packet.length, lengthBytes, true);
     });
-    this.#submitted.set(transfer, { request, memory, isHeld: false });
+    this.#submitted.set(transfer, { request, memory });
     const result = native('int libusb_submit_transfer(uintptr_t)')(transfer);
     if (result === 0) return transfer;
     this.#submitted.delete(transfer);
@@ -235,74 +244,68 @@ export class Libusb {
     return undefined;
   }
 
-  /** Once for each transfer. */
-  async cancel(transfer: bigint): Promise<void> {
-    const submitted = this.#submitted.get(transfer);
-    if (submitted === undefined) return;
-    submitted.isHeld = true;
-    await aside('int libusb_cancel_transfer(uintptr_t)', transfer);
-    submitted.isHeld = false;
-    if (!this.#submitted.has(transfer)) free(transfer, submitted.memory);
-  }
-}
-
-/** One open device. Calls that may block run aside, one at a time, `submit` not meanwhile: the caller sees to that. */
-export class UsbHandle {
-  readonly #libusb: Libusb;
-  readonly #handle: bigint;
-  readonly #closed: () => void;
-
-  /** @internal by Libusb.open */
-  constructor(libusb: Libusb, handle: bigint, closed: () => void) {
-    this.#libusb = libusb;
-    this.#handle = handle;
-    this.#closed = closed;
-  }
-
-  submit(request: UsbRequest): bigint | undefined {
-    return this.#libusb.submit(this.#handle, request);
-  }
   /** Ask for a transfer, once; `done` is the answer. Nothing happens when it is done already. @returns when that was asked */
-  cancel(transfer: bigint): Promise<void> {
-    return this.#libusb.cancel(transfer);
+  async cancel(transfer: bigint): Promise<void> {
+    // Events are not handled meanwhile, so that its struct stays.
+    if (this.#submitted.has(transfer)) await this.#aside('int libusb_cancel_transfer(uintptr_t)', transfer);
   }
+
+  // Calls.
 
   /** Each answers 0 or a negative `enum libusb_error`. */
   attachDriver(number: number): Promise<number> {
-    return aside('int libusb_attach_kernel_driver(uintptr_t, int)', this.#handle, number);
+    return this.#aside('int libusb_attach_kernel_driver(uintptr_t, int)', this.#handle, number);
   }
   /** It is taken from a driver of the host in the same step: none can come in between. */
   async claim(number: number): Promise<number> {
     const setAutoDetach = native('int libusb_set_auto_detach_kernel_driver(uintptr_t, int)');
     setAutoDetach(this.#handle, 1);
     try {
-      return await aside('int libusb_claim_interface(uintptr_t, int)', this.#handle, number);
+      return await this.#aside('int libusb_claim_interface(uintptr_t, int)', this.#handle, number);
     } finally {
       // When it is released the driver stays away, unless it is attached.
       setAutoDetach(this.#handle, 0);
     }
   }
   release(number: number): Promise<number> {
-    return aside('int libusb_release_interface(uintptr_t, int)', this.#handle, number);
+    return this.#aside('int libusb_release_interface(uintptr_t, int)', this.#handle, number);
   }
   /** @param value -1: none. */
   setConfiguration(value: number): Promise<number> {
-    return aside('int libusb_set_configuration(uintptr_t, int)', this.#handle, value);
+    return this.#aside('int libusb_set_configuration(uintptr_t, int)', this.#handle, value);
   }
   setAlternate(number: number, alternate: number): Promise<number> {
-    return aside('int libusb_set_interface_alt_setting(uintptr_t, int, int)', this.#handle, number, alternate);
+    return this.#aside('int libusb_set_interface_alt_setting(uintptr_t, int, int)', this.#handle, number, alternate);
   }
   clearHalt(endpoint: number): Promise<number> {
-    return aside('int libusb_clear_halt(uintptr_t, uint8_t)', this.#handle, endpoint);
+    return this.#aside('int libusb_clear_halt(uintptr_t, uint8_t)', this.#handle, endpoint);
   }
   reset(): Promise<number> {
-    return aside('int libusb_reset_device(uintptr_t)', this.#handle);
+    return this.#aside('int libusb_reset_device(uintptr_t)', this.#handle);
   }
 
   /** After all transfers are done. Once. */
   async close(): Promise<void> {
+    this.#pause();
     await aside('void libusb_close(uintptr_t)', this.#handle);
-    this.#closed();
+    native('void libusb_exit(uintptr_t)')(this.#context);
+    this.#unregisterCallback();
+    await closeFileAside(this.#fd);
+  }
+
+  async #aside(prototype: string, ...args: unknown[]): Promise<number> {
+    this.#pause();
+    try {
+      return await aside(prototype, ...args);
+    } finally {
+      this.#calls--;
+      if (this.#calls === 0) this.#watch();
+    }
+  }
+
+  #pause(): void {
+    this.#calls++;
+    this.#unwatch();
   }
 }
 

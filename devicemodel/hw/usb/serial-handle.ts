@@ -2,7 +2,7 @@
  * An open device of the host, one call after the other. The kernel keeps a lock of the device for the time of each, also
  * while it waits for a device that hangs; it takes the same lock to have a transfer submitted, which is done on the thread
  * that serves the guest. So a transfer waits here until no call is under way, and a device keeps one thread of Node's
- * pool at most. What is left: libusb hears of the end of a transfer under that lock as well.
+ * pool at most. What ends during a call is heard of after it, as the kernel tells of it under that lock as well.
  */
 import type { UsbHandle, UsbOutcome, UsbRequest } from '../../core/host/libusb.ts';
 import { InTurn } from '../../core/in-turn.ts';

@@ -45,7 +45,6 @@ class Xhci implements EmulatedPciFunction {
   readonly #patience: IoPatience;
   #isPlugged = false;
   #mapper: PortMapper | undefined;
-  #disposeHost: (() => void) | undefined;
 
   constructor(options: XhciOptions, env: PciEnv) {
     const isApl = options.cap === 'apl';
@@ -95,9 +94,7 @@ class Xhci implements EmulatedPciFunction {
       import('../../usb/host-usb.ts'),
       import('../../usb/port-mapper.ts'),
     ]);
-    const host = openHostUsb();
-    this.#disposeHost = () => host.dispose();
-    this.#mapper = new PortMapper(this.#ports, this.#controller.ports, host, this.#log, this.#patience);
+    this.#mapper = new PortMapper(this.#ports, this.#controller.ports, openHostUsb(), this.#log, this.#patience);
     this.#mapper.start();
   }
 
@@ -108,13 +105,8 @@ class Xhci implements EmulatedPciFunction {
     this.#controller.reset();
     const stopped = await this.#mapper?.stop();
     this.#mapper = undefined;
-    // libusb goes with its last device: one that hangs there is the kernel's, when the process ends before.
-    const dispose = this.#disposeHost;
-    this.#disposeHost = undefined;
-    if (stopped?.isGivenBack === false) {
-      leaveThreadBehind();
-      void stopped.closed.then(() => dispose?.());
-    } else dispose?.();
+    // A device that hangs is closed when it comes to itself; when the process ends before, it is the kernel's.
+    if (stopped?.isGivenBack === false) leaveThreadBehind();
     if (this.#tablet === undefined) return;
     this.#controller.ports.disconnect(this.#tablet);
     this.#tablet.close();
