@@ -108,6 +108,7 @@ export class XhciController {
       trace: wires.isTraced === true ? (line) => wires.log.debug(line) : undefined,
     });
     this.#ports = new RootPorts({
+      clock: wires.clock,
       isRunning: () => this.#isRunning,
       changed: () => this.#tellPorts(),
       resetDevice: (device) => device.reset(),

@@ -4,6 +4,7 @@
  * A port owns the device that is plugged into it. What changed there is kept in its change bits until the event ring has
  * room for an event.
  */
+import type { Clock, Timer } from '../../../core/clock.ts';
 import { type UsbDevice, UsbSpeed } from '../../usb/device.ts';
 import { FIRST_USB2_PORT, FIRST_USB3_PORT, PORT_BYTES, PORT_COUNT, PORTS_PER_KIND } from './registers.ts';
 import { CompletionCode, type EventTrb, eventTrb, TrbType } from './trb.ts';
@@ -37,6 +38,8 @@ const linkStateOf = (portsc: number) => (portsc & PortStatus.LinkState) >>> 5;
 const linkBits = (state: number) => state << 5;
 
 const Reg = { Status: 0x0, PowerManagement: 0x4, LinkInfo: 0x8, HardwareLpm: 0xc } as const;
+/** Of a host that is well every reset is over by then; guests ask anew, or give up, after some tries. */
+const RESET_PATIENCE_NS = 3_000_000_000;
 const POWER_ON = linkBits(LinkState.RxDetect) | PortStatus.Power;
 
 interface RootPort {
@@ -48,9 +51,14 @@ interface RootPort {
   hasNews: boolean;
   /** Reset of a device that takes its time; counted, since a device may go meanwhile. */
   resetNumber: number;
+  /** Runs while the guest sees a reset. */
+  readonly resetTimer: Timer;
+  /** That reset. */
+  isWarm: boolean;
 }
 
 export interface PortWires {
+  readonly clock: Clock;
   /** Events are told: the controller runs. */
   isRunning(): boolean;
   /** There is an event to be fetched by {@link RootPorts.nextEvent}. */
@@ -60,18 +68,24 @@ export interface PortWires {
 }
 
 export class RootPorts {
-  readonly #ports: RootPort[] = Array.from({ length: PORT_COUNT }, () => ({
-    portsc: POWER_ON,
-    powerManagement: 0,
-    hardwareLpm: 0,
-    device: undefined,
-    hasNews: false,
-    resetNumber: 0,
-  }));
+  readonly #ports: readonly RootPort[];
   readonly #wires: PortWires;
 
   constructor(wires: PortWires) {
     this.#wires = wires;
+    this.#ports = Array.from({ length: PORT_COUNT }, () => {
+      const port: RootPort = {
+        portsc: POWER_ON,
+        powerManagement: 0,
+        hardwareLpm: 0,
+        device: undefined,
+        hasNews: false,
+        resetNumber: 0,
+        resetTimer: wires.clock.createTimer(() => this.#resetDone(port, false)),
+        isWarm: false,
+      };
+      return port;
+    });
   }
 
   /** Power-on; what is plugged in stays so. */
@@ -81,7 +95,7 @@ export class RootPorts {
       port.powerManagement = 0;
       port.hardwareLpm = 0;
       port.hasNews = false;
-      port.resetNumber++;
+      forgetReset(port);
     }
   }
 
@@ -89,7 +103,7 @@ export class RootPorts {
   restart(): void {
     for (const port of this.#ports) {
       port.hasNews = false;
-      port.resetNumber++;
+      forgetReset(port);
       if (port.device !== undefined) port.portsc = connected(port.device);
     }
   }
@@ -116,7 +130,7 @@ export class RootPorts {
     const port = this.#ports.find((p) => p.device === device);
     if (port === undefined) return;
     port.device = undefined;
-    port.resetNumber++;
+    forgetReset(port);
     device.onRemoteWake = undefined;
     const kept = port.portsc & (PortStatus.Power | PortStatus.WakeEnables | CHANGES);
     port.portsc = (kept | linkBits(LinkState.RxDetect) | PortStatus.ConnectChange) >>> 0;
@@ -219,26 +233,51 @@ export class RootPorts {
     const { device } = port;
     if (device === undefined || (port.portsc & PortStatus.Reset) !== 0) return;
     const number = ++port.resetNumber;
+    port.isWarm = isWarm;
     const answer = this.#wires.resetDevice(device);
     if (typeof answer === 'boolean') {
-      this.#resetDone(port, device, isWarm, answer);
+      this.#resetDone(port, answer);
       return;
     }
     port.portsc |= PortStatus.Reset;
+    const { clock } = this.#wires;
+    port.resetTimer.arm(clock.nowNs() + RESET_PATIENCE_NS);
     void answer.then((isThere) => {
-      if (port.resetNumber === number) this.#resetDone(port, device, isWarm, isThere);
+      if (port.resetNumber !== number) return;
+      if ((port.portsc & PortStatus.Reset) !== 0) this.#resetDone(port, isThere);
+      else if (isThere) this.#comeToItself(port);
     });
   }
 
-  #resetDone(port: RootPort, device: UsbDevice, isWarm: boolean, isThere: boolean): void {
+  /**
+   * The device answered, or nobody waits for it any longer: the guest's driver has to see an end, as with a device that does
+   * not answer on a real bus. What is asked of it then fails.
+   */
+  #resetDone(port: RootPort, isThere: boolean): void {
+    const { device } = port;
+    port.resetTimer.cancel();
+    if (device === undefined) return;
     port.portsc &= ~(PortStatus.Reset | PortStatus.LinkState | PortStatus.Speed);
     // §4.19.5: the reset of a USB 2 port never fails.
     if (isThere || !device.isUsb3) port.portsc |= PortStatus.Enabled | speedBits(device) | linkBits(LinkState.U0);
-    else port.portsc = (port.portsc & ~PortStatus.Connected) | linkBits(LinkState.RxDetect);
-    if (isWarm && device.isUsb3) port.portsc |= PortStatus.WarmResetChange;
+    else port.portsc = (port.portsc & ~(PortStatus.Connected | PortStatus.Enabled)) | linkBits(LinkState.RxDetect);
+    if (port.isWarm && device.isUsb3) port.portsc |= PortStatus.WarmResetChange;
     port.portsc |= PortStatus.ResetChange;
     this.#tell(port);
   }
+
+  /** Its reset is over after all. A USB 3 link that was lost by it is there again, as if just plugged in. */
+  #comeToItself(port: RootPort): void {
+    const { device } = port;
+    if (device === undefined || (port.portsc & PortStatus.Connected) !== 0) return;
+    port.portsc = (port.portsc & (PortStatus.WakeEnables | CHANGES)) | connected(device);
+    this.#tell(port);
+  }
+}
+
+function forgetReset(port: RootPort): void {
+  port.resetNumber++;
+  port.resetTimer.cancel();
 }
 
 function speedBits(device: UsbDevice): number {

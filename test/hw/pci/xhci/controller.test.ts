@@ -117,6 +117,50 @@ describe('ports (§4.19)', () => {
     await device.resetting;
     expect(guest.read(portRegister(port)) & 0x200012).toBe(0x200002);
     expect(guest.events()).toMatchObject([{ type: 34 }]);
+    // Its time is not looked at any more.
+    guest.write(portRegister(port), 0x200200);
+    guest.clock.advance(10_000_000_000);
+    expect(guest.events()).toEqual([]);
+  });
+
+  test('a reset that does not end ends for the guest, and can be asked for again', async () => {
+    const { guest, device, port } = configured();
+    let answer: (isThere: boolean) => void = () => {};
+    device.resetting = new Promise((resolve) => (answer = resolve));
+    guest.write(portRegister(port), 0x200200);
+    for (let i = 0; i < 2; i++) {
+      guest.write(portRegister(port), 0x210);
+      guest.clock.advance(1_000_000_000);
+      expect(guest.read(portRegister(port)) & 0x200010).toBe(0x10);
+      expect(guest.events()).toEqual([]);
+      guest.clock.advance(10_000_000_000);
+      // §4.19.5: the reset of a USB 2 port never fails.
+      expect(guest.read(portRegister(port)) & 0x200013).toBe(0x200003);
+      expect(guest.events()).toMatchObject([{ type: 34 }]);
+      guest.write(portRegister(port), 0x200200);
+    }
+    answer(true);
+    await device.resetting;
+    expect(guest.read(portRegister(port)) & 0x200013).toBe(3);
+    expect(guest.events()).toEqual([]);
+  });
+
+  test('a USB 3 device whose reset does not end is gone, until it comes to itself', async () => {
+    const device = new FakeUsbDevice(UsbSpeed.Super);
+    const guest = new XhciGuest().setUp();
+    const port = guest.controller.ports.connect(device) as number;
+    guest.events();
+    let answer: (isThere: boolean) => void = () => {};
+    device.resetting = new Promise((resolve) => (answer = resolve));
+    guest.write(portRegister(port), 0x8000_0200);
+    guest.clock.advance(10_000_000_000);
+    // Reset and warm reset are over; neither connected nor enabled.
+    expect(guest.read(portRegister(port)) & 0x280013).toBe(0x280000);
+    expect(guest.events()).toMatchObject([{ type: 34 }]);
+    answer(true);
+    await device.resetting;
+    expect(guest.read(portRegister(port)) & 0x20013).toBe(0x20003);
+    expect(guest.events()).toMatchObject([{ type: 34 }]);
   });
 });
 

@@ -252,4 +252,41 @@ describe('a device that keeps what it has', () => {
     await settled;
     expect(machine.host.settle(false)).toBeUndefined();
   });
+
+  test('ends a port reset of the next life with an error, and the one after it is well', async () => {
+    const world = await withTransfer();
+    const { machine, host } = world;
+    await comesSoon(machine.host.settle(false));
+    machine.host.reset();
+    const guest = new FunctionGuest(machine).setUp();
+    guest.ram.fill(0, 0x1000, 0x80000);
+    guest.setUp();
+    guest.events();
+    const port = portRegister(USB2_PORT);
+    const isBeingReset = () => (guest.read(port) & 0x10) !== 0;
+    guest.write(port, 0x210);
+    await turn();
+    expect(isBeingReset()).toBe(true);
+    machine.clock.advance(SHORT_MS * 1_000_000);
+    expect(isBeingReset()).toBe(false);
+    expect(guest.events()).toMatchObject([{ type: 34 }]);
+
+    // The device answers nothing, as the guest's driver then sees.
+    const slot = guest.command(9)?.slot ?? 0;
+    guest.addressSlot(slot, USB2_PORT);
+    await turn();
+    expect(guest.configure(slot, { 3: 6 })?.code).toBe(1);
+    guest.queue(slot, 3, 1, At.buffers, 8, 1 << 5);
+    guest.ring(slot, 3);
+    expect(guest.events()).toMatchObject([{ type: 32, code: 4, slot }]);
+
+    host.handles[0]?.give('cancelled');
+    await turn();
+    guest.write(port, 0x200200);
+    guest.write(port, 0x210);
+    await turn();
+    expect(isBeingReset()).toBe(false);
+    expect(guest.events()).toMatchObject([{ type: 34 }]);
+    expect(host.handles[0]?.calls.filter((call) => call === 'reset')).toHaveLength(3);
+  });
 });
