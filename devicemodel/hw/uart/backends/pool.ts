@@ -27,11 +27,14 @@ class KeptBackend implements CharBackend, TappableLine {
   readonly #untold = new ByteQueue(TAP_BYTES);
   readonly #typed = new ByteQueue(TYPED_BYTES);
   readonly #counts: CounterPage;
+  readonly #onOutput: () => void;
 
-  constructor(inner: CharBackend, user: string, counters: CounterBook) {
+  /** @param onOutput something was written: it is to be flushed. */
+  constructor(inner: CharBackend, user: string, counters: CounterBook, onOutput: () => void) {
     this.inner = inner;
     this.user = user;
     this.#counts = counters.of('console', this.id).own;
+    this.#onOutput = onOutput;
   }
 
   get name(): string {
@@ -58,6 +61,7 @@ class KeptBackend implements CharBackend, TappableLine {
     tally(this.#counts, ConsoleCount.outBytes, 1);
     this.#history.push(byte);
     if (this.#taps.size > 0) this.#untold.push(byte);
+    this.#onOutput();
   }
   flush(): void {
     this.inner.flush();
@@ -138,6 +142,8 @@ function otherBackEnds(...users: readonly string[]): string {
 
 export class CharBackendPool {
   readonly #kept = new Map<string, KeptBackend>();
+  /** Since the last flush, to whichever. */
+  #hasOutput = false;
   readonly #env: Omit<CharBackendEnv, 'user'>;
   readonly #counters: CounterBook;
   readonly #ownBackend: (user: string, text: string) => CharBackend | undefined;
@@ -176,7 +182,9 @@ export class CharBackendPool {
   }
 
   #keep(key: string, user: string, inner: CharBackend): CharBackend {
-    const kept = new KeptBackend(inner, user, this.#counters);
+    const kept = new KeptBackend(inner, user, this.#counters, () => {
+      this.#hasOutput = true;
+    });
     this.#kept.set(key, kept);
     return kept;
   }
@@ -186,9 +194,11 @@ export class CharBackendPool {
     return [...this.#kept.values()];
   }
 
-  /** What devices wrote in this turn goes out. */
+  /** What devices wrote in this turn goes out. Cheap enough for every request of the guest. */
   flush(): void {
-    for (const kept of this.#kept.values()) kept.inner.flush();
+    if (!this.#hasOutput) return;
+    this.#hasOutput = false;
+    for (const kept of this.#kept.values()) kept.flush();
   }
 
   async dispose(): Promise<void> {

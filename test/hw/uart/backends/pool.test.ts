@@ -39,6 +39,21 @@ test('a back end of the launcher goes before option texts, once', () => {
   expect(() => new CharBackendPool({ log }).open('com1', 'mine')).toThrow(ConfigError);
 });
 
+// Mutation: flush of the back end alone; whoever looks on has the history, and nothing that comes after it.
+test('whoever looks on hears what is written, once, when the line is flushed', () => {
+  const pool = new CharBackendPool({ log });
+  const line = pool.open('com1', 'null');
+  const told: string[] = [];
+  const tap = pool.lines[0]?.tap((data) => void told.push(Buffer.from(data).toString()));
+  for (const text of ['one', 'two']) {
+    for (const byte of Buffer.from(text)) line.write(byte);
+    pool.flush();
+    pool.flush();
+  }
+  expect(told).toEqual(['one', 'two']);
+  tap?.detach();
+});
+
 /** Mutation: each pool has a claim of its own. */
 test('two VMs of one process cannot both have stdio; it is free when the first has ended', async () => {
   const fd = openSync('/dev/null', 'r+');
