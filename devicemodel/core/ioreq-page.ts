@@ -29,6 +29,7 @@ const Word = {
   addressLow: 18,
   addressHigh: 19,
   size: 20,
+  sizeHigh: 21,
   valueLow: 22,
   valueHigh: 23,
   // struct acrn_pci_request
@@ -41,6 +42,7 @@ const Word = {
   processed: 34,
 } as const;
 
+/** A slot has 64 words, so that `|` adds a word's place to it, and needs no check for an overflow. */
 const SLOT_WORD_SHIFT = 6;
 const TWO_32 = 0x1_0000_0000;
 
@@ -58,12 +60,12 @@ export class IoreqPage {
 
   /** `processed`, with acquire semantics: the rest of the slot is as its owner wrote it before. */
   state(vcpu: number): number {
-    return Atomics.load(this.#words, (vcpu << SLOT_WORD_SHIFT) + Word.processed);
+    return Atomics.load(this.#words, (vcpu << SLOT_WORD_SHIFT) | Word.processed);
   }
 
   /** As {@link state}, for an embedded engine, on whose thread slots are served: nobody else writes them. */
   isComplete(vcpu: number): boolean {
-    return this.#words[(vcpu << SLOT_WORD_SHIFT) + Word.processed] === IoreqState.Complete;
+    return this.#words[(vcpu << SLOT_WORD_SHIFT) | Word.processed] === IoreqState.Complete;
   }
 
   /**
@@ -71,7 +73,7 @@ export class IoreqPage {
    * costs as much as the rest of an access): embedded engines move slots on the thread that serves them.
    */
   setState(vcpu: number, state: number): void {
-    this.#words[(vcpu << SLOT_WORD_SHIFT) + Word.processed] = state;
+    this.#words[(vcpu << SLOT_WORD_SHIFT) | Word.processed] = state;
   }
 
   /**
@@ -81,15 +83,15 @@ export class IoreqPage {
    */
   isPending(vcpu: number): boolean {
     const base = vcpu << SLOT_WORD_SHIFT;
-    return this.#words[base + Word.processed] === IoreqState.Processing && this.#words[base + Word.kernelHandled] === 0;
+    return this.#words[base | Word.processed] === IoreqState.Processing && this.#words[base | Word.kernelHandled] === 0;
   }
 
   isKernelHandled(vcpu: number): boolean {
-    return this.#words[(vcpu << SLOT_WORD_SHIFT) + Word.kernelHandled] !== 0;
+    return this.#words[(vcpu << SLOT_WORD_SHIFT) | Word.kernelHandled] !== 0;
   }
 
   setKernelHandled(vcpu: number, handled: boolean): void {
-    this.#words[(vcpu << SLOT_WORD_SHIFT) + Word.kernelHandled] = handled ? 1 : 0;
+    this.#words[(vcpu << SLOT_WORD_SHIFT) | Word.kernelHandled] = handled ? 1 : 0;
   }
 
   /** One of {@link IoreqType}, or whatever else the hypervisor put there. */
@@ -98,14 +100,14 @@ export class IoreqPage {
   }
 
   isWrite(vcpu: number): boolean {
-    return this.#words[(vcpu << SLOT_WORD_SHIFT) + Word.direction] === 1;
+    return this.#words[(vcpu << SLOT_WORD_SHIFT) | Word.direction] === 1;
   }
 
   /** Port or guest-physical address. Above 2^53 it is rounded, and no device is there. */
   address(vcpu: number): number {
     const base = vcpu << SLOT_WORD_SHIFT;
-    const low = (this.#words[base + Word.addressLow] as number) >>> 0;
-    const high = (this.#words[base + Word.addressHigh] as number) >>> 0;
+    const low = (this.#words[base | Word.addressLow] as number) >>> 0;
+    const high = (this.#words[base | Word.addressHigh] as number) >>> 0;
     return high === 0 ? low : high * TWO_32 + low;
   }
 
@@ -115,92 +117,100 @@ export class IoreqPage {
    */
   port(vcpu: number): number {
     const base = vcpu << SLOT_WORD_SHIFT;
-    return this.#words[base + Word.addressHigh] === 0
-      ? (this.#words[base + Word.addressLow] as number) >>> 0
+    return this.#words[base | Word.addressHigh] === 0
+      ? (this.#words[base | Word.addressLow] as number) >>> 0
       : 0xffff_ffff;
   }
 
   /** Bytes of the access; 1, 2, 4, and for MMIO also 8. Not checked. */
   size(vcpu: number): number {
-    return (this.#words[(vcpu << SLOT_WORD_SHIFT) + Word.size] as number) >>> 0;
+    return (this.#words[(vcpu << SLOT_WORD_SHIFT) | Word.size] as number) >>> 0;
   }
 
   /** The low 32 bits of the value, unsigned. */
   value(vcpu: number): number {
-    return (this.#words[(vcpu << SLOT_WORD_SHIFT) + Word.valueLow] as number) >>> 0;
+    return (this.#words[(vcpu << SLOT_WORD_SHIFT) | Word.valueLow] as number) >>> 0;
   }
 
   /** The answer to a port or config read, and to an MMIO read of up to 4 bytes (whose upper half becomes 0). */
   setValue(vcpu: number, value: number): void {
     const base = vcpu << SLOT_WORD_SHIFT;
-    this.#words[base + Word.valueLow] = value;
-    if (this.#words[base] === IoreqType.Mmio) this.#words[base + Word.valueHigh] = 0;
+    this.#words[base | Word.valueLow] = value;
+    if (this.#words[base] === IoreqType.Mmio) this.#words[base | Word.valueHigh] = 0;
   }
 
   /** MMIO only: the word after `value` is the bus number in a config request. */
   valueU64(vcpu: number): bigint {
     const base = vcpu << SLOT_WORD_SHIFT;
-    const low = (this.#words[base + Word.valueLow] as number) >>> 0;
-    const high = (this.#words[base + Word.valueHigh] as number) >>> 0;
+    const low = (this.#words[base | Word.valueLow] as number) >>> 0;
+    const high = (this.#words[base | Word.valueHigh] as number) >>> 0;
     return (BigInt(high) << 32n) | BigInt(low);
   }
 
   setValueU64(vcpu: number, value: bigint): void {
     const base = vcpu << SLOT_WORD_SHIFT;
-    this.#words[base + Word.valueLow] = Number(value & 0xffff_ffffn);
-    this.#words[base + Word.valueHigh] = Number((value >> 32n) & 0xffff_ffffn);
+    this.#words[base | Word.valueLow] = Number(value & 0xffff_ffffn);
+    this.#words[base | Word.valueHigh] = Number((value >> 32n) & 0xffff_ffffn);
   }
 
   pciBus(vcpu: number): number {
-    return this.#words[(vcpu << SLOT_WORD_SHIFT) + Word.pciBus] as number;
+    return this.#words[(vcpu << SLOT_WORD_SHIFT) | Word.pciBus] as number;
   }
   pciDevice(vcpu: number): number {
-    return this.#words[(vcpu << SLOT_WORD_SHIFT) + Word.pciDevice] as number;
+    return this.#words[(vcpu << SLOT_WORD_SHIFT) | Word.pciDevice] as number;
   }
   pciFunction(vcpu: number): number {
-    return this.#words[(vcpu << SLOT_WORD_SHIFT) + Word.pciFunction] as number;
+    return this.#words[(vcpu << SLOT_WORD_SHIFT) | Word.pciFunction] as number;
   }
   /** Offset in the function's config space, 0..4095. */
   pciRegister(vcpu: number): number {
-    return this.#words[(vcpu << SLOT_WORD_SHIFT) + Word.pciRegister] as number;
+    return this.#words[(vcpu << SLOT_WORD_SHIFT) | Word.pciRegister] as number;
   }
 
   // What follows is the hypervisor's side: it fills a slot and leaves `processed` PENDING.
 
+  /** The upper half of `value` is not part of a port's request. */
   fillPortIo(vcpu: number, isWrite: boolean, port: number, size: AccessSize, value: number): void {
-    this.#fill(vcpu, IoreqType.PortIo, isWrite, port, size, value);
+    const base = vcpu << SLOT_WORD_SHIFT;
+    const words = this.#words;
+    words[base] = IoreqType.PortIo;
+    words[base | Word.direction] = isWrite ? 1 : 0;
+    words[base | Word.addressLow] = port | 0;
+    words[base | Word.addressHigh] = 0;
+    words[base | Word.size] = size | 0;
+    words[base | Word.sizeHigh] = 0;
+    words[base | Word.valueLow] = value | 0;
+    words[base | Word.kernelHandled] = 0;
+    words[base | Word.processed] = IoreqState.Pending;
   }
 
   fillMmio(vcpu: number, isWrite: boolean, address: number, size: AccessSize | 8, value: number): void {
-    this.#fill(vcpu, IoreqType.Mmio, isWrite, address, size, value);
+    const base = vcpu << SLOT_WORD_SHIFT;
+    const words = this.#words;
+    words[base] = IoreqType.Mmio;
+    words[base | Word.direction] = isWrite ? 1 : 0;
+    words[base | Word.addressLow] = address;
+    words[base | Word.addressHigh] = address < TWO_32 ? 0 : Math.floor(address / TWO_32);
+    words[base | Word.size] = size | 0;
+    words[base | Word.sizeHigh] = 0;
+    words[base | Word.valueLow] = value | 0;
+    words[base | Word.valueHigh] = 0;
+    words[base | Word.kernelHandled] = 0;
+    words[base | Word.processed] = IoreqState.Pending;
   }
 
   fillPciConfig(vcpu: number, isWrite: boolean, bdf: number, register: number, size: AccessSize, value: number): void {
     const base = vcpu << SLOT_WORD_SHIFT;
     this.#words[base] = IoreqType.PciConfig;
-    this.#words[base + Word.direction] = isWrite ? 1 : 0;
-    this.#words[base + Word.size] = size;
-    this.#words[base + Word.size + 1] = 0;
-    this.#words[base + Word.valueLow] = value;
-    this.#words[base + Word.pciBus] = (bdf >>> 8) & 0xff;
-    this.#words[base + Word.pciDevice] = (bdf >>> 3) & 0x1f;
-    this.#words[base + Word.pciFunction] = bdf & 7;
-    this.#words[base + Word.pciRegister] = register;
-    this.#words[base + Word.kernelHandled] = 0;
-    this.#words[base + Word.processed] = IoreqState.Pending;
-  }
-
-  #fill(vcpu: number, type: number, isWrite: boolean, address: number, size: number, value: number): void {
-    const base = vcpu << SLOT_WORD_SHIFT;
-    this.#words[base] = type;
-    this.#words[base + Word.direction] = isWrite ? 1 : 0;
-    this.#words[base + Word.addressLow] = address;
-    this.#words[base + Word.addressHigh] = address < TWO_32 ? 0 : Math.floor(address / TWO_32);
-    this.#words[base + Word.size] = size;
-    this.#words[base + Word.size + 1] = 0;
-    this.#words[base + Word.valueLow] = value;
-    this.#words[base + Word.valueHigh] = 0;
-    this.#words[base + Word.kernelHandled] = 0;
-    this.#words[base + Word.processed] = IoreqState.Pending;
+    this.#words[base | Word.direction] = isWrite ? 1 : 0;
+    this.#words[base | Word.size] = size;
+    this.#words[base | Word.sizeHigh] = 0;
+    this.#words[base | Word.valueLow] = value;
+    this.#words[base | Word.pciBus] = (bdf >>> 8) & 0xff;
+    this.#words[base | Word.pciDevice] = (bdf >>> 3) & 0x1f;
+    this.#words[base | Word.pciFunction] = bdf & 7;
+    this.#words[base | Word.pciRegister] = register;
+    this.#words[base | Word.kernelHandled] = 0;
+    this.#words[base | Word.processed] = IoreqState.Pending;
   }
 }
