@@ -9,7 +9,7 @@ import type { CounterBook } from './counters.ts';
 import type { PowerEvent } from './device.ts';
 import { Disposer } from './disposer.ts';
 import { ExitCode, HostError, RefusedError } from './errors.ts';
-import type { GuestLoop } from './guest-loop.ts';
+import type { GuestLoop, RequestServer } from './guest-loop.ts';
 import { allocateGuestRam, type RamAllocation, type RamRequest } from './guest-ram.ts';
 import { type Mapping, map } from './host/mapping.ts';
 import { GuestFlag, type Hsm, type HsmOpener, type VcpuRegs } from './hsm/hsm.ts';
@@ -228,10 +228,16 @@ export class Life {
     const power = this.#power;
     const { loop } = this.#parts;
     const { holds } = this.#waits;
+    const requests: RequestServer = {
+      serve: () => {
+        server.serve();
+        board.flush();
+      },
+    };
     for (;;) {
       while (power.event === undefined) {
         this.#checkFailure();
-        const turn = holds.isHolding ? this.#serveOthers(server) : loop.next(hsm, server);
+        const turn = holds.isHolding ? this.#serveOthers(server) : loop.next(hsm, requests);
         // Awaiting a plain value would cost a turn of the microtask queue for every request.
         if (turn !== undefined) await turn;
         board.flush();

@@ -38,10 +38,17 @@ const TICK_WITHIN_NS = 1_000_000;
  */
 const LOOK_NS = 10_000_000;
 const MAX_LOOK_NS = 80_000_000;
+/** So many accesses of a guest that runs on this thread are served in one go. */
+const MAX_STAYS = 32;
 /** A watcher that died is replaced after this time; so long it takes, too, until one that could not be had is tried again. */
 const WATCHER_AGAIN_NS = 1_000_000_000;
 /** A line about it that was said is said again after this time. */
 const WARNING_AGAIN_NS = 60_000_000_000;
+
+/** Bytecodes that V8 may inline into one function; 920 if nobody says so. */
+const MAX_INLINED_BYTES = 3000;
+/** Said once a process. */
+let isInlining = false;
 
 export class BlockingLoop implements GuestLoop {
   readonly clock: SystemClock;
@@ -55,6 +62,8 @@ export class BlockingLoop implements GuestLoop {
   #onQuiet: () => void = () => {};
   /** Since the guest was last looked at. */
   #hasServed = false;
+  /** Accesses for which the guest still has the thread. */
+  #stays = 0;
   /** When the watcher is made at the latest. */
   #watcherByNs = Number.POSITIVE_INFINITY;
   /** The same for a guest that computes on this thread. */
@@ -108,7 +117,8 @@ export class BlockingLoop implements GuestLoop {
 
   next(hsm: Hsm, server: RequestServer): undefined | Promise<void> {
     if (this.#work.isStarted || this.#wakeups.pending) return this.#wakeups.turn();
-    const result = hsm.waitForIoreqs(server.serve);
+    this.#stays = MAX_STAYS;
+    const result = hsm.waitForIoreqs(server.serve, this.#goesOn);
     if (result instanceof Promise) throw new BugError('a wait that does not block, in the loop for one that does');
     checkNotClosed(result);
     // After a kick nothing is there to serve, or the next wait ends at once.
@@ -120,7 +130,14 @@ export class BlockingLoop implements GuestLoop {
     return undefined;
   }
 
+  /**
+   * Whether a guest that runs on this thread has it again at once. What wants the thread shows here, or its kick ends the
+   * guest's turn; timers, whose kick may have come while the guest was served, are seen to after a few accesses.
+   */
+  readonly #goesOn = (): boolean => --this.#stays > 0 && !this.#work.isStarted && !this.#wakeups.pending;
+
   #lookForQuiet(): void {
+    this.#letCompilerInline();
     this.#onQuiet();
     this.#onQuiet = () => {};
     const nowNs = this.clock.nowNs();
@@ -130,6 +147,17 @@ export class BlockingLoop implements GuestLoop {
     if (isAsking) this.#quiet.arm(nowNs + AFTER_START_NS);
     else if (isComputing) this.#quiet.arm(nowNs + PAUSE_NS);
     else this.#startWatcher(nowNs);
+  }
+
+  /**
+   * From the guest to a device and back is a dozen small functions, three times as many bytecodes as V8 inlines into one:
+   * each call that is left costs thirty instructions. Not before the guest runs: to load that module of Node takes 3 ms.
+   */
+  #letCompilerInline(): void {
+    if (isInlining) return;
+    isInlining = true;
+    const { setFlagsFromString } = createRequire(import.meta.url)('node:v8') as typeof import('node:v8');
+    setFlagsFromString(`--max-inlined-bytecode-size-cumulative=${MAX_INLINED_BYTES}`);
   }
 
   /** Whether the guest was on this thread's CPU for most of the time since the last look, and is to be left there. */

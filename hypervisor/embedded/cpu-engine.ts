@@ -7,7 +7,14 @@
  */
 import type { Gpa, Gsi } from '../../devicemodel/core/address.ts';
 import type { MsiMessage } from '../../devicemodel/core/device.ts';
-import type { EngineRam, FreezeAbility, HsmBackend, IoeventfdSpec, VcpuRegs } from '../../devicemodel/core/hsm/hsm.ts';
+import type {
+  EngineRam,
+  FreezeAbility,
+  Hsm,
+  HsmBackend,
+  IoeventfdSpec,
+  VcpuRegs,
+} from '../../devicemodel/core/hsm/hsm.ts';
 import type { IoreqPage } from '../../devicemodel/core/ioreq-page.ts';
 
 /** What the hypervisor gives an engine to put guest accesses through. Called on the device thread only. */
@@ -97,9 +104,10 @@ export interface CpuEngine {
 
   /**
    * Let the guest run for a bounded time, or wait for its requests. Returns at once when the VM does not run.
+   * @param goesOn as of {@link Hsm.waitForIoreqs}.
    * @returns a promise when no vCPU has anything to do until an interrupt, a timer or `wake`.
    */
-  run(): undefined | Promise<void>;
+  run(goesOn?: () => boolean): undefined | Promise<void>;
   /** As `run`, without a wait and without `serve`: what vCPUs ask is put through, and those that were answered go on. */
   poll?(): void;
   /** End the wait of `run`, if any. */

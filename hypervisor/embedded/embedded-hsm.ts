@@ -299,13 +299,13 @@ export class EmbeddedHsm implements Hsm {
 
   createIoreqClient(): void {
     this.#life.need('CREATE_IOREQ_CLIENT');
-    if (this.#router.hasClient) throw new HsmError('CREATE_IOREQ_CLIENT', E.EEXIST);
-    this.#router.hasClient = true;
+    if (!this.#router.isUnattended) throw new HsmError('CREATE_IOREQ_CLIENT', E.EEXIST);
+    this.#router.isUnattended = false;
   }
 
   destroyIoreqClient(): void {
     this.#life.need('DESTROY_IOREQ_CLIENT');
-    this.#router.hasClient = false;
+    this.#router.isUnattended = true;
     this.#engine.wake();
   }
 
@@ -316,19 +316,19 @@ export class EmbeddedHsm implements Hsm {
     }
   }
 
-  waitForIoreqs(serve: () => void): WaitResult | Promise<WaitResult> {
+  waitForIoreqs(serve: () => void, goesOn?: () => boolean): WaitResult | Promise<WaitResult> {
     this.#life.need('ATTACH_IOREQ_CLIENT');
-    if (!this.#router.hasClient) return 'closed';
+    if (this.#router.isUnattended) return 'closed';
     // As the driver: at once while a request of the client is not notified.
     if (this.#hasPending()) return 'pending';
     this.#serve = serve;
-    const wait = this.#engine.run();
+    const wait = this.#engine.run(goesOn);
     if (wait !== undefined) return wait.then(() => this.#afterRun());
     return this.#afterRun();
   }
 
   pollIoreqs(): void {
-    if (this.#router.hasClient) this.#engine.poll?.();
+    if (!this.#router.isUnattended) this.#engine.poll?.();
   }
 
   interruptWait(): void {
@@ -339,7 +339,7 @@ export class EmbeddedHsm implements Hsm {
     this.#life.need('NOTIFY_REQUEST_FINISH');
     const slot = vcpu & 0xffff; // the driver's vCPU number is 16 bits wide
     if (slot >= this.#life.vcpuCount) throw new HsmError('NOTIFY_REQUEST_FINISH', E.EINVAL, { what: `vCPU ${vcpu}` });
-    if (this.#router.hasClient) this.#page.setState(slot, IoreqState.Complete);
+    if (!this.#router.isUnattended) this.#page.setState(slot, IoreqState.Complete);
   }
 
   // ---- devices
@@ -415,7 +415,7 @@ export class EmbeddedHsm implements Hsm {
   }
 
   #afterRun(): WaitResult {
-    if (!this.#router.hasClient) return 'closed';
+    if (this.#router.isUnattended) return 'closed';
     return this.#hasPending() ? 'pending' : 'idle';
   }
 
@@ -428,7 +428,7 @@ export class EmbeddedHsm implements Hsm {
 
   #teardown(): void {
     this.#engine.stop();
-    this.#router.hasClient = false;
+    this.#router.isUnattended = true;
     this.#eventfdTable.clear();
     this.#router.removeAllFunctions();
     // Before memory is anybody else's: devices may write to it until then.

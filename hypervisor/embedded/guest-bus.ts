@@ -36,8 +36,8 @@ export interface AccessRouterOptions {
 }
 
 export class AccessRouter {
-  /** Whether a client is there to wait for: without one, requests are completed with whatever is in them. */
-  hasClient = false;
+  /** No client is there to wait for: requests are completed with whatever is in them. */
+  isUnattended = true;
   readonly #page: IoreqPage;
   readonly #eventfds: EventfdTable;
   readonly #words: Int32Array;
@@ -164,7 +164,7 @@ export class AccessRouter {
   }
 
   #passOn(vcpu: number): boolean {
-    if (!this.hasClient) return this.#completed(vcpu); // as the driver: completed, whatever is in it
+    if (this.isUnattended) return this.#completed(vcpu); // as the driver: completed, whatever is in it
     this.#page.setState(vcpu, IoreqState.Processing);
     return false;
   }

@@ -9,14 +9,19 @@ import type { IoreqPage } from '../../devicemodel/core/ioreq-page.ts';
 const IO_OUT = 1;
 const { io, mmio } = RunField;
 /** The same in 32-bit words: direction, size and port are one. */
-const IoWord = { what: io.direction / 4, count: io.count / 4, dataOffset: io.dataOffset / 4 } as const;
+const IoWord = {
+  reason: RunField.exitReason / 4,
+  what: io.direction / 4,
+  count: io.count / 4,
+  dataOffset: io.dataOffset / 4,
+} as const;
 const TWO_32 = 0x1_0000_0000;
 
 export class ExitAccess {
   readonly #view: DataView;
   readonly #words: Uint32Array;
   readonly #bytes: Uint8Array;
-  #isPort = false;
+  #isMemory = false;
   #isWrite = false;
   #address = 0;
   #size = 0;
@@ -32,9 +37,13 @@ export class ExitAccess {
     this.#bytes = run;
   }
 
+  /** Why the vCPU left the guest, KVM_EXIT_*. */
+  get reason(): number {
+    return this.#words[IoWord.reason] as number;
+  }
   /** Of the next request. */
   get isPort(): boolean {
-    return this.#isPort;
+    return !this.#isMemory;
   }
   get address(): number {
     return this.#address;
@@ -51,7 +60,7 @@ export class ExitAccess {
     const words = this.#words;
     const what = words[IoWord.what] as number;
     this.#done = 0;
-    this.#isPort = true;
+    this.#isMemory = false;
     this.#isWrite = (what & 0xff) === IO_OUT;
     this.#size = (what >>> 8) & 0xff;
     this.#address = what >>> 16;
@@ -62,7 +71,7 @@ export class ExitAccess {
   beginMmio(): void {
     const view = this.#view;
     this.#done = 0;
-    this.#isPort = false;
+    this.#isMemory = true;
     this.#isWrite = view.getUint8(mmio.isWrite) !== 0;
     this.#address = view.getUint32(mmio.address, true) + view.getUint32(mmio.address + 4, true) * TWO_32;
     this.#dataAt = mmio.data;
@@ -77,11 +86,11 @@ export class ExitAccess {
     if (this.#left === 0) return false;
     const size = this.#size;
     const value = this.#isWrite ? this.#read(size) : 0;
-    if (this.#isPort) {
-      page.fillPortIo(vcpu, this.#isWrite, this.#address, size as AccessSize, value);
-    } else {
+    if (this.#isMemory) {
       page.fillMmio(vcpu, this.#isWrite, this.#address, size as AccessSize | 8, value);
       if (size === 8 && this.#isWrite) page.setValueU64(vcpu, this.#view.getBigUint64(this.#dataAt, true));
+    } else {
+      page.fillPortIo(vcpu, this.#isWrite, this.#address, size as AccessSize, value);
     }
     return true;
   }
@@ -102,7 +111,7 @@ export class ExitAccess {
   /** So many requests were answered elsewhere. */
   skip(parts: number): void {
     this.#dataAt += parts * this.#size;
-    if (!this.#isPort) this.#address += parts * this.#size;
+    if (this.#isMemory) this.#address += parts * this.#size;
     this.#left -= parts;
     this.#done += parts;
   }

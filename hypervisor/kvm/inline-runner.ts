@@ -11,7 +11,8 @@ import type { OnExit, VcpuRunner } from './runner.ts';
 export class InlineRunner implements VcpuRunner {
   readonly #vcpu: KvmVcpu;
   readonly #never = new Int32Array(new SharedArrayBuffer(4));
-  #isGuests = false;
+  /** The vCPU is not in the guest, nor to go there. */
+  #isOut = true;
   /** Taken back out of the guest, and not told of since. */
   #isRecalled = false;
 
@@ -22,19 +23,20 @@ export class InlineRunner implements VcpuRunner {
   }
 
   resume(): void {
-    this.#isGuests = true;
+    this.#isOut = false;
   }
 
-  collect(onExit: OnExit): undefined {
-    if (this.tell(onExit)) return;
-    if (!this.#isGuests) {
+  collect(onExit: OnExit): boolean {
+    if (this.tell(onExit)) return true;
+    if (this.#isOut) {
       // It shut down, or an answer is awaited: only a signal brings something new.
       futexWait(this.#never, 0);
-      return;
+      return false;
     }
     const result = this.#vcpu.enter();
-    this.#isGuests = false;
+    this.#isOut = true;
     onExit(0, result);
+    return true;
   }
 
   /** It comes back in {@link collect}; or it was recalled, which is possible between two of those only. */
@@ -46,8 +48,8 @@ export class InlineRunner implements VcpuRunner {
   }
 
   recall(): void {
-    this.#isRecalled ||= this.#isGuests;
-    this.#isGuests = false;
+    this.#isRecalled ||= !this.#isOut;
+    this.#isOut = true;
   }
 
   forget(): void {

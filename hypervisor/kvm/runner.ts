@@ -14,7 +14,7 @@ export interface VcpuRunner {
   /** Tell of every vCPU that came back by now. @returns whether there was any. */
   tell(onExit: OnExit): boolean;
   /** As {@link tell}; if none came back, wait until one does, or for a kick, {@link wake} or a signal. */
-  collect(onExit: OnExit): undefined | Promise<void>;
+  collect(onExit: OnExit): boolean | Promise<boolean>;
   /** Every vCPU comes back, now. What it came back for is told by a later {@link collect}, unless it is forgotten. */
   recall(): void;
   /** What vCPUs came back for does not matter any more. */

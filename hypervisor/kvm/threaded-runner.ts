@@ -150,18 +150,17 @@ export class ThreadedRunner implements VcpuRunner {
     return isAny;
   }
 
-  collect(onExit: OnExit): undefined | Promise<void> {
+  collect(onExit: OnExit): boolean | Promise<boolean> {
     const rung = Atomics.load(this.#doorbell, 0);
-    if (this.tell(onExit)) return undefined;
+    if (this.tell(onExit)) return true;
     if (this.#doorbellFd === undefined) {
       futexWait(this.#doorbell, rung);
       if (Atomics.load(this.#doorbell, 0) === rung) this.#follower?.onOther();
-      this.tell(onExit);
-      return undefined;
+      return this.tell(onExit);
     }
     return new Promise<void>((resolve) => {
       this.#onRing = resolve;
-    }).then(() => void this.tell(onExit));
+    }).then(() => this.tell(onExit));
   }
 
   recall(): void {

@@ -144,8 +144,10 @@ export interface Hsm extends HypervisorOffers {
    * The only call that blocks (acrn: sits in ATTACH; soft: runs the CPU for a slice). `serve` looks at the whole
    * request page and serves what is pending; an engine whose CPU runs on this very thread calls it from inside.
    * A promise is returned only by engines that have nothing to run until something else happens on the event loop.
+   * @param goesOn asked after each access that such an engine had served: whether the guest may have this thread again at
+   * once, rather than by the next call. Default: it may not.
    */
-  waitForIoreqs(serve: () => void): WaitResult | Promise<WaitResult>;
+  waitForIoreqs(serve: () => void, goesOn?: () => boolean): WaitResult | Promise<WaitResult>;
   /**
    * What vCPUs ask comes onto the page now, without a wait: for when none is possible, since a device makes another vCPU
    * wait. Absent: it does so by itself (the kernel's driver), or there is no other vCPU.

@@ -127,7 +127,7 @@ export class VdevServer {
     // Eventfds of the device model that KVM did not take are the device thread's to serve.
     const noEventfds = new EventfdTable(hostEventfds, { signal });
     this.#router = new AccessRouter(this.#page, noEventfds, { words, map: new AccessMap(words) });
-    this.#router.hasClient = true;
+    this.#router.isUnattended = false;
     this.#neighbours = new Neighbours(setup.place, log, { hasBells: true });
     const eventfds = vmEventfds(
       () => this.#need(),

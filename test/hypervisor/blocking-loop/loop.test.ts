@@ -210,6 +210,48 @@ test('a request that starts nothing costs no turn', async () => {
 });
 
 // Mutation: without `clock.rest()`, the signal of a timer comes to a thread that is in the event loop, and changes nothing.
+// The guest is on this thread and asks for one thing after the other: the hypervisor does not come back for each.
+describe('whether the guest has the thread again at once', () => {
+  let goesOn: () => boolean;
+  const staying = {
+    waitForIoreqs: (_serve: () => void, asked: () => boolean) => {
+      goesOn = asked;
+      return 'idle';
+    },
+  } as unknown as Hsm;
+  /** `then` is what comes to pass while the guest has the thread. */
+  async function whileWaiting(then: () => void): Promise<void> {
+    await quiet();
+    for (let turn = loop.next(staying, server); turn !== undefined; turn = loop.next(staying, server)) await turn;
+    then();
+    for (let turn = loop.next(staying, server); turn !== undefined; turn = loop.next(staying, server)) await turn;
+  }
+
+  test('it has, some thirty times: timers have their turn then', async () => {
+    await whileWaiting(() => {
+      let accesses = 1;
+      while (goesOn()) accesses++;
+      expect(accesses).toBe(32);
+      let rang = 0;
+      loop.clock.createTimer(() => rang++).arm(loop.clock.nowNs());
+      expect([loop.next(staying, server), rang]).toEqual([undefined, 1]);
+      expect(goesOn()).toBe(true);
+    });
+  });
+
+  test.each([
+    ['a promise that a request settles', () => void Promise.resolve()],
+    ['an immediate', () => void setImmediate(() => {})],
+    ['what the event loop is to be told of', () => loop.requestTurn()],
+  ])('not after %s', async (_name, request) => {
+    await whileWaiting(() => {
+      expect(goesOn()).toBe(true);
+      request();
+      expect(goesOn()).toBe(false);
+    });
+  });
+});
+
 test('timers go on while the guest stands still, also one that is armed meanwhile', async () => {
   let isOver: () => void = () => {};
   const work = new Promise<void>((resolve) => {

@@ -25,7 +25,7 @@ function machine(...ports: RootPortVdev[]) {
   const page = new IoreqPage(new Uint8Array(IOREQ_PAGE_BYTES));
   const noEventfds = { check: () => 0, signal: () => {}, watch: () => ({ dispose: () => {} }) };
   const router = new AccessRouter(page, new EventfdTable(noEventfds, { signal: () => {} }));
-  router.hasClient = true;
+  router.isUnattended = false;
   for (const port of ports) router.addFunction(createRootPort(port));
   const outcome = (): Outcome => {
     if (router.submit(0)) return page.value(0);

@@ -37,6 +37,10 @@ interface Machine {
   answer: bigint;
   /** The device model keeps requests open. */
   holds: boolean;
+  /** As {@link step}, for a caller who wants the thread back after `most` accesses. @returns how often it was asked. */
+  stay(most: number): number;
+  /** What the device model does with an access beside noting it. */
+  onAccess: () => void;
 }
 
 const cleanUp: Array<() => void> = [];
@@ -65,6 +69,7 @@ async function machine(): Promise<Machine> {
     accesses.push([page.type(0), isWrite ? 'w' : 'r', page.address(0), page.size(0), isWrite ? value : 0n]);
     if (!isWrite && page.type(0) === IoreqType.Mmio) page.setValueU64(0, made.answer);
     else if (!isWrite) page.setValue(0, Number(made.answer));
+    made.onAccess();
     if (!made.holds) hsm.notifyIoreqDone(0);
   };
   const made: Machine = {
@@ -77,6 +82,12 @@ async function machine(): Promise<Machine> {
     answer: 0n,
     holds: false,
     step: () => void hsm.waitForIoreqs(serve),
+    stay: (most) => {
+      let asked = 0;
+      void hsm.waitForIoreqs(serve, () => ++asked < most);
+      return asked;
+    },
+    onAccess: () => {},
   };
   return made;
 }
@@ -114,6 +125,88 @@ describe('freezing', () => {
     vm.hsm.freezing?.thaw();
     vm.step();
     expect(vm.accesses.length).toBe(2);
+  });
+});
+
+// The guest is entered again without a way through the loop; whoever wants the thread gets it all the same.
+describe('one access after the other in one wait', () => {
+  const outs = (count: number) => Array.from({ length: count }, (_, i) => exits.out(0x3f8, 1, i));
+  async function busy(count = 10): Promise<Machine> {
+    const vm = await machine();
+    vm.vcpu.script.push(...outs(count));
+    vm.hsm.startVm();
+    return vm;
+  }
+
+  test('until the caller wants the thread back, who is asked after each', async () => {
+    const vm = await busy();
+    expect(vm.stay(4)).toBe(4);
+    expect(vm.accesses.map(([, , , , value]) => value)).toEqual([0n, 1n, 2n, 3n]);
+  });
+
+  test('reads have their answers each', async () => {
+    const vm = await machine();
+    const seen: bigint[] = [];
+    const read = exits.in(0x3f8, 1);
+    const noted: typeof read = (run) => {
+      seen.push(answers.port(vm.vcpu.run, 1));
+      return read(run);
+    };
+    vm.vcpu.script.push(read, noted, noted);
+    vm.onAccess = () => vm.answer++;
+    vm.hsm.startVm();
+    vm.stay(10);
+    expect(seen).toEqual([0n, 1n]);
+  });
+
+  test('a kick ends it, and what comes behind it is not lost', async () => {
+    const vm = await busy(2);
+    vm.vcpu.script.push(exits.fails(Errno.EINTR), ...outs(1));
+    expect(vm.stay(10)).toBe(2);
+    vm.stay(10);
+    expect(vm.accesses.length).toBe(3);
+  });
+
+  // What a device wants while it serves: a reset, a suspend, the end, a pause.
+  test.each([
+    ['interruptWait', (vm: Machine) => vm.hsm.interruptWait()],
+    ['pauseVm', (vm: Machine) => vm.hsm.pauseVm()],
+    ['freeze', (vm: Machine) => vm.hsm.freezing?.freeze()],
+    ['destroyIoreqClient', (vm: Machine) => vm.hsm.destroyIoreqClient()],
+  ])('%s in the middle of an access: the guest is not entered again', async (_name, call) => {
+    const vm = await busy();
+    vm.onAccess = () => {
+      if (vm.accesses.length === 3) call(vm);
+    };
+    vm.stay(10);
+    expect([vm.accesses.length, vm.vcpu.entries.length]).toEqual([3, 3]);
+  });
+
+  test('an access that stays open ends it; answered outside of it, the guest goes on at the next', async () => {
+    const vm = await busy();
+    vm.onAccess = () => {
+      vm.holds = vm.accesses.length === 3;
+    };
+    vm.stay(10);
+    expect([vm.accesses.length, vm.vcpu.entries.length]).toEqual([3, 3]);
+    vm.hsm.notifyIoreqDone(0);
+    vm.stay(10);
+    vm.stay(4);
+    expect(vm.accesses.length).toBe(7);
+  });
+
+  test('frozen in the middle of an access, which is answered: it is let go on where it was', async () => {
+    const vm = await busy();
+    vm.onAccess = () => {
+      if (vm.accesses.length === 3) vm.hsm.freezing?.freeze();
+    };
+    vm.stay(10);
+    vm.hsm.pollIoreqs?.();
+    expect(vm.vcpu.entries.length).toBe(3);
+    vm.hsm.freezing?.thaw();
+    vm.stay(10);
+    vm.stay(10);
+    expect(vm.accesses.map(([, , , , value]) => value)).toEqual(Array.from({ length: 10 }, (_, i) => BigInt(i)));
   });
 });
 

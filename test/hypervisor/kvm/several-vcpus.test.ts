@@ -26,8 +26,8 @@ class ScriptedRunner implements VcpuRunner {
     }
     return left.length > 0;
   }
-  collect(onExit: OnExit): undefined {
-    this.tell(onExit);
+  collect(onExit: OnExit): boolean {
+    return this.tell(onExit);
   }
   recall(): void {}
   forget(): void {}
