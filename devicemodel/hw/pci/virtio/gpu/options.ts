@@ -47,7 +47,8 @@ export const GpuOptions = v.strictObject({
 export function parseGpuText(text: string): Record<string, unknown> {
   const screens: GpuScreen[] = [];
   const others: Record<string, unknown> = {};
-  for (const word of text === '' ? [] : text.split(',')) {
+  // Compat: nothing between two commas, or behind the last, is passed over.
+  for (const word of text.split(',').filter((word) => word !== '')) {
     const [, name = '', value = ''] = /^([^=]*)=?(.*)$/.exec(word) ?? [];
     if (name.toLowerCase() === 'geometry') screens.push(parseGeometry(value));
     else if (name === 'blob') others['blob'] = value;

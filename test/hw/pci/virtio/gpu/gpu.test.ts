@@ -393,6 +393,7 @@ test.each([
   ['geometry=100x9999+0+0', [{ width: 640, height: 1080, x: 0, y: 0, isFullscreen: false, asked: '100x9999+0+0' }]],
   ['GEOMETRY=0x0', [{ width: 1024, height: 768, x: 0, y: 0, isFullscreen: false, asked: '0x0' }]],
   ['geometry=fullscreen', [{ width: 1920, height: 1080, x: 0, y: 0, isFullscreen: true }]],
+  [',geometry=fullscreen,', [{ width: 1920, height: 1080, x: 0, y: 0, isFullscreen: true }]],
   ['geometry=fullscreen:0', [{ width: 1920, height: 1080, x: 0, y: 0, isFullscreen: true }]],
   // What C understands of it.
   ['geometry=800x600-10-10', [{ width: 800, height: 600, x: 0, y: 0, isFullscreen: false, asked: '800x600-10-10' }]],
@@ -408,6 +409,7 @@ test.each([
 
 test.each([
   '',
+  ',',
   'geometry=fullscreen:1x',
   'geometry=fullscreen:1',
   'geometry=fullscreen:1000',
