@@ -104,9 +104,11 @@ export class BarAllocator {
   /** All functions of a bus are placed. @returns what the bus takes of each window, reserved ports included. */
   finishBus(): BusWindows {
     const start = this.#busStart;
-    this.#cursor.io = alignUp(this.#cursor.io + BUS_IO_SLOP, BUS_IO_SLOP);
-    this.#cursor.mem32 = alignUp(this.#cursor.mem32 + BUS_MEMORY_SLOP, BUS_MEMORY_SLOP);
-    this.#cursor.mem64 = alignUp(this.#cursor.mem64 + BUS_MEMORY_SLOP, BUS_MEMORY_SLOP);
+    for (const window of ['io', 'mem32', 'mem64'] as const) {
+      const slop = window === 'io' ? BUS_IO_SLOP : BUS_MEMORY_SLOP;
+      // Compat: with a full window C names room behind its end, which its ACPI compiler refuses.
+      this.#cursor[window] = Math.min(alignUp(this.#cursor[window] + slop, slop), this.#end[window]);
+    }
     this.#busStart = { ...this.#cursor };
     const ports = this.#reserved.filter((range) => range.isIo);
     return {

@@ -71,6 +71,19 @@ test('each bus leaves room behind its BARs and the next starts there', () => {
   expect(allocator.allocate(io(32), 'test').address).toBe(0x4000);
 });
 
+test('the room behind a bus ends where its window does, and a next bus finds none', () => {
+  const allocator = new BarAllocator({ hasOvmf: false });
+  for (let i = 0; i < 14; i++) allocator.allocate(io(32), 'test');
+  allocator.allocate(mem32(1 * GiB), 'test');
+  allocator.allocate(mem32(512 * MiB), 'test');
+  expect(allocator.finishBus()).toMatchObject({
+    io: { base: 0x2000, end: 0x1_0000 },
+    mem32: { base: 0x8000_0000, end: 0xe000_0000 },
+  });
+  expect(() => allocator.allocate(io(32), 'test')).toThrow(ConfigError);
+  expect(allocator.finishBus().io).toEqual({ base: 0x1_0000, end: 0x1_0000 });
+});
+
 test('BARs never overlap each other or what is reserved, and lie in their windows', () => {
   const spec = fc.record({
     index: fc.constant(0 as const),
