@@ -461,7 +461,7 @@ class Pc implements Board {
 
   /** No BAR is placed where it would not be decoded. */
   #keepBarsOff({ range: { base, size } }: Registration): void {
-    if (base >= Layout.pciIo.base && base < Layout.pciIo.end) this.pciConfig.allocator.reserve('io', base, size);
+    if (base >= Layout.pciIo.base && base < Layout.pciIo.end) this.pciConfig.allocator.reserveForBoard(base, size);
   }
 }
 

@@ -25,6 +25,12 @@ export interface AddressWindow {
   readonly end: number;
 }
 
+interface ReservedRange extends AddressWindow {
+  readonly isIo: boolean;
+  /** By a function: its bus takes it. */
+  readonly isDecoded: boolean;
+}
+
 /** What a bus got of each window, for the ACPI resources. */
 export type BusWindows = Readonly<Record<BarWindowName, AddressWindow>>;
 
@@ -52,7 +58,7 @@ export class BarAllocator {
     mem32: Layout.pciMem32.end,
     mem64: Layout.pciMem64.end,
   };
-  readonly #reserved: Array<AddressWindow & { readonly isIo: boolean }> = [];
+  readonly #reserved: ReservedRange[] = [];
   readonly #hasOvmf: boolean;
   #busStart: Record<BarWindowName, number>;
 
@@ -61,9 +67,18 @@ export class BarAllocator {
     this.#busStart = { ...this.#cursor };
   }
 
-  /** Keep BARs out of a range: what passthrough devices need at the host's own addresses. */
+  /** Keep BARs out of a range: what passthrough devices need at the host's own addresses. Its bus decodes such ports. */
   reserve(space: 'io' | 'memory', base: number, sizeBytes: number): void {
-    this.#reserved.push({ base, end: base + sizeBytes, isIo: space === 'io' });
+    this.#keepFree({ base, end: base + sizeBytes, isIo: space === 'io', isDecoded: true });
+  }
+
+  /** Keep BARs out of ports that are the board's, which no bus decodes. */
+  reserveForBoard(base: number, sizeBytes: number): void {
+    this.#keepFree({ base, end: base + sizeBytes, isIo: true, isDecoded: false });
+  }
+
+  #keepFree(range: ReservedRange): void {
+    this.#reserved.push(range);
     this.#reserved.sort((a, b) => a.base - b.base);
   }
 
@@ -101,7 +116,7 @@ export class BarAllocator {
     return { ...placed, spec: { ...placed.spec, prefetchable: spec.prefetchable === true } };
   }
 
-  /** All functions of a bus are placed. @returns what the bus takes of each window, reserved ports included. */
+  /** All functions of a bus are placed. @returns what the bus takes of each window, the host's own ports included. */
   finishBus(): BusWindows {
     const start = this.#busStart;
     for (const window of ['io', 'mem32', 'mem64'] as const) {
@@ -110,7 +125,7 @@ export class BarAllocator {
       this.#cursor[window] = Math.min(alignUp(this.#cursor[window] + slop, slop), this.#end[window]);
     }
     this.#busStart = { ...this.#cursor };
-    const ports = this.#reserved.filter((range) => range.isIo);
+    const ports = this.#reserved.filter((range) => range.isIo && range.isDecoded);
     return {
       io: {
         base: Math.min(start.io, ...ports.map(({ base }) => base)),

@@ -50,6 +50,14 @@ test('reserved ranges are stepped over, in their own space only', () => {
   expect(allocator.allocate(mem64(64 * MiB), 'test').address).toBe(0x40_0000_0000);
 });
 
+test('ports of the board are stepped over, and belong to no bus', () => {
+  const allocator = new BarAllocator({ hasOvmf: false });
+  allocator.reserveForBoard(0x2000, 8);
+  allocator.reserveForBoard(0x9000, 8);
+  expect(allocator.allocate(io(32), 'test').address).toBe(0x3000);
+  expect(allocator.finishBus().io).toEqual({ base: 0x2000, end: 0x4020 });
+});
+
 test('a window that is full is the user’s error and says where', () => {
   const allocator = new BarAllocator({ hasOvmf: false });
   for (let i = 0; i < 14; i++) allocator.allocate(io(32), 'test');
