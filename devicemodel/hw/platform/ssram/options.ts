@@ -34,7 +34,7 @@ export function parseSsramText(text: string): Record<string, unknown> {
   const regions: Regions = [];
   for (const element of text.split(';')) {
     if (element === '') continue;
-    const match = /^l([23]),vcpu=(all|\d{1,2}(?:,\d{1,2})*),size=(\d{1,9})([km])$/i.exec(element);
+    const match = /^[lL]([23]),vcpu=(all|ALL|\d{1,2}(?:,\d{1,2})*),size=(\d{1,9})([kKmM])$/.exec(element);
     if (match === null) throw new ConfigError(`"${element}" is not a cache region`, { hint });
     const sizeBytes = Number(match[3]) * (match[4]?.toLowerCase() === 'm' ? MiB : KiB);
     if (sizeBytes === 0 || sizeBytes % PAGE_BYTES !== 0 || sizeBytes > MAX_SSRAM_BYTES) {

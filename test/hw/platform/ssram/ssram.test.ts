@@ -8,7 +8,7 @@ import { KeptOverLives } from '../../../../devicemodel/core/kept-over-lives.ts';
 import { silentLog } from '../../../../devicemodel/core/log.ts';
 import { GuestMemory } from '../../../../devicemodel/core/memory.ts';
 import { checkOptions } from '../../../../devicemodel/core/options.ts';
-import { KiB } from '../../../../devicemodel/core/units.ts';
+import { KiB, MiB } from '../../../../devicemodel/core/units.ts';
 import { MmioWindow } from '../../../../devicemodel/hw/platform/mmio-window.ts';
 import {
   type CacheHierarchy,
@@ -32,6 +32,21 @@ const region = (cacheLevel: 2 | 3, which: 'all' | number[], sizeBytes: number) =
   cacheLevel,
   vcpus: which,
   sizeBytes,
+});
+
+test.each(['L2,VCPU=0,size=4k', 'L2,vcpu=0,SIZE=4k', 'L3,vcpu=All,size=4k'])(
+  '--ssram %s is refused, as in C',
+  (text) => {
+    expect(() => parseSsramText(text)).toThrow(`"${text}" is not a cache region`);
+  },
+);
+
+test.each(['l2,vcpu=0,size=4K', 'L2,vcpu=0,size=4k'])('--ssram %s', (text) => {
+  expect(parseSsramText(text)).toEqual({ regions: [region(2, [0], 4 * KiB)] });
+});
+
+test.each(['L3,vcpu=ALL,size=1M', 'l3,vcpu=all,size=1m'])('--ssram %s', (text) => {
+  expect(parseSsramText(text)).toEqual({ regions: [region(3, 'all', MiB)] });
 });
 
 test('the caches are what CPUID says of them', () => {
