@@ -208,8 +208,8 @@ async function program(dist) {
  */
 function codeCache(dist) {
   for (const name of readdirSync(dist)) if (name.endsWith('.cache')) rmSync(join(dist, name));
-  // What has a name on this machine must be nobody else's.
-  const name = `code-cache-${process.pid}`;
+  // What has a name on this machine must be nobody else's. 15 characters are possible, and seven are for the pid.
+  const name = `cache-${process.pid}`;
   const devices = `-s 0:0,hostbridge -s 1:0,lpc -l com1 -s 5,ivshmem,hv:/${name},2 -s 6,uart,vuart_idx:1`.split(' ');
   const boot = ['-k', join(root, 'examples/guest/demo.bzimage'), '-B', 'console=ttyS0 demo=idle,0'];
   const write = (...how) =>
