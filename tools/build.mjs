@@ -63,11 +63,13 @@ const threads = [
   'hypervisor/kvm/vdevs/vdev-thread-main.ts',
 ];
 
-/** What a start of a VM on ACRN imports: it is in the bundle, everything else is a part. */
+/** What a start of a VM on ACRN imports, or a plan (`--dry-run`): it is in the bundle, everything else is a part. */
 const usual = [
   'cmd/acrn-dm.ts',
+  'cmd/dry-run.ts',
   'cmd/run.ts',
   'cmd/version.ts',
+  'config/claims.ts',
   'config/preflight.ts',
   'control/manager-socket.ts',
   'devicemodel/core/log-sinks.ts',
@@ -76,6 +78,8 @@ const usual = [
   'hypervisor/acrn/index.ts',
   'hypervisor/blocking-loop/loop.ts',
   'hypervisor/choose.ts',
+  'hypervisor/kvm/index.ts',
+  'hypervisor/soft/index.ts',
   'hypervisor/turn-loop/loop.ts',
 ];
 
