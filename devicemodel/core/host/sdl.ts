@@ -90,6 +90,7 @@ export class SdlWindow {
   readonly #functions = new Map<string, Native>();
   readonly #window: bigint;
   readonly #event = new DataView(new ArrayBuffer(EVENT_BYTES));
+  readonly #removeServerHandler: () => void;
   #cursor: Cursor | undefined;
   #loss: 'server' | 'window' | undefined;
   /** To the X server. */
@@ -98,8 +99,12 @@ export class SdlWindow {
   #isThere: () => boolean = () => true;
   #lookedAtMs = 0;
 
-  /** @throws HostError with what is missing */
-  constructor(title: string, width: number, height: number) {
+  /**
+   * @param onServerGone called in the middle of a call here, the constructor's among them, which does not come back: the
+   *   display server is gone, and this thread stays where it is until the process ends
+   * @throws HostError with what is missing
+   */
+  constructor(title: string, width: number, height: number, onServerGone: () => void) {
     this.#library = loadLibrary();
     // Signals are the program's, and the host's screen saver its user's.
     const setHint = this.#native('int SDL_SetHint(const char *, const char *)');
@@ -108,12 +113,13 @@ export class SdlWindow {
     // Rows are copied to the window as they are: a renderer of OpenGL would cost more, and ends the process with its server.
     setHint('SDL_FRAMEBUFFER_ACCELERATION', '0');
     surviveErrors();
+    this.#removeServerHandler = surviveServer(onServerGone);
     this.#check('SDL_InitSubSystem', Number(this.#native('int SDL_InitSubSystem(uint32_t)')(INIT_VIDEO)) === 0);
     const create = this.#native('uintptr_t SDL_CreateWindow(const char *, int, int, int, int, uint32_t)');
     const at = WINDOWPOS_UNDEFINED;
     this.#window = BigInt(create(title, at, at, width, height, WINDOW_RESIZABLE));
     this.#check('SDL_CreateWindow', this.#window !== 0n);
-    this.#surviveServer();
+    this.#findConnection();
   }
 
   /** Nothing is shown any more: the display server is gone, or a client of it has destroyed the window. */
@@ -189,6 +195,7 @@ export class SdlWindow {
       if (this.#cursor !== undefined) this.#freeCursor(this.#cursor);
       this.#native('void SDL_DestroyWindow(uintptr_t)')(this.#window);
       this.#native('void SDL_Quit()')();
+      this.#removeServerHandler();
     }
   }
 
@@ -211,15 +218,14 @@ export class SdlWindow {
     this.#native('void SDL_FreeSurface(uintptr_t)')(surface);
   }
 
-  /** Xlib ends the process when its server goes away, unless somebody else says what is to be done. */
-  #surviveServer(): void {
+  /** Where it is seen that the X server goes away, or the window, before a call is made. */
+  #findConnection(): void {
     const info = new Uint8Array(WmInfo.size);
     const view = new DataView(info.buffer);
     info.set([2, 0, 12]);
     if (Number(this.#native('int SDL_GetWindowWMInfo(uintptr_t, void *)')(this.#window, info)) === 0) return;
     if (view.getUint32(WmInfo.subsystem, true) !== WmInfo.x11) return;
     const display = view.getBigUint64(WmInfo.display, true);
-    const setExitHandler = xlib('void XSetIOErrorExitHandler(uintptr_t, uintptr_t, uintptr_t)');
     const connectionOf = xlib('int XConnectionNumber(uintptr_t)');
     const attributesOf = xlib('int XGetWindowAttributes(uintptr_t, unsigned long, void *)');
     if (attributesOf !== undefined) {
@@ -227,8 +233,7 @@ export class SdlWindow {
       const attributes = new Uint8Array(ATTRIBUTES_BYTES);
       this.#isThere = () => Number(attributesOf(display, window, attributes)) !== 0;
     }
-    if (setExitHandler === undefined || connectionOf === undefined) return; // before libX11 1.7
-    setExitHandler(display, doNothing(), 0);
+    if (connectionOf === undefined) return;
     this.#connection = new PollSet(1);
     this.#connection.watch(0, Number(connectionOf(display)));
   }
@@ -286,7 +291,7 @@ function xlib(prototype: string): Native | undefined {
   }
 }
 
-/** Something that returns: nothing of ours may be called from inside of Xlib. */
+/** Something that returns. */
 function doNothing(): bigint {
   return BigInt(koffi.address(koffi.load(null).symbol('getpid', 'void')));
 }
@@ -297,7 +302,28 @@ function doNothing(): bigint {
  */
 function surviveErrors(): void {
   xlib('uintptr_t XSetErrorHandler(uintptr_t)')?.(doNothing());
-  xlib('uintptr_t XSetIOErrorHandler(uintptr_t)')?.(doNothing());
+}
+
+/**
+ * Xlib ends the process when its server goes away, once the handler of that returns. It can be told not to, for one
+ * connection: but SDL opens several, each of which may be lost while it is being opened or closed. So the handler does not
+ * return, and neither does Xlib to SDL, which would go on with half an answer.
+ * @returns to be called when SDL has no connection any more
+ */
+function surviveServer(onServerGone: () => void): () => void {
+  const setHandler = xlib('uintptr_t XSetIOErrorHandler(uintptr_t)');
+  if (setHandler === undefined) return () => {};
+  const stay = () => {
+    onServerGone();
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0);
+    return 0;
+  };
+  const registered = koffi.register(stay, koffi.pointer(koffi.proto('int(uintptr_t display)')));
+  setHandler(BigInt(koffi.address(registered)));
+  return () => {
+    setHandler(0);
+    koffi.unregister(registered);
+  };
 }
 
 function viewAt(address: bigint, sizeBytes: number): DataView {

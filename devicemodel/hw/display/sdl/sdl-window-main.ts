@@ -1,6 +1,7 @@
 /**
  * The thread of a window. It alone waits for the display server; the device thread only sends and hears messages. It
- * owns the window, from its first line to `close`.
+ * owns the window, from its first line to `close`. When the display server goes away in the middle of a call the thread
+ * says so, and stays in that call until the process ends.
  */
 import { parentPort, workerData } from 'node:worker_threads';
 import { HostError } from '../../../core/errors.ts';
@@ -14,7 +15,9 @@ const POLL_MS = 16;
 const tell = (message: FromWindow) => parentPort?.postMessage(message);
 
 function run({ title, width, height }: WindowSetup): void {
-  const window = new SdlWindow(title, width, height);
+  const lost = (how: string) => tell({ kind: 'failed', message: `the window is ${how}`, hint: undefined });
+  const serverIsGone = () => lost('gone with its display server');
+  const window = new SdlWindow(title, width, height, serverIsGone);
   tell({ kind: 'open' });
   let pixels: Uint8Array = new Uint8Array(0);
   let size = { width, height };
@@ -26,8 +29,8 @@ function run({ title, width, height }: WindowSetup): void {
   const timer = setInterval(() => {
     const events = window.takeEvents();
     if (window.loss !== undefined) {
-      const how = window.loss === 'server' ? 'gone with its display server' : 'destroyed by another program';
-      tell({ kind: 'failed', message: `the window is ${how}`, hint: undefined });
+      if (window.loss === 'server') serverIsGone();
+      else lost('destroyed by another program');
       end();
       return;
     }

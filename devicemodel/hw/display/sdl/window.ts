@@ -72,7 +72,7 @@ export class SdlFrontEnd implements DisplayWatcher {
     const worker = startWorker(this.#parts.workerUrl ?? workerUrl, { workerData: setup, stdin: false }, 'window');
     this.#worker = worker;
     this.#exited = new Promise((resolve) => worker.once('exit', resolve));
-    // Node would wait for a thread that waits for the display server.
+    // Node would wait for a thread that waits for the display server, or stays in a call to one that is gone.
     this.#removeExitHook = onProcessEnd(leaveThreadBehind);
     worker.unref();
     return new Promise((answered) => {
@@ -93,6 +93,7 @@ export class SdlFrontEnd implements DisplayWatcher {
         resolve();
       });
       void this.#exited.then(() => {
+        this.#removeExitHook();
         this.#forget();
         resolve();
       });
@@ -116,7 +117,6 @@ export class SdlFrontEnd implements DisplayWatcher {
   /** Nothing is sent any more. */
   #forget(): void {
     this.#worker = undefined;
-    this.#removeExitHook();
     this.#watching?.dispose();
     clearTimeout(this.#timer);
     this.#release();

@@ -1,5 +1,6 @@
 /** SDL itself, on an X server without a screen (Xvfb). Skipped where there is none of either. */
-import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
+import { type ChildProcess, execFileSync, spawn, spawnSync } from 'node:child_process';
+import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
 import { Display } from '../../../../devicemodel/hw/display/display.ts';
 import { SdlFrontEnd } from '../../../../devicemodel/hw/display/sdl/window.ts';
@@ -17,6 +18,7 @@ const has = (command: string) => {
 };
 const isHere = has('command -v Xvfb && command -v xwd && command -v xdotool && ldconfig -p | grep libSDL2-2.0.so.0');
 const worker = bundledWorker('devicemodel/hw/display/sdl/sdl-window-main.ts');
+const lostDisplay = bundledWorker('test/support/lost-display.ts');
 const [SCREEN_WIDTH, SCREEN_HEIGHT] = [640, 480];
 
 /** An X server with a number of its own choice. */
@@ -44,6 +46,7 @@ describe.skipIf(!isHere)('a window', () => {
   let server: ChildProcess | undefined;
   beforeAll(async () => {
     await worker.build();
+    await lostDisplay.build();
     const started = await startServer();
     server = started.server;
     vi.stubEnv('DISPLAY', started.name);
@@ -53,6 +56,7 @@ describe.skipIf(!isHere)('a window', () => {
     vi.unstubAllEnvs();
     server?.kill();
     worker.remove();
+    lostDisplay.remove();
   });
 
   async function open(size: { width: number; height: number }) {
@@ -175,6 +179,19 @@ describe.skipIf(!isHere)('a window', () => {
       { timeout: 20_000 },
     );
   }, 120_000);
+
+  // From the first message, over opening two connections, to pictures; and while the window is closed.
+  test.each(['1', '2', '4', '8', '16', '32', '64', '128', '256', 'end'])(
+    'a display server that stands still, and then goes away, ends no process, after message %s',
+    (cutAfter) => {
+      const args = [fileURLToPath(lostDisplay.url), worker.url.href, cutAfter];
+      const { status, stdout } = spawnSync(process.execPath, args, { encoding: 'utf8', timeout: 60_000 });
+      expect(stdout).toContain('at its end, in good order');
+      expect(stdout.match(/the VM goes on/g) ?? []).toHaveLength(cutAfter === 'end' ? 0 : 1);
+      expect(status).toBe(0);
+    },
+    120_000,
+  );
 
   test('a display server that goes away takes the window with it, and nothing else', async () => {
     const opened = await open({ width: 100, height: 80 });
