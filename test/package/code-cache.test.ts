@@ -38,10 +38,11 @@ describe.skipIf(whyNoSoftHypervisor() !== undefined)('the code cache', () => {
   }, 60_000);
   afterAll(() => rmSync(dist, { recursive: true, force: true }));
 
-  const start = (...args: string[]) => {
-    const result = spawnSync(process.execPath, [join(dist, 'acrn-dm.js'), ...args], { encoding: 'utf8' });
+  const node = (...args: string[]) => {
+    const result = spawnSync(process.execPath, args, { encoding: 'utf8' });
     return { status: result.status, signal: result.signal, stdout: result.stdout, stderr: result.stderr };
   };
+  const start = (...args: string[]) => node(join(dist, 'acrn-dm.js'), ...args);
   const answer = (shown: string) => ({
     status: 0,
     signal: null,
@@ -104,6 +105,45 @@ describe.skipIf(whyNoSoftHypervisor() !== undefined)('the code cache', () => {
   test.each([0, 7, 8, 0.5, 0.999])('cut off at %d (bytes, or a share of it), costs time only', (end) => {
     writeFileSync(cachePath, cache.subarray(0, end < 1 ? Math.floor(cache.length * end) : end));
     startsAs(version);
+  });
+
+  describe('and what Node wants to be rid of', () => {
+    const strict = ['--pending-deprecation', '--throw-deprecation'];
+    const versionInCache = (...options: string[]) => {
+      writeFileSync(cachePath, withChecksum(altered(), bundle));
+      return node(...options, join(dist, 'acrn-dm.js'), '--debug', '--version');
+    };
+
+    /** Mutation: process.binding() is called while Node still tells of it. */
+    test('the program does not die of it, and says nothing', () => {
+      expect(versionInCache(...strict)).toEqual(answer(OTHER_VERSION));
+      expect(versionInCache('--pending-deprecation')).toEqual(answer(OTHER_VERSION));
+    });
+
+    /** Mutation: process.noDeprecation is not put back. */
+    test.each(['undefined', 'true'])('process.noDeprecation is %s as before', (before) => {
+      const setsAndShows = join(dist, 'no-deprecation.cjs');
+      const set = before === 'true' ? 'process.noDeprecation = true;' : '';
+      writeFileSync(setsAndShows, `${set} process.on('exit', () => console.error(process.noDeprecation));`);
+      expect(versionInCache('--require', setsAndShows)).toEqual({ ...answer(OTHER_VERSION), stderr: `${before}\n` });
+    });
+
+    /** Mutation: one try for both, so that the cache is given up. */
+    test.each(['undefined', '() => { throw new Error("gone"); }', '() => ({})'])(
+      'with %s for process.binding the cache is used',
+      (binding) => {
+        const without = join(dist, 'without-binding.cjs');
+        writeFileSync(without, `process.binding = ${binding};`);
+        expect(versionInCache('--require', without)).toEqual(answer(OTHER_VERSION));
+      },
+    );
+
+    /** Mutation: the library calls process.binding(), too. */
+    test("another's program that loads the library does not use it", () => {
+      writeFileSync(cachePath, cache);
+      const loads = `process.binding = () => process.exit(9); require(${JSON.stringify(join(dist, 'library.js'))});`;
+      expect(node(...strict, '-e', loads)).toEqual({ status: 0, signal: null, stdout: '', stderr: '' });
+    });
   });
 
   test('that V8 refuses, costs time only', () => {
