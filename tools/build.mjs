@@ -32,6 +32,7 @@ import {
 import { basename, dirname, join, relative, resolve } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { parseArgs } from 'node:util';
+import { makeCodeCache } from './bundle/code-cache.mjs';
 import { assemble, urlOfThisFile } from './bundle/parts.mjs';
 import { root } from './root.mjs';
 
@@ -82,9 +83,6 @@ const usual = [
   'hypervisor/soft/index.ts',
   'hypervisor/turn-loop/loop.ts',
 ];
-
-/** How long the run for the code cache may take; it takes two seconds. */
-const WARM_UP_MS = 60_000;
 
 /** Parts of Node that take 1 to 4 ms to load, and that most VMs never use: loaded at first use. */
 const lazyBuiltins = [
@@ -207,27 +205,6 @@ async function program(dist) {
 }
 
 /**
- * The run whose compiled code goes into the cache: a usual VM on the embedded hypervisor, from its start to its end, which
- * is what every start takes but for the driver of ACRN; where that engine is not installed, as far as a plan goes.
- */
-function codeCache(dist) {
-  for (const name of readdirSync(dist)) if (name.endsWith('.cache')) rmSync(join(dist, name));
-  // What has a name on this machine must be nobody else's. 15 characters are possible, and seven are for the pid.
-  const name = `cache-${process.pid}`;
-  const devices = `-s 0:0,hostbridge -s 1:0,lpc -l com1 -s 5,ivshmem,hv:/${name},2 -s 6,uart,vuart_idx:1`.split(' ');
-  const boot = ['-k', join(root, 'examples/guest/demo.bzimage'), '-B', 'console=ttyS0 demo=idle,0'];
-  const write = (...how) =>
-    spawnSync(
-      process.execPath,
-      [join(root, 'tools/bundle/write-code-cache.cjs'), dist, ...how, '-m', '256M', ...devices, ...boot, name],
-      { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'], timeout: WARM_UP_MS, killSignal: 'SIGKILL' },
-    );
-  if (write('--hypervisor', 'soft', '--api-socket', 'off').status === 0) return;
-  const { status, stderr } = write('--dry-run');
-  if (status !== 0) console.error(`build: the program failed while its code cache was made:\n${stderr}`);
-}
-
-/**
  * The library's types: the declarations that library/index.ts comes to, and no others. Types are checked by
  * `npm run check`, not here.
  */
@@ -263,7 +240,7 @@ export async function build({ force = false, dist = join(root, 'dist') } = {}) {
   mkdirSync(dist, { recursive: true });
   rmSync(stamp, { force: true });
   await program(dist);
-  codeCache(dist);
+  makeCodeCache(dist);
   declarations(dist);
   replaceFile(stamp, now);
   // Not to standard output, which belongs to whatever needed the build: `npm pack --json`, `npm start`.

@@ -3,7 +3,18 @@
  * caches here hold is seen by the version the program prints: a text in the cached code, and in the bundle.
  */
 import { execFileSync, spawnSync } from 'node:child_process';
-import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  cpSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { crc32 } from 'node:zlib';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
@@ -169,5 +180,44 @@ describe.skipIf(whyNoSoftHypervisor() !== undefined)('the code cache', () => {
     } finally {
       writeFileSync(join(dist, 'acrn-dm.bundle.cjs'), bundle);
     }
+  });
+
+  describe('as a build makes it', () => {
+    let folder: string;
+    beforeAll(() => {
+      folder = mkdtempSync(join(tmpdir(), 'acrn-dm-cache-'));
+    });
+    afterAll(() => rmSync(folder, { recursive: true, force: true }));
+
+    /** @param tmp the folder for temporary files, where nothing may be left. */
+    const make = (tmp: string) => {
+      mkdirSync(tmp);
+      const module = join(repository, 'tools/bundle/code-cache.mjs');
+      const script = `import(${JSON.stringify(module)}).then((made) => made.makeCodeCache(${JSON.stringify(dist)}))`;
+      const ofThisUser = join(folder, 'run');
+      const { status, stderr } = spawnSync(process.execPath, ['-e', script], {
+        encoding: 'utf8',
+        env: { ...process.env, TMPDIR: tmp, ACRN_RUN_DIR: ofThisUser },
+      });
+      expect({ status, left: readdirSync(tmp), isUserTouched: existsSync(ofThisUser) }).toEqual({
+        status: 0,
+        left: [],
+        isUserTouched: false,
+      });
+      return { stderr, bytes: statSync(cachePath).size };
+    };
+
+    /** Mutations: the VM is a plan; the VM's failure is not told of; the VM is where this user's VMs meet. */
+    test('it is that of a VM; where the VM fails, that of a plan, and it says so', () => {
+      const ofVm = make(join(folder, 'short'));
+      expect(ofVm.stderr).toBe('');
+      // Sockets of the VM do not fit.
+      const ofPlan = make(join(folder, 'long'.repeat(25)));
+      expect(ofPlan.stderr).toMatch(
+        /^build: a smaller code cache, since the VM that it comes from failed \(status \d+\): /,
+      );
+      startsAs(version);
+      expect(ofVm.bytes).toBeGreaterThan(ofPlan.bytes * 1.1);
+    }, 60_000);
   });
 });
