@@ -259,8 +259,13 @@ export class RootPorts {
     if (device === undefined) return;
     port.portsc &= ~(PortStatus.Reset | PortStatus.LinkState | PortStatus.Speed);
     // §4.19.5: the reset of a USB 2 port never fails.
-    if (isThere || !device.isUsb3) port.portsc |= PortStatus.Enabled | speedBits(device) | linkBits(LinkState.U0);
-    else port.portsc = (port.portsc & ~(PortStatus.Connected | PortStatus.Enabled)) | linkBits(LinkState.RxDetect);
+    if (isThere || !device.isUsb3) {
+      port.portsc |= PortStatus.Enabled | speedBits(device) | linkBits(LinkState.U0);
+      // One that an earlier reset lost is there again.
+      if ((port.portsc & PortStatus.Connected) === 0) port.portsc |= PortStatus.Connected | PortStatus.ConnectChange;
+    } else {
+      port.portsc = (port.portsc & ~(PortStatus.Connected | PortStatus.Enabled)) | linkBits(LinkState.RxDetect);
+    }
     if (port.isWarm && device.isUsb3) port.portsc |= PortStatus.WarmResetChange;
     port.portsc |= PortStatus.ResetChange;
     this.#tell(port);

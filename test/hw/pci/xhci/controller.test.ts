@@ -162,6 +162,26 @@ describe('ports (§4.19)', () => {
     expect(guest.read(portRegister(port)) & 0x20013).toBe(0x20003);
     expect(guest.events()).toMatchObject([{ type: 34 }]);
   });
+
+  test('a USB 3 device that is lost by a reset is connected again by the next one', async () => {
+    const device = new FakeUsbDevice(UsbSpeed.Super);
+    const guest = new XhciGuest().setUp();
+    const port = guest.controller.ports.connect(device) as number;
+    let answer: (isThere: boolean) => void = () => {};
+    device.resetting = new Promise((resolve) => (answer = resolve));
+    guest.write(portRegister(port), 0x210);
+    guest.clock.advance(10_000_000_000);
+    // All change bits are cleared.
+    guest.write(portRegister(port), 0xfe_0200);
+    guest.events();
+    expect(guest.read(portRegister(port)) & 0xfe0013).toBe(0);
+    guest.write(portRegister(port), 0x8000_0200);
+    answer(true);
+    await device.resetting;
+    // CCS, PED, U0, power, super speed; CSC, WRC, PRC.
+    expect(guest.read(portRegister(port))).toBe(0x2a1203);
+    expect(guest.events()).toMatchObject([{ type: 34 }]);
+  });
 });
 
 test('a doorbell with a target that no slot has does nothing, not even for commands', () => {
