@@ -6,6 +6,7 @@
  */
 import type { Clock, Timer } from '../../../core/clock.ts';
 import { type UsbDevice, UsbSpeed } from '../../usb/device.ts';
+import { LatestAnswer } from './latest-answer.ts';
 import { FIRST_USB2_PORT, FIRST_USB3_PORT, PORT_BYTES, PORT_COUNT, PORTS_PER_KIND } from './registers.ts';
 import { CompletionCode, type EventTrb, eventTrb, TrbType } from './trb.ts';
 
@@ -49,8 +50,8 @@ interface RootPort {
   device: UsbDevice | undefined;
   /** Changed since the last event. */
   hasNews: boolean;
-  /** Reset of a device that takes its time; counted, since a device may go meanwhile. */
-  resetNumber: number;
+  /** Reset of a device that takes its time, whether it is still there. */
+  readonly resetAnswer: LatestAnswer<boolean>;
   /** Runs while the guest sees a reset. */
   readonly resetTimer: Timer;
   /** That reset. */
@@ -80,7 +81,7 @@ export class RootPorts {
         hardwareLpm: 0,
         device: undefined,
         hasNews: false,
-        resetNumber: 0,
+        resetAnswer: new LatestAnswer(),
         resetTimer: wires.clock.createTimer(() => this.#resetDone(port, false)),
         isWarm: false,
       };
@@ -232,18 +233,17 @@ export class RootPorts {
   #resetPort(port: RootPort, isWarm: boolean): void {
     const { device } = port;
     if (device === undefined || (port.portsc & PortStatus.Reset) !== 0) return;
-    const number = ++port.resetNumber;
     port.isWarm = isWarm;
     const answer = this.#wires.resetDevice(device);
     if (typeof answer === 'boolean') {
+      port.resetAnswer.forget();
       this.#resetDone(port, answer);
       return;
     }
     port.portsc |= PortStatus.Reset;
     const { clock } = this.#wires;
     port.resetTimer.arm(clock.nowNs() + RESET_PATIENCE_NS);
-    void answer.then((isThere) => {
-      if (port.resetNumber !== number) return;
+    port.resetAnswer.listen(answer, (isThere) => {
       if ((port.portsc & PortStatus.Reset) !== 0) this.#resetDone(port, isThere);
       else if (isThere) this.#comeToItself(port);
     });
@@ -281,7 +281,7 @@ export class RootPorts {
 }
 
 function forgetReset(port: RootPort): void {
-  port.resetNumber++;
+  port.resetAnswer.forget();
   port.resetTimer.cancel();
 }
 

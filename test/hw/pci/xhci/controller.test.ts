@@ -182,6 +182,48 @@ describe('ports (§4.19)', () => {
     expect(guest.read(portRegister(port))).toBe(0x2a1203);
     expect(guest.events()).toMatchObject([{ type: 34 }]);
   });
+
+  test('a reset that hangs is listened to once, however often port and controller are reset meanwhile', async () => {
+    const guest = new XhciGuest().setUp();
+    const device = new FakeUsbDevice();
+    let answer: (isThere: boolean) => void = () => {};
+    device.resetting = new Promise((resolve) => (answer = resolve));
+    const listened = vi.spyOn(device.resetting, 'then');
+    const port = guest.controller.ports.connect(device) as number;
+    for (let i = 0; i < 100; i++) {
+      guest.write(portRegister(port), 0x210);
+      guest.startAgain();
+      guest.events();
+    }
+    expect(device.resets).toBe(100);
+    expect(listened).toHaveBeenCalledTimes(1);
+    // Nobody asked since the controller was reset.
+    guest.write(portRegister(port), 0xfe_0200);
+    answer(true);
+    await turn();
+    expect(guest.read(portRegister(port)) & 0x200012).toBe(0);
+    expect(guest.events()).toEqual([]);
+  });
+
+  test('the answer to a reset is that of the last one, which may have been asked for before', async () => {
+    const guest = new XhciGuest().setUp();
+    const device = new FakeUsbDevice();
+    let answer: (isThere: boolean) => void = () => {};
+    device.resetting = new Promise((resolve) => (answer = resolve));
+    const port = guest.controller.ports.connect(device) as number;
+    guest.write(portRegister(port), 0x210);
+    guest.startAgain();
+    guest.write(portRegister(port), 0x210);
+    answer(true);
+    await turn();
+    expect(guest.read(portRegister(port)) & 0x200012).toBe(0x200002);
+    expect(guest.events()).toMatchObject([{ type: 34 }]);
+    // An answer that is over can be given again.
+    guest.write(portRegister(port), 0x20_0200);
+    guest.write(portRegister(port), 0x210);
+    await turn();
+    expect(guest.read(portRegister(port)) & 0x200012).toBe(0x200002);
+  });
 });
 
 test('a doorbell with a target that no slot has does nothing, not even for commands', () => {
