@@ -17,6 +17,7 @@ import {
   suits,
 } from './context.ts';
 import { Endpoint, type EndpointWires, SLICE_BLOCKS } from './endpoint.ts';
+import { LatestAnswer } from './latest-answer.ts';
 import { MAX_ENDPOINT_ID, MAX_PRIMARY_STREAMS_EXPONENT, MAX_SLOTS } from './registers.ts';
 import { streamRings, TransferRing } from './transfer-ring.ts';
 import { addressOf, CompletionCode, endpointOf, slotOf, type Trb, TrbControl, TrbType, typeOf } from './trb.ts';
@@ -59,6 +60,8 @@ type MaybeLater<T> = T | Promise<T>;
 export class Slots {
   readonly #slots = new Map<number, Slot>();
   readonly #wires: SlotWires;
+  /** Of the one Address Device that is under way. */
+  readonly #openAnswer = new LatestAnswer<boolean>();
 
   constructor(wires: SlotWires) {
     this.#wires = wires;
@@ -76,6 +79,7 @@ export class Slots {
   reset(): void {
     for (const slot of this.#slots.values()) letGoEndpoints(slot);
     this.#slots.clear();
+    this.#openAnswer.forget();
   }
 
   /** §5.6. */
@@ -192,7 +196,8 @@ export class Slots {
       this.#addEndpoint(slot as LiveSlot, CONTROL_ENDPOINT, settings);
       return CompletionCode.Success;
     };
-    return typeof opened === 'boolean' ? addressed(opened) : opened.then(addressed);
+    if (typeof opened === 'boolean') return addressed(opened);
+    return new Promise<boolean>((resolve) => this.#openAnswer.listen(opened, resolve)).then(addressed);
   }
 
   #contextOf(id: number): DeviceContext | undefined {

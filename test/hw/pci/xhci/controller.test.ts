@@ -288,6 +288,27 @@ describe('commands (§4.6)', () => {
     expect(device.inFlight).toEqual([]);
   });
 
+  test('an opening that hangs is listened to once, however often it is asked for and the controller reset', async () => {
+    const guest = new XhciGuest().setUp();
+    const device = new FakeUsbDevice();
+    let answer: (isThere: boolean) => void = () => {};
+    device.opening = new Promise((resolve) => (answer = resolve));
+    const listened = vi.spyOn(device.opening, 'then');
+    guest.controller.ports.connect(device);
+    for (let i = 0; i < 100; i++) {
+      guest.startAgain();
+      const slot = guest.command(Command.enable)?.slot ?? 0;
+      expect(guest.addressSlot(slot, USB2_PORT)).toBeUndefined();
+    }
+    expect(device.opens).toBe(100);
+    expect(listened).toHaveBeenCalledTimes(1);
+    answer(true);
+    await turn();
+    expect(guest.events()).toMatchObject([{ type: 33, code: Code.success, slot: 1 }]);
+    guest.control(1, SET_CONFIGURATION, 0);
+    expect(device.inFlight).toHaveLength(1);
+  });
+
   test('a command that waits can be aborted', () => {
     const guest = new XhciGuest().setUp();
     const device = new FakeUsbDevice();
