@@ -15,6 +15,8 @@ import type { Hsm, WaitResult } from './hsm/hsm.ts';
 export interface RequestServer {
   /** Serve every pending request once. May be handed on to the hypervisor: it needs no `this`. */
   readonly serve: () => unknown;
+  /** What serving left for the host goes out; whoever comes back from {@link GuestLoop.next} does so by himself. */
+  readonly flush: () => void;
 }
 
 export interface GuestLoop {

@@ -228,12 +228,7 @@ export class Life {
     const power = this.#power;
     const { loop } = this.#parts;
     const { holds } = this.#waits;
-    const requests: RequestServer = {
-      serve: () => {
-        server.serve();
-        board.flush();
-      },
-    };
+    const requests: RequestServer = { serve: server.serve, flush: () => board.flush() };
     for (;;) {
       while (power.event === undefined) {
         this.#checkFailure();

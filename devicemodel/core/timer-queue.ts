@@ -30,6 +30,9 @@ export abstract class TimerQueue implements Clock {
   /** For when the wake-up is set; Infinity: none is. */
   #wakeNs = Number.POSITIVE_INFINITY;
 
+  /** Since whoever serves this clock last set it to false, a timer was armed for before the wake-up that there was. */
+  hasEarlier = false;
+
   nowNs(): number {
     return monotonicNs();
   }
@@ -70,7 +73,9 @@ export abstract class TimerQueue implements Clock {
     let at = running.length;
     while (at > 0 && ((running[at - 1] as QueuedTimer).dueNs as number) > dueNs) at--;
     running.splice(at, 0, timer);
-    if (dueNs < this.#wakeNs) this.#program();
+    if (dueNs >= this.#wakeNs) return;
+    this.hasEarlier = true;
+    this.#program();
   }
 
   /** Arrange that `runDue` is called in `delayNs`; undefined: no timer runs, call the wake-up off. */

@@ -6,6 +6,7 @@ import { createRequire } from 'node:module';
 import type { Timer } from '../../devicemodel/core/clock.ts';
 import { BugError, HostError } from '../../devicemodel/core/errors.ts';
 import { checkNotClosed, type GuestLoop, type RequestServer } from '../../devicemodel/core/guest-loop.ts';
+import { letCompilerInline } from '../../devicemodel/core/host/inlining.ts';
 import { threadCpuNs } from '../../devicemodel/core/host/scheduling.ts';
 import { installKickSignal } from '../../devicemodel/core/host/signals.ts';
 import type { Hsm } from '../../devicemodel/core/hsm/hsm.ts';
@@ -45,10 +46,8 @@ const WATCHER_AGAIN_NS = 1_000_000_000;
 /** A line about it that was said is said again after this time. */
 const WARNING_AGAIN_NS = 60_000_000_000;
 
-/** Bytecodes that V8 may inline into one function; 920 if nobody says so. */
-const MAX_INLINED_BYTES = 3000;
-/** Said once a process. */
-let isInlining = false;
+/** A guest that has used up MAX_STAYS this often asks for much. V8 has optimized nothing of what serves it by then. */
+const HOT_STAYS = 8;
 
 export class BlockingLoop implements GuestLoop {
   readonly clock: SystemClock;
@@ -64,6 +63,9 @@ export class BlockingLoop implements GuestLoop {
   #hasServed = false;
   /** Accesses for which the guest still has the thread. */
   #stays = 0;
+  /** How often it used them up. */
+  #fullStays = 0;
+  #flush: () => void = () => {};
   /** When the watcher is made at the latest. */
   #watcherByNs = Number.POSITIVE_INFINITY;
   /** The same for a guest that computes on this thread. */
@@ -118,6 +120,8 @@ export class BlockingLoop implements GuestLoop {
   next(hsm: Hsm, server: RequestServer): undefined | Promise<void> {
     if (this.#work.isStarted || this.#wakeups.pending) return this.#wakeups.turn();
     this.#stays = MAX_STAYS;
+    this.#flush = server.flush;
+    this.clock.hasEarlier = false;
     const result = hsm.waitForIoreqs(server.serve, this.#goesOn);
     if (result instanceof Promise) throw new BugError('a wait that does not block, in the loop for one that does');
     checkNotClosed(result);
@@ -126,18 +130,23 @@ export class BlockingLoop implements GuestLoop {
       this.#hasServed = true;
       server.serve();
     }
+    if (this.#stays === 0 && ++this.#fullStays === HOT_STAYS) letCompilerInline();
     this.clock.runDue();
     return undefined;
   }
 
   /**
    * Whether a guest that runs on this thread has it again at once. What wants the thread shows here, or its kick ends the
-   * guest's turn; timers, whose kick may have come while the guest was served, are seen to after a few accesses.
+   * guest's turn. The kick of a timer is lost where the guest is being served just then, and repeated; after so many accesses
+   * it is looked for all the same. One that a device arms meanwhile may be due at once.
    */
-  readonly #goesOn = (): boolean => --this.#stays > 0 && !this.#work.isStarted && !this.#wakeups.pending;
+  readonly #goesOn = (): boolean => {
+    if (--this.#stays === 0) return false;
+    this.#flush();
+    return !this.#work.isStarted && !this.#wakeups.pending && !this.clock.hasEarlier;
+  };
 
   #lookForQuiet(): void {
-    this.#letCompilerInline();
     this.#onQuiet();
     this.#onQuiet = () => {};
     const nowNs = this.clock.nowNs();
@@ -147,17 +156,6 @@ export class BlockingLoop implements GuestLoop {
     if (isAsking) this.#quiet.arm(nowNs + AFTER_START_NS);
     else if (isComputing) this.#quiet.arm(nowNs + PAUSE_NS);
     else this.#startWatcher(nowNs);
-  }
-
-  /**
-   * From the guest to a device and back is a dozen small functions, three times as many bytecodes as V8 inlines into one:
-   * each call that is left costs thirty instructions. Not before the guest runs: to load that module of Node takes 3 ms.
-   */
-  #letCompilerInline(): void {
-    if (isInlining) return;
-    isInlining = true;
-    const { setFlagsFromString } = createRequire(import.meta.url)('node:v8') as typeof import('node:v8');
-    setFlagsFromString(`--max-inlined-bytecode-size-cumulative=${MAX_INLINED_BYTES}`);
   }
 
   /** Whether the guest was on this thread's CPU for most of the time since the last look, and is to be left there. */

@@ -241,7 +241,7 @@ export class KvmEngine implements CpuEngine {
       if (isAny instanceof Promise) return isAny.then(() => this.#serve());
       if (!isAlone) this.#serve();
       if (!isAny) break;
-    } while (!this.#isKicked && this.#waiting === 0 && goesOn());
+    } while (isAlone && !this.#isKicked && this.#waiting === 0 && goesOn());
     return undefined;
   }
 

@@ -54,6 +54,25 @@ describe('order of calls', () => {
     expect(made.loop.hasGuest).toBe(false);
   });
 
+  // Mutation: requests of Life.run that flush with each `serve`; on the software CPU each byte on a UART is a system call then.
+  test('what requests print goes out once for a turn, or when the loop says so', async () => {
+    let flushes = 0;
+    const { vm, loop } = makeVm((hsm) => void hsm.guest.outb(0x10, 1), { onFlush: () => void flushes++ });
+    const { next } = loop;
+    const seen: number[] = [];
+    let turns = 0;
+    loop.next = (hsm, server) => {
+      if (turns++ > 0) return next.call(loop, hsm, server);
+      for (let access = 0; access < 3; access++) server.serve();
+      seen.push(flushes);
+      server.flush();
+      seen.push(flushes);
+      return undefined;
+    };
+    await vm.run();
+    expect([seen, flushes]).toEqual([[0, 1], turns + 1]);
+  });
+
   test('a system reset creates vdevs again where the hypervisor accepts it: after RESET_VM', async () => {
     const { vm, trace, lives } = makeVm((hsm) => {
       void hsm.guest.outb(0x11, 1);

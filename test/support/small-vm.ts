@@ -27,6 +27,7 @@ export interface SmallVmHooks {
   readonly onStart?: (parts: BoardParts) => void | Promise<void>;
   readonly onReset?: () => void | Promise<void>;
   readonly onSuspend?: () => void;
+  readonly onFlush?: () => void;
   /** @returns whether the guest listens. */
   readonly onPowerButton?: () => boolean;
 }
@@ -62,7 +63,7 @@ function makeBoard(parts: BoardParts, trace: string[], hooks: SmallVmHooks): Boa
       parts.undo.defer(unplug);
     },
     writeTables: () => void trace.push('tables'),
-    flush: () => {},
+    flush: () => hooks.onFlush?.(),
     settle: () => undefined,
     reset: async () => {
       await hooks.onReset?.();

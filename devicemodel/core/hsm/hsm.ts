@@ -144,8 +144,8 @@ export interface Hsm extends HypervisorOffers {
    * The only call that blocks (acrn: sits in ATTACH; soft: runs the CPU for a slice). `serve` looks at the whole
    * request page and serves what is pending; an engine whose CPU runs on this very thread calls it from inside.
    * A promise is returned only by engines that have nothing to run until something else happens on the event loop.
-   * @param goesOn asked after each access that such an engine had served: whether the guest may have this thread again at
-   * once, rather than by the next call. Default: it may not.
+   * @param goesOn asked after each access by an engine that runs its one vCPU on this thread, in steps of an access: whether the
+   * guest may have the thread again at once, rather than by the next call. Default: it may not.
    */
   waitForIoreqs(serve: () => void, goesOn?: () => boolean): WaitResult | Promise<WaitResult>;
   /**

@@ -23,7 +23,7 @@ const hsm = {
     return 'idle';
   },
 } as unknown as Hsm;
-const server = { serve: () => void requests.shift()?.() };
+const server = { serve: () => void requests.shift()?.(), flush: () => {} };
 
 beforeEach(() => {
   requests = [];

@@ -5,6 +5,11 @@ import { watchFd } from '../../../devicemodel/core/host/fd-watch.ts';
 import type { Hsm, WaitResult } from '../../../devicemodel/core/hsm/hsm.ts';
 import { TurnLoop } from '../../../hypervisor/turn-loop/loop.ts';
 
+/** Whoever calls `next` does it himself. */
+const flush = () => {
+  throw new Error('flushed by the loop');
+};
+
 const loops: TurnLoop[] = [];
 afterEach(async () => {
   for (const loop of loops.splice(0)) await loop.stop();
@@ -24,7 +29,7 @@ function busyGuest(hasSlices: boolean, sliceMs: number) {
   } as unknown as Hsm;
   const runUntil = async (done: () => boolean) => {
     while (!done() && guest.slices < 100_000) {
-      const turn = loop.next(hsm, { serve: () => guest.onServe() });
+      const turn = loop.next(hsm, { serve: () => guest.onServe(), flush });
       if (turn !== undefined) await turn;
     }
   };
@@ -111,11 +116,11 @@ test('the wait that leaves the thread ends with what it is for, and the guest is
   const { loop } = busyGuest(true, 0);
   let served = 0;
   const hsm = { waitForIoreqs: () => new Promise((resolve) => setTimeout(resolve, 1, 'pending')) } as unknown as Hsm;
-  await loop.next(hsm, { serve: () => served++ });
-  while (served === 0) await loop.next(hsm, { serve: () => served++ });
+  await loop.next(hsm, { serve: () => served++, flush });
+  while (served === 0) await loop.next(hsm, { serve: () => served++, flush });
   const closed = { waitForIoreqs: () => Promise.resolve('closed') } as unknown as Hsm;
   const closing = async () => {
-    for (;;) await loop.next(closed, { serve: () => {} });
+    for (;;) await loop.next(closed, { serve: () => {}, flush });
   };
   await expect(closing()).rejects.toThrow('closed the request client');
 });
