@@ -24,6 +24,7 @@ export const OpenFlag = {
 const F_GETFL = 3;
 const F_SETFL = 4;
 const F_DUPFD_CLOEXEC = 1030;
+const SEEK_END = 2;
 /** <linux/fs.h>: fail rather than wait for the medium. */
 const RWF_NOWAIT = 0x08;
 /** <linux/falloc.h>: the file keeps its length. */
@@ -70,6 +71,13 @@ export function reserveSpace(fd: number, sizeBytes: number, what: string): void 
   for (let at = 0; at < sizeBytes; at += RESERVE_BYTES) {
     must(preallocate(fd, KEEP_SIZE, at, Math.min(RESERVE_BYTES, sizeBytes - at)), 'fallocate', what);
   }
+}
+
+const seek = hostCall<[fd: number, offset: number, whence: number]>('int64_t lseek(int, int64_t, int)');
+
+/** Where the file ends now; the position of the open file is there afterwards. @returns bytes, or a negative errno. */
+export function endOfFile(fd: number): number {
+  return seek(fd, 0, SEEK_END);
 }
 
 /** @returns 0 or a negative errno. */

@@ -199,13 +199,16 @@ test('an image that is closed is locked no longer', async () => {
   expect(tryLock(other, 'exclusive', path)).toBe(true);
 });
 
-// Mutation: the answer of the thread is the request's.
-test('where the image has become shorter nobody is hurt, and it is written all the same', async () => {
+// Mutation: the answer of the thread is the request's; the thread does not ask for the length.
+test.each([
+  ['at a page', IMAGE_BYTES / 4],
+  ['within a page', IMAGE_BYTES - 512],
+])('where the image was cut %s nobody is hurt, and it is written all the same', async (_, leftBytes) => {
   const { writeAll, isWritten, beBusy, path, clock } = await setUp();
   await beBusy();
-  for (let n = 0; n < 20; n++) {
+  for (let n = 0; n < 60; n++) {
     clock.advance(MAX_REST_NS);
-    truncateSync(path, IMAGE_BYTES / 4);
+    truncateSync(path, leftBytes);
     expect(await writeAll(n)).toEqual(zeros);
     expect(isWritten(n)).toBe(true);
   }

@@ -4,7 +4,7 @@
  * state.
  */
 import { parentPort, workerData } from 'node:worker_threads';
-import { readVectorAt } from '../../../core/host/files.ts';
+import { endOfFile, readVectorAt } from '../../../core/host/files.ts';
 import { viewOf } from '../../../core/host/mapping.ts';
 import { MemoryWriter } from '../../../core/host/process-memory.ts';
 import { QUEUE_CAPACITY } from '../image-queue.ts';
@@ -22,15 +22,18 @@ function run({ words: shared, fd, mapped, iovecs, iovecBytes }: CopyThreadSetup)
     viewOf(iovecs + BigInt(job * iovecBytes), iovecBytes),
   );
   const writer = new MemoryWriter();
+  /**
+   * Memory behind the end of the file can be written up to the end of the page, and the file does not grow: such a write is
+   * the device thread's. One that begins while the file is long enough is as if it came before whoever cuts it meanwhile.
+   */
+  const write = (iovec: Uint8Array, count: number, at: number, sizeBytes: number): number =>
+    endOfFile(fd) < at + sizeBytes ? 0 : writer.write(iovec, count, mapped + BigInt(at), sizeBytes);
   const carryOut = (job: number): number => {
     const word = (index: number) => words[wordOf(job, index)] as number;
     const at = (word(JobWord.AtLow) >>> 0) + word(JobWord.AtHigh) * TWO_32;
     const iovec = pieces[job] as Uint8Array;
     const [count, sizeBytes] = [word(JobWord.Pieces), word(JobWord.Bytes)];
-    const moved =
-      word(JobWord.IsWrite) === 0
-        ? readVectorAt(fd, iovec, count, at)
-        : writer.write(iovec, count, mapped + BigInt(at), sizeBytes);
+    const moved = word(JobWord.IsWrite) === 0 ? readVectorAt(fd, iovec, count, at) : write(iovec, count, at, sizeBytes);
     return moved === sizeBytes ? JobState.Done : JobState.Failed;
   };
   tell('ready');
