@@ -34,7 +34,10 @@ export interface ImageRequest {
 export interface ImageQueue {
   /** Requests that are not done. */
   readonly inFlight: number;
-  /** Requests are begun in order and done in any order. */
+  /**
+   * Requests are begun in order and done in any order. A write or discard of bytes that another changes is as if it came
+   * before that or after it, in each sector; it may be begun after later ones.
+   */
   submit(request: ImageRequest): void;
   /** What was submitted is to begin. Returns soon, whatever the storage does. */
   kick(): void;

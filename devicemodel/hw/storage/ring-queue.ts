@@ -95,6 +95,8 @@ export class RingQueue implements ImageQueue {
   readonly #copyThread: CopyThread | undefined;
   /** Calls that this thread or the other carries out, in the order in which they were published. */
   readonly #shared: Slot[] = [];
+  /** What changes bytes that one of those writes: begun when all of them are over. */
+  readonly #postponed: ImageRequest[] = [];
   /** This thread does not wait for what the other is at: it will be told. */
   #isLate = false;
   /** For what has to be copied, and for discards of block devices. */
@@ -138,7 +140,8 @@ export class RingQueue implements ImageQueue {
     if (io.image.neverWaits) {
       this.#copyThread = new CopyThread({
         fd: io.image.fd,
-        writableBytes: () => (io.image.isReadOnly ? 0 : io.image.base + io.image.sizeBytes),
+        // Where O_DIRECT wants whole sectors, what is around a write is written with it: that is one more's to overlap.
+        writableBytes: () => (io.image.isReadOnly || io.image.isDirect ? 0 : io.image.base + io.image.sizeBytes),
         iovecs: this.#iovecs.address,
         iovecBytes: MAX_PIECES * IOVEC_BYTES,
         what: io.image.path,
@@ -159,7 +162,8 @@ export class RingQueue implements ImageQueue {
   }
 
   get inFlight(): number {
-    return QUEUE_CAPACITY - this.#free.length + this.#held.length + this.#copied.inFlight;
+    const waiting = this.#held.length + this.#postponed.length;
+    return QUEUE_CAPACITY - this.#free.length + waiting + this.#copied.inFlight;
   }
 
   submit(request: ImageRequest): void {
@@ -172,7 +176,8 @@ export class RingQueue implements ImageQueue {
     } else if (
       op === ImageOp.Discard ? !io.image.isBlockDevice : io.isDirectlyUsable(buffers, 0, count, offset, isWrite(op))
     ) {
-      if (!this.#share(request)) this.#held.push(request);
+      if (this.#overlapsShared(request)) this.#postponed.push(request);
+      else if (!this.#share(request)) this.#held.push(request);
     } else {
       this.#copied.submit(request);
     }
@@ -203,13 +208,14 @@ export class RingQueue implements ImageQueue {
     const thread = this.#copyThread;
     const { op, count, offset } = request;
     if (thread === undefined || count < MIN_SHARED_BYTES || !isTransfer(op)) return false;
-    if (this.#held.length === 0 && this.#shared.length === 0) return false;
+    // What is postponed waits for all that is shared: that comes to an end first.
+    if ((this.#held.length === 0 && this.#shared.length === 0) || this.#postponed.length > 0) return false;
     if (!thread.isUp) {
       thread.couldShare();
       return false;
     }
     const at = this.#io.image.base + offset;
-    if (isWrite(op) && !thread.canWriteTo(at + count)) return false;
+    if (isWrite(op) && (!thread.canWriteTo(at + count) || this.#overlapsBegun(request))) return false;
     if (thread.rests || !this.#isForNow(request)) return false;
     const slot = this.#describeCall(this.#take(request), request, true);
     if (slot.askedBytes < count) {
@@ -220,6 +226,22 @@ export class RingQueue implements ImageQueue {
     this.#shared.push(slot);
     thread.publish(slot.index, slot.pieces, count, at, isWrite(op));
     return true;
+  }
+
+  // The kernel lets one system call at a time change a file, so that two that overlap leave one or the other in each sector.
+  // What the other thread writes does not wait for them, nor they for that.
+
+  #overlapsShared(request: ImageRequest): boolean {
+    if (!isChange(request.op)) return false;
+    for (const slot of this.#shared) if (overlap(slot.request as ImageRequest, request)) return true;
+    return false;
+  }
+
+  /** Or is to begin. */
+  #overlapsBegun(request: ImageRequest): boolean {
+    for (const held of this.#held) if (overlap(held, request)) return true;
+    for (const slot of this.#slots) if (slot.request !== undefined && overlap(slot.request, request)) return true;
+    return false;
   }
 
   /** Carry out what nobody has taken, and wait for the one that the other thread is at. */
@@ -241,6 +263,7 @@ export class RingQueue implements ImageQueue {
       if (thread.stateOf(slot.index) === JobState.Done) this.#over(slot, slot.request as ImageRequest, 0);
       else this.#copyAlone(slot);
     }
+    this.#held.push(...this.#postponed.splice(0));
   }
 
   /** Also what the other thread could not do: this one sees why. */
@@ -518,6 +541,20 @@ function flushOf({ buffers }: ImageRequest): Omit<ImageRequest, 'done'> {
 
 function isWrite(op: ImageOp): boolean {
   return op === ImageOp.Write;
+}
+
+function isChange(op: ImageOp): boolean {
+  return op === ImageOp.Write || op === ImageOp.Discard;
+}
+
+/** Whether both change the same bytes. */
+function overlap(one: ImageRequest, other: ImageRequest): boolean {
+  return (
+    isChange(one.op) &&
+    isChange(other.op) &&
+    one.offset < other.offset + other.count &&
+    other.offset < one.offset + one.count
+  );
 }
 
 function isTransfer(op: ImageOp): boolean {

@@ -14,6 +14,7 @@ import { ThreadPulses } from '../../../devicemodel/core/thread-pulses.ts';
 import { CopyThread } from '../../../devicemodel/hw/storage/copy-thread/copy-thread.ts';
 import { openDiskImage } from '../../../devicemodel/hw/storage/disk-image.ts';
 import { ImageIo } from '../../../devicemodel/hw/storage/image-io.ts';
+import { SECTOR_BYTES } from '../../../devicemodel/hw/storage/image-options.ts';
 import { ImageOp, QUEUE_CAPACITY } from '../../../devicemodel/hw/storage/image-queue.ts';
 import { RingQueue } from '../../../devicemodel/hw/storage/ring-queue.ts';
 import { bundledWorker } from '../../support/bundle-worker.ts';
@@ -33,10 +34,10 @@ const contents = (from: number, length = READ_BYTES) => image.subarray(from, fro
 
 const real = bundledWorker('devicemodel/hw/storage/copy-thread/copy-thread-main.ts');
 /**
- * A thread that takes one job, and is then at it until it is told how it ends. It tells nobody that it was done unless
- * it was asked to: words as in words.ts.
+ * A thread that takes one job of this kind, and is then at it until it is told how it ends. It does nothing of it, and tells
+ * nobody that it was done unless it was asked to: words as in words.ts.
  */
-const stalling = `
+const stallingAt = (op: ImageOp) => `
 import { parentPort, workerData } from 'node:worker_threads';
 const words = new Int32Array(workerData.words);
 const [published, taken, late, order, jobs] = [0, 1, 4, 10, 10 + ${QUEUE_CAPACITY}];
@@ -44,8 +45,10 @@ parentPort.postMessage('ready');
 let job = -1;
 while (job < 0) {
   const next = Atomics.load(words, taken);
+  const first = words[order + next % ${QUEUE_CAPACITY}];
   if (next === Atomics.load(words, published)) Atomics.wait(words, published, next, 1);
-  else if (Atomics.compareExchange(words, taken, next, next + 1) === next) job = words[order + next % ${QUEUE_CAPACITY}];
+  else if (words[jobs + 8 * first + 5] !== ${op === ImageOp.Write ? 1 : 0}) Atomics.wait(words, taken, next, 1);
+  else if (Atomics.compareExchange(words, taken, next, next + 1) === next) job = first;
 }
 parentPort.on('message', (how) => {
   if (how === 'die') throw new Error('told to');
@@ -259,18 +262,18 @@ test('a thread that sleeps answers who asks whether it is there', async () => {
 });
 
 /** The thread is at a job of which it does not come back; the others of that kick are done. */
-async function stalled() {
+async function stalled(op: ImageOp = ImageOp.Read) {
   const workers: Worker[] = [];
   const unref = vi.spyOn(Worker.prototype, 'unref').mockImplementation(function (this: Worker) {
     workers.push(this);
   });
   onTestFinished(() => unref.mockRestore());
-  const made = await setUp(workerOf(stalling));
+  const made = await setUp(workerOf(stallingAt(op)));
   await made.beBusy();
   // Two threads run for the jobs, and this one may have had them all.
   while (made.queue.inFlight === 0) {
     made.clock.advance(MAX_REST_NS);
-    void made.readAll();
+    void (op === ImageOp.Write ? made.writeAll(1) : made.readAll());
   }
   onTestFinished(async () => void (await workers[0]?.terminate()));
   return { ...made, tell: (how: 'done' | 'fail' | 'die') => workers[0]?.postMessage(how) };
@@ -292,6 +295,56 @@ test('what it is at is in flight, has a name, and keeps no other request', async
   tell('done');
   await drained;
   expect(queue.inFlight).toBe(0);
+});
+
+// Mutation: only what is large enough to be shared is looked at, or only what is held.
+test.each([SECTOR_BYTES, READ_BYTES])('a write of %i bytes to where it is writing waits for it', async (count) => {
+  const { queue, submit, tell, ram, path, clock } = await stalled(ImageOp.Write);
+  const sector = Number(/^write of 32768 bytes at sector (\d+)$/.exec(queue.describeWork() ?? '')?.[1]);
+  const at = sector * SECTOR_BYTES;
+  ram.bytes.fill(99, IMAGE_BYTES);
+  clock.advance(MAX_REST_NS);
+  const order: string[] = [];
+  const write = (name: string, offset: number) =>
+    submit(ImageOp.Write, offset, IMAGE_BYTES, count).then((errno) => order.push(`${name} ${errno}`));
+  // One sector of it.
+  const place = at === 0 ? READ_BYTES - SECTOR_BYTES : at + SECTOR_BYTES - count;
+  const same = write('same', place);
+  const other = write('other', (at + IMAGE_BYTES / 2) % IMAGE_BYTES);
+  queue.kick();
+  await other;
+  expect([order, queue.inFlight]).toEqual([['other 0'], 2]);
+  tell('done');
+  await same;
+  await queue.drained();
+  expect(order).toEqual(['other 0', 'same 0']);
+  expect(readFileSync(path).subarray(place, place + count)).toEqual(Buffer.alloc(count, 99));
+});
+
+// Mutation: each of the three that is not asked for: writes that are held, that are shared, discards.
+test('two writes of the same bytes are never shared', async () => {
+  const { beBusy, submit, queue, publish, clock } = await setUp();
+  await beBusy();
+  publish.mockClear();
+  clock.advance(MAX_REST_NS);
+  const results = [
+    submit(ImageOp.Write, 0, 0, SECTOR_BYTES),
+    submit(ImageOp.Discard, 4 * READ_BYTES, 0, READ_BYTES),
+    // Not shared: they overlap what is held, by a sector.
+    submit(ImageOp.Write, 0, 0),
+    submit(ImageOp.Write, 3 * READ_BYTES + SECTOR_BYTES, 0),
+    submit(ImageOp.Write, 5 * READ_BYTES - SECTOR_BYTES, 0),
+  ];
+  expect(publish).not.toHaveBeenCalled();
+  results.push(submit(ImageOp.Write, 10 * READ_BYTES, 0), submit(ImageOp.Write, 11 * READ_BYTES, 0));
+  expect(publish).toHaveBeenCalledTimes(2);
+  results.push(submit(ImageOp.Write, 11 * READ_BYTES - SECTOR_BYTES, 0));
+  // What waits for them lets nothing else be shared.
+  results.push(submit(ImageOp.Write, 20 * READ_BYTES, 0));
+  expect(queue.inFlight).toBe(results.length);
+  queue.kick();
+  expect(await Promise.all(results)).toEqual(results.map(() => 0));
+  expect(publish).toHaveBeenCalledTimes(2);
 });
 
 // Mutation: a thread that is late does not rest.
