@@ -4,7 +4,7 @@
  */
 import { hrtime } from 'node:process';
 
-/** The host counts from its own start, maybe months ago: nanoseconds since then are no safe integer. */
+/** The host counts from its own start: where that is more than 104 days ago, nanoseconds since then are no safe integer. */
 const [startS] = hrtime();
 
 /** Nanoseconds since this was loaded, or up to a second more: a safe integer for 104 days. */
