@@ -7,12 +7,11 @@
 import { closeSync, constants, fstatSync, mkdirSync, openSync, readdirSync, rmSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { hrtime } from 'node:process';
-import { isatty } from 'node:tty';
 import type { LoggerConfig } from './config.ts';
 import { describeErrno } from './host/errno.ts';
 import { errnoOf } from './host/path-failure.ts';
 import { LogLevel, type LogLevelName, type LogSink, MAX_LINE_CHARS, printable } from './log.ts';
-import { isTerminalRaw } from './terminal-state.ts';
+import { isTerminal, isTerminalRaw } from './terminal-state.ts';
 
 const { O_WRONLY, O_CREAT, O_APPEND, O_TRUNC, O_NONBLOCK } = constants;
 
@@ -88,8 +87,8 @@ export class ConsoleSink implements ClosableSink {
     this.#fd = options.consoleFd ?? 2;
     this.#isJson = options.format === 'json';
     const isRaw = options.isRaw ?? isTerminalRaw;
-    // In this order: node:tty takes 6 ms to load, and most terminals are never raw.
-    this.#needsReturn = () => isRaw() && isatty(this.#fd);
+    // In this order: most terminals are never raw, and then nobody has to ask whether it is one.
+    this.#needsReturn = () => isRaw() && isTerminal(this.#fd);
   }
 
   write(level: LogLevelName, line: string): void {

@@ -1,6 +1,6 @@
 /** A line on the terminal about what takes long, while it does; gone when it is over. Where there is no terminal: nothing. */
 import { writeSync } from 'node:fs';
-import { isatty } from 'node:tty';
+import { isTerminal } from './terminal-state.ts';
 import { formatSize } from './units.ts';
 
 const STANDARD_ERROR = 2;
@@ -15,7 +15,7 @@ export interface ProgressTerminal {
 }
 
 function terminalOfProcess(): ProgressTerminal | undefined {
-  if (!isatty(STANDARD_ERROR)) return undefined;
+  if (!isTerminal(STANDARD_ERROR)) return undefined;
   return {
     nowMs: () => performance.now(),
     write: (text) => {

@@ -1,13 +1,13 @@
+/** What those who write to a terminal ask about it. Kept apart from host/tty.ts, which needs the FFI library. */
 import { fstatSync } from 'node:fs';
 import { isatty } from 'node:tty';
 
-/**
- * Whether the user's terminal is in raw mode now. Raw mode switches off the terminal's newline translation, so that
- * everything else that writes to it (log lines) has to send a carriage return of its own. Kept apart from
- * host/tty.ts, which needs the FFI library.
- */
 let rawUsers = 0;
 
+/**
+ * Whether the user's terminal is in raw mode now. Raw mode switches off the terminal's newline translation, so that
+ * everything else that writes to it (log lines) has to send a carriage return of its own.
+ */
 export function isTerminalRaw(): boolean {
   return rawUsers > 0;
 }
