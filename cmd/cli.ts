@@ -2,7 +2,6 @@
  * The command line → what to do. Nothing is printed, and nothing on the host is touched but the files of `--config`, by
  * whoever was handed in to read them.
  */
-
 import type { ConfigFile, ConfigItem } from '../config/config-file.ts';
 import { type OptionId, optionTable, type VmOption } from '../config/option-table.ts';
 import { type Notice, parsePath } from '../config/option-values.ts';

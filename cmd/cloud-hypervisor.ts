@@ -2,7 +2,6 @@
  * The program under the name `cloud-hypervisor`: that program's command line, for the parts there are here. Its words
  * become the body of vm.create, and that becomes options of ours.
  */
-
 import { optionsOfChVm } from '../config/cloud-hypervisor.ts';
 import { readConfigFile } from '../config/config-file.ts';
 import { didYouMean } from '../config/suggest.ts';

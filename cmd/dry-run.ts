@@ -2,7 +2,6 @@
  * `--dry-run`: the machine a command line describes, as it would be created. The same board and the same drivers make it,
  * stopped before anything of this host or of a hypervisor is touched; so it works anywhere and always says the same.
  */
-
 import { formatBdf, hex } from '../devicemodel/core/address.ts';
 import { splitRam } from '../devicemodel/core/boot/loader.ts';
 import type { Clock } from '../devicemodel/core/clock.ts';

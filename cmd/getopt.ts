@@ -2,7 +2,6 @@
  * getopt_long(3) as glibc has it, since launch scripts rely on its manners: unambiguous prefixes of long names,
  * `--opt=value` and `--opt value`, `-m256M`, clustered flags, options after the VM name, `--`.
  */
-
 import type { GetoptOption } from '../config/option-table.ts';
 import { didYouMean } from '../config/suggest.ts';
 import { ConfigError } from '../devicemodel/core/errors.ts';

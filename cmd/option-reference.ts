@@ -1,5 +1,4 @@
 /** docs/option-reference.md, made from the option table and the drivers' schemas: tools/make-option-reference.mjs. */
-
 import { type OptionSpec, optionGroups, optionTable } from '../config/option-table.ts';
 import { type OptionSchema, optionMeta, optionUsage } from '../devicemodel/core/options.ts';
 import { type AnyPlatformDriver, type PciDriverEntry, platformDrivers } from '../devicemodel/hw/registry.ts';

@@ -2,7 +2,6 @@
  * The process of a VM, as signals and the API see it: it runs one VM after the other, or none yet, and ends when it was
  * told to or when nothing is left to wait for.
  */
-
 import type { GenericSchema } from 'valibot';
 import { defaultDeviceId } from '../control/api/device-ids.ts';
 import type { ChConfig, DiskWords, LogControl, RunningGuest, Vmm } from '../control/api/vmm.ts';

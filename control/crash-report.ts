@@ -1,5 +1,4 @@
 /** What is known of a guest at the moment it was given up: by a triple fault, or by its own watchdog. */
-
 import type { TappableLine } from '../devicemodel/core/char-backend.ts';
 import type { CounterBook } from '../devicemodel/core/counters.ts';
 import { writeOutput } from '../devicemodel/core/host/output-file.ts';

@@ -1,5 +1,4 @@
 /** Figures of a VM, its devices and its process, for Prometheus' text format or as JSON. */
-
 import type { CounterKind, CounterName, Counters } from '../../devicemodel/core/counters.ts';
 import { monotonicMs } from '../../devicemodel/core/monotonic.ts';
 import { LAG_BOUNDS_S, type LagHistogram } from './thread-lag.ts';

@@ -1,5 +1,4 @@
 /** What goes wrong, as HTTP says it: RFC 9457, with the text, hint and exit status that standard error would have had. */
-
 import { ExitCode } from '../../devicemodel/core/errors.ts';
 
 /** An answer that is no success. */

@@ -1,5 +1,4 @@
 /** What a VM has beside Cloud Hypervisor's dialect: `/v1`. */
-
 import type { IncomingMessage } from 'node:http';
 import type { Duplex } from 'node:stream';
 import * as v from 'valibot';

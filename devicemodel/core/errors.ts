@@ -2,7 +2,6 @@
  * Errors by who must act: the user (ConfigError), the administrator (HostError, HsmError), or us (BugError).
  * What the guest does wrong is never thrown through the request loop.
  */
-
 import { constants } from 'node:os';
 
 const { EMFILE, ENFILE } = constants.errno;

@@ -4,7 +4,6 @@
  *
  * Every address and length a device takes from the guest goes through here and nowhere else.
  */
-
 import type { Gpa } from './address.ts';
 import { hex } from './address.ts';
 import { GuestFault } from './errors.ts';

@@ -3,7 +3,6 @@
  * hypervisor (hypervisor/blocking-loop/system-clock.ts), or by a descriptor of the event loop where that one idles
  * (hypervisor/turn-loop/timerfd-clock.ts).
  */
-
 import type { Clock, Timer } from './clock.ts';
 import { monotonicNs } from './monotonic.ts';
 

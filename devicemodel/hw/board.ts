@@ -2,7 +2,6 @@
  * The PC that ACRN gives a User VM: platform devices at their fixed places, and the PCI host with what the configuration
  * names. The order of everything is visible here.
  */
-
 import type { Ns16550 } from '../chips/ns16550.ts';
 import { formatBdf, type Port } from '../core/address.ts';
 import type { Board, BoardFactory, BoardParts } from '../core/board.ts';

@@ -4,7 +4,6 @@
  * that signals and timers are heard, and this one saves the two changes of thread where it can: it looks at the request
  * page itself for as long as the next request should take. Everything only that case needs is here.
  */
-
 import { availableParallelism } from 'node:os';
 import { ioctlAsync } from '../../devicemodel/core/host/ioctl.ts';
 import { yieldCpu } from '../../devicemodel/core/host/scheduling.ts';

@@ -9,7 +9,6 @@
  * A signal that lands just before the blocking call is entered is lost. So a kick is a number: the watcher bumps it and
  * signals again until this thread has copied it; a timer repeats until it was served.
  */
-
 import type { Worker } from 'node:worker_threads';
 import { eventLoopFd, eventLoopTimeoutMs, freshEventLoopTimeoutMs } from '../../devicemodel/core/host/event-loop.ts';
 import { createEventfd, Eventfd, signalEventfd } from '../../devicemodel/core/host/eventfd.ts';

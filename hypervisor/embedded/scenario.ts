@@ -11,7 +11,6 @@
  *
  * `vms` left out: every VM has the region. `regionId` left out: 0.
  */
-
 import { ConfigError, DmError, ExitCode } from '../../devicemodel/core/errors.ts';
 import { readRegularFile } from '../../devicemodel/core/host/read-file.ts';
 import { MiB } from '../../devicemodel/core/units.ts';

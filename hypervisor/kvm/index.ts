@@ -1,5 +1,4 @@
 /** The embedded hypervisor on /dev/kvm. What runs a VM is loaded when one is run: a dry run asks less. */
-
 import { closeSync, openSync, statSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { wantedHostFunctions } from '../../devicemodel/core/config.ts';

@@ -2,7 +2,6 @@
  * The state of a vCPU: as it was when it was made, to which a reset brings it back, and as SET_VCPU_REGS wants it. KVM
  * has no reset of its own; everything it lets one read is kept instead.
  */
-
 import type { KvmVcpu } from '../../devicemodel/core/host/kvm.ts';
 import {
   KvmExit,

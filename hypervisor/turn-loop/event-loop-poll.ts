@@ -2,7 +2,6 @@
  * Turns of the event loop for a thread that leaves it free while the guest idles: only a guest that is busy keeps it from
  * running. Then its descriptor is asked now and then, which costs a microsecond, where a turn costs dozens.
  */
-
 import { eventLoopFd, freshEventLoopTimeoutMs } from '../../devicemodel/core/host/event-loop.ts';
 import { onWatchAdded } from '../../devicemodel/core/host/fd-watch.ts';
 import { PollSet } from '../../devicemodel/core/host/poll.ts';

@@ -1,5 +1,4 @@
 /** Places for managers: who gives way, and who is cut off. */
-
 import { mkdtempSync, rmSync } from 'node:fs';
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';

@@ -2,7 +2,6 @@
  * The driver of a hostile guest: sets devices up the way they want it, since chance alone hardly ever gets past
  * DRIVER_OK, and then breaks one rule after the other. It knows what a guest knows: configuration space, BARs, RAM.
  */
-
 import type { BarIndex, BarSpec } from '../../devicemodel/chips/pci-config-space.ts';
 import { type AccessSize, allOnes, type Gpa } from '../../devicemodel/core/address.ts';
 import type { Random } from './random.ts';

@@ -1,5 +1,4 @@
 /** A machine of one virtio function: real buses and PCI host, guarded RAM, a hypervisor that keeps count of its wires. */
-
 import type { Bdf } from '../../devicemodel/core/address.ts';
 import { native } from '../../devicemodel/core/host/libc.ts';
 import type { Hsm, IoeventfdSpec } from '../../devicemodel/core/hsm/hsm.ts';

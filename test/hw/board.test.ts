@@ -1,5 +1,4 @@
 /** The machine as a whole: what control commands reach in it. */
-
 import { writeFileSync } from 'node:fs';
 import { afterEach, describe, expect, test } from 'vitest';
 import type { PciSlotConfig } from '../../devicemodel/core/config.ts';

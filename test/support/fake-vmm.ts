@@ -1,5 +1,4 @@
 /** The process of a VM as the API sees it, with a guest that notes what is asked of it. */
-
 import { addedDiskSchema, createSchema, mediumOf } from '../../config/cloud-hypervisor.ts';
 import type { RunningGuest, Vmm } from '../../control/api/vmm.ts';
 import { EventStream } from '../../control/event-stream.ts';

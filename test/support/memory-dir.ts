@@ -1,5 +1,4 @@
 /** Files there are in memory: nobody waits for them, so that a disk on the device thread answers within the kick. */
-
 import { accessSync, constants } from 'node:fs';
 import { tmpdir } from 'node:os';
 

@@ -6,7 +6,6 @@
  *   machine.power();                                   // configure, createVdevs
  *   machine.cfgRead('0:5.0', 0x10);                    // as the guest would
  */
-
 import type { AccessSize, Bdf, Gsi } from '../../devicemodel/core/address.ts';
 import { allOnes } from '../../devicemodel/core/address.ts';
 import type {

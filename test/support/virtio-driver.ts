@@ -7,7 +7,6 @@
  *   await driver.init();                                  // all features, all queues, DRIVER_OK
  *   const used = driver.request(0, [{ write: 64 }]);      // one chain, kicked; what the device gave back
  */
-
 import { expect } from 'vitest';
 import type { BarIndex } from '../../devicemodel/chips/pci-config-space.ts';
 import { ConfigSpace } from '../../devicemodel/chips/pci-config-space.ts';

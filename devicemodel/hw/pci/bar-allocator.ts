@@ -2,7 +2,6 @@
  * Where BARs go at power-on. The same algorithm as the C device model, so that a guest finds every device where it
  * was: one cursor per window, moving up in the order of allocation and never back.
  */
-
 import type { BarSpec } from '../../chips/pci-config-space.ts';
 import { formatBdf, hex } from '../../core/address.ts';
 import { ConfigError } from '../../core/errors.ts';

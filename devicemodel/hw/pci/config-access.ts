@@ -2,7 +2,6 @@
  * Where configuration accesses arrive: by number of the function, from a PCICFG request or from the memory-mapped
  * window (ECAM). Spec: PCI Express 4.0 §7.2.2.
  */
-
 import type { ConfigSpace } from '../../chips/pci-config-space.ts';
 import { Cfg } from '../../chips/pci-config-space.ts';
 import { type AccessSize, allOnes, type Bdf, bdfToNumber } from '../../core/address.ts';

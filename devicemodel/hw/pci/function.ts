@@ -1,7 +1,6 @@
 /**
  * A PCI function says what it is and what it needs; the PCI host places it, writes its header and routes accesses.
  */
-
 import type { BarIndex, BarSpec, ConfigSpace, PciIdentity } from '../../chips/pci-config-space.ts';
 import type { AccessSize, Bdf, Gpa, Port } from '../../core/address.ts';
 import type { Device, IoRegion } from '../../core/device.ts';

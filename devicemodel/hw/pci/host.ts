@@ -3,7 +3,6 @@
  * Configuration accesses arrive in config-access.ts; bar-decoder.ts follows what the guest does to BARs. Spec: PCI Local
  * Bus 3.0 chapters 3 and 6.
  */
-
 import type { BarIndex } from '../../chips/pci-config-space.ts';
 import { Cfg, Command, ConfigSpace } from '../../chips/pci-config-space.ts';
 import { type AccessSize, type Bdf, bdfToNumber, formatBdf, formatSlot, type Gpa } from '../../core/address.ts';

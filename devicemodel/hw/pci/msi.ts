@@ -1,5 +1,4 @@
 /** MSI: the capability and delivery. Spec: PCI Local Bus 3.0 §6.8.1. */
-
 import { CapId, type ConfigHook, type ConfigSpace } from '../../chips/pci-config-space.ts';
 import type { AccessSize } from '../../core/address.ts';
 import type { MsiSink } from '../../core/device.ts';

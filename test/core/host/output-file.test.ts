@@ -1,5 +1,4 @@
 /** Files the command line names for output, in a folder where everybody may make files: whose are they? */
-
 import { spawnSync } from 'node:child_process';
 import {
   chmodSync,

@@ -2,7 +2,6 @@
  * What a disk or a file of ours says is on the medium, of every kind that says so. Once a sync has failed no later one
  * means anything (fsync(2)); a signal that interrupts a call, or a call that does a part, is no error at all.
  */
-
 import type * as Fs from 'node:fs';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';

@@ -2,7 +2,6 @@
  * Framebuffer updates of one client (RFC 6143 §7.6.1). A client asks for each; until it does, and until it took the last
  * one, what changes is only noted. So a slow client costs as much memory as a fast one.
  */
-
 import { DamageMap } from '../damage.ts';
 import { type CursorImage, type Display, PIXEL_BYTES } from '../display.ts';
 import type { Rect, Size } from '../rect.ts';

@@ -4,7 +4,6 @@
  * meanwhile: a port that is stopped or reset abandons it, and begins anew only when all that was abandoned has come back,
  * since guest memory is the storage's until then.
  */
-
 import { type CounterPage, DiskCount, newPage, tally, tallyRead, tallyWrite } from '../../../core/counters.ts';
 import type { GuestRam } from '../../../core/guest-buffers.ts';
 import { Errno } from '../../../core/host/errno.ts';

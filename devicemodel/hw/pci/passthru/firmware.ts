@@ -1,5 +1,4 @@
 /** What the guest's firmware tables say of a passed-through function: AML of known devices, the user's, and the NHLT. */
-
 import { tableGpa } from '../../../core/firmware/acpi-tables.ts';
 import type { Aml } from '../../../core/firmware/aml.ts';
 import type { DeviceTable, PciFunctionAml } from '../../../core/firmware/contribution.ts';

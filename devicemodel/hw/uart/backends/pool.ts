@@ -2,7 +2,6 @@
  * Consoles outlive a full reset of the VM: the same pseudo terminal, socket and terminal settings before and after, and
  * nothing the user typed in between is lost. The board of each life asks here; the back ends end with the program.
  */
-
 import type { CharBackend, LineTap, TappableLine } from '../../../core/char-backend.ts';
 import { ConsoleCount, CounterBook, type CounterPage, tally } from '../../../core/counters.ts';
 import { attributed, ConfigError } from '../../../core/errors.ts';

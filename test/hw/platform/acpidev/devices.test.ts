@@ -1,5 +1,4 @@
 /** Host devices in the guest: the hypervisor calls of each, their undoing at any failure, and what the guest is told. */
-
 import { constants } from 'node:os';
 import { describe, expect, test } from 'vitest';
 import { HsmError } from '../../../../devicemodel/core/hsm/errors.ts';

@@ -1,5 +1,4 @@
 /** One line as a guest uses it: level, direction, drive, and an interrupt of either kind made of the host's edges. */
-
 import { CHIP_GONE, type Drive, Edge, type GpioLine } from '../../../../core/host/gpio.ts';
 import type { Log } from '../../../../core/log.ts';
 

@@ -1,5 +1,4 @@
 /** The control queue (Virtio 1.2 §5.7.6.8): one request, one answer. */
-
 import { PIXEL_BYTES } from '../../../display/display.ts';
 import { isEmpty, isInBounds, isWithin, type Rect, type Size } from '../../../display/rect.ts';
 import type { Chain } from '../ring/chain.ts';

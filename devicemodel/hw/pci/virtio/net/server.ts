@@ -1,5 +1,4 @@
 /** Frames of a network device on a data thread. */
-
 import type { CounterPage } from '../../../../core/counters.ts';
 import { isTapGone, tapFailure } from '../../../../core/host/tap.ts';
 import type { Log } from '../../../../core/log.ts';

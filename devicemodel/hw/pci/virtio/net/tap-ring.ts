@@ -2,7 +2,6 @@
  * Frames by the batch: many reads or writes of a tap in one system call, by io_uring. A frame costs a third less than
  * with a call of its own. Nothing here allocates per frame.
  */
-
 import { Errno } from '../../../../core/host/errno.ts';
 import { IoUring, UringOp } from '../../../../core/host/io-uring.ts';
 import { type Mapping, map } from '../../../../core/host/mapping.ts';

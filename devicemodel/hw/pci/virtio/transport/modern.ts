@@ -2,7 +2,6 @@
  * Modern window (Virtio 1.2 §4.1.4): common configuration, ISR, device configuration and notification in one BAR, the
  * capabilities that name them, and access to them through configuration space.
  */
-
 import { type BarIndex, CapId, type ConfigSpace } from '../../../../chips/pci-config-space.ts';
 import { type AccessSize, allOnes } from '../../../../core/address.ts';
 import type { Virtqueue } from '../ring/virtqueue.ts';

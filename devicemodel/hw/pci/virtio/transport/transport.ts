@@ -5,7 +5,6 @@
  * BARs, as the C device model has them: 0 legacy I/O window, 1 MSI-X, 2 I/O notification register of modern devices,
  * 4 modern memory window.
  */
-
 import { Msix } from '../../../../chips/msix.ts';
 import type { BarIndex, BarSpec, ConfigSpace } from '../../../../chips/pci-config-space.ts';
 import { type AccessSize, allOnes, type Gpa, type Port } from '../../../../core/address.ts';
