@@ -262,9 +262,10 @@ export class RootPorts {
     if (isThere || !device.isUsb3) {
       port.portsc |= PortStatus.Enabled | speedBits(device) | linkBits(LinkState.U0);
       // One that an earlier reset lost is there again.
-      if ((port.portsc & PortStatus.Connected) === 0) port.portsc |= PortStatus.Connected | PortStatus.ConnectChange;
+      setConnected(port, true);
     } else {
-      port.portsc = (port.portsc & ~(PortStatus.Connected | PortStatus.Enabled)) | linkBits(LinkState.RxDetect);
+      port.portsc = (port.portsc & ~PortStatus.Enabled) | linkBits(LinkState.RxDetect);
+      setConnected(port, false);
     }
     if (port.isWarm && device.isUsb3) port.portsc |= PortStatus.WarmResetChange;
     port.portsc |= PortStatus.ResetChange;
@@ -283,6 +284,12 @@ export class RootPorts {
 function forgetReset(port: RootPort): void {
   port.resetAnswer.forget();
   port.resetTimer.cancel();
+}
+
+/** Table 5-27, CSC: set whichever way CCS goes. */
+function setConnected(port: RootPort, isConnected: boolean): void {
+  if (isConnected === ((port.portsc & PortStatus.Connected) !== 0)) return;
+  port.portsc = (port.portsc ^ PortStatus.Connected) | PortStatus.ConnectChange;
 }
 
 function speedBits(device: UsbDevice): number {

@@ -152,11 +152,18 @@ describe('ports (§4.19)', () => {
     guest.events();
     let answer: (isThere: boolean) => void = () => {};
     device.resetting = new Promise((resolve) => (answer = resolve));
+    guest.write(portRegister(port), 0x2_0200);
     guest.write(portRegister(port), 0x8000_0200);
     guest.clock.advance(10_000_000_000);
     // Reset and warm reset are over; neither connected nor enabled.
-    expect(guest.read(portRegister(port)) & 0x280013).toBe(0x280000);
+    expect(guest.read(portRegister(port)) & 0x2a0013).toBe(0x2a0000);
     expect(guest.events()).toMatchObject([{ type: 34 }]);
+    guest.write(portRegister(port), 0xfe_0200);
+    // Again: what is lost already does not change.
+    guest.write(portRegister(port), 0x210);
+    guest.clock.advance(10_000_000_000);
+    expect(guest.read(portRegister(port)) & 0x2a0013).toBe(0x200000);
+    guest.events();
     answer(true);
     await device.resetting;
     expect(guest.read(portRegister(port)) & 0x20013).toBe(0x20003);
