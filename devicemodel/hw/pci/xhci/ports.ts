@@ -198,9 +198,10 @@ export class RootPorts {
 
   /**
    * Compat: a write of 1 clears a change bit, and one of 0 leaves it; with C every write clears them all. As with C a
-   * port that the guest switched off stays off until the controller is powered on again.
+   * port that the guest switched off stays off until the controller is reset, and is enabled by a reset nevertheless.
    */
   #writeStatus(port: RootPort, value: number): void {
+    port.portsc &= ~(value & CHANGES);
     if ((value & (PortStatus.Reset | PortStatus.WarmReset)) !== 0) {
       this.#resetPort(port, (value & PortStatus.WarmReset) !== 0);
       return;
@@ -208,7 +209,12 @@ export class RootPorts {
     if ((port.portsc & PortStatus.Power) === 0) return;
     const kept =
       READ_ONLY | PortStatus.Enabled | PortStatus.LinkState | PortStatus.Indicator | PortStatus.Reset | CHANGES;
-    port.portsc = (port.portsc & kept & ~(value & CHANGES)) | (value & (PortStatus.Power | PortStatus.WakeEnables));
+    port.portsc = (port.portsc & kept) | (value & (PortStatus.Power | PortStatus.WakeEnables));
+    if ((value & PortStatus.Power) === 0) {
+      // Whatever the device answers now is no news of this port.
+      forgetReset(port);
+      port.portsc &= ~PortStatus.Reset;
+    }
     if ((value & port.portsc & PortStatus.Enabled) !== 0) this.#disable(port);
     if ((value & PortStatus.LinkWrite) !== 0) this.#writeLinkState(port, linkStateOf(value));
   }
@@ -240,7 +246,8 @@ export class RootPorts {
       this.#resetDone(port, answer);
       return;
     }
-    port.portsc |= PortStatus.Reset;
+    // Table 5-27, PED and PEC: disabled by that, which is no change of its own.
+    port.portsc = (port.portsc & ~PortStatus.Enabled) | PortStatus.Reset;
     const { clock } = this.#wires;
     port.resetTimer.arm(clock.nowNs() + RESET_PATIENCE_NS);
     port.resetAnswer.listen(answer, (isThere) => {

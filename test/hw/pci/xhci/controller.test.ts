@@ -145,6 +145,61 @@ describe('ports (§4.19)', () => {
     expect(guest.events()).toEqual([]);
   });
 
+  test.each([
+    ['USB 2', UsbSpeed.High, 0x210],
+    ['USB 3', UsbSpeed.Super, 0x210],
+    ['USB 3, warm', UsbSpeed.Super, 0x8000_0200],
+  ])('a port that is being reset is not enabled (%s)', async (_kind, speed, value) => {
+    const { guest, device, port } = configured({ speed });
+    device.resetting = Promise.resolve(true);
+    expect(guest.read(portRegister(port)) & 0x12).toBe(2);
+    guest.write(portRegister(port), value);
+    expect(guest.read(portRegister(port)) & 0x12).toBe(0x10);
+    // Nor does what has changed include that (table 5-27, PEC).
+    expect(guest.read(portRegister(port)) & 0x4_0000).toBe(0);
+    await device.resetting;
+    expect(guest.read(portRegister(port)) & 0x12).toBe(2);
+  });
+
+  test('a write that resets a port clears the change bits that it says', () => {
+    const guest = new XhciGuest().setUp();
+    const port = guest.controller.ports.connect(new FakeUsbDevice()) as number;
+    expect(guest.read(portRegister(port)) & 0x22_0000).toBe(0x2_0000);
+    guest.write(portRegister(port), 0x2_0210);
+    expect(guest.read(portRegister(port)) & 0x22_0000).toBe(0x20_0000);
+    // The reset is over, and changed again.
+    guest.write(portRegister(port), 0x20_0210);
+    expect(guest.read(portRegister(port)) & 0x22_0000).toBe(0x20_0000);
+  });
+
+  test.each([
+    ['USB 2', UsbSpeed.High],
+    ['USB 3', UsbSpeed.Super],
+  ])('a port that is switched off while it is reset is not enabled by the end of that (%s)', async (_kind, speed) => {
+    const { guest, device, port } = configured({ speed });
+    let answer: (isThere: boolean) => void = () => {};
+    device.resetting = new Promise((resolve) => (answer = resolve));
+    guest.write(portRegister(port), 0xfe_0200);
+    guest.write(portRegister(port), 0x210);
+    guest.events();
+    guest.write(portRegister(port), 0);
+    expect(guest.read(portRegister(port)) & 0x20_0212).toBe(0);
+    answer(true);
+    await device.resetting;
+    guest.clock.advance(10_000_000_000);
+    expect(guest.read(portRegister(port)) & 0x20_0212).toBe(0);
+    expect(guest.events()).toEqual([]);
+    // Asked for while it is off, a reset enables it, and what has changed can be cleared.
+    guest.write(portRegister(port), 0x210);
+    await turn();
+    expect(guest.read(portRegister(port)) & 0x20_0212).toBe(0x20_0002);
+    guest.write(portRegister(port), 0x20_0000);
+    expect(guest.read(portRegister(port)) & 0x20_0212).toBe(2);
+    // The controller's reset has it on again.
+    guest.startAgain();
+    expect(guest.read(portRegister(port)) & 0x201).toBe(0x201);
+  });
+
   test('a USB 3 device whose reset does not end is gone, until it comes to itself', async () => {
     const device = new FakeUsbDevice(UsbSpeed.Super);
     const guest = new XhciGuest().setUp();
