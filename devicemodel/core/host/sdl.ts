@@ -114,12 +114,17 @@ export class SdlWindow {
     setHint('SDL_FRAMEBUFFER_ACCELERATION', '0');
     surviveErrors();
     this.#removeServerHandler = surviveServer(onServerGone);
-    this.#check('SDL_InitSubSystem', Number(this.#native('int SDL_InitSubSystem(uint32_t)')(INIT_VIDEO)) === 0);
-    const create = this.#native('uintptr_t SDL_CreateWindow(const char *, int, int, int, int, uint32_t)');
-    const at = WINDOWPOS_UNDEFINED;
-    this.#window = BigInt(create(title, at, at, width, height, WINDOW_RESIZABLE));
-    this.#check('SDL_CreateWindow', this.#window !== 0n);
-    this.#findConnection();
+    try {
+      this.#check('SDL_InitSubSystem', Number(this.#native('int SDL_InitSubSystem(uint32_t)')(INIT_VIDEO)) === 0);
+      const create = this.#native('uintptr_t SDL_CreateWindow(const char *, int, int, int, int, uint32_t)');
+      const at = WINDOWPOS_UNDEFINED;
+      this.#window = BigInt(create(title, at, at, width, height, WINDOW_RESIZABLE));
+      this.#check('SDL_CreateWindow', this.#window !== 0n);
+      this.#findConnection();
+    } catch (error) {
+      this.#quit();
+      throw error;
+    }
   }
 
   /** Nothing is shown any more: the display server is gone, or a client of it has destroyed the window. */
@@ -189,14 +194,20 @@ export class SdlWindow {
     return events;
   }
 
+  /** After the loss of its server SDL keeps the connection, as a call to it would not come back: it can open no other. */
   close(): void {
-    // A call to a server that is gone does not come back.
-    if (this.#loss !== 'server') {
-      if (this.#cursor !== undefined) this.#freeCursor(this.#cursor);
-      this.#native('void SDL_DestroyWindow(uintptr_t)')(this.#window);
-      this.#native('void SDL_Quit()')();
+    if (this.#loss === 'server') {
       this.#removeServerHandler();
+      return;
     }
+    if (this.#cursor !== undefined) this.#freeCursor(this.#cursor);
+    this.#native('void SDL_DestroyWindow(uintptr_t)')(this.#window);
+    this.#quit();
+  }
+
+  #quit(): void {
+    this.#native('void SDL_Quit()')();
+    this.#removeServerHandler();
   }
 
   #makeCursor({ width, height, hotX, hotY, pixels }: SdlCursor): Cursor | undefined {
@@ -308,7 +319,7 @@ function surviveErrors(): void {
  * Xlib ends the process when its server goes away, once the handler of that returns. It can be told not to, for one
  * connection: but SDL opens several, each of which may be lost while it is being opened or closed. So the handler does not
  * return, and neither does Xlib to SDL, which would go on with half an answer.
- * @returns to be called when SDL has no connection any more
+ * @returns to be called when nothing is asked of a connection of SDL's any more, by the same thread
  */
 function surviveServer(onServerGone: () => void): () => void {
   const setHandler = xlib('uintptr_t XSetIOErrorHandler(uintptr_t)');
@@ -319,9 +330,9 @@ function surviveServer(onServerGone: () => void): () => void {
     return 0;
   };
   const registered = koffi.register(stay, koffi.pointer(koffi.proto('int(uintptr_t display)')));
-  setHandler(BigInt(koffi.address(registered)));
+  const before = setHandler(BigInt(koffi.address(registered)));
   return () => {
-    setHandler(0);
+    setHandler(before);
     koffi.unregister(registered);
   };
 }
