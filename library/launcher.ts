@@ -1,6 +1,6 @@
 /**
  * Puts the parts of a User VM together and runs it to its end: the program and the library launch VMs this way. Whatever
- * belongs to the process (signals, standard input) is claimed by a launch and given back, so that several VMs can run.
+ * belongs to the process (signals, standard input, a window) is claimed by a launch and given back, so that several VMs can run.
  */
 import { checkHypervisor } from '../config/preflight.ts';
 import { FrontDoors } from '../control/front-doors.ts';
@@ -19,6 +19,7 @@ import { KeptOverLives } from '../devicemodel/core/kept-over-lives.ts';
 import type { Log } from '../devicemodel/core/log.ts';
 import { Vm } from '../devicemodel/core/vm.ts';
 import { pcBoard } from '../devicemodel/hw/board.ts';
+import { WindowClaim } from '../devicemodel/hw/display/sdl/window-claim.ts';
 import { ManagedFunctions } from '../devicemodel/hw/pci/passthru/managed.ts';
 import { CharBackendPool } from '../devicemodel/hw/uart/backends/pool.ts';
 import { StdioClaim } from '../devicemodel/hw/uart/backends/stdio.ts';
@@ -37,6 +38,8 @@ export interface LaunchOptions {
 
 /** This process has one standard input. */
 const stdioOfProcess = new StdioClaim();
+/** And one window. */
+const windowOfProcess = new WindowClaim();
 
 export class Launch {
   readonly vm: Vm;
@@ -137,7 +140,7 @@ async function assemble(
   });
   undo.defer(() => consoles.dispose());
   const managed = new ManagedFunctions(log);
-  const shown = await makeDisplay(config, log);
+  const shown = await makeDisplay(config, log, windowOfProcess);
   const kept = new KeptOverLives();
   undo.defer(() => kept.close());
   const vm = new Vm(config, {

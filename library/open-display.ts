@@ -3,6 +3,7 @@ import type { FrontDoor } from '../control/front-doors.ts';
 import type { VmConfig } from '../devicemodel/core/config.ts';
 import type { Log } from '../devicemodel/core/log.ts';
 import type { Display } from '../devicemodel/hw/display/display.ts';
+import type { WindowClaim } from '../devicemodel/hw/display/sdl/window-claim.ts';
 
 export interface ShownDisplay {
   readonly display: Display;
@@ -10,8 +11,8 @@ export interface ShownDisplay {
   open(): Promise<FrontDoor>;
 }
 
-/** @returns undefined where nobody is to look. */
-export async function makeDisplay(vm: VmConfig, log: Log): Promise<ShownDisplay | undefined> {
+/** @param claim of the process. @returns undefined where nobody is to look. */
+export async function makeDisplay(vm: VmConfig, log: Log, claim: WindowClaim): Promise<ShownDisplay | undefined> {
   const config = vm.display;
   if (config === undefined || config.kind === 'none') return undefined;
   const { Display } = await import('../devicemodel/hw/display/display.ts');
@@ -22,7 +23,7 @@ export async function makeDisplay(vm: VmConfig, log: Log): Promise<ShownDisplay 
     open: async () => {
       if (config.kind === 'sdl') {
         const { SdlFrontEnd } = await import('../devicemodel/hw/display/sdl/window.ts');
-        const window = new SdlFrontEnd({ display, name, log });
+        const window = new SdlFrontEnd({ display, name, claim, log });
         await window.start();
         return window;
       }

@@ -8,6 +8,7 @@ import { rmSync } from 'node:fs';
 import { connect, createServer, type Socket } from 'node:net';
 import { Display } from '../../devicemodel/hw/display/display.ts';
 import { SdlFrontEnd } from '../../devicemodel/hw/display/sdl/window.ts';
+import { WindowClaim } from '../../devicemodel/hw/display/sdl/window-claim.ts';
 import { Canvas } from './canvas.ts';
 import { memoryLog } from './memory-log.ts';
 
@@ -44,7 +45,14 @@ process.env['DISPLAY'] = name;
 const display = new Display();
 const { screens, setCursor } = display.plugIn([{ width: 100, height: 80 }], () => {});
 const { log, lines } = memoryLog();
-const window = new SdlFrontEnd({ display, name: 'vm1', log, workerUrl: new URL(worker), openTimeoutMs: 60_000 });
+const window = new SdlFrontEnd({
+  display,
+  name: 'vm1',
+  claim: new WindowClaim(),
+  log,
+  workerUrl: new URL(worker),
+  openTimeoutMs: 60_000,
+});
 const opened = window.start();
 let count = 0;
 /** A guest that changes everything all the time. */

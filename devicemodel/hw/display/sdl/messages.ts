@@ -21,5 +21,7 @@ export type FromWindow =
   | { readonly kind: 'open' }
   /** There is no window, or none any more. */
   | { readonly kind: 'failed'; readonly message: string; readonly hint: string | undefined }
+  /** Nothing of SDL is left behind: there may be another window. */
+  | { readonly kind: 'closed' }
   | { readonly kind: 'shown' }
   | { readonly kind: 'events'; readonly events: readonly SdlEvent[] };

@@ -29,9 +29,10 @@ function run({ title, width, height }: WindowSetup): void {
   const timer = setInterval(() => {
     const events = window.takeEvents();
     if (window.loss !== undefined) {
+      end();
       if (window.loss === 'server') serverIsGone();
       else lost('destroyed by another program');
-      end();
+      parentPort?.close();
       return;
     }
     if (events.some(({ kind }) => kind === 'exposed')) draw([whole()]);
@@ -40,8 +41,8 @@ function run({ title, width, height }: WindowSetup): void {
   }, POLL_MS);
   const end = () => {
     clearInterval(timer);
-    parentPort?.close();
     window.close();
+    if (window.loss !== 'server') tell({ kind: 'closed' });
   };
 
   parentPort?.on('message', (message: ToWindow) => {
@@ -62,6 +63,7 @@ function run({ title, width, height }: WindowSetup): void {
         break;
       case 'close':
         end();
+        parentPort?.close();
         break;
     }
   });
@@ -71,6 +73,7 @@ try {
   run(workerData as WindowSetup);
 } catch (error) {
   const hint = error instanceof HostError ? error.hint : undefined;
+  tell({ kind: 'closed' });
   tell({ kind: 'failed', message: (error as Error).message, hint });
   parentPort?.close();
 }

@@ -16,6 +16,7 @@ import { pointerAt } from '../pointer.ts';
 import type { Rect, Size } from '../rect.ts';
 import type { FromWindow, ToWindow, WindowSetup } from './messages.ts';
 import { keyOfUsage } from './scancodes.ts';
+import type { WindowClaim, WindowHold } from './window-claim.ts';
 
 /** The worker is a file of its own beside the program. */
 const workerUrl = new URL('./sdl-window-main.js', import.meta.url);
@@ -35,6 +36,8 @@ export interface SdlWindowParts {
   readonly display: Display;
   /** Of the VM: the window's title. */
   readonly name: string;
+  /** Of the process. */
+  readonly claim: WindowClaim;
   readonly log: Log;
   /** For tests. */
   readonly workerUrl?: URL;
@@ -45,6 +48,7 @@ export class SdlFrontEnd implements DisplayWatcher {
   readonly #parts: SdlWindowParts;
   readonly #down = new Set<number>();
   #worker: Worker | undefined;
+  #hold: WindowHold | undefined;
   #exited: Promise<unknown> = Promise.resolve();
   #removeExitHook: () => void = () => {};
   #watching: Disposable | undefined;
@@ -65,8 +69,25 @@ export class SdlFrontEnd implements DisplayWatcher {
   /**
    * Waits until the window is there, or for a while: it may come later. Without one there is a line in the log, and
    * nothing is shown.
+   * @throws HostError when another VM of this process has its window
    */
-  start(): Promise<void> {
+  async start(): Promise<void> {
+    const { claim, name } = this.#parts;
+    this.#hold = claim.take(name);
+    if (this.#hold === undefined) {
+      this.#failed('no window: the display server of an earlier one is gone, or stands still', 'a new process has one');
+      return;
+    }
+    try {
+      await this.#open();
+    } catch (error) {
+      this.#hold.giveBack();
+      throw error;
+    }
+  }
+
+  /** @throws HostError when there is no thread for it */
+  #open(): Promise<void> {
     const { display, name } = this.#parts;
     const setup: WindowSetup = { title: name, ...display.size };
     const worker = startWorker(this.#parts.workerUrl ?? workerUrl, { workerData: setup, stdin: false }, 'window');
@@ -85,6 +106,10 @@ export class SdlFrontEnd implements DisplayWatcher {
         answered();
       };
       worker.on('message', (message: FromWindow) => {
+        if (message.kind === 'closed') {
+          this.#hold?.giveBack();
+          return;
+        }
         this.#hear(message);
         resolve();
       });
@@ -120,6 +145,7 @@ export class SdlFrontEnd implements DisplayWatcher {
     this.#watching?.dispose();
     clearTimeout(this.#timer);
     this.#release();
+    this.#hold?.leave();
   }
 
   #failed(message: string, hint: string | undefined): void {

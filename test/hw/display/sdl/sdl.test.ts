@@ -4,6 +4,7 @@ import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
 import { Display } from '../../../../devicemodel/hw/display/display.ts';
 import { SdlFrontEnd } from '../../../../devicemodel/hw/display/sdl/window.ts';
+import { WindowClaim } from '../../../../devicemodel/hw/display/sdl/window-claim.ts';
 import type { KeyEvent, PointerEvent } from '../../../../devicemodel/hw/input/input-hub.ts';
 import { bundledWorker } from '../../../support/bundle-worker.ts';
 import { Canvas } from '../../../support/canvas.ts';
@@ -44,6 +45,8 @@ function screenshot(): { width: number; height: number; rgb: (x: number, y: numb
 
 describe.skipIf(!isHere)('a window', () => {
   let server: ChildProcess | undefined;
+  /** Of all tests, as they are one process: each has the window that the one before has given back. */
+  const claim = new WindowClaim();
   beforeAll(async () => {
     await worker.build();
     await lostDisplay.build();
@@ -59,7 +62,7 @@ describe.skipIf(!isHere)('a window', () => {
     lostDisplay.remove();
   });
 
-  async function open(size: { width: number; height: number }) {
+  async function open(size: { width: number; height: number }, name = 'vm1') {
     const display = new Display();
     const [screen] = display.plugIn([size], () => {}).screens;
     const keys: KeyEvent[] = [];
@@ -69,13 +72,17 @@ describe.skipIf(!isHere)('a window', () => {
     const log = memoryLog();
     const window = new SdlFrontEnd({
       display,
-      name: 'vm1',
+      name,
+      claim,
       log: log.log,
       workerUrl: worker.url,
       openTimeoutMs: 60_000,
     });
     await window.start();
-    const id = execFileSync('xdotool', ['search', '--sync', '--onlyvisible', '--name', 'vm1'], { encoding: 'utf8' });
+    const id = execFileSync('xdotool', ['search', '--sync', '--onlyvisible', '--name', name], {
+      encoding: 'utf8',
+      timeout: 20_000,
+    });
     const place = execFileSync('xdotool', ['getwindowgeometry', '--shell', id.trim()], { encoding: 'utf8' });
     const [x, y] = ['X', 'Y'].map((name) => Number(new RegExp(`^${name}=(-?\\d+)$`, 'm').exec(place)?.[1]));
     return { display, screen, window, keys, pointers, log, id: id.trim(), x: x as number, y: y as number };
@@ -145,6 +152,24 @@ describe.skipIf(!isHere)('a window', () => {
     return () => clearInterval(timer);
   }
 
+  // SDL_Quit of one closes the connection that the other draws by, and SIGSEGV ends both.
+  test('a second VM of the process is refused, and the window of the first goes on', async () => {
+    const first = await open({ width: 100, height: 80 });
+    let seed = 0;
+    const drawing = setInterval(() => first.screen?.show(drawn(100, 80, seed++)), 2);
+    await expect(async () => {
+      const second = await open({ width: 100, height: 80 }, 'vm2');
+      await second.window.close();
+    }).rejects.toThrow('no window: this process shows the screens of vm1 in one');
+    clearInterval(drawing);
+    const picture = drawn(100, 80, 7);
+    first.screen?.show(picture);
+    await vi.waitFor(() => expect(isShown(picture, first)).toBe(true), { timeout: 20_000, interval: 200 });
+    await first.window.close();
+    const next = await open({ width: 100, height: 80 }, 'vm2');
+    await next.window.close();
+  }, 120_000);
+
   // Every client of an X server may do that, and Xlib ends the process at the first request for a window that is not there.
   test('another program destroys the window while the guest changes modes: the VM goes on, with one line', async () => {
     const opened = await open({ width: 100, height: 80 });
@@ -178,6 +203,14 @@ describe.skipIf(!isHere)('a window', () => {
       () => expect(() => execFileSync('xdotool', ['getwindowname', opened.id], { stdio: 'ignore' })).toThrow(),
       { timeout: 20_000 },
     );
+    await vi.waitFor(
+      () => {
+        const hold = claim.take('vm2');
+        expect(hold).toBeDefined();
+        hold?.giveBack();
+      },
+      { timeout: 20_000 },
+    );
   }, 120_000);
 
   // From the first message, over opening two connections, to pictures; and while the window is closed.
@@ -207,6 +240,13 @@ describe.skipIf(!isHere)('a window', () => {
     );
     stop();
     await window.close();
+    // SDL would draw by the connection that is gone, to whatever server.
+    const next = new SdlFrontEnd({ display: new Display(), name: 'vm2', claim, log: log.log, workerUrl: worker.url });
+    await next.start();
+    expect(log.lines.at(-1)).toMatch(
+      /no window: the display server of an earlier one is gone, .*; the VM goes on, its screens are not shown$/,
+    );
+    await next.close();
   }, 120_000);
 });
 
@@ -216,9 +256,11 @@ describe('no window', () => {
     for (const name of ['DISPLAY', 'WAYLAND_DISPLAY', 'SDL_VIDEODRIVER']) vi.stubEnv(name, '');
     const log = memoryLog();
     const display = new Display();
+    const claim = new WindowClaim();
     const window = new SdlFrontEnd({
       display,
       name: 'vm1',
+      claim,
       log: log.log,
       workerUrl: worker.url,
       openTimeoutMs: 60_000,
@@ -227,6 +269,7 @@ describe('no window', () => {
     expect(log.lines).toHaveLength(1);
     expect(log.lines[0]).toMatch(/no window: neither DISPLAY nor WAYLAND_DISPLAY is set; the VM goes on/);
     await window.close();
+    expect(claim.take('vm2')).toBeDefined();
     vi.unstubAllEnvs();
     worker.remove();
   });

@@ -1,8 +1,9 @@
 /** The window's front end, with a thread of the test's in place of the one that has SDL. */
-import { afterEach, expect, test, vi } from 'vitest';
+import { afterEach, describe, expect, test, vi } from 'vitest';
 import { Display } from '../../../../devicemodel/hw/display/display.ts';
 import { keyOfUsage } from '../../../../devicemodel/hw/display/sdl/scancodes.ts';
 import { SdlFrontEnd } from '../../../../devicemodel/hw/display/sdl/window.ts';
+import { WindowClaim } from '../../../../devicemodel/hw/display/sdl/window-claim.ts';
 import type { KeyEvent, PointerEvent } from '../../../../devicemodel/hw/input/input-hub.ts';
 import { Canvas } from '../../../support/canvas.ts';
 import { memoryLog } from '../../../support/memory-log.ts';
@@ -13,7 +14,7 @@ afterEach(async () => {
 });
 
 /** @param body what the thread does with `port`; what it posts with `{ note }` is noted here */
-async function open(body: string, openTimeoutMs = 10_000) {
+async function open(body: string, { openTimeoutMs = 10_000, name = 'vm1', claim = new WindowClaim() } = {}) {
   const display = new Display();
   const sizes: unknown[] = [];
   const plugged = display.plugIn([{ width: 8, height: 4 }], (screen, wanted) => void sizes.push([screen, wanted]));
@@ -24,7 +25,7 @@ async function open(body: string, openTimeoutMs = 10_000) {
   const log = memoryLog();
   const code = `import { parentPort as port, workerData as setup } from 'node:worker_threads'; ${body}`;
   const workerUrl = new URL(`data:text/javascript,${encodeURIComponent(code)}`);
-  const window = new SdlFrontEnd({ display, name: 'vm1', log: log.log, workerUrl, openTimeoutMs });
+  const window = new SdlFrontEnd({ display, name, claim, log: log.log, workerUrl, openTimeoutMs });
   windows.push(window);
   await window.start();
   return { display, screen: plugged.screens[0] as (typeof plugged.screens)[0], window, keys, pointers, sizes, log };
@@ -198,13 +199,83 @@ test('a window that its user closes is closed, and the VM goes on', async () => 
 
 test('a display server that does not answer: the VM waits neither for its window nor at its end', async () => {
   // A thread in a call that does not come back.
-  const { log, window } = await open(`Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 5000);`, 50);
+  const { log, window } = await open(`Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 5000);`, {
+    openTimeoutMs: 50,
+  });
   expect(log.lines).toEqual([
     expect.stringMatching(/display: the display server does not answer; the VM does not wait/),
   ]);
   const beforeMs = performance.now();
   await window.close();
   expect(performance.now() - beforeMs).toBeLessThan(4000);
+});
+
+describe('one window in a process', () => {
+  /** Its thread leaves nothing behind, as the one of SDL. */
+  const CLOSES = `
+    port.on('message', (m) => {
+      if (m.kind === 'close') { port.postMessage({ kind: 'closed' }); port.close(); }
+    });
+    port.postMessage({ kind: 'open' });`;
+  const REFUSED = 'no window: this process shows the screens of vm1 in one already';
+  const UNSEEN = /no window: the display server of an earlier one is gone, or stands still .*; the VM goes on/;
+
+  test('another VM is refused, until the window of the first is gone', async () => {
+    const claim = new WindowClaim();
+    const first = await open(CLOSES, { claim });
+    await expect(open(CLOSES, { claim, name: 'vm2' })).rejects.toThrow(REFUSED);
+    // That the refused one is closed changes nothing for the first.
+    await windows.at(-1)?.close();
+    await expect(open(CLOSES, { claim, name: 'vm2' })).rejects.toThrow(REFUSED);
+    await first.window.close();
+    const second = await open(CLOSES, { claim, name: 'vm2' });
+    expect(second.log.lines).toEqual([expect.stringContaining('display: a window')]);
+    // Nor does another end of the first for the second.
+    await first.window.close();
+    await expect(open(CLOSES, { claim, name: 'vm3' })).rejects.toThrow('of vm2 in one already');
+  });
+
+  test('a window that its user closes makes room for that of another VM', async () => {
+    const claim = new WindowClaim();
+    await open(`${CLOSES} port.postMessage({ kind: 'events', events: [{ kind: 'close' }] });`, { claim });
+    await vi.waitFor(() => expect(claim.take('vm2')).toBeDefined());
+  });
+
+  test('where it could not be opened the next VM tries anew', async () => {
+    const claim = new WindowClaim();
+    const fails = `port.postMessage({ kind: 'failed', message: 'no window: x' }); port.postMessage({ kind: 'closed' });`;
+    const { log } = await open(fails, { claim });
+    await vi.waitFor(() => expect(claim.take('vm2')).toBeDefined());
+    expect(log.lines).toHaveLength(1);
+  });
+
+  test.each([
+    ['is lost with its display server', `port.postMessage({ kind: 'failed', message: 'gone' }); port.close();`],
+    ['has a thread that fails', `throw new Error('boom');`],
+  ])('one that %s is the last: a later VM goes on without, with one line', async (_, body) => {
+    const claim = new WindowClaim();
+    await open(body, { claim });
+    const { log, window } = await open(CLOSES, { claim, name: 'vm2' });
+    expect(log.lines).toEqual([expect.stringMatching(UNSEEN)]);
+    await window.close();
+  });
+
+  test('a display server that stands still at the end of a VM has the window until it goes on', async () => {
+    const claim = new WindowClaim();
+    const stands = `
+      const server = new BroadcastChannel('display-server');
+      server.onmessage = () => { port.postMessage({ kind: 'closed' }); port.close(); server.close(); };
+      port.on('message', () => {});
+      port.postMessage({ kind: 'open' });`;
+    const { window } = await open(stands, { claim });
+    await window.close();
+    const { log } = await open(CLOSES, { claim, name: 'vm2' });
+    expect(log.lines).toEqual([expect.stringMatching(UNSEEN)]);
+    const server = new BroadcastChannel('display-server');
+    server.postMessage('goes on');
+    await vi.waitFor(() => expect(claim.take('vm3')).toBeDefined(), 10_000);
+    server.close();
+  });
 });
 
 test('keys by their usage', () => {
