@@ -3,7 +3,7 @@ import { isMainThread } from 'node:worker_threads';
 import koffi from 'koffi';
 import { HostError } from '../errors.ts';
 import { describeErrno } from './errno.ts';
-import { hostCall, lastErrno, must, native } from './libc.ts';
+import { asyncCall, hostCall, lastErrno, must, native } from './libc.ts';
 
 /** <bits/mman.h>, x86-64 Linux. */
 const Protection = { None: 0, Read: 1, Write: 2, Execute: 4 } as const;
@@ -28,6 +28,12 @@ export interface Mapping {
   dispose(): void;
 }
 
+/** What is read and written by its address alone. */
+export interface UnseenMapping extends Pick<Mapping, 'address' | 'dispose'> {
+  /** As `dispose`, on a thread of Node's: each page that was touched takes a while. */
+  disposeAside(): Promise<void>;
+}
+
 function mmap(
   at: bigint,
   sizeBytes: number,
@@ -47,6 +53,8 @@ function mmap(
 function munmap(address: bigint, sizeBytes: number): void {
   native('int munmap(uintptr_t, size_t)')(address, sizeBytes);
 }
+
+const munmapAside = asyncCall<[address: bigint, sizeBytes: number]>('int munmap(uintptr_t, size_t)');
 
 /** The bytes at an address, as a view that owns nothing: valid until the memory is unmapped. At most 4 GiB. */
 export function viewOf(address: bigint, sizeBytes: number): Uint8Array<ArrayBuffer> {
@@ -89,14 +97,13 @@ export function mapUntouched(sizeBytes: number, what: string, fd: number): Pick<
  * Map what is read and written by its address alone, by others and by system calls: registers of a device, which answers
  * with a signal when it is switched off, or a file that may shrink. Nothing of this process looks at it. @throws HostError
  */
-export function mapUnseen(
-  sizeBytes: number,
-  what: string,
-  fd: number,
-  offset: number,
-): Pick<Mapping, 'address' | 'dispose'> {
+export function mapUnseen(sizeBytes: number, what: string, fd: number, offset: number): UnseenMapping {
   const address = mmap(0n, sizeBytes, READ_WRITE, MapFlag.Shared, fd, offset, what);
-  return { address, dispose: () => munmap(address, sizeBytes) };
+  return {
+    address,
+    dispose: () => munmap(address, sizeBytes),
+    disposeAside: async () => void (await munmapAside(address, sizeBytes)),
+  };
 }
 
 /** Wrap memory that is mapped already. */

@@ -45,8 +45,11 @@ export interface ImageQueue {
   drained(): Promise<void> | undefined;
   /** What is waited for: `read of 4096 bytes at sector 8`. Undefined: nothing. */
   describeWork(): string | undefined;
-  /** Give back what the queue holds, when it is drained; the image stays open. */
-  dispose(): void;
+  /**
+   * Give back what the queue holds, when it is drained; the image stays open. @returns when it holds nothing of the image any
+   * more: closing that before would not be the end of its lock; undefined: it holds nothing.
+   */
+  dispose(): Promise<void> | undefined;
 }
 
 /** For messages. */

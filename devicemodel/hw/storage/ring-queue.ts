@@ -524,14 +524,15 @@ export class RingQueue implements ImageQueue {
     return busy === undefined ? this.#copied.describeWork() : describeRequest(busy);
   }
 
-  dispose(): void {
+  dispose(): Promise<void> | undefined {
     this.#unwatch?.();
     this.#unwatch = undefined;
     clearImmediate(this.#retry);
-    this.#copyThread?.dispose();
+    const unmapped = this.#copyThread?.dispose();
     this.#copied.dispose();
     this.#uring.dispose();
     this.#iovecs.dispose();
+    return unmapped;
   }
 }
 

@@ -158,7 +158,7 @@ export class SlicedQueue implements ImageQueue {
     return request === undefined ? undefined : describeRequest(request);
   }
 
-  dispose(): void {
+  dispose(): undefined {
     this.#isDisposed = true;
     this.#timer.cancel();
     this.#aside.dispose();

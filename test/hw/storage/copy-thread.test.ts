@@ -80,7 +80,7 @@ async function setUp(workerUrl: URL = real.url) {
   };
   onTestFinished(async () => {
     await queue.drained();
-    queue.dispose();
+    await queue.dispose();
     io.dispose();
     closeImage();
     ram.dispose();
@@ -189,7 +189,7 @@ test('what is written by two is written once, and right', async () => {
   expect(publish).toHaveBeenCalledTimes(times * (QUEUE_CAPACITY - 1));
 });
 
-// Mutation: what is mapped is left to the thread, or for ever.
+// Mutation: what is mapped is left to the thread, or for ever; or the device thread gives it back, page by page.
 test('an image that is closed is locked no longer', async () => {
   const { beBusy, queue, path, closeImage } = await setUp();
   await beBusy();
@@ -197,7 +197,12 @@ test('an image that is closed is locked no longer', async () => {
   onTestFinished(() => closeSync(other));
   expect(tryLock(other, 'exclusive', path)).toBe(false);
   await queue.drained();
-  queue.dispose();
+  const isMapped = () => readFileSync('/proc/self/maps', 'utf8').includes(path);
+  expect(isMapped()).toBe(true);
+  const unmapped = queue.dispose();
+  expect(unmapped).toBeInstanceOf(Promise);
+  await unmapped;
+  expect(isMapped()).toBe(false);
   closeImage();
   expect(tryLock(other, 'exclusive', path)).toBe(true);
 });

@@ -74,10 +74,11 @@ export class Medium {
     });
   }
 
-  /** The lock goes with the descriptor. The queue is drained. @throws StorageHangError, asynchronously */
+  /** The lock goes with the descriptor and what is mapped. The queue is drained. @throws StorageHangError, asynchronously */
   close(): Promise<void> {
-    this.queue.dispose();
+    const released = this.queue.dispose();
     this.io.dispose();
-    return this.#wait(closeFdAside(this.io.image.fd), () => 'close');
+    const close = () => closeFdAside(this.io.image.fd);
+    return this.#wait(released?.then(close) ?? close(), () => 'close');
   }
 }

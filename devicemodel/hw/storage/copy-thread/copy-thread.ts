@@ -14,7 +14,7 @@ import type { Worker } from 'node:worker_threads';
 import type { Clock } from '../../../core/clock.ts';
 import { HostError } from '../../../core/errors.ts';
 import { leaveThreadBehind, onProcessEnd } from '../../../core/host/exit-hooks.ts';
-import { type Mapping, mapUnseen } from '../../../core/host/mapping.ts';
+import { mapUnseen, type UnseenMapping } from '../../../core/host/mapping.ts';
 import { MemoryWriter } from '../../../core/host/process-memory.ts';
 import { startWorker } from '../../../core/host/worker.ts';
 import type { Log } from '../../../core/log.ts';
@@ -75,7 +75,7 @@ export class CopyThread {
   /** From the first thread on, for all of them. */
   #words: Int32Array | undefined;
   /** The image, and how much of its file, for the thread to write. */
-  #image: Pick<Mapping, 'address' | 'dispose'> | undefined;
+  #image: UnseenMapping | undefined;
   #imageBytes = 0;
   #worker: Worker | undefined;
   #isReady = false;
@@ -164,18 +164,22 @@ export class CopyThread {
     }
   }
 
-  /** No job is under way. The thread ends by itself. */
-  dispose(): void {
+  /**
+   * No job is under way. The thread ends by itself. @returns when nothing is mapped any more, which would stay open and locked;
+   * undefined: nothing is.
+   */
+  dispose(): Promise<void> | undefined {
     this.#starts = MAX_STARTS;
-    // Now: what is mapped stays open, and locked.
-    this.#image?.dispose();
+    const unmapped = this.#image?.disposeAside();
     this.#image = undefined;
     this.#imageBytes = 0;
     this.#worker = undefined;
     this.#isReady = false;
-    if (this.#words === undefined) return;
-    Atomics.store(this.#words, Word.Quit, 1);
-    wake(this.#words);
+    if (this.#words !== undefined) {
+      Atomics.store(this.#words, Word.Quit, 1);
+      wake(this.#words);
+    }
+    return unmapped;
   }
 
   // Jobs.

@@ -1,4 +1,5 @@
 /** A CD drive: packets, and the medium, which the host changes. */
+import { readdirSync, readlinkSync } from 'node:fs';
 import { describe, expect, test } from 'vitest';
 import { type AhciDriver, ahciMachine, DATA } from '../../../support/ahci-driver.ts';
 import { diskMachine, image, imageBytes, StallingQueue, sector } from './support.ts';
@@ -152,7 +153,39 @@ describe('changing the medium', () => {
     expect(driver.get(0, 'tfd')).toBe(READY);
     expect(await packet(driver, testUnitReady)).toMatchObject({ tfd: 0x6041 });
   });
+
+  // Mutation: the descriptor is closed first, which is then not the end of the lock.
+  test('an image is closed when its queue has nothing of it any more', async () => {
+    const queue = new StallingQueue();
+    let release: () => void = () => {};
+    queue.dispose = () =>
+      new Promise((resolve) => {
+        release = resolve;
+      });
+    const { fn, path } = await diskMachine({ text: (p) => `cd:${p}`, openQueue: () => queue });
+    let isOut = false;
+    const out = fn.changeMedium(0, undefined).then(() => {
+      isOut = true;
+    });
+    await new Promise((done) => setTimeout(done, 20));
+    expect([isOut, isOpen(path)]).toEqual([false, true]);
+    release();
+    await out;
+    expect(isOpen(path)).toBe(false);
+  });
 });
+
+/** Whether this process has the file open. */
+function isOpen(path: string): boolean {
+  return readdirSync('/proc/self/fd').some((fd) => {
+    try {
+      return readlinkSync(`/proc/self/fd/${fd}`) === path;
+    } catch {
+      // That of the folder itself.
+      return false;
+    }
+  });
+}
 
 class DrainingQueue extends StallingQueue {
   #wake: () => void = () => {};

@@ -52,7 +52,9 @@ export class StallingQueue implements ImageQueue {
   describeWork(): undefined {
     return undefined;
   }
-  dispose(): void {}
+  dispose(): Promise<void> | undefined {
+    return undefined;
+  }
   /** The first request is over. */
   finish(errno: number): void {
     this.requests.shift()?.done(errno);
