@@ -199,8 +199,8 @@ export async function punchHoleAside(fd: number, at: number, sizeBytes: number):
   }
 }
 
-/** <linux/magic.h>: file systems in memory. */
-const MEMORY_FILE_SYSTEMS: readonly number[] = [0x0102_1994, 0x8584_58f6, 0x9584_58f6];
+/** <linux/magic.h>: tmpfs and ramfs. Not hugetlbfs: write(2) changes nothing there, only memory that a file is mapped to. */
+const MEMORY_FILE_SYSTEMS: readonly number[] = [0x0102_1994, 0x8584_58f6];
 
 /** Whether what is read and written is in memory, so that nobody ever waits for it. */
 export async function isInMemory(fd: number): Promise<boolean> {

@@ -1,7 +1,7 @@
-/** Room for a file while signals come: the kernel here is one before Linux 6.10, whose tmpfs undoes what it did at a signal. */
+/** What files in memory are. Room for one while signals come: the kernel here is one before Linux 6.10, whose tmpfs undoes what it did at a signal. */
 import { closeSync, fstatSync, openSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
-import { afterEach, beforeEach, expect, test, vi } from 'vitest';
+import { afterEach, beforeEach, expect, onTestFinished, test, vi } from 'vitest';
 import { MiB } from '../../../devicemodel/core/units.ts';
 
 /** So many bytes are done between two signals. */
@@ -21,7 +21,8 @@ vi.mock('../../../devicemodel/core/host/libc.ts', async (original) => {
   };
   return { ...real, hostCall };
 });
-const { reserveSpace, setFileSize } = await import('../../../devicemodel/core/host/files.ts');
+const { isInMemory, reserveSpace, setFileSize } = await import('../../../devicemodel/core/host/files.ts');
+const { createHugeMemfd } = await import('../../../devicemodel/core/host/memfd.ts');
 
 const path = join('/dev/shm', `files-${process.pid}`);
 let fd: number;
@@ -53,4 +54,12 @@ test('a file keeps its length until it is set, and what was reserved goes with i
   // As a failure puts it back.
   setFileSize(fd, MiB, 'a file');
   expect(fstatSync(fd).blocks * 512).toBe(MiB);
+});
+
+// Mutation: hugetlbfs is one, where write(2) fails and a write to memory does not.
+test('a file of huge pages is none of a file system in memory', async () => {
+  expect(await isInMemory(fd)).toBe(true);
+  const huge = createHugeMemfd('test', 2 * MiB, 0, 'test');
+  onTestFinished(() => closeSync(huge));
+  expect(await isInMemory(huge)).toBe(false);
 });
