@@ -13,6 +13,7 @@
 import { close as closeCallback, open as openCallback } from 'node:fs';
 import { promisify } from 'node:util';
 import koffi from 'koffi';
+import { Disposer } from '../disposer.ts';
 import { HostError } from '../errors.ts';
 import { Errno } from './errno.ts';
 import { watchFdFor } from './fd-watch.ts';
@@ -48,6 +49,10 @@ const transferTypes = { control: 0, isochronous: 1, bulk: 2, interrupt: 3 } as c
 const POLLFD_BYTES = 8;
 const POLLOUT = 4;
 const MAX_POLLFDS = 256;
+const CLOSE = 'void libusb_close(uintptr_t)';
+const EXIT = 'void libusb_exit(uintptr_t)';
+/** Between two tries to watch a device: what the host has too little of may be there again. */
+const WATCH_AGAIN_MS = 1000;
 
 /** enum libusb_transfer_status, in order. */
 const outcomes = ['completed', 'error', 'timeout', 'cancelled', 'stall', 'gone', 'babble'] as const;
@@ -108,22 +113,35 @@ interface Submitted {
   readonly memory: Mapping;
 }
 
-/** @param node `/dev/bus/usb/001/002`. @throws HostError */
+/** @param node `/dev/bus/usb/001/002`. @throws HostError, and then nothing of it stays */
 export async function openUsbDevice(node: string): Promise<UsbHandle> {
   loadLibusb();
-  const fd = await openFileAside(node, OpenFlag.ReadWrite | OpenFlag.CloseOnExec);
-  const context = new BigUint64Array(1);
-  const handle = new BigUint64Array(1);
-  let call = 'libusb_init';
-  let result = Number(native('int libusb_init(void *)')(context));
-  if (result === 0) {
-    call = 'libusb_wrap_sys_device';
-    result = await aside('int libusb_wrap_sys_device(uintptr_t, intptr_t, void *)', context[0], fd, handle);
-    if (result === 0) return new UsbHandle(context[0] as bigint, handle[0] as bigint, fd);
-    native('void libusb_exit(uintptr_t)')(context[0]);
+  const undo = new Disposer();
+  try {
+    return await openWith(undo, node);
+  } catch (error) {
+    // What went wrong first is what is to be known.
+    await undo.run().catch(() => {});
+    throw error;
   }
-  await closeFileAside(fd);
-  throw new HostError(`${node}: ${call}: ${errorName(result)}`, Errno.EIO);
+}
+
+async function openWith(undo: Disposer, node: string): Promise<UsbHandle> {
+  const must = (result: number, call: string) => {
+    if (result !== 0) throw new HostError(`${node}: ${call}: ${errorName(result)}`, Errno.EIO);
+  };
+  const fd = await openFileAside(node, OpenFlag.ReadWrite | OpenFlag.CloseOnExec);
+  undo.defer(() => closeFileAside(fd));
+  const context = new BigUint64Array(1);
+  must(Number(native('int libusb_init(void *)')(context)), 'libusb_init');
+  undo.defer(() => void native(EXIT)(context[0]));
+  const handle = new BigUint64Array(1);
+  must(
+    await aside('int libusb_wrap_sys_device(uintptr_t, intptr_t, void *)', context[0], fd, handle),
+    'libusb_wrap_sys_device',
+  );
+  undo.defer(async () => void (await aside(CLOSE, handle[0])));
+  return new UsbHandle(context[0] as bigint, handle[0] as bigint, fd);
 }
 
 /**
@@ -141,8 +159,9 @@ export class UsbHandle {
   readonly #callback: bigint;
   readonly #unregisterCallback: () => void;
   readonly #timeval = new BigInt64Array(2);
-  #watches: Array<() => void> = [];
+  readonly #watches: Array<() => void> = [];
   #watched = '';
+  #watchAgain: NodeJS.Timeout | undefined;
   #calls = 0;
 
   /** @internal by openUsbDevice */
@@ -156,15 +175,46 @@ export class UsbHandle {
     );
     this.#callback = BigInt(koffi.address(registered));
     this.#unregisterCallback = () => koffi.unregister(registered);
-    this.#watch();
+    try {
+      this.#watch();
+    } catch (error) {
+      this.#unregisterCallback();
+      throw error;
+    }
   }
 
   // Events.
 
-  /** The descriptors that libusb has now. */
+  /** Watch the descriptors that libusb has now. @throws HostError, and then none is watched */
   #watch(): void {
+    const fds = this.#descriptors();
+    const key = JSON.stringify(fds);
+    if (key === this.#watched) return;
+    this.#unwatch();
+    try {
+      for (const { fd, isWritable } of fds) {
+        this.#watches.push(watchFdFor(fd, isWritable ? 'writable' : 'readable', () => this.#handleEvents()));
+      }
+    } catch (error) {
+      this.#unwatch();
+      throw error;
+    }
+    this.#watched = key;
+  }
+
+  /** As `#watch`, for when nobody could be told that it fails: it is tried until it does not. */
+  #watchSometime(): void {
+    try {
+      this.#watch();
+    } catch {
+      this.#unwatch();
+      this.#watchAgain = setTimeout(() => this.#watchSometime(), WATCH_AGAIN_MS);
+    }
+  }
+
+  #descriptors(): Array<{ readonly fd: number; readonly isWritable: boolean }> {
     const list = BigInt(native('uintptr_t libusb_get_pollfds(uintptr_t)')(this.#context));
-    if (list === 0n) return;
+    if (list === 0n) throw new HostError('libusb_get_pollfds: no memory', Errno.ENOMEM);
     const pointers = new BigUint64Array(viewOf(list, 8 * MAX_POLLFDS).buffer, 0, MAX_POLLFDS);
     const fds: Array<{ fd: number; isWritable: boolean }> = [];
     for (const pointer of pointers) {
@@ -174,15 +224,11 @@ export class UsbHandle {
       fds.push({ fd: view.getInt32(0, true), isWritable: (view.getInt16(4, true) & POLLOUT) !== 0 });
     }
     native('void libusb_free_pollfds(uintptr_t)')(list);
-    const key = JSON.stringify(fds);
-    if (key === this.#watched) return;
-    this.#unwatch();
-    this.#watched = key;
-    const events = (isWritable: boolean) => (isWritable ? ('writable' as const) : ('readable' as const));
-    this.#watches = fds.map(({ fd, isWritable }) => watchFdFor(fd, events(isWritable), () => this.#handleEvents()));
+    return fds;
   }
 
   #unwatch(): void {
+    clearTimeout(this.#watchAgain);
     this.#watched = '';
     for (const stop of this.#watches.splice(0)) stop();
   }
@@ -193,7 +239,7 @@ export class UsbHandle {
     native('int libusb_handle_events_timeout_completed(uintptr_t, void *, uintptr_t)')(this.#context, this.#timeval, 0);
     const finished = this.#finished.splice(0);
     // A device that was pulled out is dropped by libusb, and its descriptor would be ready for ever.
-    if (finished.length === 0) this.#watch();
+    if (finished.length === 0) this.#watchSometime();
     // Only now: it may begin a call, and libusb would go on asking the kernel for the next one meanwhile.
     for (const transfer of finished) this.#finish(transfer);
   }
@@ -287,8 +333,8 @@ export class UsbHandle {
   /** After all transfers are done. Once. */
   async close(): Promise<void> {
     this.#pause();
-    await aside('void libusb_close(uintptr_t)', this.#handle);
-    native('void libusb_exit(uintptr_t)')(this.#context);
+    await aside(CLOSE, this.#handle);
+    native(EXIT)(this.#context);
     this.#unregisterCallback();
     await closeFileAside(this.#fd);
   }
@@ -299,7 +345,7 @@ export class UsbHandle {
       return await aside(prototype, ...args);
     } finally {
       this.#calls--;
-      if (this.#calls === 0) this.#watch();
+      if (this.#calls === 0) this.#watchSometime();
     }
   }
 
