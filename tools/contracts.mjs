@@ -162,6 +162,20 @@ export const contracts = [
     to: 'if (this.#inTime < Infinity) return;',
   },
   {
+    ...shared,
+    mutation: 'it writes what makes the file longer',
+    file: 'devicemodel/hw/storage/copy-thread/copy-thread-main.ts',
+    from: 'endOfFile(fd) < at + sizeBytes ? 0 : ',
+    to: '',
+  },
+  {
+    ...shared,
+    mutation: 'a write of what it may be writing is begun',
+    file: 'devicemodel/hw/storage/ring-queue.ts',
+    from: 'if (this.#overlapsShared(request)) ',
+    to: 'if (this.inFlight < 0) ',
+  },
+  {
     ...usb,
     mutation: 'it is waited for as long as storage is',
     file: 'devicemodel/hw/pci/xhci/controller.ts',
