@@ -172,8 +172,8 @@ export const contracts = [
     ...shared,
     mutation: 'a write of what it may be writing is begun',
     file: 'devicemodel/hw/storage/ring-queue.ts',
-    from: 'if (this.#overlapsShared(request)) ',
-    to: 'if (this.inFlight < 0) ',
+    from: 'if (sharing.postpone(request)) return true;',
+    to: '',
   },
   {
     ...usb,

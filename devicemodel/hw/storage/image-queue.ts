@@ -52,6 +52,28 @@ export interface ImageQueue {
   dispose(): Promise<void> | undefined;
 }
 
+export function isTransfer(op: ImageOp): boolean {
+  return op === ImageOp.Read || op === ImageOp.Write;
+}
+
+export function isWrite(op: ImageOp): boolean {
+  return op === ImageOp.Write;
+}
+
+function isChange(op: ImageOp): boolean {
+  return op === ImageOp.Write || op === ImageOp.Discard;
+}
+
+/** Whether both change the same bytes. */
+export function overlap(one: ImageRequest, other: ImageRequest): boolean {
+  return (
+    isChange(one.op) &&
+    isChange(other.op) &&
+    one.offset < other.offset + other.count &&
+    other.offset < one.offset + one.count
+  );
+}
+
 /** For messages. */
 export function describeRequest({ op, count, offset }: ImageRequest): string {
   const name = names[op];

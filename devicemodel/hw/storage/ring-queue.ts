@@ -4,20 +4,16 @@
  *
  * Requests are held until the kick, so that it is known how many there are: one that is alone and cannot wait is a system
  * call, several are handed over with one, which carries out those that cannot wait, and neighbours in the file are one.
- * Large transfers of a busy image in memory are shared with a thread that copies beside this one (copy-thread/).
+ * Large transfers of a busy image in memory are shared with a thread that copies beside this one (shared-copies.ts).
  */
 import type { Clock } from '../../core/clock.ts';
-import { BugError } from '../../core/errors.ts';
 import { Errno } from '../../core/host/errno.ts';
 import { watchFd } from '../../core/host/fd-watch.ts';
 import { letSubmitTransfer } from '../../core/host/files.ts';
 import { IoUring, UringFlag, UringOp } from '../../core/host/io-uring.ts';
-import { type Mapping, map } from '../../core/host/mapping.ts';
 import type { Log } from '../../core/log.ts';
 import type { ThreadPulses } from '../../core/thread-pulses.ts';
 import { KiB, MiB } from '../../core/units.ts';
-import { CopyThread } from './copy-thread/copy-thread.ts';
-import { JobState } from './copy-thread/words.ts';
 import type { ImageIo } from './image-io.ts';
 import {
   DrainWaiters,
@@ -26,13 +22,14 @@ import {
   ImageOp,
   type ImageQueue,
   type ImageRequest,
+  isTransfer,
+  isWrite,
   QUEUE_CAPACITY,
 } from './image-queue.ts';
+import { type RingCall, RingCalls } from './ring-calls.ts';
+import { SharedCopies } from './shared-copies.ts';
 import { SlicedQueue } from './sliced-queue.ts';
 
-/** Pieces of memory of one call to the kernel; a request with more takes several. */
-const MAX_PIECES = 256;
-const IOVEC_BYTES = 16;
 /** <linux/fs.h>: the write is on the medium when it is complete. */
 const RWF_DSYNC = 0x02;
 /** <linux/io_uring.h>: only what is needed to find the data again. */
@@ -55,50 +52,20 @@ const MAX_MEMORY_BYTES = 256 * KiB;
 const MAX_CACHED_BYTES = 128 * KiB;
 /** Neighbours are one call up to this size, where the kernel's threads carry it out. */
 const MAX_JOINED_BYTES = 1 * MiB;
-/** What is copied in less time than another thread needs to wake up is copied here. */
-const MIN_SHARED_BYTES = 32 * KiB;
 /** A request the kernel had no memory for is made this often. */
 const MAX_TRIES = 16;
-
-interface Slot {
-  readonly index: number;
-  request: ImageRequest | undefined;
-  /** The next of the neighbours that the call carries out as well. */
-  next: Slot | undefined;
-  /** Of the call: pieces of memory, and whether it is carried out while it is handed over. */
-  pieces: number;
-  isNow: boolean;
-  /** Bytes that are done, and bytes of the call under way. */
-  doneBytes: number;
-  askedBytes: number;
-  tries: number;
-  /** The call is a write that is on the medium when it is complete. */
-  isDsync: boolean;
-  /** A write with DSYNC failed with this: it is made again without, to see which of the two it was. */
-  syncErrno: number;
-}
 
 export class RingQueue implements ImageQueue {
   readonly #io: ImageIo;
   readonly #uring: IoUring;
-  readonly #iovecs: Mapping;
-  readonly #iov: DataView;
-  readonly #iovAddress: number;
-  readonly #slots: Slot[];
-  readonly #free: Slot[];
+  readonly #calls: RingCalls;
   /** Requests that are not begun: until the next kick. */
   readonly #held: ImageRequest[] = [];
   /** Whether a call on this image in memory is carried out while it is handed over. */
   readonly #transfersAtOnce: boolean;
   readonly #waiters = new DrainWaiters();
-  /** Who copies beside this thread, where it is busy; undefined for an image that is not in memory. */
-  readonly #copyThread: CopyThread | undefined;
-  /** Calls that this thread or the other carries out, in the order in which they were published. */
-  readonly #shared: Slot[] = [];
-  /** What changes bytes that one of those writes: begun when all of them are over. */
-  readonly #postponed: ImageRequest[] = [];
-  /** This thread does not wait for what the other is at: it will be told. */
-  #isLate = false;
+  /** What is copied beside this thread, too; undefined for an image that is not in memory. */
+  readonly #sharing: SharedCopies | undefined;
   /** For what has to be copied, and for discards of block devices. */
   readonly #copied: SlicedQueue;
   #unwatch: (() => void) | undefined;
@@ -115,55 +82,29 @@ export class RingQueue implements ImageQueue {
     this.#clock = clock;
     this.#uring = new IoUring(QUEUE_CAPACITY);
     try {
-      this.#iovecs = map(QUEUE_CAPACITY * MAX_PIECES * IOVEC_BYTES, 'disk requests');
+      this.#calls = new RingCalls();
     } catch (error) {
       this.#uring.dispose();
       throw error;
     }
-    this.#iov = new DataView(this.#iovecs.bytes.buffer);
-    this.#iovAddress = Number(this.#iovecs.address);
-    this.#slots = Array.from({ length: QUEUE_CAPACITY }, (_, index) => ({
-      index,
-      request: undefined,
-      next: undefined,
-      pieces: 0,
-      isNow: false,
-      doneBytes: 0,
-      askedBytes: 0,
-      tries: 0,
-      isDsync: false,
-      syncErrno: 0,
-    }));
-    this.#free = [...this.#slots];
     this.#transfersAtOnce = io.image.neverWaits && letSubmitTransfer(io.image.fd);
     this.#copied = new SlicedQueue(io, clock, () => this.#reap());
     if (io.image.neverWaits) {
-      this.#copyThread = new CopyThread({
-        fd: io.image.fd,
-        // Where O_DIRECT wants whole sectors, what is around a write is written with it: that is one more's to overlap.
-        writableBytes: () => (io.image.isReadOnly || io.image.isDirect ? 0 : io.image.base + io.image.sizeBytes),
-        iovecs: this.#iovecs.address,
-        iovecBytes: MAX_PIECES * IOVEC_BYTES,
-        what: io.image.path,
-        clock,
-        log,
-        pulses,
-        onLate: () => this.#reap(),
-        workerUrl: copyWorkerUrl,
-      });
+      const onLate = () => this.#reap();
+      this.#sharing = new SharedCopies(io, this.#calls, { clock, log, pulses, onLate, workerUrl: copyWorkerUrl });
     }
     try {
       this.#unwatch = watchFd(this.#uring.fd, () => this.#reap());
     } catch (error) {
       this.#uring.dispose();
-      this.#iovecs.dispose();
+      this.#calls.dispose();
       throw error;
     }
   }
 
   get inFlight(): number {
-    const waiting = this.#held.length + this.#postponed.length;
-    return QUEUE_CAPACITY - this.#free.length + waiting + this.#copied.inFlight;
+    const waiting = this.#held.length + (this.#sharing?.waiting ?? 0);
+    return this.#calls.taken + waiting + this.#copied.inFlight;
   }
 
   submit(request: ImageRequest): void {
@@ -176,8 +117,7 @@ export class RingQueue implements ImageQueue {
     } else if (
       op === ImageOp.Discard ? !io.image.isBlockDevice : io.isDirectlyUsable(buffers, 0, count, offset, isWrite(op))
     ) {
-      if (this.#overlapsShared(request)) this.#postponed.push(request);
-      else if (!this.#share(request)) this.#held.push(request);
+      if (!this.#isShared(request)) this.#held.push(request);
     } else {
       this.#copied.submit(request);
     }
@@ -201,86 +141,20 @@ export class RingQueue implements ImageQueue {
     return this.#mayCopy(count);
   }
 
-  // What two threads copy.
-
-  /** Publish a request that is large enough, unless it is the first: that one is this thread's, and may be the only one. */
-  #share(request: ImageRequest): boolean {
-    const thread = this.#copyThread;
-    const { op, count, offset } = request;
-    if (thread === undefined || count < MIN_SHARED_BYTES || !isTransfer(op)) return false;
-    // What is postponed waits for all that is shared: that comes to an end first.
-    if ((this.#held.length === 0 && this.#shared.length === 0) || this.#postponed.length > 0) return false;
-    if (!thread.isUp) {
-      thread.couldShare();
-      return false;
-    }
-    const at = this.#io.image.base + offset;
-    if (isWrite(op) && (!thread.canWriteTo(at + count) || this.#overlapsBegun(request))) return false;
-    if (thread.rests || !this.#isForNow(request)) return false;
-    const slot = this.#describeCall(this.#take(request), request, true);
-    if (slot.askedBytes < count) {
-      slot.request = undefined;
-      this.#free.push(slot);
-      return false;
-    }
-    this.#shared.push(slot);
-    thread.publish(slot.index, slot.pieces, count, at, isWrite(op));
-    return true;
+  /** Whether two threads share it, or it waits for what they share. */
+  #isShared(request: ImageRequest): boolean {
+    const sharing = this.#sharing;
+    if (sharing === undefined) return false;
+    if (sharing.postpone(request)) return true;
+    return sharing.canShare(request, this.#held) && this.#isForNow(request) && sharing.share(request);
   }
-
-  // The kernel lets one system call at a time change a file, so that two that overlap leave one or the other in each sector.
-  // What the other thread writes does not wait for them, nor they for that.
-
-  #overlapsShared(request: ImageRequest): boolean {
-    if (!isChange(request.op)) return false;
-    for (const slot of this.#shared) if (overlap(slot.request as ImageRequest, request)) return true;
-    return false;
-  }
-
-  /** Or is to begin. */
-  #overlapsBegun(request: ImageRequest): boolean {
-    for (const held of this.#held) if (overlap(held, request)) return true;
-    for (const slot of this.#slots) if (slot.request !== undefined && overlap(slot.request, request)) return true;
-    return false;
-  }
-
-  /** Carry out what nobody has taken, and wait for the one that the other thread is at. */
-  #copyShared(): void {
-    const thread = this.#copyThread as CopyThread;
-    this.#isLate = false;
-    for (let job = thread.take(); job >= 0; job = thread.take()) {
-      const slot = this.#slots[job] as Slot;
-      this.#shared.splice(this.#shared.indexOf(slot), 1);
-      this.#copyAlone(slot);
-    }
-    while (this.#shared.length > 0) {
-      const slot = this.#shared[0] as Slot;
-      if (!thread.waitFor(slot.index)) {
-        this.#isLate = true;
-        return;
-      }
-      this.#shared.shift();
-      if (thread.stateOf(slot.index) === JobState.Done) this.#over(slot, slot.request as ImageRequest, 0);
-      else this.#copyAlone(slot);
-    }
-    this.#held.push(...this.#postponed.splice(0));
-  }
-
-  /** Also what the other thread could not do: this one sees why. */
-  #copyAlone(slot: Slot): void {
-    const request = slot.request as ImageRequest;
-    const { op, buffers, count, offset } = request;
-    this.#over(slot, request, this.#io.transfer(buffers, 0, count, offset, isWrite(op)));
-  }
-
-  // What this thread or the kernel does.
 
   /** Begin what is held, in its order. */
   #beginHeld(): void {
     const held = this.#held;
     const isAlone = held.length === 1;
     /** The latest call, which may get more requests. */
-    let call: Slot | undefined;
+    let call: RingCall | undefined;
     let nowBytes = 0;
     // What is done here may submit others, which are then the last of the list.
     for (let i = 0; i < held.length; i++) {
@@ -289,7 +163,7 @@ export class RingQueue implements ImageQueue {
       if (isNow && (isAlone || !this.#canSubmitTransfer) && this.#transfer(request)) continue;
       if (call === undefined || !this.#join(call, request, isNow)) {
         if (call !== undefined) this.#handOver(call);
-        call = this.#describeCall(this.#take(request), request, isNow);
+        call = this.#calls.describe(this.#calls.take(request), isNow);
       }
       if (isNow) nowBytes += request.count;
       if (nowBytes < MAX_MEMORY_BYTES) continue;
@@ -317,45 +191,11 @@ export class RingQueue implements ImageQueue {
     return true;
   }
 
-  #take(request: ImageRequest): Slot {
-    const slot = this.#free.pop();
-    if (slot === undefined) throw new BugError('more disk requests than a queue holds');
-    slot.request = request;
-    slot.next = undefined;
-    slot.isNow = false;
-    slot.doneBytes = 0;
-    slot.tries = 0;
-    slot.syncErrno = 0;
-    slot.isDsync = request.isDurable && request.op === ImageOp.Write;
-    return slot;
-  }
-
-  /** The call for what is left of a request. @param isNow it is carried out while it is handed over. */
-  #describeCall(slot: Slot, request: ImageRequest, isNow: boolean): Slot {
-    slot.isNow = isNow;
-    slot.pieces = 0;
-    slot.askedBytes = 0;
-    if (isTransfer(request.op)) this.#addPieces(slot, request, slot.doneBytes);
-    return slot;
-  }
-
-  /** @returns whether there was room for all pieces of the request, from this byte of it on. */
-  #addPieces(call: Slot, { op, buffers, count }: ImageRequest, from: number): boolean {
-    const first = call.index * MAX_PIECES;
-    const left = count - from;
-    const pieces = buffers.toIovecs(from, left, !isWrite(op), this.#iov, first + call.pieces, first + MAX_PIECES);
-    const { iovBytes } = buffers;
-    if (call.pieces > 0 && iovBytes < left) return false;
-    call.pieces += pieces;
-    call.askedBytes += iovBytes;
-    return true;
-  }
-
   /**
    * Let a call that is not handed over carry out the neighbour in the file, too. @returns false where it is none, or there
    * is no room: so for a call that has not even all of its first request.
    */
-  #join(call: Slot, request: ImageRequest, isNow: boolean): boolean {
+  #join(call: RingCall, request: ImageRequest, isNow: boolean): boolean {
     const first = call.request as ImageRequest;
     const bytes = call.askedBytes;
     if (
@@ -365,37 +205,33 @@ export class RingQueue implements ImageQueue {
       isNow !== call.isNow ||
       !isTransfer(request.op) ||
       this.#io.image.isDirect ||
-      bytes + request.count > (isNow ? MAX_MEMORY_BYTES : MAX_JOINED_BYTES) ||
-      !this.#addPieces(call, request, 0)
+      bytes + request.count > (isNow ? MAX_MEMORY_BYTES : MAX_JOINED_BYTES)
     )
       return false;
-    let last = call;
-    while (last.next !== undefined) last = last.next;
-    last.next = this.#take(request);
-    return true;
+    return this.#calls.join(call, request);
   }
 
   /** Make the entry of a call whose pieces are described. */
-  #handOver(slot: Slot): void {
-    const { op, count, offset } = slot.request as ImageRequest;
+  #handOver(call: RingCall): void {
+    const { op, count, offset } = call.request as ImageRequest;
     const { image } = this.#io;
     this.#isPrepared = true;
     if (op === ImageOp.Flush) {
-      this.#uring.prepare(UringOp.Fsync, image.fd, 0, 0, 0, FSYNC_DATASYNC, slot.index);
+      this.#uring.prepare(UringOp.Fsync, image.fd, 0, 0, 0, FSYNC_DATASYNC, call.index);
       return;
     }
     if (op === ImageOp.Discard) {
       // The length is where others have an address (io_uring_enter(2), IORING_OP_FALLOCATE).
-      this.#uring.prepare(UringOp.Fallocate, image.fd, count, PUNCH_HOLE_KEEP_SIZE, image.base + offset, 0, slot.index);
+      this.#uring.prepare(UringOp.Fallocate, image.fd, count, PUNCH_HOLE_KEEP_SIZE, image.base + offset, 0, call.index);
       return;
     }
     // Where the host's cache is between, a thread of the kernel copies: some file systems would wait in the call itself,
     // and what is read ahead is (image-aside.ts).
-    const aside = !image.isDirect && !slot.isNow ? UringFlag.Async : 0;
+    const aside = !image.isDirect && !call.isNow ? UringFlag.Async : 0;
     const code = (isWrite(op) ? UringOp.Writev : UringOp.Readv) | (aside << 8);
-    const address = this.#iovAddress + slot.index * MAX_PIECES * IOVEC_BYTES;
-    const at = image.base + offset + slot.doneBytes;
-    this.#uring.prepare(code, image.fd, address, slot.pieces, at, slot.isDsync ? RWF_DSYNC : 0, slot.index);
+    const at = image.base + offset + call.doneBytes;
+    const flags = call.isDsync ? RWF_DSYNC : 0;
+    this.#uring.prepare(code, image.fd, this.#calls.addressOf(call), call.pieces, at, flags, call.index);
   }
 
   kick(): void {
@@ -412,12 +248,12 @@ export class RingQueue implements ImageQueue {
     do {
       this.#beginHeld();
       this.#submitPrepared();
-      if (this.#shared.length > 0) this.#copyShared();
+      if (this.#sharing?.isSharing) this.#sharing.finish((request) => this.#held.push(request));
       while (this.#uring.next()) this.#complete(this.#uring.userData, this.#uring.result);
-    } while (this.#isPrepared || this.#held.length > 0 || (this.#shared.length > 0 && !this.#isLate));
+    } while (this.#isPrepared || this.#held.length > 0 || (this.#sharing?.isSharing && !this.#sharing.isLate));
     this.#isReaping = false;
     if (this.#copied.inFlight > 0) this.#copied.kick();
-    if (this.#free.length === QUEUE_CAPACITY && this.#held.length === 0) this.#waiters.wake();
+    if (this.#calls.taken === 0 && this.#held.length === 0) this.#waiters.wake();
   }
 
   #submitPrepared(): void {
@@ -434,43 +270,43 @@ export class RingQueue implements ImageQueue {
 
   /** @param result bytes, or a negative errno. */
   #complete(index: number, result: number): void {
-    const slot = this.#slots[index] as Slot;
-    if (slot.next !== undefined) {
-      this.#completeJoined(slot, result);
+    const call = this.#calls.at(index);
+    if (call.next !== undefined) {
+      this.#completeJoined(call, result);
       return;
     }
-    const request = slot.request as ImageRequest;
-    if (result < 0) this.#failed(slot, request, -result);
+    const request = call.request as ImageRequest;
+    if (result < 0) this.#failed(call, request, -result);
     else if (!isTransfer(request.op))
-      this.#over(slot, request, request.op === ImageOp.Flush ? this.#io.syncFailure : 0);
-    else if (result === 0) this.#endOfFile(slot, request);
+      this.#over(call, request, request.op === ImageOp.Flush ? this.#io.syncFailure : 0);
+    else if (result === 0) this.#endOfFile(call, request);
     else {
-      slot.doneBytes += result;
-      if (slot.doneBytes < request.count) this.#again(slot, request);
-      else this.#over(slot, request, this.#syncErrno(slot));
+      call.doneBytes += result;
+      if (call.doneBytes < request.count) this.#again(call);
+      else this.#over(call, request, this.#syncErrno(call));
     }
   }
 
   /** All of it, or each request is made once more by itself, to see which of them has what. */
-  #completeJoined(first: Slot, result: number): void {
+  #completeJoined(first: RingCall, result: number): void {
     const isWhole = result === first.askedBytes;
-    for (let slot: Slot | undefined = first; slot !== undefined; ) {
-      const { next }: Slot = slot;
-      slot.next = undefined;
-      const request = slot.request as ImageRequest;
-      if (isWhole) this.#over(slot, request, this.#syncErrno(slot));
-      else this.#again(slot, request);
-      slot = next;
+    for (let call: RingCall | undefined = first; call !== undefined; ) {
+      const { next }: RingCall = call;
+      call.next = undefined;
+      const request = call.request as ImageRequest;
+      if (isWhole) this.#over(call, request, this.#syncErrno(call));
+      else this.#again(call);
+      call = next;
     }
   }
 
   /** What is left of a request that was begun: by a thread of the kernel, whatever kept it. */
-  #again(slot: Slot, request: ImageRequest): void {
-    this.#handOver(this.#describeCall(slot, request, false));
+  #again(call: RingCall): void {
+    this.#handOver(this.#calls.describe(call, false));
   }
 
   /** What a write that is done to its last byte ends with. */
-  #syncErrno({ isDsync, syncErrno, request }: Slot): number {
+  #syncErrno({ isDsync, syncErrno, request }: RingCall): number {
     if (syncErrno !== 0) {
       // It can be written, so that what failed is the sync.
       this.#io.syncFailed(syncErrno);
@@ -479,30 +315,29 @@ export class RingQueue implements ImageQueue {
     return isDsync && request?.op === ImageOp.Write ? this.#io.syncFailure : 0;
   }
 
-  #failed(slot: Slot, request: ImageRequest, errno: number): void {
+  #failed(call: RingCall, request: ImageRequest, errno: number): void {
     const isTransient = errno === Errno.EINTR || errno === Errno.EAGAIN;
-    if (isTransient && ++slot.tries < MAX_TRIES) {
-      this.#again(slot, request);
-    } else if (slot.isDsync && slot.syncErrno === 0) {
-      slot.isDsync = false;
-      slot.syncErrno = errno;
-      this.#again(slot, request);
+    if (isTransient && ++call.tries < MAX_TRIES) {
+      this.#again(call);
+    } else if (call.isDsync && call.syncErrno === 0) {
+      call.isDsync = false;
+      call.syncErrno = errno;
+      this.#again(call);
     } else {
       if (request.op === ImageOp.Flush && !isTransient) this.#io.syncFailed(errno);
-      this.#over(slot, request, errno);
+      this.#over(call, request, errno);
     }
   }
 
   /** Nothing more to read: the file shrank, or a range was given beyond its end. */
-  #endOfFile(slot: Slot, request: ImageRequest): void {
+  #endOfFile(call: RingCall, request: ImageRequest): void {
     const isHole = request.op === ImageOp.Read && this.#io.image.hasRange;
-    if (isHole) request.buffers.fillIn(slot.doneBytes, request.count - slot.doneBytes, 0);
-    this.#over(slot, request, isHole ? 0 : Errno.EIO);
+    if (isHole) request.buffers.fillIn(call.doneBytes, request.count - call.doneBytes, 0);
+    this.#over(call, request, isHole ? 0 : Errno.EIO);
   }
 
-  #over(slot: Slot, request: ImageRequest, errno: number): void {
-    slot.request = undefined;
-    this.#free.push(slot);
+  #over(call: RingCall, request: ImageRequest, errno: number): void {
+    this.#calls.release(call);
     if (errno === 0 && request.op === ImageOp.Discard && request.isDurable) {
       // What was given back stays so: as after a write.
       this.#held.push({ ...flushOf(request), done: (flushErrno) => request.done(flushErrno) });
@@ -514,13 +349,13 @@ export class RingQueue implements ImageQueue {
   drained(): Promise<void> | undefined {
     if (this.inFlight === 0) return undefined;
     const copied = this.#copied.drained();
-    const isBusy = this.#free.length < QUEUE_CAPACITY || this.#held.length > 0;
+    const isBusy = this.#calls.taken > 0 || this.#held.length > 0;
     const ring = isBusy ? this.#waiters.wait() : undefined;
     return Promise.all([copied, ring]).then(() => this.drained());
   }
 
   describeWork(): string | undefined {
-    const busy = this.#slots.find((slot) => slot.request !== undefined)?.request ?? this.#held[0];
+    const busy = this.#calls.findRequest(() => true) ?? this.#held[0];
     return busy === undefined ? this.#copied.describeWork() : describeRequest(busy);
   }
 
@@ -528,36 +363,14 @@ export class RingQueue implements ImageQueue {
     this.#unwatch?.();
     this.#unwatch = undefined;
     clearImmediate(this.#retry);
-    const unmapped = this.#copyThread?.dispose();
+    const unmapped = this.#sharing?.dispose();
     this.#copied.dispose();
     this.#uring.dispose();
-    this.#iovecs.dispose();
+    this.#calls.dispose();
     return unmapped;
   }
 }
 
 function flushOf({ buffers }: ImageRequest): Omit<ImageRequest, 'done'> {
   return { op: ImageOp.Flush, buffers, count: 0, offset: 0, isDurable: false };
-}
-
-function isWrite(op: ImageOp): boolean {
-  return op === ImageOp.Write;
-}
-
-function isChange(op: ImageOp): boolean {
-  return op === ImageOp.Write || op === ImageOp.Discard;
-}
-
-/** Whether both change the same bytes. */
-function overlap(one: ImageRequest, other: ImageRequest): boolean {
-  return (
-    isChange(one.op) &&
-    isChange(other.op) &&
-    one.offset < other.offset + other.count &&
-    other.offset < one.offset + one.count
-  );
-}
-
-function isTransfer(op: ImageOp): boolean {
-  return op === ImageOp.Read || op === ImageOp.Write;
 }
