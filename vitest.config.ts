@@ -1,3 +1,4 @@
+import { availableParallelism } from 'node:os';
 import { defineConfig } from 'vitest/config';
 
 export default defineConfig({
@@ -8,6 +9,8 @@ export default defineConfig({
     testTimeout: 60_000,
     hookTimeout: 60_000,
     pool: 'forks',
+    // vitest leaves one CPU to itself, which is half of a machine with two.
+    maxWorkers: availableParallelism(),
     setupFiles: ['test/support/run-dir.ts'],
     globalSetup: ['test/support/traces.ts'],
   },
