@@ -255,6 +255,7 @@ describe('a data thread', () => {
     const deadline = Date.now() + 10_000;
     while (byteAt(driver, DATA_AT + 8 * MiB - 1) !== 0 && Date.now() < deadline);
     driver.status = 0;
+    await expect.poll(() => driver.status).toBe(0);
     // Answered in the middle of the request, which is not completed.
     expect(byteAt(driver, status)).toBe(PENDING);
   });
