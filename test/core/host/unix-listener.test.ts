@@ -12,10 +12,11 @@ import {
   symlinkSync,
   writeFileSync,
 } from 'node:fs';
+import { Server } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
-import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { ConfigError, ExitCode, HostError } from '../../../devicemodel/core/errors.ts';
 import { ensureOwnFolder, FolderMode, makeParents } from '../../../devicemodel/core/host/folders.ts';
 import { groupId } from '../../../devicemodel/core/host/groups.ts';
@@ -32,6 +33,7 @@ beforeEach(() => {
   root = mkdtempSync(join(tmpdir(), 'unix-listener-'));
 });
 afterEach(() => {
+  vi.restoreAllMocks();
   process.umask(umask);
   for (const listener of open.splice(0)) listener.close();
   rmSync(root, { recursive: true, force: true });
@@ -64,6 +66,19 @@ describe('a socket is for this user alone', () => {
     await listen(join(root, 's'));
     expect(mode(join(root, 's'))).toBe('600');
     expect(process.umask()).toBe(mask);
+  });
+
+  test('from the moment it is there', async () => {
+    const { listen: original } = Server.prototype;
+    const modes: string[] = [];
+    vi.spyOn(Server.prototype, 'listen').mockImplementation(function (this: Server, ...args: unknown[]) {
+      original.apply(this, args as Parameters<typeof original>);
+      modes.push(mode(join(root, 's')));
+      return this;
+    });
+    process.umask(0);
+    await listen(join(root, 's'));
+    expect(modes).toEqual(['600']);
   });
 
   test.each(['a/s', 'a/b/s', 'a/b/c/d/e/s', './x/../y/s', 'with space/s'])(
