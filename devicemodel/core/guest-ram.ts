@@ -114,8 +114,12 @@ export function planHugePages(regions: readonly RamRequest[], pages: HugePages):
   const { gigabytes, megabytes } = pages;
   const grow = (pool: PagePool, by: number) => growInSteps(pool, by, () => pages.noteDebt());
   let wantGigabytes = regions.reduce((sum, r) => sum + Math.floor(r.sizeBytes / HUGE_1G), 0);
-  if (wantGigabytes > gigabytes.available) grow(gigabytes, wantGigabytes - gigabytes.available);
-  wantGigabytes = Math.min(wantGigabytes, Math.max(0, gigabytes.available));
+  // Each look at a pool is two files of sysfs: none at pages that nobody wants.
+  if (wantGigabytes > 0) {
+    const lacking = wantGigabytes - gigabytes.available;
+    if (lacking > 0) grow(gigabytes, lacking);
+    if (lacking > 0) wantGigabytes = Math.min(wantGigabytes, Math.max(0, gigabytes.available));
+  }
 
   const plan: Backing[] = [];
   let wantMegabytes = 0;
@@ -126,17 +130,22 @@ export function planHugePages(regions: readonly RamRequest[], pages: HugePages):
     plan.push({ base: region.base, gigabyteBytes: large * HUGE_1G, megabyteBytes: rest });
     wantMegabytes += rest / HUGE_2M;
   }
-  if (wantMegabytes > megabytes.available) grow(megabytes, wantMegabytes - megabytes.available);
+  let lacking = wantMegabytes - megabytes.available;
+  if (lacking <= 0) return plan;
+  grow(megabytes, lacking);
+  lacking = wantMegabytes - megabytes.available;
   // Idle gigabyte pages are memory, too: turn them into small huge pages one by one.
   const neededGigabytes = plan.reduce((sum, b) => sum + b.gigabyteBytes / HUGE_1G, 0);
-  while (wantMegabytes > megabytes.available && gigabytes.available > neededGigabytes) {
+  while (lacking > 0) {
     const before = gigabytes.available;
+    if (before <= neededGigabytes) break;
     gigabytes.grow(-1);
     pages.noteDebt();
-    grow(megabytes, wantMegabytes - megabytes.available);
+    grow(megabytes, lacking);
+    lacking = wantMegabytes - megabytes.available;
     if (gigabytes.available >= before) break;
   }
-  return wantMegabytes <= megabytes.available ? plan : undefined;
+  return lacking <= 0 ? plan : undefined;
 }
 
 function mapHuge(plan: readonly Backing[], regions: readonly RamRequest[]): RamAllocation {

@@ -5,7 +5,7 @@
  *
  * This file must not need the C library: loading that takes longer than everything before the first line.
  */
-import { fstatSync, readdirSync } from 'node:fs';
+import { readdirSync, readlinkSync } from 'node:fs';
 import { createRequire } from 'node:module';
 
 /** What a signal does to a running VM. */
@@ -117,7 +117,7 @@ function hasSocket(): boolean {
     return readdirSync('/proc/self/fd').some((fd) => {
       if (Number(fd) <= 2) return false;
       try {
-        return fstatSync(Number(fd)).isSocket();
+        return readlinkSync(`/proc/self/fd/${fd}`).startsWith('socket:');
       } catch {
         return false; // the one the folder was read with
       }
