@@ -20,6 +20,8 @@ export interface RingCall {
   /** Of the call: pieces of memory, and whether it is carried out while it is handed over. */
   pieces: number;
   isNow: boolean;
+  /** Handed over as a write to the host's cache, which a thread of the kernel's copies. */
+  isCopied: boolean;
   /** Bytes that are done, and bytes of the call under way. */
   doneBytes: number;
   askedBytes: number;
@@ -48,6 +50,7 @@ export class RingCalls {
       next: undefined,
       pieces: 0,
       isNow: false,
+      isCopied: false,
       doneBytes: 0,
       askedBytes: 0,
       tries: 0,

@@ -8,6 +8,7 @@
  */
 import type { Clock } from '../../core/clock.ts';
 import { Errno } from '../../core/host/errno.ts';
+import { Eventfd } from '../../core/host/eventfd.ts';
 import { watchFd } from '../../core/host/fd-watch.ts';
 import { letSubmitTransfer } from '../../core/host/files.ts';
 import { IoUring, UringFlag, UringOp } from '../../core/host/io-uring.ts';
@@ -26,6 +27,7 @@ import {
   isWrite,
   QUEUE_CAPACITY,
 } from './image-queue.ts';
+import { PromptWait } from './prompt-wait.ts';
 import { type RingCall, RingCalls } from './ring-calls.ts';
 import { SharedCopies } from './shared-copies.ts';
 import { SlicedQueue } from './sliced-queue.ts';
@@ -68,6 +70,11 @@ export class RingQueue implements ImageQueue {
   readonly #sharing: SharedCopies | undefined;
   /** For what has to be copied, and for discards of block devices. */
   readonly #copied: SlicedQueue;
+  /** Calls that a thread of the kernel's copies to the host's cache: this one waits for them, for a moment. */
+  #copying = 0;
+  readonly #promptWait: PromptWait;
+  /** Rings for what is complete later: while this thread looks by itself, nobody is to be woken for it. */
+  readonly #bell: Eventfd | undefined;
   #unwatch: (() => void) | undefined;
   #isPrepared = false;
   #isReaping = false;
@@ -76,10 +83,11 @@ export class RingQueue implements ImageQueue {
   readonly #clock: Clock;
   #retry: NodeJS.Immediate | undefined;
 
-  /** @param copyWorkerUrl another copying thread, for tests. @throws HostError where the kernel has no io_uring or does not let us. */
-  constructor(io: ImageIo, clock: Clock, log: Log, pulses: ThreadPulses, copyWorkerUrl?: URL) {
+  /** @param copyWorkerUrl another copying thread, for tests; and `promptNs` how long it is waited for the kernel's. @throws HostError where the kernel has no io_uring or does not let us. */
+  constructor(io: ImageIo, clock: Clock, log: Log, pulses: ThreadPulses, copyWorkerUrl?: URL, promptNs?: number) {
     this.#io = io;
     this.#clock = clock;
+    this.#promptWait = new PromptWait(clock, promptNs);
     this.#uring = new IoUring(QUEUE_CAPACITY);
     try {
       this.#calls = new RingCalls();
@@ -94,8 +102,15 @@ export class RingQueue implements ImageQueue {
       this.#sharing = new SharedCopies(io, this.#calls, { clock, log, pulses, onLate, workerUrl: copyWorkerUrl });
     }
     try {
-      this.#unwatch = watchFd(this.#uring.fd, () => this.#reap());
+      const bell = new Eventfd();
+      this.#bell = bell;
+      const isRung = this.#uring.ringBy(bell.fd);
+      this.#unwatch = watchFd(isRung ? bell.fd : this.#uring.fd, () => {
+        bell.take();
+        this.#reap();
+      });
     } catch (error) {
+      this.#bell?.dispose();
       this.#uring.dispose();
       this.#calls.dispose();
       throw error;
@@ -227,7 +242,12 @@ export class RingQueue implements ImageQueue {
     }
     // Where the host's cache is between, a thread of the kernel copies: some file systems would wait in the call itself,
     // and what is read ahead is (image-aside.ts).
-    const aside = !image.isDirect && !call.isNow ? UringFlag.Async : 0;
+    const isAside = !image.isDirect && !call.isNow;
+    const aside = isAside ? UringFlag.Async : 0;
+    if (isAside && isWrite(op) && !call.isDsync) {
+      call.isCopied = true;
+      this.#copying++;
+    }
     const code = (isWrite(op) ? UringOp.Writev : UringOp.Readv) | (aside << 8);
     const at = image.base + offset + call.doneBytes;
     const flags = call.isDsync ? RWF_DSYNC : 0;
@@ -237,17 +257,30 @@ export class RingQueue implements ImageQueue {
   kick(): void {
     // From within a completion: what may be copied here is not more for that.
     if (this.#isReaping) return;
-    this.#reap();
+    this.#begin(true);
     this.#copiedBytes = 0;
+    if (this.#calls.taken > 0) this.#reap();
+  }
+
+  /** As {@link #begin}; what is complete after that rings. */
+  #reap(): void {
+    if (this.#isReaping) return;
+    do {
+      this.#begin();
+      this.#uring.rings = this.#calls.taken > 0;
+    } while (this.#uring.hasCompletions);
   }
 
   /** Hand over what was prepared, and finish what is complete, until there is neither. */
-  #reap(): void {
-    if (this.#isReaping) return;
+  #begin(isKick = false): void {
     this.#isReaping = true;
+    this.#uring.rings = false;
+    let mayWait = isKick;
     do {
       this.#beginHeld();
-      this.#submitPrepared();
+      if (mayWait && this.#copying > 0) this.#submitAndAwait();
+      else this.#submitPrepared();
+      mayWait = false;
       if (this.#sharing?.isSharing) this.#sharing.finish((request) => this.#held.push(request));
       while (this.#uring.next()) this.#complete(this.#uring.userData, this.#uring.result);
     } while (this.#isPrepared || this.#held.length > 0 || (this.#sharing?.isSharing && !this.#sharing.isLate));
@@ -257,9 +290,24 @@ export class RingQueue implements ImageQueue {
   }
 
   #submitPrepared(): void {
-    if (!this.#isPrepared) return;
+    if (this.#isPrepared) this.#submitted(this.#uring.submit());
+  }
+
+  /** And wait for what the kernel's threads copy. */
+  #submitAndAwait(): void {
+    const limitNs = this.#promptWait.begin();
+    if (limitNs === 0) {
+      this.#submitPrepared();
+      return;
+    }
+    this.#submitted(this.#uring.submitFor(this.#copying, limitNs));
+    while (this.#uring.next()) this.#complete(this.#uring.userData, this.#uring.result);
+    this.#promptWait.end(this.#copying === 0);
+  }
+
+  #submitted(errno: number): void {
     this.#isPrepared = false;
-    if (this.#uring.submit() === 0) return;
+    if (errno === 0) return;
     // The kernel is short of memory for a moment: what it did not take is handed over again, and nobody waits for that.
     this.#retry ??= setImmediate(() => {
       this.#retry = undefined;
@@ -271,6 +319,10 @@ export class RingQueue implements ImageQueue {
   /** @param result bytes, or a negative errno. */
   #complete(index: number, result: number): void {
     const call = this.#calls.at(index);
+    if (call.isCopied) {
+      call.isCopied = false;
+      this.#copying--;
+    }
     if (call.next !== undefined) {
       this.#completeJoined(call, result);
       return;
@@ -362,6 +414,7 @@ export class RingQueue implements ImageQueue {
   dispose(): Promise<void> | undefined {
     this.#unwatch?.();
     this.#unwatch = undefined;
+    this.#bell?.dispose();
     clearImmediate(this.#retry);
     const unmapped = this.#sharing?.dispose();
     this.#copied.dispose();

@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, describe, expect, test } from 'vitest';
 import { Errno } from '../../../devicemodel/core/host/errno.ts';
+import { createEventfd, Eventfd, signalEventfd } from '../../../devicemodel/core/host/eventfd.ts';
 import { IoUring, UringOp } from '../../../devicemodel/core/host/io-uring.ts';
 import { map } from '../../../devicemodel/core/host/mapping.ts';
 
@@ -81,6 +82,51 @@ describe.skipIf(!isAllowed)('io_uring', () => {
     const results: number[] = [];
     while (ring.next()) results[ring.userData] = ring.result;
     expect(results).toEqual(ops.map((op) => (op === REFUSED ? -Errno.EINVAL : 256)));
+  });
+
+  // Mutation: without ENTER_EXT_ARG the wait has no end.
+  test('waits for what was handed over, as long as it is told to', () => {
+    const { ring, iovec } = setUp(new Uint8Array(512));
+    const counter = createEventfd({ blocking: true });
+    undo.push(() => closeSync(counter));
+    ring.prepare(UringOp.Readv, counter, iovec(0, 4096, 8), 1, 0, 0, 5);
+    expect(ring.submitFor(1, 1_000_000)).toBe(0);
+    expect(ring.hasCompletions).toBe(false);
+    signalEventfd(counter);
+    expect(ring.submitFor(1, 900_000_000)).toBe(0);
+    expect(ring.next()).toBe(true);
+    expect([ring.userData, ring.result, ring.hasCompletions]).toEqual([5, 8, false]);
+  });
+
+  // Mutation: without the `submit` behind the wait, what is behind a refused entry stays where it is.
+  test('hands over what is behind an entry that the kernel refuses, when it waits, too', () => {
+    const { fd, ring, iovec } = setUp(new Uint8Array(4096));
+    for (const [i, op] of [UringOp.Readv, 0xff, UringOp.Readv].entries()) {
+      ring.prepare(op, fd, iovec(i, 4096 + 256 * i, 256), 1, 0, 0, i);
+    }
+    expect(ring.submitFor(3, 900_000_000)).toBe(0);
+    expect(ring.submitFor(3, 900_000_000)).toBe(0);
+    const results: number[] = [];
+    while (ring.next()) results[ring.userData] = ring.result;
+    expect(results).toEqual([256, -Errno.EINVAL, 256]);
+  });
+
+  test('rings an eventfd for what is complete, while that is wanted', () => {
+    const { fd, ring, iovec } = setUp(new Uint8Array(512));
+    const bell = new Eventfd();
+    undo.push(() => bell.dispose());
+    expect(ring.ringBy(bell.fd)).toBe(true);
+    const read = () => {
+      ring.prepare(UringOp.Readv, fd, iovec(0, 4096, 4), 1, 0, 0, 5);
+      expect(ring.submit(1)).toBe(0);
+      expect(ring.next()).toBe(true);
+      return bell.take();
+    };
+    expect(read()).toBe(0);
+    ring.rings = true;
+    expect(read()).toBe(1);
+    ring.rings = false;
+    expect(read()).toBe(0);
   });
 
   test('goes round the ring many times, in places beyond 4 GiB as well', () => {

@@ -2,7 +2,7 @@
 import { closeSync, mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { describe, expect, onTestFinished, test, vi } from 'vitest';
+import { afterEach, describe, expect, onTestFinished, test, vi } from 'vitest';
 import { HostError } from '../../../devicemodel/core/errors.ts';
 import { GuestBuffers, GuestRam } from '../../../devicemodel/core/guest-buffers.ts';
 import { Errno } from '../../../devicemodel/core/host/errno.ts';
@@ -50,12 +50,17 @@ interface Choices {
   readonly ro?: boolean;
   /** The image is on a file system in memory, and known to be. */
   readonly inMemory?: boolean;
+  /** How long it is waited for what the kernel copies. */
+  readonly promptNs?: number;
 }
 
 /** A transfer: operation, first byte in the disk, pieces of memory as address and bytes. */
 type Transfer = readonly [op: ImageOp, offset: number, pieces: ReadonlyArray<readonly [number, number]>];
 
-async function setUp(kind: 'ring' | 'sliced', { nocache = false, ro = false, inMemory = false }: Choices = {}) {
+async function setUp(
+  kind: 'ring' | 'sliced',
+  { nocache = false, ro = false, inMemory = false, promptNs }: Choices = {},
+) {
   const dir = mkdtempSync(join(inMemory ? '/dev/shm' : tmpdir(), 'image-queue-'));
   const path = join(dir, 'image');
   writeFileSync(path, pattern(IMAGE_BYTES));
@@ -66,7 +71,9 @@ async function setUp(kind: 'ring' | 'sliced', { nocache = false, ro = false, inM
   // As on a file system of a disk, wherever the test runs.
   const io = new ImageIo({ ...image, neverWaits: inMemory });
   const queue: ImageQueue =
-    kind === 'ring' ? new RingQueue(io, clock, silentLog, new ThreadPulses()) : new SlicedQueue(io, clock);
+    kind === 'ring'
+      ? new RingQueue(io, clock, silentLog, new ThreadPulses(), undefined, promptNs)
+      : new SlicedQueue(io, clock);
   onTestFinished(async () => {
     await queue.drained();
     queue.dispose();
@@ -263,6 +270,73 @@ describe.each([
     expect(Buffer.compare(ram.bytes.subarray(8192, 16384), pattern(8192, 8192))).toBe(0);
     expect(readFileSync(path).subarray(0, 4096)).toEqual(Buffer.alloc(4096, 0xa5));
     expect(queue.inFlight).toBe(0);
+  });
+});
+
+describe('writes to the cache of the host, by io_uring', () => {
+  afterEach(() => {
+    vi.restoreAllMocks();
+  });
+
+  const LONG_NS = 900_000_000;
+
+  // Mutation: without the wait each write is one of the event loop, a quarter of a millisecond later.
+  test.each([1, 32])('%i of them are done when the kick is over', async (count) => {
+    const { submit, queue, ram, path } = await setUp('ring', { promptNs: LONG_NS });
+    ram.bytes.fill(0x3c, 0, 4096);
+    for (let i = 0; i < count; i++) {
+      void submit(ImageOp.Write, ((i * 7) % count) * 8192, [[0, 4096]]).then((errno) => expect(errno).toBe(0));
+    }
+    queue.kick();
+    expect(queue.inFlight).toBe(0);
+    expect(readFileSync(path).subarray((count - 1) * 8192, (count - 1) * 8192 + 4096)).toEqual(
+      Buffer.alloc(4096, 0x3c),
+    );
+  });
+
+  // Mutation: wait for durable writes, too, which take as long as a medium does.
+  test('those that are to be on the medium are not waited for', async () => {
+    const { run } = await setUp('ring', { promptNs: LONG_NS });
+    const wait = vi.spyOn(IoUring.prototype, 'submitFor');
+    expect(await run(ImageOp.Write, 0, [[0, 4096]], true)).toBe(0);
+    expect(await run(ImageOp.Read, 0, [[0, 512 * 1024]])).toBe(0);
+    expect(wait).not.toHaveBeenCalled();
+  });
+
+  // Mutation: without the look behind turning the bell on.
+  test('what is complete just before the bell is on is not lost', async () => {
+    const { run, queue } = await setUp('ring');
+    const { set } = Object.getOwnPropertyDescriptor(IoUring.prototype, 'rings') as { set(isOn: boolean): void };
+    const bell = vi.spyOn(IoUring.prototype, 'rings', 'set').mockImplementation(function (this: IoUring, isOn) {
+      while (isOn && !this.hasCompletions);
+      set.call(this, isOn);
+    });
+    expect(await run(ImageOp.Write, 0, [[0, 4096]], true)).toBe(0);
+    expect(bell).toHaveBeenCalledWith(true);
+    expect(queue.inFlight).toBe(0);
+  });
+
+  // Mutation: leave the bell off; count no wait as late.
+  test('one that is late is done by the event loop, and after four nobody waits for 20 ms', async () => {
+    const { run, queue, clock } = await setUp('ring', { promptNs: LONG_NS });
+    let late: IoUring | undefined;
+    const wait = vi.spyOn(IoUring.prototype, 'submitFor').mockImplementation(function (this: IoUring) {
+      clock.advance(LONG_NS);
+      late = this;
+      return 0;
+    });
+    const write = async () => {
+      const result = run(ImageOp.Write, 0, [[0, 4096]]);
+      if (late !== undefined) expect(queue.inFlight).toBe(1);
+      late?.submit();
+      late = undefined;
+      expect(await result).toBe(0);
+    };
+    for (let i = 0; i < 8; i++) await write();
+    expect(wait).toHaveBeenCalledTimes(4);
+    clock.advance(20_000_000);
+    await write();
+    expect(wait).toHaveBeenCalledTimes(5);
   });
 });
 
