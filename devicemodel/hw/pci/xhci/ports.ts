@@ -48,6 +48,8 @@ interface RootPort {
   powerManagement: number;
   hardwareLpm: number;
   device: UsbDevice | undefined;
+  /** Without power, the guest has not asked for it back: nobody who comes is shown. */
+  isOff: boolean;
   /** Changed since the last event. */
   hasNews: boolean;
   /** Reset of a device that takes its time, whether it is still there. */
@@ -80,6 +82,7 @@ export class RootPorts {
         powerManagement: 0,
         hardwareLpm: 0,
         device: undefined,
+        isOff: false,
         hasNews: false,
         resetAnswer: new LatestAnswer(),
         resetTimer: wires.clock.createTimer(() => this.#resetDone(port, false)),
@@ -95,6 +98,7 @@ export class RootPorts {
       port.portsc = port.device === undefined ? POWER_ON : connected(port.device);
       port.powerManagement = 0;
       port.hardwareLpm = 0;
+      port.isOff = false;
       port.hasNews = false;
       forgetReset(port);
     }
@@ -103,6 +107,7 @@ export class RootPorts {
   /** Reset of the controller. Compat: ports without a device keep what they have. */
   restart(): void {
     for (const port of this.#ports) {
+      port.isOff = false;
       port.hasNews = false;
       forgetReset(port);
       if (port.device !== undefined) port.portsc = connected(port.device);
@@ -121,8 +126,7 @@ export class RootPorts {
     if (port === undefined) return undefined;
     port.device = device;
     device.onRemoteWake = () => this.#wake(port);
-    port.portsc = connected(device);
-    this.#tell(port);
+    if (!port.isOff) this.#show(port, device);
     return number;
   }
 
@@ -133,17 +137,26 @@ export class RootPorts {
     port.device = undefined;
     forgetReset(port);
     device.onRemoteWake = undefined;
+    if (port.isOff) return;
     const kept = port.portsc & (PortStatus.Power | PortStatus.WakeEnables | CHANGES);
     port.portsc = (kept | linkBits(LinkState.RxDetect) | PortStatus.ConnectChange) >>> 0;
     this.#tell(port);
   }
 
+  /** Who can be reached there. */
   deviceAt(number: number): UsbDevice | undefined {
-    return this.#ports[number - 1]?.device;
+    const port = this.#ports[number - 1];
+    return port?.isOff === false ? port.device : undefined;
   }
 
   get devices(): readonly UsbDevice[] {
     return this.#ports.flatMap(({ device }) => (device === undefined ? [] : [device]));
+  }
+
+  /** Just plugged in, as far as the guest sees. @param kept of the register. */
+  #show(port: RootPort, device: UsbDevice, kept = 0): void {
+    port.portsc = (port.portsc & kept) | connected(device);
+    this.#tell(port);
   }
 
   /** §4.15.2.1: a sleeping link resumes when its device wants so. */
@@ -197,26 +210,48 @@ export class RootPorts {
   }
 
   /**
-   * Compat: a write of 1 clears a change bit, and one of 0 leaves it; with C every write clears them all. As with C a
-   * port that the guest switched off stays off until the controller is reset, and is enabled by a reset nevertheless.
+   * Compat: a write of 1 clears a change bit, and one of 0 leaves it; with C every write clears them all. As with C a port
+   * that the guest switched off while nobody was there reads as off until somebody comes, or the VM is reset.
    */
   #writeStatus(port: RootPort, value: number): void {
     port.portsc &= ~(value & CHANGES);
+    if ((port.portsc & PortStatus.Power) === 0) {
+      if ((value & PortStatus.Power) !== 0) this.#switchOn(port, value & PortStatus.WakeEnables);
+      return;
+    }
     if ((value & (PortStatus.Reset | PortStatus.WarmReset)) !== 0) {
       this.#resetPort(port, (value & PortStatus.WarmReset) !== 0);
       return;
     }
-    if ((port.portsc & PortStatus.Power) === 0) return;
+    if ((value & PortStatus.Power) === 0) {
+      this.#switchOff(port, value);
+      return;
+    }
     const kept =
       READ_ONLY | PortStatus.Enabled | PortStatus.LinkState | PortStatus.Indicator | PortStatus.Reset | CHANGES;
     port.portsc = (port.portsc & kept) | (value & (PortStatus.Power | PortStatus.WakeEnables));
-    if ((value & PortStatus.Power) === 0) {
-      // Whatever the device answers now is no news of this port.
-      forgetReset(port);
-      port.portsc &= ~PortStatus.Reset;
-    }
     if ((value & port.portsc & PortStatus.Enabled) !== 0) this.#disable(port);
     if ((value & PortStatus.LinkWrite) !== 0) this.#writeLinkState(port, linkStateOf(value));
+  }
+
+  /**
+   * §5.4.8, PP: a port without power shows nobody and tells of nobody. Compat: with C it stays so until the controller is
+   * reset, shows its device all the same, and is enabled by a reset.
+   */
+  #switchOff(port: RootPort, value: number): void {
+    // Whatever the device answers now is no news of this port.
+    forgetReset(port);
+    port.isOff = true;
+    port.portsc = (port.portsc & (CHANGES | PortStatus.Indicator)) | (value & PortStatus.WakeEnables);
+    port.portsc |= linkBits(LinkState.RxDetect);
+  }
+
+  /** Whoever is there is as if just plugged in. */
+  #switchOn(port: RootPort, wakes: number): void {
+    port.isOff = false;
+    if (port.device === undefined) return;
+    port.portsc = (port.portsc & CHANGES) | wakes;
+    this.#show(port, port.device, CHANGES | PortStatus.WakeEnables);
   }
 
   /** §4.19.1.1.6 and §4.19.1.2.1. Compat: C ignores it. */
@@ -283,8 +318,7 @@ export class RootPorts {
   #comeToItself(port: RootPort): void {
     const { device } = port;
     if (device === undefined || (port.portsc & PortStatus.Connected) !== 0) return;
-    port.portsc = (port.portsc & (PortStatus.WakeEnables | CHANGES)) | connected(device);
-    this.#tell(port);
+    this.#show(port, device, CHANGES | PortStatus.WakeEnables);
   }
 }
 

@@ -94,6 +94,52 @@ describe('ports (§4.19)', () => {
     expect(guest.command(Command.disable, 0, { slot })?.code).toBe(Code.success);
   });
 
+  // Mutation: let a port without power ignore all writes, as C does.
+  test.each([UsbSpeed.High, UsbSpeed.Super])('power off and on plugs a device of speed %i in anew', (speed) => {
+    const { guest, port } = configured({ speed });
+    const status = () => guest.read(portRegister(port));
+    const fresh = speed === UsbSpeed.Super ? 0x21203 : 0x20ee1;
+    guest.write(portRegister(port), 0xfe0200);
+    expect(status() & 0xfe0203).toBe(0x203);
+    guest.write(portRegister(port), 0x0e000000);
+    // No power, nothing there, and no event: only the wake bits are left.
+    expect(status() & ~0x1e0).toBe(0x0e000000);
+    expect(guest.events()).toEqual([]);
+    // Neither a reset nor a link state brings it back.
+    guest.write(portRegister(port), 0x10);
+    guest.write(portRegister(port), 0x10060);
+    expect(status() & 0x213).toBe(0);
+    guest.write(portRegister(port), 0x0e000200);
+    expect(status()).toBe((0x0e000000 | fresh) >>> 0);
+    expect(guest.events()).toMatchObject([{ type: 34, pointer: (port << 24) >>> 0 }]);
+  });
+
+  test('a port without power tells of nobody who comes and goes, and shows who is there with it', () => {
+    const guest = new XhciGuest().setUp();
+    guest.write(portRegister(USB2_PORT), 0);
+    const device = new FakeUsbDevice();
+    expect(guest.controller.ports.connect(device)).toBe(USB2_PORT);
+    expect(guest.read(portRegister(USB2_PORT)) & 0x20203).toBe(0);
+    guest.controller.ports.disconnect(device);
+    guest.controller.ports.connect(device);
+    expect(guest.read(portRegister(USB2_PORT)) & 0x20203).toBe(0);
+    expect(guest.events()).toEqual([]);
+    guest.write(portRegister(USB2_PORT), 0x200);
+    expect(guest.read(portRegister(USB2_PORT))).toBe(0x20ee1);
+    expect(guest.events()).toMatchObject([{ type: 34 }]);
+  });
+
+  test.each([
+    ['the guest asked for its power back', (guest: XhciGuest) => guest.write(portRegister(USB2_PORT), 0x200)],
+    ['the controller was reset', (guest: XhciGuest) => guest.startAgain()],
+  ])('a port that was switched off with nobody there shows who comes, once %s', (_what, wake) => {
+    const guest = new XhciGuest().setUp();
+    guest.write(portRegister(USB2_PORT), 0);
+    wake(guest);
+    guest.controller.ports.connect(new FakeUsbDevice());
+    expect(guest.read(portRegister(USB2_PORT))).toBe(0x20ee1);
+  });
+
   test('a suspended port resumes when its device wants so', () => {
     const { guest, device, port } = configured();
     guest.write(portRegister(port), 0x10260);
@@ -189,12 +235,10 @@ describe('ports (§4.19)', () => {
     guest.clock.advance(10_000_000_000);
     expect(guest.read(portRegister(port)) & 0x20_0212).toBe(0);
     expect(guest.events()).toEqual([]);
-    // Asked for while it is off, a reset enables it, and what has changed can be cleared.
+    // With its power it is as if just plugged in, whatever else is asked for by that write.
     guest.write(portRegister(port), 0x210);
     await turn();
-    expect(guest.read(portRegister(port)) & 0x20_0212).toBe(0x20_0002);
-    guest.write(portRegister(port), 0x20_0000);
-    expect(guest.read(portRegister(port)) & 0x20_0212).toBe(2);
+    expect(guest.read(portRegister(port)) & 0x22_0213).toBe(speed === UsbSpeed.Super ? 0x2_0203 : 0x2_0201);
     // The controller's reset has it on again.
     guest.startAgain();
     expect(guest.read(portRegister(port)) & 0x201).toBe(0x201);
