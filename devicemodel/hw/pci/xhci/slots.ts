@@ -4,6 +4,7 @@
  * A slot refers to the device of a root port from Address Device on, until it is disabled or the controller is reset; the
  * port owns the device. The endpoints are the slot's.
  */
+import type { Timer } from '../../../core/clock.ts';
 import { GuestFault } from '../../../core/errors.ts';
 import type { GuestMemory } from '../../../core/memory.ts';
 import type { UsbDevice } from '../../usb/device.ts';
@@ -55,6 +56,9 @@ export interface SlotWires extends EndpointWires {
   contextArray(): number;
 }
 
+/** As for a reset of a port; Linux aborts a command after five seconds. */
+const OPEN_PATIENCE_NS = 3_000_000_000;
+
 type MaybeLater<T> = T | Promise<T>;
 
 export class Slots {
@@ -62,9 +66,13 @@ export class Slots {
   readonly #wires: SlotWires;
   /** Of the one Address Device that is under way. */
   readonly #openAnswer = new LatestAnswer<boolean>();
+  /** Runs while the guest waits for that, and ends it. */
+  readonly #openTimer: Timer;
+  #openEnded: (isThere: boolean) => void = () => {};
 
   constructor(wires: SlotWires) {
     this.#wires = wires;
+    this.#openTimer = wires.clock.createTimer(() => this.#endOpen(false));
   }
 
   get #memory(): GuestMemory {
@@ -80,6 +88,7 @@ export class Slots {
     for (const slot of this.#slots.values()) letGoEndpoints(slot);
     this.#slots.clear();
     this.#openAnswer.forget();
+    this.#openTimer.cancel();
   }
 
   /** §5.6. */
@@ -197,7 +206,18 @@ export class Slots {
       return CompletionCode.Success;
     };
     if (typeof opened === 'boolean') return addressed(opened);
-    return new Promise<boolean>((resolve) => this.#openAnswer.listen(opened, resolve)).then(addressed);
+    this.#openTimer.arm(this.#wires.clock.nowNs() + OPEN_PATIENCE_NS);
+    return new Promise<boolean>((resolve) => {
+      this.#openEnded = resolve;
+      this.#openAnswer.listen(opened, (isThere) => this.#endOpen(isThere));
+    }).then(addressed);
+  }
+
+  /** The device answered, or a host whose device hangs was given its time: as on a bus where nobody answers. */
+  #endOpen(isThere: boolean): void {
+    this.#openTimer.cancel();
+    this.#openAnswer.forget();
+    this.#openEnded(isThere);
   }
 
   #contextOf(id: number): DeviceContext | undefined {

@@ -415,6 +415,33 @@ describe('commands (§4.6)', () => {
     expect(device.inFlight).toHaveLength(1);
   });
 
+  // Mutation: wait for the device for ever: no other command is carried out meanwhile.
+  test('an opening that hangs ends the command after three seconds, and the device can be had later', async () => {
+    const guest = new XhciGuest().setUp();
+    const device = new FakeUsbDevice();
+    let answer: (isThere: boolean) => void = () => {};
+    device.opening = new Promise((resolve) => (answer = resolve));
+    guest.controller.ports.connect(device);
+    const slot = guest.command(Command.enable)?.slot ?? 0;
+    for (let i = 0; i < 2; i++) {
+      expect(guest.addressSlot(slot, USB2_PORT)).toBeUndefined();
+      guest.clock.advance(2_999_999_999);
+      await turn();
+      expect(guest.events()).toEqual([]);
+      guest.clock.advance(1);
+      await turn();
+      expect(guest.events()).toMatchObject([{ type: 33, code: Code.transaction, slot }]);
+      expect(guest.command(Command.noOp)?.code).toBe(Code.success);
+    }
+    answer(true);
+    await turn();
+    expect(guest.events()).toEqual([]);
+    device.opening = true;
+    expect(guest.addressSlot(slot, USB2_PORT)?.code).toBe(Code.success);
+    guest.clock.advance(10_000_000_000);
+    expect(guest.events()).toEqual([]);
+  });
+
   test('a command that waits can be aborted', () => {
     const guest = new XhciGuest().setUp();
     const device = new FakeUsbDevice();
