@@ -386,7 +386,14 @@ function callName(name: string, args: unknown[]): string {
 function main(): void {
   if (order.isCensus === true) process.on('exit', () => note('census', census.join('\n')));
   const require = createRequire(join(order.repository, 'package.json'));
-  new NativeCalls(require('@koromix/koffi-linux-x64/linux_x64/koffi.node') as Koffi);
+  const koffi = require('@koromix/koffi-linux-x64/linux_x64/koffi.node') as Koffi;
+  new NativeCalls(koffi);
+  // The program loads the file itself (tools/bundle/koffi.cjs), which would be another instance of it.
+  const { dlopen } = process;
+  process.dlopen = (module: { exports: unknown }, path: string, ...rest: []) => {
+    if (path.endsWith('/koffi.node')) module.exports = koffi;
+    else dlopen.call(process, module, path, ...rest);
+  };
   patchFs();
   patchNet();
   if (workers.isMainThread) patchThreads();
