@@ -227,6 +227,14 @@ export const contracts = [
   },
   {
     ...bound,
+    mutation: 'a kick waits for storage that hangs, again and again',
+    file: 'devicemodel/hw/storage/prompt-wait.ts',
+    from: '    this.#restsUntilNs = nowNs + this.#restNs;\n',
+    to: '',
+    test: 'test/hw/storage/prompt-wait.test.ts',
+  },
+  {
+    ...bound,
     mutation: 'the device thread copies as long as it takes',
     file: 'devicemodel/hw/storage/image-aside.ts',
     from: ' || this.#clock.nowNs() >= endNs',
