@@ -468,17 +468,17 @@ describe('a guest that computes on this very thread', () => {
       isHeard = true;
     };
     process.on('SIGWINCH', onSignal);
-    const from = { ns: fresh.clock.nowNs(), cpuNs: threadCpuNs() };
+    // On a machine that is busy itself it would not compute for most of each moment.
+    isAlwaysOnCpu = true;
     try {
       process.kill(process.pid, 'SIGWINCH');
       fresh.started(() => {});
       await run(computing, (ranMs) => isHeard && ranMs > 400);
     } finally {
+      isAlwaysOnCpu = false;
       process.off('SIGWINCH', onSignal);
     }
-    const share = (threadCpuNs() - from.cpuNs) / (fresh.clock.nowNs() - from.ns);
-    // On a machine that is busy itself it does not compute for most of each moment.
-    if (share > 0.9) expect(start).not.toHaveBeenCalled();
+    expect(start).not.toHaveBeenCalled();
     await run(hsm, () => start.mock.calls.length > 0 || starved);
     expect(start).toHaveBeenCalledTimes(1);
   });
