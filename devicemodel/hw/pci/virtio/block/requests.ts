@@ -63,6 +63,8 @@ export class BlockRequests implements ChainServer {
   readonly #ring: BlockRing | undefined;
   /** This thread must not wait for storage: what could wait goes on there. */
   aside: AsideWork | undefined;
+  /** Looks whether the disk has another size; before each request, since the guest may have heard of it just before that. */
+  lookAtSize: (() => void) | undefined;
   /** Somebody else is to have the queues: nothing new is begun until then. */
   #settling: Promise<void> | undefined;
 
@@ -92,6 +94,7 @@ export class BlockRequests implements ChainServer {
   }
 
   serveChain(queue: Virtqueue, chain: Chain): number {
+    this.lookAtSize?.();
     const cost = this.#request(queue, chain);
     this.served = (this.served + 1) | 0;
     if (this.#state.runsBesideDriver && this.served % PUBLISH_EVERY === 0) queue.publish();

@@ -68,6 +68,7 @@ class BlockServer implements QueueServer {
       monotonicClock,
       this.#ring,
     );
+    this.#requests.lookAtSize = () => this.#lookAtSize();
   }
 
   get waitFd(): number {
@@ -79,11 +80,11 @@ class BlockServer implements QueueServer {
   }
 
   serve(queue: Virtqueue): boolean {
-    if (Atomics.load(this.#words, BlockWord.Resizes) !== this.#resizes) this.#resize();
     return this.#requests.serve(queue);
   }
 
-  #resize(): void {
+  #lookAtSize(): void {
+    if (Atomics.load(this.#words, BlockWord.Resizes) === this.#resizes) return;
     const word = (index: number) => Atomics.load(this.#words, index) >>> 0;
     this.#resizes = word(BlockWord.Resizes);
     this.#backend.resize((word(BlockWord.SizeHigh) * 2 ** 32 + word(BlockWord.SizeLow)) * SECTOR_BYTES);
