@@ -155,8 +155,10 @@ export function lookupPciDriver(name: string, drivers: readonly PciDriverEntry[]
   const gone = Object.hasOwn(obsolete, name) ? obsolete[name] : undefined;
   if (gone !== undefined) return { kind: 'obsolete', message: `device "${name}" is obsolete: ${gone}` };
   const names = drivers.flatMap((d) => [d.name, ...(d.aliases ?? [])]);
-  const other = Object.hasOwn(OTHER_NAMES, name) ? OTHER_NAMES[name] : undefined;
-  const near = names.find((known) => known === other) ?? nearest(name, names);
+  // All names are in small letters.
+  const meant = name.toLowerCase();
+  const other = Object.hasOwn(OTHER_NAMES, meant) ? OTHER_NAMES[meant] : undefined;
+  const near = names.find((known) => known === other) ?? nearest(meant, names);
   return {
     kind: 'unknown',
     message: `unknown device "${name}"`,

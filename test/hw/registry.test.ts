@@ -76,6 +76,8 @@ test.each([
   ['ehci', 'xhci'],
   ['e1000', 'virtio-net'],
   ['vfio-pci', 'passthru'],
+  ['AHCI', 'ahci'],
+  ['E1000', 'virtio-net'],
 ])('a device %s may have been meant as %s', (name, meant) => {
   const found = lookupPciDriver(name);
   const guess = found.kind === 'unknown' ? /did you mean "([^"]+)"/.exec(found.hint)?.[1] : name;
