@@ -65,7 +65,8 @@ export function watcherThread(): void {
       }
       const ready = poll(bytes, 2, Atomics.load(words, TIMEOUT_MS as number));
       if (isStopped()) break;
-      if (fds.getInt16(CONTROL_REVENTS, true) !== 0) {
+      // One that was interrupted leaves there what the poll before it has found.
+      if (ready > 0 && fds.getInt16(CONTROL_REVENTS, true) !== 0) {
         read(controlFd, count, 8);
         continue;
       }
